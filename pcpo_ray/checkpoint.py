@@ -1,0 +1,139 @@
+"""Checkpoints: `step-000123/`, written beside and renamed, so that one is there whole or not at all.
+
+trainable.safetensors   what is trained, exactly        optimizer.safetensors   AdamW's moments, exactly
+state.json              version, the driver's state, the checksum of every other file (written last)
+and what diffusers loads: pytorch_lora_weights.safetensors, or a pipeline in model/
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pcpo_ray.errors import CheckpointError
+from pcpo_ray.stages import State
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """All that a checkpoint holds."""
+
+    version: int
+    state: State
+    parameters: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+
+def folder_for(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def write(
+    folder: Path,
+    *,
+    version: int,
+    state: State,
+    parameters: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    export: Callable[[Path], None],
+) -> None:
+    """Write a checkpoint; `export` writes diffusers' own files. An older one of the same name is replaced."""
+    from safetensors.torch import save_file
+
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, beside / "trainable.safetensors")
+    save_file({name: t.detach().cpu().contiguous() for name, t in optimizer.items()}, beside / "optimizer.safetensors")
+    export(beside)
+    files = sorted(path for path in beside.rglob("*") if path.is_file())
+    sums = {str(path.relative_to(beside)): _checksum(path) for path in files}
+    text = json.dumps({"version": version, "driver": asdict(state), "files": sums}, indent=1)
+    (beside / STATE).write_text(text, encoding="utf-8")
+    for path in (*files, beside / STATE):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if folder.exists():
+        shutil.rmtree(folder)
+    beside.rename(folder)
+
+
+def read(folder: Path) -> Checkpoint:
+    """A checkpoint, every file seen to be what was written. Raises CheckpointError."""
+    from safetensors.torch import load_file
+
+    found = verify(folder)
+    return Checkpoint(
+        version=found["version"],
+        state=State(**found["driver"]),
+        parameters=load_file(folder / "trainable.safetensors"),
+        optimizer=load_file(folder / "optimizer.safetensors"),
+    )
+
+
+def verify(folder: Path) -> dict:
+    """The contents of state.json. Raises CheckpointError naming the file that is missing, cut short or changed."""
+    try:
+        found: dict = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        files = found["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {folder}: {STATE} cannot be read ({error})") from None
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint {folder}: {name} is missing")
+        if _checksum(path) != expected:
+            raise CheckpointError(f"checkpoint {folder}: {name} is cut short or changed (its checksum differs)")
+    return found
+
+
+def newest(run: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a run that is whole; `warn` is told of each newer one that is not."""
+    for folder in reversed(everyone(run)):
+        try:
+            verify(folder)
+        except CheckpointError as error:
+            warn(f"{error}; falling back to an older one")
+        else:
+            return folder
+    return None
+
+
+def everyone(run: Path) -> list[Path]:
+    """The checkpoints' folders, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep`."""
+    for folder in everyone(run)[:-keep]:
+        shutil.rmtree(folder)
+
+
+def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Overwrite `parameters`. Raises CheckpointError if names, shapes or dtypes are not those of the checkpoint."""
+    there = {name: (value.dtype, value.shape) for name, value in saved.items()}
+    here = {name: (p.dtype, p.shape) for name, p in parameters.items()}
+    if there != here:
+        differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+        raise CheckpointError(
+            f"checkpoint {folder} is of another model: {len(differing)} of {len(here)} parameters differ, "
+            f"such as {differing[:3]}; use the config that it was trained with"
+        )
+    with torch.no_grad():
+        for name, value in saved.items():
+            parameters[name].copy_(value)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()

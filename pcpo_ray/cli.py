@@ -1,0 +1,159 @@
+"""pcpo-ray train | evaluate | sample | report"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pcpo_ray import __version__
+from pcpo_ray.errors import PcpoError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Aligns text-to-image diffusion and flow models with PCPO (arXiv 2509.25774) on Ray.",
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/shapes-pcpo.")]
+Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML config, such as configs/shapes_pcpo.yaml.")],
+    overrides: Overrides = None,
+    local: Local = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest whole checkpoint.")] = False,
+    runs: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("runs"),
+) -> None:
+    """Train a model; the run's folder is RUNS/<name>."""
+    from pcpo_ray import config as configs
+    from pcpo_ray import runs as running
+    from pcpo_ray.evaluation import TOTAL
+    from pcpo_ray.progress import Display
+    from pcpo_ray.recorder import Recorder
+    from pcpo_ray.report import write
+    from pcpo_ray.train import Loop
+
+    run = configs.load(config, overrides or [])
+    folder = runs / run.name
+    console = Console()
+    with Display(run, console) as display, running.ended_by_signals():
+        running.check(run)
+        found = None
+        if resume:
+            recorder, found = running.resume(folder, run, display.say)
+        else:
+            recorder = Recorder.create(folder, run)
+        stages = None
+        try:
+            recorder.start_trackers()
+            display.say("starting " + ("in this process" if local else "workers on Ray"))
+            stages = running.stages(run, local=local, say=display.say)
+            prompts, held_out = running.sources(run)
+            loop = Loop(run, stages, recorder, prompts=prompts, held_out=held_out, report=display.row, say=display.say)
+            if found is not None:
+                loop.restore(found)
+                display.say(f"resuming {run.name} after step {loop.step}")
+            loop.train()
+        except KeyboardInterrupt:
+            display.say(f"stopped; continue with: pcpo-ray train {config} {' '.join(overrides or [])} --resume")
+            raise
+        except Exception as error:
+            recorder.event("failed", error=str(error))
+            raise
+        finally:
+            recorder.close()
+            if stages is not None:
+                stages.close()
+    page = write(folder)
+    gained = running.gains(folder, 0, run.steps)[TOTAL]
+    images = run.evaluation.images * min(run.evaluation.count, len(held_out))
+    console.print(running.verdict(gained, images), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(folder: RunFolder, local: Local = False) -> None:
+    """Evaluate a run's newest checkpoint on the held-out prompts of its config; prints means and 95% intervals."""
+    from pcpo_ray import runs as running
+    from pcpo_ray.evaluation import estimate, table
+    from pcpo_ray.train import Traffic, evaluated
+
+    run = running.read(folder)
+    console = Console()
+    running.check(run)
+    found = running.newest_checkpoint(folder, console.print)
+    stages = running.stages(run, local=local, say=console.print)
+    try:
+        step = stages.learner.restore(found).step
+        traffic = Traffic(run, stages, event=lambda kind, **details: console.print(kind, details), say=console.print)
+        traffic.publish()
+        values = table(run, evaluated(run, traffic, running.sources(run)[1], step))
+    finally:
+        stages.close()
+    console.print(f"{run.name}, step {step}, {len(next(iter(values.values())))} held-out prompts:")
+    for name, scores in values.items():
+        found_mean = estimate(scores)
+        console.print(f"  {name}: {found_mean.mean:.4f} ({found_mean.low:.4f} to {found_mean.high:.4f})")
+
+
+@app.command()
+def sample(
+    folder: RunFolder,
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="The noise they start from.")] = 0,
+    base: Annotated[bool, typer.Option("--base", help="The model as it was before training.")] = False,
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("sample.png"),
+) -> None:
+    """Draw pictures of a prompt with a run's newest checkpoint, side by side in one PNG."""
+    from pcpo_ray import runs as running
+
+    console = Console()
+    run = running.read(folder)
+    found = None if base else running.newest_checkpoint(folder, console.print)
+    running.draw(run, found, prompt, images=images, seed=seed, out=out)
+    console.print(f"{images} pictures of {prompt!r}: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write a run's report.html again, from what its folder holds."""
+    from pcpo_ray import runs as running
+    from pcpo_ray.report import write
+
+    running.read(folder)
+    Console().print(f"report: {write(folder)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"pcpo-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The command: an expected error is one message and exit status 1; Ctrl-C is 130."""
+    try:
+        app(standalone_mode=True)
+    except PcpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

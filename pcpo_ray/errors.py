@@ -1,0 +1,66 @@
+"""Every error this package raises on purpose.
+
+    PcpoError
+    ├── ConfigError        a key, type or value of a config, found before anything is loaded
+    ├── PromptError        a prompt file or a prompt
+    ├── ScheduleError      timesteps that a noise schedule cannot give
+    ├── CreditError        a credit that the schedule cannot carry
+    ├── ModelError         a model's folder, its parts or its weights
+    ├── RewardError        a reward that cannot be built, or that failed too often
+    ├── CheckpointError    a checkpoint that is cut short or belongs to another run
+    ├── RunError           a run folder
+    ├── WeightsError       weights that did not arrive as they were sent
+    ├── ClusterError       a worker, a deadline or resources of the cluster
+    └── TrainingError      an update that must not go on
+
+Each is built from one message (so that it survives pickling between processes) which says what was got, what was
+expected and what to do.
+"""
+
+
+class PcpoError(Exception):
+    """Root of the tree; the command line prints its message without a traceback."""
+
+
+class ConfigError(PcpoError):
+    """A key, type or value of a config."""
+
+
+class PromptError(PcpoError):
+    """A prompt file or a prompt."""
+
+
+class ScheduleError(PcpoError):
+    """Timesteps that a noise schedule cannot give."""
+
+
+class CreditError(PcpoError):
+    """A credit that the schedule cannot carry."""
+
+
+class ModelError(PcpoError):
+    """A model's folder, its parts or its weights."""
+
+
+class RewardError(PcpoError):
+    """A reward that cannot be built, or that failed too often."""
+
+
+class CheckpointError(PcpoError):
+    """A checkpoint that is cut short or belongs to another run."""
+
+
+class RunError(PcpoError):
+    """A run folder that exists, is missing or cannot be written."""
+
+
+class WeightsError(PcpoError):
+    """Weights that did not arrive as they were sent."""
+
+
+class ClusterError(PcpoError):
+    """A worker, a deadline or resources of the cluster."""
+
+
+class TrainingError(PcpoError):
+    """An update that must not go on."""

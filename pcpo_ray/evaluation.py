@@ -1,0 +1,65 @@
+"""Evaluation on fixed prompts and seeds, and intervals for what it finds.
+
+Every evaluation of a run draws the same noise, so two of them are compared image by image. Images of one prompt are
+not independent: intervals resample prompts, not images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from pcpo_ray import config
+from pcpo_ray.prompts import PromptSource
+from pcpo_ray.trajectory import Scored, Task, seed_of
+
+TOTAL = "reward"
+"""The weighted sum that is trained on, beside the single rewards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over images, and its 95% bootstrap interval over prompts (equal to it when there is one prompt)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
+    """The evaluation's groups: the same prompts, positions and noise at every version."""
+    prompts = source.batch(1, min(run.evaluation.count, len(source)))
+    return [
+        Task(step=0, position=n, prompt=prompt, images=run.evaluation.images, version=version, purpose="evaluate")
+        for n, prompt in enumerate(prompts)
+    ]
+
+
+def table(run: config.Run, scored: Sequence[Scored]) -> dict[str, Float[np.ndarray, "P N"]]:
+    """Each reward's scores and the trained total, a row a prompt; NaN where a score is missing."""
+    names = list(scored[0].scores)
+    values = {name: np.array([group.scores[name] for group in scored], np.float64) for name in names}
+    weights = {reward.name: reward.weight for reward in run.rewards}
+    return {TOTAL: np.array([group.total(weights) for group in scored]), **values}
+
+
+def estimate(values: Float[np.ndarray, "P N"]) -> Estimate:
+    """Of the mean over all images that have a score; NaN throughout if none has."""
+    per_prompt = [row[np.isfinite(row)].mean() for row in values if np.isfinite(row).any()]
+    if not per_prompt:
+        return Estimate(mean=float("nan"), low=float("nan"), high=float("nan"))
+    means = np.array(per_prompt)
+    if len(means) < 2 or np.ptp(means) == 0:
+        return Estimate(mean=float(means.mean()), low=float(means.mean()), high=float(means.mean()))
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (means,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(seed_of("bootstrap"))
+    ).confidence_interval
+    return Estimate(mean=float(means.mean()), low=float(found.low), high=float(found.high))
+
+
+def paired(before: Float[np.ndarray, "P N"], after: Float[np.ndarray, "P N"]) -> Estimate:
+    """Of the mean of after - before, image by image at the same prompt and seed."""
+    return estimate(after - before)

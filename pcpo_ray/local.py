@@ -1,0 +1,168 @@
+"""The stages in this process: for tests, debugging, and one GPU. Work is done when it is waited for."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pcpo_ray import config, weights
+from pcpo_ray.errors import TrainingError
+from pcpo_ray.learner import Learner
+from pcpo_ray.policy import device_here
+from pcpo_ray.sampler import Sampler
+from pcpo_ray.scorer import Scorer
+from pcpo_ray.stages import Published, State, Update, Weighted
+from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
+
+
+class LocalSamplers:
+    """One sampler. Keeps the last two versions published, as tasks of one batch ahead ask for the older one."""
+
+    def __init__(self, run: config.Run, device: torch.device) -> None:
+        self.sampler = Sampler(run, device)
+        self.threads = run.workers.samplers.threads
+        self.tasks: deque[Task] = deque()
+        self.done: list[Rollout] = []
+        self.versions: dict[int, weights.Weights] = {}
+        self.checksum = ""
+
+    def publish(self, published: weights.Weights) -> None:
+        self.versions[published.version] = published
+        for old in sorted(self.versions)[:-2]:
+            del self.versions[old]
+
+    def submit(self, task: Task) -> None:
+        if task.version not in self.versions:
+            raise TrainingError(f"task asks for version {task.version}; published are {sorted(self.versions)}")
+        self.tasks.append(task)
+
+    def collect(self) -> list[Rollout]:
+        finished, self.done = self.done, []
+        return finished
+
+    def work(self) -> bool:
+        """Do one task; False if there is none."""
+        if not self.tasks:
+            return False
+        started = time.perf_counter()
+        task = self.tasks.popleft()
+        torch.set_num_threads(self.threads)
+        if self.sampler.version != task.version:
+            self.checksum = self.sampler.load(self.versions[task.version])
+        trajectory, images = self.sampler.sample(task)
+        self.done.append(
+            Rollout(
+                task=task,
+                trajectory=None if trajectory is None else Handle(reference=trajectory),
+                images=Handle(reference=images),
+                checksum=self.checksum,
+                seconds=time.perf_counter() - started,
+                worker="sampler-0",
+            )
+        )
+        return True
+
+
+class LocalScorers:
+    """One scorer."""
+
+    def __init__(self, run: config.Run, device: torch.device) -> None:
+        self.scorer = Scorer(run, device)
+        self.threads = run.workers.scorers.threads
+        self.rollouts: deque[Rollout] = deque()
+        self.done: list[Scored] = []
+
+    def submit(self, rollout: Rollout) -> None:
+        self.rollouts.append(rollout)
+
+    def collect(self) -> list[Scored]:
+        finished, self.done = self.done, []
+        return finished
+
+    def work(self) -> bool:
+        """Score one rollout; False if there is none."""
+        if not self.rollouts:
+            return False
+        started = time.perf_counter()
+        rollout = self.rollouts.popleft()
+        torch.set_num_threads(self.threads)
+        scores, failures = self.scorer.score(rollout.task, rollout.images.reference)
+        seconds = time.perf_counter() - started
+        self.done.append(Scored(rollout=rollout, scores=scores, failures=failures, seconds=seconds))
+        return True
+
+
+class LocalLearner:
+    """One learner, in lock-step with nobody."""
+
+    def __init__(self, run: config.Run, device: torch.device, samplers: LocalSamplers) -> None:
+        self.learner = Learner(run, device)
+        self.threads = run.workers.learner.threads
+        self.samplers = samplers
+        self.begun: tuple[int, Sequence[Weighted]] | None = None
+        self.done: Update | None = None
+
+    def begin(self, step: int, batch: Sequence[Weighted]) -> None:
+        self.begun = (step, batch)
+
+    def collect(self) -> Update | None:
+        finished, self.done = self.done, None
+        return finished
+
+    def work(self) -> bool:
+        """Do the update begun; False if there is none."""
+        if self.begun is None:
+            return False
+        step, batch = self.begun
+        self.begun = None
+        torch.set_num_threads(self.threads)
+        opened = []
+        for weighted in batch:
+            assert weighted.rollout.trajectory is not None
+            opened.append((weighted.rollout.task.version, weighted.rollout.trajectory.reference, weighted.advantages))
+        self.done = self.learner.update(step, opened)
+        return True
+
+    def publish(self) -> Published:
+        started = time.perf_counter()
+        packed = self.learner.weights()
+        self.samplers.publish(packed)
+        return Published(
+            version=packed.version,
+            checksum=packed.checksum,
+            bytes=packed.buffer.nbytes,
+            seconds=time.perf_counter() - started,
+        )
+
+    def save(self, folder: Path, state: State) -> None:
+        self.learner.save(folder, state)
+
+    def restore(self, folder: Path) -> State:
+        return self.learner.restore(folder)
+
+
+class LocalStages:
+    """The three stages in this process."""
+
+    def __init__(self, run: config.Run) -> None:
+        device = device_here()
+        self.samplers = LocalSamplers(run, device)
+        self.scorers = LocalScorers(run, device)
+        self.learner = LocalLearner(run, device, self.samplers)
+
+    def wait(self, timeout: float) -> None:
+        """Do one unit of work: the learner's first, as the driver waits for it last."""
+        _ = self.learner.work() or self.scorers.work() or self.samplers.work()
+
+    def fetch(self, handle: Handle) -> np.ndarray:
+        images: np.ndarray = handle.reference
+        return images
+
+    def faults(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """Nothing outlives this process."""

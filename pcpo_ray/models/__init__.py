@@ -1,0 +1,111 @@
+"""The Denoiser protocol (encode, predict, decode, trainable), and `load`, which makes one from a config.
+
+Backbones know no algorithms: a denoiser predicts, and says on which schedule; what a step does with the prediction
+stands in `transitions`, what credit it carries in `credit`.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from pcpo_ray.config import Model, Sampling
+from pcpo_ray.errors import ModelError
+from pcpo_ray.schedule import Schedule
+from pcpo_ray.trajectory import Conditioning
+
+PIPELINES = {"stable_diffusion": "StableDiffusionPipeline", "flux": "FluxPipeline"}
+
+
+class Denoiser(Protocol):
+    """A text-to-image model. B images, `...` one image's latents (`latent_shape`)."""
+
+    device: torch.device
+    module: nn.Module
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one image's latents, as the sampler steps them."""
+
+    def schedule(self, steps: int) -> Schedule:
+        """The timesteps that the model's own scheduler visits in `steps` steps. Raises ScheduleError."""
+
+    def initial_noise(self, generator: torch.Generator) -> Float[Tensor, "..."]:
+        """One image's starting latents, drawn as the model's pipeline draws them."""
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """What `predict` needs of the texts, one row a text, with what guidance needs besides."""
+
+    def predict(
+        self, latents: Float[Tensor, "B ..."], timestep: float, conditioning: Conditioning
+    ) -> Float[Tensor, "B ..."]:
+        """The network's prediction after guidance, in float32; `conditioning` has B rows."""
+
+    def decode(self, latents: Float[Tensor, "B ..."]) -> UInt8[np.ndarray, "B H W 3"]:
+        """The pictures."""
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What training changes, by name."""
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """A context in which `predict` is the base model's. Raises ModelError when there is no adapter."""
+
+    def save(self, folder: Path) -> None:
+        """Write what is trained as diffusers reads it: a LoRA, or the whole pipeline."""
+
+
+def folder_of(model: Model) -> Path:
+    """The model's folder, seen to be one of its kind's without loading anything. Raises ModelError."""
+    if "/" not in model.path and not Path(model.path).exists():
+        from pcpo_ray import shapes
+
+        folder = shapes.checkpoint(model.path)
+    else:
+        folder = Path(model.path)
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ModelError(
+            f"model.path {model.path!r}: no {index.name} in {folder}; expected a folder in diffusers' format "
+            "(pipe.save_pretrained(folder) writes one) or the name of a shipped model"
+        )
+    got = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    if got != PIPELINES[model.kind]:
+        raise ModelError(f"{folder} holds a {got}; model.kind={model.kind} expects a {PIPELINES[model.kind]}")
+    return folder
+
+
+def schedule_of(folder: Path, model: Model, sampling: Sampling) -> Schedule:
+    """The schedule that the folder's scheduler gives, its weights left alone. Raises ScheduleError and ModelError."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no {path.relative_to(folder)}; copy it from the model it was made from")
+    scheduler_config = json.loads(path.read_text(encoding="utf-8"))
+    if model.kind == "stable_diffusion":
+        from pcpo_ray.models import stable_diffusion
+
+        return stable_diffusion.schedule(scheduler_config, sampling.steps)
+    from pcpo_ray.models import flux
+
+    pixels = (sampling.height or 1024) * (sampling.width or 1024)
+    return flux.schedule(scheduler_config, sampling.steps, tokens=pixels // 16**2)
+
+
+def load(model: Model, sampling: Sampling, *, seed: int, device: torch.device) -> Denoiser:
+    """The denoiser that a config names, on `device`, ready to train; adapters are initialised from `seed`.
+
+    Raises ModelError naming the folder and what is wrong with it.
+    """
+    folder = folder_of(model)
+    if model.kind == "stable_diffusion":
+        from pcpo_ray.models.stable_diffusion import StableDiffusion
+
+        return StableDiffusion(folder, model, sampling, seed=seed, device=device)
+    from pcpo_ray.models.flux import Flux
+
+    return Flux(folder, model, sampling, seed=seed, device=device)

@@ -1,0 +1,113 @@
+"""FLUX.1: a transformer that predicts the velocity of packed latents, guided by an input or by a second branch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pcpo_ray.models.pipeline import PipelineDenoiser
+from pcpo_ray.schedule import FlowSchedule
+from pcpo_ray.trajectory import Conditioning
+
+
+class Flux(PipelineDenoiser):
+    """Latents are packed 2 x 2: (h/2 * w/2 tokens, 4 C)."""
+
+    pipeline_class = "FluxPipeline"
+    part = "transformer"
+
+    @property
+    def guided(self) -> bool:
+        return not self.distilled and super().guided
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the guidance scale is an input of the network (FLUX.1-dev)."""
+        return bool(self.pipeline.transformer.config.guidance_embeds)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens down and across."""
+        factor = 2 * self.pipeline.vae_scale_factor
+        return self.height // factor, self.width // factor
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        rows, columns = self.grid
+        return (rows * columns, self.pipeline.transformer.config.in_channels)
+
+    def schedule(self, steps: int) -> FlowSchedule:
+        return schedule(self.pipeline.scheduler.config, steps, tokens=self.latent_shape[0])
+
+    def initial_noise(self, generator: torch.Generator) -> Float[Tensor, "tokens channels"]:
+        rows, columns = self.grid
+        channels = self.latent_shape[1] // 4
+        noise = torch.randn((1, channels, 2 * rows, 2 * columns), generator=generator)
+        packed: Tensor = self.pipeline._pack_latents(noise, 1, channels, 2 * rows, 2 * columns)[0]
+        return packed
+
+    def encode_one(self, text: str) -> Conditioning:
+        # the pipeline would pad to 512 tokens, also where the model was trained on fewer
+        length = min(self.pipeline.tokenizer_2.model_max_length, 512)
+        embeds, pooled, _ = self.pipeline.encode_prompt(
+            text, None, device=self.device, num_images_per_prompt=1, max_sequence_length=length
+        )
+        return {"embeds": embeds, "pooled": pooled}
+
+    def predict(
+        self, latents: Float[Tensor, "B tokens channels"], timestep: float, conditioning: Conditioning
+    ) -> Float[Tensor, "B tokens channels"]:
+        latents = latents.to(conditioning["embeds"].dtype)
+        if not self.guided:
+            return self._velocity(latents, timestep, conditioning["embeds"], conditioning["pooled"])
+        both = self._velocity(
+            torch.cat([latents, latents]),
+            timestep,
+            torch.cat([conditioning["negative_embeds"], conditioning["embeds"]]),
+            torch.cat([conditioning["negative_pooled"], conditioning["pooled"]]),
+        )
+        unconditional, conditional = both.chunk(2)
+        return unconditional + self.sampling.guidance_scale * (conditional - unconditional)
+
+    def _velocity(self, latents: Tensor, timestep: float, embeds: Tensor, pooled: Tensor) -> Tensor:
+        count, rows, columns = len(latents), *self.grid
+        guidance = None
+        if self.distilled:
+            guidance = torch.full((count,), self.sampling.guidance_scale, device=self.device)
+        times = torch.full((count,), timestep, device=self.device, dtype=torch.float32).to(latents.dtype)
+        velocity: Tensor = self.module(
+            hidden_states=latents,
+            timestep=times / 1000,
+            guidance=guidance,
+            pooled_projections=pooled,
+            encoder_hidden_states=embeds,
+            txt_ids=torch.zeros(embeds.shape[1], 3, device=self.device, dtype=embeds.dtype),
+            img_ids=self.pipeline._prepare_latent_image_ids(count, rows, columns, self.device, embeds.dtype),
+            return_dict=False,
+        )[0]
+        return velocity.float()
+
+    def latents_of(self, latents: Float[Tensor, "B tokens channels"]) -> Float[Tensor, "B C h w"]:
+        factor = self.pipeline.vae_scale_factor
+        unpacked: Tensor = self.pipeline._unpack_latents(latents, self.height, self.width, factor)
+        return unpacked
+
+
+def schedule(scheduler_config: Mapping[str, Any], steps: int, *, tokens: int) -> FlowSchedule:
+    """The steps that FLUX's pipeline takes with this scheduler config, for pictures of that many tokens."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
+    mu = calculate_shift(
+        tokens,
+        scheduler.config.base_image_seq_len,
+        scheduler.config.max_image_seq_len,
+        scheduler.config.base_shift,
+        scheduler.config.max_shift,
+    )
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    return FlowSchedule(times=tuple(float(t) for t in scheduler.sigmas))

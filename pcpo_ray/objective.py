@@ -1,0 +1,204 @@
+"""The two surrogates on the decomposed log-ratio of an affine step, and what is watched while they are trained.
+
+Notation: B samples (at one step, or each at a step of its own); D latent dimensions; d = theta's prediction - the old
+one; z the noise drawn; w and s the step's weight and sign; A advantage; rho the ratio of densities; xi the clip range.
+Every log-ratio is the mean over D, not the sum: that is the quantity which published clip ranges are set for.
+"""
+
+import math
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pcpo_ray.errors import ConfigError, TrainingError
+
+Objective: TypeAlias = Literal["clipped_ratio", "log_hinge"]
+
+
+def log_ratio(
+    prediction: Float[Tensor, "B ..."],
+    old_prediction: Float[Tensor, "B ..."],
+    noise: Float[Tensor, "B ..."],
+    *,
+    weight: float | Float[Tensor, " B"],
+    sign: float | Float[Tensor, " B"],
+) -> Float[Tensor, " B"]:
+    """log rho = -[ s w mean(d z) + w^2 mean(d^2) / 2 ], differentiable in `prediction` (PCPO, arXiv 2509.25774).
+
+    With the step's own weight this is the exact log-ratio of its two Gaussians at the x_next that was drawn; with
+    another, that of a step which had this weight. Exactly 0 at d = 0 in every dtype, as no density is recovered
+    from a rounded x_next. Half types are taken to float32 before anything is subtracted.
+    """
+    d, z = _change_and_noise(prediction, old_prediction, noise)
+    w, s = _per_sample(weight, d), _per_sample(sign, d)
+    return -(w * d * (s * z + 0.5 * w * d)).flatten(1).mean(1)
+
+
+def clipped_ratio(
+    log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float
+) -> Float[Tensor, " B"]:
+    """PPO's loss plus A: max(-A (rho - 1), -A clip(rho - 1, -xi, xi)) (arXiv 1707.06347, equation 7).
+
+    Written in rho - 1, by expm1: a float32 rho near 1 has three digits left for a clip range of 1e-4. The constant A
+    that this leaves out has no gradient. It equals the hinge max(0, xi |A| - A (rho - 1)) less the constant xi |A|.
+    """
+    change = torch.expm1(log_ratio)
+    return torch.maximum(-advantage * change, -advantage * change.clamp(-clip_range, clip_range))
+
+
+def log_hinge(
+    log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float
+) -> Float[Tensor, " B"]:
+    """PCPO's loss: max(0, xi |A| - A log rho) (arXiv 2509.25774)."""
+    return torch.relu(clip_range * advantage.abs() - advantage * log_ratio)
+
+
+def inactive(
+    log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float, objective: Objective
+) -> Float[Tensor, " B"]:
+    """1 where the clip range cuts the surrogate's gradient off, else 0. Raises ConfigError for an unknown objective."""
+    match objective:
+        case "clipped_ratio":
+            change = torch.expm1(log_ratio)
+        case "log_hinge":
+            change = log_ratio
+        case _:
+            raise ConfigError(f"got objective {objective!r}; expected 'clipped_ratio' or 'log_hinge'")
+    return (advantage * change > clip_range * advantage.abs()).to(log_ratio.dtype)
+
+
+@torch.no_grad()
+def gradient_norm(
+    prediction: Float[Tensor, "B ..."],
+    old_prediction: Float[Tensor, "B ..."],
+    noise: Float[Tensor, "B ..."],
+    log_ratio: Float[Tensor, " B"],
+    advantage: Float[Tensor, " B"],
+    *,
+    weight: float | Float[Tensor, " B"],
+    sign: float | Float[Tensor, " B"],
+    clip_range: float,
+    objective: Objective,
+) -> Float[Tensor, " B"]:
+    """L2 norm of each sample's d loss / d prediction, in closed form: |A| r w / D ||s z + w d|| where active, else 0.
+
+    r is rho for the clipped ratio and 1 for the hinge. Raises ConfigError for another objective.
+    """
+    d, z = _change_and_noise(prediction, old_prediction, noise)
+    w, s = _per_sample(weight, d), _per_sample(sign, d)
+    slope = (w * (s * z + w * d)).flatten(1)
+    norm: Tensor = advantage.abs() * slope.square().sum(1).sqrt() / slope.shape[1]
+    if objective == "clipped_ratio":
+        norm = norm * log_ratio.exp()
+    return norm * (1 - inactive(log_ratio, advantage, clip_range=clip_range, objective=objective))
+
+
+class StepDiagnostics:
+    """What a surrogate does at each of a trajectory's T steps, added up over the micro-batches of an update.
+
+    Kept as sums per step, so that ranks are merged by adding (and their maxima by taking the greater).
+    """
+
+    SUMS = ("count", "change", "change_squared", "clipped", "inactive", "gradient_norm")  # change = rho - 1
+
+    def __init__(self, steps: int) -> None:
+        self.sums = torch.zeros(len(self.SUMS), steps, dtype=torch.float64)
+        self.max_log_ratio = torch.zeros(steps, dtype=torch.float64)  # of |log rho|
+
+    @torch.no_grad()
+    def add(
+        self,
+        step: int | Int[Tensor, " B"],
+        log_ratio: Float[Tensor, " B"],
+        advantage: Float[Tensor, " B"],
+        gradient_norm: Float[Tensor, " B"],
+        *,
+        clip_range: float,
+        objective: Objective,
+    ) -> None:
+        """Count B samples, all at `step` or each at its own.
+
+        Raises TrainingError for a log-ratio or gradient that is not finite, ConfigError for an unknown objective.
+        """
+        stopped = inactive(log_ratio, advantage, clip_range=clip_range, objective=objective)
+        # one copy to the host a call: every .item() would wait for the device
+        values, norms, stops = torch.stack([log_ratio, gradient_norm, stopped.to(log_ratio)]).double().cpu()
+        where = torch.as_tensor(step).cpu().expand(len(values))
+        if not (values.isfinite() & norms.isfinite()).all():
+            raise TrainingError(
+                f"at step {where.unique().tolist()} a log-ratio or its gradient is not finite: log-ratios "
+                f"{values.tolist()}, gradient norms {norms.tolist()}; lower the learning rate, or use a wider dtype"
+            )
+        change = torch.expm1(values)
+        clipped = (values.abs() > clip_range).double()
+        rows = torch.stack([torch.ones_like(values), change, change.square(), clipped, stops, norms])
+        self.sums.index_add_(1, where, rows)
+        self.max_log_ratio.scatter_reduce_(0, where, values.abs(), reduce="amax")
+
+    def merge(self, other: "StepDiagnostics") -> None:
+        """Count what `other` has counted, of another rank or part of the update. Raises ValueError if its T differs."""
+        if self.sums.shape != other.sums.shape:
+            raise ValueError(f"got diagnostics of {other.sums.shape[1]} steps; expected {self.sums.shape[1]}, as here")
+        self.sums += other.sums
+        self.max_log_ratio = torch.maximum(self.max_log_ratio, other.max_log_ratio)
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """Plain numbers, to travel between processes; `from_dict` is the way back."""
+        sums = dict(zip(self.SUMS, self.sums.tolist(), strict=True))
+        return {**sums, "max_log_ratio": self.max_log_ratio.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, list[float]]) -> "StepDiagnostics":
+        """What `as_dict` gave."""
+        made = cls(len(values["count"]))
+        made.sums = torch.tensor([values[name] for name in cls.SUMS], dtype=torch.float64)
+        made.max_log_ratio = torch.tensor(values["max_log_ratio"], dtype=torch.float64)
+        return made
+
+    def summary(self) -> dict[str, list[float | None]]:
+        """Per step, None where nothing was counted.
+
+        `ratio_mean` and `ratio_std` of rho; `clip_fraction`, the share with |log rho| > xi, whatever the objective;
+        `inactive_fraction`, the share whose gradient is cut off, one-sided and so about half of it; `max_log_ratio` of
+        |log rho|; `gradient_share`, the step's part of all gradient norms, adding up to 1 (None if they are all 0).
+        """
+        rows = [_statistics(*column) for column in zip(self.sums.T.tolist(), self.max_log_ratio.tolist(), strict=True)]
+        table = {name: [row[name] for row in rows] for name in rows[0]}
+        count, norms = self.sums[0].tolist(), self.sums[-1].tolist()
+        total = math.fsum(norms)
+        shares = [norm / total if seen and total else None for seen, norm in zip(count, norms, strict=True)]
+        return {**table, "gradient_share": shares}
+
+    def overall(self) -> dict[str, float | None]:
+        """`summary`'s values over all samples and steps at once, without `gradient_share`."""
+        return _statistics(self.sums.sum(1).tolist(), self.max_log_ratio.max().item())
+
+
+def _statistics(sums: list[float], max_log_ratio: float) -> dict[str, float | None]:
+    """The numbers that StepDiagnostics.SUMS stand for."""
+    count, change, change_squared, clipped, stopped, _ = sums
+    if count == 0:
+        return dict.fromkeys(("ratio_mean", "ratio_std", "clip_fraction", "inactive_fraction", "max_log_ratio"))
+    mean = change / count
+    return {
+        "ratio_mean": 1 + mean,
+        "ratio_std": math.sqrt(max(0.0, change_squared / count - mean**2)),
+        "clip_fraction": clipped / count,
+        "inactive_fraction": stopped / count,
+        "max_log_ratio": max_log_ratio,
+    }
+
+
+def _change_and_noise(
+    prediction: Float[Tensor, "B ..."], old_prediction: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."]
+) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
+    """d and z, in float32 at least."""
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    return prediction.to(dtype) - old_prediction.to(dtype), noise.to(dtype)
+
+
+def _per_sample(value: float | Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+    """A number, or one a sample, so shaped that it multiplies `like`."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 1))

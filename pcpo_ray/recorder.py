@@ -1,0 +1,141 @@
+"""The run folder: everything a run leaves behind, readable while it goes on and after it was killed.
+
+config.yaml     resolved                        metrics.jsonl       a line a step, a line an evaluation
+events.jsonl    faults, versions, endings       images/             the evaluations' pictures
+scores.parquet/ a row a training sample         evaluations.parquet/ a row an evaluated image (a file a step each)
+checkpoints/    see checkpoint.py               report.html         see report.py
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcpo_ray import config
+from pcpo_ray.errors import RunError
+
+
+class Recorder:
+    """Writes one run's folder. Raises RunError where it cannot."""
+
+    def __init__(self, folder: Path, run: config.Run) -> None:
+        self.folder = folder
+        self.run = run
+        self._trackers: list[Any] = []
+
+    @classmethod
+    def create(cls, folder: Path, run: config.Run) -> "Recorder":
+        """A new run's folder. Raises RunError if it exists or cannot be written."""
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise RunError(
+                f"the run folder {folder} exists; continue it with --resume, give another name=..., or delete it"
+            ) from None
+        except OSError as error:
+            raise RunError(f"the run folder {folder} cannot be made: {error}") from None
+        (folder / "config.yaml").write_text(config.dump(run), encoding="utf-8")
+        return cls(folder, run)
+
+    @classmethod
+    def reopen(cls, folder: Path, run: config.Run, step: int) -> "Recorder":
+        """The folder of a run that continues after `step`; what was recorded past it is about to happen again."""
+        recorder = cls(folder, run)
+        (folder / "config.yaml").write_text(config.dump(run), encoding="utf-8")
+        kept = [row for row in recorder.metrics() if row["step"] <= step]
+        recorder._replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        for dataset in ("scores.parquet", "evaluations.parquet"):
+            for path in (folder / dataset).glob("step-*.parquet"):
+                if int(path.stem.removeprefix("step-")) > step:
+                    path.unlink()
+        return recorder
+
+    def start_trackers(self) -> None:
+        """Open the trackers that the config asks for, through Accelerate. Raises RunError for one not installed."""
+        if not self.run.trackers:
+            return
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+
+        PartialState()
+        known = {str(kind): cls for kind, cls in LOGGER_TYPE_TO_CLASS.items()}
+        for name in self.run.trackers:
+            if name not in known or not filter_trackers([name], self.folder):
+                raise RunError(f"tracker {name!r} is not installed; pip install it, or leave it out of `trackers`")
+            cls = known[name]
+            needs_folder = cls.requires_logging_directory
+            tracker = cls(self.run.name, self.folder) if needs_folder else cls(self.run.name)
+            tracker.start() if hasattr(tracker, "start") else None
+            self._trackers.append(tracker)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl; a last line that a kill cut short is left out."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        rows = [json.loads(line) for line in lines[:-1] if line]  # what follows the last newline is unfinished
+        return rows
+
+    def record(self, kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Add a line to metrics.jsonl, and its numbers to the trackers."""
+        row = {"kind": kind, "step": step, "time": time.time(), **values}
+        self._append("metrics.jsonl", row)
+        numbers = {f"{kind}/{name}": value for name, value in _flat(values) if math.isfinite(value)}
+        for tracker in self._trackers:
+            tracker.log(numbers, step=step)
+        return row
+
+    def event(self, kind: str, **details: Any) -> None:
+        """Add a line to events.jsonl."""
+        self._append("events.jsonl", {"time": time.time(), "kind": kind, **details})
+
+    def samples(self, dataset: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        """One step's rows of scores.parquet or evaluations.parquet, whole or not at all."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        path = self.folder / dataset / f"step-{step:06d}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        beside = path.with_name(f".{path.name}")
+        parquet.write_table(pa.table(dict(columns)), beside)
+        beside.rename(path)
+
+    def pictures(self, step: int, groups: Sequence[np.ndarray]) -> None:
+        """The evaluation's images at a step: images/step-000010/<prompt>-<sample>.png."""
+        from PIL import Image
+
+        folder = self.folder / "images" / f"step-{step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for position, images in enumerate(groups):
+            for sample, image in enumerate(images):
+                Image.fromarray(image).save(folder / f"{position:03d}-{sample:02d}.png")
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.finish()
+        self._trackers = []
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        beside = self.folder / f".{name}"
+        beside.write_text(text, encoding="utf-8")
+        beside.rename(self.folder / name)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """The numbers in nested mappings, by slashed name; lists (a value a timestep) by their index."""
+    found: list[tuple[str, float]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, list | tuple):
+            found += _flat({f"{n:03d}": item for n, item in enumerate(value)}, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((f"{prefix}{name}", float(value)))
+    return found

@@ -1,0 +1,88 @@
+"""The Reward protocol, and `load`, which makes one from a config.
+
+A reward scores pictures against their prompts, higher being better. A score that cannot be given is NaN ("missing"),
+never 0. All pictures of one call belong to one prompt when the loop calls it.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from pcpo_ray import config
+from pcpo_ray.errors import RewardError
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Anything with this method."""
+
+    def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> Sequence[float]:
+        """N scores for N pictures (RGB, 0..255) and their N prompts."""
+
+
+def check(reward: config.Reward) -> None:
+    """See, without loading a model, that the reward can be made. Raises RewardError."""
+    match reward:
+        case config.CustomReward():
+            _class_of(reward)
+        case config.ClipScore() | config.Diversity():
+            from pcpo_ray.rewards import clip_score
+
+            clip_score.locate(reward.model, reward.weights)
+
+
+def load(reward: config.Reward, device: torch.device) -> Reward:
+    """The reward that a config names, ready to score. Raises RewardError."""
+    match reward:
+        case config.Jpeg(kind=kind, quality=quality):
+            from pcpo_ray.rewards.jpeg import Jpeg
+
+            return Jpeg(sign=-1 if kind == "jpeg_compressibility" else 1, quality=quality)
+        case config.ClipScore(model=model, weights=weights):
+            from pcpo_ray.rewards.clip_score import ClipScore
+
+            return ClipScore(model, weights, device)
+        case config.Diversity(model=model, weights=weights):
+            from pcpo_ray.rewards.diversity import Diversity
+
+            return Diversity(model, weights, device)
+        case config.ShapesOracle(kind=kind):
+            from pcpo_ray.rewards.shapes_oracle import ShapesOracle
+
+            return ShapesOracle(all_facts=kind == "shapes_oracle_all")
+    try:
+        made = _class_of(reward)(**reward.options)
+    except TypeError as error:
+        raise RewardError(f"{reward.kind} cannot be built with options {dict(reward.options)}: {error}") from error
+    if not isinstance(made, Reward):
+        raise RewardError(f"{reward.kind} made a {type(made).__name__} without a score method")
+    return made
+
+
+def _class_of(reward: config.CustomReward) -> Any:
+    """The user's class, its module searched in the working folder as Python itself would."""
+    import sys
+
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = pkgutil.resolve_name(reward.kind)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RewardError(f"reward {reward.kind!r}: {error}; expected an importable package.module:Class") from error
+    method = getattr(found, "score", None)
+    expected = "expected a class with a method score(self, images, prompts) that returns one number an image"
+    if not inspect.isclass(found) or not callable(method):
+        raise RewardError(f"reward {reward.kind!r} is {found!r}, which is no reward: {expected}")
+    try:
+        inspect.signature(method).bind("self", "images", "prompts")
+        inspect.signature(found).bind(**reward.options)
+    except TypeError as error:
+        raise RewardError(f"reward {reward.kind!r} with its options: {error}; {expected}") from None
+    return found

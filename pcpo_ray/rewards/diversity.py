@@ -1,0 +1,22 @@
+"""Diversity inside a prompt: a picture's mean feature distance to the other pictures of the same prompt."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from pcpo_ray.rewards.clip_score import load
+
+
+class Diversity:
+    """Mean of 1 - cosine, in an open_clip model's image embeddings; NaN for a picture alone with its prompt."""
+
+    def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
+        self.clip = load(model, weights, device)
+
+    def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
+        features = self.clip.images(images).double()
+        same = torch.tensor([[a == b for b in prompts] for a in prompts], device=features.device).fill_diagonal_(False)
+        distances = (1 - features @ features.T) * same
+        return [float(value) for value in distances.sum(dim=1) / same.sum(dim=1)]

@@ -1,0 +1,153 @@
+"""From a config to a run: what is checked before anything is loaded, and how a run starts, resumes and is summed up."""
+
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+
+from pcpo_ray import checkpoint, config, evaluation, models, policy, prompts, rewards
+from pcpo_ray.errors import ConfigError, RunError
+from pcpo_ray.recorder import Recorder
+from pcpo_ray.stages import Stages
+from pcpo_ray.trajectory import Prompt, Task
+
+FREE_TO_CHANGE = ("steps", "workers", "trackers", "checkpoints")
+"""Keys that a resumed run may have otherwise: none of them changes what the steps until then would have been."""
+
+
+def check(run: config.Run) -> None:
+    """See that a run can start, without loading a model. Raises the PcpoError of what is wrong."""
+    folder = models.folder_of(run.model)
+    for reward in (*run.rewards, *run.evaluation.rewards):
+        rewards.check(reward)
+    prompts.load(run.prompts, seed=run.seed)
+    prompts.load(run.evaluation.prompts, seed=run.seed)
+    policy.plan(run.credit, run.sampling, models.schedule_of(folder, run.model, run.sampling))
+
+
+def sources(run: config.Run) -> tuple[prompts.PromptSource, prompts.PromptSource]:
+    """The training prompts, and those of evaluations."""
+    return prompts.load(run.prompts, seed=run.seed), prompts.load(run.evaluation.prompts, seed=run.seed)
+
+
+def stages(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Stages:
+    """The run's workers: in this process, or on Ray."""
+    if local:
+        from pcpo_ray.local import LocalStages
+
+        return LocalStages(run)
+    from pcpo_ray.cluster import connect
+
+    return connect(run, say)
+
+
+def resume(folder: Path, run: config.Run, say: Callable[[str], None]) -> tuple[Recorder, Path | None]:
+    """The run's recorder and the checkpoint to continue from (None where there is none yet).
+
+    Raises RunError if there is no such run, or if `run` differs from it in what cannot change under way.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"there is no run at {folder} to resume; leave out --resume to start it")
+    old, new = dataclasses.asdict(read(folder)), dataclasses.asdict(run)
+    changed = [key for key in old if old[key] != new[key] and key not in FREE_TO_CHANGE]
+    if changed:
+        detail = "; ".join(f"{key} was {old[key]}, now {new[key]}" for key in changed)
+        raise RunError(f"{folder} was started with another config: {detail}; give it back, or start under another name")
+    found = checkpoint.newest(folder, say)
+    step = checkpoint.verify(found)["driver"]["step"] if found is not None else -1
+    if found is None:
+        say(f"{folder} has no checkpoint yet: starting from step 0")
+    return Recorder.reopen(folder, run, step), found
+
+
+def read(folder: Path) -> config.Run:
+    """The config of a run. Raises RunError, naming those that are there, if there is no such run."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        there = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))
+        raise RunError(f"there is no run at {folder}; in {folder.parent} there are {there or 'none'}")
+    try:
+        return config.load(path)
+    except ConfigError as error:
+        raise RunError(f"{path} is not a config of this version: {error}") from None
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
+    """The newest checkpoint that is whole. Raises RunError if there is none."""
+    found = checkpoint.newest(folder, say)
+    if found is None:
+        raise RunError(f"{folder} has no whole checkpoint; train it first, or further (checkpoints.every)")
+    return found
+
+
+def evaluations(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """A stored evaluation: each reward's scores, (P, N) in the order of prompts and samples."""
+    from pyarrow import parquet
+
+    path = folder / "evaluations.parquet" / f"step-{step:06d}.parquet"
+    if not path.is_file():
+        raise RunError(f"{folder} has no evaluation of step {step}")
+    table = parquet.read_table(path)
+    count = 1 + max(table["position"].to_pylist(), default=-1)
+    others = ("step", "prompt", "position", "sample")
+    return {
+        name: table[name].to_numpy().astype(np.float64).reshape(count, -1)
+        for name in table.column_names
+        if name not in others
+    }
+
+
+def gains(folder: Path, first: int, last: int) -> dict[str, evaluation.Estimate]:
+    """By reward, what was gained between two evaluations at the same prompts and seeds."""
+    before, after = evaluations(folder, first), evaluations(folder, last)
+    return {name: evaluation.paired(before[name], after[name]) for name in before}
+
+
+def verdict(gained: evaluation.Estimate, images: int) -> str:
+    """One sentence on whether the held-out reward rose."""
+    interval = f"{gained.mean:+.4f}, 95% interval {gained.low:+.4f} to {gained.high:+.4f}, {images} images"
+    if gained.low > 0:
+        return f"The held-out reward rose: {interval}."
+    if gained.high < 0:
+        return f"The held-out reward FELL: {interval}."
+    return f"The held-out reward did NOT clearly change: {interval}."
+
+
+def draw(run: config.Run, found: Path | None, prompt: str, *, images: int, seed: int, out: Path) -> None:
+    """Write pictures of a prompt, side by side, with a checkpoint's weights (None: the model before training)."""
+    from PIL import Image
+
+    from pcpo_ray.sampler import Sampler
+
+    sampler = Sampler(dataclasses.replace(run, seed=seed), policy.device_here())
+    if found is not None:
+        saved = checkpoint.read(found)
+        checkpoint.load_parameters(found, saved.parameters, sampler.policy.denoiser.trainable())
+    task = Task(
+        step=0,
+        position=0,
+        prompt=Prompt(index=0, text=prompt),
+        images=images,
+        version=0,
+        purpose="evaluate",
+    )
+    _, pictures = sampler.sample(task)
+    Image.fromarray(np.concatenate(list(pictures), axis=1)).save(out)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,141 @@
+"""The noise levels that one trajectory visits, noisiest first: all that a sampler's steps are computed from.
+
+Notation: T steps; `alpha_bar` is diffusion's cumulative alpha, in (0, 1]; `time` is flow matching's t, 1 for noise and
+0 for data. Everything is float64 and known before the run starts.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+from pcpo_ray.errors import ScheduleError
+
+TRAIN_STEPS = 1000  # the range in which flow models count their timesteps
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSchedule:
+    """T denoising steps of a diffusion model.
+
+    `timesteps` is what the network is told at each step, `alpha_bar` the noise level it starts from and
+    `alpha_bar_prev` the one it goes to. Raises ScheduleError unless timesteps fall and every step removes noise.
+    """
+
+    timesteps: tuple[int, ...]
+    alpha_bar: tuple[float, ...]
+    alpha_bar_prev: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        lengths = (len(self.timesteps), len(self.alpha_bar), len(self.alpha_bar_prev))
+        if len(set(lengths)) != 1 or not self.timesteps:
+            raise ScheduleError(
+                f"got {lengths} timesteps, alpha_bar and alpha_bar_prev; expected the same number of each, at least one"
+            )
+        if self.timesteps[-1] < 0 or any(now <= later for now, later in pairwise(self.timesteps)):
+            raise ScheduleError(
+                f"got timesteps {self.timesteps}; expected them to fall strictly and stay at or above 0: "
+                "give them noisiest first"
+            )
+        for timestep, now, after in zip(self.timesteps, self.alpha_bar, self.alpha_bar_prev, strict=True):
+            if not 0 < now < after <= 1:
+                raise ScheduleError(
+                    f"the step at timestep {timestep} goes from alpha_bar {now} to {after}; expected "
+                    "0 < alpha_bar < alpha_bar_prev <= 1, a step that removes noise. With timesteps that reach 0, "
+                    "set the offset to 1 or final_alpha_bar to 1"
+                )
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @classmethod
+    def from_alpha_bars(
+        cls, alpha_bars: Sequence[float], *, steps: int, offset: int = 1, final_alpha_bar: float
+    ) -> "DiffusionSchedule":
+        """`steps` of the training schedule `alpha_bars` at `leading` spacing (arXiv 2305.08891, table 2).
+
+        Timesteps are `k * stride + offset` with `stride = len(alpha_bars) // steps`; each step goes one stride down,
+        and the last, which would leave the schedule, to `final_alpha_bar`. Raises ScheduleError for steps that the
+        schedule does not have.
+        """
+        total = len(alpha_bars)
+        if not 1 <= steps <= total:
+            raise ScheduleError(f"got {steps} steps; expected 1 to {total}, the training steps: change `steps`")
+        stride = total // steps
+        timesteps = tuple(k * stride + offset for k in reversed(range(steps)))
+        if offset < 0 or timesteps[0] >= total:
+            raise ScheduleError(
+                f"{steps} steps with offset {offset} visit timesteps {timesteps[-1]} to {timesteps[0]}; expected 0 to "
+                f"{total - 1}: take fewer steps, or an offset from 0 to {total - 1 - (steps - 1) * stride}"
+            )
+        after = (timestep - stride for timestep in timesteps)
+        return cls(
+            timesteps=timesteps,
+            alpha_bar=tuple(float(alpha_bars[t]) for t in timesteps),
+            alpha_bar_prev=tuple(float(alpha_bars[t]) if t >= 0 else float(final_alpha_bar) for t in after),
+        )
+
+
+def scaled_linear_alpha_bars(
+    *, beta_start: float = 0.00085, beta_end: float = 0.012, train_steps: int = TRAIN_STEPS
+) -> tuple[float, ...]:
+    """Cumulative alphas of latent diffusion's schedule: sqrt(beta) is linear; the defaults are Stable Diffusion's.
+
+    Raises ScheduleError unless 0 < beta_start <= beta_end < 1 and there are at least two steps.
+    """
+    if not 0 < beta_start <= beta_end < 1 or train_steps < 2:
+        raise ScheduleError(
+            f"got betas {beta_start} to {beta_end} over {train_steps} steps; expected "
+            "0 < beta_start <= beta_end < 1 over at least 2"
+        )
+    first, last = math.sqrt(beta_start), math.sqrt(beta_end)
+    alpha_bars, product = [], 1.0
+    for k in range(train_steps):
+        product *= 1 - (first + (last - first) * k / (train_steps - 1)) ** 2
+        alpha_bars.append(product)
+    return tuple(alpha_bars)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSchedule:
+    """T steps of a flow-matching model: T + 1 `times`, from noise (at most 1) strictly down to 0.
+
+    Raises ScheduleError if they are anything else.
+    """
+
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        falling = all(now > later for now, later in pairwise(self.times))
+        if len(self.times) < 2 or not falling or self.times[0] > 1 or self.times[-1] != 0:
+            raise ScheduleError(
+                f"got times {self.times}; expected at least two, falling strictly from at most 1 to exactly 0"
+            )
+
+    def __len__(self) -> int:
+        return len(self.times) - 1
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """What the network is told at each of the T steps: 1000 t."""
+        return tuple(TRAIN_STEPS * time for time in self.times[:-1])
+
+    @property
+    def dt(self) -> tuple[float, ...]:
+        """The time each of the T steps covers, positive; their sum is the first time."""
+        return tuple(now - later for now, later in pairwise(self.times))
+
+    @classmethod
+    def shifted(cls, *, steps: int, shift: float) -> "FlowSchedule":
+        """Even u from 1 to 0, moved towards the noise: t = shift u / (1 + (shift - 1) u) (arXiv 2403.03206).
+
+        Raises ScheduleError unless steps >= 1 and shift > 0.
+        """
+        if steps < 1 or not shift > 0:
+            raise ScheduleError(f"got {steps} steps with shift {shift}; expected at least 1 step and a shift above 0")
+        even = (1 - k / steps for k in range(steps + 1))
+        return cls(times=tuple(shift * u / (1 + (shift - 1) * u) for u in even))
+
+
+Schedule: TypeAlias = DiffusionSchedule | FlowSchedule

@@ -1,0 +1,44 @@
+"""The scorer: a group's images in, each reward's scores out. A reward that fails is missing, never 0."""
+
+import traceback
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from pcpo_ray import config, rewards
+from pcpo_ray.trajectory import Task
+
+
+class Scorer:
+    """One process's rewards: those trained on, and those that evaluations watch besides."""
+
+    def __init__(self, run: config.Run, device: torch.device) -> None:
+        named = {reward.name: reward for reward in (*run.evaluation.rewards, *run.rewards)}
+        self.trained = [reward.name for reward in run.rewards]
+        self.rewards = {name: rewards.load(reward, device) for name, reward in named.items()}
+
+    def score(self, task: Task, images: UInt8[np.ndarray, "N H W 3"]) -> tuple[dict[str, list[float]], dict[str, str]]:
+        """Each reward's scores, NaN where missing, and by reward the cause of what is missing."""
+        names = self.trained if task.purpose == "train" else list(self.rewards)
+        prompts = [task.prompt.text] * len(images)
+        scores, failures = {}, {}
+        for name in names:
+            try:
+                scores[name] = _checked(self.rewards[name].score(images, prompts), len(images))
+            except Exception as error:  # a user's reward may raise anything; the loop counts it and stops when it lasts
+                scores[name] = [float("nan")] * len(images)
+                failures[name] = "".join(traceback.format_exception_only(error)).strip()
+            else:
+                if not np.isfinite(scores[name]).all():
+                    failures[name] = f"scores that are no numbers: {scores[name]}"
+                    scores[name] = [value if np.isfinite(value) else float("nan") for value in scores[name]]
+        return scores, failures
+
+
+def _checked(values: Sequence[float], count: int) -> list[float]:
+    listed = np.asarray(values, np.float64)
+    if listed.shape != (count,):
+        raise ValueError(f"got scores of shape {listed.shape} for {count} images; expected ({count},)")
+    return [float(value) for value in listed]

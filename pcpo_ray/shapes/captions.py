@@ -1,0 +1,110 @@
+"""The small grammar whose captions the embedded world draws, and the split of them into training and held-out prompts.
+
+    caption  := thing [position] | thing relation thing
+    thing    := ("a" | "an") [size] colour shape
+    position := "at the top" | "at the bottom" | "at the left" | "at the right" | "in the center"
+    relation := "and" | "above" | "below" | "to the left of" | "to the right of"
+
+Of two things at most one has its size said, and the two differ in colour or shape: 57,264 captions in all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from typing import Literal
+
+from pcpo_ray.errors import PromptError
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "black")
+SIZES = ("small", "large")
+RELATIONS = ("and", "above", "below", "to the left of", "to the right of")
+POSITIONS = ("at the top", "at the bottom", "at the left", "at the right", "in the center")
+
+Split = Literal["train", "held_out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thing:
+    """One thing a caption names. `size` is None where the caption leaves it open."""
+
+    shape: str
+    colour: str
+    size: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The words for it, with the article: "an orange star"."""
+        words = " ".join(filter(None, (self.size, self.colour, self.shape)))
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """What a caption says: one thing, perhaps with a position, or two things and the relation between them."""
+
+    things: tuple[Thing, ...]
+    relation: str | None = None
+    position: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The caption itself; `parse` takes it back."""
+        between = f" {self.relation} " if self.relation else ""
+        return between.join(thing.text for thing in self.things) + (f" {self.position}" if self.position else "")
+
+    @property
+    def split(self) -> Split:
+        """Where the caption belongs, by a hash of its text: a tenth is held out, the same on every machine."""
+        return "held_out" if hashlib.sha256(self.text.encode()).digest()[0] * 10 < 256 else "train"
+
+
+def grammar() -> Iterator[Caption]:
+    """Every caption of the grammar, always in the same order."""
+    plain = [Thing(shape=shape, colour=colour) for shape, colour in product(SHAPES, COLOURS)]
+    sizes = (None, *SIZES)
+    for thing, size, position in product(plain, sizes, (None, *POSITIONS)):
+        yield Caption(things=(replace(thing, size=size),), position=position)
+    for first, second, relation in product(plain, plain, RELATIONS):
+        if first == second:
+            continue
+        for one, other in product(sizes, sizes):
+            if one is None or other is None:
+                yield Caption(things=(replace(first, size=one), replace(second, size=other)), relation=relation)
+
+
+@cache
+def _by_text() -> dict[str, Caption]:
+    return {caption.text: caption for caption in grammar()}
+
+
+@cache
+def captions(split: Split) -> tuple[str, ...]:
+    """The texts of one split, in grammar order. "train" holds about nine tenths, "held_out" the rest.
+
+    Raises PromptError for any other split.
+    """
+    if split not in ("train", "held_out"):
+        raise PromptError(f'got split {split!r}, expected "train" or "held_out"')
+    return tuple(text for text, caption in _by_text().items() if caption.split == split)
+
+
+def parse(text: str) -> Caption:
+    """The caption that `text` spells. Case and spacing are free.
+
+    Raises PromptError, saying what the grammar allows, if the text is outside the grammar.
+    """
+    caption = _by_text().get(" ".join(text.lower().split()))
+    if caption is None:
+        raise PromptError(
+            f'got {text!r}, expected a caption of the shapes grammar, like "a red circle above a blue square" or '
+            f'"a small green star at the top": one thing with an optional position ({", ".join(POSITIONS)}), or two '
+            f"things that differ in colour or shape, joined by one of: {', '.join(RELATIONS)}. A thing is an article, "
+            f"an optional size ({', '.join(SIZES)}; for at most one of two things), a colour ({', '.join(COLOURS)}) "
+            f"and a shape ({', '.join(SHAPES)})"
+        )
+    return caption

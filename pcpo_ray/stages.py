@@ -1,0 +1,115 @@
+"""The three protocols that the loop is written against, and Stages, which holds one of each.
+
+Two implementations: `pcpo_ray.local` in this process, `pcpo_ray.cluster` on Ray. Nothing here blocks but `wait`,
+`publish`, `save`, `restore` and `fetch`, each of which has a deadline in every implementation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted:
+    """A rollout and its images' advantages: what the learner gets."""
+
+    rollout: Rollout
+    advantages: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one batch did to the weights: `version` after it, the diagnostics (objective.py), seconds of work."""
+
+    version: int
+    loss: float
+    gradient_norm: float
+    diagnostics: Mapping[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A version of the weights that samplers can load: its checksum, size, and the seconds it took to publish."""
+
+    version: int
+    checksum: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What the driver keeps in a checkpoint beside the learner's own state."""
+
+    step: int
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+class Samplers(Protocol):
+    """Consumes tasks; waits for the weights that a task names; unblocks the scorers."""
+
+    def submit(self, task: Task) -> None:
+        """Queue a task; its version must have been published."""
+
+    def collect(self) -> list[Rollout]:
+        """The groups finished since the last call, in no particular order."""
+
+
+class Scorers(Protocol):
+    """Consumes rollouts; unblocks the advantages."""
+
+    def submit(self, rollout: Rollout) -> None:
+        """Queue a rollout."""
+
+    def collect(self) -> list[Scored]:
+        """The groups scored since the last call, in no particular order."""
+
+
+class LearnerGroup(Protocol):
+    """Consumes weighted rollouts; unblocks the samplers by publishing."""
+
+    def begin(self, step: int, batch: Sequence[Weighted]) -> None:
+        """Start the update that turns version `step - 1` into `step`; the batch is in the order of its positions."""
+
+    def collect(self) -> Update | None:
+        """The update begun last, once it is done."""
+
+    def publish(self) -> Published:
+        """Make the current weights loadable for samplers, under their version."""
+
+    def save(self, folder: Path, state: State) -> None:
+        """Write a checkpoint, whole or not at all."""
+
+    def restore(self, folder: Path) -> State:
+        """Continue from a checkpoint."""
+
+
+class Stages(Protocol):
+    """The three stages of a run."""
+
+    @property
+    def samplers(self) -> Samplers: ...
+
+    @property
+    def scorers(self) -> Scorers: ...
+
+    @property
+    def learner(self) -> LearnerGroup: ...
+
+    def wait(self, timeout: float) -> None:
+        """Return once anything that was submitted or begun has finished, or after `timeout` seconds."""
+
+    def fetch(self, handle: Handle) -> np.ndarray:
+        """The images behind a handle, (N, H, W, 3) uint8."""
+
+    def faults(self) -> list[str]:
+        """What failed and was mended since the last call, a line each."""
+
+    def close(self) -> None:
+        """End every worker; safe to call twice."""

@@ -1,0 +1,156 @@
+"""What travels between the stages: Prompt, Task, Trajectory, Rollout, Scored; a Handle stands for the large ones.
+
+Shapes: N images of one prompt (a group), K trained steps, `...` one image's latents.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pcpo_ray.errors import TrainingError
+
+Conditioning = Mapping[str, Tensor]
+"""What a model makes of texts: named tensors with one row a text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A text and its place in its source."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One group to sample. With the run's seed and the weights of `version` it fixes every bit of the result.
+
+    `step` is the update that the group belongs to (for an evaluation: 0, so that every evaluation draws the same
+    noise), `position` its place in the batch, `purpose` whether a trajectory is wanted.
+    """
+
+    step: int
+    position: int
+    prompt: Prompt
+    images: int
+    version: int
+    purpose: Literal["train", "evaluate"]
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and on nothing else."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded by `seed_of(*parts)`: noise is drawn on the CPU, so it is the same on every device."""
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """The trained steps of one group. Raises TrainingError where the shapes disagree.
+
+    `steps` are indices into the sampler's T steps, the same for the whole group; `predictions` are the network's own,
+    after guidance; `log_probs` are means over the latents' dimensions.
+    """
+
+    steps: Int[Tensor, " K"]
+    latents: Float[Tensor, "N K ..."]
+    predictions: Float[Tensor, "N K ..."]
+    noises: Float[Tensor, "N K ..."]
+    log_probs: Float[Tensor, "N K"]
+    conditioning: Conditioning
+
+    def __post_init__(self) -> None:
+        shape = self.latents.shape
+        if self.steps.ndim != 1 or len(shape) < 3 or shape[1] != len(self.steps):
+            raise TrainingError(
+                f"trajectory: steps {tuple(self.steps.shape)} and latents {tuple(shape)}; expected (K,) and (N, K, ...)"
+            )
+        for name in ("predictions", "noises"):
+            if getattr(self, name).shape != shape:
+                raise TrainingError(
+                    f"trajectory: {name} {tuple(getattr(self, name).shape)}; expected {tuple(shape)} as latents have"
+                )
+        if self.log_probs.shape != shape[:2]:
+            raise TrainingError(f"trajectory: log_probs {tuple(self.log_probs.shape)}; expected {tuple(shape[:2])}")
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def to(self, device: torch.device | str) -> "Trajectory":
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "conditioning"}
+        return Trajectory(**moved, conditioning={k: v.to(device) for k, v in self.conditioning.items()})
+
+    def to_numpy(self) -> dict[str, Any]:
+        """Plain arrays for an object store, which hands numpy over without a copy."""
+        arrays = {f.name: to_numpy(getattr(self, f.name)) for f in fields(self) if f.name != "conditioning"}
+        return {**arrays, "conditioning": {k: to_numpy(v) for k, v in self.conditioning.items()}}
+
+    @classmethod
+    def from_numpy(cls, data: Mapping[str, Any]) -> "Trajectory":
+        tensors = {name: from_numpy(value) for name, value in data.items() if name != "conditioning"}
+        return cls(**tensors, conditioning={k: from_numpy(v) for k, v in data["conditioning"].items()})
+
+
+def to_numpy(tensor: Tensor) -> tuple[str, np.ndarray]:
+    """A tensor's dtype and an array of its bits; bfloat16, which numpy lacks, travels as uint16."""
+    tensor = tensor.detach().cpu().contiguous()
+    name = str(tensor.dtype).removeprefix("torch.")
+    return name, (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+
+def from_numpy(value: tuple[str, np.ndarray]) -> Tensor:
+    """The tensor that `to_numpy` saw, on memory of its own: arrays from an object store are read-only."""
+    name, array = value
+    return torch.from_numpy(array.copy()).view(getattr(torch, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handle:
+    """Stands for something large that stays where it was made; only who needs it opens it."""
+
+    reference: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """A sampled group: what was asked, where trajectory (None when evaluating) and images are, who made it.
+
+    `checksum` is that of the weights it was sampled with, counted by the sampler over its own parameters.
+    """
+
+    task: Task
+    trajectory: Handle | None
+    images: Handle
+    checksum: str
+    seconds: float
+    worker: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A rollout with each reward's scores (one an image; NaN is missing, never 0) and the causes of missing ones."""
+
+    rollout: Rollout
+    scores: Mapping[str, Sequence[float]]
+    failures: Mapping[str, str]
+    seconds: float
+
+    @property
+    def missing(self) -> bool:
+        return any(np.isnan(values).any() for values in self.scores.values())
+
+    def total(self, weights: Mapping[str, float]) -> np.ndarray:
+        """The weighted sum of the rewards named in `weights`, one value an image."""
+        terms = [weight * np.asarray(self.scores[name], np.float64) for name, weight in weights.items()]
+        summed: np.ndarray = np.sum(terms, axis=0)
+        return summed

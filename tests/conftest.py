@@ -1,0 +1,23 @@
+"""Fixtures that are dear to make, once a session."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from tests import small
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_sd(tmp_path_factory):
+    return small.stable_diffusion(tmp_path_factory.mktemp("models") / "small-sd")
+
+
+@pytest.fixture(scope="session")
+def small_flux(tmp_path_factory):
+    return small.flux(tmp_path_factory.mktemp("models") / "small-flux")

@@ -1,0 +1,155 @@
+"""Small checkpoints with random weights, in the real formats, and configs that use them."""
+
+from pathlib import Path
+
+import torch
+
+from pcpo_ray import config
+
+
+def text_encoder(vocabulary: int):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+            pad_token_id=vocabulary - 1,
+        )
+    )
+
+
+def vae(channels: int):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=16,
+    )
+
+
+def stable_diffusion(folder: Path) -> Path:
+    """A StableDiffusionPipeline: 16 x 16 pixels, 4 x 8 x 8 latents."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae(4),
+        text_encoder=text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def flux(folder: Path, *, guidance_embeds: bool = False) -> Path:
+    """A FluxPipeline: pictures of 16 x 16 pixels have 4 x 4 tokens of 16 channels."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer, t5_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
+    t5 = T5EncoderModel(T5Config(vocab_size=len(tokenizer_2), d_model=16, d_ff=32, d_kv=8, num_layers=1, num_heads=2))
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=(2, 2, 4),
+        guidance_embeds=guidance_embeds,
+    )
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(4),
+        text_encoder=text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
+        text_encoder_2=t5,
+        tokenizer_2=tokenizer_2,
+        transformer=transformer,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def run(path: Path, **changes) -> config.Run:
+    """A run of seconds on a small model; `changes` are dotted keys, dots written as two underscores."""
+    flow = "flux" in str(path)
+    data = {
+        "name": "small",
+        "steps": 2,
+        "model": {
+            "kind": "flux" if flow else "stable_diffusion",
+            "path": str(path),
+            "train": {"kind": "lora", "rank": 2, "alpha": 2},
+        },
+        "prompts": {"kind": "shapes"},
+        "sampling": {
+            "steps": 4,
+            "process": {"kind": "constant_noise" if flow else "ddim"},
+            "guidance_scale": 1.0 if flow else 2.0,
+            "height": 16,
+            "width": 16,
+        },
+        "rewards": [{"kind": "jpeg_compressibility"}],
+        "credit": {"kind": "proportionate" if flow else "reweight"},
+        "advantage": {"kind": "group"},
+        "objective": {"kind": "log_hinge", "clip_range": 0.01},
+        "rollout": {"prompts": 3, "images": 4},
+        "optimizer": {"learning_rate": 1e-2},
+        "evaluation": {"count": 2, "images": 2, "every": 2},
+        "checkpoints": {"every": 1, "keep": 3},
+        "workers": {
+            "samplers": {"cpus": 0.1},
+            "scorers": {"cpus": 0.1},
+            "learner": {"cpus": 0.1},
+            "task_timeout": 120,
+            "start_timeout": 120,
+        },
+    }
+    for key, value in changes.items():
+        config._override(data, f"{key.replace('__', '.')}={value}")
+    return config.parse(data)
