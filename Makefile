@@ -1,0 +1,45 @@
+# Two commands do everything: `make demo` and `make test`.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell command -v $(p) >/dev/null 2>&1 && \
+	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $(p))))
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/pcpo-ray train configs/shapes_pcpo.yaml name=demo-$$(date +%Y%m%d-%H%M%S)
+
+test: $(VENV)/.installed-test lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or give make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# uv where it is there, pip otherwise; both take exact versions from constraints.txt
+define install
+	if command -v uv >/dev/null 2>&1; then \
+		uv pip install --python $(BIN)/python -c constraints.txt -e "$(1)"; \
+	else \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt -e "$(1)"; \
+	fi
+endef
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing into $(VENV); with torch's CUDA build this is about 5 GB and takes some minutes"
+	@$(call install,.)
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@$(call install,.[test])
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

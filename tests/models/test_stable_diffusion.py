@@ -1,0 +1,163 @@
+"""The embedded diffusion architecture behind the Denoiser protocol, against diffusers' own pipeline."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from pcpo_ray import models
+from pcpo_ray.errors import ModelError, ScheduleError
+from pcpo_ray.trajectory import generator
+from pcpo_ray.transitions import ddim
+from tests import small
+
+CPU = torch.device("cpu")
+TEXT = "a red circle above a blue square"
+
+
+def load(path, **changes):
+    run = small.run(path, **changes)
+    return models.load(run.model, run.sampling, seed=0, device=CPU)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_without_noise_its_image_is_that_of_the_pipeline(small_sd, scale):
+    from diffusers import StableDiffusionPipeline
+
+    denoiser = load(small_sd, sampling__guidance_scale=scale, sampling__steps=5)
+    noise = denoiser.initial_noise(generator(3))[None]
+    latents = noise
+    schedule = denoiser.schedule(5)
+    with torch.no_grad():
+        for timestep, step in zip(schedule.timesteps, ddim.steps(schedule, eta=0.0), strict=True):
+            prediction = denoiser.predict(latents, timestep, denoiser.encode([TEXT]))
+            latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
+    pipeline = StableDiffusionPipeline.from_pretrained(small_sd)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        TEXT,
+        latents=noise,
+        guidance_scale=scale,
+        num_inference_steps=5,
+        height=16,
+        width=16,
+        output_type="latent",
+    ).images
+    assert (latents - theirs).abs().max() < 1e-5
+
+
+def test_its_schedule_is_the_one_that_diffusers_visits(small_sd):
+    from diffusers import DDIMScheduler
+
+    schedule = load(small_sd).schedule(7)
+    scheduler = DDIMScheduler.from_pretrained(small_sd, subfolder="scheduler")
+    scheduler.set_timesteps(7)
+    assert list(schedule.timesteps) == scheduler.timesteps.tolist()
+    assert schedule.alpha_bar_prev[-1] == pytest.approx(float(scheduler.final_alpha_cumprod))
+
+
+def test_more_steps_than_the_model_was_trained_on_are_refused(small_sd):
+    with pytest.raises(ScheduleError, match=r"1001.*1000"):
+        load(small_sd).schedule(1001)
+
+
+def test_a_text_is_encoded_once(small_sd, monkeypatch):
+    denoiser = load(small_sd)
+    seen = []
+    original = denoiser.encode_one
+    monkeypatch.setattr(denoiser, "encode_one", lambda text: seen.append(text) or original(text))
+    denoiser.encode([TEXT, "a blue ring", TEXT])
+    denoiser.encode([TEXT])
+    assert sorted(seen) == ["", "a blue ring", TEXT]
+
+
+def test_a_fresh_adapter_changes_nothing_and_a_trained_one_can_be_left_out(small_sd):
+    denoiser = load(small_sd)
+    latents, conditioning = torch.randn(2, 4, 8, 8), denoiser.encode([TEXT, TEXT])
+    with torch.no_grad():
+        first = denoiser.predict(latents, 501, conditioning)
+        for parameter in denoiser.trainable().values():
+            parameter.add_(0.1)
+        changed = denoiser.predict(latents, 501, conditioning)
+        with denoiser.without_adapter():
+            base = denoiser.predict(latents, 501, conditioning)
+        again = denoiser.predict(latents, 501, conditioning)
+    assert not torch.equal(first, changed)
+    assert torch.equal(first, base)
+    assert torch.equal(changed, again)
+
+
+def test_adapters_of_the_same_seed_are_equal_and_only_they_are_trained(small_sd):
+    one, other = load(small_sd), load(small_sd)
+    assert all(torch.equal(p, other.trainable()[name]) for name, p in one.trainable().items())
+    assert all("lora" in name for name in one.trainable())
+
+
+def test_full_fine_tuning_trains_every_parameter_of_the_unet(small_sd):
+    denoiser = load(small_sd, model__train="{kind: full}")
+    assert len(denoiser.trainable()) == len(list(denoiser.pipeline.unet.parameters()))
+    with pytest.raises(ModelError, match="keeps none"), denoiser.without_adapter():
+        pass
+
+
+def test_a_saved_adapter_loads_with_plain_diffusers_to_the_same_bits(small_sd, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    denoiser = load(small_sd, model__train="{kind: lora, rank: 4, alpha: 8}")
+    with torch.no_grad():
+        for index, parameter in enumerate(denoiser.trainable().values()):
+            parameter.normal_(0, 0.3, generator=generator(index))
+    denoiser.save(tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(small_sd)
+    pipeline.load_lora_weights(tmp_path)
+    latents, conditioning = torch.randn(2, 4, 8, 8), denoiser.encode([TEXT, TEXT])
+    embeds = torch.cat([conditioning["negative_embeds"], conditioning["embeds"]])
+    with torch.no_grad():
+        ours = denoiser.predict(latents, 501, conditioning)
+        both = pipeline.unet(torch.cat([latents, latents]), 501, encoder_hidden_states=embeds).sample
+        unconditional, conditional = both.chunk(2)
+        assert torch.equal(ours, unconditional + 2.0 * (conditional - unconditional))
+
+
+def test_targets_that_name_no_layer_are_refused_with_the_names_there_are(small_sd):
+    with pytest.raises(ModelError, match=r"'to_x'.*to_q"):
+        load(small_sd, model__train="{kind: lora, targets: [to_q, to_x]}")
+
+
+def test_a_missing_folder_and_one_of_another_kind_are_refused(small_sd, small_flux, tmp_path):
+    with pytest.raises(ModelError, match=r"model_index\.json"):
+        models.folder_of(small.run(tmp_path / "nothing").model)
+    with pytest.raises(ModelError, match="StableDiffusionPipeline.*FluxPipeline"):
+        models.folder_of(small.run(small_sd, model__kind="flux", sampling__process="{kind: constant_noise}",
+                                   credit__kind="native").model)
+    with pytest.raises(ModelError, match="shapes-sd"):
+        models.folder_of(small.run(small_sd, model__path="shapes-sdd").model)
+
+
+def test_a_folder_with_a_part_missing_is_a_named_error(small_sd, tmp_path):
+    copy = shutil.copytree(small_sd, tmp_path / "small-sd-copy")
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(copy)
+
+
+def test_a_size_that_the_vae_cannot_give_is_refused(small_sd):
+    with pytest.raises(ModelError, match="multiples of 4"):
+        load(small_sd, sampling__height=18)
+
+
+def test_another_prediction_type_is_refused(small_sd, tmp_path):
+    copy = shutil.copytree(small_sd, tmp_path / "small-sd-copy")
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "sample"}))
+    run = small.run(copy)
+    with pytest.raises(ModelError, match="'sample'"):
+        models.schedule_of(models.folder_of(run.model), run.model, run.sampling)
+
+
+def test_pictures_are_bytes_of_the_size_asked_for(small_sd):
+    denoiser = load(small_sd, sampling__height=24, sampling__width=16)
+    images = denoiser.decode(torch.randn(3, *denoiser.latent_shape))
+    assert images.shape == (3, 24, 16, 3)
+    assert images.dtype == "uint8"

@@ -1,0 +1,105 @@
+"""The sampler is a pure function of (run seed, task, weights)."""
+
+import torch
+
+from pcpo_ray.sampler import Sampler
+from pcpo_ray.trajectory import Prompt, Task
+from tests import small
+
+CPU = torch.device("cpu")
+
+
+def task(**changes):
+    values = {
+        "step": 1,
+        "position": 0,
+        "prompt": Prompt(index=5, text="a red circle above a blue square"),
+        "images": 4,
+        "version": 0,
+        "purpose": "train",
+    }
+    return Task(**{**values, **changes})
+
+
+def same(one, other):
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name))
+        for name in ("steps", "latents", "predictions", "noises", "log_probs")
+    )
+
+
+def test_a_task_gives_the_same_bits_whatever_was_sampled_before_it(small_sd):
+    run = small.run(small_sd)
+    busy, fresh = Sampler(run, CPU), Sampler(run, CPU)
+    busy.sample(task(position=1, prompt=Prompt(index=9, text="a small green ring")))
+    one, images = busy.sample(task())
+    other, expected = fresh.sample(task())
+    assert same(one, other)
+    assert (images == expected).all()
+
+
+def test_every_part_of_a_task_and_of_the_seed_changes_the_noise(small_sd):
+    sampler = Sampler(small.run(small_sd), CPU)
+    initial, steps = sampler.noise(task())
+    others = [
+        sampler.noise(changed)
+        for changed in (task(step=2), task(position=1), task(prompt=Prompt(index=6, text="x")), task(purpose="evaluate"))
+    ]
+    others.append(Sampler(small.run(small_sd, seed=1), CPU).noise(task()))
+    for other_initial, other_steps in others:
+        assert not torch.equal(initial, other_initial)
+        assert not torch.equal(steps, other_steps)
+    assert not torch.equal(initial[0], initial[1])
+
+
+def test_an_image_has_the_same_noise_in_a_group_of_any_size(small_sd):
+    sampler = Sampler(small.run(small_sd), CPU)
+    (few, _), (many, _) = sampler.noise(task(images=2)), sampler.noise(task(images=6))
+    assert torch.equal(few, many[:2])
+
+
+def test_the_trajectory_is_the_chain_that_was_sampled(small_sd):
+    sampler = Sampler(small.run(small_sd), CPU)
+    trajectory, images = sampler.sample(task())
+    steps = sampler.policy.credit.steps
+    for k in range(len(steps) - 1):
+        after, log_prob = steps[k].draw(
+            trajectory.latents[:, k], trajectory.predictions[:, k], trajectory.noises[:, k]
+        )
+        assert torch.equal(after, trajectory.latents[:, k + 1])
+        assert torch.equal(log_prob, trajectory.log_probs[:, k])
+    last, _ = steps[-1].draw(trajectory.latents[:, -1], trajectory.predictions[:, -1], trajectory.noises[:, -1])
+    assert (sampler.policy.denoiser.decode(last) == images).all()
+
+
+def test_only_trained_steps_are_kept_and_a_flow_ends_without_noise(small_flux):
+    sampler = Sampler(small.run(small_flux, sampling__steps=5), CPU)
+    assert sampler.sample(task())[0].steps.tolist() == [0, 1, 2, 3]
+    assert sampler.policy.credit.steps[-1].std == 0
+    first_two = Sampler(small.run(small_flux, sampling__steps=5, sampling__trained_steps=2), CPU)
+    assert first_two.sample(task())[0].steps.tolist() == [0, 1]
+
+
+def test_an_evaluation_carries_no_trajectory(small_sd):
+    trajectory, images = Sampler(small.run(small_sd), CPU).sample(task(purpose="evaluate"))
+    assert trajectory is None
+    assert images.shape == (4, 16, 16, 3)
+
+
+def test_interpolation_steps_with_the_mixed_prediction_and_stores_the_networks_own(small_sd):
+    sampler = Sampler(small.run(small_sd, credit__kind="interpolate", sampling__trained_steps=3), CPU)
+    with torch.no_grad():
+        for parameter in sampler.policy.denoiser.trainable().values():
+            parameter.add_(0.1)
+    trajectory, _ = sampler.sample(task())
+    mix, steps = sampler.policy.credit.mix, sampler.policy.credit.steps
+    assert mix[0] != 1.0
+    latents, own = trajectory.latents[:, 0], trajectory.predictions[:, 0]
+    rows = {name: row.expand(4, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
+    with torch.no_grad(), sampler.policy.denoiser.without_adapter():
+        reference = sampler.policy.predict(latents, 0, rows)
+    with torch.no_grad():
+        assert torch.equal(own, sampler.policy.predict(latents, 0, rows))
+    mixed = reference + mix[0] * (own - reference)
+    after, _ = steps[0].draw(latents, mixed, trajectory.noises[:, 0])
+    assert torch.equal(after, trajectory.latents[:, 1])
