@@ -15,7 +15,9 @@ def main(
     part: Annotated[Literal["all", "vae", "clip", "sd", "flux"], typer.Argument()] = "all",
     out: Annotated[Path, typer.Option(help="Folder for the checkpoints; sd and flux need its vae.")] = Path("shapes"),
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each; the shipped models' own if left out.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of each; the shipped models' own if left out.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Train one part, or all in turn. The same seed and number of threads give the same weights."""

@@ -16,5 +16,7 @@ def accuracy(pipeline: Any, count: int, seed: int = 1, **options: Any) -> tuple[
     texts = sample_captions(np.random.default_rng(seed), count, split="held_out")
     pipeline.set_progress_bar_config(disable=True)
     pictures = pipeline(texts, generator=torch.Generator().manual_seed(seed), output_type="np", **options).images
-    verdicts = [judge((picture * 255).round().astype("uint8"), text) for picture, text in zip(pictures, texts, strict=True)]
+    verdicts = [
+        judge((picture * 255).round().astype("uint8"), text) for picture, text in zip(pictures, texts, strict=True)
+    ]
     return float(np.mean([v.right for v in verdicts])), float(np.mean([v.accuracy for v in verdicts]))
