@@ -21,3 +21,15 @@ def small_sd(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_flux(tmp_path_factory):
     return small.flux(tmp_path_factory.mktemp("models") / "small-flux")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its settings for the life of a process; tests use several in one."""
+    yield
+    import sys
+
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)

@@ -43,7 +43,12 @@ def test_every_part_of_a_task_and_of_the_seed_changes_the_noise(small_sd):
     initial, steps = sampler.noise(task())
     others = [
         sampler.noise(changed)
-        for changed in (task(step=2), task(position=1), task(prompt=Prompt(index=6, text="x")), task(purpose="evaluate"))
+        for changed in (
+            task(step=2),
+            task(position=1),
+            task(prompt=Prompt(index=6, text="x")),
+            task(purpose="evaluate"),
+        )
     ]
     others.append(Sampler(small.run(small_sd, seed=1), CPU).noise(task()))
     for other_initial, other_steps in others:
@@ -63,9 +68,7 @@ def test_the_trajectory_is_the_chain_that_was_sampled(small_sd):
     trajectory, images = sampler.sample(task())
     steps = sampler.policy.credit.steps
     for k in range(len(steps) - 1):
-        after, log_prob = steps[k].draw(
-            trajectory.latents[:, k], trajectory.predictions[:, k], trajectory.noises[:, k]
-        )
+        after, log_prob = steps[k].draw(trajectory.latents[:, k], trajectory.predictions[:, k], trajectory.noises[:, k])
         assert torch.equal(after, trajectory.latents[:, k + 1])
         assert torch.equal(log_prob, trajectory.log_probs[:, k])
     last, _ = steps[-1].draw(trajectory.latents[:, -1], trajectory.predictions[:, -1], trajectory.noises[:, -1])

@@ -129,8 +129,11 @@ def test_a_missing_folder_and_one_of_another_kind_are_refused(small_sd, small_fl
     with pytest.raises(ModelError, match=r"model_index\.json"):
         models.folder_of(small.run(tmp_path / "nothing").model)
     with pytest.raises(ModelError, match="StableDiffusionPipeline.*FluxPipeline"):
-        models.folder_of(small.run(small_sd, model__kind="flux", sampling__process="{kind: constant_noise}",
-                                   credit__kind="native").model)
+        models.folder_of(
+            small.run(
+                small_sd, model__kind="flux", sampling__process="{kind: constant_noise}", credit__kind="native"
+            ).model
+        )
     with pytest.raises(ModelError, match="shapes-sd"):
         models.folder_of(small.run(small_sd, model__path="shapes-sdd").model)
 

@@ -1,0 +1,127 @@
+"""Each reward: scale, order, independence of the batch; and what is no reward."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pcpo_ray import config, rewards
+from pcpo_ray.errors import RewardError
+from pcpo_ray.shapes.captions import parse
+from pcpo_ray.shapes.draw import draw
+
+CPU = torch.device("cpu")
+TEXTS = ["a red circle above a blue square", "a small green ring", "a black star to the left of an orange cross"]
+PICTURES = np.stack([draw(parse(text), seed) for seed, text in enumerate(TEXTS)])
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A small random CLIP in open_clip's folder format."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    from pcpo_ray.shapes.pretrain import clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    clip.write_config(folder)
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file({n: w.contiguous() for n, w in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def all_kinds(clip_folder):
+    return [
+        config.Jpeg(kind="jpeg_compressibility"),
+        config.ClipScore(kind="clip_score", model=str(clip_folder)),
+        config.ShapesOracle(kind="shapes_oracle"),
+        config.ShapesOracle(kind="shapes_oracle_all"),
+    ]
+
+
+def test_scores_do_not_depend_on_the_batch_and_keep_its_order(clip_folder):
+    for kind in all_kinds(clip_folder):
+        reward = rewards.load(kind, CPU)
+        together = reward.score(PICTURES, TEXTS)
+        alone = [reward.score(PICTURES[n : n + 1], TEXTS[n : n + 1])[0] for n in range(3)]
+        assert together == pytest.approx(alone, abs=1e-6), kind
+        assert reward.score(PICTURES[::-1], TEXTS[::-1]) == pytest.approx(together[::-1], abs=1e-6), kind
+
+
+def test_jpeg_is_the_files_size_in_kilobytes_of_1000():
+    file = io.BytesIO()
+    Image.fromarray(PICTURES[0]).save(file, format="JPEG", quality=95)
+    more = rewards.load(config.Jpeg(kind="jpeg_incompressibility"), CPU).score(PICTURES[:1], TEXTS[:1])
+    less = rewards.load(config.Jpeg(kind="jpeg_compressibility"), CPU).score(PICTURES[:1], TEXTS[:1])
+    assert more == [len(file.getvalue()) / 1000] == [-less[0]]
+
+
+def test_clip_score_is_the_cosine_that_open_clip_gives(clip_folder):
+    import open_clip
+
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip_folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
+    with torch.no_grad():
+        pictures = model.eval().encode_image(torch.stack([preprocess(Image.fromarray(p)) for p in PICTURES]))
+        words = model.encode_text(tokenizer(TEXTS))
+    expected = torch.nn.functional.cosine_similarity(pictures, words).tolist()
+    reward = rewards.load(config.ClipScore(kind="clip_score", model=str(clip_folder)), CPU)
+    assert reward.score(PICTURES, TEXTS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_diversity_compares_pictures_of_one_prompt_only(clip_folder):
+    reward = rewards.load(config.Diversity(kind="diversity", model=str(clip_folder)), CPU)
+    same = np.stack([PICTURES[0], PICTURES[0], PICTURES[1], PICTURES[2], PICTURES[0]])
+    scores = reward.score(same, ["a", "a", "b", "b", "c"])
+    assert scores[:2] == pytest.approx([0, 0], abs=1e-6)
+    assert scores[2] == scores[3] > 0
+    assert np.isnan(scores[4])
+
+
+def test_the_oracle_gives_drawn_pictures_their_captions():
+    assert rewards.load(config.ShapesOracle(kind="shapes_oracle_all"), CPU).score(PICTURES, TEXTS) == [1, 1, 1]
+    wrong = rewards.load(config.ShapesOracle(kind="shapes_oracle"), CPU).score(PICTURES, TEXTS[::-1])
+    assert wrong[0] < 1 > wrong[2]
+
+
+def test_a_reward_of_ones_own_is_found_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "class Redness:\n"
+        "    def __init__(self, scale):\n"
+        "        self.scale = scale\n"
+        "    def score(self, images, prompts):\n"
+        "        return self.scale * images[..., 0].mean(axis=(1, 2))\n"
+        "class Silent:\n"
+        "    pass\n"
+        "class Narrow:\n"
+        "    def score(self, images):\n"
+        "        return images\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    mine = config.CustomReward(kind="my_rewards:Redness", options={"scale": 2})
+    rewards.check(mine)
+    assert rewards.load(mine, CPU).score(PICTURES, TEXTS) == pytest.approx(2 * PICTURES[..., 0].mean(axis=(1, 2)))
+    for kind, options, words in [
+        ("my_rewards:Silent", {}, "no reward"),
+        ("my_rewards:Narrow", {}, "score"),
+        ("my_rewards:Redness", {"size": 1}, "options"),
+        ("my_rewards:Absent", {}, "Absent"),
+        ("no_such_module:X", {}, "no_such_module"),
+    ]:
+        with pytest.raises(RewardError, match=words):
+            rewards.check(config.CustomReward(kind=kind, options=options))
+
+
+def test_clip_models_that_are_not_there_are_named(tmp_path):
+    for changes, words in [
+        ({"model": "shapes-clop"}, "shapes-clop"),
+        ({"model": str(tmp_path)}, "open_clip_config"),
+        ({"model": "ViT-L-14", "weights": str(tmp_path / "no.pt")}, "no CLIP weights"),
+    ]:
+        with pytest.raises(RewardError, match=words):
+            rewards.check(config.ClipScore(kind="clip_score", **changes))

@@ -1,0 +1,102 @@
+"""A config is read whole, or refused with the path, the value and what was expected."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pcpo_ray import config
+from pcpo_ray.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+SHAPES = CONFIGS[0].with_name("shapes_pcpo.yaml")
+
+WRONG = {
+    "sampling.stpes=3": ["sampling.stpes", "'steps'"],
+    "optimizer.learnig_rate=1": ["optimizer.learnig_rate", "'learning_rate'"],
+    "model.train.rnk=3": ["model.train.rnk", "'rank'"],
+    "rewards.0.modle=x": ["rewards.0.modle", "'model'"],
+    "steps=many": ["steps", "'many'", "integer"],
+    "steps=null": ["steps", "None"],
+    "optimizer.learning_rate=-1": ["optimizer.learning_rate", "-1", "greater than 0"],
+    "rollout.prompts=0": ["rollout.prompts", "0", "greater than or equal to 1"],
+    "rollout.batches_ahead=2": ["rollout.batches_ahead", "2"],
+    "rewards=[{kind: clip_scor}]": ["rewards.0.kind", "'clip_scor'", "'clip_score'"],
+    "rewards=[]": ["rewards is empty"],
+    "rewards=[{kind: diversity}, {kind: diversity}]": ["twice"],
+    "credit.kind=proportionat": ["credit.kind", "'proportionat'", "'proportionate'"],
+    "credit.kind=proportionate": ["credit.kind", "stable_diffusion", "reweight"],
+    "sampling.process={kind: ratio_noise}": ["sampling.process.kind", "ddim"],
+    "rollout.images=1": ["rollout.images is 1", "advantage.kind=batch"],
+    "optimizer.updates=9": ["optimizer.updates is 9", "rollout.prompts"],
+    "sampling.trained_steps=21": ["sampling", "21", "20"],
+    "name=../elsewhere": ["name", "'../elsewhere'"],
+    "trackers=[tensorbord]": ["trackers.0", "'tensorbord'"],
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_and_survives_a_round_trip(path, tmp_path):
+    run = config.load(path)
+    copy = tmp_path / "config.yaml"
+    copy.write_text(config.dump(run))
+    assert config.load(copy) == run
+
+
+@pytest.mark.parametrize(
+    ("baseline", "method"), [("shapes_ddpo", "shapes_pcpo"), ("shapes_dancegrpo_flux", "shapes_pcpo_flux")]
+)
+def test_the_files_of_a_pair_differ_by_the_contribution_alone(baseline, method):
+    one, other = (dataclasses.asdict(config.load(SHAPES.with_stem(name))) for name in (baseline, method))
+    assert {key for key in one if one[key] != other[key]} == {"name", "objective", "credit"}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_what_is_wrong_is_named_with_its_path_and_what_was_expected(override):
+    with pytest.raises(ConfigError) as caught:
+        config.load(SHAPES, [override])
+    assert all(word in str(caught.value) for word in WRONG[override]), caught.value
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    with pytest.raises(ConfigError, match="2 wrong"):
+        config.load(SHAPES, ["sampling.stpes=3", "optimizer.learning_rate=x"])
+
+
+def test_interpolation_without_an_adapter_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.train\.kind=lora"):
+        config.load(SHAPES, ["credit.kind=interpolate", "model.train={kind: full}"])
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers():
+    assert config.load(SHAPES, ["optimizer.learning_rate=1e-5"]).optimizer.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", ""])
+def test_a_file_that_is_no_config_is_a_named_error(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        config.load(path)
+
+
+def test_a_file_that_is_missing_or_badly_encoded_is_a_named_error(tmp_path):
+    with pytest.raises(ConfigError, match="no config file"):
+        config.load(tmp_path / "nothing.yaml")
+    (tmp_path / "latin.yaml").write_bytes("name: é".encode("latin-1"))
+    with pytest.raises(ConfigError, match="UTF-8"):
+        config.load(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "rewards.7.kind=x", "steps.deep.er=1", "name=[unclosed"])
+def test_an_override_that_reaches_nothing_is_refused(override):
+    with pytest.raises(ConfigError, match="override"):
+        config.load(SHAPES, [override])
+
+
+def test_a_key_left_out_without_a_default_is_named():
+    data = yaml.safe_load(SHAPES.read_text())
+    del data["model"]["path"]
+    with pytest.raises(ConfigError, match=r"model\.path: missing"):
+        config.parse(data)

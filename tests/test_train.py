@@ -1,0 +1,215 @@
+"""The loop, in this process: what it records, what it refuses, and that it resumes to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from pcpo_ray import checkpoint, config, runs, train
+from pcpo_ray.errors import ClusterError, RewardError
+from pcpo_ray.recorder import Recorder
+from pcpo_ray.stages import State
+from pcpo_ray.trajectory import Handle, Prompt, Rollout, Scored, Task
+from tests import small
+
+
+def go(run, folder, *, stages=None, found=None):
+    recorder = Recorder.create(folder, run) if found is None else runs.resume(folder, run, lambda line: None)[0]
+    stages = stages or runs.stages(run, local=True, say=lambda line: None)
+    prompts, held_out = runs.sources(run)
+    loop = train.Loop(run, stages, recorder, prompts=prompts, held_out=held_out)
+    if found is not None:
+        loop.restore(found)
+    loop.train()
+    return recorder
+
+
+def parameters(folder, step):
+    return checkpoint.read(checkpoint.folder_for(folder, step)).parameters
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_run_leaves_what_the_run_folder_promises(small_sd, tmp_path):
+    run = small.run(small_sd, steps=3, optimizer__updates=2)
+    recorder = go(run, tmp_path / "run")
+    rows = recorder.metrics()
+    assert [(row["kind"], row["step"]) for row in rows] == [
+        ("evaluation", 0),
+        ("train", 1),
+        ("train", 2),
+        ("evaluation", 2),
+        ("train", 3),
+        ("evaluation", 3),
+    ]
+    assert config.load(tmp_path / "run" / "config.yaml") == run
+    from pyarrow import parquet
+
+    scores = parquet.read_table(tmp_path / "run" / "scores.parquet").to_pylist()
+    assert len(scores) == 3 * 3 * 4
+    assert {row["version"] for row in scores} == {0, 1, 2}
+    assert len(list((tmp_path / "run" / "images" / "step-000003").glob("*.png"))) == 4
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert (
+        next(event for event in events if event["kind"] == "first_update")["max_log_ratio"] > 0
+    )  # two updates a batch
+    assert events[-1]["kind"] == "finished"
+
+
+def test_the_first_update_of_a_run_reports_a_log_ratio_of_zero(small_flux, tmp_path):
+    go(small.run(small_flux, steps=1), tmp_path / "run")
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert next(event for event in events if event["kind"] == "first_update")["max_log_ratio"] == 0
+
+
+@pytest.mark.parametrize("advantage", ["group", "prompt_history"])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(small_sd, tmp_path, advantage):
+    changes = {"advantage": f"{{kind: {advantage}}}", "steps": 4}
+    go(small.run(small_sd, **changes), tmp_path / "whole")
+    go(small.run(small_sd, **{**changes, "steps": 2}), tmp_path / "parts")
+    found = checkpoint.folder_for(tmp_path / "parts", 2)
+    recorder = go(small.run(small_sd, **changes), tmp_path / "parts", found=found)
+    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "parts", 4))
+    assert [row["step"] for row in recorder.metrics() if row["kind"] == "train"] == [1, 2, 3, 4]
+
+
+def test_a_run_killed_in_mid_step_resumes_to_the_bits_of_an_undisturbed_one(small_sd, tmp_path):
+    run = small.run(small_sd, steps=6, name="killed")
+    path = tmp_path / "killed.yaml"
+    path.write_text(config.dump(run))
+    command = [sys.executable, "-m", "pcpo_ray.cli", "train", str(path), "--local", "--runs", str(tmp_path)]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ})
+    deadline = time.monotonic() + 120
+    while not checkpoint.folder_for(tmp_path / "killed", 2).exists():
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline, "the run made no checkpoint in 120 s"
+        time.sleep(0.02)
+    job.send_signal(signal.SIGKILL)
+    job.wait(timeout=30)
+    assert not checkpoint.folder_for(tmp_path / "killed", 6).exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resuming killed after step" in done.stdout
+    go(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 6), parameters(tmp_path / "killed", 6))
+
+
+def test_one_batch_ahead_learns_from_the_version_before(small_sd, tmp_path):
+    recorder = go(small.run(small_sd, steps=3, rollout__batches_ahead=1), tmp_path / "run")
+    from pyarrow import parquet
+
+    rows = parquet.read_table(tmp_path / "run" / "scores.parquet").to_pylist()
+    assert sorted({(row["step"], row["version"]) for row in rows}) == [(1, 0), (2, 0), (3, 1)]
+    ratios = [row["max_log_ratio"] for row in recorder.metrics() if row["kind"] == "train"]
+    assert ratios[0] == 0 < ratios[1]
+
+
+def test_a_resumed_run_may_not_have_another_method(small_sd, tmp_path):
+    go(small.run(small_sd, steps=1), tmp_path / "run")
+    from pcpo_ray.errors import RunError
+
+    with pytest.raises(RunError, match="credit was"):
+        runs.resume(tmp_path / "run", small.run(small_sd, steps=2, credit__kind="native"), lambda line: None)
+
+
+class Failing:
+    """A reward that raises on every second call, or on all."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.calls = every, 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        if self.calls % self.every == 0:
+            raise ConnectionError("the scorer hung up")
+        return [float(n) for n in range(len(images))]
+
+
+def test_groups_whose_reward_fails_are_dropped_whole_and_counted(small_sd, tmp_path):
+    rewards = "[{kind: 'tests.test_train:Failing', options: {every: 2}}]"
+    recorder = go(small.run(small_sd, steps=2, rewards=rewards), tmp_path / "run")
+    dropped = [row["dropped_groups"] for row in recorder.metrics() if row["kind"] == "train"]
+    assert sum(dropped) >= 2
+    assert "the scorer hung up" in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def test_a_reward_that_keeps_failing_stops_the_run_with_its_cause(small_sd, tmp_path):
+    rewards = "[{kind: 'tests.test_train:Failing', options: {every: 1}}]"
+    with pytest.raises(RewardError, match="the scorer hung up"):
+        go(small.run(small_sd, rewards=rewards), tmp_path / "run")
+
+
+def test_ctrl_c_in_mid_run_leaves_a_checkpoint_to_resume_from(small_sd, tmp_path):
+    run = small.run(small_sd, steps=4, checkpoints__every=4)
+    stages = runs.stages(run, local=True, say=lambda line: None)
+    calls = 0
+
+    def interrupted(timeout):
+        nonlocal calls
+        calls += 1
+        if calls == 16:
+            raise KeyboardInterrupt
+        type(stages).wait(stages, timeout)
+
+    stages.wait = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        go(run, tmp_path / "run", stages=stages)
+    found = checkpoint.newest(tmp_path / "run", pytest.fail)
+    assert found is not None
+    go(run, tmp_path / "run", found=found)
+    go(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
+
+
+def scored(totals, step=1):
+    groups = []
+    for position, values in enumerate(totals):
+        prompt = Prompt(index=position, text=f"p{position}")
+        task = Task(step=step, position=position, prompt=prompt, images=len(values), version=0, purpose="train")
+        rollout = Rollout(
+            task=task,
+            trajectory=None,
+            images=Handle(reference=None),
+            checksum="",
+            seconds=0.0,
+            worker="w",
+        )
+        groups.append(Scored(rollout=rollout, scores={"jpeg_compressibility": values}, failures={}, seconds=0.0))
+    return groups
+
+
+def test_a_group_of_equal_scores_has_advantage_zero_and_is_counted(small_sd):
+    batch = train.weigh(small.run(small_sd), scored([[1.0, 1.0], [0.0, 2.0]]), None, 1)
+    assert batch.groups[0].advantages == [0.0, 0.0]
+    assert batch.groups[1].advantages == pytest.approx([-(2**-0.5), 2**-0.5])
+    assert batch.metrics["degenerate_groups"] == 1
+
+
+def test_a_batch_without_one_whole_group_stops_the_run(small_sd):
+    with pytest.raises(RewardError, match="all 1 groups"):
+        train.weigh(small.run(small_sd), scored([[1.0, float("nan")]]), None, 1)
+
+
+def test_waiting_for_ever_is_an_error_that_says_for_what(small_sd, tmp_path):
+    run = small.run(small_sd, workers__task_timeout=0.3)
+    stages = runs.stages(run, local=True, say=lambda line: None)
+    stages.wait = lambda timeout: time.sleep(0.05)
+    with pytest.raises(ClusterError, match="waiting for 2 of 2 groups"):
+        go(run, tmp_path / "run", stages=stages)
+
+
+def test_idle_is_the_share_of_time_not_worked():
+    idle = train.idle_shares(config.Workers(), {"samplers": 5.0}, 10.0)
+    assert idle == {"samplers": 0.5, "scorers": 1.0, "learner": 1.0}
+    assert np.isfinite(list(idle.values())).all()
+
+
+def test_the_state_in_a_checkpoint_is_the_drivers():
+    assert State(step=2).history == {}

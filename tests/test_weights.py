@@ -1,0 +1,65 @@
+"""Weights arrive as they were sent, or not at all."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from pcpo_ray import weights
+from pcpo_ray.errors import WeightsError
+
+
+def parameters(**changes):
+    made = {
+        "a": torch.randn(3, 2),
+        "b": torch.randn(5).to(torch.bfloat16),
+        "c": torch.tensor([1e-8, -0.0, 3.0]),
+        **changes,
+    }
+    return {name: nn.Parameter(value) for name, value in made.items() if value is not None}
+
+
+def test_every_dtype_arrives_to_the_bit_with_the_same_checksum():
+    sent, here = parameters(), parameters()
+    packed = weights.pack(4, sent)
+    assert weights.apply(packed, here) == packed.checksum == weights.checksum(sent)
+    assert all(torch.equal(here[name], value) for name, value in sent.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"b": None}, "1 unknown here.*'b'"),
+        ({"d": torch.ones(2)}, "1 not sent.*'d'"),
+        ({"a": torch.ones(2, 3)}, "a: sent"),
+    ],
+)
+def test_other_names_or_shapes_are_refused_before_anything_changes(changes, words):
+    here = parameters(**changes)
+    before = weights.checksum(here)
+    with pytest.raises(WeightsError, match=words):
+        weights.apply(weights.pack(1, parameters()), here)
+    assert weights.checksum(here) == before
+
+
+def test_a_buffer_changed_on_the_way_is_found_out():
+    packed = weights.pack(1, parameters())
+    damaged = packed.buffer.copy()
+    damaged[3] ^= 1
+    with pytest.raises(WeightsError, match="checksum"):
+        weights.apply(dataclasses.replace(packed, buffer=damaged), parameters())
+
+
+def test_a_read_only_buffer_as_an_object_store_gives_is_taken():
+    packed = weights.pack(1, parameters())
+    packed.buffer.setflags(write=False)
+    here = parameters()
+    weights.apply(packed, here)
+    with torch.no_grad():
+        here["a"].add_(1)
+
+
+def test_an_adapter_that_binds_nothing_is_refused():
+    with pytest.raises(WeightsError, match="binds no module"):
+        weights.pack(0, {})
