@@ -71,7 +71,12 @@ _HOLE = 0.55  # inner over outer radius of a ring
 
 
 def paint(
-    canvas: ImageDraw.ImageDraw, shape: str, place: tuple[float, float], radius: float, fill: object, hole: object
+    canvas: ImageDraw.ImageDraw,
+    shape: str,
+    place: tuple[float, float],
+    radius: float,
+    fill: tuple[int, ...] | int,
+    hole: tuple[int, ...] | int,
 ) -> None:
     """Paint one shape, in the canvas's own pixels; `hole` is what shows through a ring."""
     x, y = place

@@ -66,7 +66,12 @@ def test_a_text_is_encoded_once(small_sd, monkeypatch):
     denoiser = load(small_sd)
     seen = []
     original = denoiser.encode_one
-    monkeypatch.setattr(denoiser, "encode_one", lambda text: seen.append(text) or original(text))
+
+    def counted(text):
+        seen.append(text)
+        return original(text)
+
+    monkeypatch.setattr(denoiser, "encode_one", counted)
     denoiser.encode([TEXT, "a blue ring", TEXT])
     denoiser.encode([TEXT])
     assert sorted(seen) == ["", "a blue ring", TEXT]
@@ -128,7 +133,7 @@ def test_targets_that_name_no_layer_are_refused_with_the_names_there_are(small_s
 def test_a_missing_folder_and_one_of_another_kind_are_refused(small_sd, small_flux, tmp_path):
     with pytest.raises(ModelError, match=r"model_index\.json"):
         models.folder_of(small.run(tmp_path / "nothing").model)
-    with pytest.raises(ModelError, match="StableDiffusionPipeline.*FluxPipeline"):
+    with pytest.raises(ModelError, match=r"StableDiffusionPipeline.*FluxPipeline"):
         models.folder_of(
             small.run(
                 small_sd, model__kind="flux", sampling__process="{kind: constant_noise}", credit__kind="native"

@@ -118,10 +118,10 @@ def test_a_reward_of_ones_own_is_found_in_the_working_folder(tmp_path, monkeypat
 
 
 def test_clip_models_that_are_not_there_are_named(tmp_path):
-    for changes, words in [
-        ({"model": "shapes-clop"}, "shapes-clop"),
-        ({"model": str(tmp_path)}, "open_clip_config"),
-        ({"model": "ViT-L-14", "weights": str(tmp_path / "no.pt")}, "no CLIP weights"),
+    for model, weights, words in [
+        ("shapes-clop", None, "shapes-clop"),
+        (str(tmp_path), None, "open_clip_config"),
+        ("ViT-L-14", str(tmp_path / "no.pt"), "no CLIP weights"),
     ]:
         with pytest.raises(RewardError, match=words):
-            rewards.check(config.ClipScore(kind="clip_score", **changes))
+            rewards.check(config.ClipScore(kind="clip_score", model=model, weights=weights))

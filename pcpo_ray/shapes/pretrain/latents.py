@@ -37,7 +37,8 @@ def encode(out: Path, seed: int, pictures: int = PICTURES) -> Latents:
     """Draw and encode pictures with the trained VAE of `out`. The same seed gives the same latents."""
     rng = np.random.default_rng(seed)
     encoder = vae.load(out)
-    captions, latents = [], []
+    captions: list[str] = []
+    latents: list[Tensor] = []
     with torch.no_grad():
         while len(captions) < pictures:
             texts = sample_captions(rng, min(CHUNK, pictures - len(captions)))

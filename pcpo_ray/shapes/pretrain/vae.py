@@ -74,7 +74,8 @@ def save(vae: AutoencoderKL, out: Path) -> None:
 def load(out: Path) -> AutoencoderKL:
     """The trained autoencoder of an output folder, in float32, without gradients."""
     vae = AutoencoderKL.from_pretrained(out / FOLDERS[0], torch_dtype=torch.float32)
-    return vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    frozen: AutoencoderKL = vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    return frozen
 
 
 def train(out: Path, seed: int, steps: int = STEPS) -> None:
