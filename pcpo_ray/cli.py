@@ -1,5 +1,6 @@
 """pcpo-ray train | evaluate | sample | report"""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -65,6 +66,9 @@ def train(
             raise
         except Exception as error:
             recorder.event("failed", error=str(error))
+            if stages is None and not resume:  # nothing started: once mended, the same command must work
+                recorder.close()
+                shutil.rmtree(folder)
             raise
         finally:
             recorder.close()

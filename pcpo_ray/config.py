@@ -24,13 +24,13 @@ NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 
 T = TypeVar("T")
-FORBID = {"extra": "forbid"}
+STRICT = {"extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def config(cls: type[T]) -> type[T]:
-    """A frozen, keyword-only dataclass of which pydantic refuses unknown keys."""
-    cls.__pydantic_config__ = FORBID  # type: ignore[attr-defined]
+    """A frozen, keyword-only dataclass of which pydantic refuses unknown keys and numbers that are not finite."""
+    cls.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -436,6 +436,14 @@ class Run:
             names = [reward.name for reward in rewards]
             if len(set(names)) != len(names):
                 raise ValueError(f"{where} names the same reward twice: {names}; give each one once")
+        trained = {reward.name: dataclasses.replace(reward, weight=1.0) for reward in self.rewards}
+        for reward in self.evaluation.rewards:
+            other = dataclasses.replace(reward, weight=1.0)
+            if trained.get(reward.name, other) != other:
+                raise ValueError(
+                    f"evaluation.rewards has another {reward.name} than rewards, and one name is one column of scores; "
+                    "give both the same settings, or leave it out of evaluation.rewards (it is evaluated anyway)"
+                )
         if isinstance(self.advantage, GroupAdvantage) and self.rollout.images < 2:
             raise ValueError(
                 f"rollout.images is {self.rollout.images}: a group of one has no relative advantage; "

@@ -4,7 +4,7 @@
 without having drawn those before it, and a resumed run needs no cursor but its step.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -62,28 +62,35 @@ def read(path: Path, column: str = "prompt") -> list[str]:
         except UnicodeDecodeError as error:
             raise PromptError(f"{path} is not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
         return [line.strip() for line in lines if line.strip()]
-    readers = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+    readers = {".csv": partial(_csv, column=column), ".jsonl": _jsonl, ".parquet": _parquet}
     if path.suffix not in readers:
         raise PromptError(f"{path}: prompts are read from .txt, .csv, .jsonl and .parquet; got {path.suffix!r}")
     import pyarrow as pa
 
     try:
         table = readers[path.suffix](path)
+        names = table.column_names
+        values = table.column(column).to_pylist() if names.count(column) == 1 else None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from None
-    if column not in table.column_names:
-        raise PromptError(f"{path} has no column {column!r}; it has {table.column_names} (set prompts.column)")
-    values = table.column(column).to_pylist()
+        raise PromptError(f"{path} cannot be read as UTF-8 {path.suffix[1:]}: {error}") from None
+    if values is None:
+        many = "more than one" if column in names else "no"
+        raise PromptError(f"{path} has {many} column {column!r}; its columns are {names} (set prompts.column)")
     for row, value in enumerate(values, 1):
         if not isinstance(value, str) or not value.strip():
             raise PromptError(f"{path}, row {row}: {column} is {value!r}; expected a text that is not empty")
     return [value.strip() for value in values]
 
 
-def _csv(path: Path):  # type: ignore[no-untyped-def]
+def _csv(path: Path, column: str):  # type: ignore[no-untyped-def]
+    import pyarrow as pa
     from pyarrow import csv
 
-    return csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True))
+    return csv.read_csv(
+        path,
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types={column: pa.string()}),  # a prompt "1984" is a text too
+    )
 
 
 def _jsonl(path: Path):  # type: ignore[no-untyped-def]

@@ -48,6 +48,7 @@ class Recorder:
         (folder / "config.yaml").write_text(config.dump(run), encoding="utf-8")
         kept = [row for row in recorder.metrics() if row["step"] <= step]
         recorder._replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        recorder._replace("events.jsonl", "".join(line + "\n" for line in recorder._lines("events.jsonl")))
         for dataset in ("scores.parquet", "evaluations.parquet"):
             for path in (folder / dataset).glob("step-*.parquet"):
                 if int(path.stem.removeprefix("step-")) > step:
@@ -74,10 +75,7 @@ class Recorder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl; a last line that a kill cut short is left out."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        rows = [json.loads(line) for line in lines[:-1] if line]  # what follows the last newline is unfinished
-        return rows
+        return [json.loads(line) for line in self._lines("metrics.jsonl")]
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Add a line to metrics.jsonl, and its numbers to the trackers."""
@@ -117,6 +115,11 @@ class Recorder:
         for tracker in self._trackers:
             tracker.finish()
         self._trackers = []
+
+    def _lines(self, name: str) -> list[str]:
+        path = self.folder / name
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        return [line for line in lines[:-1] if line]  # what follows the last newline is unfinished
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:

@@ -20,6 +20,8 @@ WRONG = {
     "steps=many": ["steps", "'many'", "integer"],
     "steps=null": ["steps", "None"],
     "optimizer.learning_rate=-1": ["optimizer.learning_rate", "-1", "greater than 0"],
+    "optimizer.learning_rate=.inf": ["optimizer.learning_rate", "inf", "finite"],
+    "rewards.0.weight=.nan": ["rewards.0.weight", "nan", "finite"],
     "rollout.prompts=0": ["rollout.prompts", "0", "greater than or equal to 1"],
     "rollout.batches_ahead=2": ["rollout.batches_ahead", "2"],
     "rewards=[{kind: clip_scor}]": ["rewards.0.kind", "'clip_scor'", "'clip_score'"],
@@ -62,6 +64,13 @@ def test_what_is_wrong_is_named_with_its_path_and_what_was_expected(override):
 def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(ConfigError, match="2 wrong"):
         config.load(SHAPES, ["sampling.stpes=3", "optimizer.learning_rate=x"])
+
+
+def test_a_reward_watched_under_a_trained_ones_name_has_its_settings_or_is_refused():
+    with pytest.raises(ConfigError, match=r"evaluation\.rewards has another clip_score than rewards"):
+        config.load(SHAPES, ["evaluation.rewards=[{kind: clip_score, model: other}]"])
+    same = "evaluation.rewards=[{kind: clip_score, weight: 2}, {kind: diversity, weight: 3}]"
+    assert len(config.load(SHAPES, [same]).evaluation.rewards) == 2
 
 
 def test_interpolation_without_an_adapter_is_refused():

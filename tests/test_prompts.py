@@ -37,9 +37,20 @@ def test_each_format_is_read(tmp_path):
         assert prompts.read(tmp_path / name) == TEXTS
 
 
+def test_a_csv_column_of_numbers_is_text(tmp_path):
+    (tmp_path / "a.csv").write_text("year,prompt\n1,1984\n2,007\n")
+    assert prompts.read(tmp_path / "a.csv") == ["1984", "007"]
+
+
 def test_files_that_cannot_be_used_are_named_with_what_is_wrong(tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "latin.csv").write_bytes("prompt\ncaf\xe9\n".encode("latin-1"))
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "caf\xe9"}\n'.encode("latin-1"))
+    (tmp_path / "twice.csv").write_text("prompt,prompt\na,b\n")
+    (tmp_path / "head.csv").write_text("prompt\n")
+    (tmp_path / "cut.jsonl").write_text('{"prompt": "a"}\n{"prom')
+    (tmp_path / "none.csv").touch()
     (tmp_path / "other.csv").write_text("text\nx\n")
     (tmp_path / "gap.jsonl").write_text('{"prompt": "x"}\n{"prompt": ""}\n')
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")
@@ -48,6 +59,12 @@ def test_files_that_cannot_be_used_are_named_with_what_is_wrong(tmp_path):
         "nothing.txt": "no prompt file",
         "empty.txt": "no prompts",
         "latin.txt": "UTF-8",
+        "latin.csv": "UTF-8",
+        "latin.jsonl": "UTF-8",
+        "twice.csv": "more than one column 'prompt'",
+        "head.csv": "no prompts",
+        "cut.jsonl": "cannot be read",
+        "none.csv": "cannot be read",
         "other.csv": "no column 'prompt'",
         "gap.jsonl": "row 2",
         "cut.parquet": "cannot be read",

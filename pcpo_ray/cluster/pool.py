@@ -1,8 +1,8 @@
 """WorkerPool: independent actors that do one kind of task, least busy first.
 
 Contract: every item submitted is collected exactly once. A worker that dies takes no item with it: what it held goes to
-whoever is least busy, until an item has been lost `ATTEMPTS` times. An error of the work itself is not the cluster's:
-it is raised at once.
+whoever is least busy, until an item has been lost `ATTEMPTS` times; the worker gets none until it answers again. An
+error of the work itself is not the cluster's: it is raised at once.
 """
 
 from collections import deque
@@ -49,6 +49,7 @@ class WorkerPool(Generic[Item, Result]):
         self.start = start
         self.queue: deque[tuple[Item, int]] = deque()
         self.running: dict[ray.ObjectRef, Running[Item, Result]] = {}
+        self.away: dict[ray.ObjectRef, int] = {}
         self.mended: list[str] = []
 
     def submit(self, item: Item) -> None:
@@ -57,15 +58,19 @@ class WorkerPool(Generic[Item, Result]):
 
     def references(self) -> list[ray.ObjectRef]:
         """What to wait for."""
-        return list(self.running)
+        return [*self.running, *self.away]
 
     def collect(self) -> list[Result]:
         """Results since the last call. Raises the work's own error, or ClusterError after `ATTEMPTS` lost workers."""
-        if not self.running:
+        waited = self.references()
+        if not waited:
             return []
-        done, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        done, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
         results = []
         for reference in done:
+            if reference in self.away:
+                self._back(reference)
+                continue
             running = self.running.pop(reference)
             try:
                 results.append(running.finish(ray.get(reference)))
@@ -87,11 +92,25 @@ class WorkerPool(Generic[Item, Result]):
             raise ClusterError(f"{line}: it was lost {ATTEMPTS} times, the last time by: {error}") from error
         self.mended.append(line)
         self.queue.appendleft((running.item, running.attempt + 1))
+        if running.worker not in self.away.values():
+            # a call to a restarting actor would fail at once; this one alone is queued until it is there again
+            ping = self.workers[running.worker].ready.options(max_task_retries=-1).remote()
+            self.away[ping] = running.worker
+
+    def _back(self, ping: ray.ObjectRef) -> None:
+        worker = self.away.pop(ping)
+        try:
+            ray.get(ping)
+        except exceptions.RayError as error:
+            raise reraise(error, f"{self.name}-{worker} to restart") from error
+        self.mended.append(f"{self.name}-{worker} is back")
 
     def _dispatch(self) -> None:
         held = [0] * len(self.workers)
         for running in self.running.values():
             held[running.worker] += 1
+        for worker in self.away.values():
+            held[worker] = DEPTH
         while self.queue and min(held) < DEPTH:
             worker = held.index(min(held))
             item, attempt = self.queue.popleft()

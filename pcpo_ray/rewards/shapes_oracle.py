@@ -16,7 +16,7 @@ class ShapesOracle:
         self.all_facts = all_facts
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
-        from pcpo_ray.shapes import oracle
+        from pcpo_ray.shapes.oracle import judge
 
-        verdicts = [oracle.judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        verdicts = [judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         return [float(verdict.right) if self.all_facts else verdict.accuracy for verdict in verdicts]

@@ -174,8 +174,10 @@ def read(image: UInt8[np.ndarray, "64 64 3"]) -> list[Seen]:
     offset = rgb - background
     labels = connected(np.linalg.norm(offset, axis=2) > CONTRAST)
     areas = np.bincount(labels.ravel())[1:]
-    to_palette = np.linalg.norm(rgb[:, :, None] - np.array(list(PALETTE.values()), dtype=np.float32), axis=3)
-    nearest, sure = to_palette.argmin(axis=2), to_palette.min(axis=2) < COLOUR_REACH * 0.75
+    inside = labels > 0
+    to_palette = np.linalg.norm(rgb[inside][:, None] - np.array(list(PALETTE.values()), dtype=np.float32), axis=2)
+    nearest, sure = np.zeros_like(labels), np.zeros_like(inside)
+    nearest[inside], sure[inside] = to_palette.argmin(axis=1), to_palette.min(axis=1) < COLOUR_REACH * 0.75
     seen = []
     for number in np.argsort(-areas, kind="stable")[:MOST_THINGS] + 1:
         for region in _split_by_colour(labels == number, nearest, sure):

@@ -94,7 +94,8 @@ def train(out: Path, seed: int, steps: int = STEPS, pictures: int = latents.PICT
             txt_ids=text_ids,
             img_ids=image_ids,
         ).sample
-        return nn.functional.mse_loss(velocity, noise - clean)
+        loss: Tensor = nn.functional.mse_loss(velocity, noise - clean)
+        return loss
 
     def after_step(step: int) -> None:
         mean.update()

@@ -94,7 +94,8 @@ def train(out: Path, seed: int, steps: int = STEPS, pictures: int = latents.PICT
         level = alpha_bar[timesteps, None, None, None]
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
         predicted = unet(noisy, timesteps, encoder_hidden_states=encoder(tokens)[0]).sample
-        return nn.functional.mse_loss(predicted, noise)
+        loss: Tensor = nn.functional.mse_loss(predicted, noise)
+        return loss
 
     def after_step(step: int) -> None:
         mean.update()

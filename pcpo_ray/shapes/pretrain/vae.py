@@ -91,8 +91,9 @@ def train(out: Path, seed: int, steps: int = STEPS) -> None:
         decoded = vae.decode(posterior.sample()).sample
         error = decoded - drawn
         sharpness = min(1.0, max(0.0, (taken - SHARPEN[0]) / (SHARPEN[1] - SHARPEN[0])))
-        absolute = error.abs().mean() + EDGE_WEIGHT * edge_loss(drawn, decoded)
-        return error.square().mean() + sharpness * absolute + KL_WEIGHT * posterior.kl().mean()
+        absolute: Tensor = error.abs().mean() + EDGE_WEIGHT * edge_loss(drawn, decoded)
+        loss: Tensor = error.square().mean() + sharpness * absolute + KL_WEIGHT * posterior.kl().mean()
+        return loss
 
     def after_step(step: int) -> None:
         nonlocal taken
