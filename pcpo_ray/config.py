@@ -311,9 +311,11 @@ SHIPPED_REWARDS = {
 
 def _reward_tag(value: Any) -> str | None:
     kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    if isinstance(kind, str) and ":" in kind:
-        return "CustomReward"
-    return SHIPPED_REWARDS[kind].__name__ if kind in SHIPPED_REWARDS else None if kind is None else str(kind)
+    if kind is None:
+        return None
+    if not isinstance(kind, str) or kind not in SHIPPED_REWARDS:
+        return "CustomReward" if ":" in str(kind) else str(kind)
+    return SHIPPED_REWARDS[kind].__name__
 
 
 Reward = Annotated[

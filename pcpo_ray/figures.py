@@ -2,12 +2,14 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from markupsafe import Markup, escape
+
+from pcpo_ray.evaluation import Estimate
 
 Colour = Literal["blue", "orange", "grey"]
 
@@ -103,6 +105,7 @@ def _draw(plot: Any, curve: Curve) -> None:
         marker="o" if alone or not curve.thin else "",
         markersize=4.5,
         markeredgewidth=0,
+        zorder=2 if curve.thin else 3,
         label=curve.label,
     )
 
@@ -113,11 +116,11 @@ def _label(plot: Any, axes: Axes) -> None:
     plot.set_xlabel(axes.x)
     plot.set_ylabel(axes.y)
     if axes.from_zero:
-        plot.set_ylim(bottom=0)
+        plot.set_ylim(0, 1.08 * plot.dataLim.y1)
     plain = ticker.ScalarFormatter(useOffset=False)
     plain.set_scientific(False)
-    plot.yaxis.set_major_formatter(ticker.PercentFormatter(1) if axes.percent else plain)
-    plot.yaxis.set_major_locator(ticker.MaxNLocator(5))
+    plot.yaxis.set_major_formatter((lambda share, _: f"{100 * share:.3g}%") if axes.percent else plain)
+    plot.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if axes.ticks is None:
         plot.xaxis.set_major_locator(ticker.MaxNLocator(7, integer=True))
     else:
@@ -137,3 +140,109 @@ def _inline(svg: str, name: str, description: str) -> Markup:
     for colour, value in PAINT.items():
         svg = svg.replace(value, f"var(--{colour})")
     return Markup(svg)
+
+
+# -- a run's charts ----------------------------------------------------------------------------------------------------
+
+
+def reward(
+    name: str, title: str, unit: str, evaluated: Mapping[int, Estimate], training: Mapping[int, float] | None = None
+) -> Markup | None:
+    """A held-out reward's mean by step with its 95% interval, and the training batches' by the step they came from.
+
+    None where fewer than two evaluations have scores.
+    """
+    held_out = _estimates("held-out prompts, 95% interval", evaluated)
+    if np.isfinite(held_out.y).sum() < 2:
+        return None
+    batches = training or {}
+    thin = Curve(label="training batches", x=list(batches), y=list(batches.values()), colour="orange", thin=True)
+    description = f"{title} against steps, with 95% intervals: {_ends(held_out)}"
+    return chart(name, description, [held_out, thin] if batches else [held_out], Axes(x="step", y=unit))
+
+
+def change(name: str, title: str, unit: str, changed: Mapping[int, Estimate]) -> Markup:
+    """How much a held-out reward differs from the first evaluation's, by step, with 95% intervals."""
+    curve = _estimates("change", changed)
+    description = f"Change of {title} since the first evaluation, with 95% intervals: {_ends(curve)}"
+    return chart(name, description, [curve], Axes(x="step", y=f"change, {unit}", reference=0))
+
+
+def clip_history(steps: Sequence[Mapping[str, Any]]) -> Markup:
+    """The clip fraction of every update."""
+    updates, shares = [row["step"] for row in steps], [row["clip_fraction"] for row in steps]
+    curve = Curve(label="clip fraction", x=updates, y=_numbers(shares), thin=True)
+    axes = Axes(x="step", y="share of pairs", percent=True, from_zero=True)
+    return chart("clip-history", f"Clip fraction against steps: {_ends(curve)}", [curve], axes)
+
+
+def weights(per_timestep: Mapping[str, Sequence[Any]]) -> Markup:
+    """The weights that the loss used beside the sampler's own, by timestep."""
+    where = range(len(per_timestep["timestep"]))
+    native, used = per_timestep["native_weight"], per_timestep["credit_weight"]
+    curves = [Curve(label="used in the loss", x=where, y=used)]
+    if list(native) != list(used):
+        curves.append(Curve(label="the sampler's own", x=where, y=native, colour="orange"))
+    low, high = min(native), max(native)
+    description = f"Credit weight by timestep; the sampler's own go from {low:.3g} to {high:.3g}"
+    return chart("weights", description, curves, _timesteps(per_timestep, y="weight w"))
+
+
+def by_timestep(
+    name: str, title: str, unit: str, steps: Sequence[Mapping[str, Any]], *, percent: bool, even: bool = False
+) -> Markup | None:
+    """A diagnostic's mean over the run by timestep, and over its first and last third; None where all of it is 0.
+
+    `even` adds the height at which all timesteps would have the same share.
+    """
+    third = len(steps) // 3
+    parts: list[tuple[str, Sequence[Mapping[str, Any]], Colour]] = [("whole run", steps, "blue")]
+    if third >= 2:
+        parts += [("first third", steps[:third], "orange"), ("last third", steps[-third:], "grey")]
+    means = [(label, _mean(rows, name), colour) for label, rows, colour in parts]
+    if not np.nansum(np.abs(means[0][1])):
+        return None
+    table = steps[-1]["per_timestep"]
+    where = range(len(table["timestep"]))
+    curves = [
+        Curve(label=label, x=where, y=values, colour=colour, thin=colour != "blue") for label, values, colour in means
+    ]
+    reference = 1 / len(where) if even else None
+    description = f"{title} by timestep, noisiest first: {_ends(curves[0])}"
+    return chart(name, description, curves, _timesteps(table, y=unit, percent=percent, reference=reference))
+
+
+def _timesteps(table: Mapping[str, Sequence[Any]], **rest: Any) -> Axes:
+    ticks = [f"{timestep:.0f}" for timestep in table["timestep"]]
+    return Axes(x="timestep, from noise to picture", ticks=ticks, from_zero=True, **rest)
+
+
+def _mean(steps: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """A column of per_timestep, averaged over updates; NaN where no update has it."""
+    rows = np.array([_numbers(row["per_timestep"][name]) for row in steps])
+    if name == "ratio_std":  # about the ratio's mean; wanted is the distance from 1
+        means = np.array([_numbers(row["per_timestep"]["ratio_mean"]) for row in steps])
+        rows = np.hypot(rows, means - 1)
+    seen = np.isfinite(rows).sum(0)
+    summed = np.nansum(rows, axis=0)
+    return [float(total) / count if count else float("nan") for total, count in zip(summed, seen.tolist(), strict=True)]
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else float(value) for value in values]
+
+
+def _estimates(label: str, values: Mapping[int, Estimate]) -> Curve:
+    found = values.values()
+    return Curve(
+        label=label,
+        x=list(values),
+        y=[value.mean for value in found],
+        low=[value.low for value in found],
+        high=[value.high for value in found],
+    )
+
+
+def _ends(curve: Curve) -> str:
+    known = [value for value in curve.y if np.isfinite(value)]
+    return f"from {known[0]:.3g} to {known[-1]:.3g}" if known else "no values"

@@ -4,8 +4,10 @@
 without having drawn those before it, and a resumed run needs no cursor but its step.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +64,11 @@ def read(path: Path, column: str = "prompt") -> list[str]:
         except UnicodeDecodeError as error:
             raise PromptError(f"{path} is not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
         return [line.strip() for line in lines if line.strip()]
-    readers = {".csv": partial(_csv, column=column), ".jsonl": _jsonl, ".parquet": _parquet}
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".csv": partial(_csv, column=column),
+        ".jsonl": _jsonl,
+        ".parquet": _parquet,
+    }
     if path.suffix not in readers:
         raise PromptError(f"{path}: prompts are read from .txt, .csv, .jsonl and .parquet; got {path.suffix!r}")
     import pyarrow as pa

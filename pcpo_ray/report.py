@@ -1,247 +1,293 @@
-"""report.html: one self-contained page on a run, for a reader who was not there. Made from the run folder alone."""
+"""report.html: one self-contained page on a run, for a reader who was not there.
+
+Made from the run folder alone, so it can be written again at any time, of a run that was cut short too; the same folder
+gives the same bytes.
+"""
 
 import base64
 import io
 import json
 import math
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
-from pcpo_ray import __version__, config, runs
-from pcpo_ray.evaluation import TOTAL
-from pcpo_ray.figures import Axes, Colour, Curve, chart
-from pcpo_ray.recorder import Recorder
+from pcpo_ray import __version__, config, evaluation, figures, runs
+from pcpo_ray.evaluation import TOTAL, Estimate
 
 PAIRS = 16
-THUMBNAIL = 256
-LABELS = {
-    "clip_score": "CLIP score",
-    "shapes_oracle": "facts of the caption shown (oracle)",
-    "shapes_oracle_all": "pictures right in all facts (oracle)",
-    "jpeg_compressibility": "negative JPEG size, kB",
-    "jpeg_incompressibility": "JPEG size, kB",
-    "diversity": "diversity inside a prompt",
+"""Pictures shown before and after."""
+SIDE = 256
+"""Pixels to which larger pictures are reduced."""
+REWARDS = {
+    "clip_score": ("cosine", "how well picture and prompt agree, to a CLIP model"),
+    "shapes_oracle": ("share of facts", "the share of the prompt's facts that the picture shows, as measured in it"),
+    "shapes_oracle_all": ("share of pictures", "1 where the picture shows every fact of the prompt, else 0"),
+    "jpeg_compressibility": ("-kB", "minus the picture's size as a JPEG: higher means smaller, plainer pictures"),
+    "jpeg_incompressibility": ("kB", "the picture's size as a JPEG: higher means more detail, or more noise"),
+    "diversity": ("1 - cosine", "how far a picture is from the others of its prompt: near 0 they all look alike"),
+}
+"""Unit and meaning of the shipped rewards."""
+PHASES = {
+    "sample_and_score": ("sampling and scoring", "waiting for a batch's pictures and their scores"),
+    "learn": ("learning", "the update of the weights"),
+    "publish": ("publishing", "handing the new weights to the samplers"),
+    "rest": ("the rest of a step", "advantages, and recording the samples"),
+    "evaluation": ("evaluation", "held-out pictures and their scores"),
 }
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a run's folder says; `steps` and `evaluated` are the lines of metrics.jsonl."""
+
+    folder: Path
+    run: config.Run
+    steps: Sequence[dict[str, Any]]
+    evaluated: Sequence[dict[str, Any]]
+    events: Sequence[dict[str, Any]]
+
+    @cached_property
+    def scores(self) -> dict[int, dict[str, np.ndarray]]:
+        """By step evaluated and reward, the scores, (P, N)."""
+        return {row["step"]: runs.evaluations(self.folder, row["step"]) for row in self.evaluated}
+
+    @property
+    def done(self) -> int:
+        """Updates made."""
+        return int(self.steps[-1]["step"]) if self.steps else 0
+
+    @property
+    def sole(self) -> bool:
+        """Whether the trained total is one reward's own value."""
+        return len(self.run.rewards) == 1 and self.run.rewards[0].weight == 1
+
+    def levels(self, name: str) -> dict[int, Estimate]:
+        """A reward's mean by step evaluated."""
+        return {row["step"]: Estimate(**row["rewards"][name]) for row in self.evaluated}
+
+    def changes(self, name: str) -> dict[int, Estimate]:
+        """By step evaluated, how much a reward differs from the first evaluation's at the same prompts and seeds."""
+        first = min(self.scores)
+        return {step: evaluation.paired(self.scores[first][name], now[name]) for step, now in self.scores.items()}
+
+    def named(self, *kinds: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["kind"] in kinds]
+
+
 def write(folder: Path) -> Path:
-    """Write folder/report.html from what the folder holds, also of a run that is not finished. Raises RunError."""
+    """Write folder/report.html and return its path. Raises RunError where there is no run, or its scores are gone."""
     import jinja2
 
     run = runs.read(folder)
-    environment = jinja2.Environment(
+    rows = _lines(folder / "metrics.jsonl")
+    record = Record(
+        folder=folder,
+        run=run,
+        steps=[row for row in rows if row["kind"] == "train"],
+        evaluated=[row for row in rows if row["kind"] == "evaluation"],
+        events=_lines(folder / "events.jsonl"),
+    )
+    templates = jinja2.Environment(
         loader=jinja2.PackageLoader("pcpo_ray", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
-    page = environment.get_template("report.html.j2").render(**contents(folder, run))
+    templates.filters.update(number=number, duration=duration)
+    page = templates.get_template("report.html.j2").render(
+        record=record,
+        run=run,
+        version=__version__,
+        state=_state(record),
+        started=_started(record),
+        verdict=_verdict(record),
+        pictures=_pictures(record),
+        rewards=_rewards(record),
+        timesteps=_timesteps(record),
+        first_update=record.named("first_update")[:1],
+        times=_times(record),
+        idle=_idle(record),
+        config=config.dump(run),
+        command=shlex.join(["pcpo-ray", "train", f"runs/{run.name}/config.yaml", f"name={run.name}-again"]),
+    )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def contents(folder: Path, run: config.Run) -> dict[str, Any]:
-    """Everything the template shows."""
-    rows = Recorder(folder, run).metrics()
-    steps = [row for row in rows if row["kind"] == "train"]
-    evaluations = [row for row in rows if row["kind"] == "evaluation"]
-    first, last = (evaluations[0]["step"], evaluations[-1]["step"]) if evaluations else (0, 0)
-    gained = runs.gains(folder, first, last) if last > first else {}
-    total = gained.get(TOTAL)
-    return {
-        "version": __version__,
-        "run": run,
-        "rewards": ", ".join(f"{reward.weight:g} x {label(reward.name)}" for reward in run.rewards),
-        "done": steps[-1]["step"] if steps else 0,
-        "samples": steps[-1]["samples"] if steps else 0,
-        "seconds": rows[-1]["time"] - rows[0]["time"] if rows else 0.0,
-        "verdict": runs.verdict(total, evaluations[-1]["images"]) if total is not None else None,
-        "rose": total is not None and total.low > 0,
-        "fell": total is not None and total.high < 0,
-        "last_evaluation": last,
-        "pairs": pairs(folder, run, first, last) if last > first else [],
-        "gains": gain_table(run, evaluations, gained),
-        "curves": reward_curves(run, evaluations, steps),
-        "timesteps": timestep_charts(steps),
-        "ratio": [row["max_log_ratio"] for row in _events(folder) if row["kind"] == "first_update"],
-        "phases": phase_table(steps, evaluations),
-        "idle": idle_table(steps),
-        "faults": [row for row in _events(folder) if row["kind"] in ("fault", "missing_scores", "failed")],
-        "dropped": sum(row["dropped_groups"] for row in steps),
-        "degenerate": sum(row["degenerate_groups"] for row in steps),
-        "config": config.dump(run),
-    }
+def _state(record: Record) -> str:
+    """How the run ended, as far as the folder knows."""
+    done = f"after step {record.done} of {record.run.steps}"
+    endings = record.named("finished", "stopped", "failed", "resumed")
+    match endings[-1] if endings else None:
+        case {"kind": "finished"}:
+            return f"The run finished all of its {record.run.steps} steps."
+        case {"kind": "stopped"}:
+            return f"The run was stopped {done}; it can go on with --resume."
+        case {"kind": "failed", "error": error}:
+            return f"The run failed {done}: {error}"
+    return f"The run has not finished: the record ends {done}. It is still going on, or it was killed."
 
 
-def label(name: str) -> str:
-    """A reward's name for a reader."""
-    return LABELS.get(name, name.replace("_", " "))
+def _started(record: Record) -> str:
+    times = [row["time"] for row in (*record.events, *record.evaluated, *record.steps)]
+    return f"{datetime.fromtimestamp(min(times), UTC):%Y-%m-%d %H:%M} UTC" if times else "not on record"
 
 
-def pairs(folder: Path, run: config.Run, first: int, last: int) -> list[dict[str, Any]]:
-    """Up to PAIRS pictures before and after, evenly spaced over the prompts and not chosen by result."""
+def _verdict(record: Record) -> dict[str, Any]:
+    """Did the trained total rise on held-out prompts: `tone` for the colour, the sentence, and what limits it."""
+    if len(record.scores) < 2:
+        missing = "only the one before training" if record.scores else "none"
+        text = f"No verdict: it compares two evaluations, and there is {missing}."
+        return {"tone": "none", "text": text, "notes": []}
+    first, last = min(record.scores), max(record.scores)
+    before, after = (record.scores[step][TOTAL] for step in (first, last))
+    both = np.isfinite(after - before)
+    prompts, pictures = int(both.any(1).sum()), int(both.sum())
+    changed = evaluation.paired(before, after)
+    notes = [f"From step {first} to step {last}, at the same prompts and seeds."]
+    if pictures < both.size:
+        notes.append(f"{both.size - pictures} of {both.size} pictures miss a score and are left out.")
+    if not pictures:
+        return {"tone": "none", "text": "No verdict: no picture has a score before and after.", "notes": notes}
+    if prompts == 1:
+        notes.append("One prompt gives no interval, so this says nothing about other prompts.")
+        return {"tone": "unclear", "text": f"On one held-out prompt: {changed.mean:+.4f}.", "notes": notes}
+    tone = "rose" if changed.low > 0 else "fell" if changed.high < 0 else "unclear"
+    notes.append(
+        f"The interval is for other prompts like these {prompts}; it says nothing about another training seed."
+    )
+    if prompts < 10:
+        notes.append("From so few prompts it comes out too narrow.")
+    return {"tone": tone, "text": runs.verdict(changed, pictures), "notes": notes}
+
+
+def _rewards(record: Record) -> list[dict[str, Any]]:
+    """Each reward evaluated, the trained total first and the untrained last, with its charts and its change."""
+    if not record.evaluated:
+        return []
+    weights = {reward.name: reward.weight for reward in record.run.rewards}
+    watched = [name for name in record.evaluated[0]["rewards"] if name not in weights and name != TOTAL]
+    batches = {
+        max(0, row["step"] - 1 - record.run.rollout.batches_ahead): row["reward_mean"] for row in record.steps
+    }  # by the weights that drew them
+    found = []
+    for place, key in enumerate([TOTAL, *([] if record.sole else weights), *watched]):
+        name = next(iter(weights)) if key == TOTAL and record.sole else key
+        unit, meaning = REWARDS.get(name, ("score", "a reward of the user's own"))
+        if name == TOTAL:
+            terms = " + ".join(f"{weight:g} * {term}" for term, weight in weights.items())
+            name, unit, meaning = "total", "weighted sum", f"what was trained on: {terms}"
+        levels = record.levels(key)
+        compared = len(levels) > 1
+        changes = record.changes(key) if compared else {}
+        found.append(
+            {
+                "name": name,
+                "unit": unit,
+                "meaning": meaning,
+                "trained": key == TOTAL or key in weights,
+                "before": levels[min(levels)].mean,
+                "after": levels[max(levels)].mean if compared else math.nan,
+                "change": changes[max(levels)] if compared else None,
+                "level": figures.reward(f"reward-{place}", name, unit, levels, batches if key == TOTAL else None),
+                "changes": figures.change("change", name, unit, changes) if compared and key == TOTAL else None,
+            }
+        )
+    return found
+
+
+def _pictures(record: Record) -> dict[str, Any] | None:
+    """Pairs at even spacing; only the pictures before training where no later ones were kept."""
     from pyarrow import parquet
 
-    tables = [
-        parquet.read_table(folder / "evaluations.parquet" / f"step-{step:06d}.parquet").to_pylist()
-        for step in (first, last)
-    ]
-    after = {(row["position"], row["sample"]): row for row in tables[1]}
-    ones = [row for row in tables[0] if row["sample"] == 0]
-    chosen = [ones[index] for index in np.unique(np.linspace(0, len(ones) - 1, min(PAIRS, len(ones))).astype(int))]
-    found = []
-    for row in chosen:
-        name = f"{row['position']:03d}-{row['sample']:02d}.png"
-        files = [folder / "images" / f"step-{step:06d}" / name for step in (first, last)]
-        if all(file.is_file() for file in files):
-            later = after[row["position"], row["sample"]][TOTAL]
-            images = [_inline(file) for file in files]
-            found.append({"prompt": row["prompt"], "images": images, "scores": [row[TOTAL], later]})
-    return found
+    kept = [step for step in record.scores if _picture(record, step, 0, 0).is_file()]
+    if not kept:
+        return None
+    first, last = min(kept), max(kept)
+    path = record.folder / "evaluations.parquet" / f"step-{first:06d}.parquet"
+    prompts = parquet.read_table(path, columns=["prompt"])["prompt"].to_pylist()
+    before, after = (record.scores[step][TOTAL] for step in (first, last))
+    count = min(PAIRS, before.size)
+    pairs = []
+    for flat in (n * before.size // count for n in range(count)):
+        position, sample = divmod(flat, before.shape[1])
+        shown = [(first, before[position, sample]), (last, after[position, sample])][: 1 + (last > first)]
+        found = [(step, score, *_thumbnail(_picture(record, step, position, sample))) for step, score in shown]
+        pairs.append({"prompt": prompts[flat], "shown": found})
+    return {"first": first, "last": last, "pairs": pairs, "of": before.size}
 
 
-def gain_table(run: config.Run, evaluations: Sequence[dict], gained: dict) -> list[dict[str, Any]]:
-    """A row a reward: before, after, paired change with its interval, and whether it was trained on."""
-    if not gained:
-        return []
-    trained = {reward.name for reward in run.rewards}
-    before, after = evaluations[0]["rewards"], evaluations[-1]["rewards"]
-    names = [name for name in gained if name != TOTAL]
-    return [
-        {
-            "name": label(name),
-            "trained": name in trained,
-            "before": before[name]["mean"],
-            "after": after[name]["mean"],
-            "change": gained[name],
-        }
-        for name in sorted(names, key=lambda name: name not in trained)
-    ]
+def _picture(record: Record, step: int, position: int, sample: int) -> Path:
+    return record.folder / "images" / f"step-{step:06d}" / f"{position:03d}-{sample:02d}.png"
 
 
-def reward_curves(run: config.Run, evaluations: Sequence[dict], steps: Sequence[dict]) -> list[dict[str, Any]]:
-    """A chart a reward, the trained ones first, with the 95% interval of its mean over held-out prompts."""
-    if not evaluations:
-        return []
-    trained = {reward.name for reward in run.rewards}
-    found: list[dict[str, Any]] = []
-    for name in sorted(evaluations[0]["rewards"], key=lambda name: name not in trained):
-        if name == TOTAL and len(trained) == 1:
-            continue  # the same numbers as the one reward
-        values = [row["rewards"][name] for row in evaluations]
-        curves = [
-            Curve(
-                label="held-out prompts, 95% interval",
-                x=[row["step"] for row in evaluations],
-                y=[value["mean"] for value in values],
-                low=[value["low"] for value in values],
-                high=[value["high"] for value in values],
-            )
-        ]
-        if steps and (name in trained or name == TOTAL):
-            batch = [row["reward_mean"] if name == TOTAL else row["rewards"][name] for row in steps]
-            where = [row["step"] for row in steps]
-            curves.append(Curve(label="training batch", x=where, y=batch, colour="orange", thin=True))
-        title = "weighted sum of the trained rewards" if name == TOTAL else label(name)
-        drawn = chart(f"reward-{len(found)}", f"{title} against steps", curves, Axes(x="step", y=title))
-        found.append({"title": title, "trained": name in trained or name == TOTAL, "svg": drawn})
-    return found
-
-
-def timestep_charts(steps: Sequence[dict]) -> list[dict[str, Any]]:
-    """What each denoising step was credited with and what became of it: means over the run's updates."""
-    if not steps:
-        return []
-    names = [f"{timestep:.0f}" for timestep in steps[0]["per_timestep"]["timestep"]]
-    where = list(range(len(names)))
-
-    def mean(column: str) -> list[float]:
-        values = np.array([row["per_timestep"][column] for row in steps], np.float64)
-        return [float(value) for value in np.nanmean(values, axis=0)] if np.isfinite(values).any() else []
-
-    def drawn(
-        name: str, title: str, text: str, curves: Sequence[tuple[str, str, Colour]], **axes: Any
-    ) -> dict[str, Any]:
-        made = [
-            Curve(label=key, x=where, y=mean(column), colour=paint) for key, column, paint in curves if mean(column)
-        ]
-        svg = chart(name, title, made, Axes(x="timestep, noisiest first", y=title, ticks=names, **axes)) if made else ""
-        return {"title": title, "text": text, "svg": svg}
-
-    return [
-        drawn(
-            "weight",
-            "weight of the log-ratio",
-            "How strongly one unit of change in the network's prediction counts at each step. The sampler's own "
-            "weights are uneven for reasons of the noise schedule alone; proportionate credit evens them out.",
-            [("credit", "credit_weight", "blue"), ("sampler's own", "native_weight", "orange")],
-            from_zero=True,
-        ),
-        drawn(
-            "gradient",
-            "share of the gradient",
-            "How much of all the learning signal each step received.",
-            [("share", "gradient_share", "blue")],
-            from_zero=True,
-            percent=True,
-            reference=1 / len(names),
-        ),
-        drawn(
-            "clip",
-            "clip fraction",
-            "The share of (image, step) pairs whose log-ratio left the clip range on either side; for the inactive "
-            "ones the gradient was cut off.",
-            [("left the range", "clip_fraction", "blue"), ("inactive", "inactive_fraction", "orange")],
-            from_zero=True,
-            percent=True,
-        ),
-        drawn(
-            "ratio",
-            "deviation of the ratio",
-            "How far the policy had moved from the one that sampled, within one batch.",
-            [("standard deviation", "ratio_std", "blue")],
-            from_zero=True,
-        ),
-    ]
-
-
-def phase_table(steps: Sequence[dict], evaluations: Sequence[dict]) -> list[tuple[str, float]]:
-    """Seconds by phase, over the whole run."""
-    names = {"sample_and_score": "sampling and scoring", "learn": "learning", "publish": "publishing weights"}
-    table = [(text, sum(row["phase_seconds"].get(name, 0.0) for row in steps)) for name, text in names.items()]
-    return [*table, ("evaluation", sum(row["seconds"] for row in evaluations))]
-
-
-def idle_table(steps: Sequence[dict]) -> list[tuple[str, float]]:
-    """Each role's mean share of waiting."""
-    roles = steps[0]["idle"] if steps else {}
-    return [(role, float(np.mean([row["idle"][role] for row in steps]))) for role in roles]
-
-
-def number(value: float) -> str:
-    """Four significant digits, or a dash for what is not there."""
-    return f"{value:.4g}" if math.isfinite(value) else "-"
-
-
-def _events(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "events.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def _inline(path: Path) -> Markup:
-    """A picture as a data address, at most THUMBNAIL pixels a side."""
+def _thumbnail(path: Path) -> tuple[str, int]:
+    """A picture as a data address, and its width, at most SIDE pixels."""
     from PIL import Image
 
     with Image.open(path) as image:
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.thumbnail((SIDE, SIDE))
         file = io.BytesIO()
-        image.save(file, format="PNG")
-    return Markup("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
+        image.save(file, format="PNG", optimize=True)
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), image.width
+
+
+def _timesteps(record: Record) -> dict[str, Any] | None:
+    if not record.steps:
+        return None
+    steps, drawn = record.steps, figures.by_timestep
+    return {
+        "weights": figures.weights(steps[-1]["per_timestep"]),
+        "gradient": drawn("gradient_share", "Share of the gradient", "share", steps, percent=True, even=True),
+        "clip": drawn("clip_fraction", "Clip fraction", "share of pairs", steps, percent=True),
+        "inactive": drawn("inactive_fraction", "Inactive fraction", "share of pairs", steps, percent=True),
+        "ratio": drawn("ratio_std", "Deviation of the ratio", "rms of ratio - 1", steps, percent=False),
+        "history": figures.clip_history(steps) if any(row["clip_fraction"] for row in steps) else None,
+    }
+
+
+def _times(record: Record) -> list[tuple[str, str, float]]:
+    """Each phase, what it is, and its seconds over the run."""
+    spent = {name: math.fsum(row["phase_seconds"].get(name, 0.0) for row in record.steps) for name in PHASES}
+    spent["rest"] = max(0.0, math.fsum(row["seconds"] for row in record.steps) - math.fsum(spent.values()))
+    spent["evaluation"] = math.fsum(row["seconds"] for row in record.evaluated)
+    return [(*text, spent[name]) for name, text in PHASES.items()]
+
+
+def _idle(record: Record) -> list[tuple[str, float]]:
+    """Each role's share of waiting over the run's steps, long steps counting more."""
+    total = math.fsum(row["seconds"] for row in record.steps)
+    roles = record.steps[0]["idle"] if total else {}
+    return [(role, math.fsum(row["idle"][role] * row["seconds"] for row in record.steps) / total) for role in roles]
+
+
+def number(value: float, sign: str = "") -> str:
+    """Four significant digits, or a dash for what is not there; `sign` "+" shows the plus too."""
+    return f"{value:{sign}#.4g}" if math.isfinite(value) else "-"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """A file's JSON lines; one that a kill cut short is no line."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found

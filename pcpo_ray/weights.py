@@ -59,8 +59,8 @@ def pack(version: int, parameters: Mapping[str, nn.Parameter]) -> Weights:
 def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:
     """Overwrite the parameters; returns the checksum counted over them afterwards.
 
-    Raises WeightsError, before anything is changed, if names, shapes or dtypes differ between the two sides, and
-    afterwards if what arrived is not what was sent.
+    Raises WeightsError, before anything is changed, if names, shapes or dtypes differ between the two sides or bytes
+    are missing, and afterwards if what arrived is not what was sent.
     """
     sent = {entry.name: (entry.dtype, entry.shape) for entry in weights.manifest}
     here = {name: (str(p.dtype).removeprefix("torch."), tuple(p.shape)) for name, p in parameters.items()}
@@ -71,6 +71,12 @@ def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:
         raise WeightsError(
             f"weights of version {weights.version} do not fit: {len(missing)} not sent {missing[:3]}, "
             f"{len(foreign)} unknown here {foreign[:3]}, {len(other)} of another shape or dtype {detail}"
+        )
+    expected = sum(entry.bytes for entry in weights.manifest)
+    if weights.buffer.nbytes != expected:
+        raise WeightsError(
+            f"weights of version {weights.version} arrived with {weights.buffer.nbytes} bytes; "
+            f"expected {expected}, by their manifest"
         )
     for entry in weights.manifest:
         raw = torch.from_numpy(weights.buffer[entry.offset : entry.offset + entry.bytes].copy())

@@ -90,7 +90,7 @@ def test_its_length_is_its_images_and_moving_takes_the_conditioning_along():
 
 
 def test_a_seed_depends_on_every_part_on_its_kind_and_on_where_it_stands():
-    parts = [(), (0,), (1,), ("1",), (1, 2), (2, 1), (12,), (1, "2"), ("1, 2",), (0, 0)]
+    parts: list[tuple[int | str, ...]] = [(), (0,), (1,), ("1",), (1, 2), (2, 1), (12,), (1, "2"), ("1, 2",), (0, 0)]
     assert all(seed_of(*one) != seed_of(*other) for one, other in itertools.combinations(parts, 2))
     assert all(0 <= seed_of(*part) < 2**63 for part in parts)
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def folder_of(model: Model) -> Path:
             f"model.path {model.path!r}: no {index.name} in {folder}; expected a folder in diffusers' format "
             "(pipe.save_pretrained(folder) writes one) or the name of a shipped model"
         )
-    got = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    got = _json(index).get("_class_name")
     if got != PIPELINES[model.kind]:
         raise ModelError(f"{folder} holds a {got}; model.kind={model.kind} expects a {PIPELINES[model.kind]}")
     return folder
@@ -85,7 +85,7 @@ def schedule_of(folder: Path, model: Model, sampling: Sampling) -> Schedule:
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise ModelError(f"{folder} has no {path.relative_to(folder)}; copy it from the model it was made from")
-    scheduler_config = json.loads(path.read_text(encoding="utf-8"))
+    scheduler_config = _json(path)
     if model.kind == "stable_diffusion":
         from pcpo_ray.models import stable_diffusion
 
@@ -94,6 +94,16 @@ def schedule_of(folder: Path, model: Model, sampling: Sampling) -> Schedule:
 
     pixels = (sampling.height or 1024) * (sampling.width or 1024)
     return flux.schedule(scheduler_config, sampling.steps, tokens=pixels // 16**2)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}; copy it again from the model it was made from") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} holds a {type(found).__name__}; expected an object of settings")
+    return found
 
 
 def load(model: Model, sampling: Sampling, *, seed: int, device: torch.device) -> Denoiser:

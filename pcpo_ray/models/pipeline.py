@@ -34,7 +34,7 @@ class PipelineDenoiser:
             self.pipeline = pipeline_class.from_pretrained(
                 folder, dtype=getattr(torch, model.dtype), local_files_only=True
             )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a file cut short raises whatever its own format's reader raises
             raise ModelError(f"{folder} cannot be loaded as a {self.pipeline_class}: {error}") from error
         self.pipeline.to(device)
         self.device = device

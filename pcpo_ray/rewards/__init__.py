@@ -58,8 +58,11 @@ def load(reward: config.Reward, device: torch.device) -> Reward:
             return ShapesOracle(all_facts=kind == "shapes_oracle_all")
     try:
         made = _class_of(reward)(**reward.options)
-    except TypeError as error:
-        raise RewardError(f"{reward.kind} cannot be built with options {dict(reward.options)}: {error}") from error
+    except Exception as error:  # as may its class while it is built
+        raise RewardError(
+            f"reward {reward.kind!r} cannot be built with options {dict(reward.options)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not isinstance(made, Reward):
         raise RewardError(f"{reward.kind} made a {type(made).__name__} without a score method")
     return made
@@ -74,8 +77,10 @@ def _class_of(reward: config.CustomReward) -> Any:
         sys.path.insert(0, here)
     try:
         found = pkgutil.resolve_name(reward.kind)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RewardError(f"reward {reward.kind!r}: {error}; expected an importable package.module:Class") from error
+    except Exception as error:  # the user's module may raise anything while it is imported
+        raise RewardError(
+            f"reward {reward.kind!r}: {type(error).__name__}: {error}; expected an importable package.module:Class"
+        ) from error
     method = getattr(found, "score", None)
     expected = "expected a class with a method score(self, images, prompts) that returns one number an image"
     if not inspect.isclass(found) or not callable(method):

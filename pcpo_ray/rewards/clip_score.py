@@ -75,9 +75,9 @@ def load(model: str, weights: str | None, device: torch.device) -> Clip:
 
     name, file = locate(model, weights)
     try:
-        network, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=file, device=device)
+        network, preprocess = open_clip.create_model_from_pretrained(name, pretrained=file, device=device)
         tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a file cut short raises whatever its own format's reader raises
         raise RewardError(f"CLIP model {model!r} cannot be loaded: {error}") from error
     return Clip(model=network.eval(), preprocess=preprocess, tokenizer=tokenizer, device=device)
 

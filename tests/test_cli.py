@@ -1,0 +1,157 @@
+"""The command line: bad input is one message and exit status 1, before any model is loaded and without a trace left."""
+
+import shutil
+import sys
+
+import pytest
+from PIL import Image
+
+from pcpo_ray import checkpoint, cli, config
+from tests import small
+
+
+@pytest.fixture(scope="module")
+def hollow(small_sd, tmp_path_factory):
+    """A config file whose model has no weights: loading it would be another error than the one expected."""
+    folder = tmp_path_factory.mktemp("hollow")
+    shutil.copytree(small_sd, folder / "small-sd", ignore=shutil.ignore_patterns("*.safetensors"))
+    path = folder / "small.yaml"
+    path.write_text(config.dump(small.run(folder / "small-sd")))
+    return path
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Run pcpo-ray in a folder of its own: exit status, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pcpo-ray", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as ending:
+            status = int(ending.code or 0)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+REWARDS = """
+class Silent:
+    pass
+
+class Narrow:
+    def score(self, images):
+        return [0.0] * len(images)
+"""
+
+BAD = {
+    "sampling.stpes=3": ["sampling.stpes", "did you mean 'steps'?"],
+    "objective.clip_rnage=1": ["objective.clip_rnage", "did you mean 'clip_range'?"],
+    "steps=several": ["steps", "got 'several'", "integer"],
+    "optimizer.learning_rate=-1": ["optimizer.learning_rate", "got -1", "greater than 0"],
+    "rewards=[{kind: clip_scroe}]": ["rewards.0.kind", "did you mean 'clip_score'?"],
+    "rewards=[{kind: 'mine:Silent'}]": ["mine:Silent", "method score(self, images, prompts)"],
+    "rewards=[{kind: 'mine:Narrow'}]": ["mine:Narrow", "method score(self, images, prompts)"],
+    "rewards=[{kind: 'absent:Reward'}]": ["absent", "importable package.module:Class"],
+    "rewards=[{kind: clip_score, model: ViT-L-14, weights: no.pt}]": ["no CLIP weights at no.pt"],
+    "prompts={kind: file, path: absent.txt}": ["no prompt file at absent.txt"],
+    "prompts={kind: file, path: empty.txt}": ["empty.txt holds no prompts"],
+    "prompts={kind: file, path: latin.txt}": ["latin.txt is not UTF-8", "byte 3"],
+    "evaluation.prompts={kind: file, path: empty.txt}": ["empty.txt holds no prompts"],
+    "model.path=absent/model": ["absent/model", "model_index.json", "diffusers' format"],
+    "model.path=shapes-ds": ["shapes-ds", "shapes-sd"],
+    "sampling.steps=1001": ["sampling.steps is 1001", "1000"],
+    "rollout.images=1": ["rollout.images is 1", "at least 2 images"],
+    "credit.kind=proportionate": ["credit.kind", "proportionate", "reweight"],
+    "steps": ["override 'steps'", "a.b.c=value"],
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_input_is_one_clear_message_and_leaves_nothing_behind(command, hollow, tmp_path, override):
+    (tmp_path / "mine.py").write_text(REWARDS)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    status, _, errors = command("train", hollow, override, "--local")
+    assert status == 1
+    assert errors.startswith("error: ")
+    assert errors.count("error: ") == 1
+    assert "Traceback" not in errors
+    assert all(words in errors for words in BAD[override]), errors
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_config_file_that_is_not_there_is_named(command):
+    assert command("train", "absent.yaml") == (1, "", "error: no config file at absent.yaml\n")
+
+
+def test_a_run_folder_that_exists_is_left_as_it_is(command, hollow, tmp_path):
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "precious").touch()
+    status, _, errors = command("train", hollow, "--local")
+    assert status == 1
+    assert "exists; continue it with --resume" in errors
+    assert [path.name for path in folder.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("override", ["seed=0", "trackers=[aim]"])
+def test_a_start_that_fails_leaves_no_run_folder_so_that_the_same_command_works_later(
+    command, hollow, tmp_path, override
+):
+    status, _, errors = command("train", hollow, override, "--local")
+    assert status == 1
+    assert "cannot be loaded" in errors or "'aim' is not installed" in errors
+    assert not (tmp_path / "runs" / "small").exists()
+
+
+@pytest.mark.parametrize("order", [("evaluate",), ("report",), ("sample", "a red circle"), ("train",)])
+def test_a_run_that_is_not_there_is_named(command, hollow, order):
+    name, *rest = order
+    arguments = (hollow, "--resume") if name == "train" else ("runs/small", *rest)
+    status, _, errors = command(name, *arguments)
+    assert status == 1
+    assert errors.startswith("error: there is no run at runs/small")
+
+
+def test_a_run_without_a_checkpoint_cannot_be_sampled(command, hollow, tmp_path):
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    shutil.copy(hollow, tmp_path / "runs" / "small" / "config.yaml")
+    status, _, errors = command("sample", "runs/small", "a red circle")
+    assert status == 1
+    assert "no whole checkpoint" in errors
+
+
+def test_the_version_is_the_packages(command):
+    from pcpo_ray import __version__
+
+    assert command("--version") == (0, f"pcpo-ray {__version__}\n", "")
+
+
+def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_evaluated(command, small_sd, tmp_path):
+    path, folder = tmp_path / "small.yaml", tmp_path / "runs" / "small"
+    path.write_text(config.dump(small.run(small_sd)))
+    status, said, errors = command("train", path, "--local")
+    assert (status, errors) == (0, "")
+    assert "The held-out reward" in said
+    assert (folder / "report.html").is_file()
+
+    cut = checkpoint.folder_for(folder, 2) / "trainable.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    status, said, errors = command("train", path, "steps=3", "--local", "--resume")
+    assert (status, errors) == (0, "")
+    assert "step-000002: trainable.safetensors is cut short or changed" in said
+    assert "falling back to an older one" in said
+    assert "resuming small after step 1" in said
+
+    status, said, _ = command("sample", folder, "a red circle", "--images", 3, "--out", "drawn.png")
+    assert status == 0
+    with Image.open("drawn.png") as picture:
+        assert picture.size == (3 * 16, 16)
+    status, said, _ = command("evaluate", folder, "--local")
+    assert status == 0
+    assert "small, step 3, 2 held-out prompts" in said
+    assert "jpeg_compressibility: " in said
