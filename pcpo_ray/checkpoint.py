@@ -84,8 +84,8 @@ def verify(folder: Path) -> dict:
     """The contents of state.json. Raises CheckpointError naming the file that is missing, cut short or changed."""
     try:
         found: dict = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        files = found["files"]
-    except (OSError, ValueError, KeyError) as error:
+        files, _, _ = dict(found["files"]), found["version"], State(**found["driver"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder}: {STATE} cannot be read ({error})") from None
     for name, expected in files.items():
         path = folder / name

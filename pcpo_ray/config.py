@@ -13,15 +13,24 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_ar
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Discriminator, Tag, TypeAdapter, ValidationError
 
 from pcpo_ray.errors import ConfigError
 
-Count = Annotated[int, Ge(1)]
-NonNegativeInt = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
-Fraction = Annotated[float, Ge(0), Lt(1)]
+
+def _no_truth_value(value: Any) -> Any:
+    """YAML reads yes, on and true as True, which pydantic would take for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"got {value}; expected a number")
+    return value
+
+
+NUMBER = BeforeValidator(_no_truth_value)
+Count = Annotated[int, NUMBER, Ge(1)]
+NonNegativeInt = Annotated[int, NUMBER, Ge(0)]
+Positive = Annotated[float, NUMBER, Gt(0)]
+NonNegative = Annotated[float, NUMBER, Ge(0)]
+Fraction = Annotated[float, NUMBER, Ge(0), Lt(1)]
 
 T = TypeVar("T")
 STRICT = {"extra": "forbid", "allow_inf_nan": False}
@@ -243,8 +252,8 @@ class Jpeg:
     """Size of the JPEG file in kB, negative for compressibility."""
 
     kind: Literal["jpeg_compressibility", "jpeg_incompressibility"]
-    weight: float = 1.0
-    quality: Annotated[int, Ge(1), Le(100)] = 95
+    weight: Annotated[float, NUMBER] = 1.0
+    quality: Annotated[int, NUMBER, Ge(1), Le(100)] = 95
 
     @property
     def name(self) -> str:
@@ -256,7 +265,7 @@ class ClipScore:
     """Cosine between image and prompt in an open_clip model: a shipped name, a folder, or name and weights file."""
 
     kind: Literal["clip_score"]
-    weight: float = 1.0
+    weight: Annotated[float, NUMBER] = 1.0
     model: str = "shapes-clip"
     weights: str | None = None
 
@@ -270,7 +279,7 @@ class ShapesOracle:
     """The share of the caption's facts that the picture shows, or 1 only where all hold."""
 
     kind: Literal["shapes_oracle", "shapes_oracle_all"]
-    weight: float = 1.0
+    weight: Annotated[float, NUMBER] = 1.0
 
     @property
     def name(self) -> str:
@@ -282,7 +291,7 @@ class Diversity:
     """Mean feature distance (1 - cosine, open_clip) to the other images of the same prompt."""
 
     kind: Literal["diversity"]
-    weight: float = 1.0
+    weight: Annotated[float, NUMBER] = 1.0
     model: str = "shapes-clip"
     weights: str | None = None
 
@@ -296,7 +305,7 @@ class CustomReward:
     """A class of the user's own, `kind` being `package.module:Class`, built with `options`."""
 
     kind: str
-    weight: float = 1.0
+    weight: Annotated[float, NUMBER] = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -313,9 +322,9 @@ def _reward_tag(value: Any) -> str | None:
     kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
     if kind is None:
         return None
-    if not isinstance(kind, str) or kind not in SHIPPED_REWARDS:
-        return "CustomReward" if ":" in str(kind) else str(kind)
-    return SHIPPED_REWARDS[kind].__name__
+    if isinstance(kind, str) and kind in SHIPPED_REWARDS:
+        return SHIPPED_REWARDS[kind].__name__
+    return "CustomReward" if ":" in str(kind) else str(kind)
 
 
 Reward = Annotated[

@@ -45,7 +45,7 @@ def table(run: config.Run, scored: Sequence[Scored]) -> dict[str, Float[np.ndarr
 
 
 def estimate(values: Float[np.ndarray, "P N"]) -> Estimate:
-    """Of the mean over all images that have a score; NaN throughout if none has."""
+    """Of the mean over prompts, each counting with the mean of its images that have a score; NaN if none has."""
     per_prompt = [row[np.isfinite(row)].mean() for row in values if np.isfinite(row).any()]
     if not per_prompt:
         return Estimate(mean=float("nan"), low=float("nan"), high=float("nan"))

@@ -118,7 +118,12 @@ def verdict(gained: evaluation.Estimate, images: int) -> str:
 
 
 def draw(run: config.Run, found: Path | None, prompt: str, *, images: int, seed: int, out: Path) -> None:
-    """Write pictures of a prompt, side by side, with a checkpoint's weights (None: the model before training)."""
+    """Write pictures of a prompt, side by side, with a checkpoint's weights (None: the model before training).
+
+    Raises RunError, before anything is drawn, if `out` cannot be a PNG file.
+    """
+    if out.suffix != ".png" or not out.parent.is_dir():
+        raise RunError(f"pictures cannot be written to {out}; expected a name ending in .png in a folder that exists")
     from PIL import Image
 
     from pcpo_ray.sampler import Sampler

@@ -70,3 +70,70 @@ def test_parameters_of_another_model_are_refused(tmp_path):
 
 def test_a_run_without_checkpoints_has_no_newest(tmp_path):
     assert checkpoint.newest(tmp_path, pytest.fail) is None
+
+
+def test_weights_of_any_dtype_come_back_to_the_bit_and_overwrite_a_models(tmp_path):
+    sent = {"half": torch.randn(3).to(torch.bfloat16), "tiny": torch.tensor([1e-42, -0.0])}
+    folder = checkpoint.folder_for(tmp_path, 1)
+    checkpoint.write(
+        folder, version=1, state=State(step=1), parameters=sent, optimizer={}, export=lambda folder: None
+    )
+    here = {name: torch.nn.Parameter(torch.zeros_like(value)) for name, value in sent.items()}
+    checkpoint.load_parameters(folder, checkpoint.read(folder).parameters, here)
+    for name, value in sent.items():
+        assert here[name].dtype == value.dtype
+        assert torch.equal(here[name].detach().view(torch.uint8), value.view(torch.uint8))
+
+
+def test_what_diffusers_will_load_is_watched_too(tmp_path):
+    folder = save(tmp_path, 1, export=lambda beside: (beside / "lora.safetensors").write_bytes(b"12345"))
+    (folder / "lora.safetensors").write_bytes(b"12349")
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors is cut short or changed"):
+        checkpoint.read(folder)
+    (folder / "lora.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors is missing"):
+        checkpoint.read(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": {}, "version": 1}', '{"files": 3}', '{"files": {}, "ver'])
+def test_a_state_that_says_nothing_is_passed_over(tmp_path, text):
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    (newer / "state.json").write_text(text)
+    said = []
+    assert checkpoint.newest(tmp_path, said.append) == older
+    assert "state.json cannot be read" in said[0]
+
+
+def test_a_state_of_another_version_of_this_package_is_named(tmp_path):
+    path = save(tmp_path, 1) / "state.json"
+    path.write_text(path.read_text().replace('"history"', '"memory"'))
+    with pytest.raises(CheckpointError, match=r"state\.json cannot be read .*memory"):
+        checkpoint.read(path.parent)
+
+
+def test_when_none_is_whole_each_is_named_and_none_is_taken(tmp_path):
+    for step in (1, 2):
+        (save(tmp_path, step) / "trainable.safetensors").unlink()
+    said = []
+    assert checkpoint.newest(tmp_path, said.append) is None
+    assert ["step-000002" in said[0], "step-000001" in said[1], len(said)] == [True, True, 2]
+
+
+def test_a_step_that_is_written_again_replaces_the_old_and_leaves_nothing_beside(tmp_path):
+    folder = save(tmp_path, 1, export=lambda beside: (beside / "old").touch())
+    save(tmp_path, 1)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "optimizer.safetensors",
+        "state.json",
+        "trainable.safetensors",
+    ]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("other", [torch.ones(5), torch.ones(4).double()])
+def test_parameters_of_another_shape_or_dtype_are_refused_and_left_alone(tmp_path, other):
+    loaded = checkpoint.read(save(tmp_path, 2))
+    here = {"w": torch.nn.Parameter(other.clone())}
+    with pytest.raises(CheckpointError, match=r"1 of 1 parameters differ, such as \['w'\]"):
+        checkpoint.load_parameters(tmp_path, loaded.parameters, here)
+    assert torch.equal(here["w"], other)

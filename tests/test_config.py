@@ -1,6 +1,8 @@
 """A config is read whole, or refused with the path, the value and what was expected."""
 
+import copy
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,34 @@ def test_a_key_left_out_without_a_default_is_named():
     del data["model"]["path"]
     with pytest.raises(ConfigError, match=r"model\.path: missing"):
         config.parse(data)
+
+
+@pytest.mark.parametrize("key", ["steps", "optimizer.beta1", "rewards.0.weight", "evaluation.rewards.2.quality"])
+def test_a_truth_value_is_no_number(key):
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}: got True; expected a number"):
+        config.load(SHAPES, [f"{key}=yes"])
+
+
+def places(node, path=()):
+    """Every key and index in plain data, by its path."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 10**30, "x", "", [], [None], {}, {"kind": []}, {1: 2}, {"kind": "a:b"}])
+def test_whatever_stands_anywhere_is_read_or_refused_by_its_path(value):
+    data = yaml.safe_load(SHAPES.read_text())
+    for path in places(data):
+        changed = copy.deepcopy(data)
+        node = changed
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = value
+        try:
+            run = config.parse(changed)
+        except ConfigError as error:
+            assert ".".join(map(str, path)).removesuffix(".kind") in str(error)
+        else:
+            assert config.parse(yaml.safe_load(config.dump(run))) == run

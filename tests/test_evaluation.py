@@ -1,9 +1,14 @@
 """Intervals that mean what they say."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from pcpo_ray import evaluation
+from pcpo_ray.prompts import PromptSource
+from pcpo_ray.trajectory import Handle, Prompt, Rollout, Scored, Task
+from tests import small
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_claims():
@@ -33,3 +38,59 @@ def test_missing_scores_are_left_out_and_all_missing_is_not_a_number():
     values = np.array([[1.0, np.nan], [3.0, 3.0], [np.nan, np.nan]])
     assert evaluation.estimate(values).mean == 2.0
     assert np.isnan(evaluation.estimate(np.full((2, 2), np.nan)).mean)
+
+
+def scored(position, **scores):
+    prompt = Prompt(index=position, text="x")
+    task = Task(step=0, position=position, prompt=prompt, images=2, version=0, purpose="evaluate")
+    rollout = Rollout(task=task, trajectory=None, images=Handle(reference=None), checksum="", seconds=0.0, worker="w")
+    return Scored(rollout=rollout, scores=scores, failures={}, seconds=0.0)
+
+
+def test_every_evaluation_asks_for_the_same_groups_at_another_version():
+    run = small.run("model", evaluation__count=3, evaluation__images=5)
+    held_out = PromptSource([f"prompt {n}" for n in range(9)], seed=0, origin="test")
+    first, last = evaluation.tasks(run, held_out, 0), evaluation.tasks(run, held_out, 4)
+    assert [dataclasses.replace(task, version=4) for task in first] == last
+    assert [(task.step, task.position, task.images, task.purpose) for task in first] == [
+        (0, n, 5, "evaluate") for n in range(3)
+    ]
+
+
+def test_a_small_source_is_evaluated_whole_and_no_prompt_twice():
+    tasks = evaluation.tasks(small.run("model"), PromptSource(["a"], seed=0, origin="test"), 0)
+    assert [task.prompt.text for task in tasks] == ["a"]
+
+
+def test_the_table_has_a_row_a_prompt_the_weighted_total_and_gaps_where_scores_miss():
+    run = small.run("model", rewards="[{kind: jpeg_compressibility, weight: 2}, {kind: shapes_oracle, weight: -1}]")
+    groups = [
+        scored(0, jpeg_compressibility=[1.0, 2.0], shapes_oracle=[0.5, 1.0], watched=[9.0, np.nan]),
+        scored(1, jpeg_compressibility=[3.0, 4.0], shapes_oracle=[np.nan, 0.0], watched=[7.0, 6.0]),
+    ]
+    found = evaluation.table(run, groups)
+    assert list(found) == [evaluation.TOTAL, "jpeg_compressibility", "shapes_oracle", "watched"]
+    np.testing.assert_array_equal(found[evaluation.TOTAL], [[1.5, 3.0], [np.nan, 8.0]])
+    np.testing.assert_array_equal(found["watched"], [[9.0, np.nan], [7.0, 6.0]])
+
+
+def test_a_pair_of_which_one_score_is_missing_is_left_out():
+    before = np.array([[0.0, 5.0], [1.0, np.nan], [2.0, 2.0]])
+    after = np.array([[1.0, np.nan], [2.0, 9.0], [3.0, 3.0]])
+    assert evaluation.paired(before, after) == evaluation.Estimate(mean=1.0, low=1.0, high=1.0)
+
+
+def test_pairing_removes_what_prompts_differ_in():
+    rng = np.random.default_rng(0)
+    before = rng.normal(0, 10, (40, 1)) + rng.normal(0, 1, (40, 4))
+    gained = evaluation.paired(before, before + rng.normal(0.3, 0.2, (40, 4)))
+    apart = evaluation.estimate(before)
+    assert 0 < gained.low < 0.3 < gained.high
+    assert gained.high - gained.low < (apart.high - apart.low) / 10
+
+
+def test_one_prompt_has_no_interval_and_the_same_values_give_the_same_one():
+    one = evaluation.estimate(np.array([[1.0, 3.0]]))
+    assert (one.mean, one.low, one.high) == (2.0, 2.0, 2.0)
+    values = np.random.default_rng(0).normal(size=(10, 2))
+    assert evaluation.estimate(values) == evaluation.estimate(values.copy())

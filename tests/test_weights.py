@@ -63,3 +63,38 @@ def test_a_read_only_buffer_as_an_object_store_gives_is_taken():
 def test_an_adapter_that_binds_nothing_is_refused():
     with pytest.raises(WeightsError, match="binds no module"):
         weights.pack(0, {})
+
+
+@pytest.mark.parametrize("cut", [slice(0, -5), slice(0, 0), slice(4, None)])
+def test_bytes_that_are_missing_are_found_out_before_anything_changes(cut):
+    packed, here = weights.pack(7, parameters()), parameters()
+    before = weights.checksum(here)
+    with pytest.raises(WeightsError, match=r"version 7 arrived with \d+ bytes; expected 46"):
+        weights.apply(dataclasses.replace(packed, buffer=packed.buffer[cut]), here)
+    assert weights.checksum(here) == before
+
+
+def test_the_same_values_in_another_dtype_are_refused():
+    here = parameters(b=torch.randn(5))
+    with pytest.raises(WeightsError, match=r"b: sent \('bfloat16', \(5,\)\), here \('float32', \(5,\)\)"):
+        weights.apply(weights.pack(1, parameters()), here)
+
+
+def test_what_was_packed_does_not_follow_the_learner():
+    sent = parameters()
+    packed = weights.pack(1, sent)
+    with torch.no_grad():
+        sent["a"].add_(1)
+    here = parameters()
+    weights.apply(packed, here)
+    assert torch.equal(here["a"] + 1, sent["a"])
+
+
+def test_the_checksum_knows_names_and_bytes_but_not_the_order_of_parameters():
+    one = parameters()
+    assert weights.checksum(dict(reversed(one.items()))) == weights.checksum(one)
+    swapped = {"a": one["a"], "b": one["b"], "d": one["c"]}
+    assert weights.checksum(swapped) != weights.checksum(one)
+    with torch.no_grad():
+        one["c"][1] = 0.0  # it was -0.0, which is equal to it
+    assert weights.checksum(swapped) != weights.checksum(one)

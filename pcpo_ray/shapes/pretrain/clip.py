@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pcpo_ray.shapes.captions import Caption, parse
 from pcpo_ray.shapes.pretrain.data import sample_captions, sample_pictures
+from pcpo_ray.shapes.pretrain.facts import FACTS, facts, misread
 from pcpo_ray.shapes.pretrain.loop import RunningMean, optimise
 from pcpo_ray.shapes.pretrain.tokenizers import LENGTH, clip_tokenizer
 from pcpo_ray.shapes.pretrain.variants import variants
@@ -29,6 +30,9 @@ SCENES, SIBLINGS = 16, 4  # scenes a batch; captions a scene, the first one incl
 STEPS = 3000
 SAVE_EVERY = 300
 LARGEST_SCALE = math.log(50.0)
+PIXEL_MEAN, PIXEL_STD = 0.88, 0.25  # of drawn pictures, whose background is light
+FACTS_WEIGHT = 3.0  # of each tower's loss on the facts, beside the contrast
+FACTS_SCALE = 10.0  # embeddings have unit length, too short for a linear layer to be sure
 
 
 def write_config(folder: Path) -> None:
@@ -36,7 +40,7 @@ def write_config(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = clip_tokenizer()
     tokenizer.save_pretrained(folder)
-    vision = {"image_size": 64, "patch_size": 8, "width": WIDTH, "layers": 4, "head_width": 32}
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32}  # a ModifiedResNet
     text = {
         "context_length": LENGTH,
         "vocab_size": len(tokenizer),
@@ -47,9 +51,19 @@ def write_config(folder: Path) -> None:
     }
     config = {
         "model_cfg": {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text},
-        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
+        "preprocess_cfg": {
+            "mean": [PIXEL_MEAN] * 3,
+            "std": [PIXEL_STD] * 3,
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def normalised(pictures: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B 3 64 64"]:
+    """Pictures from -1..1 to what open_clip's preprocessing gives the image tower."""
+    return ((pictures + 1) / 2 - PIXEL_MEAN) / PIXEL_STD
 
 
 def sample_scene(rng: np.random.Generator) -> list[Caption]:
@@ -91,14 +105,17 @@ def train(out: Path, seed: int, steps: int = STEPS) -> None:
     write_config(folder)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    reader = nn.Linear(WIDTH, FACTS)
     mean = RunningMean(model)
 
     def loss_of() -> Tensor:
         batch = [caption for _ in range(SCENES) for caption in sample_scene(rng)]
         texts = [caption.text for caption in batch]
-        pictures = model.encode_image(sample_pictures(rng, texts), normalize=True)
+        pictures = model.encode_image(normalised(sample_pictures(rng, texts)), normalize=True)
         words = model.encode_text(tokenizer(texts), normalize=True)
-        return contrast(model.logit_scale.exp() * pictures @ words.T, comparable(batch))
+        said, told = facts(batch)
+        wrong = sum(misread(reader(FACTS_SCALE * tower), said, told) for tower in (pictures, words))
+        return contrast(model.logit_scale.exp() * pictures @ words.T, comparable(batch)) + FACTS_WEIGHT * wrong
 
     def after_step(step: int) -> None:
         with torch.no_grad():
@@ -109,4 +126,12 @@ def train(out: Path, seed: int, steps: int = STEPS) -> None:
                 weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
                 save_file(weights, folder / "open_clip_model.safetensors")
 
-    optimise("clip", model, loss_of, steps=steps, rate=1.5e-3, weight_decay=0.05, after_step=after_step)
+    optimise(
+        "clip",
+        nn.ModuleList([model, reader]),
+        loss_of,
+        steps=steps,
+        rate=1.5e-3,
+        weight_decay=0.05,
+        after_step=after_step,
+    )

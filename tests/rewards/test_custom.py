@@ -1,0 +1,95 @@
+"""A reward of the user's own is found, checked without being built, and named when anything about it fails."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pcpo_ray import config, rewards
+from pcpo_ray.errors import RewardError
+
+PICTURES = np.zeros((2, 4, 4, 3), np.uint8)
+MODULES = {
+    "typo": "class Reward:\n    def score(self, images, prompts):\n        return images prompts\n",
+    "crash": "raise ZeroDivisionError('while imported')\n",
+    "lacks": "import no_such_library\n",
+    "mine": """
+class Plain:
+    def score(self, images, prompts):
+        return [float(len(prompt)) for prompt in prompts]
+
+class Greedy:
+    def score(self, images, prompts, captions):
+        return [0.0] * len(images)
+
+class Fixed:
+    score = 3
+
+class Unready:
+    def __init__(self, path="weights.pt"):
+        raise FileNotFoundError(path)
+    def score(self, images, prompts):
+        return [0.0] * len(images)
+
+def function(images, prompts):
+    return [0.0] * len(images)
+
+made = Plain()
+""",
+}
+
+
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path, monkeypatch):
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def custom(kind, **options):
+    return config.CustomReward(kind=kind, options=options)
+
+
+def test_any_class_with_the_method_will_do_without_inheriting_anything():
+    reward = custom("mine:Plain")
+    rewards.check(reward)
+    made = rewards.load(reward, torch.device("cpu"))
+    assert isinstance(made, rewards.Reward)
+    assert made.score(PICTURES, ["a", "bcd"]) == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("typo:Reward", "SyntaxError: invalid syntax"),
+        ("crash:Reward", "ZeroDivisionError: while imported"),
+        ("lacks:Reward", "no_such_library"),
+        ("mine:Absent", "no attribute 'Absent'"),
+        ("mine:", "is no reward"),
+        ("mine:Plain:score", "invalid format"),
+        ("mine:function", r"is no reward: expected a class with a method score\(self, images, prompts\)"),
+        ("mine:made", "is no reward: expected a class"),
+        ("mine:Fixed", "is no reward: expected a class"),
+        ("mine:Greedy", "'captions'; expected a class with a method score"),
+    ],
+)
+def test_what_is_no_reward_is_refused_with_its_name_and_the_reason(kind, words):
+    for refuse in (rewards.check, lambda reward: rewards.load(reward, torch.device("cpu"))):
+        with pytest.raises(RewardError, match=rf"reward '{kind}'.*{words}"):
+            refuse(custom(kind))
+
+
+def test_options_that_the_class_does_not_take_are_refused_before_it_is_built():
+    with pytest.raises(RewardError, match=r"reward 'mine:Unready' with its options: .*'folder'"):
+        rewards.check(custom("mine:Unready", folder="x"))
+
+
+def test_a_class_that_cannot_be_built_is_named_with_its_options_and_the_cause():
+    rewards.check(custom("mine:Unready", path="x.pt"))
+    with pytest.raises(RewardError, match=r"'mine:Unready' .* options \{'path': 'x.pt'\}: FileNotFoundError: x.pt"):
+        rewards.load(custom("mine:Unready", path="x.pt"), torch.device("cpu"))
