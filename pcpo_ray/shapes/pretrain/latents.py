@@ -15,7 +15,6 @@ from pcpo_ray.shapes.pretrain.data import sample_captions, sample_pictures
 
 PICTURES = 40_000
 CHUNK = 250
-DROPPED = 0.1  # share of captions replaced by the empty one, so that guidance has an unconditional branch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +24,13 @@ class Latents:
     latents: Float[Tensor, "N 8 8 8"]
     captions: list[str]
 
-    def sample(self, rng: np.random.Generator, count: int) -> tuple[Float[Tensor, "B 8 8 8"], list[str]]:
-        """`count` pictures' latents and captions; one caption in ten is empty."""
+    def sample(
+        self, rng: np.random.Generator, count: int, *, dropped: float = 0.0
+    ) -> tuple[Float[Tensor, "B 8 8 8"], list[str]]:
+        """`count` pictures' latents and captions, of which a share is replaced by the empty one (for guidance)."""
         indices = rng.integers(len(self.captions), size=count)
-        dropped = rng.random(count) < DROPPED
-        texts = ["" if empty else self.captions[index] for index, empty in zip(indices, dropped, strict=True)]
+        empty = rng.random(count) < dropped
+        texts = ["" if gone else self.captions[index] for index, gone in zip(indices, empty, strict=True)]
         return self.latents[torch.from_numpy(indices)].float(), texts
 
 

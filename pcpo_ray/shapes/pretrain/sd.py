@@ -20,6 +20,7 @@ WIDTH = 128
 BATCH = 64
 STEPS = 5000
 SAVE_EVERY = 500
+DROPPED = 0.1  # share of empty captions, so that guidance has an unconditional branch
 # Where things stand is settled at high noise, which the plain loss on the noise hardly counts: an error there moves the
 # clean latents by (1 - alpha_bar) / alpha_bar as much. 1 / alpha_bar is the loss on the velocity (2202.00512, 4).
 LARGEST_LOSS_WEIGHT = 5.0
@@ -90,7 +91,7 @@ def train(out: Path, seed: int, steps: int = STEPS, pictures: int = latents.PICT
     mean = RunningMean(both)
 
     def loss_of() -> Tensor:
-        clean, texts = data.sample(rng, BATCH)
+        clean, texts = data.sample(rng, BATCH, dropped=DROPPED)
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         timesteps = torch.from_numpy(rng.integers(len(alpha_bar), size=BATCH))
         noise = torch.randn_like(clean)
