@@ -34,10 +34,9 @@ def train(
     """Train a model; the run's folder is RUNS/<name>."""
     from pcpo_ray import config as configs
     from pcpo_ray import runs as running
-    from pcpo_ray.evaluation import TOTAL
     from pcpo_ray.progress import Display
     from pcpo_ray.recorder import Recorder
-    from pcpo_ray.report import write
+    from pcpo_ray.report import read, verdict, write
     from pcpo_ray.train import Loop
 
     run = configs.load(config, overrides or [])
@@ -55,6 +54,7 @@ def train(
             recorder.start_trackers()
             display.say("starting " + ("in this process" if local else "workers on Ray"))
             stages = running.stages(run, local=local, say=display.say)
+            recorder.event("started", **running.surroundings(local))
             prompts, held_out = running.sources(run)
             loop = Loop(run, stages, recorder, prompts=prompts, held_out=held_out, report=display.row, say=display.say)
             if found is not None:
@@ -74,11 +74,9 @@ def train(
             recorder.close()
             if stages is not None:
                 stages.close()
-    page = write(folder)
-    gained = running.gains(folder, 0, run.steps)[TOTAL]
-    images = run.evaluation.images * min(run.evaluation.count, len(held_out))
-    console.print(running.verdict(gained, images), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    found_out = verdict(read(folder))
+    for line in (found_out["text"], *found_out["notes"], f"report: {write(folder)}"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -32,6 +32,9 @@ Positive = Annotated[float, NUMBER, Gt(0)]
 NonNegative = Annotated[float, NUMBER, Ge(0)]
 Fraction = Annotated[float, NUMBER, Ge(0), Lt(1)]
 
+TOTAL = "reward"
+"""The name of the weighted sum of a run's rewards, beside their own."""
+
 T = TypeVar("T")
 STRICT = {"extra": "forbid", "allow_inf_nan": False}
 
@@ -460,6 +463,18 @@ class Run:
                 f"rollout.images is {self.rollout.images}: a group of one has no relative advantage; "
                 "use at least 2 images a prompt, or advantage.kind=batch"
             )
+        for reward in (*self.rewards, *self.evaluation.rewards):
+            groups = {"evaluation.images": self.evaluation.images}
+            if reward in self.rewards:
+                groups["rollout.images"] = self.rollout.images
+            for path, images in groups.items():
+                if isinstance(reward, Diversity) and images < 2:
+                    raise ValueError(
+                        f"{path} is {images}: {reward.name} compares the images of a prompt; use at least 2"
+                    )
+        names = [reward.name for reward in (*self.rewards, *self.evaluation.rewards)]
+        if TOTAL in names:
+            raise ValueError(f"a reward is named {TOTAL!r}, as the weighted sum of all is; give its class another name")
         if self.optimizer.updates > self.rollout.prompts:
             raise ValueError(
                 f"optimizer.updates is {self.optimizer.updates}, for {self.rollout.prompts} groups a batch; "

@@ -14,8 +14,7 @@ from pcpo_ray import config
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.trajectory import Scored, Task, seed_of
 
-TOTAL = "reward"
-"""The weighted sum that is trained on, beside the single rewards."""
+TOTAL = config.TOTAL
 
 
 @dataclass(frozen=True, kw_only=True)

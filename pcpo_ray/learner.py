@@ -59,11 +59,14 @@ class Learner:
             loss, norm = self._minibatch(groups, diagnostics, unchanged=fresh)
             losses.append(loss)
             norms.append(norm)
+            if part == 0:
+                first = float(diagnostics.max_log_ratio.max())
         self.version = step
         return Update(
             version=step,
             loss=float(np.mean(losses)),
             gradient_norm=float(np.mean(norms)),
+            first_log_ratio=first,
             diagnostics={"overall": diagnostics.overall(), "per_timestep": self._per_timestep(diagnostics)},
             seconds=time.perf_counter() - started,
         )

@@ -81,19 +81,25 @@ class Record:
         return [event for event in self.events if event["kind"] in kinds]
 
 
-def write(folder: Path) -> Path:
-    """Write folder/report.html and return its path. Raises RunError where there is no run, or its scores are gone."""
-    import jinja2
-
+def read(folder: Path) -> Record:
+    """What a run's folder says. Raises RunError where there is no run."""
     run = runs.read(folder)
     rows = _lines(folder / "metrics.jsonl")
-    record = Record(
+    return Record(
         folder=folder,
         run=run,
         steps=[row for row in rows if row["kind"] == "train"],
         evaluated=[row for row in rows if row["kind"] == "evaluation"],
         events=_lines(folder / "events.jsonl"),
     )
+
+
+def write(folder: Path) -> Path:
+    """Write folder/report.html and return its path. Raises RunError where there is no run, or its scores are gone."""
+    import jinja2
+
+    record = read(folder)
+    run = record.run
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("pcpo_ray", "."),
         autoescape=True,
@@ -108,7 +114,7 @@ def write(folder: Path) -> Path:
         version=__version__,
         state=_state(record),
         started=_started(record),
-        verdict=_verdict(record),
+        verdict=verdict(record),
         pictures=_pictures(record),
         rewards=_rewards(record),
         timesteps=_timesteps(record),
@@ -142,7 +148,7 @@ def _started(record: Record) -> str:
     return f"{datetime.fromtimestamp(min(times), UTC):%Y-%m-%d %H:%M} UTC" if times else "not on record"
 
 
-def _verdict(record: Record) -> dict[str, Any]:
+def verdict(record: Record) -> dict[str, Any]:
     """Did the trained total rise on held-out prompts: `tone` for the colour, the sentence, and what limits it."""
     if len(record.scores) < 2:
         missing = "only the one before training" if record.scores else "none"

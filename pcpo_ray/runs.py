@@ -1,11 +1,15 @@
 """From a config to a run: what is checked before anything is loaded, and how a run starts, resumes and is summed up."""
 
 import dataclasses
+import os
+import platform
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +47,20 @@ def stages(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Stage
     from pcpo_ray.cluster import connect
 
     return connect(run, say)
+
+
+def surroundings(local: bool) -> dict[str, Any]:
+    """What a run's speed and last bits depend on beside its config: backend, this machine, versions."""
+    import torch
+
+    packages = ("pcpo_ray", "torch", "diffusers", "transformers", "peft", *(() if local else ("ray",)))
+    versions = [f"{name} {metadata.version(name)}" for name in packages]
+    return {
+        "backend": "in-process" if local else "Ray",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "cores": os.cpu_count(),
+        "versions": [f"Python {platform.python_version()}", *versions],
+    }
 
 
 def resume(folder: Path, run: config.Run, say: Callable[[str], None]) -> tuple[Recorder, Path | None]:

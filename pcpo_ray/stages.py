@@ -24,11 +24,15 @@ class Weighted:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What one batch did to the weights: `version` after it, the diagnostics (objective.py), seconds of work."""
+    """What one batch did to the weights: `version` after it, the diagnostics (objective.py), seconds of work.
+
+    `first_log_ratio` is the largest |log-ratio| of the first optimizer step's images: 0 if the weights sampled them.
+    """
 
     version: int
     loss: float
     gradient_norm: float
+    first_log_ratio: float
     diagnostics: Mapping[str, Any]
     seconds: float
 

@@ -247,7 +247,7 @@ class Loop:
         batch, self.updating = self.updating, None
         self.step = update.version
         if self.step == 1:
-            self.recorder.event("first_update", max_log_ratio=update.diagnostics["overall"]["max_log_ratio"])
+            self.recorder.event("first_update", max_log_ratio=update.first_log_ratio)
         self.traffic.publish()
         seconds = time.perf_counter() - self.started
         phases, self.traffic.phases = self.traffic.phases, Phases()

@@ -75,9 +75,7 @@ def test_a_run_without_checkpoints_has_no_newest(tmp_path):
 def test_weights_of_any_dtype_come_back_to_the_bit_and_overwrite_a_models(tmp_path):
     sent = {"half": torch.randn(3).to(torch.bfloat16), "tiny": torch.tensor([1e-42, -0.0])}
     folder = checkpoint.folder_for(tmp_path, 1)
-    checkpoint.write(
-        folder, version=1, state=State(step=1), parameters=sent, optimizer={}, export=lambda folder: None
-    )
+    checkpoint.write(folder, version=1, state=State(step=1), parameters=sent, optimizer={}, export=lambda folder: None)
     here = {name: torch.nn.Parameter(torch.zeros_like(value)) for name, value in sent.items()}
     checkpoint.load_parameters(folder, checkpoint.read(folder).parameters, here)
     for name, value in sent.items():

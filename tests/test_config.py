@@ -127,7 +127,9 @@ def places(node, path=()):
         yield from places(value, (*path, key))
 
 
-@pytest.mark.parametrize("value", [None, True, -1, 10**30, "x", "", [], [None], {}, {"kind": []}, {1: 2}, {"kind": "a:b"}])
+@pytest.mark.parametrize(
+    "value", [None, True, -1, 10**30, "x", "", [], [None], {}, {"kind": []}, {1: 2}, {"kind": "a:b"}]
+)
 def test_whatever_stands_anywhere_is_read_or_refused_by_its_path(value):
     data = yaml.safe_load(SHAPES.read_text())
     for path in places(data):
