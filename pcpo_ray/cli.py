@@ -60,7 +60,8 @@ def train(
             if found is not None:
                 loop.restore(found)
                 display.say(f"resuming {run.name} after step {loop.step}")
-            loop.train()
+            with running.ended_by_signals():  # again: starting Ray has put its own handler in place
+                loop.train()
         except KeyboardInterrupt:
             display.say(f"stopped; continue with: pcpo-ray train {config} {' '.join(overrides or [])} --resume")
             raise

@@ -463,15 +463,12 @@ class Run:
                 f"rollout.images is {self.rollout.images}: a group of one has no relative advantage; "
                 "use at least 2 images a prompt, or advantage.kind=batch"
             )
-        for reward in (*self.rewards, *self.evaluation.rewards):
-            groups = {"evaluation.images": self.evaluation.images}
-            if reward in self.rewards:
-                groups["rollout.images"] = self.rollout.images
-            for path, images in groups.items():
-                if isinstance(reward, Diversity) and images < 2:
-                    raise ValueError(
-                        f"{path} is {images}: {reward.name} compares the images of a prompt; use at least 2"
-                    )
+        for path, images, rewards in (
+            ("rollout.images", self.rollout.images, self.rewards),
+            ("evaluation.images", self.evaluation.images, (*self.rewards, *self.evaluation.rewards)),
+        ):
+            if images < 2 and any(isinstance(reward, Diversity) for reward in rewards):
+                raise ValueError(f"{path} is {images}, and diversity compares a prompt's images; use at least 2")
         names = [reward.name for reward in (*self.rewards, *self.evaluation.rewards)]
         if TOTAL in names:
             raise ValueError(f"a reward is named {TOTAL!r}, as the weighted sum of all is; give its class another name")

@@ -144,3 +144,10 @@ def test_whatever_stands_anywhere_is_read_or_refused_by_its_path(value):
             assert ".".join(map(str, path)).removesuffix(".kind") in str(error)
         else:
             assert config.parse(yaml.safe_load(config.dump(run))) == run
+
+
+def test_diversity_of_a_single_image_and_a_reward_named_as_the_total_are_refused():
+    with pytest.raises(ConfigError, match=r"evaluation\.images is 1, and diversity compares"):
+        config.load(SHAPES, ["evaluation.images=1"])
+    with pytest.raises(ConfigError, match="named 'reward', as the weighted sum"):
+        config.load(SHAPES, ["rewards=[{kind: 'mine:reward'}]"])

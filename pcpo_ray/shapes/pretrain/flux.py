@@ -12,7 +12,7 @@ from transformers import T5Config, T5EncoderModel
 
 from pcpo_ray.shapes.pretrain import latents, vae
 from pcpo_ray.shapes.pretrain.loop import RunningMean, optimise
-from pcpo_ray.shapes.pretrain.measure import accuracy, summary
+from pcpo_ray.shapes.pretrain.measure import FLUX_SAMPLING, accuracy, summary
 from pcpo_ray.shapes.pretrain.sd import WIDTH, text_encoder
 from pcpo_ray.shapes.pretrain.tokenizers import LENGTH, clip_tokenizer, t5_tokenizer
 
@@ -102,8 +102,7 @@ def train(out: Path, seed: int, steps: int = STEPS, pictures: int = latents.PICT
             trained.eval()
             with mean.applied():
                 pipeline.save_pretrained(out / NAME)
-                options = {"height": 64, "width": 64, "num_inference_steps": 16, "max_sequence_length": LENGTH}
-                shares = accuracy(pipeline, measured, **options)
+                shares = accuracy(pipeline, measured, **FLUX_SAMPLING)
             trained.train()
             print(f"{NAME} after {step} steps, right in {summary(shares)}", flush=True)
 

@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from pcpo_ray.shapes.pretrain import latents, vae
 from pcpo_ray.shapes.pretrain.loop import RunningMean, optimise
-from pcpo_ray.shapes.pretrain.measure import accuracy, summary
+from pcpo_ray.shapes.pretrain.measure import SD_SAMPLING, accuracy, summary
 from pcpo_ray.shapes.pretrain.tokenizers import LENGTH, clip_tokenizer
 
 NAME = "shapes-sd"
@@ -108,7 +108,7 @@ def train(out: Path, seed: int, steps: int = STEPS, pictures: int = latents.PICT
             both.eval()
             with mean.applied():
                 pipeline.save_pretrained(out / NAME)
-                shares = accuracy(pipeline, measured, num_inference_steps=20, guidance_scale=3.0, eta=1.0)
+                shares = accuracy(pipeline, measured, **SD_SAMPLING)
             both.train()
             print(f"{NAME} after {step} steps, right in {summary(shares)}", flush=True)
 

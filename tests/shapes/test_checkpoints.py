@@ -1,0 +1,45 @@
+"""The shipped models: small enough, in formats that others load, and as good as their README says."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from pcpo_ray.shapes import CHECKPOINTS, checkpoint
+from pcpo_ray.shapes.pretrain.measure import FLUX_SAMPLING, SD_SAMPLING, accuracy, preference
+
+LARGEST = 20_000_000  # bytes, of all that is shipped
+
+logging.getLogger("diffusers").setLevel(logging.ERROR)
+
+
+def test_all_together_stay_under_the_limit():
+    assert sum(path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()) <= LARGEST
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [("shapes-sd", "StableDiffusionPipeline", SD_SAMPLING), ("shapes-flux", "FluxPipeline", FLUX_SAMPLING)],
+)
+def test_diffusers_loads_and_draws_with_them(name, kind, options):
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(checkpoint(name), torch_dtype=torch.float32)
+    assert type(pipeline).__name__ == kind
+    assert not any(
+        weight.isnan().any()
+        for part in pipeline.components.values()
+        if isinstance(part, torch.nn.Module)
+        for weight in part.parameters()
+    )
+    shares = accuracy(pipeline, 24, **options)
+    assert 0.15 <= shares["all"] <= 0.9  # good, not perfect: alignment has something to do
+    assert shares["colour"] > 0.8 and shares["count"] > 0.7
+
+
+def test_clip_prefers_a_pictures_own_caption_to_any_with_one_fact_changed():
+    shares = preference(checkpoint("shapes-clip"), 100)
+    assert set(shares) == {"colour", "shape", "size", "swap", "position", "relation"}
+    assert min(shares.values()) > 0.8
+    assert np.mean(list(shares.values())) > 0.95
