@@ -34,7 +34,7 @@ WRONG = {
     "sampling.process={kind: ratio_noise}": ["sampling.process.kind", "ddim"],
     "rollout.images=1": ["rollout.images is 1", "advantage.kind=batch"],
     "optimizer.updates=9": ["optimizer.updates is 9", "rollout.prompts"],
-    "sampling.trained_steps=21": ["sampling", "21", "20"],
+    "sampling.trained_steps=21": ["sampling.trained_steps is 21", "of 8 steps"],
     "name=../elsewhere": ["name", "'../elsewhere'"],
     "trackers=[tensorbord]": ["trackers.0", "'tensorbord'"],
 }
