@@ -141,7 +141,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.trained_steps is not None and self.trained_steps > self.steps:
-            raise ValueError(f"sampling.trained_steps is {self.trained_steps}, of {self.steps} steps; set it to at most steps")
+            raise ValueError(
+                f"sampling.trained_steps is {self.trained_steps}, of {self.steps} steps; use at most those"
+            )
 
 
 # -- the method --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pcpo_ray.stages import Published, Stages, State, Update, Weighted
 from pcpo_ray.trajectory import Scored, Task
 
 QUIET = 30.0
-"""Seconds without a line after which a run says what it is waiting for."""
+"""Seconds in which nothing finishes, after which a run says what it is waiting for."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Phases:
 class Traffic:
     """Moves groups between stages: a task becomes a rollout becomes a scored group, each as soon as it can.
 
-    `event` records what went wrong and was mended, `say` gets a line whenever it has been quiet for `QUIET` seconds.
+    `event` records what went wrong and was mended, `say` gets a line whenever nothing has finished for `QUIET` seconds.
     Raises ClusterError when nothing finishes for workers.task_timeout seconds while work remains, and RewardError when
     more than rollout.reward_failures groups in a row miss scores.
     """
@@ -114,7 +114,7 @@ class Traffic:
             self.scored[scored.rollout.task] = scored
             self._count_failures(scored)
         still = time.monotonic() - self.moved
-        if time.monotonic() - self.said > QUIET:
+        if min(still, time.monotonic() - self.said) > QUIET:
             self.said = time.monotonic()
             self.say(f"waiting for {awaited}; {len(self.waiting)} groups in flight")
         if still > self.timeout:
