@@ -85,7 +85,7 @@ def evaluate(folder: RunFolder, local: Local = False) -> None:
     """Evaluate a run's newest checkpoint on the held-out prompts of its config; prints means and 95% intervals."""
     from pcpo_ray import runs as running
     from pcpo_ray.evaluation import estimate, table
-    from pcpo_ray.train import Traffic, evaluated
+    from pcpo_ray.train import TROUBLE, Traffic, evaluated
 
     run = running.read(folder)
     console = Console()
@@ -94,7 +94,12 @@ def evaluate(folder: RunFolder, local: Local = False) -> None:
     stages = running.stages(run, local=local, say=console.print)
     try:
         step = stages.learner.restore(found).step
-        traffic = Traffic(run, stages, event=lambda kind, **details: console.print(kind, details), say=console.print)
+
+        def event(kind: str, **details: object) -> None:
+            if kind in TROUBLE:
+                console.print(kind, details)
+
+        traffic = Traffic(run, stages, event=event, say=console.print)
         traffic.publish()
         values = table(run, evaluated(run, traffic, running.sources(run)[1], step))
     finally:

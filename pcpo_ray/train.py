@@ -18,6 +18,9 @@ from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import Published, Stages, State, Update, Weighted
 from pcpo_ray.trajectory import Scored, Task
 
+TROUBLE = ("fault", "missing_scores")
+"""Kinds of events that a user should read at once; the others only go on record."""
+
 QUIET = 30.0
 """Seconds in which nothing finishes, after which a run says what it is waiting for."""
 
@@ -179,7 +182,7 @@ class Loop:
 
         def event(kind: str, **details: Any) -> None:
             recorder.event(kind, **details)
-            if kind in ("fault", "missing_scores"):
+            if kind in TROUBLE:
                 say(f"{kind}: {details}")
 
         self.traffic = Traffic(run, stages, event=event, say=say)
