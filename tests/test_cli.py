@@ -1,9 +1,11 @@
 """The command line: bad input is one message and exit status 1, before any model is loaded and without a trace left."""
 
+import json
 import shutil
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from pcpo_ray import checkpoint, cli, config
@@ -138,6 +140,10 @@ def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_eva
     assert (status, errors) == (0, "")
     assert "The held-out reward" in said
     assert (folder / "report.html").is_file()
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert (events[0]["kind"], events[0]["backend"]) == ("started", "in-process")
+    assert f"torch {torch.__version__.partition('+')[0]}" in " ".join(events[0]["versions"])
+    assert "in-process, " in (folder / "report.html").read_text()
 
     cut = checkpoint.folder_for(folder, 2) / "trainable.safetensors"
     cut.write_bytes(cut.read_bytes()[:-10])
