@@ -119,12 +119,6 @@ def evaluations(folder: Path, step: int) -> dict[str, np.ndarray]:
     }
 
 
-def gains(folder: Path, first: int, last: int) -> dict[str, evaluation.Estimate]:
-    """By reward, what was gained between two evaluations at the same prompts and seeds."""
-    before, after = evaluations(folder, first), evaluations(folder, last)
-    return {name: evaluation.paired(before[name], after[name]) for name in before}
-
-
 def verdict(gained: evaluation.Estimate, images: int) -> str:
     """One sentence on whether the held-out reward rose."""
     interval = f"{gained.mean:+.4f}, 95% interval {gained.low:+.4f} to {gained.high:+.4f}, {images} images"

@@ -141,7 +141,7 @@ def test_a_run_that_is_not_there_is_answered_with_those_that_are(small_sd, tmp_p
         runs.read(tmp_path / "there")
 
 
-def test_gains_pair_images_of_two_evaluations_and_one_that_is_not_stored_is_named(small_sd, tmp_path):
+def test_an_evaluation_is_read_in_the_order_of_prompts_and_one_that_is_not_stored_is_named(small_sd, tmp_path):
     recorder = Recorder.create(tmp_path / "run", small.run(small_sd))
     before = np.random.default_rng(0).normal(size=(3, 2))
     places: dict[str, Any] = {
@@ -152,9 +152,9 @@ def test_gains_pair_images_of_two_evaluations_and_one_that_is_not_stored_is_name
     for step, values in ((0, before), (4, before + 0.25)):
         recorder.samples("evaluations.parquet", step, {"step": [step] * 6, **places, "reward": list(values.ravel())})
     assert np.array_equal(runs.evaluations(tmp_path / "run", 0)["reward"], before)
-    assert runs.gains(tmp_path / "run", 0, 4)["reward"].mean == pytest.approx(0.25)
+    assert np.array_equal(runs.evaluations(tmp_path / "run", 4)["reward"], before + 0.25)
     with pytest.raises(RunError, match="no evaluation of step 9"):
-        runs.gains(tmp_path / "run", 0, 9)
+        runs.evaluations(tmp_path / "run", 9)
 
 
 @pytest.mark.parametrize(
