@@ -57,7 +57,8 @@ def test_a_read_only_buffer_as_an_object_store_gives_is_taken():
     here = parameters()
     weights.apply(packed, here)
     with torch.no_grad():
-        here["a"].add_(1)
+        here["a"].add_(1)  # what was loaded can be trained on, and what was sent stays as it was
+    assert weights.apply(packed, parameters()) == packed.checksum
 
 
 def test_an_adapter_that_binds_nothing_is_refused():
