@@ -32,14 +32,14 @@ def train(
     runs: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("runs"),
 ) -> None:
     """Train a model; the run's folder is RUNS/<name>."""
-    from pcpo_ray import config as configs
+    from pcpo_ray import config_file
     from pcpo_ray import runs as running
     from pcpo_ray.progress import Display
     from pcpo_ray.recorder import Recorder
     from pcpo_ray.report import read, verdict, write
     from pcpo_ray.train import Loop
 
-    run = configs.load(config, overrides or [])
+    run = config_file.load(config, overrides or [])
     folder = runs / run.name
     console = Console()
     with Display(run, console) as display, running.ended_by_signals():

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import config
+from pcpo_ray import config, config_file
 from pcpo_ray.errors import RunError
 
 
@@ -38,14 +38,14 @@ class Recorder:
             ) from None
         except OSError as error:
             raise RunError(f"the run folder {folder} cannot be made: {error}") from None
-        (folder / "config.yaml").write_text(config.dump(run), encoding="utf-8")
+        (folder / "config.yaml").write_text(config_file.dump(run), encoding="utf-8")
         return cls(folder, run)
 
     @classmethod
     def reopen(cls, folder: Path, run: config.Run, step: int) -> "Recorder":
         """The folder of a run that continues after `step`; what was recorded past it is about to happen again."""
         recorder = cls(folder, run)
-        (folder / "config.yaml").write_text(config.dump(run), encoding="utf-8")
+        (folder / "config.yaml").write_text(config_file.dump(run), encoding="utf-8")
         kept = [row for row in recorder.metrics() if row["step"] <= step]
         recorder._replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
         recorder._replace("events.jsonl", "".join(line + "\n" for line in recorder._lines("events.jsonl")))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import __version__, config, evaluation, figures, runs
+from pcpo_ray import __version__, config, config_file, evaluation, figures, runs
 from pcpo_ray.evaluation import TOTAL, Estimate
 
 PAIRS = 16
@@ -121,7 +121,7 @@ def write(folder: Path) -> Path:
         first_update=record.named("first_update")[:1],
         times=_times(record),
         idle=_idle(record),
-        config=config.dump(run),
+        config=config_file.dump(run),
         command=shlex.join(["pcpo-ray", "train", f"runs/{run.name}/config.yaml", f"name={run.name}-again"]),
     )
     path = folder / "report.html"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import checkpoint, config, evaluation, models, policy, prompts, rewards
+from pcpo_ray import checkpoint, config, config_file, evaluation, models, policy, prompts, rewards
 from pcpo_ray.errors import ConfigError, RunError
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import Stages
@@ -89,7 +89,7 @@ def read(folder: Path) -> config.Run:
         there = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))
         raise RunError(f"there is no run at {folder}; in {folder.parent} there are {there or 'none'}")
     try:
-        return config.load(path)
+        return config_file.load(path)
     except ConfigError as error:
         raise RunError(f"{path} is not a config of this version: {error}") from None
 

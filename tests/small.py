@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pcpo_ray import config
+from pcpo_ray import config, config_file
 
 
 def text_encoder(vocabulary: int):
@@ -151,5 +151,5 @@ def run(path: Path, **changes) -> config.Run:
         },
     }
     for key, value in changes.items():
-        config._override(data, f"{key.replace('__', '.')}={value}")
-    return config.parse(data)
+        config_file.override(data, f"{key.replace('__', '.')}={value}")
+    return config_file.parse(data)

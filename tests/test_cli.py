@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pcpo_ray import checkpoint, cli, config
+from pcpo_ray import checkpoint, cli, config_file
 from tests import small
 
 
@@ -18,7 +18,7 @@ def hollow(small_sd, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hollow")
     shutil.copytree(small_sd, folder / "small-sd", ignore=shutil.ignore_patterns("*.safetensors"))
     path = folder / "small.yaml"
-    path.write_text(config.dump(small.run(folder / "small-sd")))
+    path.write_text(config_file.dump(small.run(folder / "small-sd")))
     return path
 
 
@@ -135,7 +135,7 @@ def test_the_version_is_the_packages(command):
 
 def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_evaluated(command, small_sd, tmp_path):
     path, folder = tmp_path / "small.yaml", tmp_path / "runs" / "small"
-    path.write_text(config.dump(small.run(small_sd)))
+    path.write_text(config_file.dump(small.run(small_sd)))
     status, said, errors = command("train", path, "--local")
     assert (status, errors) == (0, "")
     assert "The held-out reward" in said

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pcpo_ray import config
+from pcpo_ray import config_file
 from pcpo_ray.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -42,46 +42,46 @@ WRONG = {
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_loads_and_survives_a_round_trip(path, tmp_path):
-    run = config.load(path)
+    run = config_file.load(path)
     copy = tmp_path / "config.yaml"
-    copy.write_text(config.dump(run))
-    assert config.load(copy) == run
+    copy.write_text(config_file.dump(run))
+    assert config_file.load(copy) == run
 
 
 @pytest.mark.parametrize(
     ("baseline", "method"), [("shapes_ddpo", "shapes_pcpo"), ("shapes_dancegrpo_flux", "shapes_pcpo_flux")]
 )
 def test_the_files_of_a_pair_differ_by_the_contribution_alone(baseline, method):
-    one, other = (dataclasses.asdict(config.load(SHAPES.with_stem(name))) for name in (baseline, method))
+    one, other = (dataclasses.asdict(config_file.load(SHAPES.with_stem(name))) for name in (baseline, method))
     assert {key for key in one if one[key] != other[key]} == {"name", "objective", "credit"}
 
 
 @pytest.mark.parametrize("override", WRONG)
 def test_what_is_wrong_is_named_with_its_path_and_what_was_expected(override):
     with pytest.raises(ConfigError) as caught:
-        config.load(SHAPES, [override])
+        config_file.load(SHAPES, [override])
     assert all(word in str(caught.value) for word in WRONG[override]), caught.value
 
 
 def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(ConfigError, match="2 wrong"):
-        config.load(SHAPES, ["sampling.stpes=3", "optimizer.learning_rate=x"])
+        config_file.load(SHAPES, ["sampling.stpes=3", "optimizer.learning_rate=x"])
 
 
 def test_a_reward_watched_under_a_trained_ones_name_has_its_settings_or_is_refused():
     with pytest.raises(ConfigError, match=r"evaluation\.rewards has another clip_score than rewards"):
-        config.load(SHAPES, ["evaluation.rewards=[{kind: clip_score, model: other}]"])
+        config_file.load(SHAPES, ["evaluation.rewards=[{kind: clip_score, model: other}]"])
     same = "evaluation.rewards=[{kind: clip_score, weight: 2}, {kind: diversity, weight: 3}]"
-    assert len(config.load(SHAPES, [same]).evaluation.rewards) == 2
+    assert len(config_file.load(SHAPES, [same]).evaluation.rewards) == 2
 
 
 def test_interpolation_without_an_adapter_is_refused():
     with pytest.raises(ConfigError, match=r"model\.train\.kind=lora"):
-        config.load(SHAPES, ["credit.kind=interpolate", "model.train={kind: full}"])
+        config_file.load(SHAPES, ["credit.kind=interpolate", "model.train={kind: full}"])
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers():
-    assert config.load(SHAPES, ["optimizer.learning_rate=1e-5"]).optimizer.learning_rate == 1e-5
+    assert config_file.load(SHAPES, ["optimizer.learning_rate=1e-5"]).optimizer.learning_rate == 1e-5
 
 
 @pytest.mark.parametrize("text", ["a: [", "just words", ""])
@@ -89,34 +89,34 @@ def test_a_file_that_is_no_config_is_a_named_error(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"broken\.yaml"):
-        config.load(path)
+        config_file.load(path)
 
 
 def test_a_file_that_is_missing_or_badly_encoded_is_a_named_error(tmp_path):
     with pytest.raises(ConfigError, match="no config file"):
-        config.load(tmp_path / "nothing.yaml")
+        config_file.load(tmp_path / "nothing.yaml")
     (tmp_path / "latin.yaml").write_bytes("name: é".encode("latin-1"))
     with pytest.raises(ConfigError, match="UTF-8"):
-        config.load(tmp_path / "latin.yaml")
+        config_file.load(tmp_path / "latin.yaml")
 
 
 @pytest.mark.parametrize("override", ["steps", "=3", "rewards.7.kind=x", "steps.deep.er=1", "name=[unclosed"])
 def test_an_override_that_reaches_nothing_is_refused(override):
     with pytest.raises(ConfigError, match="override"):
-        config.load(SHAPES, [override])
+        config_file.load(SHAPES, [override])
 
 
 def test_a_key_left_out_without_a_default_is_named():
     data = yaml.safe_load(SHAPES.read_text())
     del data["model"]["path"]
     with pytest.raises(ConfigError, match=r"model\.path: missing"):
-        config.parse(data)
+        config_file.parse(data)
 
 
 @pytest.mark.parametrize("key", ["steps", "optimizer.beta1", "rewards.0.weight", "evaluation.rewards.2.quality"])
 def test_a_truth_value_is_no_number(key):
     with pytest.raises(ConfigError, match=rf"{re.escape(key)}: got True; expected a number"):
-        config.load(SHAPES, [f"{key}=yes"])
+        config_file.load(SHAPES, [f"{key}=yes"])
 
 
 def places(node, path=()):
@@ -139,15 +139,21 @@ def test_whatever_stands_anywhere_is_read_or_refused_by_its_path(value):
             node = node[key]
         node[path[-1]] = value
         try:
-            run = config.parse(changed)
+            run = config_file.parse(changed)
         except ConfigError as error:
             assert ".".join(map(str, path)).removesuffix(".kind") in str(error)
         else:
-            assert config.parse(yaml.safe_load(config.dump(run))) == run
+            assert config_file.parse(yaml.safe_load(config_file.dump(run))) == run
 
 
 def test_diversity_of_a_single_image_and_a_reward_named_as_the_total_are_refused():
     with pytest.raises(ConfigError, match=r"evaluation\.images is 1, and diversity compares"):
-        config.load(SHAPES, ["evaluation.images=1"])
+        config_file.load(SHAPES, ["evaluation.images=1"])
     with pytest.raises(ConfigError, match="named 'reward', as the weighted sum"):
-        config.load(SHAPES, ["rewards=[{kind: 'mine:reward'}]"])
+        config_file.load(SHAPES, ["rewards=[{kind: 'mine:reward'}]"])
+
+
+def test_infinities_in_the_options_of_a_custom_reward_survive_a_round_trip(tmp_path):
+    run = config_file.load(SHAPES, ["rewards=[{kind: 'mine:Other', options: {limit: .inf, range: [-.inf, 1]}}]"])
+    (tmp_path / "config.yaml").write_text(config_file.dump(run))
+    assert config_file.load(tmp_path / "config.yaml") == run

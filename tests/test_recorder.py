@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from pcpo_ray import config
+from pcpo_ray import config_file
 from pcpo_ray.errors import RunError
 from pcpo_ray.recorder import Recorder
 from tests import small
@@ -30,7 +30,7 @@ def events(recorder):
 
 
 def test_a_new_folder_holds_the_resolved_config(recorder, run):
-    assert config.load(recorder.folder / "config.yaml") == run
+    assert config_file.load(recorder.folder / "config.yaml") == run
 
 
 def test_a_folder_that_exists_is_refused_and_left_as_it_is(recorder, run):

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pcpo_ray import config, evaluation, report
+from pcpo_ray import config_file, evaluation, report
 from pcpo_ray.recorder import Recorder
 
 PROMPTS = ("<script>alert(1)</script>", "a red circle", 'a "quoted" square', "a star & a ring")
@@ -30,7 +30,7 @@ def recorder(folder, *, watched=(), **changes):
         "evaluation": {"count": len(PROMPTS), "images": 2, "every": 3, "rewards": [{"kind": name} for name in watched]},
         **changes,
     }
-    return Recorder.create(folder, config.parse(data))
+    return Recorder.create(folder, config_file.parse(data))
 
 
 def evaluate(record, step, gain, *, missing=False):

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from pcpo_ray import checkpoint, config, runs, train
+from pcpo_ray import checkpoint, config, config_file, runs, train
 from pcpo_ray.errors import ClusterError, RewardError
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import State
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_the_run_folder_promises(small_sd, tmp_path):
         ("train", 3),
         ("evaluation", 3),
     ]
-    assert config.load(tmp_path / "run" / "config.yaml") == run
+    assert config_file.load(tmp_path / "run" / "config.yaml") == run
     from pyarrow import parquet
 
     scores = parquet.read_table(tmp_path / "run" / "scores.parquet").to_pylist()
@@ -82,7 +82,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(small_sd, tmp_path
 def test_a_run_killed_in_mid_step_resumes_to_the_bits_of_an_undisturbed_one(small_sd, tmp_path):
     run = small.run(small_sd, steps=6, name="killed")
     path = tmp_path / "killed.yaml"
-    path.write_text(config.dump(run))
+    path.write_text(config_file.dump(run))
     command = [sys.executable, "-m", "pcpo_ray.cli", "train", str(path), "--local", "--runs", str(tmp_path)]
     job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ})
     deadline = time.monotonic() + 120
