@@ -151,5 +151,5 @@ def run(path: Path, **changes) -> config.Run:
         },
     }
     for key, value in changes.items():
-        config_file.override(data, f"{key.replace('__', '.')}={value}")
+        config_file.set_key(data, f"{key.replace('__', '.')}={value}")
     return config_file.parse(data)
