@@ -43,12 +43,13 @@ def config(cls: type[T]) -> type[T]:
 
 @config
 class Lora:
-    """Low-rank adapters on the layers whose names end in one of `targets`."""
+    """Low-rank adapters on the layers whose names end in one of `targets`; `init` is how their A is drawn (B is 0)."""
 
     kind: Literal["lora"] = "lora"
     rank: Count = 16
     alpha: Positive = 16.0
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    init: Literal["kaiming", "gaussian"] = "kaiming"
 
 
 @config
@@ -60,12 +61,26 @@ class Full:
 
 @config
 class Model:
-    """A folder in diffusers' format, or the name of a model that the package ships (shapes-sd, shapes-flux)."""
+    """A folder in diffusers' format, or the name of a model that the package ships (shapes-sd, shapes-flux).
 
-    kind: Literal["stable_diffusion", "flux"]
+    `gradient_checkpointing` computes activations twice instead of keeping them; `vae_tiling` and `vae_slicing` decode a
+    tile or a picture at a time. `text_cache` is a folder in which encoded texts are kept, for all runs that share it
+    (null: each process encodes its own).
+    """
+
+    kind: Literal["stable_diffusion", "sdxl", "sd3", "flux"]
     path: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     train: Annotated[Lora | Full, Discriminator("kind")] = field(default_factory=Lora)
+    gradient_checkpointing: bool = False
+    vae_tiling: bool = False
+    vae_slicing: bool = False
+    text_cache: str | None = None
+
+    @property
+    def flow(self) -> bool:
+        """Whether it is a flow-matching model, not a diffusion one."""
+        return self.kind in ("sd3", "flux")
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------
@@ -121,7 +136,8 @@ class RatioNoise:
 class Sampling:
     """How an image is made: `steps` denoising steps, of which the first `trained_steps` (null: all that draw noise) are
     trained on. `height` and `width` in pixels (null: the model's own), `batch` images a forward pass (null: a whole
-    group); the learner uses the same `batch`, so that both compute the same bits."""
+    group); the learner uses the same `batch`, so that both compute the same bits. `shift` (flow; null: the model's own
+    scheduler) is that of an even grid of times."""
 
     steps: Count = 20
     guidance_scale: NonNegative = 1.0
@@ -130,6 +146,7 @@ class Sampling:
     height: Count | None = None
     width: Count | None = None
     batch: Count | None = None
+    shift: Positive | None = None
 
     def __post_init__(self) -> None:
         if self.trained_steps is not None and self.trained_steps > self.steps:
@@ -471,8 +488,9 @@ class Run:
                 f"optimizer.updates is {self.optimizer.updates}, for {self.rollout.prompts} groups a batch; "
                 "set it to at most rollout.prompts"
             )
-        flow = self.model.kind == "flux"
-        kinds = FLOW_KINDS if flow else DIFFUSION_KINDS
+        if self.sampling.shift is not None and not self.model.flow:
+            raise ValueError(f"sampling.shift is for flow models; leave it out with model.kind={self.model.kind}")
+        kinds = FLOW_KINDS if self.model.flow else DIFFUSION_KINDS
         for path, kind in (("sampling.process.kind", self.sampling.process.kind), ("credit.kind", self.credit.kind)):
             if kind not in kinds[path]:
                 raise ValueError(

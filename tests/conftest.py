@@ -23,6 +23,16 @@ def small_flux(tmp_path_factory):
     return small.flux(tmp_path_factory.mktemp("models") / "small-flux")
 
 
+@pytest.fixture(scope="session")
+def small_sdxl(tmp_path_factory):
+    return small.sdxl(tmp_path_factory.mktemp("models") / "small-sdxl")
+
+
+@pytest.fixture(scope="session")
+def small_sd3(tmp_path_factory):
+    return small.sd3(tmp_path_factory.mktemp("models") / "small-sd3")
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
     """Accelerate keeps its settings for the life of a process; tests use several in one."""

@@ -7,13 +7,15 @@ import torch
 from pcpo_ray import config, config_file
 
 
-def text_encoder(vocabulary: int):
-    from transformers import CLIPTextConfig, CLIPTextModel
+def text_encoder(vocabulary: int, *, projection: int | None = None):
+    """A CLIPTextModel; with `projection`, a CLIPTextModelWithProjection to so many numbers."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    return CLIPTextModel(
+    return (CLIPTextModel if projection is None else CLIPTextModelWithProjection)(
         CLIPTextConfig(
             vocab_size=vocabulary,
             hidden_size=16,
+            projection_dim=projection or 16,
             intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
@@ -23,6 +25,12 @@ def text_encoder(vocabulary: int):
             pad_token_id=vocabulary - 1,
         )
     )
+
+
+def t5(vocabulary: int, width: int = 16):
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(T5Config(vocab_size=vocabulary, d_model=width, d_ff=32, d_kv=8, num_layers=1, num_heads=2))
 
 
 def vae(channels: int):
@@ -84,13 +92,11 @@ def stable_diffusion(folder: Path) -> Path:
 def flux(folder: Path, *, guidance_embeds: bool = False) -> Path:
     """A FluxPipeline: pictures of 16 x 16 pixels have 4 x 4 tokens of 16 channels."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import T5Config, T5EncoderModel
 
     from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer, t5_tokenizer
 
     torch.manual_seed(0)
     tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
-    t5 = T5EncoderModel(T5Config(vocab_size=len(tokenizer_2), d_model=16, d_ff=32, d_kv=8, num_layers=1, num_heads=2))
     transformer = FluxTransformer2DModel(
         in_channels=16,
         num_layers=1,
@@ -107,7 +113,7 @@ def flux(folder: Path, *, guidance_embeds: bool = False) -> Path:
         vae=vae(4),
         text_encoder=text_encoder(len(tokenizer)),
         tokenizer=tokenizer,
-        text_encoder_2=t5,
+        text_encoder_2=t5(len(tokenizer_2)),
         tokenizer_2=tokenizer_2,
         transformer=transformer,
     )
@@ -115,14 +121,99 @@ def flux(folder: Path, *, guidance_embeds: bool = False) -> Path:
     return folder
 
 
+def sdxl(folder: Path) -> Path:
+    """A StableDiffusionXLPipeline: 16 x 16 pixels, 4 x 8 x 8 latents, SDXL's own scheduler."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(2, 2),
+        use_linear_projection=True,
+        norm_num_groups=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 12,
+    )
+    scheduler = EulerDiscreteScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, timestep_spacing="leading"
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=vae(4),
+        text_encoder=text_encoder(len(tokenizer)),
+        text_encoder_2=text_encoder(len(tokenizer), projection=12),
+        tokenizer=tokenizer,
+        tokenizer_2=clip_tokenizer(),
+        unet=unet,
+        scheduler=scheduler,
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def sd3(folder: Path, *, with_t5: bool = True) -> Path:
+    """A StableDiffusion3Pipeline: pictures of 16 x 16 pixels have 4 x 8 x 8 latents."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer, t5_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer, tokenizer_3 = clip_tokenizer(), t5_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        pos_embed_max_size=24,
+        dual_attention_layers=(0,),  # as SD3.5-medium has some
+        qk_norm="rms_norm",
+    )
+    pipeline = StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(4),
+        text_encoder=text_encoder(len(tokenizer), projection=16),
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder(len(tokenizer), projection=16),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(len(tokenizer_3), 32) if with_t5 else None,
+        tokenizer_3=tokenizer_3 if with_t5 else None,
+        transformer=transformer,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+KINDS = ("flux", "sd3", "sdxl")
+"""A folder whose name has one of these is of that model.kind; any other is a Stable Diffusion."""
+
+
 def run(path: Path, **changes) -> config.Run:
     """A run of seconds on a small model; `changes` are dotted keys, dots written as two underscores."""
-    flow = "flux" in str(path)
+    kind = next((kind for kind in KINDS if kind in Path(path).name), "stable_diffusion")
+    flow = kind in ("flux", "sd3")
     data = {
         "name": "small",
         "steps": 2,
         "model": {
-            "kind": "flux" if flow else "stable_diffusion",
+            "kind": kind,
             "path": str(path),
             "train": {"kind": "lora", "rank": 2, "alpha": 2},
         },

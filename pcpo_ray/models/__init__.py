@@ -5,10 +5,11 @@ stands in `transitions`, what credit it carries in `credit`.
 """
 
 import json
+import pkgutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,16 @@ from pcpo_ray.errors import ModelError
 from pcpo_ray.schedule import Schedule
 from pcpo_ray.trajectory import Conditioning
 
-PIPELINES = {"stable_diffusion": "StableDiffusionPipeline", "flux": "FluxPipeline"}
+if TYPE_CHECKING:
+    from pcpo_ray.models.pipeline import PipelineDenoiser
+
+CLASSES = {
+    "stable_diffusion": "pcpo_ray.models.stable_diffusion:StableDiffusion",
+    "sdxl": "pcpo_ray.models.sdxl:StableDiffusionXL",
+    "sd3": "pcpo_ray.models.sd3:StableDiffusion3",
+    "flux": "pcpo_ray.models.flux:Flux",
+}
+"""By model.kind. Imported when asked for: a scorer needs none of them."""
 
 
 class Denoiser(Protocol):
@@ -74,26 +84,42 @@ def folder_of(model: Model) -> Path:
             f"model.path {model.path!r}: no {index.name} in {folder}; expected a folder in diffusers' format "
             "(pipe.save_pretrained(folder) writes one) or the name of a shipped model"
         )
-    got = _json(index).get("_class_name")
-    if got != PIPELINES[model.kind]:
-        raise ModelError(f"{folder} holds a {got}; model.kind={model.kind} expects a {PIPELINES[model.kind]}")
+    described = _json(index)
+    got, expected = described.get("_class_name"), class_of(model).pipeline_class
+    if got != expected:
+        raise ModelError(f"{folder} holds a {got}; model.kind={model.kind} expects a {expected}")
+    for name, value in described.items():
+        if isinstance(value, list) and value[0] is not None:
+            _check_part(folder / name)
     return folder
+
+
+def _check_part(part: Path) -> None:
+    """Raise ModelError unless a part's folder is there, with weights where its config says that it is a network."""
+    if not part.is_dir():
+        raise ModelError(f"{part.parent} has no {part.name}; copy it from the model it was made from")
+    network = (part / "config.json").is_file()
+    if network and not any(path.suffix in (".safetensors", ".bin") for path in part.iterdir()):
+        raise ModelError(f"{part} has no weights (*.safetensors or *.bin); copy them from the model it was made from")
+
+
+def class_of(model: Model) -> "type[PipelineDenoiser]":
+    """The denoiser's class for a model's kind."""
+    found: type[PipelineDenoiser] = pkgutil.resolve_name(CLASSES[model.kind])
+    return found
 
 
 def schedule_of(folder: Path, model: Model, sampling: Sampling) -> Schedule:
     """The schedule that the folder's scheduler gives, its weights left alone. Raises ScheduleError and ModelError."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} has no {path.relative_to(folder)}; copy it from the model it was made from")
-    scheduler_config = _json(path)
-    if model.kind == "stable_diffusion":
-        from pcpo_ray.models import stable_diffusion
+    from pcpo_ray.models.pipeline import tokens_of
 
-        return stable_diffusion.schedule(scheduler_config, sampling.steps)
-    from pcpo_ray.models import flux
-
-    pixels = (sampling.height or 1024) * (sampling.width or 1024)
-    return flux.schedule(scheduler_config, sampling.steps, tokens=pixels // 16**2)
+    path, vae = folder / "scheduler" / "scheduler_config.json", folder / "vae" / "config.json"
+    for needed in (path, vae):
+        if not needed.is_file():
+            raise ModelError(f"{folder} has no {needed.relative_to(folder)}; copy it from the model it was made from")
+    factor = 2 ** (len(_json(vae)["block_out_channels"]) - 1)
+    tokens = tokens_of(sampling.height or 1024, sampling.width or 1024, factor)
+    return class_of(model).schedule_of(_json(path), sampling, tokens=tokens)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -111,11 +137,4 @@ def load(model: Model, sampling: Sampling, *, seed: int, device: torch.device) -
 
     Raises ModelError naming the folder and what is wrong with it.
     """
-    folder = folder_of(model)
-    if model.kind == "stable_diffusion":
-        from pcpo_ray.models.stable_diffusion import StableDiffusion
-
-        return StableDiffusion(folder, model, sampling, seed=seed, device=device)
-    from pcpo_ray.models.flux import Flux
-
-    return Flux(folder, model, sampling, seed=seed, device=device)
+    return class_of(model)(folder_of(model), model, sampling, seed=seed, device=device)

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pcpo_ray.config import Sampling
+from pcpo_ray.models import flow
 from pcpo_ray.models.pipeline import PipelineDenoiser
 from pcpo_ray.schedule import FlowSchedule
 from pcpo_ray.trajectory import Conditioning
@@ -26,7 +28,7 @@ class Flux(PipelineDenoiser):
     @property
     def distilled(self) -> bool:
         """Whether the guidance scale is an input of the network (FLUX.1-dev)."""
-        return bool(self.pipeline.transformer.config.guidance_embeds)
+        return bool(self.config.guidance_embeds)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -37,10 +39,12 @@ class Flux(PipelineDenoiser):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         rows, columns = self.grid
-        return (rows * columns, self.pipeline.transformer.config.in_channels)
+        return (rows * columns, self.config.in_channels)
 
-    def schedule(self, steps: int) -> FlowSchedule:
-        return schedule(self.pipeline.scheduler.config, steps, tokens=self.latent_shape[0])
+    @classmethod
+    def schedule_of(cls, scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int) -> FlowSchedule:
+        sigmas = np.linspace(1.0, 1 / sampling.steps, sampling.steps)
+        return flow.schedule(scheduler_config, sampling, tokens=tokens, sigmas=sigmas.tolist())
 
     def initial_noise(self, generator: torch.Generator) -> Float[Tensor, "tokens channels"]:
         rows, columns = self.grid
@@ -57,23 +61,10 @@ class Flux(PipelineDenoiser):
         )
         return {"embeds": embeds, "pooled": pooled}
 
-    def predict(
+    def forward(
         self, latents: Float[Tensor, "B tokens channels"], timestep: float, conditioning: Conditioning
     ) -> Float[Tensor, "B tokens channels"]:
-        latents = latents.to(conditioning["embeds"].dtype)
-        if not self.guided:
-            return self._velocity(latents, timestep, conditioning["embeds"], conditioning["pooled"])
-        both = self._velocity(
-            torch.cat([latents, latents]),
-            timestep,
-            torch.cat([conditioning["negative_embeds"], conditioning["embeds"]]),
-            torch.cat([conditioning["negative_pooled"], conditioning["pooled"]]),
-        )
-        unconditional, conditional = both.chunk(2)
-        return unconditional + self.sampling.guidance_scale * (conditional - unconditional)
-
-    def _velocity(self, latents: Tensor, timestep: float, embeds: Tensor, pooled: Tensor) -> Tensor:
-        count, rows, columns = len(latents), *self.grid
+        embeds, count = conditioning["embeds"], len(latents)
         guidance = None
         if self.distilled:
             guidance = torch.full((count,), self.sampling.guidance_scale, device=self.device)
@@ -82,32 +73,15 @@ class Flux(PipelineDenoiser):
             hidden_states=latents,
             timestep=times / 1000,
             guidance=guidance,
-            pooled_projections=pooled,
+            pooled_projections=conditioning["pooled"],
             encoder_hidden_states=embeds,
             txt_ids=torch.zeros(embeds.shape[1], 3, device=self.device, dtype=embeds.dtype),
-            img_ids=self.pipeline._prepare_latent_image_ids(count, rows, columns, self.device, embeds.dtype),
+            img_ids=self.pipeline._prepare_latent_image_ids(count, *self.grid, self.device, embeds.dtype),
             return_dict=False,
         )[0]
-        return velocity.float()
+        return velocity
 
     def latents_of(self, latents: Float[Tensor, "B tokens channels"]) -> Float[Tensor, "B C h w"]:
         factor = self.pipeline.vae_scale_factor
         unpacked: Tensor = self.pipeline._unpack_latents(latents, self.height, self.width, factor)
         return unpacked
-
-
-def schedule(scheduler_config: Mapping[str, Any], steps: int, *, tokens: int) -> FlowSchedule:
-    """The steps that FLUX's pipeline takes with this scheduler config, for pictures of that many tokens."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
-    mu = calculate_shift(
-        tokens,
-        scheduler.config.base_image_seq_len,
-        scheduler.config.max_image_seq_len,
-        scheduler.config.base_shift,
-        scheduler.config.max_shift,
-    )
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-    return FlowSchedule(times=tuple(float(t) for t in scheduler.sigmas))

@@ -19,7 +19,12 @@ def attach(module: nn.Module, config: Lora, *, seed: int) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             endings = sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()})
             raise ModelError(f"model.train.targets: no layer's name ends in {target!r}; this model has {endings}")
-    peft = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))
+    peft = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=list(config.targets),
+        init_lora_weights=True if config.init == "kaiming" else config.init,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module.add_adapter(peft)  # type: ignore[operator]

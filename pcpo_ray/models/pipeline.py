@@ -1,7 +1,10 @@
 """What the denoisers over diffusers' pipelines share: loading, what is trained, decoding, saving."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +16,17 @@ from torch import Tensor, nn
 from pcpo_ray.config import Lora, Model, Sampling
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import lora
+from pcpo_ray.models.texts import TextCache
+from pcpo_ray.schedule import Schedule
 from pcpo_ray.trajectory import Conditioning
 
 
-class PipelineDenoiser:
+def tokens_of(height: int, width: int, factor: int) -> int:
+    """How many 2 x 2 patches of latents a picture has, of a VAE that makes `factor` pixels a side into one."""
+    return (height // (2 * factor)) * (width // (2 * factor))
+
+
+class PipelineDenoiser(ABC):
     """One of diffusers' pipelines, its denoising network made trainable."""
 
     pipeline_class: ClassVar[str]
@@ -29,17 +39,20 @@ class PipelineDenoiser:
 
         for library in (diffusers, transformers):  # a bar a part, from every worker, is noise
             library.utils.logging.disable_progress_bar()
-        pipeline_class = getattr(diffusers, self.pipeline_class)
-        try:
-            self.pipeline = pipeline_class.from_pretrained(
-                folder, dtype=getattr(torch, model.dtype), local_files_only=True
-            )
-        except Exception as error:  # a file cut short raises whatever its own format's reader raises
-            raise ModelError(f"{folder} cannot be loaded as a {self.pipeline_class}: {error}") from error
-        self.pipeline.to(device)
+        self.folder = folder
         self.device = device
         self.model = model
         self.sampling = sampling
+        # the text encoders, often the largest part, are loaded by who encodes a text that no cache holds
+        self.encoders = [name for name, there in self._parts().items() if there and name.startswith("text_encoder")]
+        self.pipeline = self._load(self.encoders).to(device)
+        vae = self.pipeline.vae
+        if vae.dtype == torch.float16 and vae.config.force_upcast:  # SDXL's overflows in half precision
+            vae.to(torch.float32)
+        if model.vae_tiling:
+            vae.enable_tiling()
+        if model.vae_slicing:
+            vae.enable_slicing()
         for part in self.pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
@@ -48,6 +61,8 @@ class PipelineDenoiser:
             lora.attach(self.module, model.train, seed=seed)
         else:
             self.module.requires_grad_(True)
+        if model.gradient_checkpointing:
+            getattr(self.pipeline, self.part).enable_gradient_checkpointing()
         size = self.pipeline.vae_scale_factor
         self.height, self.width = sampling.height or self.default_size(), sampling.width or self.default_size()
         if self.height % (2 * size) or self.width % (2 * size):
@@ -55,10 +70,61 @@ class PipelineDenoiser:
                 f"sampling.height x width is {self.height} x {self.width}; {folder.name} needs multiples of {2 * size}"
             )
         self._encoded: dict[str, Conditioning] = {}
+        self.texts = None if model.text_cache is None else TextCache(Path(model.text_cache), folder, model.dtype)
+
+    def _parts(self) -> dict[str, bool]:
+        """The pipeline's parts, by the folder's index, and whether the folder has them (SD3 does without T5)."""
+        index = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
+        return {name: value[0] is not None for name, value in index.items() if isinstance(value, list)}
+
+    def _load(self, left_out: Collection[str]) -> Any:
+        """The pipeline, on the CPU, without some of its parts."""
+        import diffusers
+
+        # diffusers wants to hear of each part that is not to be looked for
+        missing = {name: None for name, there in self._parts().items() if not there or name in left_out}
+        try:
+            return getattr(diffusers, self.pipeline_class).from_pretrained(
+                self.folder, dtype=getattr(torch, self.model.dtype), local_files_only=True, **missing
+            )
+        except Exception as error:  # a file cut short raises whatever its own format's reader raises
+            raise ModelError(f"{self.folder} cannot be loaded as a {self.pipeline_class}: {error}") from error
+
+    @contextlib.contextmanager
+    def text_encoders(self) -> Iterator[None]:
+        """Inside, the text encoders are on the device; outside they wait on the CPU, once they have been asked for."""
+        if any(getattr(self.pipeline, name) is None for name in self.encoders):
+            loaded = self._load({name for name in self._parts() if not name.startswith(("text_encoder", "tokenizer"))})
+            parts = {name: getattr(loaded, name).requires_grad_(False).eval() for name in self.encoders}
+            self.pipeline.register_modules(**parts)
+        for name in self.encoders:
+            getattr(self.pipeline, name).to(self.device)
+        try:
+            yield
+        finally:
+            for name in self.encoders:
+                getattr(self.pipeline, name).to("cpu")
 
     def default_size(self) -> int:
         """Pixels a side where the config names none."""
         return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
+
+    def schedule(self, steps: int) -> Schedule:
+        sampling = dataclasses.replace(self.sampling, steps=steps, trained_steps=None)
+        return self.schedule_of(self.pipeline.scheduler.config, sampling, tokens=self.tokens)
+
+    @classmethod
+    @abstractmethod
+    def schedule_of(cls, scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int) -> Schedule:
+        """The steps that the pipeline takes with this scheduler config, for pictures of that many tokens.
+
+        Raises ScheduleError and ModelError.
+        """
+
+    @property
+    def tokens(self) -> int:
+        """Of 2 x 2 latents: what a flow model's dynamic shift depends on."""
+        return tokens_of(self.height, self.width, self.pipeline.vae_scale_factor)
 
     @property
     def guided(self) -> bool:
@@ -66,22 +132,71 @@ class PipelineDenoiser:
         return self.sampling.guidance_scale != 1.0
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
-        """One row a text; with guidance, those of the empty text beside them as `negative_...`."""
-        rows = [self._encode(text) for text in texts]
+        """One row a text; with guidance, the unconditional branch's beside them as `negative_...`."""
+        rows = [self.encode_text(text) for text in texts]
         if self.guided:
-            empty = {f"negative_{name}": row for name, row in self._encode("").items()}
+            empty = {f"negative_{name}": row for name, row in self.encode_empty().items()}
             rows = [{**row, **empty} for row in rows]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    def _encode(self, text: str) -> Conditioning:
+    def encode_empty(self) -> Conditioning:
+        """What the unconditional branch is told."""
+        return self.encode_text("")
+
+    def encode_text(self, text: str) -> Conditioning:
+        """One row, without guidance's; a text is encoded once."""
         if text not in self._encoded:
-            with torch.no_grad():
-                self._encoded[text] = self.encode_one(text)
+            found = self.texts.get(text) if self.texts is not None else None
+            if found is None:
+                with torch.no_grad(), self.text_encoders():
+                    found = self.encode_one(text)
+                if self.texts is not None:
+                    self.texts.put(text, found)
+            self._encoded[text] = {name: row.to(self.device) for name, row in found.items()}
         return self._encoded[text]
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        factor = self.pipeline.vae_scale_factor
+        return (self.config.in_channels, self.height // factor, self.width // factor)
+
+    @property
+    def config(self) -> Any:
+        """The network's own."""
+        return getattr(self.pipeline, self.part).config
+
+    def initial_noise(self, generator: torch.Generator) -> Float[Tensor, "..."]:
+        return torch.randn((1, *self.latent_shape), generator=generator)[0]
+
+    @abstractmethod
     def encode_one(self, text: str) -> Conditioning:
         """One row, without guidance's."""
-        raise AssertionError("each pipeline has its own")
+
+    def predict(
+        self, latents: Float[Tensor, "B ..."], timestep: float, conditioning: Conditioning
+    ) -> Float[Tensor, "B ..."]:
+        """The network's prediction after guidance, in float32; both branches go through the network in one batch."""
+        inputs = latents.to(conditioning["embeds"].dtype)
+        if not self.guided:
+            return self.parametrised(self.forward(inputs, timestep, conditioning).float(), latents, timestep)
+        names = [name for name in conditioning if not name.startswith("negative_")]
+        doubled = {name: torch.cat([conditioning[f"negative_{name}"], conditioning[name]]) for name in names}
+        both = self.forward(torch.cat([inputs, inputs]), timestep, doubled)
+        unconditional, conditional = both.float().chunk(2)
+        guided: Tensor = unconditional + self.sampling.guidance_scale * (conditional - unconditional)
+        return self.parametrised(guided, latents, timestep)
+
+    @abstractmethod
+    def forward(
+        self, latents: Float[Tensor, "B ..."], timestep: float, conditioning: Conditioning
+    ) -> Float[Tensor, "B ..."]:
+        """One call of the network."""
+
+    def parametrised(
+        self, prediction: Float[Tensor, "B ..."], latents: Float[Tensor, "B ..."], timestep: float
+    ) -> Float[Tensor, "B ..."]:
+        """The network's output as the model's schedule wants it: the noise for diffusion, the velocity for flow."""
+        return prediction
 
     def latents_of(self, latents: Float[Tensor, "B ..."]) -> Float[Tensor, "B C h w"]:
         """The VAE's view of the sampler's latents."""
@@ -115,4 +230,5 @@ class PipelineDenoiser:
         if isinstance(self.model.train, Lora):
             lora.save(self.pipeline, self.part, folder)
         else:
-            self.pipeline.save_pretrained(folder)
+            with self.text_encoders():  # the folder is to be whole
+                self.pipeline.save_pretrained(folder)

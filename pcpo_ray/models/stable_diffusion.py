@@ -1,12 +1,14 @@
-"""Stable Diffusion 1.x: a UNet that predicts the noise, guided by a doubled batch."""
+"""Stable Diffusion 1.x and 2.x: a UNet that predicts the noise or the velocity."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pcpo_ray.config import Sampling
 from pcpo_ray.errors import ModelError, ScheduleError
 from pcpo_ray.models.pipeline import PipelineDenoiser
 from pcpo_ray.schedule import DiffusionSchedule
@@ -20,37 +22,43 @@ class StableDiffusion(PipelineDenoiser):
     part = "unet"
 
     def default_size(self) -> int:
-        return int(self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor)
+        return int(self.config.sample_size * self.pipeline.vae_scale_factor)
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        factor = self.pipeline.vae_scale_factor
-        return (self.pipeline.unet.config.in_channels, self.height // factor, self.width // factor)
+    @classmethod
+    def schedule_of(cls, scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int) -> DiffusionSchedule:
+        return schedule(scheduler_config, sampling.steps)
 
-    def schedule(self, steps: int) -> DiffusionSchedule:
-        return schedule(self.pipeline.scheduler.config, steps)
+    @cached_property
+    def alpha_bars(self) -> Float[Tensor, " train_steps"]:
+        """Of the training schedule, by timestep."""
+        from diffusers import DDIMScheduler
 
-    def initial_noise(self, generator: torch.Generator) -> Float[Tensor, "C h w"]:
-        return torch.randn((1, *self.latent_shape), generator=generator)[0]
+        alpha_bars: Tensor = DDIMScheduler.from_config(self.pipeline.scheduler.config).alphas_cumprod.double()
+        return alpha_bars
 
     def encode_one(self, text: str) -> Conditioning:
         return {"embeds": self.pipeline.encode_prompt(text, self.device, 1, False)[0]}
 
-    def predict(
+    def forward(
         self, latents: Float[Tensor, "B C h w"], timestep: float, conditioning: Conditioning
     ) -> Float[Tensor, "B C h w"]:
-        latents = latents.to(conditioning["embeds"].dtype)
-        times = torch.tensor(int(timestep), device=self.device)
-        if not self.guided:
-            prediction: Tensor = self.module(
-                latents, times, encoder_hidden_states=conditioning["embeds"], return_dict=False
-            )[0]
-            return prediction.float()
-        embeds = torch.cat([conditioning["negative_embeds"], conditioning["embeds"]])
-        both = self.module(torch.cat([latents, latents]), times, encoder_hidden_states=embeds, return_dict=False)[0]
-        unconditional, conditional = both.float().chunk(2)
-        guided: Tensor = unconditional + self.sampling.guidance_scale * (conditional - unconditional)
-        return guided
+        prediction: Tensor = self.module(
+            latents,
+            torch.tensor(int(timestep), device=self.device),
+            encoder_hidden_states=conditioning["embeds"],
+            return_dict=False,
+        )[0]
+        return prediction
+
+    def parametrised(
+        self, prediction: Float[Tensor, "B C h w"], latents: Float[Tensor, "B C h w"], timestep: float
+    ) -> Float[Tensor, "B C h w"]:
+        """The noise; a velocity v (arXiv 2202.00512) stands for sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x."""
+        if self.pipeline.scheduler.config.prediction_type == "epsilon":
+            return prediction
+        alpha_bar = float(self.alpha_bars[int(timestep)])
+        noise: Tensor = alpha_bar**0.5 * prediction + (1 - alpha_bar) ** 0.5 * latents.float()
+        return noise
 
 
 def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedule:
@@ -58,8 +66,11 @@ def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedu
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler.from_config(scheduler_config)
-    if scheduler.config.prediction_type != "epsilon":
-        raise ModelError(f"the scheduler's prediction_type is {scheduler.config.prediction_type!r}; expected 'epsilon'")
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ModelError(
+            f"the scheduler's prediction_type is {scheduler.config.prediction_type!r}; "
+            "expected 'epsilon' or 'v_prediction'"
+        )
     train_steps = scheduler.config.num_train_timesteps
     if steps > train_steps:
         raise ScheduleError(f"sampling.steps is {steps}; the model was trained on {train_steps}: use at most those")

@@ -10,6 +10,7 @@ from tests import small
 
 CPU = torch.device("cpu")
 TEXT = "a red circle above a blue square"
+TEXTS = [TEXT, "a small green ring", "a star and a cross"]
 
 
 def load(path, **changes):
@@ -17,28 +18,28 @@ def load(path, **changes):
     return models.load(run.model, run.sampling, seed=0, device=CPU)
 
 
-def deterministic(denoiser, noise, steps):
+def deterministic(denoiser, noise, steps, texts=(TEXT,)):
     latents, schedule = noise, denoiser.schedule(steps)
     with torch.no_grad():
         for timestep, step in zip(schedule.timesteps, flow.steps(schedule, (0.0,) * steps), strict=True):
-            prediction = denoiser.predict(latents, timestep, denoiser.encode([TEXT]))
+            prediction = denoiser.predict(latents, timestep, denoiser.encode(texts))
             latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
     return latents
 
 
-@pytest.mark.parametrize(("scale", "size"), [(1.0, (16, 16)), (3.0, (24, 16))])
-def test_without_noise_its_latents_are_those_of_the_pipeline(small_flux, scale, size):
+@pytest.mark.parametrize(("scale", "texts", "size"), [(1.0, TEXTS[:1], (16, 16)), (3.0, TEXTS, (24, 16))])
+def test_without_noise_its_latents_are_those_of_the_pipeline(small_flux, scale, texts, size):
     from diffusers import FluxPipeline
 
     height, width = size
     denoiser = load(small_flux, sampling__guidance_scale=scale, sampling__height=height, sampling__width=width)
-    noise = denoiser.initial_noise(generator(3))[None]
-    ours = deterministic(denoiser, noise, 5)
+    noise = torch.stack([denoiser.initial_noise(generator(seed)) for seed in range(len(texts))])
+    ours = deterministic(denoiser, noise, 5, texts)
     pipeline = FluxPipeline.from_pretrained(small_flux)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
-        TEXT,
-        negative_prompt="",
+        texts,
+        negative_prompt=[""] * len(texts),
         latents=noise,
         true_cfg_scale=scale,
         num_inference_steps=5,

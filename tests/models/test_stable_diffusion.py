@@ -16,32 +16,42 @@ CPU = torch.device("cpu")
 TEXT = "a red circle above a blue square"
 
 
+def with_prediction(folder, tmp_path, prediction_type):
+    """A copy of a model whose scheduler says that it predicts something else."""
+    copy = shutil.copytree(folder, tmp_path / folder.name)
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": prediction_type}))
+    return copy
+
+
 def load(path, **changes):
     run = small.run(path, **changes)
     return models.load(run.model, run.sampling, seed=0, device=CPU)
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_without_noise_its_image_is_that_of_the_pipeline(small_sd, scale):
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("scale", "texts", "size"), [(1.0, [TEXT], (16, 16)), (3.0, [TEXT, "a ring", ""], (24, 16))])
+def test_without_noise_its_image_is_that_of_the_pipeline(small_sd, tmp_path, prediction_type, scale, texts, size):
     from diffusers import StableDiffusionPipeline
 
-    denoiser = load(small_sd, sampling__guidance_scale=scale, sampling__steps=5)
-    noise = denoiser.initial_noise(generator(3))[None]
+    folder, (height, width) = with_prediction(small_sd, tmp_path, prediction_type), size
+    denoiser = load(folder, sampling__guidance_scale=scale, sampling__height=height, sampling__width=width)
+    noise = torch.stack([denoiser.initial_noise(generator(seed)) for seed in range(len(texts))])
     latents = noise
     schedule = denoiser.schedule(5)
     with torch.no_grad():
         for timestep, step in zip(schedule.timesteps, ddim.steps(schedule, eta=0.0), strict=True):
-            prediction = denoiser.predict(latents, timestep, denoiser.encode([TEXT]))
+            prediction = denoiser.predict(latents, timestep, denoiser.encode(texts))
             latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
-    pipeline = StableDiffusionPipeline.from_pretrained(small_sd)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
-        TEXT,
+        texts,
         latents=noise,
         guidance_scale=scale,
         num_inference_steps=5,
-        height=16,
-        width=16,
+        height=height,
+        width=width,
         output_type="latent",
     ).images
     assert (latents - theirs).abs().max() < 1e-5
@@ -143,9 +153,10 @@ def test_a_missing_folder_and_one_of_another_kind_are_refused(small_sd, small_fl
         models.folder_of(small.run(small_sd, model__path="shapes-sdd").model)
 
 
-def test_a_folder_with_a_part_missing_is_a_named_error(small_sd, tmp_path):
+def test_weights_cut_short_are_a_named_error(small_sd, tmp_path):
     copy = shutil.copytree(small_sd, tmp_path / "small-sd-copy")
-    (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    path = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(copy)
 
@@ -156,10 +167,7 @@ def test_a_size_that_the_vae_cannot_give_is_refused(small_sd):
 
 
 def test_another_prediction_type_is_refused(small_sd, tmp_path):
-    copy = shutil.copytree(small_sd, tmp_path / "small-sd-copy")
-    path = copy / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "sample"}))
-    run = small.run(copy)
+    run = small.run(with_prediction(small_sd, tmp_path, "sample"))
     with pytest.raises(ModelError, match="'sample'"):
         models.schedule_of(models.folder_of(run.model), run.model, run.sampling)
 

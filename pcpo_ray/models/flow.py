@@ -1,0 +1,29 @@
+"""The times that diffusers' flow pipelines visit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pcpo_ray.config import Sampling
+from pcpo_ray.schedule import FlowSchedule
+
+
+def schedule(
+    scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int, sigmas: Sequence[float] | None
+) -> FlowSchedule:
+    """The times of a FlowMatchEulerDiscreteScheduler that is handed `sigmas`, for pictures of that many tokens.
+
+    With sampling.shift, those of that shift on an even grid instead, as DanceGRPO's code samples. Raises ScheduleError.
+    """
+    if sampling.shift is not None:
+        return FlowSchedule.shifted(steps=sampling.steps, shift=sampling.shift)
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    mu = calculate_shift(tokens, *(scheduler.config[name] for name in names))
+    if sigmas is None:
+        scheduler.set_timesteps(sampling.steps, mu=mu)
+    else:
+        scheduler.set_timesteps(sigmas=list(sigmas), mu=mu)
+    return FlowSchedule(times=tuple(float(t) for t in scheduler.sigmas))

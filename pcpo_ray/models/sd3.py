@@ -1,0 +1,49 @@
+"""Stable Diffusion 3 and 3.5: a transformer that predicts the velocity, told by three text encoders."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pcpo_ray.config import Sampling
+from pcpo_ray.models import flow
+from pcpo_ray.models.pipeline import PipelineDenoiser
+from pcpo_ray.schedule import FlowSchedule
+from pcpo_ray.trajectory import Conditioning
+
+TEXT_LENGTH = 256  # T5 tokens that the pipeline pads to
+
+
+class StableDiffusion3(PipelineDenoiser):
+    """Latents are (C, h, w)."""
+
+    pipeline_class = "StableDiffusion3Pipeline"
+    part = "transformer"
+
+    @classmethod
+    def schedule_of(cls, scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int) -> FlowSchedule:
+        # the pipeline leaves the sigmas to the scheduler, which shifts its own already shifted ends once more
+        return flow.schedule(scheduler_config, sampling, tokens=tokens, sigmas=None)
+
+    def encode_one(self, text: str) -> Conditioning:
+        # the pipeline would pad to 256 tokens, also where the model was trained on fewer
+        tokenizer = self.pipeline.tokenizer_3
+        length = min(tokenizer.model_max_length, TEXT_LENGTH) if tokenizer is not None else TEXT_LENGTH
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            text, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
+        )
+        return {"embeds": embeds, "pooled": pooled}
+
+    def forward(
+        self, latents: Float[Tensor, "B C h w"], timestep: float, conditioning: Conditioning
+    ) -> Float[Tensor, "B C h w"]:
+        velocity: Tensor = self.module(
+            hidden_states=latents,
+            timestep=torch.full((len(latents),), timestep, device=self.device, dtype=torch.float32),
+            encoder_hidden_states=conditioning["embeds"],
+            pooled_projections=conditioning["pooled"],
+            return_dict=False,
+        )[0]
+        return velocity

@@ -1,0 +1,39 @@
+"""Stable Diffusion XL: a UNet told, beside two encoders' texts, their pooled embedding and the picture's size."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pcpo_ray.models.stable_diffusion import StableDiffusion
+from pcpo_ray.trajectory import Conditioning
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Latents are (C, h, w)."""
+
+    pipeline_class = "StableDiffusionXLPipeline"
+
+    def encode_one(self, text: str) -> Conditioning:
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
+        return {"embeds": embeds, "pooled": pooled}
+
+    def encode_empty(self) -> Conditioning:
+        if not self.pipeline.config.force_zeros_for_empty_prompt:
+            return super().encode_empty()
+        return {name: torch.zeros_like(row) for name, row in self.encode_text("").items()}
+
+    def forward(
+        self, latents: Float[Tensor, "B C h w"], timestep: float, conditioning: Conditioning
+    ) -> Float[Tensor, "B C h w"]:
+        pooled = conditioning["pooled"]
+        # original size, where the crop begins, target size: a whole picture of the size asked for
+        sizes = [self.height, self.width, 0, 0, self.height, self.width]
+        time_ids = torch.tensor([sizes], dtype=pooled.dtype, device=self.device).expand(len(latents), -1)
+        prediction: Tensor = self.module(
+            latents,
+            torch.tensor(int(timestep), device=self.device),
+            encoder_hidden_states=conditioning["embeds"],
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
+            return_dict=False,
+        )[0]
+        return prediction

@@ -1,0 +1,136 @@
+"""What all denoisers over diffusers' pipelines share, seen on the smallest of them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from pcpo_ray import models
+from pcpo_ray.errors import ModelError
+from pcpo_ray.models.pipeline import tokens_of
+from pcpo_ray.models.texts import TextCache
+from tests import small
+
+CPU = torch.device("cpu")
+TEXT = "a red circle above a blue square"
+
+
+def load(path, **changes):
+    run = small.run(path, **changes)
+    return models.load(run.model, run.sampling, seed=0, device=CPU)
+
+
+def test_text_encoders_are_not_loaded_before_a_text_is_asked_for(small_sd):
+    denoiser = load(small_sd)
+    assert denoiser.pipeline.text_encoder is None
+    denoiser.encode([TEXT])
+    assert denoiser.pipeline.text_encoder is not None
+
+
+def test_a_cached_text_is_the_same_bits_and_needs_no_encoder(small_sdxl, tmp_path):
+    first = load(small_sdxl, model__text_cache=tmp_path / "texts")
+    encoded = first.encode([TEXT, "a blue ring"])
+    second = load(small_sdxl, model__text_cache=tmp_path / "texts")
+    again = second.encode([TEXT, "a blue ring"])
+    assert second.pipeline.text_encoder is None
+    assert set(encoded) == set(again)
+    assert all(torch.equal(encoded[name], again[name]) for name in encoded)
+
+
+def test_a_cache_is_kept_in_the_dtype_it_was_computed_in(small_sd, tmp_path):
+    encoded = load(small_sd, model__text_cache=tmp_path, model__dtype="bfloat16").encode([TEXT])
+    again = load(small_sd, model__text_cache=tmp_path, model__dtype="bfloat16").encode([TEXT])
+    assert again["embeds"].dtype == torch.bfloat16
+    assert torch.equal(encoded["embeds"], again["embeds"])
+    assert load(small_sd, model__text_cache=tmp_path).encode([TEXT])["embeds"].dtype == torch.float32
+
+
+def test_another_encoder_has_another_cache(small_sd, tmp_path):
+    copy = shutil.copytree(small_sd, tmp_path / "copy")
+    same = TextCache(tmp_path, small_sd, "float32").folder
+    assert TextCache(tmp_path, copy, "float32").folder == same
+    path = copy / "text_encoder" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert TextCache(tmp_path, copy, "float32").folder != same
+    assert TextCache(tmp_path, small_sd, "float16").folder != same
+
+
+def test_a_damaged_cached_text_is_a_named_error(small_sd, tmp_path):
+    cache = TextCache(tmp_path, small_sd, "float32")
+    cache.put(TEXT, {"embeds": torch.zeros(1, 2)})
+    path = cache.path(TEXT)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ModelError, match=rf"{path.name}.*delete it"):
+        cache.get(TEXT)
+
+
+def test_gradient_checkpointing_changes_no_gradient(small_sd):
+    gradients = []
+    for checkpointing in (False, True):
+        denoiser = load(small_sd, model__gradient_checkpointing=checkpointing, model__train="{kind: full}")
+        denoiser.module.train()
+        latents = torch.linspace(-1, 1, 4 * 8 * 8).reshape(1, 4, 8, 8)
+        denoiser.predict(latents, 501, denoiser.encode([TEXT])).square().sum().backward()
+        gradients.append([parameter.grad for parameter in denoiser.trainable().values()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_tiling_and_slicing_reach_the_vae(small_sd):
+    denoiser = load(small_sd, model__vae_tiling=True, model__vae_slicing=True)
+    assert denoiser.pipeline.vae.use_tiling and denoiser.pipeline.vae.use_slicing
+    latents = torch.randn(3, *denoiser.latent_shape)
+    assert (denoiser.decode(latents) == load(small_sd).decode(latents)).all()
+
+
+def test_a_full_model_loads_with_plain_diffusers_to_the_same_bits(small_sd, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    denoiser = load(small_sd, model__train="{kind: full}", sampling__guidance_scale=1.0)
+    with torch.no_grad():
+        for parameter in denoiser.trainable().values():
+            parameter.mul_(1.01)
+    denoiser.save(tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path)
+    assert pipeline.text_encoder is not None
+    latents, conditioning = torch.randn(2, *denoiser.latent_shape), denoiser.encode([TEXT, TEXT])
+    with torch.no_grad():
+        ours = denoiser.predict(latents, 501, conditioning)
+        assert torch.equal(ours, pipeline.unet(latents, 501, encoder_hidden_states=conditioning["embeds"]).sample)
+
+
+def test_a_gaussian_adapter_starts_elsewhere_and_changes_nothing(small_sd):
+    kaiming, gaussian = (
+        load(small_sd, model__train=f"{{kind: lora, init: {init}}}") for init in ("kaiming", "gaussian")
+    )
+    pairs = [(p, gaussian.trainable()[name]) for name, p in kaiming.trainable().items() if "lora_A" in name]
+    assert pairs and not any(torch.equal(one, other) for one, other in pairs)
+    assert all(not p.any() for name, p in gaussian.trainable().items() if "lora_B" in name)
+
+
+def test_tokens_are_patches_of_two_by_two_latents():
+    assert tokens_of(512, 256, 8) == 32 * 16
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "unet", "vae"])
+def test_a_folder_with_a_part_missing_is_refused_before_anything_is_loaded(small_sd, tmp_path, part):
+    copy = shutil.copytree(small_sd, tmp_path / "small-copy")
+    shutil.rmtree(copy / part)
+    with pytest.raises(ModelError, match=rf"no {part}"):
+        models.folder_of(small.run(copy).model)
+
+
+def test_weights_missing_from_a_part_are_refused_before_anything_is_loaded(small_sd, tmp_path):
+    copy = shutil.copytree(small_sd, tmp_path / "small-copy")
+    (copy / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"text_encoder has no weights"):
+        models.folder_of(small.run(copy).model)
+
+
+def test_an_index_that_is_not_an_object_is_a_named_error(small_sd, tmp_path):
+    copy = shutil.copytree(small_sd, tmp_path / "small-copy")
+    (copy / "model_index.json").write_text(json.dumps([]))
+    with pytest.raises(ModelError, match="expected an object"):
+        models.folder_of(small.run(copy).model)

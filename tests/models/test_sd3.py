@@ -1,0 +1,64 @@
+"""The SD3 architecture behind the Denoiser protocol, against diffusers' own pipeline."""
+
+import pytest
+import torch
+
+from pcpo_ray import models
+from pcpo_ray.trajectory import generator
+from pcpo_ray.transitions import flow
+from tests import small
+
+CPU = torch.device("cpu")
+TEXTS = ["a red circle above a blue square", "a small green ring", "a star and a cross"]
+
+
+def load(path, **changes):
+    run = small.run(path, **changes)
+    return models.load(run.model, run.sampling, seed=0, device=CPU)
+
+
+@pytest.mark.parametrize(("scale", "texts", "size"), [(1.0, TEXTS[:1], (16, 16)), (3.0, TEXTS, (24, 16))])
+@pytest.mark.parametrize("with_t5", [True, False])
+def test_without_noise_its_latents_are_those_of_the_pipeline(small_sd3, tmp_path, with_t5, scale, texts, size):
+    from diffusers import StableDiffusion3Pipeline
+
+    folder = small_sd3 if with_t5 else small.sd3(tmp_path / "small-sd3", with_t5=False)
+    height, width = size
+    denoiser = load(folder, sampling__guidance_scale=scale, sampling__height=height, sampling__width=width)
+    noise = torch.stack([denoiser.initial_noise(generator(seed)) for seed in range(len(texts))])
+    latents, schedule = noise, denoiser.schedule(5)
+    with torch.no_grad():
+        for timestep, step in zip(schedule.timesteps, flow.steps(schedule, (0.0,) * 5), strict=True):
+            prediction = denoiser.predict(latents, timestep, denoiser.encode(texts))
+            latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
+    without = {} if with_t5 else {"text_encoder_3": None, "tokenizer_3": None}
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **without)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        texts,
+        latents=noise,
+        guidance_scale=scale,
+        num_inference_steps=5,
+        height=height,
+        width=width,
+        max_sequence_length=16 if with_t5 else 256,
+        output_type="latent",
+    ).images
+    assert (latents - theirs).abs().max() < 1e-5
+
+
+def test_a_saved_adapter_loads_with_plain_diffusers_to_the_same_bits(small_sd3, tmp_path):
+    from diffusers import StableDiffusion3Pipeline
+
+    denoiser = load(small_sd3, model__train="{kind: lora, rank: 4, alpha: 8}")
+    with torch.no_grad():
+        for index, parameter in enumerate(denoiser.trainable().values()):
+            parameter.normal_(0, 0.3, generator=generator(index))
+    denoiser.save(tmp_path)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(small_sd3)
+    pipeline.load_lora_weights(tmp_path)
+    latents, conditioning = torch.randn(2, *denoiser.latent_shape), denoiser.encode(TEXTS[:2])
+    with torch.no_grad():
+        ours = denoiser.predict(latents, 500.0, conditioning)
+        denoiser.module = pipeline.transformer
+        assert torch.equal(ours, denoiser.predict(latents, 500.0, conditioning))
