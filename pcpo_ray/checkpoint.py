@@ -1,6 +1,7 @@
 """Checkpoints: `step-000123/`, written beside and renamed, so that one is there whole or not at all.
 
 trainable.safetensors   what is trained, exactly        optimizer.safetensors   AdamW's moments, exactly
+averaged.safetensors    its running mean, if the run keeps one
 state.json              version, the driver's state, the checksum of every other file (written last)
 and what diffusers loads: pytorch_lora_weights.safetensors, or a pipeline in model/
 """
@@ -20,6 +21,7 @@ from pcpo_ray.errors import CheckpointError
 from pcpo_ray.stages import State
 
 STATE = "state.json"
+TRAINABLE, AVERAGED, OPTIMIZER = "trainable.safetensors", "averaged.safetensors", "optimizer.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,13 @@ class Checkpoint:
     version: int
     state: State
     parameters: Mapping[str, Tensor]
+    averaged: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
+
+    @property
+    def best(self) -> Mapping[str, Tensor]:
+        """What users are to get: the running mean, where there is one."""
+        return self.averaged or self.parameters
 
 
 def folder_for(run: Path, step: int) -> Path:
@@ -43,6 +51,7 @@ def write(
     version: int,
     state: State,
     parameters: Mapping[str, Tensor],
+    averaged: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     export: Callable[[Path], None],
 ) -> None:
@@ -52,8 +61,9 @@ def write(
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, beside / "trainable.safetensors")
-    save_file({name: t.detach().cpu().contiguous() for name, t in optimizer.items()}, beside / "optimizer.safetensors")
+    for name, tensors in ((TRAINABLE, parameters), (AVERAGED, averaged), (OPTIMIZER, optimizer)):
+        if tensors or name != AVERAGED:
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, beside / name)
     export(beside)
     files = sorted(path for path in beside.rglob("*") if path.is_file())
     sums = {str(path.relative_to(beside)): _checksum(path) for path in files}
@@ -75,8 +85,9 @@ def read(folder: Path) -> Checkpoint:
     return Checkpoint(
         version=found["version"],
         state=State(**found["driver"]),
-        parameters=load_file(folder / "trainable.safetensors"),
-        optimizer=load_file(folder / "optimizer.safetensors"),
+        parameters=load_file(folder / TRAINABLE),
+        averaged=load_file(folder / AVERAGED) if AVERAGED in found["files"] else {},
+        optimizer=load_file(folder / OPTIMIZER),
     )
 
 

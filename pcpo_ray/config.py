@@ -133,16 +133,46 @@ class RatioNoise:
 
 
 @config
+class ShareOfSteps:
+    """A random `share` of the trained steps, drawn anew for each group; all of them draw noise (DanceGRPO)."""
+
+    kind: Literal["share"] = "share"
+    share: Annotated[float, NUMBER, Gt(0), Le(1)] = 0.6
+
+
+@config
+class Window:
+    """`size` trained steps in a row, the same for a whole batch; all other steps of its images are deterministic.
+
+    `sliding` (MixGRPO, arXiv 2507.21802) begins at the first step, moves on by `stride` steps after `every` batches and
+    begins again at the end; `random` (Flow-GRPO-Fast) begins anywhere, anew for each batch.
+    """
+
+    kind: Literal["window"] = "window"
+    size: Count = 4
+    order: Literal["sliding", "random"] = "sliding"
+    stride: Count = 1
+    every: Count = 25
+
+
+@config
 class Sampling:
-    """How an image is made: `steps` denoising steps, of which the first `trained_steps` (null: all that draw noise) are
-    trained on. `height` and `width` in pixels (null: the model's own), `batch` images a forward pass (null: a whole
-    group); the learner uses the same `batch`, so that both compute the same bits. `shift` (flow; null: the model's own
-    scheduler) is that of an even grid of times."""
+    """How an image is made, in `steps` denoising steps of `height` x `width` pixels (null: the model's own).
+
+    The first `trained_steps` (null: all that draw noise) are trained on, or at each batch a `subset` of them.
+    `shared_noise` starts all images of a group from the same noise. `detach_unconditional` keeps the gradient out of
+    guidance's unconditional branch (Flow-GRPO). `batch` images go through the network at once (null: a whole group);
+    the learner uses the same, so that both compute the same bits. `shift` (flow; null: the model's own scheduler) is
+    that of an even grid of times.
+    """
 
     steps: Count = 20
     guidance_scale: NonNegative = 1.0
     process: Annotated[Ddim | ConstantNoise | RatioNoise, Discriminator("kind")]
     trained_steps: Count | None = None
+    subset: Annotated[ShareOfSteps | Window, Discriminator("kind")] | None = None
+    shared_noise: bool = False
+    detach_unconditional: bool = False
     height: Count | None = None
     width: Count | None = None
     batch: Count | None = None
@@ -241,19 +271,33 @@ Advantage = Annotated[GroupAdvantage | HistoryAdvantage | BatchAdvantage, Discri
 
 
 @config
-class ClippedRatio:
-    """PPO's clipped ratio."""
+class Surrogate:
+    """What both surrogates have.
 
-    kind: Literal["clipped_ratio"] = "clipped_ratio"
+    `clip_scale` weight: each step's clip range is `clip_range` times its weight over the mean weight, as its log-ratio
+    spreads in proportion to its weight. `step_loss` noise: each step's loss is multiplied, outside the clip, by its
+    noise's deviation over the mean deviation (TempFlow-GRPO, arXiv 2508.04324). `kl` times the KL divergence from the
+    reference, the model under the adapter, is added to the loss.
+    """
+
     clip_range: Positive = 1e-4
+    clip_scale: Literal["constant", "weight"] = "constant"
+    step_loss: Literal["uniform", "noise"] = "uniform"
+    kl: NonNegative = 0.0
 
 
 @config
-class LogHinge:
+class ClippedRatio(Surrogate):
+    """PPO's clipped ratio."""
+
+    kind: Literal["clipped_ratio"] = "clipped_ratio"
+
+
+@config
+class LogHinge(Surrogate):
     """PCPO's hinge on the log-ratio."""
 
     kind: Literal["log_hinge"] = "log_hinge"
-    clip_range: Positive = 1e-4
 
 
 Objective = Annotated[ClippedRatio | LogHinge, Discriminator("kind")]
@@ -366,7 +410,11 @@ class Rollout:
 
 @config
 class Optimizer:
-    """AdamW. A batch is split into `updates` optimizer steps."""
+    """AdamW. A batch is split into `updates` optimizer steps, and gone through `epochs` times.
+
+    `average` is the decay of a running mean of the weights (null: none), which is then what evaluations, `sample` and
+    the exported adapter use; samplers go on with the weights themselves.
+    """
 
     learning_rate: Positive = 3e-4
     weight_decay: NonNegative = 1e-4
@@ -374,6 +422,8 @@ class Optimizer:
     beta2: Fraction = 0.999
     epsilon: Positive = 1e-8
     updates: Count = 1
+    epochs: Count = 1
+    average: Annotated[float, NUMBER, Gt(0), Lt(1)] | None = None
     max_gradient_norm: Positive = 1.0
     mixed_precision: Literal["no", "bf16"] = "no"
 
@@ -433,7 +483,10 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvc
 
 @config
 class Run:
-    """One run, complete."""
+    """One run, complete.
+
+    Several rewards `combine` as the weighted sum of their scores, or of their advantages, each reward normalised first.
+    """
 
     name: Annotated[str, "the run's folder is runs/<name>"]
     seed: NonNegativeInt = 0
@@ -442,6 +495,7 @@ class Run:
     prompts: Prompts
     sampling: Sampling
     rewards: tuple[Reward, ...]
+    combine: Literal["scores", "advantages"] = "scores"
     credit: Credit
     advantage: Advantage
     objective: Objective
@@ -497,8 +551,13 @@ class Run:
                     f"{path} is {kind!r}, which model.kind={self.model.kind} does not have; "
                     f"expected one of {list(kinds[path])}"
                 )
-        if isinstance(self.credit, Interpolate) and isinstance(self.model.train, Full):
-            raise ValueError("credit.kind=interpolate needs the reference under an adapter; set model.train.kind=lora")
+        if isinstance(self.model.train, Full):
+            for asks, what in (
+                (isinstance(self.credit, Interpolate), "credit.kind=interpolate"),
+                (self.objective.kl > 0, f"objective.kl={self.objective.kl:g}"),
+            ):
+                if asks:
+                    raise ValueError(f"{what} needs the reference under an adapter; set model.train.kind=lora")
 
 
 DIFFUSION_KINDS = {

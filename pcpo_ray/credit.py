@@ -20,7 +20,7 @@ there, and if a trained step draws no noise.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pcpo_ray.errors import CreditError
 from pcpo_ray.schedule import DiffusionSchedule, FlowSchedule
@@ -40,6 +40,16 @@ class Credit:
     weights: tuple[float, ...]
     mix: tuple[float, ...]
     trained: tuple[int, ...]
+
+    def restricted(self, chosen: Sequence[int]) -> "Credit":
+        """The same sampler, of which only the `chosen` steps are trained, with the weights they have."""
+        weights = tuple(weight if index in chosen else 0.0 for index, weight in enumerate(self.weights))
+        return replace(self, weights=weights, trained=tuple(sorted(chosen)))
+
+    def elsewhere(self, steps: Sequence[AffineStep]) -> "Credit":
+        """The trained steps as they are, and in place of the others these."""
+        pairs = [(self.steps[i], self.mix[i]) if i in self.trained else (step, 1.0) for i, step in enumerate(steps)]
+        return replace(self, steps=tuple(step for step, _ in pairs), mix=tuple(mix for _, mix in pairs))
 
 
 def native(steps: Sequence[AffineStep], trained: Sequence[int]) -> Credit:

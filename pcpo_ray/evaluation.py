@@ -30,7 +30,15 @@ def tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
     """The evaluation's groups: the same prompts, positions and noise at every version."""
     prompts = source.batch(1, min(run.evaluation.count, len(source)))
     return [
-        Task(step=0, position=n, prompt=prompt, images=run.evaluation.images, version=version, purpose="evaluate")
+        Task(
+            step=0,
+            position=n,
+            prompt=prompt,
+            images=run.evaluation.images,
+            version=version,
+            purpose="evaluate",
+            averaged=run.optimizer.average is not None,
+        )
         for n, prompt in enumerate(prompts)
     ]
 

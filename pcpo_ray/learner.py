@@ -1,7 +1,8 @@
 """The learner: weighted rollouts in, one batch's updates to the weights. One process's."""
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,22 @@ import torch
 from torch import Tensor
 
 from pcpo_ray import checkpoint, config, objective, weights
+from pcpo_ray.average import Average
+from pcpo_ray.credit import Credit
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.policy import Policy
 from pcpo_ray.stages import State, Update
-from pcpo_ray.trajectory import Trajectory, seed_of
+from pcpo_ray.trajectory import Conditioning, Trajectory, seed_of
 
 FIRST_RATIO_LIMIT = 1e-6
 """Largest |log-ratio| allowed where the weights are those that sampled: above it, sampling and learning differ."""
 
 
 class Learner:
-    """Trains what is trainable with AdamW. `version` counts the batches learned."""
+    """Trains what is trainable with AdamW. `version` counts the batches learned.
+
+    `clip_ranges` and `factors` are each step's clip range and what its loss is multiplied by.
+    """
 
     def __init__(self, run: config.Run, device: torch.device) -> None:
         from accelerate import Accelerator
@@ -27,17 +33,22 @@ class Learner:
         self.run = run
         self.policy = Policy(run, device)
         self.version = 0
+        plan, settings = self.policy.credit, run.objective
+        self.clip_ranges = scaled(plan, settings.clip_range, plan.weights if settings.clip_scale == "weight" else None)
+        noises = [step.std for step in plan.steps]
+        self.factors = scaled(plan, 1.0, noises if settings.step_loss == "noise" else None)
         self.parameters = self.policy.denoiser.trainable()
-        settings = run.optimizer
+        optimization = run.optimizer
         optimizer = torch.optim.AdamW(
             self.parameters.values(),
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
+            lr=optimization.learning_rate,
+            betas=(optimization.beta1, optimization.beta2),
+            eps=optimization.epsilon,
+            weight_decay=optimization.weight_decay,
         )
-        self.accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device.type == "cpu")
+        self.accelerator = Accelerator(mixed_precision=optimization.mixed_precision, cpu=device.type == "cpu")
         self.policy.denoiser.module, self.optimizer = self.accelerator.prepare(self.policy.denoiser.module, optimizer)
+        self.average = None if optimization.average is None else Average(self.parameters.values(), optimization.average)
         # dropout would make the ratio at unchanged weights differ from 1
         self.policy.denoiser.module.eval()
 
@@ -51,20 +62,23 @@ class Learner:
         if step != self.version + 1:
             raise TrainingError(f"asked for update {step} at version {self.version}; expected {self.version + 1}")
         diagnostics = objective.StepDiagnostics(len(self.policy.schedule))
-        order = np.random.default_rng(seed_of(self.run.seed, "minibatches", step)).permutation(len(batch))
-        losses, norms = [], []
-        for part, indices in enumerate(np.array_split(order, min(self.run.optimizer.updates, len(batch)))):
+        drawn = np.random.default_rng(seed_of(self.run.seed, "minibatches", step))
+        count = min(self.run.optimizer.updates, len(batch))
+        orders = [drawn.permutation(len(batch)) for _ in range(self.run.optimizer.epochs)]
+        minibatches = [indices for order in orders for indices in np.array_split(order, count)]
+        taken = []
+        for part, indices in enumerate(minibatches):
             groups = [batch[index] for index in indices]
             fresh = part == 0 and all(version == self.version for version, _, _ in groups)
-            loss, norm = self._minibatch(groups, diagnostics, unchanged=fresh)
-            losses.append(loss)
-            norms.append(norm)
+            taken.append(self._minibatch(groups, diagnostics, unchanged=fresh))
             if part == 0:
                 first = float(diagnostics.max_log_ratio.max())
         self.version = step
+        losses, divergences, norms = zip(*taken, strict=True)
         return Update(
             version=step,
             loss=float(np.mean(losses)),
+            kl=float(np.mean(divergences)) if self.run.objective.kl else None,
             gradient_norm=float(np.mean(norms)),
             first_log_ratio=first,
             diagnostics={"overall": diagnostics.overall(), "per_timestep": self._per_timestep(diagnostics)},
@@ -77,10 +91,13 @@ class Learner:
         diagnostics: objective.StepDiagnostics,
         *,
         unchanged: bool,
-    ) -> tuple[float, float]:
-        """One optimizer step on the mean loss over all (image, trained step) pairs; returns loss and gradient norm."""
+    ) -> tuple[float, float, float]:
+        """One optimizer step on the mean loss over all (image, trained step) pairs.
+
+        Returns the loss, the mean KL divergence from the reference, which it contains, and the gradient's norm.
+        """
         pairs = sum(len(trajectory) * len(trajectory.steps) for _, trajectory, _ in groups)
-        total = torch.zeros((), device=self.policy.device)
+        total = torch.zeros(2, device=self.policy.device)
         for _, trajectory, advantages in groups:
             total += self._accumulate(trajectory.to(self.policy.device), advantages, pairs, diagnostics, unchanged)
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.run.optimizer.max_gradient_norm)
@@ -91,7 +108,10 @@ class Learner:
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(total), float(norm)
+        if self.average is not None:
+            self.average.update()
+        loss, divergence = total.tolist()
+        return loss, divergence, float(norm)
 
     def _accumulate(
         self,
@@ -102,10 +122,10 @@ class Learner:
         unchanged: bool,
     ) -> Tensor:
         """Add one group's share of the gradient, at the micro-batch shape that the group was sampled with."""
-        credit, settings = self.policy.credit, self.run.objective
+        plan, settings = self.policy.credit, self.run.objective
         size = self.run.sampling.batch or len(trajectory)
         every = torch.tensor(advantages, dtype=torch.float32, device=self.policy.device)
-        summed = torch.zeros((), device=self.policy.device)
+        summed = torch.zeros(2, device=self.policy.device)
         for start in range(0, len(trajectory), size):
             rows = slice(start, start + size)
             advantage = every[rows]
@@ -115,27 +135,37 @@ class Learner:
             for k, index in enumerate(trajectory.steps.tolist()):
                 prediction = self.policy.predict(trajectory.latents[rows, k], index, conditioning)
                 terms = (prediction, trajectory.predictions[rows, k], trajectory.noises[rows, k])
-                weight, sign = credit.weights[index], credit.steps[index].sign
+                weight, sign, clip_range = plan.weights[index], plan.steps[index].sign, self.clip_ranges[index]
                 log_ratio = objective.log_ratio(*terms, weight=weight, sign=sign)
                 if unchanged:
                     self._check_unchanged(index, log_ratio)
                 surrogate = objective.log_hinge if settings.kind == "log_hinge" else objective.clipped_ratio
-                loss = surrogate(log_ratio, advantage, clip_range=settings.clip_range).sum() / pairs
+                loss = self.factors[index] * surrogate(log_ratio, advantage, clip_range=clip_range).sum() / pairs
+                divergence = torch.zeros_like(loss)
+                if settings.kl:
+                    divergence = self._divergence(trajectory.latents[rows, k], index, conditioning, prediction) / pairs
+                    loss = loss + settings.kl * divergence
                 self.accelerator.backward(loss)
-                summed += loss.detach()
-                norm = objective.gradient_norm(
+                summed += torch.stack([loss.detach(), divergence.detach()])
+                norm = self.factors[index] * objective.gradient_norm(
                     *terms,
                     log_ratio,
                     advantage,
                     weight=weight,
                     sign=sign,
-                    clip_range=settings.clip_range,
+                    clip_range=clip_range,
                     objective=settings.kind,
                 )
-                diagnostics.add(
-                    index, log_ratio, advantage, norm, clip_range=settings.clip_range, objective=settings.kind
-                )
+                diagnostics.add(index, log_ratio, advantage, norm, clip_range=clip_range, objective=settings.kind)
         return summed
+
+    def _divergence(self, latents: Tensor, index: int, conditioning: Conditioning, prediction: Tensor) -> Tensor:
+        """The sum, over the images, of the KL divergence from the reference at a step."""
+        with torch.no_grad(), self.policy.denoiser.without_adapter():
+            reference = self.policy.predict(latents, index, conditioning)
+        plan = self.policy.credit
+        weight = plan.mix[index] * plan.steps[index].weight
+        return objective.kl_divergence(prediction, reference, weight=weight).sum()
 
     def _check_unchanged(self, index: int, log_ratio: Tensor) -> None:
         largest = float(log_ratio.detach().abs().max())
@@ -157,9 +187,16 @@ class Learner:
         }
         return {name: [values[index] for index in trained] for name, values in columns.items()}
 
-    def weights(self) -> weights.Weights:
-        """A copy of what is trained, to send."""
-        return weights.pack(self.version, self.parameters)
+    def weights(self, *, averaged: bool = False) -> weights.Weights:
+        """A copy of what is trained, to send, or of its running mean."""
+        with self._exported() if averaged else contextlib.nullcontext():
+            return weights.pack(self.version, self.parameters, averaged=averaged)
+
+    @contextlib.contextmanager
+    def _exported(self) -> Iterator[None]:
+        """Inside, the parameters are what users are to get: the running mean, where there is one."""
+        with contextlib.nullcontext() if self.average is None else self.average.applied():
+            yield
 
     def save(self, folder: Path, state: State) -> None:
         """Write a checkpoint that `restore` continues from exactly, and that diffusers can load."""
@@ -168,13 +205,19 @@ class Learner:
             for name, parameter in self.parameters.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
+
+        def export(into: Path) -> None:
+            with self._exported():
+                self.policy.denoiser.save(into)
+
         checkpoint.write(
             folder,
             version=self.version,
             state=state,
             parameters=self.parameters,
+            averaged={} if self.average is None else dict(zip(self.parameters, self.average.values, strict=True)),
             optimizer=moments,
-            export=self.policy.denoiser.save,
+            export=export,
         )
 
     def restore(self, folder: Path) -> State:
@@ -193,5 +236,16 @@ class Learner:
                 key: value if key == "step" else value.to(parameter.device)
                 for key, value in values.items()
             }
+        if self.average is not None:
+            taken = next(iter(self.optimizer.state.values()))["step"]
+            self.average.restore([loaded.averaged[name] for name in self.parameters], updates=int(taken))
         self.version = loaded.version
         return loaded.state
+
+
+def scaled(plan: Credit, value: float, by: Sequence[float] | None) -> tuple[float, ...]:
+    """`value` at each step, times the step's `by` over the trained steps' mean of it (None: the same at all)."""
+    if by is None:
+        return (value,) * len(plan.steps)
+    mean = sum(by[index] for index in plan.trained) / len(plan.trained)
+    return tuple(value * part / mean for part in by)

@@ -26,17 +26,19 @@ class LocalSamplers:
         self.threads = run.workers.samplers.threads
         self.tasks: deque[Task] = deque()
         self.done: list[Rollout] = []
-        self.versions: dict[int, weights.Weights] = {}
+        self.versions: dict[tuple[int, bool], weights.Weights] = {}
         self.checksum = ""
 
     def publish(self, published: weights.Weights) -> None:
-        self.versions[published.version] = published
-        for old in sorted(self.versions)[:-2]:
-            del self.versions[old]
+        self.versions[published.key] = published
+        for key in [key for key in self.versions if key[0] < published.version - 1]:
+            del self.versions[key]
 
     def submit(self, task: Task) -> None:
-        if task.version not in self.versions:
-            raise TrainingError(f"task asks for version {task.version}; published are {sorted(self.versions)}")
+        if task.weights not in self.versions:
+            raise TrainingError(
+                f"task asks for (version, averaged) {task.weights}; published are {sorted(self.versions)}"
+            )
         self.tasks.append(task)
 
     def collect(self) -> list[Rollout]:
@@ -50,8 +52,8 @@ class LocalSamplers:
         started = time.perf_counter()
         task = self.tasks.popleft()
         torch.set_num_threads(self.threads)
-        if self.sampler.version != task.version:
-            self.checksum = self.sampler.load(self.versions[task.version])
+        if self.sampler.loaded != task.weights:
+            self.checksum = self.sampler.load(self.versions[task.weights])
         trajectory, images = self.sampler.sample(task)
         self.done.append(
             Rollout(
@@ -126,12 +128,13 @@ class LocalLearner:
         self.done = self.learner.update(step, opened)
         return True
 
-    def publish(self) -> Published:
+    def publish(self, *, averaged: bool = False) -> Published:
         started = time.perf_counter()
-        packed = self.learner.weights()
+        packed = self.learner.weights(averaged=averaged)
         self.samplers.publish(packed)
         return Published(
             version=packed.version,
+            averaged=packed.averaged,
             checksum=packed.checksum,
             bytes=packed.buffer.nbytes,
             seconds=time.perf_counter() - started,

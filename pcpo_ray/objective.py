@@ -55,6 +55,17 @@ def log_hinge(
     return torch.relu(clip_range * advantage.abs() - advantage * log_ratio)
 
 
+def kl_divergence(
+    prediction: Float[Tensor, "B ..."], reference: Float[Tensor, "B ..."], *, weight: float
+) -> Float[Tensor, " B"]:
+    """KL(theta || reference) of a step's Gaussians, per dimension: w^2 mean(d^2) / 2, d the predictions' difference.
+
+    `weight` is the step's own, |gain| / std, whatever credit it carries (Flow-GRPO, arXiv 2505.05470).
+    """
+    d = prediction.to(torch.promote_types(prediction.dtype, torch.float32)) - reference
+    return 0.5 * weight**2 * d.square().flatten(1).mean(1)
+
+
 def inactive(
     log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float, objective: Objective
 ) -> Float[Tensor, " B"]:

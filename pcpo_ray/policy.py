@@ -1,5 +1,6 @@
 """What sampler and learner must build alike: the denoiser, the steps of its schedule, and the credit they carry."""
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,9 +25,27 @@ class Policy:
         self.device = device
         self.denoiser: Denoiser = models.load(run.model, run.sampling, seed=seed_of(run.seed, "adapter"), device=device)
         self.schedule = self.denoiser.schedule(run.sampling.steps)
+        self.run = run
         self.native = native_steps(run.sampling, self.schedule)
+        self.deterministic = deterministic_steps(self.schedule)
         self.credit = plan(run.credit, run.sampling, self.schedule)
         self.mixed = run.optimizer.mixed_precision == "bf16"
+
+    def credit_of(self, step: int, position: int) -> credit.Credit:
+        """Of the group at `position` of the batch that update `step` learns: `credit`, or the part its subset leaves.
+
+        The weights stay those of the whole, so that credit is proportionate from batch to batch too.
+        """
+        subset, trained = self.run.sampling.subset, self.credit.trained
+        if subset is None:
+            return self.credit
+        if isinstance(subset, config.ShareOfSteps):
+            count = max(1, round(subset.share * len(trained)))
+            drawn = np.random.default_rng(seed_of(self.run.seed, "steps", step, position))
+            chosen = drawn.choice(trained, count, replace=False).tolist()
+            return self.credit.restricted(chosen)
+        first = first_of_window(subset, len(trained), step, self.run.seed)
+        return self.credit.restricted(trained[first : first + subset.size]).elsewhere(self.deterministic)
 
     def predict(self, latents: Float[Tensor, "B ..."], step: int, conditioning: Conditioning) -> Float[Tensor, "B ..."]:
         """The network's prediction at step index `step`, the same bits wherever it is asked at the same B."""
@@ -48,11 +67,32 @@ def native_steps(sampling: config.Sampling, schedule: Schedule) -> tuple[AffineS
     return flow.steps(schedule, (*levels[:-1], 0.0))
 
 
+def deterministic_steps(schedule: Schedule) -> tuple[AffineStep, ...]:
+    """The schedule's steps without noise."""
+    if isinstance(schedule, DiffusionSchedule):
+        return ddim.steps(schedule, eta=0.0)
+    return flow.steps(schedule, (0.0,) * len(schedule))
+
+
+def first_of_window(window: config.Window, trained: int, step: int, seed: int) -> int:
+    """Where, among so many trained steps, the window of update `step` (from 1) begins."""
+    places = trained - window.size + 1
+    if window.order == "random":
+        return int(np.random.default_rng(seed_of(seed, "window", step)).integers(places))
+    # ceil: the last place is reached even where the stride does not divide the way to it
+    stops = 1 + -(-(places - 1) // window.stride)
+    return min((step - 1) // window.every % stops * window.stride, places - 1)
+
+
 def plan(kind: config.Credit, sampling: config.Sampling, schedule: Schedule) -> credit.Credit:
     """The steps to sample with and the weights they carry. Raises CreditError."""
     steps = native_steps(sampling, schedule)
     noisy = [index for index, step in enumerate(steps) if step.std > 0]
     trained = noisy if sampling.trained_steps is None else range(sampling.trained_steps)
+    if isinstance(sampling.subset, config.Window) and sampling.subset.size > len(trained):
+        raise CreditError(
+            f"sampling.subset.size is {sampling.subset.size}, of {len(trained)} trained steps; use at most those"
+        )
     match kind:
         case config.Native():
             return credit.native(steps, trained)

@@ -143,7 +143,7 @@ def draw(run: config.Run, found: Path | None, prompt: str, *, images: int, seed:
     sampler = Sampler(dataclasses.replace(run, seed=seed), policy.device_here())
     if found is not None:
         saved = checkpoint.read(found)
-        checkpoint.load_parameters(found, saved.parameters, sampler.policy.denoiser.trainable())
+        checkpoint.load_parameters(found, saved.best, sampler.policy.denoiser.trainable())
     task = Task(
         step=0,
         position=0,

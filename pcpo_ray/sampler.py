@@ -16,48 +16,54 @@ class Sampler:
     def __init__(self, run: config.Run, device: torch.device) -> None:
         self.run = run
         self.policy = Policy(run, device)
-        self.version: int | None = None
+        self.loaded: tuple[int, bool] | None = None
 
     def load(self, received: weights.Weights) -> str:
         """Take over a version; the checksum returned is counted over the parameters as they now stand."""
         checksum = weights.apply(received, self.policy.denoiser.trainable())
-        self.version = received.version
+        self.loaded = received.key
         return checksum
 
     @torch.no_grad()
     def sample(self, task: Task) -> tuple[Trajectory | None, UInt8[ndarray, "N H W 3"]]:
         """N images of the task's prompt, and the trajectory of the trained steps unless the task is an evaluation."""
-        denoiser, credit = self.policy.denoiser, self.policy.credit
+        denoiser = self.policy.denoiser
+        training = task.purpose == "train"
+        # evaluations sample in one and the same way, whatever part of the steps a batch is trained on
+        credit = self.policy.credit_of(task.step, task.position) if training else self.policy.credit
         conditioning = denoiser.encode([task.prompt.text])
         latents, noises = self.noise(task)
         kept: dict[str, list[Tensor]] = {"latents": [], "predictions": [], "noises": [], "log_probs": []}
         for index, step in enumerate(credit.steps):
-            prediction, drawn_with = self._predict(latents, index, conditioning)
+            prediction, drawn_with = self._predict(latents, index, conditioning, credit.mix[index])
             noise = noises[:, index].to(latents.device)
             before = latents
             latents, log_prob = step.draw(before, drawn_with, noise)
-            if task.purpose == "train" and index in credit.trained:
+            if training and index in credit.trained:
                 for name, value in zip(kept, (before, prediction, noise, log_prob), strict=True):
                     kept[name].append(value)
         images = denoiser.decode(latents)
-        if task.purpose == "evaluate":
+        if not training:
             return None, images
         stacked = {name: torch.stack(values, dim=1) for name, values in kept.items()}
         return Trajectory(steps=torch.tensor(credit.trained), conditioning=conditioning, **stacked), images
 
     def noise(self, task: Task) -> tuple[Tensor, Tensor]:
-        """The group's initial latents (N, ...) and each step's noise (N, T, ...), from each sample's own seed."""
+        """The group's initial latents (N, ...) and each step's noise (N, T, ...), from each sample's own seed.
+
+        With sampling.shared_noise the initial latents come from the group's seed.
+        """
         shape = (len(self.policy.credit.steps), *self.policy.denoiser.latent_shape)
         initial, steps = [], []
         for sample in range(task.images):
             own = (self.run.seed, task.purpose, task.step, task.position, task.prompt.index, sample)
-            initial.append(self.policy.denoiser.initial_noise(generator(*own, "initial")))
+            start = (*own[:-1], "shared") if self.run.sampling.shared_noise else own
+            initial.append(self.policy.denoiser.initial_noise(generator(*start, "initial")))
             steps.append(torch.randn(shape, generator=generator(*own, "steps")))
         return torch.stack(initial).to(self.policy.device), torch.stack(steps)
 
-    def _predict(self, latents: Tensor, index: int, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+    def _predict(self, latents: Tensor, index: int, conditioning: Conditioning, mix: float) -> tuple[Tensor, Tensor]:
         """The network's own prediction, and the one to step with (they differ under credit `interpolate`)."""
-        mix = self.policy.credit.mix[index]
         own, mixed = [], []
         for rows in latents.split(self.run.sampling.batch or len(latents)):
             repeated = {name: row.expand(len(rows), *row.shape[1:]) for name, row in conditioning.items()}

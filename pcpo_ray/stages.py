@@ -26,11 +26,13 @@ class Weighted:
 class Update:
     """What one batch did to the weights: `version` after it, the diagnostics (objective.py), seconds of work.
 
+    `kl` is the mean divergence from the reference, None where objective.kl is 0.
     `first_log_ratio` is the largest |log-ratio| of the first optimizer step's images: 0 if the weights sampled them.
     """
 
     version: int
     loss: float
+    kl: float | None
     gradient_norm: float
     first_log_ratio: float
     diagnostics: Mapping[str, Any]
@@ -39,9 +41,10 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A version of the weights that samplers can load: its checksum, size, and the seconds it took to publish."""
+    """A version of the weights, or its running mean, that samplers can load: its checksum, size, seconds it took."""
 
     version: int
+    averaged: bool
     checksum: str
     bytes: int
     seconds: float
@@ -52,14 +55,14 @@ class State:
     """What the driver keeps in a checkpoint beside the learner's own state."""
 
     step: int
-    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    histories: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
 
 class Samplers(Protocol):
     """Consumes tasks; waits for the weights that a task names; unblocks the scorers."""
 
     def submit(self, task: Task) -> None:
-        """Queue a task; its version must have been published."""
+        """Queue a task; its weights must have been published."""
 
     def collect(self) -> list[Rollout]:
         """The groups finished since the last call, in no particular order."""
@@ -84,8 +87,8 @@ class LearnerGroup(Protocol):
     def collect(self) -> Update | None:
         """The update begun last, once it is done."""
 
-    def publish(self) -> Published:
-        """Make the current weights loadable for samplers, under their version."""
+    def publish(self, *, averaged: bool = False) -> Published:
+        """Make the current weights, or their running mean, loadable for samplers, under their version."""
 
     def save(self, folder: Path, state: State) -> None:
         """Write a checkpoint, whole or not at all."""

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from pcpo_ray import advantages, checkpoint, config, evaluation
+from pcpo_ray import batches, checkpoint, config, evaluation
 from pcpo_ray.errors import ClusterError, RewardError, TrainingError
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
@@ -62,16 +61,16 @@ class Traffic:
         self.failures = run.rollout.reward_failures
         self.failed_in_a_row = 0
         self.phases = Phases()
-        self.checksums: dict[int, str] = {}
+        self.checksums: dict[tuple[int, bool], str] = {}
         self.waiting: set[Task] = set()
         self.scored: dict[Task, Scored] = {}
         self.moved = self.said = time.monotonic()
 
-    def publish(self) -> Published:
-        """Make the learner's weights loadable, and remember what their checksum must be."""
+    def publish(self, *, averaged: bool = False) -> Published:
+        """Make the learner's weights, or their running mean, loadable, and remember what their checksum must be."""
         started = time.perf_counter()
-        published = self.stages.learner.publish()
-        self.checksums[published.version] = published.checksum
+        published = self.stages.learner.publish(averaged=averaged)
+        self.checksums[published.version, published.averaged] = published.checksum
         self.phases.add("publish", started)
         self.event("published", **asdict(published))
         return published
@@ -107,7 +106,7 @@ class Traffic:
             self.event("fault", message=fault)
         for rollout in self.stages.samplers.collect():
             self.moved = time.monotonic()
-            self._acknowledge(rollout.task.version, rollout.checksum, rollout.worker)
+            self._acknowledge(rollout.task, rollout.checksum, rollout.worker)
             self.phases.work("samplers", rollout.seconds)
             self.stages.scorers.submit(rollout)
         for scored in self.stages.scorers.collect():
@@ -126,10 +125,11 @@ class Traffic:
                 f"{len(self.waiting)} groups are with samplers or scorers"
             )
 
-    def _acknowledge(self, version: int, checksum: str, worker: str) -> None:
-        if checksum != self.checksums[version]:
+    def _acknowledge(self, task: Task, checksum: str, worker: str) -> None:
+        expected = self.checksums[task.weights]
+        if checksum != expected:
             raise TrainingError(
-                f"{worker} sampled with weights of checksum {checksum}; version {version} has {self.checksums[version]}"
+                f"{worker} sampled with weights of checksum {checksum}; version {task.version} has {expected}"
             )
 
     def _count_failures(self, scored: Scored) -> None:
@@ -144,14 +144,6 @@ class Traffic:
                 f"{self.failed_in_a_row} groups in a row miss scores (rollout.reward_failures={self.failures}); "
                 f"the last ones: {dict(scored.failures)}"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """What the learner gets, and what is recorded of it."""
-
-    groups: Sequence[Weighted]
-    metrics: Mapping[str, Any]
 
 
 class Loop:
@@ -175,8 +167,8 @@ class Loop:
         self.held_out = held_out
         self.report = report
         self.step = 0
-        self.updating: Batch | None = None
-        self.history = make_history(run.advantage)
+        self.updating: batches.Batch | None = None
+        self.histories = batches.make_histories(run)
         self.saved: int | None = None
         self.started = time.perf_counter()
 
@@ -191,8 +183,8 @@ class Loop:
         """Continue from a checkpoint."""
         state = self.stages.learner.restore(folder)
         self.step = self.saved = state.step
-        if self.history is not None:
-            self.history.restore(state.history)
+        for name, history in self.histories.items():
+            history.restore(state.histories[name])
         self.recorder.event("resumed", step=self.step, checkpoint=folder.name)
 
     def train(self) -> None:
@@ -236,8 +228,8 @@ class Loop:
         return tasks
 
     def _learn(self, scored: Sequence[Scored]) -> None:
-        batch = weigh(self.run, scored, self.history, self.step + 1)
-        self.recorder.samples("scores.parquet", self.step + 1, score_columns(scored, batch))
+        batch = batches.weigh(self.run, scored, self.histories, self.step + 1)
+        self.recorder.samples("scores.parquet", self.step + 1, batches.score_columns(scored, batch))
         self.updating = batch
         started = time.perf_counter()
         update = self.traffic.learn(self.step + 1, batch.groups)
@@ -259,6 +251,7 @@ class Loop:
             **batch.metrics,
             "version": self.step,
             "loss": update.loss,
+            **({} if update.kl is None else {"kl": update.kl}),
             "gradient_norm": update.gradient_norm,
             **update.diagnostics["overall"],
             "per_timestep": update.diagnostics["per_timestep"],
@@ -295,9 +288,9 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint of the current step, and let the oldest go."""
-        history = self.history.state() if self.history is not None else {}
+        histories = {name: history.state() for name, history in self.histories.items()}
         folder = checkpoint.folder_for(self.recorder.folder, self.step)
-        self.stages.learner.save(folder, State(step=self.step, history=history))
+        self.stages.learner.save(folder, State(step=self.step, histories=histories))
         checkpoint.prune(self.recorder.folder, self.run.checkpoints.keep)
         self.saved = self.step
         self.recorder.event("checkpoint", step=self.step)
@@ -312,69 +305,11 @@ class Loop:
 
 def evaluated(run: config.Run, traffic: Traffic, held_out: PromptSource, version: int) -> list[Scored]:
     """The evaluation's groups at a version that has been published."""
+    if run.optimizer.average is not None:
+        traffic.publish(averaged=True)
     tasks = evaluation.tasks(run, held_out, version)
     traffic.submit(tasks)
     return traffic.gather(tasks)
-
-
-def make_history(kind: config.Advantage) -> advantages.PromptHistory | None:
-    """The per-prompt statistics, if the config's advantage keeps them."""
-    if not isinstance(kind, config.HistoryAdvantage):
-        return None
-    return advantages.PromptHistory(buffer=kind.buffer, minimum=kind.minimum, epsilon=kind.epsilon)
-
-
-def weigh(run: config.Run, scored: Sequence[Scored], history: advantages.PromptHistory | None, step: int) -> Batch:
-    """The batch with its advantages, groups with missing scores dropped whole, and what to record of it.
-
-    Raises RewardError when no group is left.
-    """
-    whole = [group for group in scored if not group.missing]
-    if not whole:
-        raise RewardError(f"step {step}: all {len(scored)} groups miss scores: {dict(scored[0].failures)}")
-    weights = {reward.name: reward.weight for reward in run.rewards}
-    totals = torch.tensor(np.stack([group.total(weights) for group in whole]))
-    kind = run.advantage
-    match kind:
-        case config.GroupAdvantage():
-            values = advantages.group_relative(
-                totals, scale=kind.scale, correction=kind.correction, epsilon=kind.epsilon
-            )
-        case config.BatchAdvantage():
-            values = advantages.batch_relative(totals, epsilon=kind.epsilon)
-        case config.HistoryAdvantage():
-            assert history is not None
-            values = history.normalise([group.rollout.task.prompt.text for group in whole], totals)
-    values = advantages.clip_advantage(values, kind.clip)
-    groups = [
-        Weighted(rollout=group.rollout, advantages=row) for group, row in zip(whole, values.tolist(), strict=True)
-    ]
-    metrics = {
-        "reward_mean": float(totals.mean()),
-        "reward_std": float(totals.std(correction=0)),
-        "rewards": {name: float(np.mean([group.scores[name] for group in whole])) for name in weights},
-        "advantage_abs_mean": float(values.abs().mean()),
-        "degenerate_groups": advantages.degenerate_groups(totals),
-        "dropped_groups": len(scored) - len(whole),
-    }
-    return Batch(groups=groups, metrics=metrics)
-
-
-def score_columns(scored: Sequence[Scored], batch: Batch) -> dict[str, Sequence[Any]]:
-    """A row a sample: step, prompt, sample, version, each reward, advantage (null for a group that was dropped)."""
-    known = {weighted.rollout.task: weighted.advantages for weighted in batch.groups}
-    rows = [(group, sample) for group in scored for sample in range(group.rollout.task.images)]
-    return {
-        "step": [group.rollout.task.step for group, _ in rows],
-        "prompt": [group.rollout.task.prompt.text for group, _ in rows],
-        "sample": [sample for _, sample in rows],
-        "version": [group.rollout.task.version for group, _ in rows],
-        "worker": [group.rollout.worker for group, _ in rows],
-        **{name: [group.scores[name][sample] for group, sample in rows] for name in scored[0].scores},
-        "advantage": [
-            known[group.rollout.task][sample] if group.rollout.task in known else None for group, sample in rows
-        ],
-    }
 
 
 def idle_shares(workers: config.Workers, busy: Mapping[str, float], seconds: float) -> dict[str, float]:

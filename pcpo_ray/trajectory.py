@@ -32,7 +32,8 @@ class Task:
     """One group to sample. With the run's seed and the weights of `version` it fixes every bit of the result.
 
     `step` is the update that the group belongs to (for an evaluation: 0, so that every evaluation draws the same
-    noise), `position` its place in the batch, `purpose` whether a trajectory is wanted.
+    noise), `position` its place in the batch, `purpose` whether a trajectory is wanted, `averaged` whether it is to be
+    sampled with the version's running mean.
     """
 
     step: int
@@ -41,6 +42,12 @@ class Task:
     images: int
     version: int
     purpose: Literal["train", "evaluate"]
+    averaged: bool = False
+
+    @property
+    def weights(self) -> tuple[int, bool]:
+        """Those to sample with: the version, and whether it is to be its running mean."""
+        return self.version, self.averaged
 
 
 def seed_of(*parts: int | str) -> int:

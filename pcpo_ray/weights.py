@@ -32,15 +32,21 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Everything trainable at `version`: the bytes of each parameter, exactly, whatever its dtype."""
+    """Everything trainable at `version`, or its running mean: each parameter's bytes, exactly, whatever its dtype."""
 
     version: int
+    averaged: bool
     manifest: tuple[Entry, ...]
     buffer: np.ndarray
     checksum: str
 
+    @property
+    def key(self) -> tuple[int, bool]:
+        """What a task names them by."""
+        return self.version, self.averaged
 
-def pack(version: int, parameters: Mapping[str, nn.Parameter]) -> Weights:
+
+def pack(version: int, parameters: Mapping[str, nn.Parameter], *, averaged: bool = False) -> Weights:
     """A copy of the parameters' bytes. Raises WeightsError if there are none."""
     if not parameters:
         raise WeightsError("there is no trainable parameter to send: the adapter binds no module")
@@ -53,7 +59,13 @@ def pack(version: int, parameters: Mapping[str, nn.Parameter]) -> Weights:
     buffer = np.empty(offset, np.uint8)
     for entry in entries:
         buffer[entry.offset : entry.offset + entry.bytes] = _bytes(parameters[entry.name])
-    return Weights(version=version, manifest=tuple(entries), buffer=buffer, checksum=checksum(parameters))
+    return Weights(
+        version=version,
+        averaged=averaged,
+        manifest=tuple(entries),
+        buffer=buffer,
+        checksum=checksum(parameters),
+    )
 
 
 def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:

@@ -13,8 +13,9 @@ def save(run, step, *, export=lambda folder: None):
     checkpoint.write(
         folder,
         version=step,
-        state=State(step=step, history={"a": [0.1, 0.2]}),
+        state=State(step=step, histories={"reward": {"a": [0.1, 0.2]}}),
         parameters={"w": torch.full((4,), float(step))},
+        averaged={"w": torch.full((4,), step / 2)},
         optimizer={"w/exp_avg": torch.ones(4) / 3, "w/step": torch.tensor(float(step))},
         export=export,
     )
@@ -24,12 +25,15 @@ def save(run, step, *, export=lambda folder: None):
 def test_what_is_written_is_read_to_the_bit(tmp_path):
     loaded = checkpoint.read(save(tmp_path, 3))
     assert loaded.version == 3
-    assert loaded.state == State(step=3, history={"a": [0.1, 0.2]})
+    assert loaded.state == State(step=3, histories={"reward": {"a": [0.1, 0.2]}})
     assert torch.equal(loaded.parameters["w"], torch.full((4,), 3.0))
+    assert torch.equal(loaded.best["w"], torch.full((4,), 1.5))
     assert torch.equal(loaded.optimizer["w/exp_avg"], torch.ones(4) / 3)
 
 
-@pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "name", ["trainable.safetensors", "averaged.safetensors", "optimizer.safetensors", "state.json"]
+)
 def test_one_cut_short_is_named_and_the_newest_whole_one_is_taken(tmp_path, name):
     older, newer = save(tmp_path, 1), save(tmp_path, 2)
     path = newer / name
@@ -75,7 +79,15 @@ def test_a_run_without_checkpoints_has_no_newest(tmp_path):
 def test_weights_of_any_dtype_come_back_to_the_bit_and_overwrite_a_models(tmp_path):
     sent = {"half": torch.randn(3).to(torch.bfloat16), "tiny": torch.tensor([1e-42, -0.0])}
     folder = checkpoint.folder_for(tmp_path, 1)
-    checkpoint.write(folder, version=1, state=State(step=1), parameters=sent, optimizer={}, export=lambda folder: None)
+    checkpoint.write(
+        folder,
+        version=1,
+        state=State(step=1),
+        parameters=sent,
+        averaged={},
+        optimizer={},
+        export=lambda folder: None,
+    )
     here = {name: torch.nn.Parameter(torch.zeros_like(value)) for name, value in sent.items()}
     checkpoint.load_parameters(folder, checkpoint.read(folder).parameters, here)
     for name, value in sent.items():
@@ -104,7 +116,7 @@ def test_a_state_that_says_nothing_is_passed_over(tmp_path, text):
 
 def test_a_state_of_another_version_of_this_package_is_named(tmp_path):
     path = save(tmp_path, 1) / "state.json"
-    path.write_text(path.read_text().replace('"history"', '"memory"'))
+    path.write_text(path.read_text().replace('"histories"', '"memory"'))
     with pytest.raises(CheckpointError, match=r"state\.json cannot be read .*memory"):
         checkpoint.read(path.parent)
 
@@ -121,6 +133,7 @@ def test_a_step_that_is_written_again_replaces_the_old_and_leaves_nothing_beside
     folder = save(tmp_path, 1, export=lambda beside: (beside / "old").touch())
     save(tmp_path, 1)
     assert sorted(path.name for path in folder.iterdir()) == [
+        "averaged.safetensors",
         "optimizer.safetensors",
         "state.json",
         "trainable.safetensors",

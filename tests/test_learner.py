@@ -121,9 +121,9 @@ def test_what_travels_as_numpy_is_learned_to_the_same_bits(small_sd):
 def test_a_checkpoint_restores_parameters_and_optimizer_to_the_bit(small_sd, tmp_path):
     sampler, learner = pair(small_sd)
     learner.update(1, batch(sampler, learner))
-    learner.save(tmp_path / "step-000001", State(step=1, history={"a": [1.0, 2.0]}))
+    learner.save(tmp_path / "step-000001", State(step=1, histories={"reward": {"a": [1.0, 2.0]}}))
     _, other = pair(small_sd)
-    assert other.restore(tmp_path / "step-000001") == State(step=1, history={"a": [1.0, 2.0]})
+    assert other.restore(tmp_path / "step-000001") == State(step=1, histories={"reward": {"a": [1.0, 2.0]}})
     groups = batch(sampler, learner)
     learner.update(2, groups)
     other.update(2, groups)
@@ -151,3 +151,77 @@ def test_bf16_autocast_keeps_the_first_ratio_at_one(small_sd):
     sampler, learner = pair(small_sd, optimizer__mixed_precision="bf16")
     update = learner.update(1, batch(sampler, learner))
     assert update.diagnostics["overall"]["max_log_ratio"] == 0.0
+
+
+def test_the_divergence_from_the_reference_has_the_gradient_of_its_formula(small_sd):
+    """With all advantages 0 the loss is beta times the mean over images and steps of w^2 mean(d^2) / 2."""
+    sampler, learner = pair(small_sd, objective__kl=0.5, credit__kind="native", optimizer__max_gradient_norm=1e9)
+    for parameter in learner.parameters.values():
+        parameter.data.add_(0.05)
+    (version, trajectory, _), *_ = batch(sampler, learner, count=1)
+    plan = learner.policy.credit
+    rows = {name: row.expand(4, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
+    expected = torch.zeros(())
+    for k, index in enumerate(trajectory.steps.tolist()):
+        with torch.no_grad(), learner.policy.denoiser.without_adapter():
+            reference = learner.policy.predict(trajectory.latents[:, k], index, rows)
+        change = learner.policy.predict(trajectory.latents[:, k], index, rows) - reference
+        expected = expected + (0.5 * plan.steps[index].weight ** 2 * change.square().flatten(1).mean(1)).mean()
+    expected = expected / len(trajectory.steps)
+    wanted = torch.autograd.grad(0.5 * expected, list(learner.parameters.values()))
+    norm = torch.stack([gradient.norm() for gradient in wanted]).norm()
+    update = learner.update(1, [(version, trajectory, [0.0] * 4)])
+    assert update.kl == pytest.approx(float(expected), rel=1e-5)
+    assert update.loss == pytest.approx(0.5 * update.kl, rel=1e-5)
+    assert update.gradient_norm == pytest.approx(float(norm), rel=1e-4) and update.gradient_norm > 0
+
+
+def test_the_divergence_pulls_back_to_the_reference(small_sd):
+    sampler, learner = pair(small_sd, objective__kl=1.0, optimizer__learning_rate=1e-2)
+    for parameter in learner.parameters.values():
+        parameter.data.add_(0.05)
+    found = []
+    for step in range(1, 6):
+        groups = [(version, trajectory, [0.0] * 4) for version, trajectory, _ in batch(sampler, learner)]
+        found.append(learner.update(step, groups).kl)
+    assert found[-1] < 0.7 * found[0]
+
+
+def test_without_a_coefficient_no_divergence_is_computed(small_sd, monkeypatch):
+    sampler, learner = pair(small_sd)
+    monkeypatch.setattr(learner.policy.denoiser, "without_adapter", lambda: pytest.fail("asked for the reference"))
+    assert learner.update(1, batch(sampler, learner)).kl is None
+
+
+def test_epochs_go_through_the_batch_again(small_sd):
+    sampler, learner = pair(small_sd, optimizer__updates=2, optimizer__epochs=3)
+    learner.update(1, batch(sampler, learner))
+    assert {int(state["step"]) for state in learner.optimizer.state.values()} == {6}
+
+
+def test_a_clip_range_in_proportion_to_the_weights_keeps_its_mean(small_sd):
+    _, learner = pair(small_sd, objective__clip_scale="weight", credit__kind="native", sampling__steps=8)
+    plan = learner.policy.credit
+    assert sum(learner.clip_ranges) / 8 == pytest.approx(0.01)
+    ratios = {round(value / weight, 9) for value, weight in zip(learner.clip_ranges, plan.weights, strict=True)}
+    assert len(ratios) == 1
+    _, constant = pair(small_sd, sampling__steps=8)
+    assert set(constant.clip_ranges) == {0.01}
+
+
+def test_a_step_s_loss_is_scaled_by_its_noise_outside_the_clip(small_flux):
+    sampler, learner = pair(small_flux, objective__step_loss="noise", sampling__process="{kind: ratio_noise}")
+    plan = learner.policy.credit
+    stds = [plan.steps[index].std for index in plan.trained]
+    factors = [learner.factors[index] for index in plan.trained]
+    assert sum(factors) / len(factors) == pytest.approx(1.0)
+    assert factors == pytest.approx([std * len(stds) / sum(stds) for std in stds])
+    _, plain = pair(small_flux, sampling__process="{kind: ratio_noise}")
+    groups = batch(sampler, learner)
+    shares = []
+    for one in (plain, learner):
+        table = one.update(1, groups).diagnostics["per_timestep"]
+        assert table["inactive_fraction"] == [0.0] * len(plan.trained)
+        shares.append(table["gradient_share"])
+    scaled = [factor * share for factor, share in zip(factors, shares[0], strict=True)]
+    assert shares[1] == pytest.approx([value / sum(scaled) for value in scaled], rel=1e-4)

@@ -15,19 +15,22 @@ from pcpo_ray.stages import State
 from tests import small
 
 
+def hollow(model, folder):
+    """A copy whose weights are empty files: whatever is found out about it was found out without loading it."""
+    shutil.copytree(model, folder)
+    for path in folder.rglob("*.safetensors"):
+        path.write_bytes(b"")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def hollow_sd(small_sd, tmp_path_factory):
-    """A checkpoint without weights: whatever is found out about it was found out without loading it."""
-    folder = tmp_path_factory.mktemp("hollow") / "small-sd"
-    shutil.copytree(small_sd, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    return folder
+    return hollow(small_sd, tmp_path_factory.mktemp("hollow") / "small-sd")
 
 
 @pytest.fixture(scope="module")
 def hollow_flux(small_flux, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hollow") / "small-flux"
-    shutil.copytree(small_flux, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    return folder
+    return hollow(small_flux, tmp_path_factory.mktemp("hollow") / "small-flux")
 
 
 def saved(folder, step):
@@ -35,7 +38,7 @@ def saved(folder, step):
     weights = {"w": torch.ones(4)}
     state = State(step=step)
     checkpoint.write(
-        where, version=step, state=state, parameters=weights, optimizer=weights, export=lambda folder: None
+        where, version=step, state=state, parameters=weights, averaged={}, optimizer=weights, export=lambda folder: None
     )
     return where
 
@@ -81,7 +84,8 @@ def test_weights_cut_short_are_a_named_error(small_sd, tmp_path, part):
     weights = next((folder / part).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(ModelError, match="model cannot be loaded as a StableDiffusionPipeline"):
-        runs.stages(small.run(folder), local=True, say=pytest.fail)
+        stages = runs.stages(small.run(folder), local=True, say=pytest.fail)
+        stages.samplers.sampler.policy.denoiser.encode(["a text, before which no text encoder is loaded"])
 
 
 def test_a_flow_whose_last_step_would_have_to_be_trained_is_refused(hollow_flux):

@@ -1,5 +1,6 @@
 """The sampler is a pure function of (run seed, task, weights)."""
 
+import pytest
 import torch
 
 from pcpo_ray.sampler import Sampler
@@ -106,3 +107,29 @@ def test_interpolation_steps_with_the_mixed_prediction_and_stores_the_networks_o
     mixed = reference + mix[0] * (own - reference)
     after, _ = steps[0].draw(latents, mixed, trajectory.noises[:, 0])
     assert torch.equal(after, trajectory.latents[:, 1])
+
+
+def test_with_shared_noise_a_group_starts_from_one_noise_and_parts_ways(small_sd):
+    sampler = Sampler(small.run(small_sd, sampling__shared_noise=True), CPU)
+    initial, steps = sampler.noise(task())
+    assert all(torch.equal(initial[0], other) for other in initial)
+    assert not torch.equal(steps[0], steps[1])
+    assert not torch.equal(initial[0], sampler.noise(task(position=1))[0][0])
+    _, images = sampler.sample(task())
+    assert (images[0] != images[1]).any()
+
+
+@pytest.mark.parametrize("subset", ["{kind: window, size: 2}", "{kind: share, share: 0.5}"])
+def test_only_the_chosen_steps_travel(small_flux, subset):
+    sampler = Sampler(small.run(small_flux, sampling__steps=8, sampling__subset=subset), CPU)
+    trajectory, _ = sampler.sample(task())
+    chosen = sampler.policy.credit_of(1, 0).trained
+    assert tuple(trajectory.steps.tolist()) == chosen
+    assert trajectory.latents.shape[1] == len(chosen) < len(sampler.policy.credit.trained)
+
+
+def test_evaluations_sample_the_same_way_whatever_is_trained(small_flux):
+    evaluation = task(purpose="evaluate", step=0)
+    _, plain = Sampler(small.run(small_flux), CPU).sample(evaluation)
+    _, windowed = Sampler(small.run(small_flux, sampling__subset="{kind: window, size: 1}"), CPU).sample(evaluation)
+    assert (plain == windowed).all()

@@ -10,11 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from pcpo_ray import checkpoint, config, config_file, runs, train
+from pcpo_ray import checkpoint, config, config_file, runs, train, weights
 from pcpo_ray.errors import ClusterError, RewardError
 from pcpo_ray.recorder import Recorder
-from pcpo_ray.stages import State
-from pcpo_ray.trajectory import Handle, Prompt, Rollout, Scored, Task
 from tests import small
 
 
@@ -68,14 +66,22 @@ def test_the_first_update_of_a_run_reports_a_log_ratio_of_zero(small_flux, tmp_p
     assert next(event for event in events if event["kind"] == "first_update")["max_log_ratio"] == 0
 
 
-@pytest.mark.parametrize("advantage", ["group", "prompt_history"])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(small_sd, tmp_path, advantage):
-    changes = {"advantage": f"{{kind: {advantage}}}", "steps": 4}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"advantage": "{kind: prompt_history}", "combine": "advantages"},
+        {"optimizer__average": 0.9, "sampling__subset": "{kind: window, size: 2, order: random}"},
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(small_sd, tmp_path, changes):
+    changes = {**changes, "steps": 4}
     go(small.run(small_sd, **changes), tmp_path / "whole")
     go(small.run(small_sd, **{**changes, "steps": 2}), tmp_path / "parts")
     found = checkpoint.folder_for(tmp_path / "parts", 2)
     recorder = go(small.run(small_sd, **changes), tmp_path / "parts", found=found)
-    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "parts", 4))
+    ends = [checkpoint.read(checkpoint.folder_for(tmp_path / name, 4)) for name in ("whole", "parts")]
+    assert same(*(end.parameters for end in ends)) and same(*(end.averaged for end in ends))
     assert [row["step"] for row in recorder.metrics() if row["kind"] == "train"] == [1, 2, 3, 4]
 
 
@@ -167,35 +173,6 @@ def test_ctrl_c_in_mid_run_leaves_a_checkpoint_to_resume_from(small_sd, tmp_path
     assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
 
 
-def scored(totals, step=1):
-    groups = []
-    for position, values in enumerate(totals):
-        prompt = Prompt(index=position, text=f"p{position}")
-        task = Task(step=step, position=position, prompt=prompt, images=len(values), version=0, purpose="train")
-        rollout = Rollout(
-            task=task,
-            trajectory=None,
-            images=Handle(reference=None),
-            checksum="",
-            seconds=0.0,
-            worker="w",
-        )
-        groups.append(Scored(rollout=rollout, scores={"jpeg_compressibility": values}, failures={}, seconds=0.0))
-    return groups
-
-
-def test_a_group_of_equal_scores_has_advantage_zero_and_is_counted(small_sd):
-    batch = train.weigh(small.run(small_sd), scored([[1.0, 1.0], [0.0, 2.0]]), None, 1)
-    assert batch.groups[0].advantages == [0.0, 0.0]
-    assert batch.groups[1].advantages == pytest.approx([-(2**-0.5), 2**-0.5])
-    assert batch.metrics["degenerate_groups"] == 1
-
-
-def test_a_batch_without_one_whole_group_stops_the_run(small_sd):
-    with pytest.raises(RewardError, match="all 1 groups"):
-        train.weigh(small.run(small_sd), scored([[1.0, float("nan")]]), None, 1)
-
-
 def test_waiting_for_ever_is_an_error_that_says_for_what(small_sd, tmp_path):
     run = small.run(small_sd, workers__task_timeout=0.3)
     stages = runs.stages(run, local=True, say=lambda line: None)
@@ -210,5 +187,22 @@ def test_idle_is_the_share_of_time_not_worked():
     assert np.isfinite(list(idle.values())).all()
 
 
-def test_the_state_in_a_checkpoint_is_the_drivers():
-    assert State(step=2).history == {}
+def test_evaluations_and_the_exported_adapter_use_the_running_mean(small_sd, tmp_path):
+    from safetensors.torch import load_file
+
+    run = small.run(small_sd, steps=2, optimizer__average=0.9)
+    go(run, tmp_path / "run")
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    published = [(event["version"], event["averaged"]) for event in events if event["kind"] == "published"]
+    assert published == [(0, False), (0, True), (1, False), (2, False), (2, True)]
+    found = checkpoint.folder_for(tmp_path / "run", 2)
+    saved = checkpoint.read(found)
+    assert not same(saved.parameters, saved.averaged)
+    exported = sorted(
+        value.flatten().tolist() for value in load_file(found / "pytorch_lora_weights.safetensors").values()
+    )
+    assert exported == sorted(value.flatten().tolist() for value in saved.averaged.values())
+    sums = {(e["version"], e["averaged"]): e["checksum"] for e in events if e["kind"] == "published"}
+    assert sums[2, True] == weights.checksum(saved.averaged) != sums[2, False] == weights.checksum(saved.parameters)
+    go(small.run(small_sd, steps=2), tmp_path / "plain")
+    assert same(parameters(tmp_path / "run", 2), parameters(tmp_path / "plain", 2))

@@ -71,8 +71,8 @@ class RayLearner:
         update: Update = self._get(reference, "the update")
         return update
 
-    def publish(self) -> Published:
-        published: Published = self._get(self.store.publish.remote(self.actor), "the weight store to publish")
+    def publish(self, *, averaged: bool = False) -> Published:
+        published: Published = self._get(self.store.publish.remote(self.actor, averaged), "the weight store to publish")
         return published
 
     def save(self, folder: Path, state: State) -> None:

@@ -49,31 +49,32 @@ class WeightStore:
     the weights outlive the learner. The last two versions stay."""
 
     def __init__(self, gpus: float) -> None:
-        self.versions: dict[int, ray.ObjectRef] = {}
+        self.versions: dict[tuple[int, bool], ray.ObjectRef] = {}
 
     def ready(self) -> int:
         return os.getpid()
 
-    def publish(self, learner: Any) -> Published:
-        """Take the learner's current weights."""
+    def publish(self, learner: Any, averaged: bool) -> Published:
+        """Take the learner's current weights, or their running mean."""
         started = time.perf_counter()
-        reference = learner.weights.remote()
+        reference = learner.weights.remote(averaged)
         weights = ray.get(reference, timeout=PULL_TIMEOUT)
-        self.versions[weights.version] = reference
-        for old in sorted(self.versions)[:-2]:
-            del self.versions[old]
+        self.versions[weights.key] = reference
+        for key in [key for key in self.versions if key[0] < weights.version - 1]:
+            del self.versions[key]
         return Published(
             version=weights.version,
+            averaged=weights.averaged,
             checksum=weights.checksum,
             bytes=weights.buffer.nbytes,
             seconds=time.perf_counter() - started,
         )
 
-    def find(self, version: int) -> list[ray.ObjectRef]:
-        """The version's reference, in a list so that Ray hands on the reference and not the weights."""
-        if version not in self.versions:
-            raise WeightsError(f"asked for version {version}; the store holds {sorted(self.versions)}")
-        return [self.versions[version]]
+    def find(self, key: tuple[int, bool]) -> list[ray.ObjectRef]:
+        """Those weights' reference, in a list so that Ray hands on the reference and not the weights."""
+        if key not in self.versions:
+            raise WeightsError(f"asked for (version, averaged) {key}; the store holds {sorted(self.versions)}")
+        return [self.versions[key]]
 
 
 class SamplerActor:
@@ -94,8 +95,8 @@ class SamplerActor:
     def sample(self, task: Task) -> tuple[Made, dict[str, Any] | None, np.ndarray]:
         """A group, with the weights of the task's version; three objects, of which the driver opens the first only."""
         started = time.perf_counter()
-        if self.sampler.version != task.version:
-            (reference,) = ray.get(self.store.find.remote(task.version), timeout=PULL_TIMEOUT)
+        if self.sampler.loaded != task.weights:
+            (reference,) = ray.get(self.store.find.remote(task.weights), timeout=PULL_TIMEOUT)
             self.checksum = self.sampler.load(ray.get(reference, timeout=PULL_TIMEOUT))
         trajectory, images = self.sampler.sample(task)
         made = Made(checksum=self.checksum, seconds=time.perf_counter() - started, worker=self.name)
@@ -141,8 +142,8 @@ class LearnerActor:
         opened = [Trajectory.from_numpy(data) for data in trajectories]
         return self.learner.update(step, list(zip(versions, opened, advantages, strict=True)))
 
-    def weights(self) -> Any:
-        return self.learner.weights()
+    def weights(self, averaged: bool) -> Any:
+        return self.learner.weights(averaged=averaged)
 
     def save(self, folder: Path, state: State) -> None:
         self.learner.save(folder, state)

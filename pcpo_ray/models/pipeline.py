@@ -183,6 +183,8 @@ class PipelineDenoiser(ABC):
         doubled = {name: torch.cat([conditioning[f"negative_{name}"], conditioning[name]]) for name in names}
         both = self.forward(torch.cat([inputs, inputs]), timestep, doubled)
         unconditional, conditional = both.float().chunk(2)
+        if self.sampling.detach_unconditional:
+            unconditional = unconditional.detach()
         guided: Tensor = unconditional + self.sampling.guidance_scale * (conditional - unconditional)
         return self.parametrised(guided, latents, timestep)
 

@@ -134,3 +134,23 @@ def test_an_index_that_is_not_an_object_is_a_named_error(small_sd, tmp_path):
     (copy / "model_index.json").write_text(json.dumps([]))
     with pytest.raises(ModelError, match="expected an object"):
         models.folder_of(small.run(copy).model)
+
+
+def test_the_unconditional_branch_can_be_kept_out_of_the_gradient(small_sd):
+    gradients, values = [], []
+    for detached in (False, True):
+        denoiser = load(small_sd, sampling__detach_unconditional=detached, sampling__guidance_scale=3.0)
+        for parameter in denoiser.trainable().values():
+            parameter.data.add_(0.1)
+        latents, conditioning = torch.linspace(-1, 1, 256).reshape(1, 4, 8, 8), denoiser.encode([TEXT])
+        prediction = denoiser.predict(latents, 501, conditioning)
+        prediction.sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in denoiser.trainable().values()]))
+        values.append(prediction.detach())
+    assert torch.equal(*values)
+    denoiser.module.zero_grad()
+    conditional = denoiser.forward(latents, 501, {"embeds": conditioning["embeds"]})
+    (3.0 * conditional).sum().backward()
+    expected = torch.cat([p.grad.flatten() for p in denoiser.trainable().values()])
+    assert torch.allclose(gradients[1], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(gradients[0], expected, rtol=1e-2)

@@ -1,0 +1,66 @@
+"""From scored groups to a batch."""
+
+import pytest
+
+from pcpo_ray import batches
+from pcpo_ray.errors import RewardError
+from pcpo_ray.trajectory import Handle, Prompt, Rollout, Scored, Task
+from tests import small
+
+
+def scored(totals, step=1):
+    """Groups of the scores given: a list is those of jpeg_compressibility."""
+    groups = []
+    for position, values in enumerate(totals):
+        values = values if isinstance(values, dict) else {"jpeg_compressibility": values}
+        images = len(next(iter(values.values())))
+        prompt = Prompt(index=position, text=f"p{position}")
+        task = Task(step=step, position=position, prompt=prompt, images=images, version=0, purpose="train")
+        rollout = Rollout(
+            task=task,
+            trajectory=None,
+            images=Handle(reference=None),
+            checksum="",
+            seconds=0.0,
+            worker="w",
+        )
+        groups.append(Scored(rollout=rollout, scores=values, failures={}, seconds=0.0))
+    return groups
+
+
+def test_a_group_of_equal_scores_has_advantage_zero_and_is_counted(small_sd):
+    batch = batches.weigh(small.run(small_sd), scored([[1.0, 1.0], [0.0, 2.0]]), {}, 1)
+    assert batch.groups[0].advantages == [0.0, 0.0]
+    assert batch.groups[1].advantages == pytest.approx([-(2**-0.5), 2**-0.5])
+    assert batch.metrics["degenerate_groups"] == 1
+
+
+def test_a_batch_without_one_whole_group_stops_the_run(small_sd):
+    with pytest.raises(RewardError, match="all 1 groups"):
+        batches.weigh(small.run(small_sd), scored([[1.0, float("nan")]]), {}, 1)
+
+
+TWO = {"jpeg_compressibility": [-30.0, -10.0], "shapes_oracle": [0.5, 0.25]}
+REWARDS = "[{kind: jpeg_compressibility, weight: 2}, {kind: shapes_oracle, weight: 1}]"
+
+
+def test_scores_are_summed_before_they_are_normalised_or_after(small_sd):
+    half = 2**-0.5
+    summed = batches.weigh(small.run(small_sd, rewards=REWARDS), scored([TWO]), {}, 1)
+    assert summed.groups[0].advantages == pytest.approx([-half, half])
+    each = batches.weigh(small.run(small_sd, rewards=REWARDS, combine="advantages"), scored([TWO]), {}, 1)
+    assert each.groups[0].advantages == pytest.approx([-2 * half + half, 2 * half - half])
+    assert summed.metrics["reward_mean"] == each.metrics["reward_mean"] == pytest.approx(-39.625)
+
+
+def test_each_reward_has_a_history_of_its_own(small_sd):
+    run = small.run(small_sd, rewards=REWARDS, combine="advantages", advantage="{kind: prompt_history, minimum: 2}")
+    histories = batches.make_histories(run)
+    made = batches.weigh(run, scored([TWO]), histories, 1)
+    assert {name: history.state() for name, history in histories.items()} == {n: {"p0": v} for n, v in TWO.items()}
+    assert made.groups[0].advantages == pytest.approx([-1.0, 1.0], abs=1e-4)
+
+
+def test_a_sum_of_advantages_is_clipped_as_one(small_sd):
+    run = small.run(small_sd, rewards=REWARDS, combine="advantages", advantage="{kind: group, clip: 0.5}")
+    assert batches.weigh(run, scored([TWO]), {}, 1).groups[0].advantages == [-0.5, 0.5]
