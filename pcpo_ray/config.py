@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BeforeValidator, Discriminator, Tag
+from pydantic import BeforeValidator, Discriminator, StringConstraints, Tag
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -320,7 +320,11 @@ class Jpeg:
 
 @config
 class ClipScore:
-    """Cosine between image and prompt in an open_clip model: a shipped name, a folder, or name and weights file."""
+    """Cosine between image and prompt in a CLIP model.
+
+    `model`: a shipped name, a folder in open_clip's or transformers' format, or an architecture of open_clip's together
+    with a `weights` file.
+    """
 
     kind: Literal["clip_score"]
     weight: Annotated[float, NUMBER] = 1.0
@@ -359,6 +363,66 @@ class Diversity:
 
 
 @config
+class Aesthetic:
+    """The LAION aesthetic predictor: `head` is its .pth file, `model` and `weights` the CLIP ViT-L-14 of OpenAI."""
+
+    kind: Literal["aesthetic"]
+    head: str
+    weight: Annotated[float, NUMBER] = 1.0
+    model: str = "ViT-L-14-quickgelu"
+    weights: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+
+@config
+class PickScore:
+    """`model` is the folder of PickScore_v1, `processor` that of its CLIP ViT-H-14 (null: the model's own)."""
+
+    kind: Literal["pickscore"]
+    model: str
+    weight: Annotated[float, NUMBER] = 1.0
+    processor: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+
+@config
+class Hps:
+    """Human Preference Score: `weights` is HPS_v2.1_compressed.pt or HPS_v2_compressed.pt."""
+
+    kind: Literal["hps_v2.1", "hps_v2.0"]
+    weights: str
+    weight: Annotated[float, NUMBER] = 1.0
+    architecture: str = "ViT-H-14"
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+
+@config
+class Remote:
+    """A scorer behind HTTP (rewards/remote.py). An answer may take `timeout` seconds; `label` names the scores."""
+
+    kind: Literal["remote"]
+    url: Annotated[str, StringConstraints(pattern="^https?://")]
+    weight: Annotated[float, NUMBER] = 1.0
+    label: str = "remote"
+    timeout: Positive = 60.0
+    retries: NonNegativeInt = 3
+    format: Literal["json", "npz"] = "json"
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+
+@config
 class CustomReward:
     """A class of the user's own, `kind` being `package.module:Class`, built with `options`."""
 
@@ -372,7 +436,9 @@ class CustomReward:
 
 
 SHIPPED_REWARDS = {
-    kind: cls for cls in (Jpeg, ClipScore, ShapesOracle, Diversity) for kind in get_args(get_type_hints(cls)["kind"])
+    kind: cls
+    for cls in (Jpeg, ClipScore, ShapesOracle, Diversity, Aesthetic, PickScore, Hps, Remote)
+    for kind in get_args(get_type_hints(cls)["kind"])
 }
 
 
@@ -390,6 +456,10 @@ Reward = Annotated[
     | Annotated[ClipScore, Tag("ClipScore")]
     | Annotated[ShapesOracle, Tag("ShapesOracle")]
     | Annotated[Diversity, Tag("Diversity")]
+    | Annotated[Aesthetic, Tag("Aesthetic")]
+    | Annotated[PickScore, Tag("PickScore")]
+    | Annotated[Hps, Tag("Hps")]
+    | Annotated[Remote, Tag("Remote")]
     | Annotated[CustomReward, Tag("CustomReward")],
     Discriminator(_reward_tag),
 ]

@@ -1,5 +1,6 @@
 """Small checkpoints with random weights, in the real formats, and configs that use them."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -198,6 +199,14 @@ def sd3(folder: Path, *, with_t5: bool = True) -> Path:
         transformer=transformer,
     )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def hollow(model: Path, folder: Path) -> Path:
+    """A copy whose weights are empty files: whatever is found out about it was found out without loading it."""
+    shutil.copytree(model, folder)
+    for path in folder.rglob("*.safetensors"):
+        path.write_bytes(b"")
     return folder
 
 

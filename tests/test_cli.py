@@ -16,7 +16,7 @@ from tests import small
 def hollow(small_sd, tmp_path_factory):
     """A config file whose model has no weights: loading it would be another error than the one expected."""
     folder = tmp_path_factory.mktemp("hollow")
-    shutil.copytree(small_sd, folder / "small-sd", ignore=shutil.ignore_patterns("*.safetensors"))
+    small.hollow(small_sd, folder / "small-sd")
     path = folder / "small.yaml"
     path.write_text(config_file.dump(small.run(folder / "small-sd")))
     return path

@@ -15,22 +15,14 @@ from pcpo_ray.stages import State
 from tests import small
 
 
-def hollow(model, folder):
-    """A copy whose weights are empty files: whatever is found out about it was found out without loading it."""
-    shutil.copytree(model, folder)
-    for path in folder.rglob("*.safetensors"):
-        path.write_bytes(b"")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def hollow_sd(small_sd, tmp_path_factory):
-    return hollow(small_sd, tmp_path_factory.mktemp("hollow") / "small-sd")
+    return small.hollow(small_sd, tmp_path_factory.mktemp("hollow") / "small-sd")
 
 
 @pytest.fixture(scope="module")
 def hollow_flux(small_flux, tmp_path_factory):
-    return hollow(small_flux, tmp_path_factory.mktemp("hollow") / "small-flux")
+    return small.hollow(small_flux, tmp_path_factory.mktemp("hollow") / "small-flux")
 
 
 def saved(folder, step):
@@ -84,7 +76,7 @@ def test_weights_cut_short_are_a_named_error(small_sd, tmp_path, part):
     weights = next((folder / part).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(ModelError, match="model cannot be loaded as a StableDiffusionPipeline"):
-        stages = runs.stages(small.run(folder), local=True, say=pytest.fail)
+        stages: Any = runs.stages(small.run(folder), local=True, say=pytest.fail)
         stages.samplers.sampler.policy.denoiser.encode(["a text, before which no text encoder is loaded"])
 
 

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError
+from pcpo_ray.rewards import clip
 
 
 @runtime_checkable
@@ -31,10 +32,19 @@ def check(reward: config.Reward) -> None:
     match reward:
         case config.CustomReward():
             _class_of(reward)
-        case config.ClipScore() | config.Diversity():
-            from pcpo_ray.rewards import clip_score
-
-            clip_score.locate(reward.model, reward.weights)
+        case config.ClipScore() | config.Diversity() | config.Aesthetic():
+            clip.locate(reward.model, reward.weights)
+            if isinstance(reward, config.Aesthetic):
+                clip.check_file(reward.head, "aesthetic head (sac+logos+ava1-l14-linearMSE.pth)")
+        case config.PickScore():
+            clip.locate(reward.model, None)
+            if reward.processor is not None and not Path(reward.processor).is_dir():
+                raise RewardError(
+                    f"no processor at {reward.processor}; expected the folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+                )
+        case config.Hps():
+            clip.check_file(reward.weights, "HPS weights (HPS_v2.1_compressed.pt or HPS_v2_compressed.pt)")
+            clip.check_architecture(reward.architecture)
 
 
 def load(reward: config.Reward, device: torch.device) -> Reward:
@@ -56,6 +66,22 @@ def load(reward: config.Reward, device: torch.device) -> Reward:
             from pcpo_ray.rewards.shapes_oracle import ShapesOracle
 
             return ShapesOracle(all_facts=kind == "shapes_oracle_all")
+        case config.Aesthetic(model=model, weights=weights, head=head):
+            from pcpo_ray.rewards.aesthetic import Aesthetic
+
+            return Aesthetic(model, weights, head, device)
+        case config.PickScore(model=model, processor=processor):
+            from pcpo_ray.rewards.pickscore import PickScore
+
+            return PickScore(model, processor, device)
+        case config.Hps(weights=file, architecture=architecture):
+            from pcpo_ray.rewards.hps import Hps
+
+            return Hps(file, architecture, device)
+        case config.Remote(url=url, timeout=timeout, retries=retries, format=format):
+            from pcpo_ray.rewards.remote import Remote
+
+            return Remote(url, timeout=timeout, retries=retries, format=format)
     try:
         made = _class_of(reward)(**reward.options)
     except Exception as error:  # as may its class while it is built

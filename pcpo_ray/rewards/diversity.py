@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from pcpo_ray.rewards.clip_score import load
+from pcpo_ray.rewards import clip
 
 
 class Diversity:
     """Mean of 1 - cosine, in an open_clip model's image embeddings; NaN for a picture alone with its prompt."""
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
-        self.clip = load(model, weights, device)
+        self.clip = clip.load(model, weights, device)
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
         features = self.clip.images(images).double()

@@ -2,9 +2,12 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+
+from pcpo_ray.rewards.pictures import rgb
 
 
 class Jpeg:
@@ -15,11 +18,9 @@ class Jpeg:
         self.quality = quality
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
-        return [self.sign * self._kilobytes(image) for image in images]
+        return [self.sign * self._kilobytes(picture) for picture in rgb(images)]
 
-    def _kilobytes(self, image: UInt8[np.ndarray, "H W 3"]) -> float:
-        from PIL import Image
-
+    def _kilobytes(self, picture: Any) -> float:
         file = io.BytesIO()
-        Image.fromarray(image).save(file, format="JPEG", quality=self.quality)
+        picture.save(file, format="JPEG", quality=self.quality)
         return file.tell() / 1000

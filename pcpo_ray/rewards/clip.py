@@ -1,0 +1,172 @@
+"""CLIP models, as embeddings of unit length: open_clip's and those in transformers' format."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from pcpo_ray.errors import ModelError, RewardError
+from pcpo_ray.rewards.pictures import rgb
+
+CHUNK = 64
+"""Pictures that go through a model at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """What makes pixels of pictures and tokens of texts, and the two towers; `scale` is exp(logit_scale).
+
+    N pictures or texts, E embedding dimensions. Embeddings are in float32 and of unit length.
+    """
+
+    scale: float
+    device: torch.device
+    preprocess: Callable[[Any], Tensor]
+    tokenize: Callable[[Sequence[str]], Any]
+    encode_images: Callable[[Tensor], Tensor]
+    encode_texts: Callable[[Any], Tensor]
+
+    @torch.inference_mode()
+    def images(self, images: UInt8[np.ndarray, "N H W 3"]) -> Float[Tensor, "N E"]:
+        pictures = rgb(images)
+        parts = []
+        for start in range(0, len(pictures), CHUNK):
+            pixels = torch.stack([self.preprocess(picture) for picture in pictures[start : start + CHUNK]])
+            with self._half():
+                parts.append(self.encode_images(pixels.to(self.device)))
+        return _unit(torch.cat(parts))
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Float[Tensor, "N E"]:
+        """A text that occurs twice is encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        with self._half():
+            embedded = self.encode_texts(self.tokenize(distinct).to(self.device))
+        rows: Tensor = _unit(embedded)[[distinct.index(text) for text in texts]]
+        return rows
+
+    def _half(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda")
+
+
+def cosines(clip: Clip, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
+    """cos(picture, its own prompt)."""
+    products: list[float] = (clip.images(images) * clip.texts(prompts)).sum(dim=1).tolist()
+    return products
+
+
+def _unit(embedded: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
+    return torch.nn.functional.normalize(embedded.float(), dim=1)
+
+
+def locate(model: str, weights: str | None) -> tuple[str, str | None]:
+    """open_clip's name for the model, and its weights file (None where the model's folder holds them).
+
+    `model` is a shipped name, a folder with open_clip_config.json, a folder in transformers' format (then the name is
+    the folder's), or an architecture of open_clip's, such as ViT-L-14, together with `weights`, a file. Raises
+    RewardError.
+    """
+    if weights is not None:
+        check_file(weights, f"CLIP weights of {model}")
+        check_architecture(model)
+        return model, weights
+    folder = Path(model)
+    if "/" not in model and not folder.exists():
+        from pcpo_ray import shapes
+
+        try:
+            folder = shapes.checkpoint(model)
+        except ModelError as error:
+            raise RewardError(f"{error}; for an architecture of open_clip's, give its `weights` file too") from None
+    if (folder / "open_clip_config.json").is_file():
+        return f"local-dir:{folder}", None
+    if _is_transformers(folder):
+        return str(folder), None
+    raise RewardError(
+        f"CLIP model {model!r}: no open_clip_config.json in {folder}, and no config.json of model_type clip; "
+        "expected open_clip's format or transformers'"
+    )
+
+
+def check_file(path: str, what: str) -> None:
+    """Raise RewardError unless the file is there."""
+    if not Path(path).is_file():
+        raise RewardError(f"no {what} at {path}; download the file and give its path")
+
+
+def check_architecture(name: str) -> None:
+    """Raise RewardError unless open_clip has the architecture."""
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise RewardError(f"open_clip has no architecture {name!r}; `open_clip.list_models()` names them")
+
+
+def _is_transformers(folder: Path) -> bool:
+    path = folder / "config.json"
+    try:
+        return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == "clip"
+    except (ValueError, AttributeError) as error:
+        raise RewardError(f"{path} is not a config: {error}; copy it again from the model it belongs to") from None
+
+
+@lru_cache(maxsize=2)
+def load(model: str, weights: str | None, device: torch.device, processor: str | None = None) -> Clip:
+    """The model, once a process, however many rewards use it. Raises RewardError.
+
+    `processor` is a folder in transformers' format with the preprocessing and the tokenizer, where the model's own has
+    none.
+    """
+    name, file = locate(model, weights)
+    try:
+        if file is None and not name.startswith("local-dir:"):
+            return _transformers(name, processor or name, device)
+        return _open_clip(name, file, device)
+    except Exception as error:  # a file cut short raises whatever its own format's reader raises
+        raise RewardError(f"CLIP model {model!r} cannot be loaded: {error}") from error
+
+
+def _open_clip(name: str, file: str | None, device: torch.device) -> Clip:
+    import open_clip
+
+    network, preprocess = open_clip.create_model_from_pretrained(name, pretrained=file, device=device)
+    network.eval()
+    return Clip(
+        scale=float(network.logit_scale.detach().exp()),
+        device=device,
+        preprocess=preprocess,
+        tokenize=open_clip.get_tokenizer(name),
+        encode_images=network.encode_image,
+        encode_texts=network.encode_text,
+    )
+
+
+def _transformers(folder: str, processor: str, device: torch.device) -> Clip:
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    network, found = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    absent = [*found["missing_keys"], *found["mismatched_keys"]]
+    if absent:
+        raise RewardError(f"its weights lack {len(absent)} of the model's parameters, such as {sorted(absent)[:3]}")
+    network = network.to(device).eval()
+    pixels = CLIPImageProcessor.from_pretrained(processor, local_files_only=True)
+    tokenizer = CLIPTokenizer.from_pretrained(processor, local_files_only=True)
+
+    def tokenize(texts: Sequence[str]) -> Any:
+        return tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+
+    return Clip(
+        scale=float(network.logit_scale.detach().exp()),
+        device=device,
+        preprocess=lambda picture: pixels(images=picture, return_tensors="pt").pixel_values[0],
+        tokenize=tokenize,
+        encode_images=lambda batch: network.get_image_features(pixel_values=batch).pooler_output,
+        encode_texts=lambda tokens: network.get_text_features(**tokens).pooler_output,
+    )

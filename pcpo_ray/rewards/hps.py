@@ -1,0 +1,64 @@
+"""Human Preference Score v2 (arXiv 2306.09341): the cosine of a fine-tuned ViT-H-14, about 0.2..0.4."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from pcpo_ray.errors import RewardError
+from pcpo_ray.rewards import clip
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Hps:
+    """v2.0 and v2.1 differ in their weights file alone."""
+
+    def __init__(self, weights: str, architecture: str, device: torch.device) -> None:
+        import open_clip
+
+        clip.check_architecture(architecture)
+        network = open_clip.create_model(architecture, load_weights=False, device=device)
+        try:
+            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["state_dict"])
+        except Exception as error:  # a file cut short raises whatever torch's reader raises
+            raise RewardError(
+                f"HPS weights {weights} cannot be loaded into {architecture}: {str(error)[:400]}; "
+                "expected HPS_v2.1_compressed.pt or HPS_v2_compressed.pt of xswu/HPSv2"
+            ) from error
+        network.eval()
+        size = network.visual.image_size
+        side = size[0] if isinstance(size, tuple) else size
+        self.clip = clip.Clip(
+            scale=float(network.logit_scale.detach().exp()),
+            device=device,
+            preprocess=lambda picture: preprocess(picture, side),
+            tokenize=open_clip.get_tokenizer(architecture),
+            encode_images=network.encode_image,
+            encode_texts=network.encode_text,
+        )
+
+    def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
+        return clip.cosines(self.clip, images, prompts)
+
+
+def preprocess(picture: Any, side: int) -> Float[Tensor, "3 side side"]:
+    """HPS's own: the longest side to `side`, black on both sides of the other, then normalised.
+
+    open_clip's transform for the same network cuts the picture's ends off instead.
+    """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
+    pixels = functional.pil_to_tensor(picture).float() / 255
+    height, width = pixels.shape[1:]
+    scale = side / max(height, width)
+    height, width = round(height * scale), round(width * scale)
+    pixels = functional.resize(pixels, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    above, before = (side - height) // 2, (side - width) // 2
+    padded = functional.pad(pixels, [before, above, side - width - before, side - height - above])
+    normalised: Tensor = functional.normalize(padded, list(MEAN), list(STD))
+    return normalised

@@ -1,0 +1,27 @@
+"""ImageReward (arXiv 2304.05977), for `serve.py` in an environment of its own: its package wants old transformers.
+
+    pip install image-reward "transformers<4.56"
+    python serve.py image_reward:Scorer --option model=ImageReward.pt --option med_config=med_config.json
+
+Score: standardised, about -2..2. This file needs that package and Pillow only.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Scorer:
+    """`model` is the file ImageReward.pt of THUDM/ImageReward, `med_config` the file med_config.json beside it."""
+
+    def __init__(self, model: str, med_config: str, device: str = "cpu") -> None:
+        import ImageReward
+
+        self.model = ImageReward.load(model, device=device, med_config=med_config)
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> list[float]:
+        from PIL import Image
+
+        # its argument order is (prompt, image); a list of pictures would be ranked against one prompt
+        pairs = zip(prompts, images, strict=True)
+        return [float(self.model.score(prompt, Image.fromarray(image))) for prompt, image in pairs]

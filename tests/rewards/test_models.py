@@ -1,0 +1,259 @@
+"""Rewards that are networks, on small checkpoints in their authors' own formats, against independent computations."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pcpo_ray import config, rewards, shapes
+from pcpo_ray.errors import RewardError
+from pcpo_ray.rewards import hps
+from pcpo_ray.rewards.pictures import rgb
+from pcpo_ray.trajectory import generator
+
+CPU = torch.device("cpu")
+TEXTS = ["a red circle above a blue square", "a small green ring", "a star"]
+RNG = np.random.default_rng(0)
+SIZES = {"square": (40, 40), "odd": (37, 51), "portrait": (90, 31), "landscape": (31, 90), "exact": (32, 20)}
+
+
+def noise(height, width, channels=3, count=1):
+    """Smooth pictures: on white noise, resampling filters differ by little."""
+    small = RNG.integers(0, 256, size=(count, 6, 5, channels), dtype=np.uint8)
+    return np.stack(
+        [
+            np.dstack(
+                [
+                    np.asarray(Image.fromarray(picture[..., c]).resize((width, height), Image.Resampling.BILINEAR))
+                    for c in range(channels)
+                ]
+            )
+            for picture in small
+        ]
+    )
+
+
+PICTURES = noise(40, 40, count=3)
+
+
+@pytest.fixture(scope="module")
+def clip_transformers(tmp_path_factory):
+    """A small CLIPModel with its processor, as PickScore_v1 and OpenAI's CLIP lie on the hub."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer()
+    ends = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1, "pad_token_id": len(tokenizer) - 1}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**sizes, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 16},
+            vision_config={**sizes, "image_size": 32, "patch_size": 8},
+            projection_dim=12,
+        )
+    )
+    folder = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+ARCHITECTURE = "small-ViT-for-tests"
+
+
+@pytest.fixture(scope="module")
+def hps_file(tmp_path_factory):
+    """Weights as HPS_v2.1_compressed.pt holds them, of a small network of open_clip's."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("hps")
+    described = {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    (folder / f"{ARCHITECTURE}.json").write_text(json.dumps(described))
+    open_clip.add_model_config(folder / f"{ARCHITECTURE}.json")
+    torch.manual_seed(0)
+    model = open_clip.create_model(ARCHITECTURE, load_weights=False)
+    path = folder / "HPS_v2.1_compressed.pt"
+    torch.save({"state_dict": {name: weight.half() for name, weight in model.state_dict().items()}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def head_file(tmp_path_factory):
+    """The aesthetic head's layers, for embeddings of shapes-clip's width."""
+    sizes = {0: (1024, width()), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
+    state = {}
+    for layer, (rows, columns) in sizes.items():
+        state[f"layers.{layer}.weight"] = torch.randn(rows, columns, generator=generator(layer)) / columns**0.5
+        state[f"layers.{layer}.bias"] = torch.randn(rows, generator=generator(layer, "bias"))
+    path = tmp_path_factory.mktemp("head") / "sac+logos+ava1-l14-linearMSE.pth"
+    torch.save(state, path)
+    return path
+
+
+def width():
+    found = json.loads((shapes.checkpoint("shapes-clip") / "open_clip_config.json").read_text())
+    return found["model_cfg"]["embed_dim"]
+
+
+def kinds(clip_transformers, hps_file, head_file):
+    return {
+        "clip_score": config.ClipScore(kind="clip_score", model=str(clip_transformers)),
+        "pickscore": config.PickScore(kind="pickscore", model=str(clip_transformers)),
+        "hps": config.Hps(kind="hps_v2.1", weights=str(hps_file), architecture=ARCHITECTURE),
+        "aesthetic": config.Aesthetic(kind="aesthetic", head=str(head_file), model="shapes-clip"),
+    }
+
+
+@pytest.mark.parametrize("name", ["clip_score", "pickscore", "hps", "aesthetic"])
+def test_scores_do_not_depend_on_the_batch_and_keep_its_order(name, clip_transformers, hps_file, head_file):
+    kind = kinds(clip_transformers, hps_file, head_file)[name]
+    rewards.check(kind)
+    reward = rewards.load(kind, CPU)
+    together = reward.score(PICTURES, TEXTS)
+    assert len(set(together)) == 3
+    alone = [reward.score(PICTURES[n : n + 1], TEXTS[n : n + 1])[0] for n in range(3)]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert reward.score(PICTURES[::-1], TEXTS[::-1]) == pytest.approx(together[::-1], abs=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_transformers_clip_sees_and_scores_as_transformers_does(clip_transformers, size):
+    from transformers import CLIPModel, CLIPProcessor
+
+    pictures = noise(*SIZES[size], count=3)
+    model = CLIPModel.from_pretrained(clip_transformers).eval()
+    processor = CLIPProcessor.from_pretrained(clip_transformers)
+    inputs = processor(text=TEXTS, images=[Image.fromarray(p) for p in pictures], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits_per_image.diag()
+    score = rewards.load(config.PickScore(kind="pickscore", model=str(clip_transformers)), CPU).score(pictures, TEXTS)
+    assert score == pytest.approx(expected.tolist(), abs=1e-4)
+    cosine = rewards.load(config.ClipScore(kind="clip_score", model=str(clip_transformers)), CPU)
+    assert cosine.score(pictures, TEXTS) == pytest.approx((expected / model.logit_scale.exp()).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_hps_fits_the_longest_side_and_pads_with_black(size, mode):
+    height, wide = SIZES[size]
+    channels = {"RGB": 3, "RGBA": 4, "L": 1}[mode]
+    array = noise(height, wide, channels)
+    (picture,) = rgb(array[..., 0] if mode == "L" else array)
+    colours = np.repeat(array[0], 3, axis=2) if mode == "L" else array[0, ..., :3]
+    pixels = torch.from_numpy(colours.astype(np.float32) / 255).permute(2, 0, 1)
+    scale = 32 / max(height, wide)
+    resized = torch.nn.functional.interpolate(
+        pixels[None], (round(height * scale), round(wide * scale)), mode="bicubic", antialias=True, align_corners=False
+    )[0]
+    expected = torch.zeros(3, 32, 32)
+    above, before = (32 - resized.shape[1]) // 2, (32 - resized.shape[2]) // 2
+    expected[:, above : above + resized.shape[1], before : before + resized.shape[2]] = resized
+    expected = (expected - torch.tensor(hps.MEAN)[:, None, None]) / torch.tensor(hps.STD)[:, None, None]
+    assert torch.allclose(hps.preprocess(picture, 32), expected, atol=1e-5)
+
+
+def test_hps_is_the_cosine_of_its_own_network(hps_file):
+    import open_clip
+
+    model = open_clip.create_model(ARCHITECTURE, load_weights=False).eval()
+    model.load_state_dict({k: v.float() for k, v in torch.load(hps_file)["state_dict"].items()})
+    with torch.no_grad():
+        pixels = torch.stack([hps.preprocess(picture, 32) for picture in rgb(PICTURES)])
+        pictures, words = model.encode_image(pixels), model.encode_text(open_clip.get_tokenizer(ARCHITECTURE)(TEXTS))
+    expected = torch.nn.functional.cosine_similarity(pictures, words).tolist()
+    reward = rewards.load(config.Hps(kind="hps_v2.1", weights=str(hps_file), architecture=ARCHITECTURE), CPU)
+    assert reward.score(PICTURES, TEXTS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_aesthetic_head_is_linear_on_embeddings_of_unit_length(head_file):
+    import open_clip
+
+    folder = shapes.checkpoint("shapes-clip")
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    with torch.no_grad():
+        features = model.eval().encode_image(torch.stack([preprocess(picture) for picture in rgb(PICTURES)]))
+        values = features / features.norm(dim=1, keepdim=True)
+        state = torch.load(head_file)
+        for layer in (0, 2, 4, 6, 7):
+            values = values @ state[f"layers.{layer}.weight"].T + state[f"layers.{layer}.bias"]
+    reward = rewards.load(config.Aesthetic(kind="aesthetic", head=str(head_file), model="shapes-clip"), CPU)
+    assert reward.score(PICTURES, TEXTS) == pytest.approx(values[:, 0].tolist(), abs=1e-4)
+
+
+def test_golden_scores_on_fixed_checkpoints(clip_transformers, hps_file, head_file):
+    """Weights and pictures come from seeds: these figures change when a preprocessing or a formula does."""
+    ramp = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    picture = np.stack([ramp, ramp.T, 255 - ramp], axis=-1).repeat(6, axis=0).repeat(4, axis=1)
+    found = {
+        name: rewards.load(kind, CPU).score(picture[None], ["a blue ring"])[0]
+        for name, kind in kinds(clip_transformers, hps_file, head_file).items()
+    }
+    assert found == pytest.approx(GOLDEN, abs=2e-3)
+
+
+GOLDEN = {"clip_score": 0.26448, "pickscore": 3.77808, "hps": -0.19346, "aesthetic": 1.61670}
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((1, 8, 8, 2), np.uint8), np.zeros((1, 8, 8, 3), np.float32), np.zeros((8, 8), np.uint8)]
+)
+def test_pictures_of_another_mode_are_refused_by_name(bad):
+    with pytest.raises(RewardError, match=r"got pictures of .*expected uint8"):
+        rewards.load(config.Jpeg(kind="jpeg_compressibility"), CPU).score(bad, ["x"])
+
+
+def test_grey_and_transparent_pictures_score_as_their_colours(clip_transformers):
+    reward = rewards.load(config.ClipScore(kind="clip_score", model=str(clip_transformers)), CPU)
+    grey = PICTURES[..., 0]
+    assert reward.score(grey, TEXTS) == reward.score(np.repeat(grey[..., None], 3, axis=3), TEXTS)
+    transparent = np.concatenate([PICTURES, PICTURES[..., :1]], axis=3)
+    assert reward.score(transparent, TEXTS) == reward.score(PICTURES, TEXTS)
+
+
+def test_files_that_are_not_there_are_named_with_where_they_come_from(clip_transformers, tmp_path):
+    gone = str(tmp_path / "gone")
+    for kind, words in [
+        (config.Hps(kind="hps_v2.1", weights=gone), r"no HPS weights \(HPS_v2.1_compressed.pt.*gone"),
+        (config.Aesthetic(kind="aesthetic", head=gone, model="shapes-clip"), r"no aesthetic head .*gone"),
+        (config.Aesthetic(kind="aesthetic", head=gone, weights=gone), r"no CLIP weights of ViT-L-14-quickgelu"),
+        (config.PickScore(kind="pickscore", model=gone), "transformers"),
+        (config.PickScore(kind="pickscore", model=str(clip_transformers), processor=gone), "no processor at"),
+    ]:
+        with pytest.raises(RewardError, match=words):
+            rewards.check(kind)
+
+
+def test_files_with_other_keys_are_named_with_what_was_expected(hps_file, head_file, clip_transformers, tmp_path):
+    import shutil
+
+    from safetensors.torch import save_file
+
+    other = tmp_path / "other.pt"
+    for content in ({"state_dict": {"weird": torch.ones(1)}}, {"weird": torch.ones(1)}):
+        torch.save(content, other)
+        with pytest.raises(RewardError, match=r"(?s)HPS weights .*expected HPS_v2.1_compressed.pt"):
+            rewards.load(config.Hps(kind="hps_v2.1", weights=str(other), architecture=ARCHITECTURE), CPU)
+        with pytest.raises(RewardError, match=r"(?s)aesthetic head .*expected the layers"):
+            rewards.load(config.Aesthetic(kind="aesthetic", head=str(other), model="shapes-clip"), CPU)
+    other.write_bytes(hps_file.read_bytes()[:100])
+    with pytest.raises(RewardError, match="cannot be loaded"):
+        rewards.load(config.Hps(kind="hps_v2.1", weights=str(other), architecture=ARCHITECTURE), CPU)
+    folder = shutil.copytree(clip_transformers, tmp_path / "clip")
+    save_file({"weird": torch.ones(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RewardError, match="lack"):
+        rewards.load(config.PickScore(kind="pickscore", model=str(folder)), CPU)
+
+
+def test_a_head_for_another_clip_is_refused(clip_transformers, head_file):
+    reward = rewards.load(config.Aesthetic(kind="aesthetic", head=str(head_file), model=str(clip_transformers)), CPU)
+    with pytest.raises(RewardError, match=r"takes embeddings of \d+, the CLIP model gives 12"):
+        reward.score(PICTURES, TEXTS)
