@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pcpo_ray.rewards import clip_score
+from pcpo_ray.rewards import clip as clips
 from pcpo_ray.shapes.captions import parse
 from pcpo_ray.shapes.draw import draw
 from pcpo_ray.shapes.oracle import judge
@@ -22,7 +22,14 @@ from pcpo_ray.shapes.pretrain.tokenizers import LENGTH
 from pcpo_ray.shapes.pretrain.variants import variants
 
 SD_SAMPLING: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0, "eta": 1.0}
-FLUX_SAMPLING: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 16, "max_sequence_length": LENGTH}
+# true_cfg_scale: FLUX.1-dev and -schnell were distilled from a guided model, this one was not
+FLUX_SAMPLING: dict[str, Any] = {
+    "height": 64,
+    "width": 64,
+    "num_inference_steps": 16,
+    "max_sequence_length": LENGTH,
+    "true_cfg_scale": 3.0,
+}
 CHUNK = 64
 
 
@@ -34,7 +41,8 @@ def accuracy(pipeline: Any, count: int, seed: int = 1, **options: Any) -> dict[s
     held: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, count, CHUNK):
         some = texts[start : start + CHUNK]
-        pictures = pipeline(some, generator=generator, output_type="np", **options).images
+        guided = {"negative_prompt": [""] * len(some)} if "true_cfg_scale" in options else {}
+        pictures = pipeline(some, generator=generator, output_type="np", **options, **guided).images
         for picture, text in zip(pictures, some, strict=True):
             verdict = judge((picture * 255).round().astype("uint8"), text)
             held["all"].append(verdict.right)
@@ -45,7 +53,7 @@ def accuracy(pipeline: Any, count: int, seed: int = 1, **options: Any) -> dict[s
 
 def preference(folder: Path, count: int, seed: int = 1) -> dict[str, float]:
     """Over `count` drawn held-out captions, by the kind of fact changed: the share of changed captions scored lower."""
-    clip = clip_score.load(str(folder), None, torch.device("cpu"))
+    clip = clips.load(str(folder), None, torch.device("cpu"))
     texts = sample_captions(np.random.default_rng(seed), count, split="held_out")
     pictures = clip.images(np.stack([draw(parse(text), seed + n) for n, text in enumerate(texts)]))
     held: dict[str, list[bool]] = defaultdict(list)
