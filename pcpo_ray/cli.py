@@ -117,15 +117,27 @@ def sample(
     images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The noise they start from.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="The model as it was before training.")] = False,
+    strength: Annotated[str, typer.Option(help="Strengths of the run's adapter, such as 0,0.5,1: a row each.")] = "1",
+    also: Annotated[
+        list[str] | None, typer.Option("--with", help="Another run's adapter, such as runs/other=0,1: a column each.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("sample.png"),
 ) -> None:
-    """Draw pictures of a prompt with a run's newest checkpoint, side by side in one PNG."""
+    """Draw pictures of a prompt with a run's newest checkpoint, side by side in one PNG.
+
+    With strengths, base + sum of strength x (adapter - base) is what is drawn with, a cell a combination.
+    """
+    from pcpo_ray import drawing
     from pcpo_ray import runs as running
 
     console = Console()
     run = running.read(folder)
-    found = None if base else running.newest_checkpoint(folder, console.print)
-    running.draw(run, found, prompt, images=images, seed=seed, out=out)
+    if also or strength != "1":
+        adapters = [drawing.parse(f"{folder}={strength}"), *(drawing.parse(text) for text in also or [])]
+        drawing.grid(adapters, prompt, images=images, seed=seed, out=out, say=console.print)
+    else:
+        found = None if base else running.newest_checkpoint(folder, console.print)
+        drawing.plain(run, found, prompt, images=images, seed=seed, out=out)
     console.print(f"{images} pictures of {prompt!r}: {out}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,5 +1,7 @@
 """What sampler and learner must build alike: the denoiser, the steps of its schedule, and the credit they carry."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -30,6 +32,7 @@ class Policy:
         self.deterministic = deterministic_steps(self.schedule)
         self.credit = plan(run.credit, run.sampling, self.schedule)
         self.mixed = run.optimizer.mixed_precision == "bf16"
+        self.composed: tuple[tuple[Mapping[str, Tensor], float], ...] = ()
 
     def credit_of(self, step: int, position: int) -> credit.Credit:
         """Of the group at `position` of the batch that update `step` learns: `credit`, or the part its subset leaves.
@@ -47,8 +50,26 @@ class Policy:
         first = first_of_window(subset, len(trained), step, self.run.seed)
         return self.credit.restricted(trained[first : first + subset.size]).elsewhere(self.deterministic)
 
+    def compose(self, adapters: Sequence[tuple[Mapping[str, Tensor], float]]) -> None:
+        """From now on predict base + sum of strength (adapter - base) over (an adapter's parameters, its strength)."""
+        self.composed = tuple(adapters)
+
     def predict(self, latents: Float[Tensor, "B ..."], step: int, conditioning: Conditioning) -> Float[Tensor, "B ..."]:
         """The network's prediction at step index `step`, the same bits wherever it is asked at the same B."""
+        if not self.composed:
+            return self._predict(latents, step, conditioning)
+        with self.denoiser.without_adapter():
+            base = self._predict(latents, step, conditioning)
+        total, parameters = base, self.denoiser.trainable()
+        for adapter, strength in self.composed:
+            for name, value in adapter.items():
+                parameters[name].data.copy_(value)
+            total = total + strength * (self._predict(latents, step, conditioning) - base)
+        return total
+
+    def _predict(
+        self, latents: Float[Tensor, "B ..."], step: int, conditioning: Conditioning
+    ) -> Float[Tensor, "B ..."]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             return self.denoiser.predict(latents, self.schedule.timesteps[step], conditioning)
 

@@ -17,7 +17,6 @@ from pcpo_ray import checkpoint, config, config_file, evaluation, models, policy
 from pcpo_ray.errors import ConfigError, RunError
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import Stages
-from pcpo_ray.trajectory import Prompt, Task
 
 FREE_TO_CHANGE = ("steps", "workers", "trackers", "checkpoints")
 """Keys that a resumed run may have otherwise: none of them changes what the steps until then would have been."""
@@ -127,33 +126,6 @@ def verdict(gained: evaluation.Estimate, images: int) -> str:
     if gained.high < 0:
         return f"The held-out reward FELL: {interval}."
     return f"The held-out reward did NOT clearly change: {interval}."
-
-
-def draw(run: config.Run, found: Path | None, prompt: str, *, images: int, seed: int, out: Path) -> None:
-    """Write pictures of a prompt, side by side, with a checkpoint's weights (None: the model before training).
-
-    Raises RunError, before anything is drawn, if `out` cannot be a PNG file.
-    """
-    if out.suffix != ".png" or not out.parent.is_dir():
-        raise RunError(f"pictures cannot be written to {out}; expected a name ending in .png in a folder that exists")
-    from PIL import Image
-
-    from pcpo_ray.sampler import Sampler
-
-    sampler = Sampler(dataclasses.replace(run, seed=seed), policy.device_here())
-    if found is not None:
-        saved = checkpoint.read(found)
-        checkpoint.load_parameters(found, saved.best, sampler.policy.denoiser.trainable())
-    task = Task(
-        step=0,
-        position=0,
-        prompt=Prompt(index=0, text=prompt),
-        images=images,
-        version=0,
-        purpose="evaluate",
-    )
-    _, pictures = sampler.sample(task)
-    Image.fromarray(np.concatenate(list(pictures), axis=1)).save(out)
 
 
 @contextmanager

@@ -161,9 +161,3 @@ def test_the_verdict_claims_no_more_than_the_interval_shows(low, high, words):
     sentence = runs.verdict(Estimate(mean=(low + high) / 2, low=low, high=high), 64)
     assert words in sentence
     assert "64 images" in sentence
-
-
-@pytest.mark.parametrize("name", ["drawn.jpg", "drawn", "nowhere/drawn.png"])
-def test_pictures_that_could_not_be_written_are_not_drawn(hollow_sd, tmp_path, name):
-    with pytest.raises(RunError, match=rf"{name}; expected a name ending in \.png in a folder that exists"):
-        runs.draw(small.run(hollow_sd), None, "x", images=1, seed=0, out=tmp_path / name)
