@@ -65,11 +65,14 @@ class Model:
 
     `gradient_checkpointing` computes activations twice instead of keeping them; `vae_tiling` and `vae_slicing` decode a
     tile or a picture at a time. `text_cache` is a folder in which encoded texts are kept, for all runs that share it
-    (null: each process encodes its own).
+    (null: each process encodes its own). With kind custom, `denoiser` is `package.module:Class`, a class of the user's
+    own (models/README.md), and `family` says what it predicts.
     """
 
-    kind: Literal["stable_diffusion", "sdxl", "sd3", "flux"]
+    kind: Literal["stable_diffusion", "sdxl", "sd3", "flux", "custom"]
     path: str
+    denoiser: str | None = None
+    family: Literal["diffusion", "flow"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     train: Annotated[Lora | Full, Discriminator("kind")] = field(default_factory=Lora)
     gradient_checkpointing: bool = False
@@ -77,10 +80,20 @@ class Model:
     vae_slicing: bool = False
     text_cache: str | None = None
 
+    def __post_init__(self) -> None:
+        own = self.kind == "custom"
+        for name in ("denoiser", "family"):
+            value = getattr(self, name)
+            if (value is not None) != own:
+                raise ValueError(
+                    f"model.{name} is {value!r} with model.kind={self.kind}; "
+                    "give it with model.kind=custom, and only then"
+                )
+
     @property
     def flow(self) -> bool:
         """Whether it is a flow-matching model, not a diffusion one."""
-        return self.kind in ("sd3", "flux")
+        return self.kind in ("sd3", "flux") or self.family == "flow"
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------

@@ -104,12 +104,16 @@ class RayStages:
         # samplers find the store by its name: a handle in their arguments would not outlive their restart
         store_name = f"weights-{uuid.uuid4().hex}"
         store = self._start(actors.WeightStore, cpus=0, gpus=0, name=store_name)
-        learner = self._start(
-            actors.LearnerActor, run, roles.learner.threads, cpus=roles.learner.cpus, gpus=roles.learner.gpus
-        )
+        learner = self._start(actors.LearnerActor, run, search_path, cpus=roles.learner.cpus, gpus=roles.learner.gpus)
         samplers = [
             self._start(
-                actors.SamplerActor, run, f"sampler-{n}", store_name, cpus=roles.samplers.cpus, gpus=roles.samplers.gpus
+                actors.SamplerActor,
+                run,
+                f"sampler-{n}",
+                store_name,
+                search_path,
+                cpus=roles.samplers.cpus,
+                gpus=roles.samplers.gpus,
             )
             for n in range(roles.samplers.workers)
         ]

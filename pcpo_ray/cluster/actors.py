@@ -23,8 +23,12 @@ PULL_TIMEOUT = 600.0
 """Seconds in which a version's weights must be with whoever asks for them."""
 
 
-def _settle(threads: int, gpus: float) -> Any:
-    """Give the process its threads, and hide GPUs it has not reserved (Ray shows all of them to an actor with none)."""
+def _settle(threads: int, gpus: float, search_path: str) -> Any:
+    """Give the process its threads and the folder of the user's own classes, and hide GPUs it has not reserved.
+
+    Ray shows all GPUs to an actor with none.
+    """
+    sys.path.insert(0, search_path)
     if gpus == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
@@ -80,8 +84,8 @@ class WeightStore:
 class SamplerActor:
     """A sampler's process; `store` names the weight store."""
 
-    def __init__(self, run: config.Run, name: str, store: str, gpus: float) -> None:
-        device = _settle(run.workers.samplers.threads, gpus)
+    def __init__(self, run: config.Run, name: str, store: str, search_path: str, gpus: float) -> None:
+        device = _settle(run.workers.samplers.threads, gpus, search_path)
         from pcpo_ray.sampler import Sampler
 
         self.sampler = Sampler(run, device)
@@ -104,11 +108,10 @@ class SamplerActor:
 
 
 class ScorerActor:
-    """A scorer's process. `search_path` is where the driver finds the user's own rewards."""
+    """A scorer's process."""
 
     def __init__(self, run: config.Run, search_path: str, gpus: float) -> None:
-        sys.path.insert(0, search_path)
-        device = _settle(run.workers.scorers.threads, gpus)
+        device = _settle(run.workers.scorers.threads, gpus, search_path)
         from pcpo_ray.scorer import Scorer
 
         self.scorer = Scorer(run, device)
@@ -126,8 +129,8 @@ class ScorerActor:
 class LearnerActor:
     """A learner's process."""
 
-    def __init__(self, run: config.Run, threads: int, gpus: float) -> None:
-        device = _settle(threads, gpus)
+    def __init__(self, run: config.Run, search_path: str, gpus: float) -> None:
+        device = _settle(run.workers.learner.threads, gpus, search_path)
         from pcpo_ray.learner import Learner
 
         self.learner = Learner(run, device)

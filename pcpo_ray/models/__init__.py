@@ -4,6 +4,7 @@ Backbones know no algorithms: a denoiser predicts, and says on which schedule; w
 stands in `transitions`, what credit it carries in `credit`.
 """
 
+import inspect
 import json
 import pkgutil
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from pcpo_ray.config import Model, Sampling
 from pcpo_ray.errors import ModelError
+from pcpo_ray.own import own_class
 from pcpo_ray.schedule import Schedule
 from pcpo_ray.trajectory import Conditioning
 
@@ -104,9 +106,26 @@ def _check_part(part: Path) -> None:
 
 
 def class_of(model: Model) -> "type[PipelineDenoiser]":
-    """The denoiser's class for a model's kind."""
-    found: type[PipelineDenoiser] = pkgutil.resolve_name(CLASSES[model.kind])
-    return found
+    """The denoiser's class for a model's kind. Raises ModelError where a class of the user's own is none."""
+    from pcpo_ray.models.pipeline import PipelineDenoiser
+
+    if model.denoiser is None:
+        found: type[PipelineDenoiser] = pkgutil.resolve_name(CLASSES[model.kind])
+        return found
+    try:
+        own = own_class(model.denoiser)
+    except Exception as error:  # the user's module may raise anything while it is imported
+        raise ModelError(
+            f"model.denoiser {model.denoiser!r}: {type(error).__name__}: {error}; expected an importable "
+            "package.module:Class"
+        ) from error
+    if not (isinstance(own, type) and issubclass(own, PipelineDenoiser)) or inspect.isabstract(own):
+        missing = sorted(getattr(own, "__abstractmethods__", ()))
+        raise ModelError(
+            f"model.denoiser {model.denoiser!r} is {own!r}, without {missing}; expected a class derived from "
+            "pcpo_ray.models.pipeline.PipelineDenoiser that defines them"
+        )
+    return own
 
 
 def schedule_of(folder: Path, model: Model, sampling: Sampling) -> Schedule:

@@ -5,7 +5,6 @@ never 0. All pictures of one call belong to one prompt when the loop calls it.
 """
 
 import inspect
-import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +15,7 @@ from jaxtyping import UInt8
 
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError
+from pcpo_ray.own import own_class
 from pcpo_ray.rewards import clip
 
 
@@ -95,14 +95,9 @@ def load(reward: config.Reward, device: torch.device) -> Reward:
 
 
 def _class_of(reward: config.CustomReward) -> Any:
-    """The user's class, its module searched in the working folder as Python itself would."""
-    import sys
-
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    """The user's class."""
     try:
-        found = pkgutil.resolve_name(reward.kind)
+        found = own_class(reward.kind)
     except Exception as error:  # the user's module may raise anything while it is imported
         raise RewardError(
             f"reward {reward.kind!r}: {type(error).__name__}: {error}; expected an importable package.module:Class"
