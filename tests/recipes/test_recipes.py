@@ -24,7 +24,7 @@ SMALLER = [
     "prompts={kind: shapes}",
     "rollout.prompts=2",
     "rollout.images=3",
-    "workers={samplers: {workers: 2, cpus: 0.1}, scorers: {cpus: 0.1}, learner: {cpus: 0.1}}",
+    "workers={samplers: {cpus: 0.1}, scorers: {cpus: 0.1}, learner: {cpus: 0.1}}",
 ]
 SMALL_MODEL = [
     "model.dtype=float32",

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from pcpo_ray.shapes.captions import COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES
 from pcpo_ray.shapes.pretrain import clip, flux, sd, vae
 from pcpo_ray.shapes.pretrain.data import ONE_THING, sample_captions, sample_pictures
-from pcpo_ray.shapes.pretrain.loop import RunningMean, rate_factor
+from pcpo_ray.shapes.pretrain.loop import Muon, RunningMean, orthogonalised, rate_factor
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +84,38 @@ def test_the_running_mean_is_in_force_only_inside_its_context():
     with mean.applied():
         assert layer.weight.item() == pytest.approx(1 - 2 / 11)
     assert layer.weight.item() == 1
+
+
+def test_what_a_caption_tells_is_one_class_a_question():
+    colour, shape, size, other_colour, other_shape, other_size, position, relation = flux.told(
+        "a small blue ring above a red star"
+    )
+    assert (COLOURS[colour], SHAPES[shape], SIZES[size]) == ("blue", "ring", "small")
+    assert (COLOURS[other_colour], SHAPES[other_shape], other_size) == ("red", "star", len(SIZES))
+    assert (position, RELATIONS[relation]) == (len(POSITIONS), "above")
+    alone = flux.told("a black cross at the left")
+    assert alone[3:6] == [len(COLOURS), len(SHAPES), len(SIZES)] and POSITIONS[alone[6]] == "at the left"
+
+
+@pytest.mark.parametrize("shape", [(128, 512), (512, 128), (64, 64)])
+def test_muon_takes_the_steps_of_torchs(shape):
+    """Torch's is in bfloat16, so its steps agree to that."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), torch.randn(3, *shape)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    settings = {"lr": 0.02, "weight_decay": 0.1}
+    pairs = [
+        (ours, Muon([ours], **settings)),
+        (theirs, torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **settings)),
+    ]
+    for gradient in gradients:
+        for parameter, optimiser in pairs:
+            parameter.grad = gradient.clone()
+            optimiser.step()
+    moved = (theirs - start * (1 - 0.02 * 0.1) ** 3).norm()
+    assert (ours - theirs).norm() < 0.03 * moved
+
+
+def test_orthogonalised_matrices_have_singular_values_of_about_one():
+    found = torch.linalg.svdvals(orthogonalised(torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))))
+    assert found.min() > 0.5 and found.max() < 1.3
