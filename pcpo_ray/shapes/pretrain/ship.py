@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -23,3 +24,7 @@ def ship(out: Path, into: Path = CHECKPOINTS) -> None:
             weights = {key: w.half() if w.dtype == torch.float32 else w for key, w in load_file(path).items()}
             save_file(weights, path, metadata={"format": "pt"})
             path.chmod(0o644)
+        for path in folder.rglob("config.json"):  # diffusers notes where it was loaded from on this machine
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            if settings.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
