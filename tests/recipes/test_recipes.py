@@ -99,4 +99,4 @@ SWITCHES = {
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_runs_on_the_embedded_world(config, switch, tmp_path):
     run = config_file.load(CONFIGS / f"{config}.yaml", [*SMALLER, *SWITCHES[switch]])
-    two_steps(run, tmp_path / "run", local=True)
+    assert len(two_steps(run, tmp_path / "run", local=True)) == 2

@@ -1,7 +1,7 @@
 """shapes-flux: a small FLUX.1 of the embedded world.
 
 Both text encoders first learn to tell what a caption says, which takes a minute, and are then frozen; the transformer
-is trained on what they say. Trained together from the start, it ignores the text for its first thousand steps.
+is trained on what they say.
 """
 
 from __future__ import annotations
@@ -163,6 +163,6 @@ def train(out: Path, seed: int, steps: int = STEPS, pictures: int = latents.PICT
             transformer.train()
             print(f"{NAME} after {step} steps, right in {summary(shares)}", flush=True)
 
-    # AdamW alone lowers the loss as fast, but does not hear the captions: position stood at chance after 7,000 steps
+    # with AdamW alone positions were right in half of the pictures after 7,000 steps, with Muon in 95% after 500
     blocks = [transformer.transformer_blocks, transformer.single_transformer_blocks]
     optimise(NAME, transformer, loss_of, steps=steps, rate=RATE, muon=blocks, after_step=after_step)
