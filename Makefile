@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell command -v $(p) >/dev/null 2>&1 && \
 	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $(p))))
 
-.PHONY: demo test recipes lint clean
+.PHONY: demo test recipes chaos lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pcpo-ray train configs/shapes_pcpo.yaml name=demo-$$(date +%Y%m%d-%H%M%S)
@@ -15,6 +15,9 @@ test: $(VENV)/.installed-test lint
 
 recipes: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m recipes
+
+chaos: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m chaos
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check

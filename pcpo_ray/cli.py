@@ -85,7 +85,8 @@ def evaluate(folder: RunFolder, local: Local = False) -> None:
     """Evaluate a run's newest checkpoint on the held-out prompts of its config; prints means and 95% intervals."""
     from pcpo_ray import runs as running
     from pcpo_ray.evaluation import estimate, table
-    from pcpo_ray.train import TROUBLE, Traffic, evaluated
+    from pcpo_ray.traffic import TROUBLE, Traffic
+    from pcpo_ray.train import evaluated
 
     run = running.read(folder)
     console = Console()
@@ -100,8 +101,8 @@ def evaluate(folder: RunFolder, local: Local = False) -> None:
                 console.print(kind, details)
 
         traffic = Traffic(run, stages, event=event, say=console.print)
-        traffic.publish()
-        values = table(run, evaluated(run, traffic, running.sources(run)[1], step))
+        traffic.publish(oldest=step)
+        values = table(run, evaluated(run, traffic, running.sources(run)[1], step, oldest=step))
     finally:
         stages.close()
     console.print(f"{run.name}, step {step}, {len(next(iter(values.values())))} held-out prompts:")
@@ -139,6 +140,23 @@ def sample(
         found = None if base else running.newest_checkpoint(folder, console.print)
         drawing.plain(run, found, prompt, images=images, seed=seed, out=out)
     console.print(f"{images} pictures of {prompt!r}: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def chaos(
+    name: Annotated[str, typer.Argument(help="The name of a run that is going on.")],
+    kill: Annotated[
+        list[str] | None, typer.Option(help="sampler, all_samplers, hang, scorer or learner; several take turns.")
+    ] = None,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds from one fault to the next.")] = 30.0,
+    count: Annotated[int | None, typer.Option(min=1, help="How many faults; until the run ends if left out.")] = None,
+    address: Annotated[str, typer.Option(help="The cluster.")] = "auto",
+) -> None:
+    """Kill workers of a run that is going on, to see that it goes on; `hang` stops a sampler without ending it."""
+    from pcpo_ray.cluster import chaos as cluster_chaos
+
+    console = Console()
+    cluster_chaos.disturb(name, kill or ["sampler"], every=every, count=count, address=address, say=console.print)
 
 
 @app.command()

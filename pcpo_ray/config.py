@@ -43,13 +43,18 @@ def config(cls: type[T]) -> type[T]:
 
 @config
 class Lora:
-    """Low-rank adapters on the layers whose names end in one of `targets`; `init` is how their A is drawn (B is 0)."""
+    """Low-rank adapters on the layers whose names end in one of `targets`; `init` is how their A is drawn (B is 0).
+
+    `start` is a LoRA that diffusers reads (a folder or file; a run's checkpoint is one) to begin from, of the same
+    rank, alpha and targets. The reference of objective.kl stays the model without any adapter.
+    """
 
     kind: Literal["lora"] = "lora"
     rank: Count = 16
     alpha: Positive = 16.0
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     init: Literal["kaiming", "gaussian"] = "kaiming"
+    start: str | None = None
 
 
 @config
@@ -63,14 +68,17 @@ class Full:
 class Model:
     """A folder in diffusers' format, or the name of a model that the package ships (shapes-sd, shapes-flux).
 
-    `gradient_checkpointing` computes activations twice instead of keeping them; `vae_tiling` and `vae_slicing` decode a
-    tile or a picture at a time. `text_cache` is a folder in which encoded texts are kept, for all runs that share it
-    (null: each process encodes its own). With kind custom, `denoiser` is `package.module:Class`, a class of the user's
-    own (models/README.md), and `family` says what it predicts.
+    `single_file` is a `.safetensors` file in its authors' layout: what it holds is taken from it, everything else, and
+    all configs, from `path`. `gradient_checkpointing` computes activations twice instead of keeping them; `vae_tiling`
+    and `vae_slicing` decode a tile or a picture at a time. `text_cache` is a folder in which encoded texts are kept,
+    for all runs that share it, and workers encode ahead and together (null: each process encodes what it meets). With
+    kind custom, `denoiser` is `package.module:Class`, a class of the user's own (models/README.md), and `family` says
+    what it predicts.
     """
 
     kind: Literal["stable_diffusion", "sdxl", "sd3", "flux", "custom"]
     path: str
+    single_file: str | None = None
     denoiser: str | None = None
     family: Literal["diffusion", "flow"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -318,13 +326,10 @@ Objective = Annotated[ClippedRatio | LogHinge, Discriminator("kind")]
 # -- rewards -----------------------------------------------------------------------------------------------------------
 
 
-@config
-class Jpeg:
-    """Size of the JPEG file in kB, negative for compressibility."""
+class NamedByKind:
+    """What every shipped reward has: its kind is the name of its scores."""
 
-    kind: Literal["jpeg_compressibility", "jpeg_incompressibility"]
-    weight: Annotated[float, NUMBER] = 1.0
-    quality: Annotated[int, NUMBER, Ge(1), Le(100)] = 95
+    kind: str
 
     @property
     def name(self) -> str:
@@ -332,7 +337,16 @@ class Jpeg:
 
 
 @config
-class ClipScore:
+class Jpeg(NamedByKind):
+    """Size of the JPEG file in kB, negative for compressibility."""
+
+    kind: Literal["jpeg_compressibility", "jpeg_incompressibility"]
+    weight: Annotated[float, NUMBER] = 1.0
+    quality: Annotated[int, NUMBER, Ge(1), Le(100)] = 95
+
+
+@config
+class ClipScore(NamedByKind):
     """Cosine between image and prompt in a CLIP model.
 
     `model`: a shipped name, a folder in open_clip's or transformers' format, or an architecture of open_clip's together
@@ -344,25 +358,17 @@ class ClipScore:
     model: str = "shapes-clip"
     weights: str | None = None
 
-    @property
-    def name(self) -> str:
-        return self.kind
-
 
 @config
-class ShapesOracle:
+class ShapesOracle(NamedByKind):
     """The share of the caption's facts that the picture shows, or 1 only where all hold."""
 
     kind: Literal["shapes_oracle", "shapes_oracle_all"]
     weight: Annotated[float, NUMBER] = 1.0
 
-    @property
-    def name(self) -> str:
-        return self.kind
-
 
 @config
-class Diversity:
+class Diversity(NamedByKind):
     """Mean feature distance (1 - cosine, open_clip) to the other images of the same prompt."""
 
     kind: Literal["diversity"]
@@ -370,13 +376,9 @@ class Diversity:
     model: str = "shapes-clip"
     weights: str | None = None
 
-    @property
-    def name(self) -> str:
-        return self.kind
-
 
 @config
-class Aesthetic:
+class Aesthetic(NamedByKind):
     """The LAION aesthetic predictor: `head` is its .pth file, `model` and `weights` the CLIP ViT-L-14 of OpenAI."""
 
     kind: Literal["aesthetic"]
@@ -385,13 +387,9 @@ class Aesthetic:
     model: str = "ViT-L-14-quickgelu"
     weights: str | None = None
 
-    @property
-    def name(self) -> str:
-        return self.kind
-
 
 @config
-class PickScore:
+class PickScore(NamedByKind):
     """`model` is the folder of PickScore_v1, `processor` that of its CLIP ViT-H-14 (null: the model's own)."""
 
     kind: Literal["pickscore"]
@@ -399,23 +397,15 @@ class PickScore:
     weight: Annotated[float, NUMBER] = 1.0
     processor: str | None = None
 
-    @property
-    def name(self) -> str:
-        return self.kind
-
 
 @config
-class Hps:
+class Hps(NamedByKind):
     """Human Preference Score: `weights` is HPS_v2.1_compressed.pt or HPS_v2_compressed.pt."""
 
     kind: Literal["hps_v2.1", "hps_v2.0"]
     weights: str
     weight: Annotated[float, NUMBER] = 1.0
     architecture: str = "ViT-H-14"
-
-    @property
-    def name(self) -> str:
-        return self.kind
 
 
 @config
@@ -482,12 +472,15 @@ Reward = Annotated[
 
 @config
 class Rollout:
-    """A batch: `prompts` groups of `images` images; `batches_ahead` 0 is strictly on-policy, 1 samples the next batch
-    while this one is learned."""
+    """A batch: `prompts` groups of `images` images.
+
+    `max_staleness` is how many versions older than the newest weights those may be that sampled what is learned: 0 is
+    strictly on-policy, 1 samples the next batch while this one is learned.
+    """
 
     prompts: Count = 8
     images: Count = 16
-    batches_ahead: Literal[0, 1] = 0
+    max_staleness: NonNegativeInt = 0
     reward_failures: NonNegativeInt = 3
 
 
@@ -532,12 +525,24 @@ class Checkpoints:
 
 @config
 class Role:
-    """Worker processes of one role: how many, what Ray reserves for each, and the threads each computes with."""
+    """Worker processes of one role: how many at first, what Ray reserves for each, and the threads each computes with.
+
+    With `max` the run itself has between `min` and `max` of them, as many as keep nobody waiting. `resources` are
+    custom resources of Ray's nodes, `accelerator` the type of GPU (H100, A100-80G, ...).
+    """
 
     workers: Count = 1
+    min: Count = 1
+    max: Count | None = None
     cpus: NonNegative = 1.0
     gpus: NonNegative = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    accelerator: str | None = None
     threads: Count = 1
+
+    def __post_init__(self) -> None:
+        if self.max is not None and not self.min <= self.workers <= self.max:
+            raise ValueError(f"workers is {self.workers}; expected {self.min} (min) to {self.max} (max)")
 
 
 @config
@@ -546,19 +551,31 @@ class LearnerRole:
 
     cpus: NonNegative = 1.0
     gpus: NonNegative = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    accelerator: str | None = None
     threads: Count = 1
 
 
 @config
 class Workers:
-    """Who does the work. `start_timeout` is how many seconds all workers may take to be ready, `task_timeout` how long
-    one task or update may take before the run is stopped."""
+    """Who does the work.
+
+    `start_timeout` is how many seconds the learner and the first sampler and scorer may take to be ready,
+    `task_timeout` how long nothing may finish before the run is stopped. A sampler or scorer that gave no sign of life
+    for `silence_timeout` seconds is replaced.
+    """
 
     samplers: Role = field(default_factory=Role)
     scorers: Role = field(default_factory=Role)
     learner: LearnerRole = field(default_factory=LearnerRole)
     start_timeout: Positive = 300.0
+    silence_timeout: Positive = 60.0
     task_timeout: Positive = 3600.0
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the run may have other numbers of workers than it began with."""
+        return self.samplers.max is not None or self.scorers.max is not None
 
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio")

@@ -168,12 +168,11 @@ def change(name: str, title: str, unit: str, changed: Mapping[int, Estimate]) ->
     return chart(name, description, [curve], Axes(x="step", y=f"change, {unit}", reference=0))
 
 
-def clip_history(steps: Sequence[Mapping[str, Any]]) -> Markup:
-    """The clip fraction of every update."""
-    updates, shares = [row["step"] for row in steps], [row["clip_fraction"] for row in steps]
-    curve = Curve(label="clip fraction", x=updates, y=_numbers(shares), thin=True)
-    axes = Axes(x="step", y="share of pairs", percent=True, from_zero=True)
-    return chart("clip-history", f"Clip fraction against steps: {_ends(curve)}", [curve], axes)
+def history(name: str, title: str, unit: str, steps: Sequence[Mapping[str, Any]], *, percent: bool = False) -> Markup:
+    """What was recorded as `name` at every update."""
+    curve = Curve(label=title, x=[row["step"] for row in steps], y=_numbers([row[name] for row in steps]), thin=True)
+    axes = Axes(x="step", y=unit, percent=percent, from_zero=True)
+    return chart(f"{name}-history", f"{title} against steps: {_ends(curve)}", [curve], axes)
 
 
 def weights(per_timestep: Mapping[str, Sequence[Any]]) -> Markup:

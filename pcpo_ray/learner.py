@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcpo_ray import checkpoint, config, objective, weights
+from pcpo_ray import canary, checkpoint, config, objective, weights
 from pcpo_ray.average import Average
 from pcpo_ray.credit import Credit
 from pcpo_ray.errors import TrainingError
@@ -190,7 +190,8 @@ class Learner:
     def weights(self, *, averaged: bool = False) -> weights.Weights:
         """A copy of what is trained, to send, or of its running mean."""
         with self._exported() if averaged else contextlib.nullcontext():
-            return weights.pack(self.version, self.parameters, averaged=averaged)
+            predicted = canary.prediction(self.policy)
+            return weights.pack(self.version, self.parameters, averaged=averaged, canary=predicted)
 
     @contextlib.contextmanager
     def _exported(self) -> Iterator[None]:

@@ -2,24 +2,25 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from pcpo_ray import config, weights
-from pcpo_ray.errors import TrainingError
+from pcpo_ray.errors import ClusterError, TrainingError
 from pcpo_ray.learner import Learner
 from pcpo_ray.policy import device_here
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.scorer import Scorer
-from pcpo_ray.stages import Published, State, Update, Weighted
+from pcpo_ray.stages import Fault, Published, Request, Size, State, Update, Weighted
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 
 
 class LocalSamplers:
-    """One sampler. Keeps the last two versions published, as tasks of one batch ahead ask for the older one."""
+    """One sampler."""
 
     def __init__(self, run: config.Run, device: torch.device) -> None:
         self.sampler = Sampler(run, device)
@@ -29,9 +30,9 @@ class LocalSamplers:
         self.versions: dict[tuple[int, bool], weights.Weights] = {}
         self.checksum = ""
 
-    def publish(self, published: weights.Weights) -> None:
-        self.versions[published.key] = published
-        for key in [key for key in self.versions if key[0] < published.version - 1]:
+    def publish(self, published: weights.Weights, oldest: int) -> None:
+        self.versions[published.manifest.key] = published
+        for key in [key for key in self.versions if key[0] < oldest]:
             del self.versions[key]
 
     def submit(self, task: Task) -> None:
@@ -45,6 +46,10 @@ class LocalSamplers:
         finished, self.done = self.done, []
         return finished
 
+    def cancel(self) -> None:
+        self.tasks.clear()
+        self.done.clear()
+
     def work(self) -> bool:
         """Do one task; False if there is none."""
         if not self.tasks:
@@ -54,6 +59,7 @@ class LocalSamplers:
         torch.set_num_threads(self.threads)
         if self.sampler.loaded != task.weights:
             self.checksum = self.sampler.load(self.versions[task.weights])
+        self.sampler.prepare(task)
         trajectory, images = self.sampler.sample(task)
         self.done.append(
             Rollout(
@@ -83,6 +89,13 @@ class LocalScorers:
     def collect(self) -> list[Scored]:
         finished, self.done = self.done, []
         return finished
+
+    def lost(self) -> list[Rollout]:
+        return []
+
+    def cancel(self) -> None:
+        self.rollouts.clear()
+        self.done.clear()
 
     def work(self) -> bool:
         """Score one rollout; False if there is none."""
@@ -128,15 +141,15 @@ class LocalLearner:
         self.done = self.learner.update(step, opened)
         return True
 
-    def publish(self, *, averaged: bool = False) -> Published:
+    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
         started = time.perf_counter()
         packed = self.learner.weights(averaged=averaged)
-        self.samplers.publish(packed)
+        self.samplers.publish(packed, oldest)
         return Published(
-            version=packed.version,
-            averaged=packed.averaged,
-            checksum=packed.checksum,
-            bytes=packed.buffer.nbytes,
+            version=packed.manifest.version,
+            averaged=packed.manifest.averaged,
+            checksum=packed.manifest.checksum,
+            bytes=sum(packed.manifest.sizes),
             seconds=time.perf_counter() - started,
         )
 
@@ -145,6 +158,9 @@ class LocalLearner:
 
     def restore(self, folder: Path) -> State:
         return self.learner.restore(folder)
+
+    def recover(self) -> None:
+        """Nothing is lost in one process but the process."""
 
 
 class LocalStages:
@@ -163,6 +179,18 @@ class LocalStages:
     def fetch(self, handle: Handle) -> np.ndarray:
         images: np.ndarray = handle.reference
         return images
+
+    def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:
+        raise ClusterError("a run in one process has one sampler and one scorer; train on Ray (without --local)")
+
+    def sizes(self) -> dict[str, Size]:
+        return {role: Size(wanted=1, ready=1) for role in ("samplers", "scorers")}
+
+    def disturb(self, fault: Fault) -> None:
+        raise ClusterError(f"a run in one process has no {fault} to lose; train on Ray (without --local)")
+
+    def exchange(self, status: Mapping[str, Any]) -> list[Request]:
+        return []
 
     def faults(self) -> list[str]:
         return []

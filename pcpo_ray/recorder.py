@@ -46,14 +46,18 @@ class Recorder:
         """The folder of a run that continues after `step`; what was recorded past it is about to happen again."""
         recorder = cls(folder, run)
         (folder / "config.yaml").write_text(config_file.dump(run), encoding="utf-8")
-        kept = [row for row in recorder.metrics() if row["step"] <= step]
-        recorder._replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
-        recorder._replace("events.jsonl", "".join(line + "\n" for line in recorder._lines("events.jsonl")))
+        recorder.rewind(step)
+        return recorder
+
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded past `step`: it is about to happen again."""
+        kept = [row for row in self.metrics() if row["step"] <= step]
+        self._replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        self._replace("events.jsonl", "".join(line + "\n" for line in self._lines("events.jsonl")))
         for dataset in ("scores.parquet", "evaluations.parquet"):
-            for path in (folder / dataset).glob("step-*.parquet"):
+            for path in (self.folder / dataset).glob("step-*.parquet"):
                 if int(path.stem.removeprefix("step-")) > step:
                     path.unlink()
-        return recorder
 
     def start_trackers(self) -> None:
         """Open the trackers that the config asks for, through Accelerate. Raises RunError for one not installed."""

@@ -31,6 +31,10 @@ REWARDS = {
     "shapes_oracle_all": ("share of pictures", "1 where the picture shows every fact of the prompt, else 0"),
     "jpeg_compressibility": ("-kB", "minus the picture's size as a JPEG: higher means smaller, plainer pictures"),
     "jpeg_incompressibility": ("kB", "the picture's size as a JPEG: higher means more detail, or more noise"),
+    "aesthetic": ("1 to 10", "how much people would like the picture, whatever the prompt, to LAION's predictor"),
+    "pickscore": ("about 18 to 24", "which picture people would pick for the prompt, to PickScore"),
+    "hps_v2.1": ("about 0.2 to 0.4", "which picture people would prefer for the prompt, to HPS v2.1"),
+    "hps_v2.0": ("about 0.2 to 0.4", "which picture people would prefer for the prompt, to HPS v2.0"),
     "diversity": ("1 - cosine", "how far a picture is from the others of its prompt: near 0 they all look alike"),
 }
 """Unit and meaning of the shipped rewards."""
@@ -183,7 +187,7 @@ def _rewards(record: Record) -> list[dict[str, Any]]:
     weights = {reward.name: reward.weight for reward in record.run.rewards}
     watched = [name for name in record.evaluated[0]["rewards"] if name not in weights and name != TOTAL]
     batches = {
-        max(0, row["step"] - 1 - record.run.rollout.batches_ahead): row["reward_mean"] for row in record.steps
+        max(0, row["step"] - 1 - record.run.rollout.max_staleness): row["reward_mean"] for row in record.steps
     }  # by the weights that drew them
     found = []
     for place, key in enumerate([TOTAL, *([] if record.sole else weights), *watched]):
@@ -257,7 +261,10 @@ def _timesteps(record: Record) -> dict[str, Any] | None:
         "clip": drawn("clip_fraction", "Clip fraction", "share of pairs", steps, percent=True),
         "inactive": drawn("inactive_fraction", "Inactive fraction", "share of pairs", steps, percent=True),
         "ratio": drawn("ratio_std", "Deviation of the ratio", "rms of ratio - 1", steps, percent=False),
-        "history": figures.clip_history(steps) if any(row["clip_fraction"] for row in steps) else None,
+        "history": figures.history("clip_fraction", "Clip fraction", "share of pairs", steps, percent=True)
+        if any(row["clip_fraction"] for row in steps)
+        else None,
+        "kl": figures.history("kl", "KL divergence", "nats a dimension", steps) if "kl" in steps[0] else None,
     }
 
 

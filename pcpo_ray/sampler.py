@@ -5,9 +5,12 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from pcpo_ray import config, weights
+from pcpo_ray import canary, config, evaluation, prompts, weights
 from pcpo_ray.policy import Policy
 from pcpo_ray.trajectory import Conditioning, Task, Trajectory, generator
+
+AHEAD = 256
+"""Texts, about, that are encoded in one go where workers share what they encode."""
 
 
 class Sampler:
@@ -17,12 +20,44 @@ class Sampler:
         self.run = run
         self.policy = Policy(run, device)
         self.loaded: tuple[int, bool] | None = None
+        self.prepared: set[int] = set()
 
     def load(self, received: weights.Weights) -> str:
-        """Take over a version; the checksum returned is counted over the parameters as they now stand."""
+        """Take over a version; the checksum returned is counted over the parameters as they now stand.
+
+        Raises WeightsError where they are not those that were sent, or the network does not predict as the learner's.
+        """
+        manifest = received.manifest
         checksum = weights.apply(received, self.policy.denoiser.trainable())
-        self.loaded = received.key
+        predicted = canary.prediction(self.policy)
+        canary.check(predicted, manifest.canary, dtype=self.run.model.dtype, version=manifest.version)
+        self.loaded = manifest.key
         return checksum
+
+    def prepare(self, task: Task) -> None:
+        """Have the texts of the task's step and of those after it encoded, or those of an evaluation.
+
+        Only where workers share what they encode (model.text_cache): each would else encode what others sample.
+        """
+        if self.run.model.text_cache is None:
+            return
+        steps = -(-AHEAD // self.run.rollout.prompts)
+        block = 0 if task.purpose == "evaluate" else 1 + (task.step - 1) // steps
+        if block in self.prepared:
+            return
+        self.prepared.add(block)
+        if block == 0:
+            source = prompts.load(self.run.evaluation.prompts, seed=self.run.seed)
+            drawn = [asked.prompt for asked in evaluation.tasks(self.run, source, 0)]
+        else:
+            source = prompts.load(self.run.prompts, seed=self.run.seed)
+            last = min(block * steps, self.run.steps)
+            drawn = [
+                prompt
+                for step in range((block - 1) * steps + 1, last + 1)
+                for prompt in source.batch(step, self.run.rollout.prompts)
+            ]
+        self.policy.denoiser.prepare([prompt.text for prompt in drawn])
 
     @torch.no_grad()
     def sample(self, task: Task) -> tuple[Trajectory | None, UInt8[ndarray, "N H W 3"]]:

@@ -5,13 +5,22 @@ Two implementations: `pcpo_ray.local` in this process, `pcpo_ray.cluster` on Ray
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from pcpo_ray.errors import ClusterError
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
+
+
+class LearnerLostError(ClusterError):
+    """The learner is gone, and with it what it learned since the newest checkpoint."""
+
+
+class RolloutsLostError(ClusterError):
+    """Trajectories of the batch that was to be learned are gone, as their node is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,35 @@ class State:
     histories: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
 
+Fault = Literal["sampler", "all_samplers", "hang", "scorer", "learner"]
+"""What can be done to a run to see it mended: SIGKILL to a worker, or SIGSTOP to a sampler (hang)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What someone asks of a run that goes on: other sizes, another staleness, a fault, or its end; None leaves it."""
+
+    samplers: int | None = None
+    scorers: int | None = None
+    max_staleness: int | None = None
+    fault: Fault | None = None
+    stop: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ClusterError at who asks, not in the run."""
+        least = {"samplers": 1, "scorers": 1, "max_staleness": 0}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ClusterError(f"asked for {name} {value}; expected at least {smallest}")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Only what was asked for."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
 class Samplers(Protocol):
     """Consumes tasks; waits for the weights that a task names; unblocks the scorers."""
 
@@ -66,6 +104,9 @@ class Samplers(Protocol):
 
     def collect(self) -> list[Rollout]:
         """The groups finished since the last call, in no particular order."""
+
+    def cancel(self) -> None:
+        """Forget every task: none of them will be collected."""
 
 
 class Scorers(Protocol):
@@ -77,24 +118,47 @@ class Scorers(Protocol):
     def collect(self) -> list[Scored]:
         """The groups scored since the last call, in no particular order."""
 
+    def lost(self) -> list[Rollout]:
+        """The rollouts whose images were gone when they were to be scored, since the last call."""
+
+    def cancel(self) -> None:
+        """Forget every rollout: none of them will be collected."""
+
 
 class LearnerGroup(Protocol):
-    """Consumes weighted rollouts; unblocks the samplers by publishing."""
+    """Consumes weighted rollouts; unblocks the samplers by publishing.
+
+    Every method may raise LearnerLostError; after `recover` the group is as it was at the start of the run.
+    """
 
     def begin(self, step: int, batch: Sequence[Weighted]) -> None:
         """Start the update that turns version `step - 1` into `step`; the batch is in the order of its positions."""
 
     def collect(self) -> Update | None:
-        """The update begun last, once it is done."""
+        """The update begun last, once it is done. Raises RolloutsLostError; the same update may then begin again."""
 
-    def publish(self, *, averaged: bool = False) -> Published:
-        """Make the current weights, or their running mean, loadable for samplers, under their version."""
+    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
+        """Make the current weights, or their running mean, loadable for samplers, under their version.
+
+        Versions before `oldest` are not asked for any more.
+        """
 
     def save(self, folder: Path, state: State) -> None:
         """Write a checkpoint, whole or not at all."""
 
     def restore(self, folder: Path) -> State:
         """Continue from a checkpoint."""
+
+    def recover(self) -> None:
+        """Start anew after LearnerLostError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Of a pool: how many workers are wanted, and how many are at work."""
+
+    wanted: int
+    ready: int
 
 
 class Stages(Protocol):
@@ -110,10 +174,25 @@ class Stages(Protocol):
     def learner(self) -> LearnerGroup: ...
 
     def wait(self, timeout: float) -> None:
-        """Return once anything that was submitted or begun has finished, or after `timeout` seconds."""
+        """Return once anything that was submitted or begun has finished, or after `timeout` seconds.
+
+        Raises LearnerLostError.
+        """
 
     def fetch(self, handle: Handle) -> np.ndarray:
         """The images behind a handle, (N, H, W, 3) uint8."""
+
+    def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:
+        """Have so many workers from now on; those that leave finish what they hold. Raises ClusterError."""
+
+    def sizes(self) -> Mapping[str, Size]:
+        """Of samplers and scorers."""
+
+    def disturb(self, fault: Fault) -> None:
+        """Do that to the run's own workers. Raises ClusterError where there are none to lose."""
+
+    def exchange(self, status: Mapping[str, Any]) -> list[Request]:
+        """Say how the run is; what was asked of it since the last call."""
 
     def faults(self) -> list[str]:
         """What failed and was mended since the last call, a line each."""

@@ -4,146 +4,23 @@ advantages, the learner applies the credit-weighted update, and its new weights 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pcpo_ray import batches, checkpoint, config, evaluation
-from pcpo_ray.errors import ClusterError, RewardError, TrainingError
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
-from pcpo_ray.stages import Published, Stages, State, Update, Weighted
+from pcpo_ray.scheduling import sizing
+from pcpo_ray.scheduling.staleness import capacity
+from pcpo_ray.stages import LearnerLostError, RolloutsLostError, Size, Stages, State, Update
+from pcpo_ray.traffic import TROUBLE, Phases, Traffic
 from pcpo_ray.trajectory import Scored, Task
 
-TROUBLE = ("fault", "missing_scores")
-"""Kinds of events that a user should read at once; the others only go on record."""
-
-QUIET = 30.0
-"""Seconds in which nothing finishes, after which a run says what it is waiting for."""
-
-
-@dataclass
-class Phases:
-    """Where a step's wall-clock seconds went, and how long each role really worked."""
-
-    wall: dict[str, float] = field(default_factory=dict)
-    busy: dict[str, float] = field(default_factory=dict)
-
-    def add(self, phase: str, started: float) -> None:
-        self.wall[phase] = self.wall.get(phase, 0.0) + time.perf_counter() - started
-
-    def work(self, role: str, seconds: float) -> None:
-        self.busy[role] = self.busy.get(role, 0.0) + seconds
-
-
-class Traffic:
-    """Moves groups between stages: a task becomes a rollout becomes a scored group, each as soon as it can.
-
-    `event` records what went wrong and was mended, `say` gets a line whenever nothing has finished for `QUIET` seconds.
-    Raises ClusterError when nothing finishes for workers.task_timeout seconds while work remains, and RewardError when
-    more than rollout.reward_failures groups in a row miss scores.
-    """
-
-    def __init__(
-        self,
-        run: config.Run,
-        stages: Stages,
-        *,
-        event: Callable[..., None],
-        say: Callable[[str], None],
-    ) -> None:
-        self.stages = stages
-        self.event = event
-        self.say = say
-        self.timeout = run.workers.task_timeout
-        self.failures = run.rollout.reward_failures
-        self.failed_in_a_row = 0
-        self.phases = Phases()
-        self.checksums: dict[tuple[int, bool], str] = {}
-        self.waiting: set[Task] = set()
-        self.scored: dict[Task, Scored] = {}
-        self.moved = self.said = time.monotonic()
-
-    def publish(self, *, averaged: bool = False) -> Published:
-        """Make the learner's weights, or their running mean, loadable, and remember what their checksum must be."""
-        started = time.perf_counter()
-        published = self.stages.learner.publish(averaged=averaged)
-        self.checksums[published.version, published.averaged] = published.checksum
-        self.phases.add("publish", started)
-        self.event("published", **asdict(published))
-        return published
-
-    def submit(self, tasks: Sequence[Task]) -> None:
-        self.waiting.update(tasks)
-        for task in tasks:
-            self.stages.samplers.submit(task)
-
-    def gather(self, tasks: Sequence[Task]) -> list[Scored]:
-        """The tasks' scored groups, in the tasks' order."""
-        self.moved = time.monotonic()
-        while any(task not in self.scored for task in tasks):
-            self._pump(f"{sum(task not in self.scored for task in tasks)} of {len(tasks)} groups")
-        return [self.scored.pop(task) for task in tasks]
-
-    def learn(self, step: int, batch: Sequence[Weighted]) -> Update:
-        """Do an update, while groups go on moving."""
-        self.stages.learner.begin(step, batch)
-        return self.finish_update(step)
-
-    def finish_update(self, step: int) -> Update:
-        """The update begun last."""
-        self.moved = time.monotonic()
-        while (update := self.stages.learner.collect()) is None:
-            self._pump(f"update {step}")
-        self.phases.work("learner", update.seconds)
-        return update
-
-    def _pump(self, awaited: str) -> None:
-        self.stages.wait(min(self.timeout, 1.0))
-        for fault in self.stages.faults():
-            self.event("fault", message=fault)
-        for rollout in self.stages.samplers.collect():
-            self.moved = time.monotonic()
-            self._acknowledge(rollout.task, rollout.checksum, rollout.worker)
-            self.phases.work("samplers", rollout.seconds)
-            self.stages.scorers.submit(rollout)
-        for scored in self.stages.scorers.collect():
-            self.moved = time.monotonic()
-            self.phases.work("scorers", scored.seconds)
-            self.waiting.discard(scored.rollout.task)
-            self.scored[scored.rollout.task] = scored
-            self._count_failures(scored)
-        still = time.monotonic() - self.moved
-        if min(still, time.monotonic() - self.said) > QUIET:
-            self.said = time.monotonic()
-            self.say(f"waiting for {awaited}; {len(self.waiting)} groups in flight")
-        if still > self.timeout:
-            raise ClusterError(
-                f"nothing finished for {still:.0f} s (workers.task_timeout={self.timeout:g}), waiting for {awaited}; "
-                f"{len(self.waiting)} groups are with samplers or scorers"
-            )
-
-    def _acknowledge(self, task: Task, checksum: str, worker: str) -> None:
-        expected = self.checksums[task.weights]
-        if checksum != expected:
-            raise TrainingError(
-                f"{worker} sampled with weights of checksum {checksum}; version {task.version} has {expected}"
-            )
-
-    def _count_failures(self, scored: Scored) -> None:
-        if not scored.missing:
-            self.failed_in_a_row = 0
-            return
-        self.failed_in_a_row += 1
-        task = scored.rollout.task
-        self.event("missing_scores", step=task.step, prompt=task.prompt.text, causes=dict(scored.failures))
-        if self.failed_in_a_row > self.failures:
-            raise RewardError(
-                f"{self.failed_in_a_row} groups in a row miss scores (rollout.reward_failures={self.failures}); "
-                f"the last ones: {dict(scored.failures)}"
-            )
+LOSSES = 5
+"""How often the learner, or a batch, may be lost with no step taken in between."""
 
 
 class Loop:
@@ -167,7 +44,10 @@ class Loop:
         self.held_out = held_out
         self.report = report
         self.step = 0
+        self.sampling: dict[int, list[Task]] = {}
         self.updating: batches.Batch | None = None
+        self.max_staleness = run.rollout.max_staleness
+        self.losses = 0
         self.histories = batches.make_histories(run)
         self.saved: int | None = None
         self.started = time.perf_counter()
@@ -178,6 +58,9 @@ class Loop:
                 say(f"{kind}: {details}")
 
         self.traffic = Traffic(run, stages, event=event, say=say)
+        self.traffic.asked = self._serve
+        self.stopping = False
+        self.steady: dict[str, int] = {}
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint."""
@@ -189,67 +72,166 @@ class Loop:
 
     def train(self) -> None:
         """Run to the last step. A KeyboardInterrupt ends it after the update in progress, with a checkpoint."""
+        lost: LearnerLostError | None = None
         try:
-            self._train()
+            while True:
+                try:
+                    if lost is not None:  # the new learner may be lost as well
+                        self._rewind(lost)
+                    return self._train()
+                except LearnerLostError as error:
+                    self.losses += 1
+                    if self.losses > LOSSES:
+                        raise
+                    lost = error
         except KeyboardInterrupt:
             self._stop()
             raise
 
     def _train(self) -> None:
-        self.traffic.publish()
+        self._publish()
         if self.step == 0:
             self.evaluate()
-        ahead = self.run.rollout.batches_ahead
-        upcoming = self._sample(self.step + 1) if self.step < self.run.steps else []
         while self.step < self.run.steps:
+            if self.stopping:
+                return self._stop()
             self.started = time.perf_counter()
-            scored = self.traffic.gather(upcoming)
+            self._admit()
+            scored = self.traffic.gather(self.sampling[self.step + 1])
             self.traffic.phases.add("sample_and_score", self.started)
-            if ahead and self.step + 1 < self.run.steps:
-                upcoming = self._sample(self.step + 2)
             self._learn(scored)
             last = self.step == self.run.steps
             if last or self.step % self.run.evaluation.every == 0:
                 self.evaluate()
             if last or self.step % self.run.checkpoints.every == 0:
                 self.save()
-            if not ahead and not last:
-                upcoming = self._sample(self.step + 1)
         self.recorder.event("finished", step=self.step)
 
-    def _sample(self, step: int) -> list[Task]:
-        """Set the samplers to work on the batch of a step, with the weights as they are now."""
+    def _admit(self) -> None:
+        """Set the samplers to work on every batch that may begin with the weights as they are now."""
         size, images = self.run.rollout.prompts, self.run.rollout.images
-        tasks = [
-            Task(step=step, position=n, prompt=prompt, images=images, version=self.step, purpose="train")
-            for n, prompt in enumerate(self.prompts.batch(step, size))
-        ]
-        self.traffic.submit(tasks)
-        return tasks
+        begun = self.step + len(self.sampling)
+        while begun < self.run.steps and size <= capacity(
+            max_staleness=self.max_staleness,
+            version=self.step,
+            batch=size,
+            accepted=self.step * size,
+            running=len(self.sampling) * size,
+        ):
+            begun += 1
+            self.sampling[begun] = [
+                Task(step=begun, position=n, prompt=prompt, images=images, version=self.step, purpose="train")
+                for n, prompt in enumerate(self.prompts.batch(begun, size))
+            ]
+            self.traffic.submit(self.sampling[begun])
+
+    def _serve(self) -> None:
+        """Say how the run is, and do what was asked of it."""
+        status = {
+            "step": self.step,
+            "steps": self.run.steps,
+            "max_staleness": self.max_staleness,
+            "in_flight": len(self.traffic.ledger),
+            **{role: asdict(size) for role, size in self.stages.sizes().items()},
+        }
+        for request in self.stages.exchange(status):
+            self.recorder.event("asked", **request.asked)
+            if request.max_staleness is not None:
+                self.max_staleness = request.max_staleness
+            if request.fault is not None:
+                self.stages.disturb(request.fault)
+            self._resize({"samplers": request.samplers, "scorers": request.scorers}, "asked for")
+            self.stopping = self.stopping or request.stop
+
+    def _resize(self, sizes: Mapping[str, int | None], why: str) -> None:
+        now = {role: size.wanted for role, size in self.stages.sizes().items()}
+        changed = {role: count for role, count in sizes.items() if count is not None and count != now[role]}
+        if changed:
+            self.stages.resize(**changed)
+            self.recorder.event("resized", why=why, **changed)
+            self.traffic.say(f"{why}: " + ", ".join(f"{role} {now[role]} -> {n}" for role, n in changed.items()))
+
+    def _fit(self, phases: Phases, seconds: float) -> None:
+        """Have as many workers as keep nobody waiting, where the config leaves it open; two steps must agree."""
+        roles = {"samplers": self.run.workers.samplers, "scorers": self.run.workers.scorers}
+        bounds = {role: (pool.min, pool.max) for role, pool in roles.items() if pool.max is not None}
+        sizes = {role: size.wanted for role, size in self.stages.sizes().items()}
+        seen = sizing.Seen(
+            work={role: phases.busy.get(role, 0.0) for role in roles},
+            learning=max(0.0, seconds - phases.wall.get("sample_and_score", 0.0)),
+            groups=self.run.rollout.prompts,
+            overlapped=self.max_staleness > 0,
+        )
+        wished = sizing.better(seen, sizes, bounds)
+        if wished == self.steady:
+            self._resize(wished, "to keep nobody waiting")
+        self.steady = wished
+
+    @property
+    def _oldest(self) -> int:
+        """The oldest version that a task under way asks for."""
+        return min([self.step, *(task.version for tasks in self.sampling.values() for task in tasks)])
+
+    def _publish(self) -> None:
+        self.traffic.publish(oldest=self._oldest)
 
     def _learn(self, scored: Sequence[Scored]) -> None:
         batch = batches.weigh(self.run, scored, self.histories, self.step + 1)
         self.recorder.samples("scores.parquet", self.step + 1, batches.score_columns(scored, batch))
         self.updating = batch
         started = time.perf_counter()
-        update = self.traffic.learn(self.step + 1, batch.groups)
+        for attempt in range(1, LOSSES + 1):
+            try:
+                update = self.traffic.learn(self.step + 1, batch.groups)
+                break
+            except RolloutsLostError as lost:
+                if attempt == LOSSES:
+                    raise
+                self.recorder.event("fault", message=str(lost))
+                batch = self.updating = self._sampled_again(batch)
         self.traffic.phases.add("learn", started)
         self._learned(update)
+
+    def _sampled_again(self, batch: batches.Batch) -> batches.Batch:
+        """The batch with new rollouts: the same bits, as a task is a pure function."""
+        tasks = [group.rollout.task for group in batch.groups]
+        self.traffic.submit(tasks)
+        scored = self.traffic.gather(tasks)
+        groups = [replace(group, rollout=found.rollout) for group, found in zip(batch.groups, scored, strict=True)]
+        return replace(batch, groups=groups)
+
+    def _rewind(self, lost: LearnerLostError) -> None:
+        """Go back to the newest checkpoint, or the start, with a new learner; the samplers stay as they are."""
+        self.traffic.cancel()
+        self.sampling.clear()
+        self.updating = None
+        self.stages.learner.recover()
+        found = checkpoint.newest(self.recorder.folder, self.traffic.say)
+        self.step, self.saved = 0, None
+        self.histories = batches.make_histories(self.run)
+        if found is not None:
+            self.restore(found)
+        self.recorder.rewind(self.step if found is not None else -1)
+        self.recorder.event("fault", message=f"{lost}; a new learner goes on after step {self.step}")
+        self.traffic.say(f"{lost}; a new learner goes on after step {self.step}")
 
     def _learned(self, update: Update) -> None:
         """Count the update that has just been done, send its weights out, and record the step."""
         assert self.updating is not None
         batch, self.updating = self.updating, None
         self.step = update.version
+        del self.sampling[self.step]
+        self.losses = 0
         if self.step == 1:
             self.recorder.event("first_update", max_log_ratio=update.first_log_ratio)
-        self.traffic.publish()
+        self._publish()
         seconds = time.perf_counter() - self.started
         phases, self.traffic.phases = self.traffic.phases, Phases()
         images = self.run.rollout.prompts * self.run.rollout.images
         row = {
             **batch.metrics,
             "version": self.step,
+            "sample_age": float(np.mean([self.step - 1 - group.rollout.task.version for group in batch.groups])),
             "loss": update.loss,
             **({} if update.kl is None else {"kl": update.kl}),
             "gradient_norm": update.gradient_norm,
@@ -259,14 +241,16 @@ class Loop:
             "samples_per_second": images / seconds,
             "samples": self.step * images,
             "phase_seconds": phases.wall,
-            "idle": idle_shares(self.run.workers, phases.busy, seconds),
+            "idle": idle_shares(self.stages.sizes(), phases.busy, seconds),
         }
         self.report(self.recorder.record("train", self.step, row))
+        if self.run.workers.elastic:
+            self._fit(phases, seconds)
 
     def evaluate(self) -> None:
         """Score held-out prompts at the current version; the first evaluation and the last keep their pictures."""
         started = time.perf_counter()
-        scored = evaluated(self.run, self.traffic, self.held_out, self.step)
+        scored = evaluated(self.run, self.traffic, self.held_out, self.step, oldest=self._oldest)
         values = evaluation.table(self.run, scored)
         columns: dict[str, Any] = {
             "step": np.full(values[evaluation.TOTAL].size, self.step),
@@ -303,16 +287,16 @@ class Loop:
         self.recorder.event("stopped", step=self.step)
 
 
-def evaluated(run: config.Run, traffic: Traffic, held_out: PromptSource, version: int) -> list[Scored]:
-    """The evaluation's groups at a version that has been published."""
+def evaluated(run: config.Run, traffic: Traffic, held_out: PromptSource, version: int, *, oldest: int) -> list[Scored]:
+    """The evaluation's groups at a version that has been published; versions before `oldest` are not needed."""
     if run.optimizer.average is not None:
-        traffic.publish(averaged=True)
+        traffic.publish(oldest=oldest, averaged=True)
     tasks = evaluation.tasks(run, held_out, version)
     traffic.submit(tasks)
     return traffic.gather(tasks)
 
 
-def idle_shares(workers: config.Workers, busy: Mapping[str, float], seconds: float) -> dict[str, float]:
+def idle_shares(sizes: Mapping[str, Size], busy: Mapping[str, float], seconds: float) -> dict[str, float]:
     """The share of its workers' time that each role did not work."""
-    counts = {"samplers": workers.samplers.workers, "scorers": workers.scorers.workers, "learner": 1}
+    counts = {**{role: max(1, size.ready) for role, size in sizes.items()}, "learner": 1}
     return {role: max(0.0, 1 - busy.get(role, 0.0) / (count * seconds)) for role, count in counts.items()}

@@ -1,4 +1,4 @@
-"""Weights as they travel: one flat buffer, a manifest that says what lies where, and a checksum.
+"""Weights as they travel: flat buckets of bytes, a manifest that says what lies where, and a checksum.
 
 Both sides hold the same names and shapes, or nothing is loaded: a sync that binds nothing must not look like one.
 """
@@ -14,14 +14,18 @@ from torch import Tensor, nn
 
 from pcpo_ray.errors import WeightsError
 
+BUCKET = 256 * 2**20
+"""Bytes of a bucket, at most, unless one parameter alone has more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One parameter in the buffer: its bytes start at `offset`."""
+    """One parameter: its bytes start at `offset` of the bucket with that number."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    bucket: int
     offset: int
 
     @property
@@ -31,14 +35,16 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """Everything trainable at `version`, or its running mean: each parameter's bytes, exactly, whatever its dtype."""
+class Manifest:
+    """Everything trainable at `version`, or its running mean: what lies where in buckets of `sizes` bytes."""
 
     version: int
     averaged: bool
-    manifest: tuple[Entry, ...]
-    buffer: np.ndarray
+    entries: tuple[Entry, ...]
+    sizes: tuple[int, ...]
     checksum: str
+    canary: tuple[float, ...] = ()
+    """What the sender predicts with them on the canary input (canary.py)."""
 
     @property
     def key(self) -> tuple[int, bool]:
@@ -46,26 +52,54 @@ class Weights:
         return self.version, self.averaged
 
 
-def pack(version: int, parameters: Mapping[str, nn.Parameter], *, averaged: bool = False) -> Weights:
-    """A copy of the parameters' bytes. Raises WeightsError if there are none."""
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A manifest and its buckets: each parameter's bytes, exactly, whatever its dtype."""
+
+    manifest: Manifest
+    buckets: tuple[np.ndarray, ...]
+
+
+def layout(parameters: Mapping[str, Tensor], bucket: int = BUCKET) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
+    """Where each parameter goes, and the buckets' sizes. Raises WeightsError if there is none."""
     if not parameters:
         raise WeightsError("there is no trainable parameter to send: the adapter binds no module")
-    entries, offset = [], 0
+    entries: list[Entry] = []
+    sizes = [0]
     for name, parameter in parameters.items():
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        entry = Entry(name=name, dtype=dtype, shape=tuple(parameter.shape), offset=offset)
-        entries.append(entry)
-        offset += entry.bytes
-    buffer = np.empty(offset, np.uint8)
+        size = parameter.numel() * parameter.element_size()
+        if sizes[-1] and sizes[-1] + size > bucket:
+            sizes.append(0)
+        entries.append(
+            Entry(
+                name=name,
+                dtype=str(parameter.dtype).removeprefix("torch."),
+                shape=tuple(parameter.shape),
+                bucket=len(sizes) - 1,
+                offset=sizes[-1],
+            )
+        )
+        sizes[-1] += size
+    return tuple(entries), tuple(sizes)
+
+
+def pack(
+    version: int,
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    averaged: bool = False,
+    canary: tuple[float, ...] = (),
+    bucket: int = BUCKET,
+) -> Weights:
+    """A copy of the parameters' bytes. Raises WeightsError if there are none."""
+    entries, sizes = layout(parameters, bucket)
+    buckets = tuple(np.empty(size, np.uint8) for size in sizes)
     for entry in entries:
-        buffer[entry.offset : entry.offset + entry.bytes] = _bytes(parameters[entry.name])
-    return Weights(
-        version=version,
-        averaged=averaged,
-        manifest=tuple(entries),
-        buffer=buffer,
-        checksum=checksum(parameters),
+        buckets[entry.bucket][entry.offset : entry.offset + entry.bytes] = _bytes(parameters[entry.name])
+    manifest = Manifest(
+        version=version, averaged=averaged, entries=entries, sizes=sizes, checksum=checksum(parameters), canary=canary
     )
+    return Weights(manifest=manifest, buckets=buckets)
 
 
 def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:
@@ -74,30 +108,31 @@ def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:
     Raises WeightsError, before anything is changed, if names, shapes or dtypes differ between the two sides or bytes
     are missing, and afterwards if what arrived is not what was sent.
     """
-    sent = {entry.name: (entry.dtype, entry.shape) for entry in weights.manifest}
+    manifest = weights.manifest
+    sent = {entry.name: (entry.dtype, entry.shape) for entry in manifest.entries}
     here = {name: (str(p.dtype).removeprefix("torch."), tuple(p.shape)) for name, p in parameters.items()}
     if sent != here:
         missing, foreign = sorted(here.keys() - sent.keys()), sorted(sent.keys() - here.keys())
         other = sorted(name for name in sent.keys() & here.keys() if sent[name] != here[name])
         detail = [f"{name}: sent {sent[name]}, here {here[name]}" for name in other[:3]]
         raise WeightsError(
-            f"weights of version {weights.version} do not fit: {len(missing)} not sent {missing[:3]}, "
+            f"weights of version {manifest.version} do not fit: {len(missing)} not sent {missing[:3]}, "
             f"{len(foreign)} unknown here {foreign[:3]}, {len(other)} of another shape or dtype {detail}"
         )
-    expected = sum(entry.bytes for entry in weights.manifest)
-    if weights.buffer.nbytes != expected:
+    arrived_sizes = tuple(bucket.nbytes for bucket in weights.buckets)
+    if arrived_sizes != manifest.sizes:
         raise WeightsError(
-            f"weights of version {weights.version} arrived with {weights.buffer.nbytes} bytes; "
-            f"expected {expected}, by their manifest"
+            f"weights of version {manifest.version} arrived in buckets of {list(arrived_sizes)} bytes; "
+            f"expected {list(manifest.sizes)}, by their manifest"
         )
-    for entry in weights.manifest:
-        raw = torch.from_numpy(weights.buffer[entry.offset : entry.offset + entry.bytes].copy())
+    for entry in manifest.entries:
+        raw = torch.from_numpy(weights.buckets[entry.bucket][entry.offset : entry.offset + entry.bytes].copy())
         with torch.no_grad():
             parameters[entry.name].copy_(raw.view(getattr(torch, entry.dtype)).reshape(entry.shape))
     arrived = checksum(parameters)
-    if arrived != weights.checksum:
+    if arrived != manifest.checksum:
         raise WeightsError(
-            f"weights of version {weights.version} arrived with checksum {arrived}; sent was {weights.checksum}"
+            f"weights of version {manifest.version} arrived with checksum {arrived}; sent was {manifest.checksum}"
         )
     return arrived
 

@@ -34,7 +34,7 @@ def t5(vocabulary: int, width: int = 16):
     return T5EncoderModel(T5Config(vocab_size=vocabulary, d_model=width, d_ff=32, d_kv=8, num_layers=1, num_heads=2))
 
 
-def vae(channels: int):
+def vae(channels: int, shift: float | None = None):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -42,6 +42,7 @@ def vae(channels: int):
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=channels,
+        shift_factor=shift,
         norm_num_groups=4,
         layers_per_block=1,
         sample_size=16,
@@ -111,7 +112,7 @@ def flux(folder: Path, *, guidance_embeds: bool = False) -> Path:
     )
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(4),
+        vae=vae(4, shift=0.1),
         text_encoder=text_encoder(len(tokenizer)),
         tokenizer=tokenizer,
         text_encoder_2=t5(len(tokenizer_2)),
@@ -189,7 +190,7 @@ def sd3(folder: Path, *, with_t5: bool = True) -> Path:
     )
     pipeline = StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(4),
+        vae=vae(4, shift=0.1),
         text_encoder=text_encoder(len(tokenizer), projection=16),
         tokenizer=tokenizer,
         text_encoder_2=text_encoder(len(tokenizer), projection=16),

@@ -53,7 +53,8 @@ def floor(module):
     return module.removeprefix("pcpo_ray").lstrip(".").split(".")[0]
 
 
-LIGHT = ["pcpo_ray", "pcpo_ray.errors", "pcpo_ray.cli"]
+SCHEDULING = [name for name in MODULES if floor(name) == "scheduling"]
+LIGHT = ["pcpo_ray", "pcpo_ray.errors", "pcpo_ray.cli", *SCHEDULING]
 OF_THE_PAPER = [name for name in MODULES if floor(name) in PAPER]
 OF_THE_CLUSTER = [name for name in MODULES if floor(name) == "cluster"]
 PRETRAIN = [name for name in MODULES if ".pretrain" in name]
@@ -91,7 +92,7 @@ def forbidden(module):
             return {*WORLDS, "ray", "pcpo_ray.learner", "pcpo_ray.cluster"}
         case "learner":
             return {*WORLDS, "ray", "pcpo_ray.sampler", "pcpo_ray.cluster"}
-        case "train" | "stages":
+        case "train" | "traffic" | "stages":
             return {*WORLDS, "ray", "pcpo_ray.local", "pcpo_ray.cluster"}
     return {*WORLDS, "ray", "pcpo_ray.cluster"}
 

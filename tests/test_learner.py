@@ -102,11 +102,11 @@ def test_the_gradient_is_that_of_the_mean_over_all_images_and_trained_steps(smal
 
 def test_equal_scores_leave_the_weights_as_they_are(small_sd):
     sampler, learner = pair(small_sd, optimizer__weight_decay=0.0)
-    before = learner.weights().checksum
+    before = learner.weights().manifest.checksum
     trajectory = batch(sampler, learner, count=1)[0][1]
     update = learner.update(1, [(0, trajectory, [0.0] * 4)])
     assert update.gradient_norm == 0.0
-    assert learner.weights().checksum == before
+    assert learner.weights().manifest.checksum == before
 
 
 def test_what_travels_as_numpy_is_learned_to_the_same_bits(small_sd):
@@ -115,7 +115,7 @@ def test_what_travels_as_numpy_is_learned_to_the_same_bits(small_sd):
     groups = batch(sampler, learner)
     learner.update(1, groups)
     other.update(1, [(v, Trajectory.from_numpy(t.to_numpy()), a) for v, t, a in groups])
-    assert learner.weights().checksum == other.weights().checksum
+    assert learner.weights().manifest.checksum == other.weights().manifest.checksum
 
 
 def test_a_checkpoint_restores_parameters_and_optimizer_to_the_bit(small_sd, tmp_path):
@@ -127,7 +127,7 @@ def test_a_checkpoint_restores_parameters_and_optimizer_to_the_bit(small_sd, tmp
     groups = batch(sampler, learner)
     learner.update(2, groups)
     other.update(2, groups)
-    assert learner.weights().checksum == other.weights().checksum
+    assert learner.weights().manifest.checksum == other.weights().manifest.checksum
 
 
 def test_an_update_out_of_turn_is_refused(small_sd):

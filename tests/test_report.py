@@ -57,7 +57,7 @@ def evaluate(record, step, gain, *, missing=False):
     record.record("evaluation", step, {"rewards": rewards, "images": scores.size, "seconds": 2.0})
 
 
-def learn(record, step, *, clipped=0.25):
+def learn(record, step, *, clipped=0.25, **more):
     """A training step, as the loop writes it."""
     columns = ("clip_fraction", "inactive_fraction", "ratio_std")
     per_timestep = {
@@ -78,6 +78,7 @@ def learn(record, step, *, clipped=0.25):
         "idle": {"samplers": 0.37, "scorers": 0.9, "learner": 0.7},
         "dropped_groups": 1,
         "degenerate_groups": 0,
+        **more,
     }
     record.record("train", step, values)
 
@@ -122,6 +123,22 @@ def test_a_reader_finds_the_verdict_and_every_reward_with_whether_it_was_trained
         assert f"{name} not trained on" in words
     assert "6 of 48 groups dropped" in words and "samplers 37%" in words
     assert "pcpo-ray train runs/run/config.yaml name=run-again" in words
+
+
+@pytest.mark.parametrize("regularised", [False, True])
+def test_the_divergence_and_the_running_mean_are_shown_where_they_were_asked_for(tmp_path, regularised):
+    changes = {
+        "objective": {"kind": "log_hinge", "kl": 0.04},
+        "optimizer": {"average": 0.995},
+    }
+    record = recorder(tmp_path / "run", **(changes if regularised else {}))
+    evaluate(record, 0, 0.0)
+    for step in (1, 2):
+        learn(record, step, **({"kl": 0.01 * step} if regularised else {}))
+    words = visible(page(tmp_path / "run"))
+    assert ("Divergence from the model before training" in words) == regularised
+    assert ("0.04 times it is part of the loss" in words) == regularised
+    assert ("running mean of the weights (decay 0.995)" in words) == regularised
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from pcpo_ray import evaluation, prompts
+from pcpo_ray.models.stable_diffusion import StableDiffusion
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.trajectory import Prompt, Task
 from tests import small
@@ -133,3 +135,32 @@ def test_evaluations_sample_the_same_way_whatever_is_trained(small_flux):
     _, plain = Sampler(small.run(small_flux), CPU).sample(evaluation)
     _, windowed = Sampler(small.run(small_flux, sampling__subset="{kind: window, size: 1}"), CPU).sample(evaluation)
     assert (plain == windowed).all()
+
+
+def test_texts_are_encoded_ahead_once_for_all_who_share_a_cache(small_sd, tmp_path, monkeypatch):
+    run = small.run(small_sd, model__text_cache=tmp_path)
+    first, second = Sampler(run, CPU), Sampler(run, CPU)
+    entered = []
+    encode_one = StableDiffusion.encode_one
+
+    def counted(self, text):
+        entered.append(text)
+        return encode_one(self, text)
+
+    monkeypatch.setattr(StableDiffusion, "encode_one", counted)
+    source = prompts.load(run.prompts, seed=run.seed)
+    drawn = {prompt.text for step in (1, 2) for prompt in source.batch(step, run.rollout.prompts)}
+    first.prepare(task())
+    assert sorted(entered) == sorted(drawn)
+    held_out = [asked.prompt.text for asked in evaluation.tasks(run, prompts.load(run.evaluation.prompts, seed=0), 0)]
+    second.prepare(task(step=2))
+    second.prepare(task(step=0, purpose="evaluate"))
+    assert sorted(entered) == sorted(drawn | set(held_out))
+
+
+def test_without_a_shared_cache_no_text_is_encoded_ahead(small_sd, monkeypatch):
+    sampler = Sampler(small.run(small_sd), CPU)
+    entered: list[str] = []
+    monkeypatch.setattr(StableDiffusion, "encode_one", lambda self, text: entered.append(text))
+    sampler.prepare(task())
+    assert entered == []

@@ -9,10 +9,14 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
-from pcpo_ray import checkpoint, config, config_file, runs, train, weights
+from pcpo_ray import checkpoint, config_file, runs, train, weights
 from pcpo_ray.errors import ClusterError, RewardError
+from pcpo_ray.learner import Learner
+from pcpo_ray.local import LocalStages
 from pcpo_ray.recorder import Recorder
+from pcpo_ray.stages import LearnerLostError, RolloutsLostError, Size
 from tests import small
 
 
@@ -107,13 +111,45 @@ def test_a_run_killed_in_mid_step_resumes_to_the_bits_of_an_undisturbed_one(smal
 
 
 def test_one_batch_ahead_learns_from_the_version_before(small_sd, tmp_path):
-    recorder = go(small.run(small_sd, steps=3, rollout__batches_ahead=1), tmp_path / "run")
+    recorder = go(small.run(small_sd, steps=3, rollout__max_staleness=1), tmp_path / "run")
     from pyarrow import parquet
 
     rows = parquet.read_table(tmp_path / "run" / "scores.parquet").to_pylist()
     assert sorted({(row["step"], row["version"]) for row in rows}) == [(1, 0), (2, 0), (3, 1)]
     ratios = [row["max_log_ratio"] for row in recorder.metrics() if row["kind"] == "train"]
     assert ratios[0] == 0 < ratios[1]
+
+
+def test_what_is_learned_is_never_staler_than_was_allowed(small_sd, tmp_path):
+    recorder = go(small.run(small_sd, steps=4, rollout__max_staleness=2), tmp_path / "run")
+    from pyarrow import parquet
+
+    rows = parquet.read_table(recorder.folder / "scores.parquet").to_pylist()
+    assert sorted({(row["step"], row["version"]) for row in rows}) == [(1, 0), (2, 0), (3, 0), (4, 1)]
+    assert [row["sample_age"] for row in recorder.metrics() if row["kind"] == "train"] == [0, 1, 2, 2]
+
+
+class Elastic(LocalStages):
+    """Stages that only count how many workers they are asked to have, and take long to sample."""
+
+    def __init__(self, run):
+        super().__init__(run)
+        self.counts = {"samplers": 1, "scorers": 1}
+
+    def resize(self, **counts):
+        self.counts |= counts
+
+    def sizes(self):
+        return {role: Size(wanted=count, ready=count) for role, count in self.counts.items()}
+
+
+def test_a_run_grows_by_itself_while_its_learner_waits(small_sd, tmp_path):
+    run = small.run(small_sd, steps=4, workers__samplers="{min: 1, max: 2}", sampling__steps=12)
+    stages = Elastic(run)
+    recorder = go(run, tmp_path / "run", stages=stages)
+    events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]
+    grown = [event for event in events if event["kind"] == "resized"]
+    assert stages.counts["samplers"] == 2 and grown[0]["why"] == "to keep nobody waiting"
 
 
 def test_a_resumed_run_may_not_have_another_method(small_sd, tmp_path):
@@ -181,8 +217,83 @@ def test_waiting_for_ever_is_an_error_that_says_for_what(small_sd, tmp_path):
         go(run, tmp_path / "run", stages=stages)
 
 
+@pytest.mark.parametrize("every", [1, 2, 9])
+def test_a_lost_learner_is_restored_from_the_newest_checkpoint_to_the_bit(small_sd, tmp_path, every):
+    run = small.run(small_sd, steps=4, checkpoints__every=every)
+    stages = LocalStages(run)
+    collect, recovered, lost = stages.learner.collect, [], iter([None, None, LearnerLostError("killed")])
+
+    def failing():
+        update = collect()
+        if update is not None and (error := next(lost, None)) is not None:
+            raise error
+        return update
+
+    def recover():
+        recovered.append(1)
+        if len(recovered) == 1:
+            raise LearnerLostError("killed while it started")
+        stages.learner.learner = Learner(run, torch.device("cpu"))
+        stages.learner.begun = stages.learner.done = None
+
+    stages.learner.collect, stages.learner.recover = failing, recover
+    recorder = go(run, tmp_path / "run", stages=stages)
+    assert recovered == [1, 1]
+    go(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
+    assert [row["step"] for row in recorder.metrics() if row["kind"] == "train"] == [1, 2, 3, 4]
+    assert "killed while it started; a new learner goes on after step" in (recorder.folder / "events.jsonl").read_text()
+
+
+def test_a_learner_that_is_lost_again_and_again_ends_the_run(small_sd, tmp_path):
+    run = small.run(small_sd, steps=2)
+    stages = LocalStages(run)
+
+    def failing():
+        raise LearnerLostError("killed")
+
+    def begin(step, batch):
+        assert step == 1
+
+    stages.learner.begin, stages.learner.collect = begin, failing
+    with pytest.raises(LearnerLostError, match="killed"):
+        go(run, tmp_path / "run", stages=stages)
+
+
+def test_a_batch_whose_trajectories_are_gone_is_sampled_again_to_the_bit(small_sd, tmp_path):
+    run = small.run(small_sd, steps=2)
+    stages = LocalStages(run)
+    begin, begun, sampled = stages.learner.begin, [], []
+
+    def beginning(step, batch):
+        begun.append(step)
+        begin(step, batch)
+
+    collect, lost = stages.learner.collect, iter([RolloutsLostError("node lost")])
+
+    def failing():
+        if stages.learner.begun is not None and (error := next(lost, None)) is not None:
+            stages.learner.begun = None
+            raise error
+        return collect()
+
+    submit = stages.samplers.submit
+
+    def submitting(task):
+        sampled.append(task.step)
+        submit(task)
+
+    stages.samplers.submit = submitting
+    stages.learner.begin, stages.learner.collect = beginning, failing
+    go(run, tmp_path / "run", stages=stages)
+    assert begun == [1, 1, 2] and sampled.count(1) == 6
+    go(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 2), parameters(tmp_path / "run", 2))
+
+
 def test_idle_is_the_share_of_time_not_worked():
-    idle = train.idle_shares(config.Workers(), {"samplers": 5.0}, 10.0)
+    sizes = {role: Size(wanted=1, ready=1) for role in ("samplers", "scorers")}
+    idle = train.idle_shares(sizes, {"samplers": 5.0}, 10.0)
     assert idle == {"samplers": 0.5, "scorers": 1.0, "learner": 1.0}
     assert np.isfinite(list(idle.values())).all()
 

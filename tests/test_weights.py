@@ -23,7 +23,16 @@ def parameters(**changes):
 def test_every_dtype_arrives_to_the_bit_with_the_same_checksum():
     sent, here = parameters(), parameters()
     packed = weights.pack(4, sent)
-    assert weights.apply(packed, here) == packed.checksum == weights.checksum(sent)
+    assert weights.apply(packed, here) == packed.manifest.checksum == weights.checksum(sent)
+    assert all(torch.equal(here[name], value) for name, value in sent.items())
+
+
+@pytest.mark.parametrize(("bucket", "sizes"), [(1000, (46,)), (24, (24, 22)), (30, (24, 22)), (11, (24, 10, 12))])
+def test_buckets_hold_whole_parameters_and_no_more_than_they_may(bucket, sizes):
+    sent, here = parameters(), parameters()
+    packed = weights.pack(4, sent, bucket=bucket)
+    assert packed.manifest.sizes == sizes == tuple(found.nbytes for found in packed.buckets)
+    weights.apply(packed, here)
     assert all(torch.equal(here[name], value) for name, value in sent.items())
 
 
@@ -45,20 +54,20 @@ def test_other_names_or_shapes_are_refused_before_anything_changes(changes, word
 
 def test_a_buffer_changed_on_the_way_is_found_out():
     packed = weights.pack(1, parameters())
-    damaged = packed.buffer.copy()
+    damaged = packed.buckets[0].copy()
     damaged[3] ^= 1
     with pytest.raises(WeightsError, match="checksum"):
-        weights.apply(dataclasses.replace(packed, buffer=damaged), parameters())
+        weights.apply(dataclasses.replace(packed, buckets=(damaged,)), parameters())
 
 
 def test_a_read_only_buffer_as_an_object_store_gives_is_taken():
     packed = weights.pack(1, parameters())
-    packed.buffer.setflags(write=False)
+    packed.buckets[0].setflags(write=False)
     here = parameters()
     weights.apply(packed, here)
     with torch.no_grad():
         here["a"].add_(1)  # what was loaded can be trained on, and what was sent stays as it was
-    assert weights.apply(packed, parameters()) == packed.checksum
+    assert weights.apply(packed, parameters()) == packed.manifest.checksum
 
 
 def test_an_adapter_that_binds_nothing_is_refused():
@@ -70,8 +79,8 @@ def test_an_adapter_that_binds_nothing_is_refused():
 def test_bytes_that_are_missing_are_found_out_before_anything_changes(cut):
     packed, here = weights.pack(7, parameters()), parameters()
     before = weights.checksum(here)
-    with pytest.raises(WeightsError, match=r"version 7 arrived with \d+ bytes; expected 46"):
-        weights.apply(dataclasses.replace(packed, buffer=packed.buffer[cut]), here)
+    with pytest.raises(WeightsError, match=r"version 7 arrived in buckets of \[\d+\] bytes; expected \[46\]"):
+        weights.apply(dataclasses.replace(packed, buckets=(packed.buckets[0][cut],)), here)
     assert weights.checksum(here) == before
 
 

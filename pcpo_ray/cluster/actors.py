@@ -1,42 +1,79 @@
 """Thin shells around the stages: what runs in the workers' processes.
 
-A restarted actor runs `__init__` alone, so each is fully usable after it: a sampler pulls the weights that its next
-task names by itself. Imports stand in the actors that need them: a scorer never imports diffusers.
+Every actor is fully usable once `start` is done: a sampler pulls the weights that its next task names by itself, so a
+late joiner, a replacement and an ordinary update are one code path. `start` is not `__init__`, as Ray hands on what a
+method raises and of an `__init__` its traceback's text only. Imports stand in the actors that need them: a scorer never
+imports diffusers.
 """
 
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
+from ray import exceptions
 
-from pcpo_ray import config
-from pcpo_ray.errors import WeightsError
-from pcpo_ray.stages import Published, State, Update
+from pcpo_ray import config, weights
+from pcpo_ray.stages import State, Update
 from pcpo_ray.trajectory import Task, Trajectory
+
+if TYPE_CHECKING:
+    import torch
 
 PULL_TIMEOUT = 600.0
 """Seconds in which a version's weights must be with whoever asks for them."""
 
+HEALTH = "health"
+"""The concurrency group of `alive`: it answers while the actor works."""
 
-def _settle(threads: int, gpus: float, search_path: str) -> Any:
-    """Give the process its threads and the folder of the user's own classes, and hide GPUs it has not reserved.
 
-    Ray shows all GPUs to an actor with none.
-    """
-    sys.path.insert(0, search_path)
-    if gpus == 0:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    import torch
+class WeightsGoneError(Exception):
+    """A version's buckets could not be had from the object store."""
 
-    torch.set_num_threads(threads)
-    from pcpo_ray.policy import device_here
 
-    return device_here()
+class Worker(ABC):
+    """What every actor has: its process's settings, and a sign of life."""
+
+    def __init__(self, run: config.Run, name: str, search_path: str) -> None:
+        self.run, self.name = run, name
+        sys.path.insert(0, search_path)
+
+    def start(self) -> tuple[int, str]:
+        """Load what the role needs; what `alive` gives."""
+        self.load()
+        found: tuple[int, str] = self.alive(0.0)
+        return found
+
+    @ray.method(concurrency_group=HEALTH)  # type: ignore[untyped-decorator]
+    def fall(self, number: int) -> None:
+        """Send this process a signal, as a fault would, wherever it is."""
+        os.kill(os.getpid(), number)
+
+    @abstractmethod
+    def load(self) -> None:
+        """Make the process what its role is."""
+
+    def settle_in(self, role: config.Role | config.LearnerRole) -> "torch.device":
+        """Give the process its share of the machine; the device to compute on."""
+        if role.gpus == 0:  # Ray shows all GPUs to an actor with none
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        import torch
+
+        torch.set_num_threads(role.threads)
+        from pcpo_ray.policy import device_here
+
+        return device_here()
+
+    @ray.method(concurrency_group=HEALTH)  # type: ignore[untyped-decorator]
+    def alive(self, seconds: float) -> tuple[int, str]:
+        """After so many seconds: the process's id and its node's. Its failing tells of a death at once."""
+        time.sleep(seconds)
+        return os.getpid(), ray.get_runtime_context().get_node_id()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,76 +85,43 @@ class Made:
     worker: str
 
 
-class WeightStore:
-    """Versions of the weights, pulled by samplers. It calls the learner, so it owns what the learner returns, and
-    the weights outlive the learner. The last two versions stay."""
+class SamplerActor(Worker):
+    """A sampler's process."""
 
-    def __init__(self, gpus: float) -> None:
-        self.versions: dict[tuple[int, bool], ray.ObjectRef] = {}
-
-    def ready(self) -> int:
-        return os.getpid()
-
-    def publish(self, learner: Any, averaged: bool) -> Published:
-        """Take the learner's current weights, or their running mean."""
-        started = time.perf_counter()
-        reference = learner.weights.remote(averaged)
-        weights = ray.get(reference, timeout=PULL_TIMEOUT)
-        self.versions[weights.key] = reference
-        for key in [key for key in self.versions if key[0] < weights.version - 1]:
-            del self.versions[key]
-        return Published(
-            version=weights.version,
-            averaged=weights.averaged,
-            checksum=weights.checksum,
-            bytes=weights.buffer.nbytes,
-            seconds=time.perf_counter() - started,
-        )
-
-    def find(self, key: tuple[int, bool]) -> list[ray.ObjectRef]:
-        """Those weights' reference, in a list so that Ray hands on the reference and not the weights."""
-        if key not in self.versions:
-            raise WeightsError(f"asked for (version, averaged) {key}; the store holds {sorted(self.versions)}")
-        return [self.versions[key]]
-
-
-class SamplerActor:
-    """A sampler's process; `store` names the weight store."""
-
-    def __init__(self, run: config.Run, name: str, store: str, search_path: str, gpus: float) -> None:
-        device = _settle(run.workers.samplers.threads, gpus, search_path)
+    def load(self) -> None:
+        device = self.settle_in(self.run.workers.samplers)
         from pcpo_ray.sampler import Sampler
 
-        self.sampler = Sampler(run, device)
-        self.name = name
-        self.store = ray.get_actor(store)
+        self.sampler = Sampler(self.run, device)
         self.checksum = ""
 
-    def ready(self) -> int:
-        return os.getpid()
+    def sample(self, task: Task, pulled: Sequence[ray.ObjectRef]) -> tuple[Made, dict[str, Any] | None, np.ndarray]:
+        """A group, with the weights of the task's version; three objects, of which the driver opens the first only.
 
-    def sample(self, task: Task) -> tuple[Made, dict[str, Any] | None, np.ndarray]:
-        """A group, with the weights of the task's version; three objects, of which the driver opens the first only."""
+        `pulled` are the references of the version's manifest and buckets, in a list, so that Ray hands them on
+        unopened: they are opened here, between two tasks, where they are not loaded yet. Raises WeightsGoneError.
+        """
         started = time.perf_counter()
         if self.sampler.loaded != task.weights:
-            (reference,) = ray.get(self.store.find.remote(task.weights), timeout=PULL_TIMEOUT)
-            self.checksum = self.sampler.load(ray.get(reference, timeout=PULL_TIMEOUT))
+            try:
+                manifest, *buckets = ray.get(list(pulled), timeout=PULL_TIMEOUT)
+            except (exceptions.ObjectLostError, exceptions.GetTimeoutError) as error:
+                raise WeightsGoneError(f"weights of version {task.version}: {error}") from None
+            self.checksum = self.sampler.load(weights.Weights(manifest=manifest, buckets=tuple(buckets)))
+        self.sampler.prepare(task)
         trajectory, images = self.sampler.sample(task)
         made = Made(checksum=self.checksum, seconds=time.perf_counter() - started, worker=self.name)
         return made, None if trajectory is None else trajectory.to_numpy(), images
 
 
-class ScorerActor:
+class ScorerActor(Worker):
     """A scorer's process."""
 
-    def __init__(self, run: config.Run, search_path: str, gpus: float) -> None:
-        device = _settle(run.workers.scorers.threads, gpus, search_path)
+    def load(self) -> None:
+        device = self.settle_in(self.run.workers.scorers)
         from pcpo_ray.scorer import Scorer
 
-        self.scorer = Scorer(run, device)
-
-    def ready(self) -> int:
-        return os.getpid()
+        self.scorer = Scorer(self.run, device)
 
     def score(self, task: Task, images: np.ndarray) -> tuple[dict[str, list[float]], dict[str, str], float]:
         """Scores, causes of missing ones, and seconds."""
@@ -126,17 +130,14 @@ class ScorerActor:
         return scores, failures, time.perf_counter() - started
 
 
-class LearnerActor:
+class LearnerActor(Worker):
     """A learner's process."""
 
-    def __init__(self, run: config.Run, search_path: str, gpus: float) -> None:
-        device = _settle(run.workers.learner.threads, gpus, search_path)
+    def load(self) -> None:
+        device = self.settle_in(self.run.workers.learner)
         from pcpo_ray.learner import Learner
 
-        self.learner = Learner(run, device)
-
-    def ready(self) -> int:
-        return os.getpid()
+        self.learner = Learner(self.run, device)
 
     def update(
         self, step: int, versions: list[int], advantages: list[list[float]], *trajectories: dict[str, Any]
@@ -145,11 +146,17 @@ class LearnerActor:
         opened = [Trajectory.from_numpy(data) for data in trajectories]
         return self.learner.update(step, list(zip(versions, opened, advantages, strict=True)))
 
-    def weights(self, averaged: bool) -> Any:
-        return self.learner.weights(averaged=averaged)
+    def buckets(self) -> int:
+        """How many buckets the weights are sent in."""
+        return len(weights.layout(self.learner.parameters)[1])
 
-    def save(self, folder: Path, state: State) -> None:
+    def weights(self, averaged: bool) -> tuple[weights.Manifest, *tuple[np.ndarray, ...]]:
+        """The manifest and its buckets, each an object of its own."""
+        packed = self.learner.weights(averaged=averaged)
+        return packed.manifest, *packed.buckets
+
+    def save(self, folder: Any, state: State) -> None:
         self.learner.save(folder, state)
 
-    def restore(self, folder: Path) -> State:
+    def restore(self, folder: Any) -> State:
         return self.learner.restore(folder)

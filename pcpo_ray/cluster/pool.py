@@ -1,11 +1,10 @@
-"""WorkerPool: independent actors that do one kind of task, least busy first.
+"""WorkerPool: the actors behind a `scheduling.pool.Pool`, whose decisions it carries out.
 
-Contract: every item submitted is collected exactly once. A worker that dies takes no item with it: what it held goes to
-whoever is least busy, until an item has been lost `ATTEMPTS` times; the worker gets none until it answers again. An
-error of the work itself is not the cluster's: it is raised at once.
+Contract: every item submitted is collected once, or is among `lost`, or an error says why not. An error of the work
+itself that is the data's (this package's own errors) is raised at once; any other is tried on another worker.
 """
 
-from collections import deque
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,115 +12,172 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray import exceptions
 
-from pcpo_ray.errors import ClusterError, PcpoError
+from pcpo_ray.cluster.launch import BEAT, GONE, brief, cause_of, end
+from pcpo_ray.scheduling.pool import Limits, Pool, Send, Start, State, Stop
+from pcpo_ray.scheduling.retries import Blame, blame
+from pcpo_ray.stages import Size
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-ATTEMPTS = 3
-DEPTH = 2
-"""Items a worker holds: one at work and one that is there when it is done."""
-
-CLUSTER_FAULTS = (exceptions.ActorDiedError, exceptions.ActorUnavailableError, exceptions.WorkerCrashedError)
+Sends = Callable[[Any, Item], tuple[ray.ObjectRef, Callable[[Any], Result]]]
+"""Of an actor and an item: the reference to wait for, and what makes a result of its value."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Running(Generic[Item, Result]):
+class Call(Generic[Item, Result]):
     """An item with a worker."""
 
+    worker: str
+    ticket: int
     item: Item
-    attempt: int
-    worker: int
     finish: Callable[[Any], Result]
 
 
 class WorkerPool(Generic[Item, Result]):
-    """`start(actor, item)` gives the reference to wait for, and what makes a result of its value."""
+    """`launch(name)` gives an actor and what tells that it has started; `send(actor, item)` has it work."""
 
     def __init__(
         self,
         name: str,
-        workers: list[Any],
-        start: Callable[[Any, Item], tuple[ray.ObjectRef, Callable[[Any], Result]]],
+        launch: Callable[[str], tuple[Any, ray.ObjectRef]],
+        send: Sends[Item, Result],
+        *,
+        workers: int,
+        silence: float,
     ) -> None:
-        self.name = name
-        self.workers = workers
-        self.start = start
-        self.queue: deque[tuple[Item, int]] = deque()
-        self.running: dict[ray.ObjectRef, Running[Item, Result]] = {}
-        self.away: dict[ray.ObjectRef, int] = {}
-        self.mended: list[str] = []
+        self.name, self.launch, self.send = name, launch, send
+        self.pool: Pool[Item] = Pool(name, Limits(silence=silence))
+        self.actors: dict[str, Any] = {}
+        self.nodes: dict[str, str] = {}
+        self.calls: dict[ray.ObjectRef, Call[Item, Result]] = {}
+        self.beats: dict[ray.ObjectRef, str] = {}
+        self.gone: list[Item] = []
+        self.resize(workers)
+
+    # -- what the stages use --------------------------------------------------------------------------------------
 
     def submit(self, item: Item) -> None:
-        self.queue.append((item, 1))
-        self._dispatch()
+        self.pool.submit(item, time.monotonic())
+        self._perform()
+
+    def collect(self) -> list[Result]:
+        """Results since the last call."""
+        now = time.monotonic()
+        results = []
+        for reference in self._done():
+            if reference in self.beats:
+                self._beat(reference, now)
+            elif reference in self.calls:  # a call of a worker found dead a moment ago is no call any more
+                results += self._result(reference, now)
+        self.pool.tick(now)
+        self._perform()
+        return results
+
+    def lost(self) -> list[Item]:
+        """Items that cannot be done any more, as what they consist of is gone, since the last call."""
+        gone, self.gone = self.gone, []
+        return gone
+
+    def cancel(self) -> None:
+        """Forget every item."""
+        self.pool.cancel()
+        self.gone.clear()
+
+    def resize(self, workers: int) -> None:
+        self.pool.resize(workers, time.monotonic())
+        self._perform()
+
+    def size(self) -> Size:
+        return Size(wanted=self.pool.wanted, ready=self.pool.count(State.READY))
+
+    def at_work(self) -> list[str]:
+        """The workers that have started."""
+        return [name for name, worker in self.pool.workers.items() if worker.state is not State.STARTING]
 
     def references(self) -> list[ray.ObjectRef]:
         """What to wait for."""
-        return [*self.running, *self.away]
+        return [*self.calls, *self.beats]
 
-    def collect(self) -> list[Result]:
-        """Results since the last call. Raises the work's own error, or ClusterError after `ATTEMPTS` lost workers."""
+    def faults(self) -> list[str]:
+        return self.pool.faults()
+
+    def drain_nodes(self, nodes: set[str]) -> None:
+        """Let the workers on nodes that are about to leave finish, and start others."""
+        for worker, node in list(self.nodes.items()):
+            if node in nodes:
+                self.pool.drain(worker, time.monotonic())
+        self._perform()
+
+    def close(self) -> None:
+        end(list(self.actors.values()))
+        self.actors.clear()
+        self.calls.clear()
+        self.beats.clear()
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def _done(self) -> list[ray.ObjectRef]:
         waited = self.references()
         if not waited:
             return []
         done, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
-        results = []
-        for reference in done:
-            if reference in self.away:
-                self._back(reference)
-                continue
-            running = self.running.pop(reference)
-            try:
-                results.append(running.finish(ray.get(reference)))
-            except CLUSTER_FAULTS as error:
-                self._again(running, error)
-            except exceptions.RayError as error:
-                raise reraise(error, f"a {self.name}") from error
-        self._dispatch()
-        return results
+        return list(done)
 
-    def faults(self) -> list[str]:
-        """What was mended since the last call."""
-        mended, self.mended = self.mended, []
-        return mended
-
-    def _again(self, running: Running[Item, Result], error: Exception) -> None:
-        line = f"{self.name}-{running.worker} lost a task ({type(error).__name__}), attempt {running.attempt}"
-        if running.attempt == ATTEMPTS:
-            raise ClusterError(f"{line}: it was lost {ATTEMPTS} times, the last time by: {error}") from error
-        self.mended.append(line)
-        self.queue.appendleft((running.item, running.attempt + 1))
-        if running.worker not in self.away.values():
-            # a call to a restarting actor would fail at once; this one alone is queued until it is there again
-            ping = self.workers[running.worker].ready.options(max_task_retries=-1).remote()
-            self.away[ping] = running.worker
-
-    def _back(self, ping: ray.ObjectRef) -> None:
-        worker = self.away.pop(ping)
+    def _beat(self, reference: ray.ObjectRef, now: float) -> None:
+        worker = self.beats.pop(reference)
         try:
-            ray.get(ping)
+            _, self.nodes[worker] = ray.get(reference)
         except exceptions.RayError as error:
-            raise reraise(error, f"{self.name}-{worker} to restart") from error
-        self.mended.append(f"{self.name}-{worker} is back")
+            cause = cause_of(error)
+            if blame(cause) is Blame.DATA:  # it could not start: another one could not either
+                raise cause from error
+            end([self._forget(worker)])
+            self.pool.died(worker, brief(cause), now)
+            return
+        self.pool.ready(worker, now)
+        self.pool.heard(worker, now)
+        self.beats[self.actors[worker].alive.remote(BEAT)] = worker
 
-    def _dispatch(self) -> None:
-        held = [0] * len(self.workers)
-        for running in self.running.values():
-            held[running.worker] += 1
-        for worker in self.away.values():
-            held[worker] = DEPTH
-        while self.queue and min(held) < DEPTH:
-            worker = held.index(min(held))
-            item, attempt = self.queue.popleft()
-            reference, finish = self.start(self.workers[worker], item)
-            self.running[reference] = Running(item=item, attempt=attempt, worker=worker, finish=finish)
-            held[worker] += 1
+    def _result(self, reference: ray.ObjectRef, now: float) -> list[Result]:
+        call = self.calls.pop(reference)
+        try:
+            value = ray.get(reference)
+        except GONE as error:
+            self._forget(call.worker)
+            self.pool.died(call.worker, brief(error), now)
+        except exceptions.RayError as error:
+            cause = cause_of(error)
+            if isinstance(cause, exceptions.ObjectLostError):
+                if self.pool.finished(call.worker, call.ticket, now):
+                    self.gone.append(call.item)
+            elif blame(cause) is Blame.DATA:
+                raise cause from error
+            else:
+                self.pool.failed(call.worker, call.ticket, brief(cause), now)
+        else:
+            if self.pool.finished(call.worker, call.ticket, now):
+                return [call.finish(value)]
+        return []
 
+    def _forget(self, worker: str) -> Any:
+        self.nodes.pop(worker, None)
+        self.calls = {reference: call for reference, call in self.calls.items() if call.worker != worker}
+        self.beats = {reference: name for reference, name in self.beats.items() if name != worker}
+        return self.actors.pop(worker, None)
 
-def reraise(error: Exception, awaited: str) -> PcpoError:
-    """The error as one of this package's: the worker's own where it raised one, else what Ray says of the cluster."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, PcpoError):
-        return cause
-    return ClusterError(f"while waiting for {awaited}: {error}")
+    # -- actions ----------------------------------------------------------------------------------------------------
+
+    def _perform(self) -> None:
+        for action in self.pool.take():
+            match action:
+                case Start(worker):
+                    self.actors[worker], started = self.launch(worker)
+                    self.beats[started] = worker
+                case Stop(worker):
+                    actor = self._forget(worker)
+                    if actor is not None:
+                        end([actor])
+                case Send(worker, ticket, item):
+                    reference, finish = self.send(self.actors[worker], item)
+                    self.calls[reference] = Call(worker=worker, ticket=ticket, item=item, finish=finish)

@@ -54,6 +54,12 @@ class Denoiser(Protocol):
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """What `predict` needs of the texts, one row a text, with what guidance needs besides."""
 
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Encode texts that will be asked for, so that `encode` only has to find them."""
+
+    def fixed_text(self) -> Conditioning:
+        """One row that stands for a text, the same in every process, for the canary (canary.py)."""
+
     def predict(
         self, latents: Float[Tensor, "B ..."], timestep: float, conditioning: Conditioning
     ) -> Float[Tensor, "B ..."]:
@@ -90,17 +96,22 @@ def folder_of(model: Model) -> Path:
     got, expected = described.get("_class_name"), class_of(model).pipeline_class
     if got != expected:
         raise ModelError(f"{folder} holds a {got}; model.kind={model.kind} expects a {expected}")
+    if model.single_file is not None and not Path(model.single_file).is_file():
+        raise ModelError(f"no file at model.single_file={model.single_file!r}; expected a .safetensors file")
     for name, value in described.items():
         if isinstance(value, list) and value[0] is not None:
-            _check_part(folder / name)
+            _check_part(folder / name, weights=model.single_file is None)
     return folder
 
 
-def _check_part(part: Path) -> None:
-    """Raise ModelError unless a part's folder is there, with weights where its config says that it is a network."""
+def _check_part(part: Path, *, weights: bool) -> None:
+    """Raise ModelError unless a part's folder is there, with weights where its config says that it is a network.
+
+    Without `weights`, a file of the authors' own has them.
+    """
     if not part.is_dir():
         raise ModelError(f"{part.parent} has no {part.name}; copy it from the model it was made from")
-    network = (part / "config.json").is_file()
+    network = weights and (part / "config.json").is_file()
     if network and not any(path.suffix in (".safetensors", ".bin") for path in part.iterdir()):
         raise ModelError(f"{part} has no weights (*.safetensors or *.bin); copy them from the model it was made from")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pcpo_ray.config import Sampling
 from pcpo_ray.models import flow
-from pcpo_ray.models.pipeline import PipelineDenoiser
+from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 from pcpo_ray.schedule import FlowSchedule
 from pcpo_ray.trajectory import Conditioning
 
@@ -52,6 +52,9 @@ class Flux(PipelineDenoiser):
         noise = torch.randn((1, channels, 2 * rows, 2 * columns), generator=generator)
         packed: Tensor = self.pipeline._pack_latents(noise, 1, channels, 2 * rows, 2 * columns)[0]
         return packed
+
+    def text_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"embeds": (TOKENS, self.config.joint_attention_dim), "pooled": (self.config.pooled_projection_dim,)}
 
     def encode_one(self, text: str) -> Conditioning:
         # the pipeline would pad to 512 tokens, also where the model was trained on fewer

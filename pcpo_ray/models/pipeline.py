@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import os
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +17,16 @@ from torch import Tensor, nn
 
 from pcpo_ray.config import Lora, Model, Sampling
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import lora
+from pcpo_ray.models import lora, single_file
 from pcpo_ray.models.texts import TextCache
 from pcpo_ray.schedule import Schedule
-from pcpo_ray.trajectory import Conditioning
+from pcpo_ray.trajectory import Conditioning, generator
+
+KEPT = 64
+"""Encoded texts that stay in memory where a cache on disk has them too; FLUX's take 4 MB each."""
+
+TOKENS = 8
+"""Of a text that stands for any."""
 
 
 def tokens_of(height: int, width: int, factor: int) -> int:
@@ -59,6 +67,8 @@ class PipelineDenoiser(ABC):
         self.module: nn.Module = getattr(self.pipeline, self.part)
         if isinstance(model.train, Lora):
             lora.attach(self.module, model.train, seed=seed)
+            if model.train.start is not None:
+                lora.start(self.pipeline, self.part, model.train)
         else:
             self.module.requires_grad_(True)
         if model.gradient_checkpointing:
@@ -70,7 +80,7 @@ class PipelineDenoiser(ABC):
                 f"sampling.height x width is {self.height} x {self.width}; {folder.name} needs multiples of {2 * size}"
             )
         self._encoded: dict[str, Conditioning] = {}
-        self.texts = None if model.text_cache is None else TextCache(Path(model.text_cache), folder, model.dtype)
+        self.texts = None if model.text_cache is None else TextCache(model, folder)
 
     def _parts(self) -> dict[str, bool]:
         """The pipeline's parts, by the folder's index, and whether the folder has them (SD3 does without T5)."""
@@ -83,10 +93,11 @@ class PipelineDenoiser(ABC):
 
         # diffusers wants to hear of each part that is not to be looked for
         missing = {name: None for name, there in self._parts().items() if not there or name in left_out}
+        pipeline_class, dtype = getattr(diffusers, self.pipeline_class), getattr(torch, self.model.dtype)
+        if self.model.single_file is not None:
+            return single_file.load(pipeline_class, Path(self.model.single_file), self.folder, dtype, missing)
         try:
-            return getattr(diffusers, self.pipeline_class).from_pretrained(
-                self.folder, dtype=getattr(torch, self.model.dtype), local_files_only=True, **missing
-            )
+            return pipeline_class.from_pretrained(self.folder, dtype=dtype, local_files_only=True, **missing)
         except Exception as error:  # a file cut short raises whatever its own format's reader raises
             raise ModelError(f"{self.folder} cannot be loaded as a {self.pipeline_class}: {error}") from error
 
@@ -133,27 +144,65 @@ class PipelineDenoiser(ABC):
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """One row a text; with guidance, the unconditional branch's beside them as `negative_...`."""
+        self.prepare(texts)
         rows = [self.encode_text(text) for text in texts]
         if self.guided:
             empty = {f"negative_{name}": row for name, row in self.encode_empty().items()}
             rows = [{**row, **empty} for row in rows]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return {name: torch.cat([row[name] for row in rows]).to(self.device) for name in rows[0]}
+
+    def fixed_text(self) -> Conditioning:
+        """Noise in the place of an encoded text where its shape is known, so that no encoder need be loaded for it."""
+        shapes = self.text_shapes()
+        if shapes is None:
+            return self.encode([""])
+        dtype = getattr(torch, self.model.dtype)
+        return {
+            name: torch.randn((1, *shape), generator=generator("text", name)).to(self.device, dtype)
+            for kept, shape in shapes.items()
+            for name in ([kept, f"negative_{kept}"] if self.guided else [kept])
+        }
+
+    def text_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Of a row of each of `encode_one`'s tensors, for some number of tokens; None where the network cannot say."""
+        return None
 
     def encode_empty(self) -> Conditioning:
         """What the unconditional branch is told."""
         return self.encode_text("")
 
     def encode_text(self, text: str) -> Conditioning:
-        """One row, without guidance's; a text is encoded once."""
+        """One row on the CPU, without guidance's; a text is encoded once."""
+        self.prepare([text])
         if text not in self._encoded:
-            found = self.texts.get(text) if self.texts is not None else None
-            if found is None:
-                with torch.no_grad(), self.text_encoders():
-                    found = self.encode_one(text)
-                if self.texts is not None:
-                    self.texts.put(text, found)
-            self._encoded[text] = {name: row.to(self.device) for name, row in found.items()}
+            assert self.texts is not None
+            self._keep(text, self.texts.get(text))
         return self._encoded[text]
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Encode what no cache holds, the encoders on the device once for all of it.
+
+        Workers that share a cache on disk and are given the same texts share the work.
+        """
+        if all(self._holds(text) for text in texts):
+            return
+        order = list(dict.fromkeys(texts))
+        random.Random(os.getpid()).shuffle(order)  # each worker in an order of its own, so that they seldom meet
+        with torch.no_grad(), self.text_encoders():
+            for text in order:
+                if not self._holds(text):
+                    encoded = {name: row.cpu() for name, row in self.encode_one(text).items()}
+                    if self.texts is not None:
+                        self.texts.put(text, encoded)
+                    self._keep(text, encoded)
+
+    def _holds(self, text: str) -> bool:
+        return text in self._encoded or (self.texts is not None and text in self.texts)
+
+    def _keep(self, text: str, encoded: Conditioning) -> None:
+        self._encoded[text] = encoded
+        if self.texts is not None and len(self._encoded) > KEPT:
+            del self._encoded[next(iter(self._encoded))]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pcpo_ray.config import Sampling
 from pcpo_ray.models import flow
-from pcpo_ray.models.pipeline import PipelineDenoiser
+from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 from pcpo_ray.schedule import FlowSchedule
 from pcpo_ray.trajectory import Conditioning
 
@@ -26,6 +26,9 @@ class StableDiffusion3(PipelineDenoiser):
     def schedule_of(cls, scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int) -> FlowSchedule:
         # the pipeline leaves the sigmas to the scheduler, which shifts its own already shifted ends once more
         return flow.schedule(scheduler_config, sampling, tokens=tokens, sigmas=None)
+
+    def text_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"embeds": (TOKENS, self.config.joint_attention_dim), "pooled": (self.config.pooled_projection_dim,)}
 
     def encode_one(self, text: str) -> Conditioning:
         # the pipeline would pad to 256 tokens, also where the model was trained on fewer

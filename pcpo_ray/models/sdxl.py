@@ -13,6 +13,10 @@ class StableDiffusionXL(StableDiffusion):
 
     pipeline_class = "StableDiffusionXLPipeline"
 
+    def text_shapes(self) -> dict[str, tuple[int, ...]]:
+        sizes = 6 * self.config.addition_time_embed_dim
+        return {**super().text_shapes(), "pooled": (self.config.projection_class_embeddings_input_dim - sizes,)}
+
     def encode_one(self, text: str) -> Conditioning:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
         return {"embeds": embeds, "pooled": pooled}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pcpo_ray.config import Sampling
 from pcpo_ray.errors import ModelError, ScheduleError
-from pcpo_ray.models.pipeline import PipelineDenoiser
+from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 from pcpo_ray.schedule import DiffusionSchedule
 from pcpo_ray.trajectory import Conditioning
 
@@ -35,6 +35,9 @@ class StableDiffusion(PipelineDenoiser):
 
         alpha_bars: Tensor = DDIMScheduler.from_config(self.pipeline.scheduler.config).alphas_cumprod.double()
         return alpha_bars
+
+    def text_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"embeds": (TOKENS, self.config.cross_attention_dim)}
 
     def encode_one(self, text: str) -> Conditioning:
         return {"embeds": self.pipeline.encode_prompt(text, self.device, 1, False)[0]}

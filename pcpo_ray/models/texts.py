@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from pcpo_ray.config import Model
 from pcpo_ray.errors import ModelError
 from pcpo_ray.trajectory import Conditioning, to_numpy
 
@@ -15,19 +16,21 @@ CHUNK = 1 << 24
 class TextCache:
     """Several processes may share one: a file appears whole, by renaming, or not at all."""
 
-    def __init__(self, folder: Path, model: Path, dtype: str) -> None:
-        self.folder = folder.expanduser() / fingerprint(model, dtype)
+    def __init__(self, model: Model, folder: Path) -> None:
+        assert model.text_cache is not None
+        self.folder = Path(model.text_cache).expanduser() / fingerprint(model, folder)
+
+    def __contains__(self, text: str) -> bool:
+        return self.path(text).is_file()
 
     def path(self, text: str) -> Path:
         return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.arrow"
 
-    def get(self, text: str) -> Conditioning | None:
-        """What `put` was given for the text, on the CPU, or None. Raises ModelError for a file that is damaged."""
+    def get(self, text: str) -> Conditioning:
+        """What `put` was given for the text. Raises ModelError for a file that is damaged."""
         import pyarrow
 
         path = self.path(text)
-        if not path.is_file():
-            return None
         try:
             with pyarrow.ipc.open_file(path) as file:
                 rows = file.read_all().to_pylist()
@@ -37,7 +40,7 @@ class TextCache:
                 )
                 for row in rows
             }
-        except (pyarrow.ArrowInvalid, KeyError, RuntimeError, ValueError) as error:
+        except (pyarrow.ArrowInvalid, OSError, KeyError, RuntimeError, ValueError) as error:
             raise ModelError(f"{path}, a cached text, cannot be read: {error}; delete it") from error
 
     def put(self, text: str, conditioning: Conditioning) -> None:
@@ -56,12 +59,15 @@ class TextCache:
         beside.replace(path)
 
 
-def fingerprint(model: Path, dtype: str) -> str:
-    """Of the bytes of the folder's text encoders and tokenizers, and of the dtype they compute in."""
-    digest = hashlib.blake2b(dtype.encode(), digest_size=16)
-    files = [path for part in ("text_encoder*", "tokenizer*") for path in model.glob(f"{part}/**/*") if path.is_file()]
-    for path in sorted(files):
-        digest.update(str(path.relative_to(model)).encode())
+def fingerprint(model: Model, folder: Path) -> str:
+    """Of the bytes of the text encoders and tokenizers, and of the dtype they compute in."""
+    digest = hashlib.blake2b(model.dtype.encode(), digest_size=16)
+    parts = ("text_encoder*", "tokenizer*")
+    files = sorted(path for part in parts for path in folder.glob(f"{part}/**/*") if path.is_file())
+    if model.single_file is not None:  # it may hold the encoders too
+        files.append(Path(model.single_file))
+    for path in files:
+        digest.update((str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name).encode())
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)

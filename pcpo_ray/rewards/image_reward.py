@@ -1,6 +1,6 @@
 """ImageReward (arXiv 2304.05977), for `serve.py` in an environment of its own: its package wants old transformers.
 
-    pip install image-reward "transformers<4.56"
+    pip install image-reward clip-anytorch "setuptools<81" "transformers<4.56"
     python serve.py image_reward:Scorer --option model=ImageReward.pt --option med_config=med_config.json
 
 Score: standardised, about -2..2. This file needs that package and Pillow only.

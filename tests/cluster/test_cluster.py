@@ -1,37 +1,45 @@
 """The same stages on Ray: the same bits, workers that may die, errors that arrive."""
 
+import json
 import os
+import re
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import ray
 
-from pcpo_ray import runs
-from pcpo_ray.cluster import actors, connect
+from pcpo_ray import checkpoint, runs
+from pcpo_ray.cluster import connect, controller
 from pcpo_ray.errors import ClusterError, PcpoError, RewardError
+from pcpo_ray.stages import Request
+from pcpo_ray.trajectory import Task
 from tests import small
 from tests.test_train import go, parameters, same
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    # the driver's path must hold this folder's parent, so that workers can import the tests' rewards
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    ray.init(address="local", num_cpus=4, num_gpus=0, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+def pids(pool):
+    """Process ids by worker."""
+    found = ray.get([actor.alive.remote(0.0) for actor in pool.actors.values()], timeout=60)
+    return {name: pid for name, (pid, _) in zip(pool.actors, found, strict=True)}
+
+
+def await_samplers(stages, count):
+    deadline = time.monotonic() + 120
+    while stages.sizes()["samplers"].ready < count:
+        assert time.monotonic() < deadline, stages.sizes()
+        stages.samplers.collect()
+        stages.wait(0.5)
 
 
 @pytest.mark.parametrize("samplers", [1, 4])
 def test_any_number_of_samplers_gives_the_bits_of_one_process(small_sd, tmp_path, samplers):
     run = small.run(small_sd, steps=2, workers__samplers__workers=samplers, rollout__prompts=4)
     stages = connect(run)
+    await_samplers(stages, samplers)
     try:
         recorder = go(run, tmp_path / "ray", stages=stages)
     finally:
@@ -48,32 +56,11 @@ def test_any_number_of_samplers_gives_the_bits_of_one_process(small_sd, tmp_path
     )
 
 
-def test_a_sampler_killed_in_mid_run_is_replaced_and_changes_no_bit(small_sd, tmp_path):
-    run = small.run(small_sd, steps=3, workers__samplers__workers=2)
-    stages = connect(run)
-    pids = ray.get([actor.ready.remote() for actor in stages.samplers.pool.workers], timeout=60)
-    submit, count = stages.samplers.submit, 0
-
-    def kill_under_way(task):
-        nonlocal count
-        submit(task)
-        count += 1
-        if count == 5:
-            os.kill(pids[0], signal.SIGKILL)
-
-    stages.samplers.submit = kill_under_way
-    try:
-        recorder = go(run, tmp_path / "ray", stages=stages)
-    finally:
-        stages.close()
-    assert '"kind": "fault"' in (recorder.folder / "events.jsonl").read_text()
-    go(run, tmp_path / "local")
-    assert same(parameters(tmp_path / "ray", 3), parameters(tmp_path / "local", 3))
-
-
 def test_a_cluster_too_small_says_what_was_asked_and_what_there_is(small_sd):
-    with pytest.raises(ClusterError, match="CPU: asked for 4"):
-        connect(small.run(small_sd, workers__samplers="{workers: 40, cpus: 1}"))
+    said = []
+    with pytest.raises(ClusterError, match=r"samplers \(0 of 1\).*CPU: asked for 40\.2"):
+        connect(small.run(small_sd, workers__samplers="{cpus: 40}", workers__start_timeout=5), said.append)
+    assert any("waiting for it to grow" in line for line in said)
 
 
 def test_an_error_in_a_worker_arrives_as_it_was_raised(small_sd, tmp_path):
@@ -96,32 +83,22 @@ def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path
 
 
 def test_closing_leaves_no_worker_behind(small_sd):
-    run = small.run(small_sd)
-    stages = connect(run)
-    pids = ray.get([actor.ready.remote() for actor in stages.actors], timeout=60)
+    stages = connect(small.run(small_sd))
+    found = [*pids(stages.samplers).values(), *pids(stages.scorers).values()]
+    found.append(ray.get(stages.learner.actor.alive.remote(0.0), timeout=60)[0])
     stages.close()
     stages.close()
     deadline = time.monotonic() + 30
-    while alive := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+    while alive := [pid for pid in found if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline, f"still there: {alive}"
         time.sleep(0.1)
 
 
-def test_the_store_says_which_versions_it_holds():
-    store = ray.remote(actors.WeightStore).options(num_cpus=0).remote(gpus=0)
-    with pytest.raises(Exception, match=r"asked for \(version, averaged\) \(7, False\)"):
-        ray.get(store.find.remote((7, False)), timeout=60)
-    ray.kill(store)
-
-
 def test_the_driver_never_holds_latents(small_sd):
-    run = small.run(small_sd)
-    stages = connect(run)
+    stages = connect(small.run(small_sd))
     try:
-        stages.learner.publish()
-        prompts, _ = runs.sources(run)
-        from pcpo_ray.trajectory import Task
-
+        stages.learner.publish(oldest=0)
+        prompts, _ = runs.sources(small.run(small_sd))
         stages.samplers.submit(
             Task(step=1, position=0, prompt=prompts.batch(1, 1)[0], images=4, version=0, purpose="train")
         )
@@ -134,3 +111,117 @@ def test_the_driver_never_holds_latents(small_sd):
         assert isinstance(found[0].images.reference, ray.ObjectRef)
     finally:
         stages.close()
+
+
+class Disturbed:
+    """Does something to a run's stages when so many tasks have been submitted."""
+
+    def __init__(self, stages, **at):
+        self.stages, self.at, self.count = stages, {int(key[1:]): what for key, what in at.items()}, 0
+        submit = stages.samplers.submit
+
+        def submitted(task):
+            submit(task)
+            self.count += 1
+            if self.count in self.at:
+                self.at.pop(self.count)(stages)
+
+        stages.samplers.submit = submitted
+
+
+def kill_a_sampler(stages):
+    os.kill(next(iter(pids(stages.samplers).values())), signal.SIGKILL)
+
+
+def kill_all_samplers(stages):
+    for pid in pids(stages.samplers).values():
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_a_scorer(stages):
+    os.kill(next(iter(pids(stages.scorers).values())), signal.SIGKILL)
+
+
+def kill_the_learner(stages):
+    os.kill(ray.get(stages.learner.actor.alive.remote(0.0), timeout=60)[0], signal.SIGKILL)
+
+
+def stop_a_sampler(stages):
+    os.kill(next(iter(pids(stages.samplers).values())), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (kill_a_sampler, "sampler-0 is gone"),
+        (kill_the_learner, "a new learner goes on after step"),
+        pytest.param(kill_all_samplers, "sampler-1 is gone", marks=pytest.mark.chaos),
+        pytest.param(kill_a_scorer, "scorer-0 is gone", marks=pytest.mark.chaos),
+        pytest.param(stop_a_sampler, "it was silent for|takes long over a task", marks=pytest.mark.chaos),
+    ],
+)
+def test_a_fault_in_mid_run_changes_no_bit(small_sd, tmp_path, fault, said):
+    run = small.run(small_sd, steps=3, workers__samplers__workers=2, workers__silence_timeout=8)
+    stages = connect(run)
+    await_samplers(stages, 2)
+    # 2 evaluation tasks, then 3 a step
+    Disturbed(stages, t7=fault)
+    try:
+        recorder = go(run, tmp_path / "ray", stages=stages)
+    finally:
+        stages.close()
+    assert re.search(said, (recorder.folder / "events.jsonl").read_text())
+    go(run, tmp_path / "local")
+    assert same(parameters(tmp_path / "ray", 3), parameters(tmp_path / "local", 3))
+    assert [row["step"] for row in recorder.metrics() if row["kind"] == "train"] == [1, 2, 3]
+
+
+def test_a_run_is_resized_paced_and_stopped_through_its_controller(small_sd, tmp_path):
+    run = small.run(small_sd, name="spoken-to", steps=50)
+    stages = connect(run)
+    stages.exchange({})
+    with pytest.raises(ClusterError, match=r"no run named 'other'.*'spoken-to'"):
+        controller.find("other")
+    with pytest.raises(ClusterError, match="a run named 'spoken-to' is going on"):
+        controller.Desk("spoken-to")
+    found = controller.find("spoken-to")
+
+    def ask(stages):
+        ray.get(found.ask.remote(Request(samplers=2, max_staleness=1)), timeout=60)
+
+    def stop(stages):
+        ray.get(found.ask.remote(Request(stop=True)), timeout=60)
+
+    Disturbed(stages, t6=ask, t20=stop)
+    try:
+        recorder = go(run, tmp_path / "ray", stages=stages)
+        status = ray.get(found.status.remote(), timeout=60)
+    finally:
+        stages.close()
+    events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]
+    done = events[-1]["step"]
+    assert events[-1]["kind"] == "stopped" and 2 < done < 50
+    assert checkpoint.newest(recorder.folder, pytest.fail) == checkpoint.folder_for(recorder.folder, done)
+    assert status["samplers"]["wanted"] == 2 and status["max_staleness"] == 1
+    ages = {row["step"]: row["step"] - 1 - row["version"] for row in parquet_rows(recorder.folder)}
+    assert ages[1] == 0 and ages[done] == 1
+
+
+def parquet_rows(folder):
+    from pyarrow import parquet
+
+    return parquet.read_table(folder / "scores.parquet").to_pylist()
+
+
+def test_samplers_come_and_go_in_mid_run_and_change_no_bit(small_sd, tmp_path):
+    run = small.run(small_sd, steps=4)
+    stages = connect(run)
+    Disturbed(stages, t3=lambda found: found.resize(samplers=4, scorers=2), t12=lambda found: found.resize(samplers=2))
+    try:
+        recorder = go(run, tmp_path / "ray", stages=stages)
+        assert stages.sizes()["samplers"].wanted == 2
+    finally:
+        stages.close()
+    go(run, tmp_path / "local")
+    assert same(parameters(tmp_path / "ray", 4), parameters(tmp_path / "local", 4))
+    assert len(recorder.metrics()) == 7

@@ -79,33 +79,3 @@ def test_its_noise_is_the_pipelines_at_the_same_seed(small_flux):
     pipeline = FluxPipeline.from_pretrained(small_flux)
     theirs, _ = pipeline.prepare_latents(1, 4, 16, 16, torch.float32, CPU, generator(3))
     assert torch.equal(load(small_flux).initial_noise(generator(3)), theirs[0])
-
-
-def test_its_pictures_are_those_of_the_pipelines_decoder(small_flux):
-    from diffusers import FluxPipeline
-
-    denoiser = load(small_flux)
-    latents = torch.randn(2, *denoiser.latent_shape)
-    pipeline = FluxPipeline.from_pretrained(small_flux)
-    unpacked = pipeline._unpack_latents(latents, 16, 16, pipeline.vae_scale_factor)
-    scaled = unpacked / pipeline.vae.config.scaling_factor + (pipeline.vae.config.shift_factor or 0)
-    with torch.no_grad():
-        theirs = pipeline.image_processor.postprocess(pipeline.vae.decode(scaled).sample, output_type="np")
-    assert (denoiser.decode(latents) == (theirs * 255).round().astype("uint8")).all()
-
-
-def test_a_saved_adapter_loads_with_plain_diffusers_to_the_same_bits(small_flux, tmp_path):
-    from diffusers import FluxPipeline
-
-    denoiser = load(small_flux, model__train="{kind: lora, rank: 4, alpha: 8}")
-    with torch.no_grad():
-        for index, parameter in enumerate(denoiser.trainable().values()):
-            parameter.normal_(0, 0.3, generator=generator(index))
-    denoiser.save(tmp_path)
-    pipeline = FluxPipeline.from_pretrained(small_flux)
-    pipeline.load_lora_weights(tmp_path)
-    latents, conditioning = torch.randn(2, *denoiser.latent_shape), denoiser.encode([TEXT, TEXT])
-    with torch.no_grad():
-        ours = denoiser.predict(latents, 500.0, conditioning)
-        denoiser.module = pipeline.transformer
-        assert torch.equal(ours, denoiser.predict(latents, 500.0, conditioning))

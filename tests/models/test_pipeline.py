@@ -48,18 +48,20 @@ def test_a_cache_is_kept_in_the_dtype_it_was_computed_in(small_sd, tmp_path):
 
 def test_another_encoder_has_another_cache(small_sd, tmp_path):
     copy = shutil.copytree(small_sd, tmp_path / "copy")
-    same = TextCache(tmp_path, small_sd, "float32").folder
-    assert TextCache(tmp_path, copy, "float32").folder == same
+    model = small.run(small_sd, model__text_cache=tmp_path).model
+    same = TextCache(model, small_sd).folder
+    assert TextCache(model, copy).folder == same
     path = copy / "text_encoder" / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert TextCache(tmp_path, copy, "float32").folder != same
-    assert TextCache(tmp_path, small_sd, "float16").folder != same
+    assert TextCache(model, copy).folder != same
+    half = small.run(small_sd, model__text_cache=tmp_path, model__dtype="float16").model
+    assert TextCache(half, small_sd).folder != same
 
 
 def test_a_damaged_cached_text_is_a_named_error(small_sd, tmp_path):
-    cache = TextCache(tmp_path, small_sd, "float32")
+    cache = TextCache(small.run(small_sd, model__text_cache=tmp_path).model, small_sd)
     cache.put(TEXT, {"embeds": torch.zeros(1, 2)})
     path = cache.path(TEXT)
     path.write_bytes(path.read_bytes()[:40])
@@ -83,22 +85,6 @@ def test_tiling_and_slicing_reach_the_vae(small_sd):
     assert denoiser.pipeline.vae.use_tiling and denoiser.pipeline.vae.use_slicing
     latents = torch.randn(3, *denoiser.latent_shape)
     assert (denoiser.decode(latents) == load(small_sd).decode(latents)).all()
-
-
-def test_a_full_model_loads_with_plain_diffusers_to_the_same_bits(small_sd, tmp_path):
-    from diffusers import StableDiffusionPipeline
-
-    denoiser = load(small_sd, model__train="{kind: full}", sampling__guidance_scale=1.0)
-    with torch.no_grad():
-        for parameter in denoiser.trainable().values():
-            parameter.mul_(1.01)
-    denoiser.save(tmp_path)
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path)
-    assert pipeline.text_encoder is not None
-    latents, conditioning = torch.randn(2, *denoiser.latent_shape), denoiser.encode([TEXT, TEXT])
-    with torch.no_grad():
-        ours = denoiser.predict(latents, 501, conditioning)
-        assert torch.equal(ours, pipeline.unet(latents, 501, encoder_hidden_states=conditioning["embeds"]).sample)
 
 
 def test_a_gaussian_adapter_starts_elsewhere_and_changes_nothing(small_sd):

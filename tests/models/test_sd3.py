@@ -45,20 +45,3 @@ def test_without_noise_its_latents_are_those_of_the_pipeline(small_sd3, tmp_path
         output_type="latent",
     ).images
     assert (latents - theirs).abs().max() < 1e-5
-
-
-def test_a_saved_adapter_loads_with_plain_diffusers_to_the_same_bits(small_sd3, tmp_path):
-    from diffusers import StableDiffusion3Pipeline
-
-    denoiser = load(small_sd3, model__train="{kind: lora, rank: 4, alpha: 8}")
-    with torch.no_grad():
-        for index, parameter in enumerate(denoiser.trainable().values()):
-            parameter.normal_(0, 0.3, generator=generator(index))
-    denoiser.save(tmp_path)
-    pipeline = StableDiffusion3Pipeline.from_pretrained(small_sd3)
-    pipeline.load_lora_weights(tmp_path)
-    latents, conditioning = torch.randn(2, *denoiser.latent_shape), denoiser.encode(TEXTS[:2])
-    with torch.no_grad():
-        ours = denoiser.predict(latents, 500.0, conditioning)
-        denoiser.module = pipeline.transformer
-        assert torch.equal(ours, denoiser.predict(latents, 500.0, conditioning))

@@ -47,20 +47,3 @@ def test_without_noise_its_latents_are_those_of_the_pipeline(small_sdxl, tmp_pat
             latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
     theirs = pictures_of_the_pipeline(folder, texts, noise, height=height, width=width, guidance_scale=scale)
     assert (latents - theirs).abs().max() < 1e-5
-
-
-def test_a_saved_adapter_loads_with_plain_diffusers_to_the_same_bits(small_sdxl, tmp_path):
-    from diffusers import StableDiffusionXLPipeline
-
-    denoiser = load(small_sdxl, model__train="{kind: lora, rank: 4, alpha: 8}")
-    with torch.no_grad():
-        for index, parameter in enumerate(denoiser.trainable().values()):
-            parameter.normal_(0, 0.3, generator=generator(index))
-    denoiser.save(tmp_path)
-    pipeline = StableDiffusionXLPipeline.from_pretrained(small_sdxl)
-    pipeline.load_lora_weights(tmp_path)
-    latents, conditioning = torch.randn(2, *denoiser.latent_shape), denoiser.encode(TEXTS[:2])
-    with torch.no_grad():
-        ours = denoiser.predict(latents, 501, conditioning)
-        denoiser.module = pipeline.unet
-        assert torch.equal(ours, denoiser.predict(latents, 501, conditioning))

@@ -116,25 +116,6 @@ def test_full_fine_tuning_trains_every_parameter_of_the_unet(small_sd):
         pass
 
 
-def test_a_saved_adapter_loads_with_plain_diffusers_to_the_same_bits(small_sd, tmp_path):
-    from diffusers import StableDiffusionPipeline
-
-    denoiser = load(small_sd, model__train="{kind: lora, rank: 4, alpha: 8}")
-    with torch.no_grad():
-        for index, parameter in enumerate(denoiser.trainable().values()):
-            parameter.normal_(0, 0.3, generator=generator(index))
-    denoiser.save(tmp_path)
-    pipeline = StableDiffusionPipeline.from_pretrained(small_sd)
-    pipeline.load_lora_weights(tmp_path)
-    latents, conditioning = torch.randn(2, 4, 8, 8), denoiser.encode([TEXT, TEXT])
-    embeds = torch.cat([conditioning["negative_embeds"], conditioning["embeds"]])
-    with torch.no_grad():
-        ours = denoiser.predict(latents, 501, conditioning)
-        both = pipeline.unet(torch.cat([latents, latents]), 501, encoder_hidden_states=embeds).sample
-        unconditional, conditional = both.chunk(2)
-        assert torch.equal(ours, unconditional + 2.0 * (conditional - unconditional))
-
-
 def test_targets_that_name_no_layer_are_refused_with_the_names_there_are(small_sd):
     with pytest.raises(ModelError, match=r"'to_x'.*to_q"):
         load(small_sd, model__train="{kind: lora, targets: [to_q, to_x]}")

@@ -22,7 +22,7 @@ def test_all_together_stay_under_the_limit():
     ("name", "kind", "options", "least"),
     [
         ("shapes-sd", "StableDiffusionPipeline", SD_SAMPLING, {"all": 0.2, "object": 0.9, "colour": 0.9}),
-        ("shapes-flux", "FluxPipeline", FLUX_SAMPLING, {"all": 0.15, "colour": 0.75, "position": 0.8}),
+        ("shapes-flux", "FluxPipeline", FLUX_SAMPLING, {"all": 0.25, "object": 0.5, "colour": 0.8, "position": 0.9}),
     ],
 )
 def test_diffusers_loads_and_draws_with_them(name, kind, options, least):

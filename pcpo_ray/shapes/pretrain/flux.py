@@ -25,7 +25,7 @@ from pcpo_ray.shapes.pretrain.tokenizers import LENGTH, clip_tokenizer, t5_token
 
 NAME = "shapes-flux"
 BATCH = 64
-STEPS = 3500
+STEPS = 6000
 SAVE_EVERY = 500
 READING_STEPS = 150
 READING_BATCH = 256

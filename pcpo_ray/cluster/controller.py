@@ -1,0 +1,89 @@
+"""The named actor through which others talk to a run: what they ask for waits here until the driver takes it.
+
+It ends with the driver. `find(run)` is the other end.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import exceptions
+
+from pcpo_ray.errors import ClusterError
+from pcpo_ray.stages import Request
+
+NAMESPACE = "pcpo_ray"
+
+RELEASE = 5.0
+"""Seconds in which the name of a run that has ended a moment ago is free again."""
+
+
+class Controller:
+    """Holds a run's requests and its last status."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.last: dict[str, Any] = {}
+
+    def ask(self, request: Request) -> None:
+        """Have the driver do something, within seconds."""
+        self.requests.append(request)
+
+    def exchange(self, status: Mapping[str, Any]) -> list[Request]:
+        """The driver's: what it says of the run, for what it was asked since the last call."""
+        self.last = dict(status)
+        asked, self.requests = self.requests, []
+        return asked
+
+    def status(self) -> dict[str, Any]:
+        return self.last
+
+
+class Desk:
+    """The driver's side: starts the controller, starts it again where it died, and never waits for it."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.pending: ray.ObjectRef | None = None
+        self._start()
+
+    def _start(self) -> None:
+        made = ray.remote(Controller).options(name=self.run, namespace=NAMESPACE, num_cpus=0, max_restarts=0)
+        deadline = time.monotonic() + RELEASE
+        while True:
+            try:
+                self.actor = made.remote()
+                return
+            except ValueError as error:  # the name is taken
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"a run named {self.run!r} is going on in this cluster; stop it, or give this one another name"
+                    ) from error
+                time.sleep(0.2)
+
+    def exchange(self, status: Mapping[str, Any]) -> list[Request]:
+        """What was asked for by the exchange before this one; [] while that is under way."""
+        found: list[Request] = []
+        if self.pending is not None:
+            if not ray.wait([self.pending], timeout=0)[0]:
+                return []
+            try:
+                found = ray.get(self.pending)
+            except exceptions.RayError:  # what it was asked is lost with it, and asking again is easy
+                self._start()
+        self.pending = self.actor.exchange.remote(status)
+        return found
+
+    def close(self) -> None:
+        ray.kill(self.actor, no_restart=True)
+
+
+def find(run: str) -> Any:
+    """A run's controller. Raises ClusterError that names the runs there are."""
+    try:
+        return ray.get_actor(run, namespace=NAMESPACE)
+    except ValueError:
+        named = ray.util.list_named_actors(all_namespaces=True)
+        there = sorted(actor["name"] for actor in named if actor["namespace"] == NAMESPACE)
+        raise ClusterError(f"no run named {run!r} is going on in this cluster; there are {there or 'none'}") from None

@@ -1,0 +1,146 @@
+"""Traffic: moves groups between the stages, and knows what it waits for."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+from pcpo_ray import config
+from pcpo_ray.errors import RewardError, TrainingError
+from pcpo_ray.scheduling.ledger import Ledger
+from pcpo_ray.scheduling.watchdog import Watchdog
+from pcpo_ray.stages import Published, Stages, Update, Weighted
+from pcpo_ray.trajectory import Scored, Task
+
+TROUBLE = ("fault", "missing_scores")
+"""Kinds of events that a user should read at once; the others only go on record."""
+
+QUIET = 30.0
+"""Seconds in which nothing finishes, after which a run says what it is waiting for."""
+
+
+@dataclass
+class Phases:
+    """Where a step's wall-clock seconds went, and how long each role really worked."""
+
+    wall: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
+
+    def add(self, phase: str, started: float) -> None:
+        self.wall[phase] = self.wall.get(phase, 0.0) + time.perf_counter() - started
+
+    def work(self, role: str, seconds: float) -> None:
+        self.busy[role] = self.busy.get(role, 0.0) + seconds
+
+
+class Traffic:
+    """Moves groups between stages: a task becomes a rollout becomes a scored group, each as soon as it can.
+
+    `event` records what went wrong and was mended, `say` gets a line whenever nothing has finished for `QUIET` seconds.
+    Raises ClusterError when nothing finishes for workers.task_timeout seconds while work remains, and RewardError when
+    more than rollout.reward_failures groups in a row miss scores.
+    """
+
+    def __init__(
+        self,
+        run: config.Run,
+        stages: Stages,
+        *,
+        event: Callable[..., None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.stages = stages
+        self.event = event
+        self.say = say
+        self.asked: Callable[[], None] = lambda: None
+        self.failures = run.rollout.reward_failures
+        self.failed_in_a_row = 0
+        self.phases = Phases()
+        self.checksums: dict[tuple[int, bool], str] = {}
+        self.ledger: Ledger[Task, Scored] = Ledger()
+        self.watchdog = Watchdog(limit=run.workers.task_timeout, quiet=QUIET, now=time.monotonic())
+
+    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
+        """Make the learner's weights, or their running mean, loadable, and remember what their checksum must be.
+
+        Versions before `oldest` may be forgotten.
+        """
+        started = time.perf_counter()
+        published = self.stages.learner.publish(oldest=oldest, averaged=averaged)
+        self.checksums = {key: value for key, value in self.checksums.items() if key[0] >= oldest}
+        self.checksums[published.version, published.averaged] = published.checksum
+        self.phases.add("publish", started)
+        self.event("published", **asdict(published))
+        return published
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self.ledger.issue(task)
+            self.stages.samplers.submit(task)
+
+    def cancel(self) -> None:
+        """Forget all groups that are under way."""
+        self.stages.samplers.cancel()
+        self.stages.scorers.cancel()
+        self.ledger.forget()
+
+    def gather(self, tasks: Sequence[Task]) -> list[Scored]:
+        """The tasks' scored groups, in the tasks' order."""
+        self.watchdog.progress(time.monotonic())
+        while missing := self.ledger.missing(tasks):
+            self._pump(f"{missing} of {len(tasks)} groups")
+        return self.ledger.take(tasks)
+
+    def learn(self, step: int, batch: Sequence[Weighted]) -> Update:
+        """Do an update, while groups go on moving."""
+        self.stages.learner.begin(step, batch)
+        return self.finish_update(step)
+
+    def finish_update(self, step: int) -> Update:
+        """The update begun last."""
+        self.watchdog.progress(time.monotonic())
+        while (update := self.stages.learner.collect()) is None:
+            self._pump(f"update {step}")
+        self.phases.work("learner", update.seconds)
+        return update
+
+    def _pump(self, awaited: str) -> None:
+        self.stages.wait(min(self.watchdog.limit, 1.0))
+        self.asked()
+        now = time.monotonic()
+        for fault in self.stages.faults():
+            self.event("fault", message=fault)
+        for rollout in self.stages.samplers.collect():
+            self.watchdog.progress(now)
+            self._acknowledge(rollout.task, rollout.checksum, rollout.worker)
+            self.phases.work("samplers", rollout.seconds)
+            self.stages.scorers.submit(rollout)
+        for rollout in self.stages.scorers.lost():
+            self.event("fault", message=f"images of step {rollout.task.step} are gone; they are sampled again")
+            self.stages.samplers.submit(rollout.task)
+        for scored in self.stages.scorers.collect():
+            self.watchdog.progress(now)
+            self.phases.work("scorers", scored.seconds)
+            self.ledger.done(scored.rollout.task, scored)
+            self._count_failures(scored)
+        if line := self.watchdog.check(now, f"{awaited}; {len(self.ledger)} groups are in flight"):
+            self.say(line)
+
+    def _acknowledge(self, task: Task, checksum: str, worker: str) -> None:
+        expected = self.checksums[task.weights]
+        if checksum != expected:
+            raise TrainingError(
+                f"{worker} sampled with weights of checksum {checksum}; version {task.version} has {expected}"
+            )
+
+    def _count_failures(self, scored: Scored) -> None:
+        if not scored.missing:
+            self.failed_in_a_row = 0
+            return
+        self.failed_in_a_row += 1
+        task = scored.rollout.task
+        self.event("missing_scores", step=task.step, prompt=task.prompt.text, causes=dict(scored.failures))
+        if self.failed_in_a_row > self.failures:
+            raise RewardError(
+                f"{self.failed_in_a_row} groups in a row miss scores (rollout.reward_failures={self.failures}); "
+                f"the last ones: {dict(scored.failures)}"
+            )

@@ -1,0 +1,116 @@
+"""Faults in clusters of their own, each seen to have happened; the final parameters are those of an undisturbed run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pcpo_ray import checkpoint, config_file
+from tests import small
+from tests.test_train import go, parameters, same
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def command(*words):
+    return [sys.executable, "-m", "pcpo_ray.cli", *map(str, words)]
+
+
+def started(run, folder):
+    """The run as a user starts it, on a Ray of its own, and where it writes."""
+    path = folder / f"{run.name}.yaml"
+    path.write_text(config_file.dump(run))
+    words = command("train", path, "--runs", folder)
+    log = (folder / f"{run.name}.log").open("w")
+    return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd=folder), words
+
+
+def events(folder):
+    path = folder / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for(what, job, limit=300.0):
+    deadline = time.monotonic() + limit
+    while not what():
+        assert job.poll() is None, "it ended before what was waited for"
+        assert time.monotonic() < deadline, "it was waited for in vain"
+        time.sleep(0.1)
+
+
+def test_twelve_faults_in_one_run_change_no_bit(small_sd, tmp_path):
+    run = small.run(small_sd, name="disturbed", steps=14, workers__samplers__workers=2, workers__silence_timeout=10)
+    job, _ = started(run, tmp_path)
+    folder = tmp_path / "disturbed"
+    try:
+        wait_for(lambda: checkpoint.folder_for(folder, 1).exists(), job)
+        kinds = ["sampler", "learner", "hang", "scorer", "all_samplers", "sampler"]
+        words = [word for kind in kinds for word in ("--kill", kind)]
+        done = subprocess.run(
+            command("chaos", "disturbed", *words, "--every", 4, "--count", 12),
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert job.wait(timeout=600) == 0, (tmp_path / "disturbed.log").read_text()
+    finally:
+        job.kill()
+    asked = Counter(event["fault"] for event in events(folder) if event["kind"] == "asked")
+    mended = " ".join(event["message"] for event in events(folder) if event["kind"] == "fault")
+    assert asked.total() == 12 and len(asked) == 5, done.stdout
+    assert mended.count("sampler-") >= 3 and "scorer-" in mended and "a new learner" in mended
+    go(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 14), parameters(folder, 14))
+
+
+def test_a_driver_killed_on_ray_resumes_to_the_bit_and_leaves_no_worker(small_sd, tmp_path):
+    run = small.run(small_sd, name="driverless", steps=5)
+    job, words = started(run, tmp_path)
+    folder = tmp_path / "driverless"
+    wait_for(lambda: checkpoint.folder_for(folder, 2).exists(), job)
+    children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+    assert children
+    job.send_signal(signal.SIGKILL)
+    job.wait(timeout=30)
+    assert not checkpoint.folder_for(folder, 5).exists()
+    deadline = time.monotonic() + 60
+    while left := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.2)
+    done = subprocess.run(
+        [*words, "--resume"], capture_output=True, text=True, timeout=400, env=ENVIRONMENT, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    go(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 5), parameters(folder, 5))
+
+
+@pytest.mark.parametrize("script", ["node_loss", "ten_thousand"])
+def test_in_a_cluster_of_several_nodes(script, small_sd, tmp_path):
+    fast = {
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_timeout_ms": "1000",
+        "RAY_health_check_failure_threshold": "2",
+        "RAY_health_check_initial_delay_ms": "500",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.chaos.{script}", str(small_sd), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**ENVIRONMENT, **(fast if script == "node_loss" else {})},
+        cwd=ROOT,
+        timeout=1000,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)

@@ -1,0 +1,88 @@
+"""Weights in one file, in their authors' layout, against the same weights in diffusers' own."""
+
+import shutil
+
+import pytest
+import torch
+
+from pcpo_ray import models
+from pcpo_ray.errors import ModelError
+from pcpo_ray.models.texts import fingerprint
+from tests import small
+from tests.models import single_files
+
+CPU = torch.device("cpu")
+TEXT = "a red circle above a blue square"
+
+
+@pytest.fixture(scope="module")
+def described(small_sd, tmp_path_factory):
+    """The model's folder without its weights: what comes with a file."""
+    copy = shutil.copytree(small_sd, tmp_path_factory.mktemp("described") / "small-described")
+    for path in copy.rglob("*.safetensors"):
+        path.unlink()
+    return copy
+
+
+@pytest.fixture(scope="module")
+def file(small_sd, tmp_path_factory):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(small_sd)
+    return single_files.write(pipeline, tmp_path_factory.mktemp("files") / "whole.safetensors")
+
+
+def load(path, **changes):
+    run = small.run(path, **changes)
+    return models.load(run.model, run.sampling, seed=0, device=CPU)
+
+
+def outputs(denoiser):
+    latents = torch.linspace(-1, 1, 4 * 8 * 8).reshape(1, 4, 8, 8)
+    conditioning = denoiser.encode([TEXT])
+    with torch.no_grad():
+        return conditioning["embeds"], denoiser.predict(latents, 501, conditioning), denoiser.decode(latents)
+
+
+def test_a_file_and_a_folder_without_weights_make_the_same_model(small_sd, described, file):
+    for ours, theirs in zip(outputs(load(described, model__single_file=file)), outputs(load(small_sd)), strict=True):
+        assert (ours == theirs).all()
+
+
+def test_a_file_without_a_vae_takes_the_folders(small_sd, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(small_sd)
+    for parameter in [*pipeline.unet.parameters(), *pipeline.text_encoder.parameters()]:
+        parameter.data.mul_(1.1)
+    file = single_files.write(pipeline, tmp_path / "tuned.safetensors", vae=False)
+    tuned, plain = (outputs(load(small_sd, **changes)) for changes in ({"model__single_file": file}, {}))
+    assert not torch.equal(tuned[0], plain[0]) and not torch.equal(tuned[1], plain[1])
+    assert (tuned[2] == plain[2]).all()
+
+
+def test_its_texts_are_cached_apart_from_the_folders(small_sd, file, tmp_path):
+    with_file, without = (
+        small.run(small_sd, model__text_cache=tmp_path, **changes).model
+        for changes in ({"model__single_file": file}, {})
+    )
+    assert fingerprint(with_file, small_sd) != fingerprint(without, small_sd)
+
+
+def test_a_folder_of_another_architecture_is_refused(described, file, tmp_path):
+    config = described / "unet" / "config.json"
+    other = shutil.copytree(described, tmp_path / "small-other")
+    (other / "unet" / "config.json").write_text(
+        config.read_text().replace('"layers_per_block": 1', '"layers_per_block": 2')
+    )
+    with pytest.raises(ModelError, match=r"whole\.safetensors"):
+        load(other, model__single_file=file)
+
+
+def test_a_file_cut_short_and_one_that_is_not_there_are_refused(described, file, tmp_path):
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"cut\.safetensors is no whole safetensors file"):
+        load(described, model__single_file=cut)
+    with pytest.raises(ModelError, match=r"no file at model\.single_file"):
+        load(described, model__single_file=tmp_path / "nowhere.safetensors")
