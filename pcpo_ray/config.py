@@ -547,8 +547,15 @@ class Role:
 
 @config
 class LearnerRole:
-    """The learner's process: what Ray reserves for it, and the threads it computes with."""
+    """The learner's `ranks`, processes in lock-step: what Ray reserves for each, and the threads it computes with.
 
+    Each has a copy of the network and learns its share of every batch (`ddp`), or has a part of every parameter besides
+    (`fsdp2`), which takes less memory and more time. No call between them may take longer than `timeout` seconds.
+    """
+
+    ranks: Count = 1
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    timeout: Positive = 300.0
     cpus: NonNegative = 1.0
     gpus: NonNegative = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)

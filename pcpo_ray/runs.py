@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import checkpoint, config, config_file, evaluation, models, policy, prompts, rewards
-from pcpo_ray.errors import ConfigError, RunError
+from pcpo_ray.errors import ClusterError, ConfigError, RunError
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import Stages
 
@@ -40,6 +40,11 @@ def sources(run: config.Run) -> tuple[prompts.PromptSource, prompts.PromptSource
 def stages(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Stages:
     """The run's workers: in this process, or on Ray."""
     if local:
+        if run.workers.learner.ranks > 1:
+            raise ClusterError(
+                f"workers.learner.ranks is {run.workers.learner.ranks}, and one process has one rank; train on Ray "
+                "(without --local), or set workers.learner.ranks=1"
+            )
         from pcpo_ray.local import LocalStages
 
         return LocalStages(run)

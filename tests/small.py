@@ -1,6 +1,7 @@
 """Small checkpoints with random weights, in the real formats, and configs that use them."""
 
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -209,6 +210,22 @@ def hollow(model: Path, folder: Path) -> Path:
     for path in folder.rglob("*.safetensors"):
         path.write_bytes(b"")
     return folder
+
+
+class Slow:
+    """A reward that takes `seconds` a group: how bright a picture is. A run that has to last uses it."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def score(self, images, prompts):
+        time.sleep(self.seconds)
+        return images.mean(axis=(1, 2, 3))
+
+
+def slow(seconds: float) -> str:
+    """The rewards of a run that take so long a group."""
+    return f"[{{kind: 'tests.small:Slow', options: {{seconds: {seconds}}}}}]"
 
 
 KINDS = ("flux", "sd3", "sdxl")

@@ -150,13 +150,11 @@ class RayStages:
     def disturb(self, fault: Fault) -> None:
         number = signal.SIGSTOP if fault == "hang" else signal.SIGKILL
         if fault == "learner":
-            found = [self.learner.actor]
+            found = self.learner.actors
         else:
             pool = self.scorers if fault == "scorer" else self.samplers
             found = [pool.actors[name] for name in pool.at_work()]
-            if fault != "all_samplers" and found:
-                found = [random.choice(found)]
-        for actor in found:
+        for actor in found if fault == "all_samplers" or not found else [random.choice(found)]:
             actor.fall.remote(int(number))
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:

@@ -131,29 +131,65 @@ class ScorerActor(Worker):
 
 
 class LearnerActor(Worker):
-    """A learner's process."""
+    """The process of one of the learner's ranks; `index` is its place among them."""
+
+    def __init__(self, run: config.Run, name: str, search_path: str, index: int) -> None:
+        super().__init__(run, name, search_path)
+        self.index = index
+
+    def host(self) -> tuple[str, int]:
+        """Open the place where the ranks meet, and say where it is. The first rank's."""
+        from pcpo_ray import ranks
+
+        self.store = ranks.host(ray.util.get_node_ip_address())
+        return self.store.host, self.store.port
+
+    def start_with(self, address: tuple[str, int]) -> tuple[int, str]:
+        """`start`, once all ranks have met."""
+        from pcpo_ray import ranks
+
+        role = self.run.workers.learner
+        self.rank = ranks.join(
+            index=self.index,
+            count=role.ranks,
+            sharded=role.strategy == "fsdp2",
+            address=address,
+            timeout=role.timeout,
+            device=self.settle_in(role),
+        )
+        return self.start()
 
     def load(self) -> None:
         device = self.settle_in(self.run.workers.learner)
-        from pcpo_ray.learner import Learner
+        from pcpo_ray.learner import ALONE, Learner
 
-        self.learner = Learner(self.run, device)
+        self.learner = Learner(self.run, device, getattr(self, "rank", ALONE))
 
     def update(
-        self, step: int, versions: list[int], advantages: list[list[float]], *trajectories: dict[str, Any]
+        self,
+        step: int,
+        versions: list[int],
+        advantages: list[list[float]],
+        own: list[int],
+        *trajectories: dict[str, Any],
     ) -> Update:
-        """Learn a batch; the trajectories come as references that Ray has resolved."""
-        opened = [Trajectory.from_numpy(data) for data in trajectories]
-        return self.learner.update(step, list(zip(versions, opened, advantages, strict=True)))
+        """Learn a batch; the trajectories, of the groups at the places `own`, come as references that Ray resolved."""
+        opened = dict(zip(own, (Trajectory.from_numpy(data) for data in trajectories), strict=True))
+        every = enumerate(zip(versions, advantages, strict=True))
+        return self.learner.update(step, [(version, opened.get(place), values) for place, (version, values) in every])
 
     def buckets(self) -> int:
         """How many buckets the weights are sent in."""
         return len(weights.layout(self.learner.parameters)[1])
 
     def weights(self, averaged: bool) -> tuple[weights.Manifest, *tuple[np.ndarray, ...]]:
-        """The manifest and its buckets, each an object of its own."""
+        """The manifest and its buckets, each an object of its own. The first rank's."""
         packed = self.learner.weights(averaged=averaged)
         return packed.manifest, *packed.buckets
+
+    def assist(self, averaged: bool) -> None:
+        """Have the first rank gather the weights."""
+        self.learner.assist(averaged=averaged)
 
     def save(self, folder: Any, state: State) -> None:
         self.learner.save(folder, state)

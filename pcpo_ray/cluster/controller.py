@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pcpo_ray.errors import ClusterError
 from pcpo_ray.stages import Request
@@ -41,26 +42,33 @@ class Controller:
 
 
 class Desk:
-    """The driver's side: starts the controller, starts it again where it died, and never waits for it."""
+    """The driver's side: starts the controller on the driver's own node, starts it again where it died.
+
+    Never waits for it once it was there. Raises ClusterError where another run has its name.
+    """
 
     def __init__(self, run: str) -> None:
         self.run = run
         self.pending: ray.ObjectRef | None = None
-        self._start()
-
-    def _start(self) -> None:
-        made = ray.remote(Controller).options(name=self.run, namespace=NAMESPACE, num_cpus=0, max_restarts=0)
         deadline = time.monotonic() + RELEASE
-        while True:
-            try:
-                self.actor = made.remote()
-                return
-            except ValueError as error:  # the name is taken
-                if time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"a run named {self.run!r} is going on in this cluster; stop it, or give this one another name"
-                    ) from error
-                time.sleep(0.2)
+        while (actor := self._started()) is None:
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"a run named {run!r} is going on in this cluster; stop it, or give this one another name"
+                )
+            time.sleep(0.2)
+        self.actor: Any = actor
+
+    def _started(self) -> Any:
+        """A new controller; None where its name is not free."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        made = ray.remote(Controller).options(
+            name=self.run, namespace=NAMESPACE, num_cpus=0, max_restarts=0, scheduling_strategy=here
+        )
+        try:
+            return made.remote()
+        except ValueError:
+            return None
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
         """What was asked for by the exchange before this one; [] while that is under way."""
@@ -71,12 +79,17 @@ class Desk:
             try:
                 found = ray.get(self.pending)
             except exceptions.RayError:  # what it was asked is lost with it, and asking again is easy
-                self._start()
-        self.pending = self.actor.exchange.remote(status)
+                self.actor = None
+            self.pending = None
+        if self.actor is None:  # the name is free some time after the death
+            self.actor = self._started()
+        if self.actor is not None:
+            self.pending = self.actor.exchange.remote(status)
         return found
 
     def close(self) -> None:
-        ray.kill(self.actor, no_restart=True)
+        if self.actor is not None:
+            ray.kill(self.actor, no_restart=True)
 
 
 def find(run: str) -> Any:

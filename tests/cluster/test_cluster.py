@@ -85,7 +85,7 @@ def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path
 def test_closing_leaves_no_worker_behind(small_sd):
     stages = connect(small.run(small_sd))
     found = [*pids(stages.samplers).values(), *pids(stages.scorers).values()]
-    found.append(ray.get(stages.learner.actor.alive.remote(0.0), timeout=60)[0])
+    found.append(ray.get(stages.learner.actors[0].alive.remote(0.0), timeout=60)[0])
     stages.close()
     stages.close()
     deadline = time.monotonic() + 30
@@ -143,7 +143,7 @@ def kill_a_scorer(stages):
 
 
 def kill_the_learner(stages):
-    os.kill(ray.get(stages.learner.actor.alive.remote(0.0), timeout=60)[0], signal.SIGKILL)
+    os.kill(ray.get(stages.learner.actors[0].alive.remote(0.0), timeout=60)[0], signal.SIGKILL)
 
 
 def stop_a_sampler(stages):
