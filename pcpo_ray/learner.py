@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray import canary, checkpoint, config, minibatches, objective, ranks, weights
@@ -72,11 +73,13 @@ class Learner:
             raise TrainingError(f"asked for update {step} at version {self.version}; expected {self.version + 1}")
         diagnostics = objective.StepDiagnostics(len(self.policy.schedule))
         parts = minibatches.of(self.run.optimizer, len(batch), seed=self.run.seed, step=step)
+        shares = [minibatches.share(part, self.rank.index, self.rank.count) for part in parts]
+        # in the first optimizer step the log-ratio itself is the lag: nothing has moved since
+        lags = self._lags(batch, sorted({n for own in shares for n in own})) if len(parts) > 1 else {}
         taken = []
-        for part, indices in enumerate(parts):
+        for part, (indices, own) in enumerate(zip(parts, shares, strict=True)):
             fresh = part == 0 and all(batch[index][0] == self.version for index in indices)
-            own = [batch[index] for index in minibatches.share(indices, self.rank.index, self.rank.count)]
-            taken.append(self._minibatch(own, diagnostics, unchanged=fresh))
+            taken.append(self._minibatch({n: batch[n] for n in own}, lags, diagnostics, unchanged=fresh))
             if part == 0:
                 first = diagnostics.max_log_ratio.max()
         self.version = step
@@ -98,23 +101,72 @@ class Learner:
             merged = reduce(getattr(diagnostics, name).to(self.policy.device))
             setattr(diagnostics, name, merged.cpu())
 
+    def _lags(self, batch: Sequence[Group], own: Sequence[int]) -> dict[int, Float[Tensor, "N K"]]:
+        """Of each of this rank's groups: the log-ratios of the weights as they are now to those that sampled it."""
+        if self.run.objective.correction is None:
+            return {}
+        found: dict[int, Tensor] = {}
+        passes = 0
+        with torch.no_grad():
+            for place in own:
+                trajectory = batch[place][1]
+                assert trajectory is not None
+                opened = trajectory.to(self.policy.device)
+                found[place] = torch.zeros(opened.log_probs.shape, device=self.policy.device)
+                for rows, conditioning in self._micro_batches(opened):
+                    for k, index in enumerate(opened.steps.tolist()):
+                        prediction = self.policy.predict(opened.latents[rows, k], index, conditioning)
+                        found[place][rows, k] = self._log_ratio(prediction, opened, rows, k)
+                        passes += 1
+            if self.rank.sharded:
+                for _ in range(int(self.rank.largest(torch.tensor(passes, device=self.policy.device))) - passes):
+                    canary.output(self.policy)
+        return found
+
+    def _log_ratio(self, prediction: Tensor, trajectory: Trajectory, rows: slice, k: int) -> Float[Tensor, " B"]:
+        index, plan = int(trajectory.steps[k]), self.policy.credit
+        terms = (prediction, trajectory.predictions[rows, k], trajectory.noises[rows, k])
+        return objective.log_ratio(*terms, weight=plan.weights[index], sign=plan.steps[index].sign)
+
+    def _micro_batches(self, trajectory: Trajectory) -> Iterator[tuple[slice, Conditioning]]:
+        """Rows that go through the network at once, as they did when they were sampled, with their conditioning."""
+        size = self.run.sampling.batch or len(trajectory)
+        for start in range(0, len(trajectory), size):
+            rows = slice(start, min(start + size, len(trajectory)))
+            count = rows.stop - start
+            yield rows, {name: row.expand(count, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
+
     def _minibatch(
-        self, groups: Sequence[Group], diagnostics: objective.StepDiagnostics, *, unchanged: bool
+        self,
+        groups: Mapping[int, Group],
+        lags: Mapping[int, Float[Tensor, "N K"]],
+        diagnostics: objective.StepDiagnostics,
+        *,
+        unchanged: bool,
     ) -> tuple[float, float, float]:
         """One optimizer step on the mean loss over all ranks' (image, trained step) pairs, of which `groups` are own.
 
         Returns the loss, the mean KL divergence from the reference, which it contains, and the gradient's norm.
         """
-        opened = [(trajectory, advantages) for _, trajectory, advantages in groups if trajectory is not None]
-        assert len(opened) == len(groups)
         device = self.policy.device
-        counted = sum(len(trajectory) * len(trajectory.steps) for trajectory, _ in opened)
+        opened = {place: trajectory for place, (_, trajectory, _) in groups.items() if trajectory is not None}
+        assert opened.keys() == groups.keys()
+        counted = sum(len(trajectory) * len(trajectory.steps) for trajectory in opened.values())
         pairs = int(self.rank.total(torch.tensor(counted, device=device)))
-        passes = sum(len(trajectory.steps) * -(-len(trajectory) // self._size(trajectory)) for trajectory, _ in opened)
+        passes = sum(len(t.steps) * -(-len(t) // (self.run.sampling.batch or len(t))) for t in opened.values())
         most = int(self.rank.largest(torch.tensor(passes, device=device)))
         total = torch.zeros(2, device=device)
-        for trajectory, advantages in opened:
-            total += self._accumulate(trajectory.to(device), advantages, pairs, diagnostics, unchanged)
+        for place, (version, _, advantages) in groups.items():
+            corrected = version < self.version and self.run.objective.correction is not None
+            total += self._accumulate(
+                opened[place].to(device),
+                torch.tensor(advantages, dtype=torch.float32, device=device),
+                pairs,
+                diagnostics,
+                unchanged=unchanged,
+                lags=lags.get(place),
+                corrected=corrected,
+            )
         if self.rank.sharded:
             self._keep_up(most - passes)
         self.rank.total(total)
@@ -150,52 +202,51 @@ class Learner:
     def _accumulate(
         self,
         trajectory: Trajectory,
-        advantages: Sequence[float],
+        advantages: Float[Tensor, " N"],
         pairs: int,
         diagnostics: objective.StepDiagnostics,
+        *,
         unchanged: bool,
+        lags: Float[Tensor, "N K"] | None,
+        corrected: bool,
     ) -> Tensor:
         """Add one group's share of the gradient, at the micro-batch shape that the group was sampled with."""
         plan, settings = self.policy.credit, self.run.objective
-        size = self._size(trajectory)
-        every = torch.tensor(advantages, dtype=torch.float32, device=self.policy.device)
         summed = torch.zeros(2, device=self.policy.device)
-        for start in range(0, len(trajectory), size):
-            rows = slice(start, start + size)
-            advantage = every[rows]
-            conditioning = {
-                name: row.expand(len(advantage), *row.shape[1:]) for name, row in trajectory.conditioning.items()
-            }
+        for rows, conditioning in self._micro_batches(trajectory):
+            advantage = advantages[rows]
             for k, index in enumerate(trajectory.steps.tolist()):
                 prediction = self.policy.predict(trajectory.latents[rows, k], index, conditioning)
-                terms = (prediction, trajectory.predictions[rows, k], trajectory.noises[rows, k])
-                weight, sign, clip_range = plan.weights[index], plan.steps[index].sign, self.clip_ranges[index]
-                log_ratio = objective.log_ratio(*terms, weight=weight, sign=sign)
+                log_ratio = self._log_ratio(prediction, trajectory, rows, k)
                 if unchanged:
                     self._check_unchanged(index, log_ratio)
+                factor: float | Tensor = self.factors[index]
+                if corrected:
+                    lag = log_ratio.detach() if lags is None else lags[rows, k]
+                    log_ratio = log_ratio - lag
+                    factor = factor * objective.importance(lag, most=settings.correction or 1.0)
+                clip_range = self.clip_ranges[index]
                 surrogate = objective.log_hinge if settings.kind == "log_hinge" else objective.clipped_ratio
-                loss = self.factors[index] * surrogate(log_ratio, advantage, clip_range=clip_range).sum() / pairs
+                loss = (factor * surrogate(log_ratio, advantage, clip_range=clip_range)).sum() / pairs
                 divergence = torch.zeros_like(loss)
                 if settings.kl:
                     divergence = self._divergence(trajectory.latents[rows, k], index, conditioning, prediction) / pairs
                     loss = loss + settings.kl * divergence
                 self._backward(loss)
                 summed += torch.stack([loss.detach(), divergence.detach()])
-                norm = self.factors[index] * objective.gradient_norm(
-                    *terms,
+                norm = factor * objective.gradient_norm(
+                    prediction,
+                    trajectory.predictions[rows, k],
+                    trajectory.noises[rows, k],
                     log_ratio,
                     advantage,
-                    weight=weight,
-                    sign=sign,
+                    weight=plan.weights[index],
+                    sign=plan.steps[index].sign,
                     clip_range=clip_range,
                     objective=settings.kind,
                 )
                 diagnostics.add(index, log_ratio, advantage, norm, clip_range=clip_range, objective=settings.kind)
         return summed
-
-    def _size(self, trajectory: Trajectory) -> int:
-        """Images of a micro-batch."""
-        return self.run.sampling.batch or len(trajectory)
 
     def _divergence(self, latents: Tensor, index: int, conditioning: Conditioning, prediction: Tensor) -> Tensor:
         """The sum, over the images, of the KL divergence from the reference at a step."""

@@ -66,6 +66,14 @@ def kl_divergence(
     return 0.5 * weight**2 * d.square().flatten(1).mean(1)
 
 
+def importance(lag: Float[Tensor, " B"], *, most: float) -> Float[Tensor, " B"]:
+    """min(exp(lag), most), `lag` the log-ratio of the weights that learn to those that sampled (arXiv 1802.01561).
+
+    The surrogate is then taken of log rho - lag, the log-ratio to the weights that learn (arXiv 2110.00641).
+    """
+    return lag.exp().clamp(max=most)
+
+
 def inactive(
     log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float, objective: Objective
 ) -> Float[Tensor, " B"]:

@@ -75,6 +75,30 @@ def join(*, index: int, count: int, sharded: bool, address: tuple[str, int], tim
     return Rank(index=index, count=count, sharded=sharded)
 
 
+class Sync:
+    """A group of processes that lives for one version of the weights, beside any other: rank 0 sends, all others get.
+
+    Raises RuntimeError where a member is lost, or after `timeout` seconds.
+    """
+
+    def __init__(self, *, index: int, count: int, address: tuple[str, int], timeout: float, device: Any) -> None:
+        deadline = timedelta(seconds=timeout)
+        self.device = device
+        store = TCPStore(*address, timeout=deadline)
+        if device.type == "cuda":
+            options = distributed.ProcessGroupNCCL.Options()
+            options._timeout = deadline
+            self.group: Any = distributed.ProcessGroupNCCL(store, index, count, options)
+        else:
+            self.group = distributed.ProcessGroupGloo(store, index, count, deadline)
+
+    def broadcast(self, bucket: Tensor) -> Tensor:
+        """Rank 0's bucket, (bytes,) uint8, with everybody."""
+        held = bucket.to(self.device)
+        self.group.broadcast(held, 0).wait()
+        return held.cpu()
+
+
 def shard(module: nn.Module, rank: Rank) -> None:
     """Leave each rank its part of every parameter, in place: the blocks that diffusers does not split, then the rest.
 

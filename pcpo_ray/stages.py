@@ -50,13 +50,17 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A version of the weights, or its running mean, that samplers can load: its checksum, size, seconds it took."""
+    """A version of the weights, or its running mean, that samplers can load: its checksum, size, seconds it took.
+
+    `received` are the samplers that were sent it; all others pull it when a task names it.
+    """
 
     version: int
     averaged: bool
     checksum: str
     bytes: int
     seconds: float
+    received: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

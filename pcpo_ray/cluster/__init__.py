@@ -93,6 +93,7 @@ class RayStages:
         self.learner = RayLearner(launcher)
         self.samplers = RaySamplers(launcher, self.learner)
         self.scorers = RayScorers(launcher)
+        self.learner.receivers = self.samplers.members
         with contextlib.ExitStack() as unless_ready:
             unless_ready.callback(self.close)
             self._await_ready(say)
@@ -153,7 +154,7 @@ class RayStages:
             found = self.learner.actors
         else:
             pool = self.scorers if fault == "scorer" else self.samplers
-            found = [pool.actors[name] for name in pool.at_work()]
+            found = list(pool.members().values())
         for actor in found if fault == "all_samplers" or not found else [random.choice(found)]:
             actor.fall.remote(int(number))
 
@@ -163,7 +164,7 @@ class RayStages:
         return self.desk.exchange(status)
 
     def faults(self) -> list[str]:
-        return [*self.samplers.faults(), *self.scorers.faults()]
+        return [*self.samplers.faults(), *self.scorers.faults(), *self.learner.faults()]
 
     def close(self) -> None:
         if self.closed:

@@ -113,6 +113,25 @@ class SamplerActor(Worker):
         made = Made(checksum=self.checksum, seconds=time.perf_counter() - started, worker=self.name)
         return made, None if trajectory is None else trajectory.to_numpy(), images
 
+    def ping(self) -> None:
+        """Answered between tasks, so by an idle sampler at once."""
+
+    def receive(
+        self, address: tuple[str, int], place: int, size: int, deadline: float, manifest: Sequence[ray.ObjectRef]
+    ) -> None:
+        """Load the weights that the learner sends to the `size` processes that meet at the address."""
+        import torch
+
+        from pcpo_ray import ranks
+
+        (sent,) = ray.get(list(manifest), timeout=deadline)
+        self.sampler.loaded = None  # half of them would be no version at all
+        group = ranks.Sync(
+            index=place, count=size, address=address, timeout=deadline, device=self.sampler.policy.device
+        )
+        buckets = [group.broadcast(torch.empty(bucket, dtype=torch.uint8)).numpy() for bucket in sent.sizes]
+        self.checksum = self.sampler.load(weights.Weights(manifest=sent, buckets=tuple(buckets)))
+
 
 class ScorerActor(Worker):
     """A scorer's process."""
@@ -137,8 +156,8 @@ class LearnerActor(Worker):
         super().__init__(run, name, search_path)
         self.index = index
 
-    def host(self) -> tuple[str, int]:
-        """Open the place where the ranks meet, and say where it is. The first rank's."""
+    def meet(self) -> tuple[str, int]:
+        """Open a place where processes can meet, and say where it is; it closes when the next one opens."""
         from pcpo_ray import ranks
 
         self.store = ranks.host(ray.util.get_node_ip_address())
@@ -184,8 +203,19 @@ class LearnerActor(Worker):
 
     def weights(self, averaged: bool) -> tuple[weights.Manifest, *tuple[np.ndarray, ...]]:
         """The manifest and its buckets, each an object of its own. The first rank's."""
-        packed = self.learner.weights(averaged=averaged)
-        return packed.manifest, *packed.buckets
+        self.packed = self.learner.weights(averaged=averaged)
+        return self.packed.manifest, *self.packed.buckets
+
+    def send(self, address: tuple[str, int], size: int, deadline: float) -> None:
+        """Send the weights packed last to the other processes that meet at the address. The first rank's."""
+        import torch
+
+        from pcpo_ray import ranks
+
+        device = self.learner.policy.device
+        group = ranks.Sync(index=0, count=size, address=address, timeout=deadline, device=device)
+        for bucket in self.packed.buckets:
+            group.broadcast(torch.from_numpy(bucket))
 
     def assist(self, averaged: bool) -> None:
         """Have the first rank gather the weights."""

@@ -5,7 +5,7 @@ could cost anything.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import ray
 from ray import exceptions
 
 from pcpo_ray import minibatches
+from pcpo_ray.cluster import broadcast
 from pcpo_ray.cluster.actors import LearnerActor
 from pcpo_ray.cluster.launch import BEAT, GONE, Launcher, brief, cause_of, end, reraise
 from pcpo_ray.errors import ClusterError, PcpoError, WeightsError
@@ -30,6 +31,9 @@ class RayLearner:
         self.role = launcher.run.workers.learner
         self.versions: dict[tuple[int, bool], list[ray.ObjectRef]] = {}
         self.running: list[ray.ObjectRef] = []
+        self.receivers: Callable[[], Mapping[str, Any]] = dict
+        """The samplers to send new weights to, by name, where they do not pull them."""
+        self.mended: list[str] = []
         self._start()
 
     def _start(self) -> None:
@@ -41,7 +45,7 @@ class RayLearner:
         if len(self.actors) == 1:
             self.beats = [self.actors[0].start.remote()]
         else:
-            address = self.actors[0].host.remote()
+            address = self.actors[0].meet.remote()
             self.beats = [actor.start_with.remote(address) for actor in self.actors]
         self.heard = [time.monotonic()] * len(self.actors)
         self.starting = set(range(len(self.actors)))
@@ -78,12 +82,17 @@ class RayLearner:
         manifest = self._get(references[0], "the learner's weights")
         self.versions = {key: found for key, found in self.versions.items() if key[0] >= oldest}
         self.versions[manifest.key] = references
+        received: list[str] = []
+        if self.workers.sync == "broadcast" and not averaged:
+            received, failed = broadcast.send(first, references[0], self.receivers(), broadcast.DEADLINE)
+            self.mended += failed
         return Published(
             version=manifest.version,
             averaged=manifest.averaged,
             checksum=manifest.checksum,
             bytes=sum(manifest.sizes),
             seconds=time.perf_counter() - started,
+            received=tuple(received),
         )
 
     def save(self, folder: Path, state: State) -> None:
@@ -141,6 +150,11 @@ class RayLearner:
                 raise LearnerLostError(
                     f"rank {index} of the learner was silent for {silent:.0f} s (workers.silence_timeout)"
                 )
+
+    def faults(self) -> list[str]:
+        """What failed and was mended since the last call."""
+        mended, self.mended = self.mended, []
+        return mended
 
     def close(self) -> None:
         end(self.actors)

@@ -1,5 +1,6 @@
 """Ranks in lock-step learn what one rank learns; what one of them writes, any number of them reads."""
 
+import json
 import os
 import random
 import signal
@@ -8,8 +9,9 @@ import pytest
 import ray
 
 from pcpo_ray import checkpoint
-from pcpo_ray.cluster import connect
+from pcpo_ray.cluster import broadcast, connect
 from tests import small
+from tests.cluster.test_cluster import await_samplers
 from tests.test_train import go, parameters, same
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
@@ -115,3 +117,51 @@ def test_a_lost_rank_brings_all_ranks_back_to_the_newest_checkpoint(small_sd, tm
     assert "a new learner goes on after step 2" in (recorder.folder / "events.jsonl").read_text()
     on_ray(run, tmp_path / "whole")
     assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "disturbed", 4))
+
+
+class Fallen:
+    """A sampler that dies, or hangs, between its ping and what it is sent."""
+
+    def __init__(self, actor, number):
+        self.actor, self.number = actor, number
+
+    @property
+    def ping(self):
+        return self.actor.ping
+
+    @property
+    def receive(self):
+        pid, _ = ray.get(self.actor.alive.remote(0.0), timeout=30)
+        os.kill(pid, self.number)
+        return self.actor.receive
+
+
+@pytest.mark.parametrize("fault", [None, signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.chaos)])
+def test_weights_sent_to_idle_samplers_give_the_bits_of_those_pulled(small_sd, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(broadcast, "DEADLINE", 5.0)
+    monkeypatch.setattr(broadcast, "GRACE", 2.0)
+    settings = {"steps": 4, "model__train": "{kind: full}", "workers__samplers__workers": 2}
+    run = small.run(small_sd, **settings, workers__sync="broadcast", workers__silence_timeout=8)
+    calls = []
+
+    def disturb(stages):
+        await_samplers(stages, 2)
+        send = broadcast.send
+
+        def sending(learner, manifest, samplers, deadline):
+            calls.append(len(samplers))
+            if fault is not None and len(calls) == 3:
+                samplers = {**samplers, "sampler-0": Fallen(samplers["sampler-0"], fault)}
+            return send(learner, manifest, samplers, deadline)
+
+        monkeypatch.setattr(broadcast, "send", sending)
+
+    recorder = on_ray(run, tmp_path / "sent", disturb=disturb)
+    go(small.run(small_sd, **settings), tmp_path / "pulled")
+    assert same(parameters(tmp_path / "pulled", 4), parameters(tmp_path / "sent", 4))
+    events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]
+    received = [event["received"] for event in events if event["kind"] == "published"]
+    assert received[0] == ["sampler-0", "sampler-1"] and len(calls) == 5
+    if fault is not None:
+        assert "sampler-0" not in received[2]
+        assert any("did not receive new weights" in event.get("message", "") for event in events)
