@@ -15,7 +15,7 @@ TROUBLE = ("fault", "missing_scores")
 """Kinds of events that a user should read at once; the others only go on record."""
 
 QUIET = 30.0
-"""Seconds in which nothing finishes, after which a run says what it is waiting for."""
+"""Seconds without a line, after which a run says what it is waiting for."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Phases:
 class Traffic:
     """Moves groups between stages: a task becomes a rollout becomes a scored group, each as soon as it can.
 
-    `event` records what went wrong and was mended, `say` gets a line whenever nothing has finished for `QUIET` seconds.
+    `event` records what went wrong and was mended, `say` gets a line whenever there was none for `QUIET` seconds.
     Raises ClusterError when nothing finishes for workers.task_timeout seconds while work remains, and RewardError when
     more than rollout.reward_failures groups in a row miss scores.
     """
@@ -87,7 +87,7 @@ class Traffic:
         """The tasks' scored groups, in the tasks' order."""
         self.watchdog.progress(time.monotonic())
         while missing := self.ledger.missing(tasks):
-            self._pump(f"{missing} of {len(tasks)} groups")
+            self._pump(f"{missing} of {len(tasks)} groups of step {tasks[0].step}")
         return self.ledger.take(tasks)
 
     def learn(self, step: int, batch: Sequence[Weighted]) -> Update:
@@ -124,6 +124,10 @@ class Traffic:
             self._count_failures(scored)
         if line := self.watchdog.check(now, f"{awaited}; {len(self.ledger)} groups are in flight"):
             self.say(line)
+
+    def spoke(self) -> None:
+        """A line about the run was printed."""
+        self.watchdog.spoke(time.monotonic())
 
     def _acknowledge(self, task: Task, checksum: str, worker: str) -> None:
         expected = self.checksums[task.weights]

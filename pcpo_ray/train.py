@@ -42,7 +42,7 @@ class Loop:
         self.recorder = recorder
         self.prompts = prompts
         self.held_out = held_out
-        self.report = report
+        self._report = report
         self.step = 0
         self.sampling: dict[int, list[Task]] = {}
         self.updating: batches.Batch | None = None
@@ -61,6 +61,10 @@ class Loop:
         self.traffic.asked = self._serve
         self.stopping = False
         self.steady: dict[str, int] = {}
+
+    def report(self, row: Mapping[str, Any]) -> None:
+        self._report(row)
+        self.traffic.spoke()
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint."""
