@@ -59,9 +59,8 @@ def main() -> None:
     assert grown < 50, f"the driver grew by {grown:.0f} MB"
     assert TASKS / seconds >= 300, f"{TASKS / seconds:.0f} tasks/s through Ray"
     assert alone >= 20_000, f"{alone:.0f} decisions/s without Ray"
-    print(
-        f"{alone:.0f} decisions/s without Ray; through it {TASKS / seconds:.0f} tasks/s with {faults} lines of faults; the driver grew by {grown:.0f} MB"
-    )
+    rates = f"{alone:.0f} decisions/s without Ray; through it {TASKS / seconds:.0f} tasks/s"
+    print(f"{rates}, {faults} lines of faults; the driver grew by {grown:.0f} MB")
 
 
 if __name__ == "__main__":
