@@ -15,8 +15,11 @@ from pcpo_ray.learner import Learner
 from pcpo_ray.policy import device_here
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.scorer import Scorer
-from pcpo_ray.stages import Fault, Published, Request, Size, State, Update, Weighted
+from pcpo_ray.stages import Fault, Mended, Published, Request, Size, State, Update, Weighted
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
+
+WORKER = "sampler-0"
+"""The name of the only sampler."""
 
 
 class LocalSamplers:
@@ -46,6 +49,9 @@ class LocalSamplers:
         finished, self.done = self.done, []
         return finished
 
+    def at_work(self) -> list[str]:
+        return [WORKER]
+
     def cancel(self) -> None:
         self.tasks.clear()
         self.done.clear()
@@ -66,9 +72,10 @@ class LocalSamplers:
                 task=task,
                 trajectory=None if trajectory is None else Handle(reference=trajectory),
                 images=Handle(reference=images),
+                bytes=images.nbytes + (0 if trajectory is None else trajectory.bytes),
                 checksum=self.checksum,
                 seconds=time.perf_counter() - started,
-                worker="sampler-0",
+                worker=WORKER,
             )
         )
         return True
@@ -194,6 +201,9 @@ class LocalStages:
 
     def faults(self) -> list[str]:
         return []
+
+    def mended(self) -> Mapping[str, Mended]:
+        return {}
 
     def close(self) -> None:
         """Nothing outlives this process."""

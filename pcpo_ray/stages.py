@@ -109,6 +109,9 @@ class Samplers(Protocol):
     def collect(self) -> list[Rollout]:
         """The groups finished since the last call, in no particular order."""
 
+    def at_work(self) -> list[str]:
+        """The names of the samplers that have started."""
+
     def cancel(self) -> None:
         """Forget every task: none of them will be collected."""
 
@@ -165,6 +168,10 @@ class Size:
     ready: int
 
 
+Mended = Mapping[str, Mapping[str, int]]
+"""Of a pool, since the start: `restarts`, `lost` and `hedged` tasks, each by cause, how many."""
+
+
 class Stages(Protocol):
     """The three stages of a run."""
 
@@ -200,6 +207,9 @@ class Stages(Protocol):
 
     def faults(self) -> list[str]:
         """What failed and was mended since the last call, a line each."""
+
+    def mended(self) -> Mapping[str, Mended]:
+        """By role, how often what was mended since the start."""
 
     def close(self) -> None:
         """End every worker; safe to call twice."""

@@ -15,7 +15,7 @@ from ray import exceptions
 from pcpo_ray.cluster.launch import BEAT, GONE, brief, cause_of, end
 from pcpo_ray.scheduling.pool import Limits, Pool, Send, Start, State, Stop
 from pcpo_ray.scheduling.retries import Blame, blame
-from pcpo_ray.stages import Size
+from pcpo_ray.stages import Mended, Size
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -102,6 +102,9 @@ class WorkerPool(Generic[Item, Result]):
 
     def faults(self) -> list[str]:
         return self.pool.faults()
+
+    def mended(self) -> Mended:
+        return self.pool.counts
 
     def drain_nodes(self, nodes: set[str]) -> None:
         """Let the workers on nodes that are about to leave finish, and start others."""
