@@ -62,16 +62,16 @@ class Tally:
         self._published.clear()
 
     def step(self, version: int, at_work: Sequence[str]) -> Mapping[str, Any]:
-        """What is recorded of a step that led to `version`; `at_work` names the samplers that there are.
+        """What is recorded of a step that was sampled with `version` or older; `at_work` names the samplers there are.
 
         `publish_lag`: how long how many versions lay unused since the step before, in seconds; `sampler_behind`: how
-        many versions older than `version` that is with which the last of the samplers sampled last, or came to be;
+        many versions before `version` the sampler sampled last, or came to be, of which that is longest ago;
         `buffer_bytes`: the most that waited at once to be scored or learned.
         """
         self._versions = {worker: self._versions.get(worker, version) for worker in at_work}
         found = {
             "publish_lag": {"seconds": self._lag, "versions": self._used},
-            "sampler_behind": version - min(self._versions.values(), default=version),
+            "sampler_behind": max(0, version - min(self._versions.values(), default=version)),
             "buffer_bytes": self._peak,
         }
         self._lag, self._used = 0.0, 0

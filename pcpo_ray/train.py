@@ -257,7 +257,7 @@ class Loop:
             "phase_seconds": phases.wall,
             "busy_seconds": phases.busy_in,
             "workers": {role: size.ready for role, size in self.stages.sizes().items()},
-            **self.traffic.tally.step(self.step, self.stages.samplers.at_work()),
+            **self.traffic.tally.step(self.step - 1, self.stages.samplers.at_work()),
             "idle": idle_shares(self.stages.sizes(), phases.busy, seconds),
         }
         self.report(self.recorder.record("train", self.step, row))
