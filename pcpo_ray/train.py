@@ -131,9 +131,9 @@ class Loop:
             ]
             self.traffic.submit(self.sampling[begun])
 
-    def _serve(self) -> None:
-        """Say how the run is, and do what was asked of it."""
-        status = {
+    def _status(self) -> dict[str, Any]:
+        """How the run is."""
+        return {
             "step": self.step,
             "steps": self.run.steps,
             "max_staleness": self.max_staleness,
@@ -141,6 +141,10 @@ class Loop:
             **{role: asdict(size) for role, size in self.stages.sizes().items()},
             **self.traffic.totals(),
         }
+
+    def _serve(self) -> None:
+        """Say how the run is, and do what was asked of it."""
+        status = self._status()
         self.recorder.meter.status(status)
         for request in self.stages.exchange(status):
             self.recorder.event("asked", **request.asked)
@@ -260,7 +264,7 @@ class Loop:
             **self.traffic.tally.step(self.step - 1, self.stages.samplers.at_work()),
             "idle": idle_shares(self.stages.sizes(), phases.busy, seconds),
         }
-        self.report(self.recorder.record("train", self.step, row))
+        self._record("train", row)
         if self.run.workers.elastic:
             self._fit(phases, seconds)
 
@@ -288,7 +292,11 @@ class Loop:
             "busy_seconds": phases.busy_in,
             "workers": {role: size.ready for role, size in self.stages.sizes().items()},
         }
-        self.report(self.recorder.record("evaluation", self.step, row))
+        self._record("evaluation", row)
+
+    def _record(self, kind: str, row: Mapping[str, Any]) -> None:
+        self.recorder.meter.status(self._status())
+        self.report(self.recorder.record(kind, self.step, row))
 
     def save(self) -> None:
         """Write a checkpoint of the current step, and let the oldest go."""

@@ -21,7 +21,7 @@ LINE = {"drawStyle": "line", "lineWidth": 2, "fillOpacity": 0, "showPoints": "ne
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A chart. `unit` is Grafana's name of one, `width` of 24; `floor` and `ceiling` are the axis' ends (None: free)."""
+    """A chart. `unit` is Grafana's name of one, `width` of 24; `floor` and `ceiling` the axis' ends (None: free)."""
 
     title: str
     text: str

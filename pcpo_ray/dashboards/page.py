@@ -36,8 +36,8 @@ rule_files: [rules.yaml]
 ```
 
 On Kubernetes a PodMonitor on the ports `metrics`, `as-metrics` and `dash-metrics` does the same. Ray reports every 10 s
-(`RAY_metrics_report_interval_ms`), so that a shorter scrape interval shows nothing more; below 2000 Ray's own metrics of
-nodes, which come every 2.5 s, are dropped in between.
+(`RAY_metrics_report_interval_ms`), so that a shorter scrape interval shows nothing more; below 2000, Ray's own metrics
+of nodes, which come every 2.5 s, are dropped in between.
 
 **In one process**, `pcpo-ray train CONFIG --local --metrics-port 9400` serves the same names at
 `http://127.0.0.1:9400/metrics`, on this machine only. Port 0 takes a free one and says which.
