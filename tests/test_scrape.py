@@ -84,8 +84,10 @@ def test_a_run_tells_nobody_unless_it_is_asked_to(small_sd):
         runs.meter(run, local=False, port=9400, say=pytest.fail)
     said = []
     metered = runs.meter(run, local=True, port=0, say=said.append)
-    assert said == [f"metrics: http://127.0.0.1:{metered.exporter.port}/metrics"]
-    metered.close()
+    try:
+        assert said == [f"metrics: http://127.0.0.1:{metered.exporter.port}/metrics"]  # type: ignore[attr-defined]
+    finally:
+        metered.close()
 
 
 def command(path, folder, port):
