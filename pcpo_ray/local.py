@@ -15,11 +15,8 @@ from pcpo_ray.learner import Learner
 from pcpo_ray.policy import device_here
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.scorer import Scorer
-from pcpo_ray.stages import Fault, Mended, Published, Request, Size, State, Update, Weighted
+from pcpo_ray.stages import Fault, Published, Request, Size, State, Update, Weighted
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
-
-WORKER = "sampler-0"
-"""The name of the only sampler."""
 
 
 class LocalSamplers:
@@ -49,9 +46,6 @@ class LocalSamplers:
         finished, self.done = self.done, []
         return finished
 
-    def at_work(self) -> list[str]:
-        return [WORKER]
-
     def cancel(self) -> None:
         self.tasks.clear()
         self.done.clear()
@@ -75,7 +69,7 @@ class LocalSamplers:
                 bytes=images.nbytes + (0 if trajectory is None else trajectory.bytes),
                 checksum=self.checksum,
                 seconds=time.perf_counter() - started,
-                worker=WORKER,
+                worker="sampler-0",
             )
         )
         return True
@@ -191,7 +185,8 @@ class LocalStages:
         raise ClusterError("a run in one process has one sampler and one scorer; train on Ray (without --local)")
 
     def sizes(self) -> dict[str, Size]:
-        return {role: Size(wanted=1, ready=1) for role in ("samplers", "scorers")}
+        names = {"samplers": "sampler-0", "scorers": "scorer-0"}
+        return {role: Size(wanted=1, ready=1, workers=(name,)) for role, name in names.items()}
 
     def disturb(self, fault: Fault) -> None:
         raise ClusterError(f"a run in one process has no {fault} to lose; train on Ray (without --local)")
@@ -201,9 +196,6 @@ class LocalStages:
 
     def faults(self) -> list[str]:
         return []
-
-    def mended(self) -> Mapping[str, Mended]:
-        return {}
 
     def close(self) -> None:
         """Nothing outlives this process."""

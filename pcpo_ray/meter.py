@@ -7,9 +7,12 @@ most every `REFRESH` seconds from the status: nothing is done per sample.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pcpo_ray.metrics import BY_NAME, Metric
+
+if TYPE_CHECKING:
+    from pcpo_ray.stages import Size
 
 REFRESH = 5.0
 """Seconds from one look at a run's status to the next."""
@@ -67,6 +70,18 @@ class Change:
     labels: Mapping[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a run is. `tasks` (Tally.tasks) and the pools' losses and setbacks count from the start."""
+
+    step: int
+    steps: int
+    max_staleness: int
+    in_flight: int
+    pools: Mapping[str, "Size"]
+    tasks: Mapping[str, Mapping[str, Mapping[str, int]]]
+
+
 class Exporter(Protocol):
     """Where changes go."""
 
@@ -86,7 +101,7 @@ class Meter(Protocol):
     def event(self, kind: str, details: Mapping[str, Any]) -> None:
         """An event, as recorded."""
 
-    def status(self, status: Mapping[str, Any]) -> None:
+    def status(self, standing: Standing) -> None:
         """How the run is, as often as one likes."""
 
     def phase(self, phase: str) -> None:
@@ -103,7 +118,7 @@ class Silent:
 
     def event(self, kind: str, details: Mapping[str, Any]) -> None: ...
 
-    def status(self, status: Mapping[str, Any]) -> None: ...
+    def status(self, standing: Standing) -> None: ...
 
     def phase(self, phase: str) -> None: ...
 
@@ -116,7 +131,7 @@ class Metered:
     def __init__(self, run: str, exporter: Exporter, now: Callable[[], float] = time.monotonic) -> None:
         self.run, self.exporter, self.now = run, exporter, now
         self.seen: dict[tuple[str, ...], int] = {}
-        self.last: Mapping[str, Any] | None = None
+        self.last: Standing | None = None
         self.looked = -REFRESH
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -127,8 +142,8 @@ class Metered:
     def event(self, kind: str, details: Mapping[str, Any]) -> None:
         self.exporter.apply(self.run, list(of_event(kind, details)))
 
-    def status(self, status: Mapping[str, Any]) -> None:
-        self.last = status
+    def status(self, standing: Standing) -> None:
+        self.last = standing
         if self.now() - self.looked >= REFRESH:
             self._look()
 
@@ -207,33 +222,34 @@ def of_event(kind: str, details: Mapping[str, Any]) -> Iterator[Change]:
             yield change("phase_seconds", details["seconds"], phase="checkpoint")
 
 
-def of_status(status: Mapping[str, Any], seen: Mapping[tuple[str, ...], int]) -> Iterator[Change]:
-    """How a run is; what it counts since its start grows by what was not `seen` (`totals` of the status before)."""
+def of_status(standing: Standing, seen: Mapping[tuple[str, ...], int]) -> Iterator[Change]:
+    """How a run is; what it counts from its start grows by what was not `seen` (`totals` of the one before)."""
     for name in ("step", "steps", "max_staleness", "in_flight"):
-        yield change(name, status[name])
-    for role in ("samplers", "scorers"):
-        yield change("workers_wanted", status[role]["wanted"], role=role)
-        yield change("workers_ready", status[role]["ready"], role=role)
-    for key, count in totals(status).items():
+        yield change(name, getattr(standing, name))
+    for role, size in standing.pools.items():
+        yield change("workers_wanted", size.wanted, role=role)
+        yield change("workers_ready", size.ready, role=role)
+    for key, count in totals(standing).items():
         name, *values = key
         labels = dict(zip(BY_NAME[name].labels, values, strict=True))
         yield change(name, count - seen.get(key, 0), **labels)
 
 
-def totals(status: Mapping[str, Any]) -> dict[tuple[str, ...], int]:
-    """What a status counts since the run's start: by metric and its labels' values."""
-    tasks: dict[tuple[str, ...], int] = {
-        ("tasks", role, outcome, reason): count
-        for role, outcomes in status["tasks"].items()
-        for outcome, reasons in outcomes.items()
-        for reason, count in reasons.items()
-    }
-    restarts: dict[tuple[str, ...], int] = {
-        ("restarts", role, cause): count
-        for role, causes in status["restarts"].items()
-        for cause, count in causes.items()
-    }
-    return {**tasks, **restarts}
+def totals(standing: Standing) -> dict[tuple[str, ...], int]:
+    """What is counted from a run's start: by metric and its labels' values."""
+    found: dict[tuple[str, ...], int] = {}
+
+    def add(count: int, *key: str) -> None:
+        found[key] = found.get(key, 0) + count
+
+    for role, outcomes in (*standing.tasks.items(), *((role, size.setbacks) for role, size in standing.pools.items())):
+        for outcome, reasons in outcomes.items():
+            for reason, count in reasons.items():
+                add(count, "tasks", role, outcome, reason)
+    for role, size in standing.pools.items():
+        for cause, count in size.losses.items():
+            add(count, "restarts", role, cause)
+    return found
 
 
 def of_phase(phase: str) -> Iterator[Change]:

@@ -93,7 +93,13 @@ TIME = (
     _counter("samples", "images", "Images sampled and scored, by what for (train, evaluate).", "purpose"),
     _gauge("phase", "", "1 for the phase that the driver is in, 0 for the others.", "phase"),
     _counter("phase_seconds", "seconds", "Seconds that the driver spent in each phase.", "phase"),
-    _counter("busy_seconds", "seconds", "Seconds that a role's workers worked, all together.", "role", "phase"),
+    _counter(
+        "busy_seconds",
+        "seconds",
+        "Seconds that a role's workers worked, all together; the learner's ranks are one.",
+        "role",
+        "phase",
+    ),
     _counter("idle_seconds", "seconds", "Seconds that a role's ready workers waited, all together.", "role", "phase"),
 )
 
@@ -132,7 +138,7 @@ BY_NAME = {metric.name.removeprefix("pcpo_"): metric for metric in CATALOGUE}
 OUTCOMES = {
     "done": "finished",
     "missing": "scored, with a score missing; the reason names the rewards",
-    "lost": "to be done again: its worker died, was silent or failed, or what it made is gone",
+    "lost": "to be done again: its worker died, was silent or kept failing, or what it made is gone",
     "hedged": "given to a second worker as well, as the first was slow",
 }
 """What a task may come to."""

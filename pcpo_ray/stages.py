@@ -109,9 +109,6 @@ class Samplers(Protocol):
     def collect(self) -> list[Rollout]:
         """The groups finished since the last call, in no particular order."""
 
-    def at_work(self) -> list[str]:
-        """The names of the samplers that have started."""
-
     def cancel(self) -> None:
         """Forget every task: none of them will be collected."""
 
@@ -162,14 +159,16 @@ class LearnerGroup(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Of a pool: how many workers are wanted, and how many are at work."""
+    """Of a pool: how many workers are wanted and how many are at work, who these are, and the losses by cause.
+
+    `setbacks` are the tasks that were `lost` or `hedged`, by cause. Both count from the start.
+    """
 
     wanted: int
     ready: int
-
-
-Mended = Mapping[str, Mapping[str, int]]
-"""Of a pool, since the start: `restarts`, `lost` and `hedged` tasks, each by cause, how many."""
+    workers: tuple[str, ...] = ()
+    losses: Mapping[str, int] = field(default_factory=dict)
+    setbacks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class Stages(Protocol):
@@ -207,9 +206,6 @@ class Stages(Protocol):
 
     def faults(self) -> list[str]:
         """What failed and was mended since the last call, a line each."""
-
-    def mended(self) -> Mapping[str, Mended]:
-        """By role, how often what was mended since the start."""
 
     def close(self) -> None:
         """End every worker; safe to call twice."""

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError, TrainingError
@@ -72,15 +71,6 @@ class Traffic:
         """What the run is at from now on."""
         self.phase = phase
         self.entered(phase)
-
-    def totals(self) -> dict[str, Any]:
-        """What tasks came to, and what was mended of which role, since the start."""
-        tasks = {role: {name: dict(n) for name, n in outcomes.items()} for role, outcomes in self.tally.tasks.items()}
-        restarts = {}
-        for role, mended in self.stages.mended().items():
-            restarts[role] = dict(mended["restarts"])
-            tasks.setdefault(role, {}).update({name: dict(mended[name]) for name in ("lost", "hedged")})
-        return {"tasks": tasks, "restarts": restarts}
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
         """Make the learner's weights, or their running mean, loadable, and remember what their checksum must be.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import batches, checkpoint, config, evaluation
+from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.scheduling import sizing
@@ -131,21 +132,16 @@ class Loop:
             ]
             self.traffic.submit(self.sampling[begun])
 
-    def _status(self) -> dict[str, Any]:
-        """How the run is."""
-        return {
+    def _serve(self) -> None:
+        """Say how the run is, and do what was asked of it."""
+        self._tell_meter()
+        status = {
             "step": self.step,
             "steps": self.run.steps,
             "max_staleness": self.max_staleness,
             "in_flight": len(self.traffic.ledger),
             **{role: asdict(size) for role, size in self.stages.sizes().items()},
-            **self.traffic.totals(),
         }
-
-    def _serve(self) -> None:
-        """Say how the run is, and do what was asked of it."""
-        status = self._status()
-        self.recorder.meter.status(status)
         for request in self.stages.exchange(status):
             self.recorder.event("asked", **request.asked)
             if request.max_staleness is not None:
@@ -261,7 +257,7 @@ class Loop:
             "phase_seconds": phases.wall,
             "busy_seconds": phases.busy_in,
             "workers": {role: size.ready for role, size in self.stages.sizes().items()},
-            **self.traffic.tally.step(self.step - 1, self.stages.samplers.at_work()),
+            **self.traffic.tally.step(self.step - 1, self.stages.sizes()["samplers"].workers),
             "idle": idle_shares(self.stages.sizes(), phases.busy, seconds),
         }
         self._record("train", row)
@@ -294,8 +290,20 @@ class Loop:
         }
         self._record("evaluation", row)
 
+    def _tell_meter(self) -> None:
+        self.recorder.meter.status(
+            Standing(
+                step=self.step,
+                steps=self.run.steps,
+                max_staleness=self.max_staleness,
+                in_flight=len(self.traffic.ledger),
+                pools=self.stages.sizes(),
+                tasks=self.traffic.tally.tasks,
+            )
+        )
+
     def _record(self, kind: str, row: Mapping[str, Any]) -> None:
-        self.recorder.meter.status(self._status())
+        self._tell_meter()
         self.report(self.recorder.record(kind, self.step, row))
 
     def save(self) -> None:

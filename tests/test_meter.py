@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from pcpo_ray import meter
-from pcpo_ray.meter import Change, Metered, idle_seconds
+from pcpo_ray.meter import Change, Metered, Standing, idle_seconds
 from pcpo_ray.metrics import BY_NAME
+from pcpo_ray.stages import Size
 
 
 class Kept:
@@ -71,16 +73,21 @@ STEP = {
     "sampler_behind": 0,
     "buffer_bytes": 1000,
 }
-STATUS = {
-    "step": 3,
-    "steps": 10,
-    "max_staleness": 1,
-    "in_flight": 5,
-    "samplers": {"wanted": 2, "ready": 1},
-    "scorers": {"wanted": 1, "ready": 1},
-    "tasks": {"samplers": {"done": {"none": 7}, "lost": {"died": 1}}},
-    "restarts": {"samplers": {"died": 1}},
-}
+STANDING = Standing(
+    step=3,
+    steps=10,
+    max_staleness=1,
+    in_flight=5,
+    pools={
+        "samplers": Size(wanted=2, ready=1, losses={"died": 1}, setbacks={"lost": {"died": 1}, "hedged": {}}),
+        "scorers": Size(wanted=1, ready=1),
+    },
+    tasks={"samplers": {"done": {"none": 7}, "lost": {"images_gone": 2}}},
+)
+
+
+def with_done(count, **changes):
+    return replace(STANDING, tasks={"samplers": {"done": {"none": count}, "lost": {"images_gone": 2}}}, **changes)
 
 
 def told(**changes):
@@ -152,10 +159,10 @@ def test_events_count_what_they_tell_of():
 def test_a_statuss_totals_become_growth_and_it_is_looked_at_now_and_then_only():
     now, kept = [100.0], Kept()
     metered = Metered("r", kept, now=lambda: now[0])
-    metered.status(STATUS)
+    metered.status(STANDING)
     assert kept["tasks", {"role": "samplers", "outcome": "done", "reason": "none"}] == 7
     assert kept["workers_ready", {"role": "samplers"}] == 1 and kept["in_flight"] == 5
-    more = {**STATUS, "tasks": {"samplers": {"done": {"none": 9}, "lost": {"died": 1}}}, "in_flight": 2}
+    more = with_done(9, in_flight=2)
     calls = kept.calls
     for _ in range(100):
         metered.status(more)
@@ -164,6 +171,7 @@ def test_a_statuss_totals_become_growth_and_it_is_looked_at_now_and_then_only():
     metered.status(more)
     assert kept["tasks", {"role": "samplers", "outcome": "done", "reason": "none"}] == 9
     assert kept["tasks", {"role": "samplers", "outcome": "lost", "reason": "died"}] == 1
+    assert kept["tasks", {"role": "samplers", "outcome": "lost", "reason": "images_gone"}] == 2
     assert kept["restarts", {"role": "samplers", "cause": "died"}] == 1 and kept["in_flight"] == 2
 
 
@@ -171,8 +179,8 @@ def test_a_statuss_totals_become_growth_and_it_is_looked_at_now_and_then_only():
 def test_the_last_status_before_a_step_or_the_end_is_not_lost(end):
     kept = Kept()
     metered = Metered("r", kept, now=lambda: 0.0)
-    metered.status(STATUS)
-    metered.status({**STATUS, "tasks": {"samplers": {"done": {"none": 30}}}})
+    metered.status(STANDING)
+    metered.status(with_done(30))
     end(metered)
     assert kept["tasks", {"role": "samplers", "outcome": "done", "reason": "none"}] == 30
 

@@ -23,7 +23,7 @@ from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, draining_nodes, g
 from pcpo_ray.cluster.learner import RayLearner
 from pcpo_ray.cluster.pool import Item, Result, Sends, WorkerPool
 from pcpo_ray.errors import ClusterError
-from pcpo_ray.stages import Fault, Mended, Request, Size
+from pcpo_ray.stages import Fault, Request, Size
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 
 
@@ -166,9 +166,6 @@ class RayStages:
 
     def faults(self) -> list[str]:
         return [*self.samplers.faults(), *self.scorers.faults(), *self.learner.faults()]
-
-    def mended(self) -> dict[str, Mended]:
-        return {"samplers": self.samplers.mended(), "scorers": self.scorers.mended()}
 
     def close(self) -> None:
         if self.closed:

@@ -15,7 +15,7 @@ from ray import exceptions
 from pcpo_ray.cluster.launch import BEAT, GONE, brief, cause_of, end
 from pcpo_ray.scheduling.pool import Limits, Pool, Send, Start, State, Stop
 from pcpo_ray.scheduling.retries import Blame, blame
-from pcpo_ray.stages import Mended, Size
+from pcpo_ray.stages import Size
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -89,7 +89,10 @@ class WorkerPool(Generic[Item, Result]):
         self._perform()
 
     def size(self) -> Size:
-        return Size(wanted=self.pool.wanted, ready=self.pool.count(State.READY))
+        pool = self.pool
+        ready = tuple(name for name, worker in pool.workers.items() if worker.state is State.READY)
+        setbacks = {name: dict(causes) for name, causes in pool.setbacks.items()}
+        return Size(wanted=pool.wanted, ready=len(ready), workers=ready, losses=dict(pool.losses), setbacks=setbacks)
 
     def members(self) -> dict[str, Any]:
         """The actors that have started, by name."""
@@ -102,9 +105,6 @@ class WorkerPool(Generic[Item, Result]):
 
     def faults(self) -> list[str]:
         return self.pool.faults()
-
-    def mended(self) -> Mended:
-        return self.pool.counts
 
     def drain_nodes(self, nodes: set[str]) -> None:
         """Let the workers on nodes that are about to leave finish, and start others."""

@@ -115,7 +115,7 @@ FAULTS = Row(
     (
         chart(
             "Workers replaced",
-            "So far, by what ended them: died, silent, failed at its work, drained with its node.",
+            "So far, by what ended them: died, silent, failing at its work, drained with its node.",
             Query(count("restarts", "role", "cause"), "{{role}}: {{cause}}"),
         ),
         chart("Tasks done", "A second.", Query(rate("tasks", "role", outcome="done"), "{{role}}")),

@@ -25,6 +25,10 @@ class State(enum.Enum):
     DRAINING = "draining"
 
 
+Loss = Literal["died", "silent", "failing", "drained"]
+"""Why a worker had to be replaced."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """When to stop hoping.
@@ -41,10 +45,6 @@ class Limits:
     deaths: int = 10
     silence: float = 60.0
     hedge: float = 3.0
-
-
-Cause = Literal["died", "silent", "failed", "drained"]
-"""Why a worker was replaced: its process ended, it gave no sign of life, its work raised, its node is to leave."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ class Pool(Generic[Item]):
         self.wanted = 0
         self.workers: dict[str, _Worker] = {}
         self.mended: list[str] = []
-        self.counts: dict[str, Counter[str]] = {"restarts": Counter(), "lost": Counter(), "hedged": Counter()}
+        self.losses: Counter[str] = Counter()
+        self.setbacks: dict[str, Counter[str]] = {"lost": Counter(), "hedged": Counter()}
         self._entries: dict[int, _Entry[Item]] = {}
         self._queue: deque[int] = deque()
         self._actions: list[Action[Item]] = []
@@ -187,14 +188,14 @@ class Pool(Generic[Item]):
             found.heard = now
             found.strikes += 1
             if found.strikes >= self.limits.strikes:
-                self.died(worker, f"failed {found.strikes} times in a row: {cause}", now, kind="failed")
+                self.died(worker, f"failed {found.strikes} times in a row: {cause}", now, "failing")
                 self._actions.append(Stop(worker))
             else:
                 self._settle(worker, found)
-        self._lost(worker, ticket, cause, "failed")
+        self._lost(worker, ticket, cause, "failing")
         self._dispatch(now)
 
-    def died(self, worker: str, cause: str, now: float, *, kind: Cause = "died") -> None:
+    def died(self, worker: str, cause: str, now: float, loss: Loss = "died") -> None:
         """A worker is gone. Raises ClusterError when an item was lost, or workers died, too often."""
         found = self.workers.pop(worker, None)
         if found is None:
@@ -205,7 +206,7 @@ class Pool(Generic[Item]):
         self._actions = [action for action in self._actions if getattr(action, "worker", None) != worker]
         self.mended.append(f"{worker} is gone: {cause}")
         if found.state is not State.DRAINING:
-            self.counts["restarts"][kind] += 1
+            self.losses[loss] += 1
             self._backoff.failed()
             if self._backoff.failures > self.limits.deaths + self.wanted:
                 raise ClusterError(
@@ -214,7 +215,7 @@ class Pool(Generic[Item]):
                 )
             self._start_at = max(self._start_at, now + self._backoff.seconds)
         for ticket in list(found.held):
-            self._lost(worker, ticket, cause, kind)
+            self._lost(worker, ticket, cause, loss)
         self._fit(now)
         self._dispatch(now)
 
@@ -223,7 +224,7 @@ class Pool(Generic[Item]):
         for name, worker in list(self.workers.items()):
             silent = now - worker.heard
             if worker.state is not State.STARTING and silent > self.limits.silence:
-                self.died(name, f"it was silent for {silent:.0f} s", now, kind="silent")
+                self.died(name, f"it was silent for {silent:.0f} s", now, "silent")
                 self._actions.append(Stop(name))
         self._fit(now)
         self._hedge(now)
@@ -258,7 +259,7 @@ class Pool(Generic[Item]):
             level.pop(worker, None)
         found.state = State.DRAINING
         self.mended.append(f"{worker} is leaving: its node is being drained")
-        self.counts["restarts"]["drained"] += 1
+        self.losses["drained"] += 1
         self._settle(worker, found)
         self._fit(now)
 
@@ -323,13 +324,13 @@ class Pool(Generic[Item]):
             found.held.clear()
             self._settle(worker, found)
 
-    def _lost(self, worker: str, ticket: int, cause: str, kind: Cause) -> None:
+    def _lost(self, worker: str, ticket: int, cause: str, loss: Loss) -> None:
         entry = self._entries.get(ticket)
         if entry is None:
             return
         entry.holders.discard(worker)
         entry.lost.append(f"{worker}: {cause}")
-        self.counts["lost"][kind] += 1
+        self.setbacks["lost"][loss] += 1
         if entry.holders:
             return  # a hedge is still at it
         if len(entry.lost) >= self.limits.attempts:
@@ -351,5 +352,5 @@ class Pool(Generic[Item]):
                 if entry is None or other is None:
                     continue
                 self.mended.append(f"{name} takes long over a task ({taken:.1f} s); {other} is asked too")
-                self.counts["hedged"]["slow"] += 1
+                self.setbacks["hedged"]["slow"] += 1
                 self._send(other, ticket, entry, now)

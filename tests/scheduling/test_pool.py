@@ -197,8 +197,8 @@ def test_what_was_mended_is_counted_by_its_cause():
     pool.drain("w-2", 1.0)
     pool.heard("w-2", 9.0)
     pool.tick(11.0)
-    assert pool.counts["restarts"] == {"died": 1, "failed": 1, "silent": 1, "drained": 1}
-    assert pool.counts["lost"] == {"died": 1, "failed": 1, "silent": 1}
+    assert pool.losses == {"died": 1, "failing": 1, "silent": 1, "drained": 1}
+    assert pool.setbacks["lost"] == {"died": 1, "failing": 1, "silent": 1}
 
 
 def test_a_worker_that_was_only_finishing_is_not_replaced_when_it_dies():
@@ -209,7 +209,7 @@ def test_a_worker_that_was_only_finishing_is_not_replaced_when_it_dies():
     leaving = next(name for name, worker in pool.workers.items() if worker.state is State.DRAINING or worker.held)
     pool.resize(0, 0.0)
     pool.died(leaving, "SIGKILL", 1.0)
-    assert not pool.counts["restarts"]
+    assert not pool.losses
 
 
 def test_a_second_worker_for_a_slow_task_is_counted():
@@ -219,4 +219,4 @@ def test_a_second_worker_for_a_slow_task_is_counted():
         pool.finished(sent(pool)[0][0], ticket, item + 1.0)
     pool.submit("slow", 10.0)
     pool.tick(20.0)
-    assert pool.counts["hedged"] == {"slow": 1}
+    assert pool.setbacks["hedged"] == {"slow": 1}
