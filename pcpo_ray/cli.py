@@ -30,6 +30,10 @@ def train(
     local: Local = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest whole checkpoint.")] = False,
     runs: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("runs"),
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="With --local: where Prometheus finds the run's metrics; 0 is any port."),
+    ] = None,
 ) -> None:
     """Train a model; the run's folder is RUNS/<name>."""
     from pcpo_ray import config_file
@@ -51,6 +55,7 @@ def train(
             recorder = Recorder.create(folder, run)
         stages = None
         try:
+            recorder.meter = running.meter(run, local=local, port=metrics_port, say=display.say)
             recorder.start_trackers()
             display.say("starting " + ("in this process" if local else "workers on Ray"))
             stages = running.stages(run, local=local, say=display.say)

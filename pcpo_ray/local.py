@@ -66,6 +66,7 @@ class LocalSamplers:
                 task=task,
                 trajectory=None if trajectory is None else Handle(reference=trajectory),
                 images=Handle(reference=images),
+                bytes=images.nbytes + (0 if trajectory is None else trajectory.bytes),
                 checksum=self.checksum,
                 seconds=time.perf_counter() - started,
                 worker="sampler-0",
@@ -184,7 +185,8 @@ class LocalStages:
         raise ClusterError("a run in one process has one sampler and one scorer; train on Ray (without --local)")
 
     def sizes(self) -> dict[str, Size]:
-        return {role: Size(wanted=1, ready=1) for role in ("samplers", "scorers")}
+        names = {"samplers": "sampler-0", "scorers": "scorer-0"}
+        return {role: Size(wanted=1, ready=1, workers=(name,)) for role, name in names.items()}
 
     def disturb(self, fault: Fault) -> None:
         raise ClusterError(f"a run in one process has no {fault} to lose; train on Ray (without --local)")

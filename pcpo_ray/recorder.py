@@ -17,6 +17,7 @@ import numpy as np
 
 from pcpo_ray import config, config_file
 from pcpo_ray.errors import RunError
+from pcpo_ray.meter import Meter, Silent
 
 
 class Recorder:
@@ -25,6 +26,7 @@ class Recorder:
     def __init__(self, folder: Path, run: config.Run) -> None:
         self.folder = folder
         self.run = run
+        self.meter: Meter = Silent()
         self._trackers: list[Any] = []
 
     @classmethod
@@ -88,11 +90,13 @@ class Recorder:
         numbers = {f"{kind}/{name}": value for name, value in _flat(values) if math.isfinite(value)}
         for tracker in self._trackers:
             tracker.log(numbers, step=step)
+        self.meter.row(row)
         return row
 
     def event(self, kind: str, **details: Any) -> None:
         """Add a line to events.jsonl."""
         self._append("events.jsonl", {"time": time.time(), "kind": kind, **details})
+        self.meter.event(kind, details)
 
     def samples(self, dataset: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
         """One step's rows of scores.parquet or evaluations.parquet, whole or not at all."""
@@ -119,6 +123,8 @@ class Recorder:
         for tracker in self._trackers:
             tracker.finish()
         self._trackers = []
+        self.meter.close()
+        self.meter = Silent()
 
     def _lines(self, name: str) -> list[str]:
         path = self.folder / name

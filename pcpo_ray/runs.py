@@ -15,6 +15,7 @@ import numpy as np
 
 from pcpo_ray import checkpoint, config, config_file, evaluation, models, policy, prompts, rewards
 from pcpo_ray.errors import ClusterError, ConfigError, RunError
+from pcpo_ray.meter import Meter, Metered, Silent
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import Stages
 
@@ -51,6 +52,26 @@ def stages(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Stage
     from pcpo_ray.cluster import connect
 
     return connect(run, say)
+
+
+def meter(run: config.Run, *, local: bool, port: int | None, say: Callable[[str], None]) -> Meter:
+    """Who tells Prometheus of the run: Ray does; in this process a port, where one is asked for.
+
+    Raises RunError for a port that is taken, and for one that is asked for on Ray.
+    """
+    if not local:
+        if port is not None:
+            raise RunError(f"--metrics-port {port} is for --local; on Ray, scrape the nodes' metrics ports, as for Ray")
+        from pcpo_ray.cluster.metrics import RayExporter
+
+        return Metered(run.name, RayExporter())
+    if port is None:
+        return Silent()
+    from pcpo_ray.scrape import HOST, Endpoint
+
+    endpoint = Endpoint(port)
+    say(f"metrics: http://{HOST}:{endpoint.port}/metrics")
+    return Metered(run.name, endpoint)
 
 
 def surroundings(local: bool) -> dict[str, Any]:

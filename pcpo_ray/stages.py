@@ -159,10 +159,16 @@ class LearnerGroup(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Of a pool: how many workers are wanted, and how many are at work."""
+    """Of a pool: how many workers are wanted and how many are at work, who these are, and the losses by cause.
+
+    `setbacks` are the tasks that were `lost` or `hedged`, by cause. Both count from the start.
+    """
 
     wanted: int
     ready: int
+    workers: tuple[str, ...] = ()
+    losses: Mapping[str, int] = field(default_factory=dict)
+    setbacks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class Stages(Protocol):

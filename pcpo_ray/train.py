@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import batches, checkpoint, config, evaluation
+from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.scheduling import sizing
@@ -59,6 +60,7 @@ class Loop:
 
         self.traffic = Traffic(run, stages, event=event, say=say)
         self.traffic.asked = self._serve
+        self.traffic.entered = recorder.meter.phase
         self.stopping = False
         self.steady: dict[str, int] = {}
 
@@ -101,6 +103,7 @@ class Loop:
                 return self._stop()
             self.started = time.perf_counter()
             self._admit()
+            self.traffic.enter("sample_and_score")
             scored = self.traffic.gather(self.sampling[self.step + 1])
             self.traffic.phases.add("sample_and_score", self.started)
             self._learn(scored)
@@ -131,6 +134,7 @@ class Loop:
 
     def _serve(self) -> None:
         """Say how the run is, and do what was asked of it."""
+        self._tell_meter()
         status = {
             "step": self.step,
             "steps": self.run.steps,
@@ -183,6 +187,7 @@ class Loop:
         batch = batches.weigh(self.run, scored, self.histories, self.step + 1)
         self.recorder.samples("scores.parquet", self.step + 1, batches.score_columns(scored, batch))
         self.updating = batch
+        self.traffic.enter("learn")
         started = time.perf_counter()
         for attempt in range(1, LOSSES + 1):
             try:
@@ -192,6 +197,7 @@ class Loop:
                 if attempt == LOSSES:
                     raise
                 self.recorder.event("fault", message=str(lost))
+                self.traffic.tally.count("samplers", "lost", "trajectories_gone", len(batch.groups))
                 batch = self.updating = self._sampled_again(batch)
         self.traffic.phases.add("learn", started)
         self._learned(update)
@@ -216,8 +222,9 @@ class Loop:
         if found is not None:
             self.restore(found)
         self.recorder.rewind(self.step if found is not None else -1)
-        self.recorder.event("fault", message=f"{lost}; a new learner goes on after step {self.step}")
-        self.traffic.say(f"{lost}; a new learner goes on after step {self.step}")
+        message = f"{lost}; a new learner goes on after step {self.step}"
+        self.recorder.event("fault", message=message, restarted="learner")
+        self.traffic.say(message)
 
     def _learned(self, update: Update) -> None:
         """Count the update that has just been done, send its weights out, and record the step."""
@@ -232,10 +239,13 @@ class Loop:
         seconds = time.perf_counter() - self.started
         phases, self.traffic.phases = self.traffic.phases, Phases()
         images = self.run.rollout.prompts * self.run.rollout.images
+        ages = [self.step - 1 - group.rollout.task.version for group in batch.groups]
         row = {
             **batch.metrics,
             "version": self.step,
-            "sample_age": float(np.mean([self.step - 1 - group.rollout.task.version for group in batch.groups])),
+            "sample_age": float(np.mean(ages)),
+            "oldest_sample": max(ages),
+            "first_log_ratio": update.first_log_ratio,
             "loss": update.loss,
             **({} if update.kl is None else {"kl": update.kl}),
             "gradient_norm": update.gradient_norm,
@@ -245,14 +255,18 @@ class Loop:
             "samples_per_second": images / seconds,
             "samples": self.step * images,
             "phase_seconds": phases.wall,
+            "busy_seconds": phases.busy_in,
+            "workers": {role: size.ready for role, size in self.stages.sizes().items()},
+            **self.traffic.tally.step(self.step - 1, self.stages.sizes()["samplers"].workers),
             "idle": idle_shares(self.stages.sizes(), phases.busy, seconds),
         }
-        self.report(self.recorder.record("train", self.step, row))
+        self._record("train", row)
         if self.run.workers.elastic:
             self._fit(phases, seconds)
 
     def evaluate(self) -> None:
         """Score held-out prompts at the current version; the first evaluation and the last keep their pictures."""
+        self.traffic.phases = Phases()  # an evaluation's work is no step's
         started = time.perf_counter()
         scored = evaluated(self.run, self.traffic, self.held_out, self.step, oldest=self._oldest)
         values = evaluation.table(self.run, scored)
@@ -266,22 +280,42 @@ class Loop:
         self.recorder.samples("evaluations.parquet", self.step, columns)
         if self.step in (0, self.run.steps):
             self.recorder.pictures(self.step, [self.stages.fetch(group.rollout.images) for group in scored])
-        self.traffic.phases = Phases()  # an evaluation's work is no step's
+        phases, self.traffic.phases = self.traffic.phases, Phases()
         row = {
             "rewards": {name: asdict(evaluation.estimate(value)) for name, value in values.items()},
             "images": int(values[evaluation.TOTAL].size),
             "seconds": time.perf_counter() - started,
+            "busy_seconds": phases.busy_in,
+            "workers": {role: size.ready for role, size in self.stages.sizes().items()},
         }
-        self.report(self.recorder.record("evaluation", self.step, row))
+        self._record("evaluation", row)
+
+    def _tell_meter(self) -> None:
+        self.recorder.meter.status(
+            Standing(
+                step=self.step,
+                steps=self.run.steps,
+                max_staleness=self.max_staleness,
+                in_flight=len(self.traffic.ledger),
+                pools=self.stages.sizes(),
+                tasks=self.traffic.tally.tasks,
+            )
+        )
+
+    def _record(self, kind: str, row: Mapping[str, Any]) -> None:
+        self._tell_meter()
+        self.report(self.recorder.record(kind, self.step, row))
 
     def save(self) -> None:
         """Write a checkpoint of the current step, and let the oldest go."""
+        self.traffic.enter("checkpoint")
+        started = time.perf_counter()
         histories = {name: history.state() for name, history in self.histories.items()}
         folder = checkpoint.folder_for(self.recorder.folder, self.step)
         self.stages.learner.save(folder, State(step=self.step, histories=histories))
         checkpoint.prune(self.recorder.folder, self.run.checkpoints.keep)
         self.saved = self.step
-        self.recorder.event("checkpoint", step=self.step)
+        self.recorder.event("checkpoint", step=self.step, seconds=time.perf_counter() - started)
 
     def _stop(self) -> None:
         if self.updating is not None:
@@ -295,6 +329,7 @@ def evaluated(run: config.Run, traffic: Traffic, held_out: PromptSource, version
     """The evaluation's groups at a version that has been published; versions before `oldest` are not needed."""
     if run.optimizer.average is not None:
         traffic.publish(oldest=oldest, averaged=True)
+    traffic.enter("evaluate")
     tasks = evaluation.tasks(run, held_out, version)
     traffic.submit(tasks)
     return traffic.gather(tasks)

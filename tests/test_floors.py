@@ -54,7 +54,8 @@ def floor(module):
 
 
 SCHEDULING = [name for name in MODULES if floor(name) == "scheduling"]
-LIGHT = ["pcpo_ray", "pcpo_ray.errors", "pcpo_ray.cli", *SCHEDULING]
+OF_METRICS = [name for name in MODULES if floor(name) in ("metrics", "meter", "dashboards")]
+LIGHT = ["pcpo_ray", "pcpo_ray.errors", "pcpo_ray.cli", *SCHEDULING, *OF_METRICS]
 OF_THE_PAPER = [name for name in MODULES if floor(name) in PAPER]
 OF_THE_CLUSTER = [name for name in MODULES if floor(name) == "cluster"]
 PRETRAIN = [name for name in MODULES if ".pretrain" in name]

@@ -56,6 +56,7 @@ class RaySamplers(RolePool[Task, Rollout]):
                 task=task,
                 trajectory=Handle(reference=trajectory) if wanted else None,
                 images=Handle(reference=images),
+                bytes=info.bytes,
                 checksum=info.checksum,
                 seconds=info.seconds,
                 worker=info.worker,
