@@ -1,5 +1,6 @@
 """The stages in this process: for tests, debugging, and one GPU. Work is done when it is waited for."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -176,6 +177,9 @@ class LocalStages:
     def wait(self, timeout: float) -> None:
         """Do one unit of work: the learner's first, as the driver waits for it last."""
         _ = self.learner.work() or self.scorers.work() or self.samplers.work()
+
+    def room(self) -> float:
+        return math.inf  # a batch is learned before the next is begun, but for rollout.max_staleness
 
     def fetch(self, handle: Handle) -> np.ndarray:
         images: np.ndarray = handle.reference

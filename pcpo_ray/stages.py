@@ -189,6 +189,9 @@ class Stages(Protocol):
         Raises LearnerLostError.
         """
 
+    def room(self) -> float:
+        """Bytes that groups sampled and not yet learned may take, all together."""
+
     def fetch(self, handle: Handle) -> np.ndarray:
         """The images behind a handle, (N, H, W, 3) uint8."""
 

@@ -21,6 +21,8 @@ class Tally:
         self._versions: dict[str, int] = {}
         self._waiting: dict[Task, int] = {}
         self._peak = 0
+        self.largest = 0
+        """Bytes of the largest group sampled so far, trajectory and images."""
         self._lag, self._used = 0.0, 0
 
     def count(self, role: str, outcome: str, reason: str = NO_REASON, tasks: int = 1) -> None:
@@ -42,6 +44,7 @@ class Tally:
             self._used += 1
         self._versions[rollout.worker] = max(task.version, self._versions.get(rollout.worker, 0))
         self._waiting[task] = rollout.bytes
+        self.largest = max(self.largest, rollout.bytes)
         self._peak = max(self._peak, sum(self._waiting.values()))
 
     def scored(self, scored: Scored) -> None:

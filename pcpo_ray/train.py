@@ -61,7 +61,7 @@ class Loop:
         self.traffic = Traffic(run, stages, event=event, say=say)
         self.traffic.asked = self._serve
         self.traffic.entered = recorder.meter.phase
-        self.stopping = False
+        self.stopping = self.full = False
         self.steady: dict[str, int] = {}
 
     def report(self, row: Mapping[str, Any]) -> None:
@@ -118,19 +118,35 @@ class Loop:
         """Set the samplers to work on every batch that may begin with the weights as they are now."""
         size, images = self.run.rollout.prompts, self.run.rollout.images
         begun = self.step + len(self.sampling)
-        while begun < self.run.steps and size <= capacity(
-            max_staleness=self.max_staleness,
-            version=self.step,
-            batch=size,
-            accepted=self.step * size,
-            running=len(self.sampling) * size,
-        ):
+        while begun < self.run.steps and size <= self._capacity():
             begun += 1
             self.sampling[begun] = [
                 Task(step=begun, position=n, prompt=prompt, images=images, version=self.step, purpose="train")
                 for n, prompt in enumerate(self.prompts.batch(begun, size))
             ]
             self.traffic.submit(self.sampling[begun])
+
+    def _capacity(self) -> int:
+        """How many groups may be begun now: by their age when they are learned, and by the bytes they will take."""
+        size, running = self.run.rollout.prompts, len(self.sampling)
+        fresh = capacity(
+            max_staleness=self.max_staleness,
+            version=self.step,
+            batch=size,
+            accepted=self.step * size,
+            running=running * size,
+        )
+        needed, room = (running + 1) * size * self.traffic.tally.largest, self.stages.room()
+        if fresh < size or running == 0 or needed <= room:
+            return fresh
+        if not self.full:
+            self.full = True
+            self.recorder.event("full", needed=needed, room=room)
+            self.traffic.say(
+                f"{running + 1} batches would take {needed / 2**30:.2f} GiB of the object store, rollouts may take "
+                f"{room / 2**30:.2f}: fewer are sampled ahead than rollout.max_staleness={self.max_staleness} allows"
+            )
+        return 0
 
     def _serve(self) -> None:
         """Say how the run is, and do what was asked of it."""

@@ -5,6 +5,7 @@ survive who made them. No actor is detached: all end with the driver.
 """
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -25,6 +26,9 @@ from pcpo_ray.cluster.pool import Item, Result, Sends, WorkerPool
 from pcpo_ray.errors import ClusterError
 from pcpo_ray.stages import Fault, Request, Size
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
+
+SHARE = 0.6
+"""Of the cluster's object stores, for groups not yet learned; weights and what is on its way need the rest."""
 
 
 class RolePool(WorkerPool[Item, Result]):
@@ -136,6 +140,9 @@ class RayStages:
             leaving = draining_nodes()
             self.samplers.drain_nodes(leaving)
             self.scorers.drain_nodes(leaving)
+
+    def room(self) -> float:
+        return SHARE * float(ray.cluster_resources().get("object_store_memory", math.inf))
 
     def fetch(self, handle: Handle) -> np.ndarray:
         images: np.ndarray = get(handle.reference, self.run.workers.task_timeout, "images")
