@@ -96,9 +96,14 @@ def write_part(
             save_file(held, beside(folder) / f"{name}{suffix}.safetensors")
 
 
-def finish(folder: Path, *, version: int, state: State) -> None:
-    """Make a checkpoint of which every part was written one that counts."""
+def finish(folder: Path, *, version: int, state: State, parts: int = 1) -> None:
+    """Make a checkpoint of which every part was written one that counts. Raises CheckpointError if one is not here."""
     made = beside(folder)
+    there = len(list(made.glob(f"{TRAINABLE}*.safetensors")))
+    if there != parts:
+        raise CheckpointError(
+            f"{made} has {there} of {parts} parts; the learner's ranks must write to storage that their nodes share"
+        )
     files = sorted(path for path in made.rglob("*") if path.is_file())
     sums = {str(path.relative_to(made)): _checksum(path) for path in files}
     text = json.dumps({"version": version, "driver": asdict(state), "files": sums}, indent=1)

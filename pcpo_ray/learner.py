@@ -333,7 +333,7 @@ class Learner:
                 self.policy.denoiser.save(checkpoint.beside(folder), exported)
         self._together()
         if self.rank.first:
-            checkpoint.finish(folder, version=self.version, state=state)
+            checkpoint.finish(folder, version=self.version, state=state, parts=parts)
         self._together()
 
     def _together(self) -> None:

@@ -148,3 +148,20 @@ def test_parameters_of_another_shape_or_dtype_are_refused_and_left_alone(tmp_pat
     with pytest.raises(CheckpointError, match=r"1 of 1 parameters differ, such as \['w'\]"):
         checkpoint.load_parameters(tmp_path, loaded.parameters, here)
     assert torch.equal(here["w"], other)
+
+
+def test_parts_of_several_ranks_are_read_as_one_and_a_missing_one_is_named(tmp_path):
+    folder = checkpoint.folder_for(tmp_path, 1)
+    tensors = [{"a": torch.zeros(2)}, {"b": torch.ones(3)}]
+    checkpoint.begin(folder)
+    checkpoint.write_part(folder, tensors[0], {}, {}, part=0, parts=2)
+    with pytest.raises(CheckpointError, match=r"has 1 of 2 parts; .* storage that their nodes share"):
+        checkpoint.finish(folder, version=1, state=State(step=1), parts=2)
+    assert checkpoint.everyone(tmp_path) == []
+    checkpoint.write_part(folder, tensors[1], {}, {"b/step": torch.tensor(1.0)}, part=1, parts=2)
+    checkpoint.finish(folder, version=1, state=State(step=1), parts=2)
+    found = checkpoint.read(folder)
+    assert found.parameters.keys() == {"a", "b"} and found.optimizer.keys() == {"b/step"} and not found.averaged
+    (folder / "trainable-2-of-2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="trainable-2-of-2"):
+        checkpoint.read(folder)
