@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pcpo_ray.disk import writing
 from pcpo_ray.errors import CheckpointError
 from pcpo_ray.stages import State
 
@@ -55,26 +56,43 @@ def write(
     optimizer: Mapping[str, Tensor],
     export: Callable[[Path], None],
 ) -> None:
-    """Write a checkpoint; `export` writes diffusers' own files. An older one of the same name is replaced."""
-    from safetensors.torch import save_file
+    """Write a checkpoint; `export` writes diffusers' own files. An older one of the same name is replaced.
 
+    Raises RunError where the disk does not take it; nothing of it is left then.
+    """
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for name, tensors in ((TRAINABLE, parameters), (AVERAGED, averaged), (OPTIMIZER, optimizer)):
+    try:
+        with writing(folder):
+            _write(beside, version, state, {TRAINABLE: parameters, AVERAGED: averaged, OPTIMIZER: optimizer}, export)
+            if folder.exists():
+                shutil.rmtree(folder)
+            beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    version: int,
+    state: State,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    export: Callable[[Path], None],
+) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    for name, tensors in parts.items():
         if tensors or name != AVERAGED:
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, beside / name)
-    export(beside)
-    files = sorted(path for path in beside.rglob("*") if path.is_file())
-    sums = {str(path.relative_to(beside)): _checksum(path) for path in files}
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / name)
+    export(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {str(path.relative_to(folder)): _checksum(path) for path in files}
     text = json.dumps({"version": version, "driver": asdict(state), "files": sums}, indent=1)
-    (beside / STATE).write_text(text, encoding="utf-8")
-    for path in (*files, beside / STATE):
+    (folder / STATE).write_text(text, encoding="utf-8")
+    for path in (*files, folder / STATE):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    if folder.exists():
-        shutil.rmtree(folder)
-    beside.rename(folder)
 
 
 def read(folder: Path) -> Checkpoint:
@@ -127,7 +145,8 @@ def everyone(run: Path) -> list[Path]:
 def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep`."""
     for folder in everyone(run)[:-keep]:
-        shutil.rmtree(folder)
+        with writing(folder):
+            shutil.rmtree(folder)
 
 
 def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

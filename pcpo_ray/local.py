@@ -13,9 +13,10 @@ from pcpo_ray import config, weights
 from pcpo_ray.errors import ClusterError, TrainingError
 from pcpo_ray.learner import Learner
 from pcpo_ray.policy import device_here
+from pcpo_ray.request import Fault, Request
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.scorer import Scorer
-from pcpo_ray.stages import Fault, Published, Request, Size, State, Update, Weighted
+from pcpo_ray.stages import Published, Size, State, Update, Weighted
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 
 
@@ -184,13 +185,17 @@ class LocalStages:
         raise ClusterError("a run in one process has one sampler and one scorer; train on Ray (without --local)")
 
     def sizes(self) -> dict[str, Size]:
-        return {role: Size(wanted=1, ready=1) for role in ("samplers", "scorers")}
+        names = {"samplers": "sampler-0", "scorers": "scorer-0"}
+        return {role: Size(wanted=1, ready=1, workers=(name,)) for role, name in names.items()}
 
     def disturb(self, fault: Fault) -> None:
         raise ClusterError(f"a run in one process has no {fault} to lose; train on Ray (without --local)")
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
         return []
+
+    def end(self, status: Mapping[str, Any]) -> None:
+        """Nobody asks."""
 
     def faults(self) -> list[str]:
         return []

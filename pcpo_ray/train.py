@@ -3,6 +3,7 @@ advantages, the learner applies the credit-weighted update, and its new weights 
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import batches, checkpoint, config, evaluation
+from pcpo_ray import batches, checkpoint, config, evaluation, status
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.scheduling import sizing
@@ -61,6 +62,11 @@ class Loop:
         self.traffic.asked = self._serve
         self.stopping = False
         self.steady: dict[str, int] = {}
+        # for status.py
+        self.state, self.error = "starting", ""
+        self.last: dict[str, dict[str, Any]] = {}
+        self.learners_lost = 0
+        self.done: deque[str] = deque(maxlen=20)
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint."""
@@ -72,6 +78,16 @@ class Loop:
 
     def train(self) -> None:
         """Run to the last step. A KeyboardInterrupt ends it after the update in progress, with a checkpoint."""
+        try:
+            self._train_on()
+        except Exception as error:
+            self.state, self.error = "failed", str(error)
+            raise
+        finally:
+            self.stages.end(status.status(self))
+
+    def _train_on(self) -> None:
+        """Train, past every learner that is lost."""
         lost: LearnerLostError | None = None
         try:
             while True:
@@ -95,7 +111,7 @@ class Loop:
         while self.step < self.run.steps:
             if self.stopping:
                 return self._stop()
-            self.started = time.perf_counter()
+            self.state, self.started = "training", time.perf_counter()
             self._admit()
             scored = self.traffic.gather(self.sampling[self.step + 1])
             self.traffic.phases.add("sample_and_score", self.started)
@@ -106,6 +122,7 @@ class Loop:
             if last or self.step % self.run.checkpoints.every == 0:
                 self.save()
         self.recorder.event("finished", step=self.step)
+        self.state = "finished"
 
     def _admit(self) -> None:
         """Set the samplers to work on every batch that may begin with the weights as they are now."""
@@ -127,14 +144,7 @@ class Loop:
 
     def _serve(self) -> None:
         """Say how the run is, and do what was asked of it."""
-        status = {
-            "step": self.step,
-            "steps": self.run.steps,
-            "max_staleness": self.max_staleness,
-            "in_flight": len(self.traffic.ledger),
-            **{role: asdict(size) for role, size in self.stages.sizes().items()},
-        }
-        for request in self.stages.exchange(status):
+        for request in self.stages.exchange(status.status(self)):
             self.recorder.event("asked", **request.asked)
             if request.max_staleness is not None:
                 self.max_staleness = request.max_staleness
@@ -142,6 +152,7 @@ class Loop:
                 self.stages.disturb(request.fault)
             self._resize({"samplers": request.samplers, "scorers": request.scorers}, "asked for")
             self.stopping = self.stopping or request.stop
+            self.done.append(request.id)
 
     def _resize(self, sizes: Mapping[str, int | None], why: str) -> None:
         now = {role: size.wanted for role, size in self.stages.sizes().items()}
@@ -202,6 +213,7 @@ class Loop:
 
     def _rewind(self, lost: LearnerLostError) -> None:
         """Go back to the newest checkpoint, or the start, with a new learner; the samplers stay as they are."""
+        self.learners_lost += 1
         self.traffic.cancel()
         self.sampling.clear()
         self.updating = None
@@ -243,13 +255,13 @@ class Loop:
             "phase_seconds": phases.wall,
             "idle": idle_shares(self.stages.sizes(), phases.busy, seconds),
         }
-        self.report(self.recorder.record("train", self.step, row))
+        self._record("train", row)
         if self.run.workers.elastic:
             self._fit(phases, seconds)
 
     def evaluate(self) -> None:
         """Score held-out prompts at the current version; the first evaluation and the last keep their pictures."""
-        started = time.perf_counter()
+        self.state, started = "evaluating", time.perf_counter()
         scored = evaluated(self.run, self.traffic, self.held_out, self.step, oldest=self._oldest)
         values = evaluation.table(self.run, scored)
         columns: dict[str, Any] = {
@@ -268,7 +280,11 @@ class Loop:
             "images": int(values[evaluation.TOTAL].size),
             "seconds": time.perf_counter() - started,
         }
-        self.report(self.recorder.record("evaluation", self.step, row))
+        self._record("evaluation", row)
+
+    def _record(self, kind: str, values: Mapping[str, Any]) -> None:
+        self.last[kind] = self.recorder.record(kind, self.step, values)
+        self.report(self.last[kind])
 
     def save(self) -> None:
         """Write a checkpoint of the current step, and let the oldest go."""
@@ -285,6 +301,7 @@ class Loop:
         if self.saved != self.step:
             self.save()
         self.recorder.event("stopped", step=self.step)
+        self.state = "stopped"
 
 
 def evaluated(run: config.Run, traffic: Traffic, held_out: PromptSource, version: int, *, oldest: int) -> list[Scored]:

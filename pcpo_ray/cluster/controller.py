@@ -1,8 +1,10 @@
 """The named actor through which others talk to a run: what they ask for waits here until the driver takes it.
 
-It ends with the driver. `find(run)` is the other end.
+It ends with the driver. The other end is `pcpo_ray.operate.caller`.
 """
 
+import contextlib
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +13,16 @@ import ray
 from ray import exceptions
 
 from pcpo_ray.errors import ClusterError
-from pcpo_ray.stages import Request
-
-NAMESPACE = "pcpo_ray"
+from pcpo_ray.request import NAMESPACE, Request
 
 RELEASE = 5.0
 """Seconds in which the name of a run that has ended a moment ago is free again."""
+
+WATCHED = 5.0
+"""Seconds since somebody last asked for the status, in which he is taken to ask again."""
+
+FAREWELL = 5.0
+"""Seconds that an ended run waits for who watches it to have heard so."""
 
 
 class Controller:
@@ -25,6 +31,7 @@ class Controller:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.last: dict[str, Any] = {}
+        self.said = self.asked = -math.inf
 
     def ask(self, request: Request) -> None:
         """Have the driver do something, within seconds."""
@@ -32,12 +39,22 @@ class Controller:
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
         """The driver's: what it says of the run, for what it was asked since the last call."""
-        self.last = dict(status)
+        self.tell(status)
         asked, self.requests = self.requests, []
         return asked
 
+    def tell(self, status: Mapping[str, Any]) -> None:
+        """The driver's: what it says of the run."""
+        self.last, self.said = dict(status), time.monotonic()
+
     def status(self) -> dict[str, Any]:
-        return self.last
+        """The driver's last word, and how many seconds ago that was (`age`)."""
+        self.asked = time.monotonic()
+        return {**self.last, "age": self.asked - self.said}
+
+    def heard(self) -> bool:
+        """Whether nobody watches who has not heard the driver's last word."""
+        return self.asked >= self.said or time.monotonic() - self.asked > WATCHED
 
 
 class Desk:
@@ -75,15 +92,17 @@ class Desk:
         self.pending = self.actor.exchange.remote(status)
         return found
 
+    def tell(self, status: Mapping[str, Any]) -> None:
+        """Say how the run is; nothing is taken that was asked."""
+        self.actor.tell.remote(status)
+
+    def end(self, status: Mapping[str, Any]) -> None:
+        """Say the last of a run; returns when whoever watches it has heard that."""
+        deadline = time.monotonic() + FAREWELL
+        with contextlib.suppress(exceptions.RayError):  # nobody can be told any more
+            ray.get(self.actor.tell.remote(status), timeout=FAREWELL)
+            while not ray.get(self.actor.heard.remote(), timeout=FAREWELL) and time.monotonic() < deadline:
+                time.sleep(0.1)
+
     def close(self) -> None:
         ray.kill(self.actor, no_restart=True)
-
-
-def find(run: str) -> Any:
-    """A run's controller. Raises ClusterError that names the runs there are."""
-    try:
-        return ray.get_actor(run, namespace=NAMESPACE)
-    except ValueError:
-        named = ray.util.list_named_actors(all_namespaces=True)
-        there = sorted(actor["name"] for actor in named if actor["namespace"] == NAMESPACE)
-        raise ClusterError(f"no run named {run!r} is going on in this cluster; there are {there or 'none'}") from None

@@ -89,7 +89,9 @@ class WorkerPool(Generic[Item, Result]):
         self._perform()
 
     def size(self) -> Size:
-        return Size(wanted=self.pool.wanted, ready=self.pool.count(State.READY))
+        pool = self.pool
+        ready = tuple(name for name, worker in pool.workers.items() if worker.state is State.READY)
+        return Size(wanted=pool.wanted, ready=pool.count(State.READY), workers=ready, losses=dict(pool.losses))
 
     def at_work(self) -> list[str]:
         """The workers that have started."""

@@ -6,10 +6,10 @@ STARTING -> READY -> DRAINING -> gone. Events go in (`ready`, `finished`, `faile
 
 import enum
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from pcpo_ray.errors import ClusterError
 from pcpo_ray.scheduling.retries import Backoff
@@ -23,6 +23,10 @@ class State(enum.Enum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
+
+
+Loss = Literal["died", "silent", "failing", "drained"]
+"""Why a worker had to be replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,7 @@ class Pool(Generic[Item]):
         self.wanted = 0
         self.workers: dict[str, _Worker] = {}
         self.mended: list[str] = []
+        self.losses: Counter[str] = Counter()
         self._entries: dict[int, _Entry[Item]] = {}
         self._queue: deque[int] = deque()
         self._actions: list[Action[Item]] = []
@@ -182,14 +187,14 @@ class Pool(Generic[Item]):
             found.heard = now
             found.strikes += 1
             if found.strikes >= self.limits.strikes:
-                self.died(worker, f"failed {found.strikes} times in a row: {cause}", now)
+                self.died(worker, f"failed {found.strikes} times in a row: {cause}", now, "failing")
                 self._actions.append(Stop(worker))
             else:
                 self._settle(worker, found)
         self._lost(worker, ticket, cause)
         self._dispatch(now)
 
-    def died(self, worker: str, cause: str, now: float) -> None:
+    def died(self, worker: str, cause: str, now: float, loss: Loss = "died") -> None:
         """A worker is gone. Raises ClusterError when an item was lost, or workers died, too often."""
         found = self.workers.pop(worker, None)
         if found is None:
@@ -200,6 +205,7 @@ class Pool(Generic[Item]):
         self._actions = [action for action in self._actions if getattr(action, "worker", None) != worker]
         self.mended.append(f"{worker} is gone: {cause}")
         if found.state is not State.DRAINING:
+            self.losses[loss] += 1
             self._backoff.failed()
             if self._backoff.failures > self.limits.deaths + self.wanted:
                 raise ClusterError(
@@ -217,7 +223,7 @@ class Pool(Generic[Item]):
         for name, worker in list(self.workers.items()):
             silent = now - worker.heard
             if worker.state is not State.STARTING and silent > self.limits.silence:
-                self.died(name, f"it was silent for {silent:.0f} s", now)
+                self.died(name, f"it was silent for {silent:.0f} s", now, "silent")
                 self._actions.append(Stop(name))
         self._fit(now)
         self._hedge(now)
@@ -252,6 +258,7 @@ class Pool(Generic[Item]):
             level.pop(worker, None)
         found.state = State.DRAINING
         self.mended.append(f"{worker} is leaving: its node is being drained")
+        self.losses["drained"] += 1
         self._settle(worker, found)
         self._fit(now)
 
