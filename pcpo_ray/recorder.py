@@ -22,7 +22,7 @@ from pcpo_ray.disk import writing
 from pcpo_ray.errors import RunError
 
 RECENT = 50
-"""How many of the newest events are kept for whoever asks how the run is."""
+"""How many of the newest events are kept for whoever asks how the run is, `published` left out: every step has one."""
 
 
 class Recorder:
@@ -106,7 +106,8 @@ class Recorder:
     def event(self, kind: str, **details: Any) -> None:
         """Add a line to events.jsonl."""
         event = {"time": time.time(), "kind": kind, **details}
-        self.recent.append(event)
+        if kind != "published":
+            self.recent.append(event)
         self._append("events.jsonl", event)
 
     def samples(self, dataset: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:

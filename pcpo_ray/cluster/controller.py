@@ -1,10 +1,9 @@
-"""The named actor through which others talk to a run: what they ask for waits here until the driver takes it.
+"""The driver's end of the talk with those who ask how a run is, or ask something of it.
 
-It ends with the driver. The other end is `pcpo_ray.operate.caller`.
+Their end is `pcpo_ray.operate.caller`; between both is a named actor, which ends with the driver.
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,48 +12,14 @@ import ray
 from ray import exceptions
 
 from pcpo_ray.errors import ClusterError
+from pcpo_ray.operate.controller import Controller
 from pcpo_ray.request import NAMESPACE, Request
 
 RELEASE = 5.0
 """Seconds in which the name of a run that has ended a moment ago is free again."""
 
-WATCHED = 5.0
-"""Seconds since somebody last asked for the status, in which he is taken to ask again."""
-
 FAREWELL = 5.0
 """Seconds that an ended run waits for who watches it to have heard so."""
-
-
-class Controller:
-    """Holds a run's requests and its last status."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.last: dict[str, Any] = {}
-        self.said = self.asked = -math.inf
-
-    def ask(self, request: Request) -> None:
-        """Have the driver do something, within seconds."""
-        self.requests.append(request)
-
-    def exchange(self, status: Mapping[str, Any]) -> list[Request]:
-        """The driver's: what it says of the run, for what it was asked since the last call."""
-        self.tell(status)
-        asked, self.requests = self.requests, []
-        return asked
-
-    def tell(self, status: Mapping[str, Any]) -> None:
-        """The driver's: what it says of the run."""
-        self.last, self.said = dict(status), time.monotonic()
-
-    def status(self) -> dict[str, Any]:
-        """The driver's last word, and how many seconds ago that was (`age`)."""
-        self.asked = time.monotonic()
-        return {**self.last, "age": self.asked - self.said}
-
-    def heard(self) -> bool:
-        """Whether nobody watches who has not heard the driver's last word."""
-        return self.asked >= self.said or time.monotonic() - self.asked > WATCHED
 
 
 class Desk:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from pcpo_ray.errors import ClusterError, RunError
 
@@ -141,7 +140,9 @@ def stop(
     found = caller.wait(lambda found: found.get("state") in ENDED, timeout, f"{name} to stop")
     if found["state"] == "failed":
         raise ClusterError(f"{name} failed after step {found['step']}: {found['error']}")
-    _print(f"{name} {found['state']} after step {found['step']} of {found['steps']}; {found['checkpoint']}")
+    _print(
+        f"{name} {found['state']} after step {found['step']} of {found['steps']}; its checkpoint: {found['checkpoint']}"
+    )
 
 
 def logs(
@@ -229,6 +230,7 @@ def _each(look: Callable[[], Mapping[str, Any]], watch: bool, show: Callable[[Ma
 
 
 def _show(look: Callable[[], Mapping[str, Any]], watch: bool) -> None:
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 

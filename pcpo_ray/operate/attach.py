@@ -41,6 +41,11 @@ def attach(address: str) -> str:
     return context.dashboard_url or ""
 
 
+def no_token(address: str, error: exceptions.AuthenticationError) -> ClusterError:
+    """That this process has no token to send, though RAY_AUTH_MODE says that it should."""
+    return ClusterError(f"no token for the Ray cluster at {address}: {str(error).partition('. ')[0]}; {TOKEN}")
+
+
 def _checked(address: str) -> str:
     """The address of a cluster that answers. Ray itself would try for minutes, and say little of the cause."""
     try:
@@ -56,7 +61,7 @@ def _checked(address: str) -> str:
             head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
             head.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=ANSWER)
     except exceptions.AuthenticationError as error:
-        raise ClusterError(f"no token for the Ray cluster at {found}: {error}") from error
+        raise no_token(found, error) from error
     except grpc.RpcError as error:
         if error.code() != grpc.StatusCode.UNAUTHENTICATED:
             raise ClusterError(f"no Ray cluster at {found}: {error.details()}; {WHERE}") from error

@@ -1,7 +1,7 @@
 """Jobs on a cluster, through Ray's Jobs API over HTTP: every request has a deadline, every error says what to do."""
 
 import asyncio
-import contextlib
+import logging
 import os
 import re
 import shlex
@@ -12,17 +12,19 @@ from typing import Any
 
 import aiohttp
 import requests
+from ray.dashboard.modules import dashboard_sdk
+from ray.dashboard.modules.job import sdk
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from pcpo_ray.errors import ClusterError
-from pcpo_ray.operate.attach import TOKEN
+from pcpo_ray.operate.attach import TOKEN, no_token
 
 CONNECT, ANSWER = 10.0, 60.0
 """Seconds in which the dashboard must be reached, and must answer."""
 
 END = 30.0
-"""Seconds from the end of a job's log to the end of the job."""
+"""Seconds from the end of a job's log, or from its stop, to its end."""
 
 STOP = 600
 """Seconds from Ray's own stop of a job (its dashboard, `ray job stop`) to its kill: the run writes a checkpoint."""
@@ -30,8 +32,8 @@ STOP = 600
 RUN = "pcpo_ray_run"
 """The key of a job's metadata that says which run it is."""
 
-PREAMBLE = "Running entrypoint for job "
-"""How the line begins that Ray itself writes into a job's log."""
+PREAMBLE = re.compile(r"^(Running entrypoint for job |[-0-9]+ [0-9:,]+\tINFO job_manager).*\n", re.MULTILINE)
+"""The lines that Ray itself writes into a job's log."""
 
 OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
@@ -42,9 +44,13 @@ class Client(JobSubmissionClient):
     def __init__(self, address: str) -> None:
         if not address.startswith(("http://", "https://")):
             raise ClusterError(f"got the address {address!r}; expected that of Ray's dashboard, http://HEAD:8265")
+        for module in (sdk, dashboard_sdk):
+            module.logger.setLevel(logging.WARNING)  # each package and each end of a log would be a line
         hidden = {name: os.environ.pop(name) for name in OVERRIDING if name in os.environ}  # Ray would prefer these
         try:
             super().__init__(address)
+        except AuthenticationError as error:  # before anything is sent
+            raise no_token(address, error) from error
         except (ConnectionError, RuntimeError, ValueError, KeyError) as error:
             raise ClusterError(f"{address} is no dashboard of Ray: {error}; expected http://HEAD:8265") from error
         finally:
@@ -57,9 +63,10 @@ class Client(JobSubmissionClient):
             what = "wants a token" if "required" in str(error) else "refuses this token"
             raise ClusterError(f"the Ray cluster at {self._address} {what}; {TOKEN}") from error
         except requests.RequestException as error:
+            inner = error.args[0] if error.args else error
             raise ClusterError(
-                f"no Ray dashboard at {self._address}: {error}; give --address http://HEAD:8265, "
-                "and see that the port can be reached from here"
+                f"no Ray dashboard at {self._address}: {getattr(inner, 'reason', inner)}; "
+                "give --address http://HEAD:8265, and see that the port can be reached from here"
             ) from error
 
     def _raise_error(self, r: Any) -> None:
@@ -82,10 +89,11 @@ def do(client: Client, words: Sequence[str], write: Callable[[str], None]) -> bo
     """Run a short command on the cluster and write what it says; whether it succeeded. No trace of it is left."""
     job = client.submit_job(entrypoint=shlex.join(words))
     try:
-        details = follow(client, job, lambda text: write(re.sub(rf"(?m)^{PREAMBLE}.*\n", "", text)))
+        follow(client, job, lambda text: write(PREAMBLE.sub("", text)))
     finally:
         client.stop_job(job)
-        with contextlib.suppress(ClusterError):  # not ended yet: Ray's list of jobs keeps it
+        details = _ended(client, job)
+        if details.status.is_terminal():
             client.delete_job(job)
     return bool(details.status == "SUCCEEDED")
 
@@ -112,6 +120,11 @@ def follow(client: Client, job: str, write: Callable[[str], None]) -> JobDetails
         asyncio.run(tail())
     except (aiohttp.ClientError, RuntimeError, OSError) as error:
         raise ClusterError(f"the log of {job} broke off: {error}; the job may well go on") from error
+    return _ended(client, job)
+
+
+def _ended(client: Client, job: str) -> JobDetails:
+    """A job whose end is near, when it has ended, or after `END` seconds."""
     deadline = time.monotonic() + END
     while not (details := client.get_job_info(job)).status.is_terminal() and time.monotonic() < deadline:
         time.sleep(0.5)
