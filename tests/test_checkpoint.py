@@ -1,10 +1,13 @@
 """A checkpoint is there whole or not at all."""
 
+import errno
+import os
+
 import pytest
 import torch
 
 from pcpo_ray import checkpoint
-from pcpo_ray.errors import CheckpointError
+from pcpo_ray.errors import CheckpointError, RunError
 from pcpo_ray.stages import State
 
 
@@ -46,15 +49,15 @@ def test_one_cut_short_is_named_and_the_newest_whole_one_is_taken(tmp_path, name
     assert "falling back" in said[0]
 
 
-def test_a_crash_while_writing_leaves_the_old_one_and_nothing_that_looks_like_a_new_one(tmp_path):
+def test_a_disk_that_fills_leaves_the_old_one_and_nothing_of_a_new_one(tmp_path):
     older = save(tmp_path, 1)
 
-    def crash(folder):
-        raise OSError("disk full")
+    def fill(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OSError, match="disk full"):
-        save(tmp_path, 2, export=crash)
-    assert checkpoint.everyone(tmp_path) == [older]
+    with pytest.raises(RunError, match="step-000002 cannot be written: No space left on device; free some space"):
+        save(tmp_path, 2, export=fill)
+    assert list((tmp_path / "checkpoints").iterdir()) == [older]
     save(tmp_path, 2)
     assert checkpoint.newest(tmp_path, pytest.fail) == checkpoint.folder_for(tmp_path, 2)
 
