@@ -49,8 +49,9 @@ one dashboard and one set of rules read both. Every metric has the label `run`, 
 adds `SessionName`, `WorkerId` and others, so expressions aggregate: `max by (run)` of a gauge, `sum by (run)` of a
 counter. All come from the driver, once a step, an event or a phase, and every 5 s what a status says. A mean is a
 counter of seconds over a counter of events, such as `rate(ray_pcpo_step_seconds_total[5m]) /
-rate(ray_pcpo_updates_total[5m])`. On Ray, gauges end with the driver (20 s) and counters first show at their first
-event. A gauge by `timestep` keeps its last value while a batch does not train that timestep.
+rate(ray_pcpo_updates_total[5m])`. On Ray, gauges end with the driver (20 s), counters stay, and each first shows at
+its first event; what changed in a run's last seconds may never be scraped: it is in the run's folder. A gauge by
+`timestep` keeps its last value while a batch does not train that timestep.
 """
 
 GRAFANA = """
