@@ -80,6 +80,7 @@ class Worker(ABC):
 class Made:
     """What a sampler says of a group, beside the group itself."""
 
+    bytes: int
     checksum: str
     seconds: float
     worker: str
@@ -110,7 +111,12 @@ class SamplerActor(Worker):
             self.checksum = self.sampler.load(weights.Weights(manifest=manifest, buckets=tuple(buckets)))
         self.sampler.prepare(task)
         trajectory, images = self.sampler.sample(task)
-        made = Made(checksum=self.checksum, seconds=time.perf_counter() - started, worker=self.name)
+        made = Made(
+            bytes=images.nbytes + (0 if trajectory is None else trajectory.bytes),
+            checksum=self.checksum,
+            seconds=time.perf_counter() - started,
+            worker=self.name,
+        )
         return made, None if trajectory is None else trajectory.to_numpy(), images
 
     def ping(self) -> None:

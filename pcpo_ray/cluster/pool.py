@@ -89,7 +89,10 @@ class WorkerPool(Generic[Item, Result]):
         self._perform()
 
     def size(self) -> Size:
-        return Size(wanted=self.pool.wanted, ready=self.pool.count(State.READY))
+        pool = self.pool
+        ready = tuple(name for name, worker in pool.workers.items() if worker.state is State.READY)
+        setbacks = {name: dict(causes) for name, causes in pool.setbacks.items()}
+        return Size(wanted=pool.wanted, ready=len(ready), workers=ready, losses=dict(pool.losses), setbacks=setbacks)
 
     def members(self) -> dict[str, Any]:
         """The actors that have started, by name."""

@@ -1,9 +1,11 @@
-"""python -m tests.chaos.node_loss MODEL FOLDER: a run loses the node of one of its two samplers; the other takes over.
+"""python -m tests.chaos.node MODEL FOLDER lost|drained: the node of one of a run's two samplers goes.
 
-Health checks are Ray's defaults. Afterwards another node comes, and the pool is whole again.
+Lost, the other sampler takes over within RECOVERY seconds at Ray's default health checks; announced as draining, as a
+spot machine is before it goes, its sampler finishes what it holds. Another node comes, and the pool is whole again.
 """
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,9 +21,16 @@ RECOVERY = 20.0
 """Seconds in which a lost node's tasks must be at work elsewhere."""
 
 STEPS = 60
+SAID = {"lost": "is gone", "drained": "is leaving"}
 
 
-def main(model: Path, folder: Path) -> None:
+def drain(cluster: Cluster, node: str) -> None:
+    words = ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"]
+    command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address, *words]
+    subprocess.run([*command, "--deadline-remaining-seconds", "120"], check=True, capture_output=True, timeout=60)
+
+
+def main(model: Path, folder: Path, how: str) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"fixed": 2}})
     nodes = [cluster.add_node(num_cpus=2, resources={"spot": 1}) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False)
@@ -51,24 +60,30 @@ def main(model: Path, folder: Path) -> None:
         count += 1
         if count == 9:
             lost = time.time()
-            cluster.remove_node(nodes[0], allow_graceful=False)
+            if how == "lost":
+                cluster.remove_node(nodes[0], allow_graceful=False)
+            else:
+                drain(cluster, nodes[0].node_id)
             cluster.add_node(num_cpus=2, resources={"spot": 1})
 
     stages.samplers.submit = submitting  # type: ignore[method-assign]
     recorder = go(run, folder / "spot", stages=stages)
     events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]
-    noticed = [event["time"] - lost for event in events if "is gone" in event.get("message", "")]
+    messages = {event["message"]: event["time"] - lost for event in events if event["kind"] == "fault"}
+    noticed = [seconds for message, seconds in messages.items() if SAID[how] in message]
     ready = stages.sizes()["samplers"].ready
     stages.close()
     ray.shutdown()
     cluster.shutdown()
-    assert lost and noticed, "no sampler was lost"
-    assert max(noticed) < RECOVERY, f"the loss was noticed after {noticed} s"
+    assert lost and len(noticed) == 1, f"one sampler was to go; noticed was {messages}"
+    assert noticed[0] < RECOVERY, f"noticed after {noticed[0]} s"
+    if how == "drained":
+        assert not any("lost a task" in message or "is gone" in message for message in messages), messages
     assert ready == 2, f"{ready} samplers at the end; the new node was to have the second"
     go(small.run(model, **settings, rewards=small.slow(0.0)), folder / "whole")
     assert same(parameters(folder / "whole", STEPS), parameters(folder / "spot", STEPS))
-    print(f"a node lost, its sampler given up after {noticed} s; the same bits")
+    print(f"a node {how}, noticed after {noticed[0]:.1f} s; the same bits")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
