@@ -66,6 +66,7 @@ def weigh(
     metrics = {
         "reward_mean": float(totals.mean()),
         "reward_std": float(totals.std(correction=0)),
+        "group_deviation": float(totals.std(1, correction=0).mean()) if totals.shape[1] > 1 else None,
         "rewards": {name: float(np.mean([group.scores[name] for group in whole])) for name in weights},
         "advantage_abs_mean": float(values.abs().mean()),
         "degenerate_groups": advantages.degenerate_groups(totals),

@@ -8,6 +8,8 @@ predict the same before it counts.
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from pcpo_ray.errors import WeightsError
 from pcpo_ray.policy import Policy
@@ -20,13 +22,17 @@ LIMITS = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest difference, relative to the largest value, between two kinds of device or numbers of threads, by dtype."""
 
 
-@torch.no_grad()
-def prediction(policy: Policy) -> tuple[float, ...]:
-    """At a fixed latent, text and timestep, the middle one, whatever the run's seed."""
+def output(policy: Policy) -> Float[Tensor, "1 ..."]:
+    """The prediction at a fixed latent, text and timestep, the middle one, whatever the run's seed."""
     denoiser = policy.denoiser
     latents = denoiser.initial_noise(generator("canary"))[None].to(denoiser.device)
-    found = policy.predict(latents, len(policy.schedule) // 2, denoiser.fixed_text())
-    flat = found.flatten().float().cpu()
+    return policy.predict(latents, len(policy.schedule) // 2, denoiser.fixed_text())
+
+
+@torch.no_grad()
+def prediction(policy: Policy) -> tuple[float, ...]:
+    """Some values of `output`, to compare."""
+    flat = output(policy).flatten().float().cpu()
     return tuple(flat[:: max(1, len(flat) // VALUES)][:VALUES].tolist())
 
 

@@ -4,24 +4,30 @@ trainable.safetensors   what is trained, exactly        optimizer.safetensors   
 averaged.safetensors    its running mean, if the run keeps one
 state.json              version, the driver's state, the checksum of every other file (written last)
 and what diffusers loads: pytorch_lora_weights.safetensors, or a pipeline in model/
+
+Learner ranks that hold a part each (fsdp2) write a file each, trainable-1-of-2.safetensors and so on, of whole tensors:
+any number of ranks reads them.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from pcpo_ray import ranks
+from pcpo_ray.disk import writing
 from pcpo_ray.errors import CheckpointError
 from pcpo_ray.stages import State
 
 STATE = "state.json"
-TRAINABLE, AVERAGED, OPTIMIZER = "trainable.safetensors", "averaged.safetensors", "optimizer.safetensors"
+TRAINABLE, AVERAGED, OPTIMIZER = "trainable", "averaged", "optimizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,11 @@ def folder_for(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:06d}"
 
 
+def beside(folder: Path) -> Path:
+    """Where a checkpoint is written until it is whole."""
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
 def write(
     folder: Path,
     *,
@@ -55,26 +66,71 @@ def write(
     optimizer: Mapping[str, Tensor],
     export: Callable[[Path], None],
 ) -> None:
-    """Write a checkpoint; `export` writes diffusers' own files. An older one of the same name is replaced."""
+    """Write a checkpoint; `export` writes diffusers' own files. An older one of the same name is replaced.
+
+    Raises RunError where the disk does not take it; nothing of it is left then.
+    """
+    with unfinished(folder):
+        begin(folder)
+        write_part(folder, parameters, averaged, optimizer)
+        export(beside(folder))
+        finish(folder, version=version, state=state)
+
+
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[None]:
+    """While a checkpoint is written: where the disk does not take it, RunError, and nothing of it is left."""
+    try:
+        with writing(folder):
+            yield
+    except BaseException:
+        shutil.rmtree(beside(folder), ignore_errors=True)
+        raise
+
+
+def begin(folder: Path) -> None:
+    """Make room for a checkpoint's parts."""
+    shutil.rmtree(beside(folder), ignore_errors=True)
+    beside(folder).mkdir(parents=True)
+
+
+def write_part(
+    folder: Path,
+    parameters: Mapping[str, Tensor],
+    averaged: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    *,
+    part: int = 0,
+    parts: int = 1,
+) -> None:
+    """Write one rank's share of a checkpoint that has begun."""
     from safetensors.torch import save_file
 
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     for name, tensors in ((TRAINABLE, parameters), (AVERAGED, averaged), (OPTIMIZER, optimizer)):
-        if tensors or name != AVERAGED:
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, beside / name)
-    export(beside)
-    files = sorted(path for path in beside.rglob("*") if path.is_file())
-    sums = {str(path.relative_to(beside)): _checksum(path) for path in files}
+        if tensors or name == TRAINABLE:
+            held = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            suffix = "" if parts == 1 else f"-{part + 1}-of-{parts}"
+            save_file(held, beside(folder) / f"{name}{suffix}.safetensors")
+
+
+def finish(folder: Path, *, version: int, state: State, parts: int = 1) -> None:
+    """Make a checkpoint of which every part was written one that counts. Raises CheckpointError if one is not here."""
+    made = beside(folder)
+    there = len(list(made.glob(f"{TRAINABLE}*.safetensors")))
+    if there != parts:
+        raise CheckpointError(
+            f"{made} has {there} of {parts} parts; the learner's ranks must write to storage that their nodes share"
+        )
+    files = sorted(path for path in made.rglob("*") if path.is_file())
+    sums = {str(path.relative_to(made)): _checksum(path) for path in files}
     text = json.dumps({"version": version, "driver": asdict(state), "files": sums}, indent=1)
-    (beside / STATE).write_text(text, encoding="utf-8")
-    for path in (*files, beside / STATE):
+    (made / STATE).write_text(text, encoding="utf-8")
+    for path in (*files, made / STATE):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     if folder.exists():
         shutil.rmtree(folder)
-    beside.rename(folder)
+    made.rename(folder)
 
 
 def read(folder: Path) -> Checkpoint:
@@ -82,12 +138,17 @@ def read(folder: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     found = verify(folder)
+
+    def all_of(kind: str) -> dict[str, Tensor]:
+        parts = [name for name in found["files"] if "/" not in name and name.startswith((f"{kind}.", f"{kind}-"))]
+        return {key: value for name in parts for key, value in load_file(folder / name).items()}
+
     return Checkpoint(
         version=found["version"],
         state=State(**found["driver"]),
-        parameters=load_file(folder / TRAINABLE),
-        averaged=load_file(folder / AVERAGED) if AVERAGED in found["files"] else {},
-        optimizer=load_file(folder / OPTIMIZER),
+        parameters=all_of(TRAINABLE),
+        averaged=all_of(AVERAGED),
+        optimizer=all_of(OPTIMIZER),
     )
 
 
@@ -127,7 +188,8 @@ def everyone(run: Path) -> list[Path]:
 def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep`."""
     for folder in everyone(run)[:-keep]:
-        shutil.rmtree(folder)
+        with writing(folder):
+            shutil.rmtree(folder)
 
 
 def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
@@ -142,7 +204,7 @@ def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mappi
         )
     with torch.no_grad():
         for name, value in saved.items():
-            parameters[name].copy_(value)
+            parameters[name].copy_(ranks.place(value, parameters[name]))
 
 
 def _checksum(path: Path) -> str:

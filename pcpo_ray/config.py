@@ -298,13 +298,15 @@ class Surrogate:
     `clip_scale` weight: each step's clip range is `clip_range` times its weight over the mean weight, as its log-ratio
     spreads in proportion to its weight. `step_loss` noise: each step's loss is multiplied, outside the clip, by its
     noise's deviation over the mean deviation (TempFlow-GRPO, arXiv 2508.04324). `kl` times the KL divergence from the
-    reference, the model under the adapter, is added to the loss.
+    reference, the model under the adapter, is added to the loss. `correction` (null: none) weighs what older weights
+    sampled by the ratio of the present ones to those, at most this much, and takes log-ratios against the present ones.
     """
 
     clip_range: Positive = 1e-4
     clip_scale: Literal["constant", "weight"] = "constant"
     step_loss: Literal["uniform", "noise"] = "uniform"
     kl: NonNegative = 0.0
+    correction: Positive | None = None
 
 
 @config
@@ -547,8 +549,15 @@ class Role:
 
 @config
 class LearnerRole:
-    """The learner's process: what Ray reserves for it, and the threads it computes with."""
+    """The learner's `ranks`, processes in lock-step: what Ray reserves for each, and the threads it computes with.
 
+    Each has a copy of the network and learns its share of every batch (`ddp`), or has a part of every parameter besides
+    (`fsdp2`), which takes less memory and more time. No call between them may take longer than `timeout` seconds.
+    """
+
+    ranks: Count = 1
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    timeout: Positive = 300.0
     cpus: NonNegative = 1.0
     gpus: NonNegative = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)
@@ -562,7 +571,9 @@ class Workers:
 
     `start_timeout` is how many seconds the learner and the first sampler and scorer may take to be ready,
     `task_timeout` how long nothing may finish before the run is stopped. A sampler or scorer that gave no sign of life
-    for `silence_timeout` seconds is replaced.
+    for `silence_timeout` seconds is replaced. `sync` is how new weights reach the samplers: each pulls a version when a
+    task names it, or the learner sends them to all that are idle (broadcast: for full fine-tuning on GPUs), and those
+    that were not, or did not get them in 60 seconds, pull.
     """
 
     samplers: Role = field(default_factory=Role)
@@ -571,6 +582,7 @@ class Workers:
     start_timeout: Positive = 300.0
     silence_timeout: Positive = 60.0
     task_timeout: Positive = 3600.0
+    sync: Literal["pull", "broadcast"] = "pull"
 
     @property
     def elastic(self) -> bool:

@@ -1,5 +1,6 @@
 """The stages in this process: for tests, debugging, and one GPU. Work is done when it is waited for."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,10 @@ from pcpo_ray import config, weights
 from pcpo_ray.errors import ClusterError, TrainingError
 from pcpo_ray.learner import Learner
 from pcpo_ray.policy import device_here
+from pcpo_ray.request import Fault, Request
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.scorer import Scorer
-from pcpo_ray.stages import Fault, Published, Request, Size, State, Update, Weighted
+from pcpo_ray.stages import Published, Size, State, Update, Weighted
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 
 
@@ -66,6 +68,7 @@ class LocalSamplers:
                 task=task,
                 trajectory=None if trajectory is None else Handle(reference=trajectory),
                 images=Handle(reference=images),
+                bytes=images.nbytes + (0 if trajectory is None else trajectory.bytes),
                 checksum=self.checksum,
                 seconds=time.perf_counter() - started,
                 worker="sampler-0",
@@ -176,6 +179,9 @@ class LocalStages:
         """Do one unit of work: the learner's first, as the driver waits for it last."""
         _ = self.learner.work() or self.scorers.work() or self.samplers.work()
 
+    def room(self) -> float:
+        return math.inf  # a batch is learned before the next is begun, but for rollout.max_staleness
+
     def fetch(self, handle: Handle) -> np.ndarray:
         images: np.ndarray = handle.reference
         return images
@@ -184,13 +190,17 @@ class LocalStages:
         raise ClusterError("a run in one process has one sampler and one scorer; train on Ray (without --local)")
 
     def sizes(self) -> dict[str, Size]:
-        return {role: Size(wanted=1, ready=1) for role in ("samplers", "scorers")}
+        names = {"samplers": "sampler-0", "scorers": "scorer-0"}
+        return {role: Size(wanted=1, ready=1, workers=(name,)) for role, name in names.items()}
 
     def disturb(self, fault: Fault) -> None:
         raise ClusterError(f"a run in one process has no {fault} to lose; train on Ray (without --local)")
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
         return []
+
+    def end(self, status: Mapping[str, Any]) -> None:
+        """Nobody asks."""
 
     def faults(self) -> list[str]:
         return []

@@ -66,6 +66,14 @@ def kl_divergence(
     return 0.5 * weight**2 * d.square().flatten(1).mean(1)
 
 
+def importance(lag: Float[Tensor, " B"], *, most: float) -> Float[Tensor, " B"]:
+    """min(exp(lag), most), `lag` the log-ratio of the weights that learn to those that sampled (arXiv 1802.01561).
+
+    The surrogate is then taken of log rho - lag, the log-ratio to the weights that learn (arXiv 2110.00641).
+    """
+    return lag.exp().clamp(max=most)
+
+
 def inactive(
     log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float, objective: Objective
 ) -> Float[Tensor, " B"]:
@@ -112,7 +120,10 @@ class StepDiagnostics:
     Kept as sums per step, so that ranks are merged by adding (and their maxima by taking the greater).
     """
 
-    SUMS = ("count", "change", "change_squared", "clipped", "inactive", "gradient_norm")  # change = rho - 1
+    # change = rho - 1
+    SUMS = (
+        "count", "change", "change_squared", "log_ratio", "log_ratio_squared", "clipped", "inactive", "gradient_norm"
+    )  # fmt: skip
 
     def __init__(self, steps: int) -> None:
         self.sums = torch.zeros(len(self.SUMS), steps, dtype=torch.float64)
@@ -144,7 +155,8 @@ class StepDiagnostics:
             )
         change = torch.expm1(values)
         clipped = (values.abs() > clip_range).double()
-        rows = torch.stack([torch.ones_like(values), change, change.square(), clipped, stops, norms])
+        squares = (change.square(), values, values.square())
+        rows = torch.stack([torch.ones_like(values), change, *squares, clipped, stops, norms])
         self.sums.index_add_(1, where, rows)
         self.max_log_ratio.scatter_reduce_(0, where, values.abs(), reduce="amax")
 
@@ -171,9 +183,10 @@ class StepDiagnostics:
     def summary(self) -> dict[str, list[float | None]]:
         """Per step, None where nothing was counted.
 
-        `ratio_mean` and `ratio_std` of rho; `clip_fraction`, the share with |log rho| > xi, whatever the objective;
-        `inactive_fraction`, the share whose gradient is cut off, one-sided and so about half of it; `max_log_ratio` of
-        |log rho|; `gradient_share`, the step's part of all gradient norms, adding up to 1 (None if they are all 0).
+        `ratio_mean` and `ratio_std` of rho; `log_ratio_std` of log rho; `clip_fraction`, the share with |log rho| > xi,
+        whatever the objective; `inactive_fraction`, the share whose gradient is cut off, one-sided and so about half of
+        it; `max_log_ratio` of |log rho|; `gradient_share`, the step's part of all gradient norms, adding up to 1 (None
+        if they are all 0).
         """
         rows = [_statistics(*column) for column in zip(self.sums.T.tolist(), self.max_log_ratio.tolist(), strict=True)]
         table = {name: [row[name] for row in rows] for name in rows[0]}
@@ -189,17 +202,25 @@ class StepDiagnostics:
 
 def _statistics(sums: list[float], max_log_ratio: float) -> dict[str, float | None]:
     """The numbers that StepDiagnostics.SUMS stand for."""
-    count, change, change_squared, clipped, stopped, _ = sums
+    count, change, change_squared, log_ratio, log_ratio_squared, clipped, stopped, _ = sums
+    names = ("ratio_mean", "ratio_std", "log_ratio_std", "clip_fraction", "inactive_fraction", "max_log_ratio")
     if count == 0:
-        return dict.fromkeys(("ratio_mean", "ratio_std", "clip_fraction", "inactive_fraction", "max_log_ratio"))
+        return dict.fromkeys(names)
     mean = change / count
-    return {
-        "ratio_mean": 1 + mean,
-        "ratio_std": math.sqrt(max(0.0, change_squared / count - mean**2)),
-        "clip_fraction": clipped / count,
-        "inactive_fraction": stopped / count,
-        "max_log_ratio": max_log_ratio,
-    }
+    values = (
+        1 + mean,
+        _deviation(change, change_squared, count),
+        _deviation(log_ratio, log_ratio_squared, count),
+        clipped / count,
+        stopped / count,
+        max_log_ratio,
+    )
+    return dict(zip(names, values, strict=True))
+
+
+def _deviation(summed: float, squared: float, count: float) -> float:
+    """Of `count` values whose sum and sum of squares these are."""
+    return math.sqrt(max(0.0, squared / count - (summed / count) ** 2))
 
 
 def _change_and_noise(

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import checkpoint, config, config_file, evaluation, models, policy, prompts, rewards
-from pcpo_ray.errors import ConfigError, RunError
+from pcpo_ray.errors import ClusterError, ConfigError, RunError
+from pcpo_ray.meter import Meter, Metered, Silent
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import Stages
 
@@ -37,15 +38,40 @@ def sources(run: config.Run) -> tuple[prompts.PromptSource, prompts.PromptSource
     return prompts.load(run.prompts, seed=run.seed), prompts.load(run.evaluation.prompts, seed=run.seed)
 
 
-def stages(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Stages:
-    """The run's workers: in this process, or on Ray."""
+def stages(run: config.Run, *, local: bool, say: Callable[[str], None], announced: bool = False) -> Stages:
+    """The run's workers: in this process, or on Ray, where an `announced` run is found by its name."""
     if local:
+        if run.workers.learner.ranks > 1:
+            raise ClusterError(
+                f"workers.learner.ranks is {run.workers.learner.ranks}, and one process has one rank; train on Ray "
+                "(without --local), or set workers.learner.ranks=1"
+            )
         from pcpo_ray.local import LocalStages
 
         return LocalStages(run)
     from pcpo_ray.cluster import connect
 
-    return connect(run, say)
+    return connect(run, say, announced=announced)
+
+
+def meter(run: config.Run, *, local: bool, port: int | None, say: Callable[[str], None]) -> Meter:
+    """Who tells Prometheus of the run: Ray does; in this process a port, where one is asked for.
+
+    Raises RunError for a port that is taken, and for one that is asked for on Ray.
+    """
+    if not local:
+        if port is not None:
+            raise RunError(f"--metrics-port {port} is for --local; on Ray, scrape the nodes' metrics ports, as for Ray")
+        from pcpo_ray.cluster.metrics import RayExporter
+
+        return Metered(run.name, RayExporter())
+    if port is None:
+        return Silent()
+    from pcpo_ray.scrape import HOST, Endpoint
+
+    endpoint = Endpoint(port)
+    say(f"metrics: http://{HOST}:{endpoint.port}/metrics")
+    return Metered(run.name, endpoint)
 
 
 def surroundings(local: bool) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from pcpo_ray.errors import RewardError, TrainingError
 from pcpo_ray.scheduling.ledger import Ledger
 from pcpo_ray.scheduling.watchdog import Watchdog
 from pcpo_ray.stages import Published, Stages, Update, Weighted
+from pcpo_ray.tally import Tally
 from pcpo_ray.trajectory import Scored, Task
 
 TROUBLE = ("fault", "missing_scores")
 """Kinds of events that a user should read at once; the others only go on record."""
 
 QUIET = 30.0
-"""Seconds in which nothing finishes, after which a run says what it is waiting for."""
+"""Seconds without a line, after which a run says what it is waiting for."""
 
 
 @dataclass
@@ -24,18 +25,22 @@ class Phases:
 
     wall: dict[str, float] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=dict)
+    busy_in: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Each role's busy seconds, by the phase in which the work was done."""
 
     def add(self, phase: str, started: float) -> None:
         self.wall[phase] = self.wall.get(phase, 0.0) + time.perf_counter() - started
 
-    def work(self, role: str, seconds: float) -> None:
+    def work(self, role: str, seconds: float, phase: str) -> None:
         self.busy[role] = self.busy.get(role, 0.0) + seconds
+        phases = self.busy_in.setdefault(role, {})
+        phases[phase] = phases.get(phase, 0.0) + seconds
 
 
 class Traffic:
     """Moves groups between stages: a task becomes a rollout becomes a scored group, each as soon as it can.
 
-    `event` records what went wrong and was mended, `say` gets a line whenever nothing has finished for `QUIET` seconds.
+    `event` records what went wrong and was mended, `say` gets a line whenever there was none for `QUIET` seconds.
     Raises ClusterError when nothing finishes for workers.task_timeout seconds while work remains, and RewardError when
     more than rollout.reward_failures groups in a row miss scores.
     """
@@ -52,22 +57,35 @@ class Traffic:
         self.event = event
         self.say = say
         self.asked: Callable[[], None] = lambda: None
+        self.entered: Callable[[str], None] = lambda phase: None
+        self.phase = ""
         self.failures = run.rollout.reward_failures
         self.failed_in_a_row = 0
         self.phases = Phases()
+        self.tally = Tally()
         self.checksums: dict[tuple[int, bool], str] = {}
+        self.versions: dict[str, int] = {}
+        """What each sampler last sampled with."""
+        self.awaited = ""
         self.ledger: Ledger[Task, Scored] = Ledger()
         self.watchdog = Watchdog(limit=run.workers.task_timeout, quiet=QUIET, now=time.monotonic())
+
+    def enter(self, phase: str) -> None:
+        """What the run is at from now on."""
+        self.phase = phase
+        self.entered(phase)
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
         """Make the learner's weights, or their running mean, loadable, and remember what their checksum must be.
 
         Versions before `oldest` may be forgotten.
         """
+        self.enter("publish")
         started = time.perf_counter()
         published = self.stages.learner.publish(oldest=oldest, averaged=averaged)
         self.checksums = {key: value for key, value in self.checksums.items() if key[0] >= oldest}
         self.checksums[published.version, published.averaged] = published.checksum
+        self.tally.published((published.version, published.averaged), time.monotonic())
         self.phases.add("publish", started)
         self.event("published", **asdict(published))
         return published
@@ -82,12 +100,14 @@ class Traffic:
         self.stages.samplers.cancel()
         self.stages.scorers.cancel()
         self.ledger.forget()
+        self.tally.forget()
 
     def gather(self, tasks: Sequence[Task]) -> list[Scored]:
         """The tasks' scored groups, in the tasks' order."""
         self.watchdog.progress(time.monotonic())
         while missing := self.ledger.missing(tasks):
-            self._pump(f"{missing} of {len(tasks)} groups")
+            self._pump(f"{missing} of {len(tasks)} groups of step {tasks[0].step}")
+        self.tally.taken(tasks)
         return self.ledger.take(tasks)
 
     def learn(self, step: int, batch: Sequence[Weighted]) -> Update:
@@ -100,10 +120,12 @@ class Traffic:
         self.watchdog.progress(time.monotonic())
         while (update := self.stages.learner.collect()) is None:
             self._pump(f"update {step}")
-        self.phases.work("learner", update.seconds)
+        self.phases.work("learner", update.seconds, self.phase)
+        self.tally.count("learner", "done")
         return update
 
     def _pump(self, awaited: str) -> None:
+        self.awaited = awaited
         self.stages.wait(min(self.watchdog.limit, 1.0))
         self.asked()
         now = time.monotonic()
@@ -112,18 +134,25 @@ class Traffic:
         for rollout in self.stages.samplers.collect():
             self.watchdog.progress(now)
             self._acknowledge(rollout.task, rollout.checksum, rollout.worker)
-            self.phases.work("samplers", rollout.seconds)
+            self.phases.work("samplers", rollout.seconds, self.phase)
+            self.tally.sampled(rollout, now)
             self.stages.scorers.submit(rollout)
         for rollout in self.stages.scorers.lost():
             self.event("fault", message=f"images of step {rollout.task.step} are gone; they are sampled again")
+            self.tally.count("samplers", "lost", "images_gone")
             self.stages.samplers.submit(rollout.task)
         for scored in self.stages.scorers.collect():
             self.watchdog.progress(now)
-            self.phases.work("scorers", scored.seconds)
+            self.phases.work("scorers", scored.seconds, self.phase)
+            self.tally.scored(scored)
             self.ledger.done(scored.rollout.task, scored)
             self._count_failures(scored)
         if line := self.watchdog.check(now, f"{awaited}; {len(self.ledger)} groups are in flight"):
             self.say(line)
+
+    def spoke(self) -> None:
+        """A line about the run was printed."""
+        self.watchdog.spoke(time.monotonic())
 
     def _acknowledge(self, task: Task, checksum: str, worker: str) -> None:
         expected = self.checksums[task.weights]
@@ -131,6 +160,7 @@ class Traffic:
             raise TrainingError(
                 f"{worker} sampled with weights of checksum {checksum}; version {task.version} has {expected}"
             )
+        self.versions[worker] = task.version
 
     def _count_failures(self, scored: Scored) -> None:
         if not scored.missing:

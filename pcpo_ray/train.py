@@ -3,6 +3,7 @@ advantages, the learner applies the credit-weighted update, and its new weights 
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import batches, checkpoint, config, evaluation
+from pcpo_ray import batches, checkpoint, config, evaluation, status
+from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.scheduling import sizing
@@ -42,7 +44,7 @@ class Loop:
         self.recorder = recorder
         self.prompts = prompts
         self.held_out = held_out
-        self.report = report
+        self._report = report
         self.step = 0
         self.sampling: dict[int, list[Task]] = {}
         self.updating: batches.Batch | None = None
@@ -59,8 +61,18 @@ class Loop:
 
         self.traffic = Traffic(run, stages, event=event, say=say)
         self.traffic.asked = self._serve
-        self.stopping = False
+        self.traffic.entered = recorder.meter.phase
+        self.stopping = self.full = False
         self.steady: dict[str, int] = {}
+        # for status.py
+        self.state, self.error = "starting", ""
+        self.last: dict[str, dict[str, Any]] = {}
+        self.learners_lost = 0
+        self.done: deque[str] = deque(maxlen=20)
+
+    def report(self, row: Mapping[str, Any]) -> None:
+        self._report(row)
+        self.traffic.spoke()
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint."""
@@ -72,6 +84,16 @@ class Loop:
 
     def train(self) -> None:
         """Run to the last step. A KeyboardInterrupt ends it after the update in progress, with a checkpoint."""
+        try:
+            self._train_on()
+        except Exception as error:
+            self.state, self.error = "failed", str(error)
+            raise
+        finally:
+            self.stages.end(status.status(self))
+
+    def _train_on(self) -> None:
+        """Train, past every learner that is lost."""
         lost: LearnerLostError | None = None
         try:
             while True:
@@ -95,8 +117,9 @@ class Loop:
         while self.step < self.run.steps:
             if self.stopping:
                 return self._stop()
-            self.started = time.perf_counter()
+            self.state, self.started = "training", time.perf_counter()
             self._admit()
+            self.traffic.enter("sample_and_score")
             scored = self.traffic.gather(self.sampling[self.step + 1])
             self.traffic.phases.add("sample_and_score", self.started)
             self._learn(scored)
@@ -106,18 +129,13 @@ class Loop:
             if last or self.step % self.run.checkpoints.every == 0:
                 self.save()
         self.recorder.event("finished", step=self.step)
+        self.state = "finished"
 
     def _admit(self) -> None:
         """Set the samplers to work on every batch that may begin with the weights as they are now."""
         size, images = self.run.rollout.prompts, self.run.rollout.images
         begun = self.step + len(self.sampling)
-        while begun < self.run.steps and size <= capacity(
-            max_staleness=self.max_staleness,
-            version=self.step,
-            batch=size,
-            accepted=self.step * size,
-            running=len(self.sampling) * size,
-        ):
+        while begun < self.run.steps and size <= self._capacity():
             begun += 1
             self.sampling[begun] = [
                 Task(step=begun, position=n, prompt=prompt, images=images, version=self.step, purpose="train")
@@ -125,16 +143,32 @@ class Loop:
             ]
             self.traffic.submit(self.sampling[begun])
 
+    def _capacity(self) -> int:
+        """How many groups may be begun now: by their age when they are learned, and by the bytes they will take."""
+        size, running = self.run.rollout.prompts, len(self.sampling)
+        fresh = capacity(
+            max_staleness=self.max_staleness,
+            version=self.step,
+            batch=size,
+            accepted=self.step * size,
+            running=running * size,
+        )
+        needed, room = (running + 1) * size * self.traffic.tally.largest, self.stages.room()
+        if fresh < size or running == 0 or needed <= room:
+            return fresh
+        if not self.full:
+            self.full = True
+            self.recorder.event("full", needed=needed, room=room)
+            self.traffic.say(
+                f"{running + 1} batches would take {needed / 2**30:.2f} GiB of the object store, rollouts may take "
+                f"{room / 2**30:.2f}: fewer are sampled ahead than rollout.max_staleness={self.max_staleness} allows"
+            )
+        return 0
+
     def _serve(self) -> None:
         """Say how the run is, and do what was asked of it."""
-        status = {
-            "step": self.step,
-            "steps": self.run.steps,
-            "max_staleness": self.max_staleness,
-            "in_flight": len(self.traffic.ledger),
-            **{role: asdict(size) for role, size in self.stages.sizes().items()},
-        }
-        for request in self.stages.exchange(status):
+        self._tell_meter()
+        for request in self.stages.exchange(status.status(self)):
             self.recorder.event("asked", **request.asked)
             if request.max_staleness is not None:
                 self.max_staleness = request.max_staleness
@@ -142,6 +176,7 @@ class Loop:
                 self.stages.disturb(request.fault)
             self._resize({"samplers": request.samplers, "scorers": request.scorers}, "asked for")
             self.stopping = self.stopping or request.stop
+            self.done.append(request.id)
 
     def _resize(self, sizes: Mapping[str, int | None], why: str) -> None:
         now = {role: size.wanted for role, size in self.stages.sizes().items()}
@@ -179,6 +214,7 @@ class Loop:
         batch = batches.weigh(self.run, scored, self.histories, self.step + 1)
         self.recorder.samples("scores.parquet", self.step + 1, batches.score_columns(scored, batch))
         self.updating = batch
+        self.traffic.enter("learn")
         started = time.perf_counter()
         for attempt in range(1, LOSSES + 1):
             try:
@@ -188,6 +224,7 @@ class Loop:
                 if attempt == LOSSES:
                     raise
                 self.recorder.event("fault", message=str(lost))
+                self.traffic.tally.count("samplers", "lost", "trajectories_gone", len(batch.groups))
                 batch = self.updating = self._sampled_again(batch)
         self.traffic.phases.add("learn", started)
         self._learned(update)
@@ -202,6 +239,7 @@ class Loop:
 
     def _rewind(self, lost: LearnerLostError) -> None:
         """Go back to the newest checkpoint, or the start, with a new learner; the samplers stay as they are."""
+        self.learners_lost += 1
         self.traffic.cancel()
         self.sampling.clear()
         self.updating = None
@@ -212,8 +250,9 @@ class Loop:
         if found is not None:
             self.restore(found)
         self.recorder.rewind(self.step if found is not None else -1)
-        self.recorder.event("fault", message=f"{lost}; a new learner goes on after step {self.step}")
-        self.traffic.say(f"{lost}; a new learner goes on after step {self.step}")
+        message = f"{lost}; a new learner goes on after step {self.step}"
+        self.recorder.event("fault", message=message, restarted="learner")
+        self.traffic.say(message)
 
     def _learned(self, update: Update) -> None:
         """Count the update that has just been done, send its weights out, and record the step."""
@@ -228,10 +267,13 @@ class Loop:
         seconds = time.perf_counter() - self.started
         phases, self.traffic.phases = self.traffic.phases, Phases()
         images = self.run.rollout.prompts * self.run.rollout.images
+        ages = [self.step - 1 - group.rollout.task.version for group in batch.groups]
         row = {
             **batch.metrics,
             "version": self.step,
-            "sample_age": float(np.mean([self.step - 1 - group.rollout.task.version for group in batch.groups])),
+            "sample_age": float(np.mean(ages)),
+            "oldest_sample": max(ages),
+            "first_log_ratio": update.first_log_ratio,
             "loss": update.loss,
             **({} if update.kl is None else {"kl": update.kl}),
             "gradient_norm": update.gradient_norm,
@@ -241,15 +283,19 @@ class Loop:
             "samples_per_second": images / seconds,
             "samples": self.step * images,
             "phase_seconds": phases.wall,
+            "busy_seconds": phases.busy_in,
+            "workers": {role: size.ready for role, size in self.stages.sizes().items()},
+            **self.traffic.tally.step(self.step - 1, self.stages.sizes()["samplers"].workers),
             "idle": idle_shares(self.stages.sizes(), phases.busy, seconds),
         }
-        self.report(self.recorder.record("train", self.step, row))
+        self._record("train", row)
         if self.run.workers.elastic:
             self._fit(phases, seconds)
 
     def evaluate(self) -> None:
         """Score held-out prompts at the current version; the first evaluation and the last keep their pictures."""
-        started = time.perf_counter()
+        self.traffic.phases = Phases()  # an evaluation's work is no step's
+        self.state, started = "evaluating", time.perf_counter()
         scored = evaluated(self.run, self.traffic, self.held_out, self.step, oldest=self._oldest)
         values = evaluation.table(self.run, scored)
         columns: dict[str, Any] = {
@@ -262,22 +308,43 @@ class Loop:
         self.recorder.samples("evaluations.parquet", self.step, columns)
         if self.step in (0, self.run.steps):
             self.recorder.pictures(self.step, [self.stages.fetch(group.rollout.images) for group in scored])
-        self.traffic.phases = Phases()  # an evaluation's work is no step's
+        phases, self.traffic.phases = self.traffic.phases, Phases()
         row = {
             "rewards": {name: asdict(evaluation.estimate(value)) for name, value in values.items()},
             "images": int(values[evaluation.TOTAL].size),
             "seconds": time.perf_counter() - started,
+            "busy_seconds": phases.busy_in,
+            "workers": {role: size.ready for role, size in self.stages.sizes().items()},
         }
-        self.report(self.recorder.record("evaluation", self.step, row))
+        self._record("evaluation", row)
+
+    def _tell_meter(self) -> None:
+        self.recorder.meter.status(
+            Standing(
+                step=self.step,
+                steps=self.run.steps,
+                max_staleness=self.max_staleness,
+                in_flight=len(self.traffic.ledger),
+                pools=self.stages.sizes(),
+                tasks=self.traffic.tally.tasks,
+            )
+        )
+
+    def _record(self, kind: str, values: Mapping[str, Any]) -> None:
+        self._tell_meter()
+        self.last[kind] = self.recorder.record(kind, self.step, values)
+        self.report(self.last[kind])
 
     def save(self) -> None:
         """Write a checkpoint of the current step, and let the oldest go."""
+        self.traffic.enter("checkpoint")
+        started = time.perf_counter()
         histories = {name: history.state() for name, history in self.histories.items()}
         folder = checkpoint.folder_for(self.recorder.folder, self.step)
         self.stages.learner.save(folder, State(step=self.step, histories=histories))
         checkpoint.prune(self.recorder.folder, self.run.checkpoints.keep)
         self.saved = self.step
-        self.recorder.event("checkpoint", step=self.step)
+        self.recorder.event("checkpoint", step=self.step, seconds=time.perf_counter() - started)
 
     def _stop(self) -> None:
         if self.updating is not None:
@@ -285,12 +352,14 @@ class Loop:
         if self.saved != self.step:
             self.save()
         self.recorder.event("stopped", step=self.step)
+        self.state = "stopped"
 
 
 def evaluated(run: config.Run, traffic: Traffic, held_out: PromptSource, version: int, *, oldest: int) -> list[Scored]:
     """The evaluation's groups at a version that has been published; versions before `oldest` are not needed."""
     if run.optimizer.average is not None:
         traffic.publish(oldest=oldest, averaged=True)
+    traffic.enter("evaluate")
     tasks = evaluation.tasks(run, held_out, version)
     traffic.submit(tasks)
     return traffic.gather(tasks)

@@ -93,6 +93,12 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.latents)
 
+    @property
+    def bytes(self) -> int:
+        """What its tensors hold."""
+        tensors = [getattr(self, f.name) for f in fields(self) if f.name != "conditioning"]
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *self.conditioning.values()))
+
     def to(self, device: torch.device | str) -> "Trajectory":
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "conditioning"}
         return Trajectory(**moved, conditioning={k: v.to(device) for k, v in self.conditioning.items()})
@@ -132,12 +138,14 @@ class Handle:
 class Rollout:
     """A sampled group: what was asked, where trajectory (None when evaluating) and images are, who made it.
 
-    `checksum` is that of the weights it was sampled with, counted by the sampler over its own parameters.
+    `checksum` is that of the weights it was sampled with, counted by the sampler over its own parameters; `bytes` is
+    what trajectory and images hold.
     """
 
     task: Task
     trajectory: Handle | None
     images: Handle
+    bytes: int
     checksum: str
     seconds: float
     worker: str

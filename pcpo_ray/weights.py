@@ -85,7 +85,7 @@ def layout(parameters: Mapping[str, Tensor], bucket: int = BUCKET) -> tuple[tupl
 
 def pack(
     version: int,
-    parameters: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
     *,
     averaged: bool = False,
     canary: tuple[float, ...] = (),

@@ -13,6 +13,14 @@ from tests import small
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """With several test processes, one of them has all tests on Ray: they share a cluster."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def small_sd(tmp_path_factory):
     return small.stable_diffusion(tmp_path_factory.mktemp("models") / "small-sd")
@@ -21,6 +29,14 @@ def small_sd(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_flux(tmp_path_factory):
     return small.flux(tmp_path_factory.mktemp("models") / "small-flux")
+
+
+@pytest.fixture(scope="session")
+def small_flux_dev(tmp_path_factory):
+    """As FLUX.1-dev: its guidance scale is an input of the network, its shift depends on the picture's size."""
+    folder = tmp_path_factory.mktemp("models")
+    distilled = small.flux(folder / "small-flux-dev", guidance_embeds=True)
+    return small.rescheduled(distilled, folder / "dynamic", use_dynamic_shifting=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Small checkpoints with random weights, in the real formats, and configs that use them."""
 
+import json
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -203,12 +205,36 @@ def sd3(folder: Path, *, with_t5: bool = True) -> Path:
     return folder
 
 
+def rescheduled(model: Path, folder: Path, **changes) -> Path:
+    """A copy whose scheduler's config says something else."""
+    copy = shutil.copytree(model, folder / model.name)
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return copy
+
+
 def hollow(model: Path, folder: Path) -> Path:
     """A copy whose weights are empty files: whatever is found out about it was found out without loading it."""
     shutil.copytree(model, folder)
     for path in folder.rglob("*.safetensors"):
         path.write_bytes(b"")
     return folder
+
+
+class Slow:
+    """A reward that takes `seconds` a group: how bright a picture is. A run that has to last uses it."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def score(self, images, prompts):
+        time.sleep(self.seconds)
+        return images.mean(axis=(1, 2, 3))
+
+
+def slow(seconds: float) -> str:
+    """The rewards of a run that take so long a group."""
+    return f"[{{kind: 'tests.small:Slow', options: {{seconds: {seconds}}}}}]"
 
 
 KINDS = ("flux", "sd3", "sdxl")

@@ -20,6 +20,7 @@ def scored(totals, step=1):
             task=task,
             trajectory=None,
             images=Handle(reference=None),
+            bytes=0,
             checksum="",
             seconds=0.0,
             worker="w",

@@ -66,6 +66,7 @@ BAD = {
     "model.path=absent/model": ["absent/model", "model_index.json", "diffusers' format"],
     "model.path=shapes-ds": ["shapes-ds", "shapes-sd"],
     "sampling.steps=1001": ["sampling.steps is 1001", "1000"],
+    "sampling.steps=1000": ["sampling.steps is 1000", "steps_offset is 1", "0 to 999"],
     "rollout.images=1": ["rollout.images is 1", "at least 2 images"],
     "credit.kind=proportionate": ["credit.kind", "proportionate", "reweight"],
     "steps": ["override 'steps'", "a.b.c=value"],

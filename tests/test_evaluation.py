@@ -43,7 +43,9 @@ def test_missing_scores_are_left_out_and_all_missing_is_not_a_number():
 def scored(position, **scores):
     prompt = Prompt(index=position, text="x")
     task = Task(step=0, position=position, prompt=prompt, images=2, version=0, purpose="evaluate")
-    rollout = Rollout(task=task, trajectory=None, images=Handle(reference=None), checksum="", seconds=0.0, worker="w")
+    rollout = Rollout(
+        task=task, trajectory=None, images=Handle(reference=None), bytes=0, checksum="", seconds=0.0, worker="w"
+    )
     return Scored(rollout=rollout, scores=scores, failures={}, seconds=0.0)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pcpo_ray import objective
+from pcpo_ray import minibatches, objective
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.learner import Learner
 from pcpo_ray.sampler import Sampler
@@ -27,10 +27,11 @@ def batch(sampler, learner, count=2):
     return [(learner.version, trajectory, ADVANTAGES) for trajectory in made]
 
 
-@pytest.mark.parametrize("model", ["small_sd", "small_flux"])
-@pytest.mark.parametrize("size", ["null", 2])
-def test_at_unchanged_weights_every_log_ratio_is_exactly_zero(model, size, request):
-    sampler, learner = pair(request.getfixturevalue(model), sampling__batch=size)
+@pytest.mark.parametrize("model", ["small_sd", "small_sdxl", "small_sd3", "small_flux", "small_flux_dev"])
+@pytest.mark.parametrize(("size", "scale"), [("null", 1.0), (2, 3.0)])
+def test_at_unchanged_weights_every_log_ratio_is_exactly_zero(model, size, scale, request):
+    changes = {"sampling__batch": size, "sampling__guidance_scale": scale}
+    sampler, learner = pair(request.getfixturevalue(model), **changes)
     update = learner.update(1, batch(sampler, learner))
     assert update.diagnostics["overall"]["max_log_ratio"] == 0.0
     assert update.diagnostics["overall"]["ratio_mean"] == 1.0
@@ -225,3 +226,47 @@ def test_a_step_s_loss_is_scaled_by_its_noise_outside_the_clip(small_flux):
         shares.append(table["gradient_share"])
     scaled = [factor * share for factor, share in zip(factors, shares[0], strict=True)]
     assert shares[1] == pytest.approx([value / sum(scaled) for value in scaled], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["clipped_ratio", "log_hinge"])
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_truncated_correction_weighs_what_older_weights_sampled(small_sd, kind, updates):
+    changes = {"objective__kind": kind, "objective__clip_range": 10, "optimizer__max_gradient_norm": 1e9}
+    sampler, learner = pair(small_sd, **changes, objective__correction=1.0001, optimizer__updates=updates)
+    groups = batch(sampler, learner)
+    learner.update(1, groups)
+    plan, moved = learner.policy.credit, {name: p.detach().clone() for name, p in learner.parameters.items()}
+    expected, largest = [], 0.0
+    for place in minibatches.of(learner.run.optimizer, 2, seed=0, step=2)[0]:
+        trajectory = groups[place][1]
+        rows = {name: row.expand(4, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
+        for k, index in enumerate(trajectory.steps.tolist()):
+            ratio = objective.log_ratio(
+                learner.policy.predict(trajectory.latents[:, k], index, rows),
+                trajectory.predictions[:, k],
+                trajectory.noises[:, k],
+                weight=plan.weights[index],
+                sign=plan.steps[index].sign,
+            )
+            weight = ratio.detach().exp().clamp(max=1.0001)
+            # d rho / d log rho is 1 where the log-ratio to the weights that learn is 0
+            expected.append(-torch.tensor(ADVANTAGES) * weight * (ratio - ratio.detach()))
+            largest = max(largest, float(weight.max()))
+    torch.cat(expected).mean().backward()
+    norm = torch.stack([p.grad.norm() for p in learner.parameters.values() if p.grad is not None]).norm()
+    learner.optimizer.zero_grad()
+    assert largest == pytest.approx(1.0001)
+    assert all(torch.equal(moved[name], p) for name, p in learner.parameters.items())
+    update = learner.update(2, groups)
+    if updates == 1:
+        assert update.gradient_norm == pytest.approx(float(norm), rel=1e-4)
+        assert update.diagnostics["overall"]["max_log_ratio"] == 0  # against the weights that learn
+    else:
+        assert update.diagnostics["overall"]["max_log_ratio"] > 0
+
+
+def test_without_a_correction_the_log_ratio_is_against_the_policy_that_sampled(small_sd):
+    sampler, learner = pair(small_sd)
+    groups = batch(sampler, learner)
+    learner.update(1, groups)
+    assert learner.update(2, groups).diagnostics["overall"]["max_log_ratio"] > 1e-6

@@ -129,6 +129,19 @@ def test_what_is_learned_is_never_staler_than_was_allowed(small_sd, tmp_path):
     assert [row["sample_age"] for row in recorder.metrics() if row["kind"] == "train"] == [0, 1, 2, 2]
 
 
+def test_no_more_is_sampled_ahead_than_there_is_room_for(small_sd, tmp_path):
+    run, said = small.run(small_sd, steps=4, rollout__max_staleness=2), []
+    stages = LocalStages(run)
+    stages.room = lambda: 2.5 * 3 * loop.traffic.tally.largest  # two batches of three groups
+    recorder = Recorder.create(tmp_path / "run", run)
+    prompts, held_out = runs.sources(run)
+    loop = train.Loop(run, stages, recorder, prompts=prompts, held_out=held_out, say=said.append)
+    loop.train()
+    ages = [row["sample_age"] for row in recorder.metrics() if row["kind"] == "train"]
+    assert loop.traffic.tally.largest > 0 and ages == [0, 1, 1, 1]
+    assert sum("fewer are sampled ahead than rollout.max_staleness=2 allows" in line for line in said) == 1
+
+
 class Elastic(LocalStages):
     """Stages that only count how many workers they are asked to have, and take long to sample."""
 

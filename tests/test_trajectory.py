@@ -39,7 +39,7 @@ def scored(**scores):
     prompt = Prompt(index=0, text="x")
     task = Task(step=1, position=0, prompt=prompt, images=2, version=0, purpose="train")
     images = Handle(reference=None)
-    rollout = Rollout(task=task, trajectory=None, images=images, checksum="", seconds=0.0, worker="w")
+    rollout = Rollout(task=task, trajectory=None, images=images, bytes=0, checksum="", seconds=0.0, worker="w")
     return Scored(rollout=rollout, scores=scores, failures={}, seconds=0.0)
 
 

@@ -25,6 +25,8 @@ from pcpo_ray.trajectory import Task, Trajectory
 if TYPE_CHECKING:
     import torch
 
+    from pcpo_ray.ranks import Rank
+
 PULL_TIMEOUT = 600.0
 """Seconds in which a version's weights must be with whoever asks for them."""
 
@@ -80,6 +82,7 @@ class Worker(ABC):
 class Made:
     """What a sampler says of a group, beside the group itself."""
 
+    bytes: int
     checksum: str
     seconds: float
     worker: str
@@ -110,8 +113,32 @@ class SamplerActor(Worker):
             self.checksum = self.sampler.load(weights.Weights(manifest=manifest, buckets=tuple(buckets)))
         self.sampler.prepare(task)
         trajectory, images = self.sampler.sample(task)
-        made = Made(checksum=self.checksum, seconds=time.perf_counter() - started, worker=self.name)
+        made = Made(
+            bytes=images.nbytes + (0 if trajectory is None else trajectory.bytes),
+            checksum=self.checksum,
+            seconds=time.perf_counter() - started,
+            worker=self.name,
+        )
         return made, None if trajectory is None else trajectory.to_numpy(), images
+
+    def ping(self) -> None:
+        """Answered between tasks, so by an idle sampler at once."""
+
+    def receive(
+        self, address: tuple[str, int], place: int, size: int, deadline: float, manifest: Sequence[ray.ObjectRef]
+    ) -> None:
+        """Load the weights that the learner sends to the `size` processes that meet at the address."""
+        import torch
+
+        from pcpo_ray import ranks
+
+        (sent,) = ray.get(list(manifest), timeout=deadline)
+        self.sampler.loaded = None  # half of them would be no version at all
+        group = ranks.Sync(
+            index=place, count=size, address=address, timeout=deadline, device=self.sampler.policy.device
+        )
+        buckets = [group.broadcast(torch.empty(bucket, dtype=torch.uint8)).numpy() for bucket in sent.sizes]
+        self.checksum = self.sampler.load(weights.Weights(manifest=sent, buckets=tuple(buckets)))
 
 
 class ScorerActor(Worker):
@@ -131,29 +158,77 @@ class ScorerActor(Worker):
 
 
 class LearnerActor(Worker):
-    """A learner's process."""
+    """The process of one of the learner's ranks; `index` is its place among them."""
+
+    def __init__(self, run: config.Run, name: str, search_path: str, index: int) -> None:
+        super().__init__(run, name, search_path)
+        self.index = index
+        self.rank: "Rank | None" = None
+
+    def meet(self) -> tuple[str, int]:
+        """Open a place where processes can meet, and say where it is; it closes when the next one opens."""
+        from pcpo_ray import ranks
+
+        self.store = ranks.host(ray.util.get_node_ip_address())
+        return self.store.host, self.store.port
+
+    def start_with(self, address: tuple[str, int]) -> tuple[int, str]:
+        """`start`, once all ranks have met."""
+        from pcpo_ray import ranks
+
+        role = self.run.workers.learner
+        self.rank = ranks.join(
+            index=self.index,
+            count=role.ranks,
+            sharded=role.strategy == "fsdp2",
+            address=address,
+            timeout=role.timeout,
+            device=self.settle_in(role),
+        )
+        return self.start()
 
     def load(self) -> None:
         device = self.settle_in(self.run.workers.learner)
-        from pcpo_ray.learner import Learner
+        from pcpo_ray.learner import ALONE, Learner
 
-        self.learner = Learner(self.run, device)
+        self.learner = Learner(self.run, device, self.rank or ALONE)
 
     def update(
-        self, step: int, versions: list[int], advantages: list[list[float]], *trajectories: dict[str, Any]
+        self,
+        step: int,
+        versions: list[int],
+        advantages: list[list[float]],
+        own: list[int],
+        *trajectories: dict[str, Any],
     ) -> Update:
-        """Learn a batch; the trajectories come as references that Ray has resolved."""
-        opened = [Trajectory.from_numpy(data) for data in trajectories]
-        return self.learner.update(step, list(zip(versions, opened, advantages, strict=True)))
+        """Learn a batch; the trajectories, of the groups at the places `own`, come as references that Ray resolved."""
+        opened = dict(zip(own, (Trajectory.from_numpy(data) for data in trajectories), strict=True))
+        every = enumerate(zip(versions, advantages, strict=True))
+        return self.learner.update(step, [(version, opened.get(place), values) for place, (version, values) in every])
 
     def buckets(self) -> int:
         """How many buckets the weights are sent in."""
         return len(weights.layout(self.learner.parameters)[1])
 
     def weights(self, averaged: bool) -> tuple[weights.Manifest, *tuple[np.ndarray, ...]]:
-        """The manifest and its buckets, each an object of its own."""
-        packed = self.learner.weights(averaged=averaged)
-        return packed.manifest, *packed.buckets
+        """The manifest and its buckets, each an object of its own. The first rank's."""
+        self.packed = self.learner.weights(averaged=averaged)
+        return self.packed.manifest, *self.packed.buckets
+
+    def send(self, address: tuple[str, int], size: int, deadline: float) -> None:
+        """Send the weights packed last to the other processes that meet at the address. The first rank's."""
+        import torch
+
+        from pcpo_ray import ranks
+
+        device = self.learner.policy.device
+        group = ranks.Sync(index=0, count=size, address=address, timeout=deadline, device=device)
+        for bucket in self.packed.buckets:
+            group.broadcast(torch.from_numpy(bucket))
+
+    def assist(self, averaged: bool) -> None:
+        """Have the first rank gather the weights."""
+        self.learner.assist(averaged=averaged)
 
     def save(self, folder: Any, state: State) -> None:
         self.learner.save(folder, state)

@@ -7,6 +7,8 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pcpo_ray import config
 from pcpo_ray.cluster.actors import HEALTH
@@ -26,10 +28,15 @@ class Launcher:
     run: config.Run
     search_path: str = str(Path.cwd())
 
-    def start(self, cls: type, role: config.Role | config.LearnerRole, name: str) -> tuple[Any, ray.ObjectRef]:
-        """An actor's handle and what tells that it has started, when the cluster has room for it.
+    def start(self, cls: type, role: config.Role, name: str) -> tuple[Any, ray.ObjectRef]:
+        """An actor's handle and what tells that it has started, when the cluster has room for it."""
+        actor = self.make(cls, role, name)
+        return actor, actor.start.remote()
 
-        Ray is not to restart it: whoever started it replaces it, which is the same as starting one more.
+    def make(self, cls: type, role: config.Role | config.LearnerRole, name: str, *more: Any, **options: Any) -> Any:
+        """An actor that has still to start.
+
+        Ray is not to restart it: whoever made it replaces it, which is the same as making one more.
         """
         made = ray.remote(concurrency_groups={HEALTH: 1})(cls).options(
             num_cpus=role.cpus,
@@ -37,9 +44,37 @@ class Launcher:
             resources=dict(role.resources) or None,
             accelerator_type=role.accelerator,
             max_restarts=0,
+            **options,
         )
-        actor = made.remote(self.run, name, self.search_path)
-        return actor, actor.start.remote()
+        return made.remote(self.run, name, self.search_path, *more)
+
+    def room(self, role: config.LearnerRole) -> "Room":
+        """Room for all of the learner's ranks or for none, close together."""
+        if role.ranks == 1:
+            return Room(None)
+        bundle = {"CPU": role.cpus, "GPU": role.gpus, **role.resources}
+        if role.accelerator is not None:
+            bundle[f"accelerator_type:{role.accelerator}"] = 0.001
+        asked = {name: amount for name, amount in bundle.items() if amount > 0}
+        return Room(placement_group([asked] * role.ranks, strategy="PACK"))
+
+
+@dataclass(frozen=True)
+class Room:
+    """What Ray has reserved for the learner's ranks (None: one rank asks for itself)."""
+
+    group: PlacementGroup | None
+
+    def options(self, index: int) -> dict[str, Any]:
+        """What the actor of a rank is made with to take its place."""
+        if self.group is None:
+            return {}
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
+        return {"scheduling_strategy": strategy}
+
+    def close(self) -> None:
+        if self.group is not None:
+            remove_placement_group(self.group)
 
 
 def cause_of(error: exceptions.RayError) -> BaseException:
@@ -62,14 +97,16 @@ def brief(error: BaseException) -> str:
 
 def asked_for(workers: config.Workers) -> dict[str, float]:
     """What all workers together reserve at the start."""
-    pools = (workers.samplers, workers.scorers)
+    counts: list[tuple[config.Role | config.LearnerRole, int]] = [
+        *((pool, pool.workers) for pool in (workers.samplers, workers.scorers)),
+        (workers.learner, workers.learner.ranks),
+    ]
     asked = {
-        "CPU": workers.learner.cpus + sum(pool.workers * pool.cpus for pool in pools),
-        "GPU": workers.learner.gpus + sum(pool.workers * pool.gpus for pool in pools),
+        "CPU": sum(count * role.cpus for role, count in counts),
+        "GPU": sum(count * role.gpus for role, count in counts),
     }
-    for name in {name for role in (*pools, workers.learner) for name in role.resources}:
-        each = [(role.resources.get(name, 0.0), getattr(role, "workers", 1)) for role in (*pools, workers.learner)]
-        asked[name] = sum(amount * count for amount, count in each)
+    for name in {name for role, _ in counts for name in role.resources}:
+        asked[name] = sum(count * role.resources.get(name, 0.0) for role, count in counts)
     return asked
 
 

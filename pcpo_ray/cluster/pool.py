@@ -89,11 +89,15 @@ class WorkerPool(Generic[Item, Result]):
         self._perform()
 
     def size(self) -> Size:
-        return Size(wanted=self.pool.wanted, ready=self.pool.count(State.READY))
+        pool = self.pool
+        ready = tuple(name for name, worker in pool.workers.items() if worker.state is State.READY)
+        setbacks = {name: dict(causes) for name, causes in pool.setbacks.items()}
+        return Size(wanted=pool.wanted, ready=len(ready), workers=ready, losses=dict(pool.losses), setbacks=setbacks)
 
-    def at_work(self) -> list[str]:
-        """The workers that have started."""
-        return [name for name, worker in self.pool.workers.items() if worker.state is not State.STARTING]
+    def members(self) -> dict[str, Any]:
+        """The actors that have started, by name."""
+        started = [name for name, worker in self.pool.workers.items() if worker.state is not State.STARTING]
+        return {name: self.actors[name] for name in started}
 
     def references(self) -> list[ray.ObjectRef]:
         """What to wait for."""

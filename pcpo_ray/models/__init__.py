@@ -7,7 +7,7 @@ stands in `transitions`, what credit it carries in `credit`.
 import inspect
 import json
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -74,8 +74,8 @@ class Denoiser(Protocol):
     def without_adapter(self) -> AbstractContextManager[None]:
         """A context in which `predict` is the base model's. Raises ModelError when there is no adapter."""
 
-    def save(self, folder: Path) -> None:
-        """Write what is trained as diffusers reads it: a LoRA, or the whole pipeline."""
+    def save(self, folder: Path, parameters: Mapping[str, Tensor]) -> None:
+        """Write what is trained, with these values, as diffusers reads it: a LoRA, or the whole pipeline."""
 
 
 def folder_of(model: Model) -> Path:

@@ -1,10 +1,11 @@
 """Low-rank adapters through peft, written so that `pipe.load_lora_weights(folder)` reads them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pcpo_ray.config import Lora
 from pcpo_ray.errors import ModelError
@@ -70,15 +71,15 @@ def start(pipeline: Any, part: str, config: Lora) -> None:
     set_peft_model_state_dict(module, sent)
 
 
-def save(pipeline: Any, part: str, folder: Path) -> None:
-    """Write the adapter of `pipeline.<part>` into `folder`, with its rank and alpha."""
+def save(pipeline: Any, part: str, parameters: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the adapter of `pipeline.<part>`, whose parameters have these values, with its rank and alpha."""
     from peft import get_peft_model_state_dict
 
     module = getattr(pipeline, part)
     pipeline.save_lora_weights(
         folder,
         **{
-            f"{part}_lora_layers": get_peft_model_state_dict(module),
+            f"{part}_lora_layers": get_peft_model_state_dict(module, state_dict=dict(parameters)),
             f"{part}_lora_adapter_metadata": module.peft_config["default"].to_dict(),
         },
     )

@@ -84,8 +84,11 @@ class PipelineDenoiser(ABC):
 
     def _parts(self) -> dict[str, bool]:
         """The pipeline's parts, by the folder's index, and whether the folder has them (SD3 does without T5)."""
-        index = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
-        return {name: value[0] is not None for name, value in index.items() if isinstance(value, list)}
+        return {name: value[0] is not None for name, value in self._index().items() if isinstance(value, list)}
+
+    def _index(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
+        return found
 
     def _load(self, left_out: Collection[str]) -> Any:
         """The pipeline, on the CPU, without some of its parts."""
@@ -277,9 +280,21 @@ class PipelineDenoiser(ABC):
         finally:
             part.enable_adapters()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, parameters: Mapping[str, Tensor]) -> None:
         if isinstance(self.model.train, Lora):
-            lora.save(self.pipeline, self.part, folder)
-        else:
-            with self.text_encoders():  # the folder is to be whole
+            return lora.save(self.pipeline, self.part, parameters, folder)
+        import diffusers
+        from accelerate import init_empty_weights
+
+        network = getattr(self.pipeline, self.part)
+        with init_empty_weights():  # a network of its own, as a rank's may hold but parts of its parameters
+            whole = getattr(diffusers, self._index()[self.part][1]).from_config(network.config)
+        buffers = {name: value for name, value in network.named_buffers() if name in whole.state_dict()}
+        whole.load_state_dict({**buffers, **parameters}, assign=True)
+        with self.text_encoders():  # the folder is to be whole
+            try:
+                self.pipeline.register_modules(**{self.part: whole})
                 self.pipeline.save_pretrained(folder)
+            finally:
+                self.pipeline.register_modules(**{self.part: network})
+        return None

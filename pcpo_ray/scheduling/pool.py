@@ -6,10 +6,10 @@ STARTING -> READY -> DRAINING -> gone. Events go in (`ready`, `finished`, `faile
 
 import enum
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from pcpo_ray.errors import ClusterError
 from pcpo_ray.scheduling.retries import Backoff
@@ -23,6 +23,10 @@ class State(enum.Enum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
+
+
+Loss = Literal["died", "silent", "failing", "drained"]
+"""Why a worker had to be replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,8 @@ class Pool(Generic[Item]):
         self.wanted = 0
         self.workers: dict[str, _Worker] = {}
         self.mended: list[str] = []
+        self.losses: Counter[str] = Counter()
+        self.setbacks: dict[str, Counter[str]] = {"lost": Counter(), "hedged": Counter()}
         self._entries: dict[int, _Entry[Item]] = {}
         self._queue: deque[int] = deque()
         self._actions: list[Action[Item]] = []
@@ -182,14 +188,14 @@ class Pool(Generic[Item]):
             found.heard = now
             found.strikes += 1
             if found.strikes >= self.limits.strikes:
-                self.died(worker, f"failed {found.strikes} times in a row: {cause}", now)
+                self.died(worker, f"failed {found.strikes} times in a row: {cause}", now, "failing")
                 self._actions.append(Stop(worker))
             else:
                 self._settle(worker, found)
-        self._lost(worker, ticket, cause)
+        self._lost(worker, ticket, cause, "failing")
         self._dispatch(now)
 
-    def died(self, worker: str, cause: str, now: float) -> None:
+    def died(self, worker: str, cause: str, now: float, loss: Loss = "died") -> None:
         """A worker is gone. Raises ClusterError when an item was lost, or workers died, too often."""
         found = self.workers.pop(worker, None)
         if found is None:
@@ -200,6 +206,7 @@ class Pool(Generic[Item]):
         self._actions = [action for action in self._actions if getattr(action, "worker", None) != worker]
         self.mended.append(f"{worker} is gone: {cause}")
         if found.state is not State.DRAINING:
+            self.losses[loss] += 1
             self._backoff.failed()
             if self._backoff.failures > self.limits.deaths + self.wanted:
                 raise ClusterError(
@@ -208,7 +215,7 @@ class Pool(Generic[Item]):
                 )
             self._start_at = max(self._start_at, now + self._backoff.seconds)
         for ticket in list(found.held):
-            self._lost(worker, ticket, cause)
+            self._lost(worker, ticket, cause, loss)
         self._fit(now)
         self._dispatch(now)
 
@@ -217,7 +224,7 @@ class Pool(Generic[Item]):
         for name, worker in list(self.workers.items()):
             silent = now - worker.heard
             if worker.state is not State.STARTING and silent > self.limits.silence:
-                self.died(name, f"it was silent for {silent:.0f} s", now)
+                self.died(name, f"it was silent for {silent:.0f} s", now, "silent")
                 self._actions.append(Stop(name))
         self._fit(now)
         self._hedge(now)
@@ -252,6 +259,7 @@ class Pool(Generic[Item]):
             level.pop(worker, None)
         found.state = State.DRAINING
         self.mended.append(f"{worker} is leaving: its node is being drained")
+        self.losses["drained"] += 1
         self._settle(worker, found)
         self._fit(now)
 
@@ -316,12 +324,13 @@ class Pool(Generic[Item]):
             found.held.clear()
             self._settle(worker, found)
 
-    def _lost(self, worker: str, ticket: int, cause: str) -> None:
+    def _lost(self, worker: str, ticket: int, cause: str, loss: Loss) -> None:
         entry = self._entries.get(ticket)
         if entry is None:
             return
         entry.holders.discard(worker)
         entry.lost.append(f"{worker}: {cause}")
+        self.setbacks["lost"][loss] += 1
         if entry.holders:
             return  # a hedge is still at it
         if len(entry.lost) >= self.limits.attempts:
@@ -343,4 +352,5 @@ class Pool(Generic[Item]):
                 if entry is None or other is None:
                     continue
                 self.mended.append(f"{name} takes long over a task ({taken:.1f} s); {other} is asked too")
+                self.setbacks["hedged"]["slow"] += 1
                 self._send(other, ticket, entry, now)

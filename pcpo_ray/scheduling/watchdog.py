@@ -4,9 +4,10 @@ from pcpo_ray.errors import ClusterError
 
 
 class Watchdog:
-    """`progress` whenever something finishes; `check` whenever there is time. Seconds on the driver's clock.
+    """`progress` whenever something finishes, `spoke` whenever a line was printed, `check` whenever there is time.
 
-    `quiet` seconds without progress are worth a line, `limit` seconds are the end.
+    Seconds on the driver's clock. After `quiet` seconds without a line one is due, whether anything moves or not;
+    `limit` seconds without progress are the end.
     """
 
     def __init__(self, *, limit: float, quiet: float, now: float) -> None:
@@ -16,14 +17,17 @@ class Watchdog:
     def progress(self, now: float) -> None:
         self.moved = now
 
+    def spoke(self, now: float) -> None:
+        self.said = now
+
     def check(self, now: float, awaited: str) -> str | None:
-        """A line to print, now and then while nothing moves. Raises ClusterError after `limit` seconds."""
+        """A line to print, if one is due. Raises ClusterError after `limit` seconds without progress."""
         still = now - self.moved
         if still > self.limit:
             raise ClusterError(
                 f"nothing finished for {still:.0f} s (workers.task_timeout={self.limit:g}), waiting for {awaited}"
             )
-        if min(still, now - self.said) <= self.quiet:
+        if now - self.said <= self.quiet:
             return None
         self.said = now
-        return f"waiting for {awaited}; nothing finished for {still:.0f} s"
+        return f"waiting for {awaited}" + (f"; nothing finished for {still:.0f} s" if still > self.quiet else "")

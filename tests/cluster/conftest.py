@@ -14,6 +14,6 @@ def cluster():
     os.environ["RAY_AUTH_MODE"] = "disabled"
     # the driver's path must hold this folder's parent, so that workers can import the tests' rewards
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    ray.init(address="local", num_cpus=4, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -13,7 +13,8 @@ import ray
 from pcpo_ray import checkpoint, runs
 from pcpo_ray.cluster import connect, controller
 from pcpo_ray.errors import ClusterError, PcpoError, RewardError
-from pcpo_ray.stages import Request
+from pcpo_ray.operate.caller import Caller
+from pcpo_ray.request import Request
 from pcpo_ray.trajectory import Task
 from tests import small
 from tests.test_train import go, parameters, same
@@ -63,6 +64,57 @@ def test_a_cluster_too_small_says_what_was_asked_and_what_there_is(small_sd):
     assert any("waiting for it to grow" in line for line in said)
 
 
+def test_all_roles_share_one_gpu_by_fractions(small_sd, tmp_path):
+    def shares(sampler):
+        roles = {"samplers": sampler, "scorers": 0.2, "learner": 0.4}
+        return {f"workers__{role}": f"{{cpus: 0.1, gpus: {share}}}" for role, share in roles.items()}
+
+    stages = connect(small.run(small_sd, **shares(0.4)))  # a logical GPU: there need not be any
+    try:
+        assert ray.available_resources().get("GPU", 0.0) == pytest.approx(0.0)
+        assert len(go(stages.run, tmp_path / "run", stages=stages).metrics()) == 4
+    finally:
+        stages.close()
+    with pytest.raises(ClusterError, match=r"GPU: asked for 1\.1, the cluster has 1"):
+        connect(small.run(small_sd, **shares(0.5), workers__start_timeout=20))
+
+
+def used():
+    """Bytes in the object store of this machine."""
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    return get_memory_info_reply(state).store_stats.object_store_bytes_used
+
+
+def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_path):
+    run = small.run(small_sd, steps=6, evaluation__every=6, rollout__images=16, sampling__height=64, sampling__width=64)
+    stages = connect(run)
+    collect, base, highest = stages.learner.collect, [], []
+
+    def collected():
+        update = collect()
+        if update is not None:
+            highest.append(used())
+        return update
+
+    def admitted(task):
+        if task.purpose == "train" and task.position == 0:  # of the step before there is nothing left but its weights
+            deadline = time.monotonic() + 20
+            while base and used() > base[0] and time.monotonic() < deadline:
+                time.sleep(0.2)
+            base.append(used())
+        submit(task)
+
+    submit, stages.samplers.submit, stages.learner.collect = stages.samplers.submit, admitted, collected
+    try:
+        go(run, tmp_path / "run", stages=stages)
+    finally:
+        stages.close()
+    assert len(base) == 6 and min(highest) > base[0] + 3 * 16 * 64 * 64 * 3
+    assert max(base[1:]) <= base[0] + 2 * 2**20, base
+
+
 def test_an_error_in_a_worker_arrives_as_it_was_raised(small_sd, tmp_path):
     run = small.run(small_sd, rewards="[{kind: 'tests.test_train:Failing', options: {every: 1}}]")
     stages = connect(run)
@@ -85,7 +137,7 @@ def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path
 def test_closing_leaves_no_worker_behind(small_sd):
     stages = connect(small.run(small_sd))
     found = [*pids(stages.samplers).values(), *pids(stages.scorers).values()]
-    found.append(ray.get(stages.learner.actor.alive.remote(0.0), timeout=60)[0])
+    found.append(ray.get(stages.learner.actors[0].alive.remote(0.0), timeout=60)[0])
     stages.close()
     stages.close()
     deadline = time.monotonic() + 30
@@ -143,7 +195,7 @@ def kill_a_scorer(stages):
 
 
 def kill_the_learner(stages):
-    os.kill(ray.get(stages.learner.actor.alive.remote(0.0), timeout=60)[0], signal.SIGKILL)
+    os.kill(ray.get(stages.learner.actors[0].alive.remote(0.0), timeout=60)[0], signal.SIGKILL)
 
 
 def stop_a_sampler(stages):
@@ -180,22 +232,23 @@ def test_a_run_is_resized_paced_and_stopped_through_its_controller(small_sd, tmp
     run = small.run(small_sd, name="spoken-to", steps=50)
     stages = connect(run)
     stages.exchange({})
+    here = ray.get_runtime_context().gcs_address
     with pytest.raises(ClusterError, match=r"no run named 'other'.*'spoken-to'"):
-        controller.find("other")
+        Caller("other", here)
     with pytest.raises(ClusterError, match="a run named 'spoken-to' is going on"):
         controller.Desk("spoken-to")
-    found = controller.find("spoken-to")
+    caller = Caller("spoken-to", here)
 
     def ask(stages):
-        ray.get(found.ask.remote(Request(samplers=2, max_staleness=1)), timeout=60)
+        caller.ask(Request(samplers=2, max_staleness=1))
 
     def stop(stages):
-        ray.get(found.ask.remote(Request(stop=True)), timeout=60)
+        caller.ask(Request(stop=True))
 
     Disturbed(stages, t6=ask, t20=stop)
     try:
         recorder = go(run, tmp_path / "ray", stages=stages)
-        status = ray.get(found.status.remote(), timeout=60)
+        status = caller.status()
     finally:
         stages.close()
     events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]

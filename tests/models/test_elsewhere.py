@@ -41,23 +41,24 @@ def drawn(pipeline, noise, output="np"):
 
 
 def changed(path, train):
-    """A denoiser whose trained weights are no longer those it began with, noise for it, and what it then draws."""
+    """A denoiser whose trained weights are no longer those it began with, they, noise, and what it then draws."""
     denoiser = load(path, model__train=f"{{{train}}}")
     noise = torch.stack([denoiser.initial_noise(generator(seed)) for seed in range(len(TEXTS))])
+    trained = denoiser.trainable()
     with torch.no_grad():
-        for index, parameter in enumerate(denoiser.trainable().values()):
+        for index, parameter in enumerate(trained.values()):
             parameter.add_(torch.randn(parameter.shape, generator=generator(index)), alpha=0.1)
     with denoiser.text_encoders():
         pictures = drawn(denoiser.pipeline, noise)
     assert np.abs(pictures - drawn(plain(path), noise)).max() > 0
-    return denoiser, noise, pictures
+    return denoiser, trained, noise, pictures
 
 
 @ALL
 def test_an_adapter(model, request, tmp_path):
     path = request.getfixturevalue(model)
-    denoiser, noise, pictures = changed(path, "kind: lora, rank: 4, alpha: 8")
-    denoiser.save(tmp_path)
+    denoiser, trained, noise, pictures = changed(path, "kind: lora, rank: 4, alpha: 8")
+    denoiser.save(tmp_path, trained)
     pipeline = plain(path)
     pipeline.load_lora_weights(tmp_path)
     assert (drawn(pipeline, noise) == pictures).all()
@@ -65,8 +66,8 @@ def test_an_adapter(model, request, tmp_path):
 
 @ALL
 def test_a_whole_model(model, request, tmp_path):
-    denoiser, noise, pictures = changed(request.getfixturevalue(model), "kind: full")
-    denoiser.save(tmp_path)
+    denoiser, trained, noise, pictures = changed(request.getfixturevalue(model), "kind: full")
+    denoiser.save(tmp_path, trained)
     assert (drawn(plain(tmp_path), noise) == pictures).all()
 
 

@@ -24,7 +24,7 @@ def trained(path, folder):
     with torch.no_grad():
         for index, parameter in enumerate(denoiser.trainable().values()):
             parameter.normal_(0, 0.3, generator=generator(index))
-    denoiser.save(folder)
+    denoiser.save(folder, denoiser.trainable())
     return denoiser
 
 

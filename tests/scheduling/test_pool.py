@@ -185,3 +185,38 @@ def test_resizing_in_mid_run_loses_and_doubles_nothing(seed, sizes, depth, die):
     workers.run()
     assert Counter(workers.finished) == Counter(range(60))
     workers.settle(sizes[-1])
+
+
+def test_what_was_mended_is_counted_by_its_cause():
+    pool = pool_of(4, depth=1, strikes=1, silence=10.0)
+    for item in "abcd":
+        pool.submit(item, 0.0)
+    assert len(sent(pool)) == 4
+    pool.died("w-0", "SIGKILL", 1.0)
+    pool.failed("w-1", 2, "CUDA error", 1.0)
+    pool.drain("w-2", 1.0)
+    pool.heard("w-2", 9.0)
+    pool.tick(11.0)
+    assert pool.losses == {"died": 1, "failing": 1, "silent": 1, "drained": 1}
+    assert pool.setbacks["lost"] == {"died": 1, "failing": 1, "silent": 1}
+
+
+def test_a_worker_that_was_only_finishing_is_not_replaced_when_it_dies():
+    pool = pool_of(2, depth=1)
+    pool.submit("a", 0.0)
+    pool.resize(1, 0.0)
+    pool.submit("b", 0.0)
+    leaving = next(name for name, worker in pool.workers.items() if worker.state is State.DRAINING or worker.held)
+    pool.resize(0, 0.0)
+    pool.died(leaving, "SIGKILL", 1.0)
+    assert not pool.losses
+
+
+def test_a_second_worker_for_a_slow_task_is_counted():
+    pool = pool_of(2, depth=1)
+    for item in range(6):
+        ticket = pool.submit(item, float(item))
+        pool.finished(sent(pool)[0][0], ticket, item + 1.0)
+    pool.submit("slow", 10.0)
+    pool.tick(20.0)
+    assert pool.setbacks["hedged"] == {"slow": 1}

@@ -1,0 +1,65 @@
+"""New weights sent to all idle samplers at once, over a torch.distributed group that lives for one version.
+
+Who does not answer a ping in time is no member, and pulls the version when a task names it; so does every member if one
+of them is lost on the way: that costs the deadline, not the run.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import exceptions
+
+from pcpo_ray.cluster.launch import GONE, brief, cause_of
+from pcpo_ray.errors import PcpoError
+
+PING = 1.0
+"""Seconds in which an idle sampler answers."""
+
+DEADLINE = 60.0
+"""Seconds that a version may take to arrive."""
+
+GRACE = 10.0
+"""Seconds more for the answers themselves."""
+
+
+def send(
+    learner: Any, manifest: ray.ObjectRef, samplers: Mapping[str, Any], deadline: float
+) -> tuple[list[str], list[str]]:
+    """Send the weights that the learner's first rank packed last: the samplers that have loaded them, what failed.
+
+    Raises the PcpoError of a sampler in which they do not fit or do not act.
+    """
+    pings = {actor.ping.remote(): name for name, actor in samplers.items()}
+    answered, _ = ray.wait(list(pings), num_returns=len(pings), timeout=PING) if pings else ([], [])
+    members = [pings[reference] for reference in answered if _failure(reference) is None]
+    if not members:
+        return [], []
+    address, size = learner.meet.remote(), 1 + len(members)
+    sending = learner.send.remote(address, size, deadline)
+    calls = {
+        samplers[name].receive.remote(address, place, size, deadline, [manifest]): name
+        for place, name in enumerate(members, 1)
+    }
+    until = time.monotonic() + deadline + GRACE
+    ray.wait([sending, *calls], num_returns=1 + len(calls), timeout=max(0.0, until - time.monotonic()))
+    found = {name: _failure(reference) for reference, name in calls.items()}
+    failed = [f"{name} did not receive new weights: {why}; it pulls them" for name, why in found.items() if why]
+    return [name for name, why in found.items() if why is None], failed
+
+
+def _failure(reference: ray.ObjectRef) -> str | None:
+    """Why there is no answer, in words; None where there is one."""
+    try:
+        ray.get(reference, timeout=0)
+    except exceptions.GetTimeoutError:
+        return "no answer in time"
+    except GONE as error:
+        return brief(error)
+    except exceptions.RayError as error:
+        cause = cause_of(error)
+        if isinstance(cause, PcpoError):
+            raise cause from error
+        return brief(cause)
+    return None

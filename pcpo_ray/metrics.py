@@ -1,0 +1,146 @@
+"""The one catalogue of metrics: what a run tells Prometheus, on Ray and in one process, under the same names.
+
+From it come both exporters (cluster/metrics.py, scrape.py), the Grafana dashboards, the alert rules and their page
+(dashboards/). Every metric has the label `run`, the run's name, beside its own. All are kept by the driver. A mean is a
+counter of seconds over a counter of events; there is no histogram, as Ray's sums of them are approximate.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "ray_"
+"""What Ray puts before every name; the exporter of one process does the same, so that one dashboard reads both."""
+
+Unit = Literal["", "seconds", "bytes", "share", "versions", "steps", "images", "groups", "workers", "tasks"]
+"""Of a metric's value; a share is between 0 and 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One entry. `when` says what a run must be or have met for the metric to arrive; empty: it always does."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    unit: Unit
+    labels: tuple[str, ...]
+    help: str
+    when: str = ""
+
+    @property
+    def scraped(self) -> str:
+        """Its name in Prometheus."""
+        return f"{PREFIX}{self.name}" + ("_total" if self.kind == "counter" else "")
+
+
+def _gauge(name: str, unit: Unit, text: str, *labels: str, when: str = "") -> Metric:
+    return Metric(name=f"pcpo_{name}", kind="gauge", unit=unit, labels=labels, help=text, when=when)
+
+
+def _counter(name: str, unit: Unit, text: str, *labels: str, when: str = "") -> Metric:
+    return Metric(name=f"pcpo_{name}", kind="counter", unit=unit, labels=labels, help=text, when=when)
+
+
+# -- is it learning ----------------------------------------------------------------------------------------------------
+
+LEARNING = (
+    _gauge("step", "steps", "Updates done: the version of the newest weights."),
+    _gauge("steps", "steps", "Updates the run is to do."),
+    _gauge("reward", "", "Mean of the last batch's scores; `reward` is the weighted sum of all rewards.", "reward"),
+    _gauge("reward_deviation", "", "Standard deviation of the last batch's weighted sums."),
+    _gauge(
+        "group_deviation", "", "Standard deviation of the weighted sum within a prompt's group, mean over the groups.",
+        when="rollout.images is at least 2",
+    ),
+    _gauge("degenerate_groups", "groups", "Groups of the last batch with equal scores: nothing is learned from them."),
+    _gauge("advantage_magnitude", "", "Mean of the last batch's |advantage|."),
+    _gauge("held_out", "", "Mean score on the held-out prompts in the last evaluation.", "reward"),
+    _gauge("held_out_low", "", "Lower end of its 95% interval over prompts.", "reward"),
+    _gauge("held_out_high", "", "Upper end of its 95% interval over prompts.", "reward"),
+    _counter("evaluations", "", "Evaluations done."),
+    _gauge("mean_missing", "", "1 for a reward of which the last batch, or evaluation, has no score; else 0.", "reward",
+           "purpose"),
+)  # fmt: skip
+
+# -- is it healthy -----------------------------------------------------------------------------------------------------
+
+HEALTH = (
+    _gauge("loss", "", "Loss of the last update."),
+    _gauge("kl", "", "KL divergence from the reference model.", when="objective.kl is above 0"),
+    _gauge("gradient_norm", "", "L2 norm of the last update's gradient, before it is clipped."),
+    _gauge("ratio_mean", "", "Mean ratio of new to old density, over images and trained timesteps."),
+    _gauge("ratio_deviation", "", "Standard deviation of the ratio."),
+    _gauge("log_ratio_deviation", "", "Standard deviation of the log-ratio."),
+    _gauge("log_ratio_max", "", "Largest |log-ratio| of the last update."),
+    _gauge(
+        "first_log_ratio", "", "Largest |log-ratio| before the weights moved: 0, or sampler and learner disagree.",
+        when="a batch was sampled with the weights it updates: rollout.max_staleness is 0, or it is the first",
+    ),
+    _gauge("clip_fraction", "share", "Share of (image, timestep) pairs whose log-ratio is beyond the clip range."),
+    _gauge("inactive_fraction", "share", "Share whose gradient the clip range cuts off."),
+    _gauge("timestep_clip_fraction", "share", "Clip fraction at one timestep.", "timestep"),
+    _gauge("timestep_inactive_fraction", "share", "Share whose gradient is cut off at one timestep.", "timestep"),
+    _gauge("timestep_ratio_mean", "", "Mean ratio at one timestep.", "timestep"),
+    _gauge("timestep_log_ratio_deviation", "", "Standard deviation of the log-ratio at one timestep.", "timestep"),
+    _gauge("timestep_log_ratio_max", "", "Largest |log-ratio| at one timestep.", "timestep"),
+    _gauge("timestep_gradient_share", "share", "A timestep's part of all gradient norms.", "timestep"),
+    _gauge("timestep_credit_weight", "", "Weight that the log-ratio of a timestep carries in the loss.", "timestep"),
+    _gauge("timestep_native_weight", "", "Weight that the sampler itself gives a timestep.", "timestep"),
+)  # fmt: skip
+
+# -- where time goes ---------------------------------------------------------------------------------------------------
+
+TIME = (
+    _counter("updates", "steps", "Updates done by this driver, those done again after a loss included."),
+    _counter("step_seconds", "seconds", "Seconds of these updates, sampling and scoring included."),
+    _counter("samples", "images", "Images sampled and scored, by what for (train, evaluate).", "purpose"),
+    _gauge("phase", "", "1 for the phase that the driver is in, 0 for the others.", "phase"),
+    _counter("phase_seconds", "seconds", "Seconds that the driver spent in each phase.", "phase"),
+    _counter(
+        "busy_seconds",
+        "seconds",
+        "Seconds that a role's workers worked, all together; the learner's ranks are one.",
+        "role",
+        "phase",
+    ),
+    _counter("idle_seconds", "seconds", "Seconds that a role's ready workers waited, all together.", "role", "phase"),
+)
+
+# -- versions ----------------------------------------------------------------------------------------------------------
+
+VERSIONS = (
+    _counter("publishes", "versions", "Times weights were sent out: weights, or their running average.", "kind"),
+    _counter("publish_seconds", "seconds", "Seconds until they could be loaded.", "kind"),
+    _counter("publish_bytes", "bytes", "Bytes sent out.", "kind"),
+    _counter("publish_lag_seconds", "seconds", "Seconds that versions lay unused, until a sampler began with them."),
+    _counter("versions_used", "versions", "Versions that a sampler has begun with."),
+    _gauge("sample_age", "versions", "How many versions older than the newest weights the last batch was, in mean."),
+    _gauge("sample_age_max", "versions", "The same, of the oldest group."),
+    _gauge("max_staleness", "versions", "How old a batch may be."),
+    _gauge("sampler_behind", "versions", "Versions since the sampler that was heard of least lately last sampled."),
+)
+
+# -- the cluster -------------------------------------------------------------------------------------------------------
+
+CLUSTER = (
+    _counter("tasks", "tasks", "Tasks (a group to sample or score, a batch to learn), by what came of them.",
+             "role", "outcome", "reason"),
+    _gauge("workers_wanted", "workers", "Workers that a pool is to have.", "role"),
+    _gauge("workers_ready", "workers", "Workers that are at work.", "role"),
+    _counter("restarts", "workers", "Workers replaced, by what ended them.", "role", "cause",
+             when="a worker was replaced"),
+    _counter("resizes", "", "Times a pool was given another size.", "role", "why", when="a pool was resized"),
+    _gauge("in_flight", "groups", "Groups being sampled or scored."),
+    _gauge("buffer_bytes", "bytes", "The most that trajectories and images held in the last step, not yet learned."),
+    _counter("checkpoints", "", "Checkpoints written."),
+)  # fmt: skip
+
+CATALOGUE = (*LEARNING, *HEALTH, *TIME, *VERSIONS, *CLUSTER)
+BY_NAME = {metric.name.removeprefix("pcpo_"): metric for metric in CATALOGUE}
+
+OUTCOMES = {
+    "done": "finished",
+    "missing": "scored, with a score missing; the reason names the rewards",
+    "lost": "to be done again: its worker died, was silent or kept failing, or what it made is gone",
+    "hedged": "given to a second worker as well, as the first was slow",
+}
+"""What a task may come to."""

@@ -1,0 +1,140 @@
+"""Ranks: the learner's processes in lock-step, over torch.distributed; one process alone is rank 0 of 1.
+
+Contract: every rank calls the same methods in the same order, on one thread; each call has the group's deadline, after
+which it raises RuntimeError. Two strategies: `ddp`, a whole copy of the network each, gradients added up once a
+minibatch; `fsdp2`, a part of every parameter each (torch's fully_shard), gathered layer by layer while it is computed
+with. Accelerate is not asked to wrap the network: it has no FSDP2 on CPU, and its DDP would add gradients up once a
+backward pass, not once a minibatch.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One of `count` processes that learn a batch together; `sharded` where each holds a part of every parameter."""
+
+    index: int = 0
+    count: int = 1
+    sharded: bool = False
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the one that writes and sends for all."""
+        return self.index == 0
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.count > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The greatest of all ranks, element by element, in place."""
+        if self.count > 1:
+            distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+        return tensor
+
+    def wait(self) -> None:
+        """Return once every rank has come here."""
+        if self.count > 1:
+            distributed.barrier()
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give every rank the sum of all ranks' gradients; with `fsdp2` the backward pass has done it."""
+        if self.count == 1 or self.sharded:
+            return
+        listed = list(parameters)
+        there = torch.tensor([float(p.grad is not None) for p in listed], device=listed[0].device)
+        used = [p for p, any_rank in zip(listed, self.largest(there).tolist(), strict=True) if any_rank]
+        for dtype in {p.dtype for p in used}:  # one reduction a dtype: many small ones would wait for each other
+            same = [p for p in used if p.dtype is dtype]
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in same])
+            for parameter, part in zip(same, self.total(flat).split([p.numel() for p in same]), strict=True):
+                parameter.grad = part.reshape(parameter.shape).clone()
+
+
+def host(address: str) -> TCPStore:
+    """Where processes meet, at a free port of this machine, whose address is given; whoever holds it keeps it open."""
+    return TCPStore(address, 0, is_master=True, wait_for_workers=False)
+
+
+def join(*, index: int, count: int, sharded: bool, address: tuple[str, int], timeout: float, device: Any) -> Rank:
+    """Meet the other ranks at the address of a `host`, within `timeout` seconds, which is each call's deadline too."""
+    deadline = timedelta(seconds=timeout)
+    store = TCPStore(*address, timeout=deadline)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=index, world_size=count, timeout=deadline)
+    return Rank(index=index, count=count, sharded=sharded)
+
+
+class Sync:
+    """A group of processes that lives for one version of the weights, beside any other: rank 0 sends, all others get.
+
+    Raises RuntimeError where a member is lost, or after `timeout` seconds.
+    """
+
+    def __init__(self, *, index: int, count: int, address: tuple[str, int], timeout: float, device: Any) -> None:
+        deadline = timedelta(seconds=timeout)
+        self.device = device
+        store = TCPStore(*address, timeout=deadline)
+        if device.type == "cuda":
+            options = distributed.ProcessGroupNCCL.Options()
+            options._timeout = deadline
+            self.group: Any = distributed.ProcessGroupNCCL(store, index, count, options)
+        else:
+            self.group = distributed.ProcessGroupGloo(store, index, count, deadline)
+
+    def broadcast(self, bucket: Tensor) -> Tensor:
+        """Rank 0's bucket, (bytes,) uint8, with everybody."""
+        held = bucket.to(self.device)
+        self.group.broadcast(held, 0).wait()
+        return held.cpu()
+
+
+def shard(module: nn.Module, rank: Rank) -> None:
+    """Leave each rank its part of every parameter, in place: the blocks that diffusers does not split, then the rest.
+
+    Each is given back as soon as it was computed with, so that `named_parameters` are always the parts.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    device = next(module.parameters()).device.type
+    mesh = init_device_mesh(device, (rank.count,))
+    whole = set(getattr(module, "_no_split_modules", None) or ())
+    for part in [part for part in module.modules() if type(part).__name__ in whole][::-1]:  # inner ones first
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor as it is on one rank alone; with `fsdp2` every rank must ask."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def place(tensor: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, on the device of `like` and cut as it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    moved = tensor.to(like.device)
+    return distribute_tensor(moved, like.device_mesh, like.placements) if isinstance(like, DTensor) else moved
+
+
+def owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Which rank writes which of the named tensors, so that each writes about as many bytes."""
+    written = [0] * count
+    found = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        found[name] = written.index(min(written))
+        written[found[name]] += sizes[name]
+    return found

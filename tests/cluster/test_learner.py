@@ -1,0 +1,167 @@
+"""Ranks in lock-step learn what one rank learns; what one of them writes, any number of them reads."""
+
+import json
+import os
+import random
+import signal
+
+import pytest
+import ray
+
+from pcpo_ray import checkpoint
+from pcpo_ray.cluster import broadcast, connect
+from tests import small
+from tests.cluster.test_cluster import await_samplers
+from tests.test_train import go, parameters, same
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
+
+STEPS = 5
+
+
+def ranks(count, strategy, timeout=60):
+    return f"{{cpus: 0.1, ranks: {count}, strategy: {strategy}, timeout: {timeout}}}"
+
+
+def on_ray(run, folder, *, found=None, disturb=lambda stages: None):
+    stages = connect(run)
+    try:
+        disturb(stages)
+        return go(run, folder, stages=stages, found=found)
+    finally:
+        stages.close()
+
+
+def furthest(one, other):
+    assert one.keys() == other.keys()
+    return max((float((one[name] - other[name]).abs().max()) for name in one), default=0.0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes"),
+    [
+        ("ddp", {"optimizer__updates": 2}),
+        ("fsdp2", {"optimizer__average": 0.9, "objective__kl": 0.01}),
+        ("fsdp2", {"model__train": "{kind: full}"}),
+    ],
+)
+def test_two_ranks_learn_what_one_does(small_sd, tmp_path, strategy, changes):
+    # three groups for two ranks: one of them has less to do
+    settings = {"steps": STEPS, "checkpoints__every": STEPS, "optimizer__learning_rate": 1e-3, **changes}
+    run = small.run(small_sd, **settings, workers__learner=ranks(2, strategy))
+    recorder = on_ray(run, tmp_path / "two")
+    one = go(small.run(small_sd, **settings), tmp_path / "one")
+    ends = [checkpoint.read(checkpoint.folder_for(tmp_path / name, STEPS)) for name in ("one", "two")]
+    assert furthest(ends[0].parameters, ends[1].parameters) < 1e-6
+    assert furthest(ends[0].averaged, ends[1].averaged) < 1e-6
+    for mine, theirs in zip(recorder.metrics(), one.metrics(), strict=True):
+        if mine["kind"] == "train":
+            names = (
+                "loss",
+                "gradient_norm",
+                "ratio_mean",
+                "max_log_ratio",
+                "clip_fraction",
+                *(["kl"] * ("kl" in mine)),
+            )
+            assert [mine[name] for name in names] == pytest.approx([theirs[name] for name in names], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("train", ["{kind: lora, rank: 2, alpha: 2}", "{kind: full}"])
+def test_what_two_ranks_wrote_in_parts_one_rank_goes_on_from(small_sd, tmp_path, train):
+    settings = {"checkpoints__every": 2, "model__train": train, "optimizer__average": 0.9}
+    on_ray(small.run(small_sd, steps=2, **settings, workers__learner=ranks(2, "fsdp2")), tmp_path / "run")
+    found = checkpoint.folder_for(tmp_path / "run", 2)
+    assert {path.name for path in found.glob("trainable*")} == {f"trainable-{n}-of-2.safetensors" for n in (1, 2)}
+    go(small.run(small_sd, steps=4, **settings), tmp_path / "run", found=found)
+    go(small.run(small_sd, steps=4, **settings), tmp_path / "one")
+    assert furthest(parameters(tmp_path / "run", 4), parameters(tmp_path / "one", 4)) < 1e-5
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(found if "full" in train else small_sd, safety_checker=None)
+    if "lora" in train:
+        pipeline.load_lora_weights(found)
+    exported = {name for name, _ in pipeline.unet.named_parameters()}
+    assert all(name.replace(".default", ".default_0") in exported for name in parameters(tmp_path / "run", 2))
+
+
+def kill_a_rank(stages):
+    pid, _ = ray.get(random.choice(stages.learner.actors).alive.remote(0.0), timeout=60)
+    os.kill(pid, signal.SIGKILL)
+
+
+def stop_a_rank(stages):
+    pid, _ = ray.get(stages.learner.actors[1].alive.remote(0.0), timeout=60)
+    os.kill(pid, signal.SIGSTOP)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("fault", "strategy"), [(kill_a_rank, "ddp"), (kill_a_rank, "fsdp2"), (stop_a_rank, "ddp")])
+def test_a_lost_rank_brings_all_ranks_back_to_the_newest_checkpoint(small_sd, tmp_path, fault, strategy):
+    run = small.run(small_sd, steps=4, workers__learner=ranks(2, strategy), workers__silence_timeout=8)
+    begun = []
+
+    def disturb(stages):
+        begin = stages.learner.begin
+
+        def beginning(step, batch):
+            begun.append(step)
+            begin(step, batch)
+            if len(begun) == 3:
+                fault(stages)
+
+        stages.learner.begin = beginning
+
+    recorder = on_ray(run, tmp_path / "disturbed", disturb=disturb)
+    assert begun[:4] == [1, 2, 3, 3]
+    assert "a new learner goes on after step 2" in (recorder.folder / "events.jsonl").read_text()
+    on_ray(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "disturbed", 4))
+
+
+class Fallen:
+    """A sampler that dies, or hangs, between its ping and what it is sent."""
+
+    def __init__(self, actor, number):
+        self.actor, self.number = actor, number
+
+    @property
+    def ping(self):
+        return self.actor.ping
+
+    @property
+    def receive(self):
+        pid, _ = ray.get(self.actor.alive.remote(0.0), timeout=30)
+        os.kill(pid, self.number)
+        return self.actor.receive
+
+
+@pytest.mark.parametrize("fault", [None, signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.chaos)])
+def test_weights_sent_to_idle_samplers_give_the_bits_of_those_pulled(small_sd, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(broadcast, "DEADLINE", 5.0)
+    monkeypatch.setattr(broadcast, "GRACE", 2.0)
+    settings = {"steps": 4, "model__train": "{kind: full}", "workers__samplers__workers": 2}
+    run = small.run(small_sd, **settings, workers__sync="broadcast", workers__silence_timeout=8)
+    calls = []
+
+    def disturb(stages):
+        await_samplers(stages, 2)
+        send = broadcast.send
+
+        def sending(learner, manifest, samplers, deadline):
+            calls.append(len(samplers))
+            if fault is not None and len(calls) == 3:
+                samplers = {**samplers, "sampler-0": Fallen(samplers["sampler-0"], fault)}
+            return send(learner, manifest, samplers, deadline)
+
+        monkeypatch.setattr(broadcast, "send", sending)
+
+    recorder = on_ray(run, tmp_path / "sent", disturb=disturb)
+    go(small.run(small_sd, **settings), tmp_path / "pulled")
+    assert same(parameters(tmp_path / "pulled", 4), parameters(tmp_path / "sent", 4))
+    events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]
+    received = [event["received"] for event in events if event["kind"] == "published"]
+    assert received[0] == ["sampler-0", "sampler-1"] and len(calls) == 5
+    if fault is not None:
+        assert "sampler-0" not in received[2]
+        assert any("did not receive new weights" in event.get("message", "") for event in events)
