@@ -91,8 +91,9 @@ def train(
                 recorder.close()
                 shutil.rmtree(folder)
             raise
-    found_out = verdict(read(folder))
-    for line in (found_out["text"], *found_out["notes"], f"report: {write(folder)}"):
+        # now, as Ray deletes a job's working folder, which may be this process's, once it has no workers
+        found_out, page = verdict(read(folder)), write(folder)
+    for line in (found_out["text"], *found_out["notes"], f"report: {page}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

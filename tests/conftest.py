@@ -1,6 +1,7 @@
 """Fixtures that are dear to make, once a session."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -53,9 +54,27 @@ def small_sd3(tmp_path_factory):
 def fresh_accelerator():
     """Accelerate keeps its settings for the life of a process; tests use several in one."""
     yield
-    import sys
-
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Run pcpo-ray in a folder of its own: exit status, standard output, standard error."""
+    from pcpo_ray import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pcpo-ray", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as ending:
+            status = int(ending.code or 0)
+        return status, *capsys.readouterr()
+
+    return call
