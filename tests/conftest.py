@@ -77,4 +77,5 @@ def command(monkeypatch, tmp_path, capsys):
             status = int(ending.code or 0)
         return status, *capsys.readouterr()
 
-    return call
+    yield call
+    sys.modules.pop("mine", None)  # other tests have a module of that name too

@@ -1,4 +1,4 @@
-"""Shell scripts: every one checked by shellcheck, and the Slurm job run with stand-ins for Slurm's and Ray's commands."""
+"""Shell scripts: each checked by shellcheck, and the Slurm job run with stand-ins for Slurm's and Ray's commands."""
 
 import os
 import re
@@ -153,7 +153,8 @@ def test_a_job_starts_a_node_of_rays_on_each_of_its_own_and_then_the_run(job, tm
     port = 20000 + 70001 % 5000 * 2
     assert re.search(rf"srun .*--nodelist=n1 ray start --head --block .*--port={port} ", told)
     assert re.search(rf"srun .*--nodes=1 --exclude=n1 ray start --block --address=127.0.0.1:{port} ", told)
-    run = "pcpo-ray train configs/a.yaml --runs /shared/runs --resume-if-started name=first workers.samplers={workers: 6}"
+    flags = "--runs /shared/runs --resume-if-started"
+    run = f"pcpo-ray train configs/a.yaml {flags} name=first workers.samplers={{workers: 6}}"
     assert run in told.splitlines()
     assert f"address 127.0.0.1:{port}" in told
     assert not left_behind(process)
@@ -168,7 +169,7 @@ def test_a_jobs_token_is_its_owners_alone_and_goes_with_it(job, tmp_path):
     assert re.fullmatch(r"[0-9a-f]{64}", token.read_text(encoding="utf-8"))
     wait_for(log, "mode token token none")
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    process.communicate(timeout=60)
     assert not token.exists()
     assert "token 600" in log.read_text(encoding="utf-8")
 
