@@ -75,7 +75,10 @@ class Recorder:
                         path.unlink()
 
     def start_trackers(self) -> None:
-        """Open the trackers that the config asks for, through Accelerate. Raises RunError for one not installed."""
+        """Open the trackers that the config asks for, through Accelerate.
+
+        Raises RunError for one that is not installed or does not start.
+        """
         if not self.run.trackers:
             return
         from accelerate import PartialState
@@ -88,8 +91,14 @@ class Recorder:
                 raise RunError(f"tracker {name!r} is not installed; pip install it, or leave it out of `trackers`")
             cls = known[name]
             needs_folder = cls.requires_logging_directory
-            tracker = cls(self.run.name, self.folder) if needs_folder else cls(self.run.name)
-            tracker.start() if hasattr(tracker, "start") else None
+            try:
+                tracker = cls(self.run.name, self.folder) if needs_folder else cls(self.run.name)
+                tracker.start() if hasattr(tracker, "start") else None
+            except Exception as error:  # each has errors of its own: no login, no server, half an installation
+                raise RunError(
+                    f"tracker {name!r} does not start: {type(error).__name__}: {error}; set it up as its own "
+                    "documentation says, or leave it out of `trackers`"
+                ) from error
             self._trackers.append(tracker)
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -33,6 +33,14 @@ def small_flux(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_flux_dev(tmp_path_factory):
+    """As FLUX.1-dev: its guidance scale is an input of the network, its shift depends on the picture's size."""
+    folder = tmp_path_factory.mktemp("models")
+    distilled = small.flux(folder / "small-flux-dev", guidance_embeds=True)
+    return small.rescheduled(distilled, folder / "dynamic", use_dynamic_shifting=True)
+
+
+@pytest.fixture(scope="session")
 def small_sdxl(tmp_path_factory):
     return small.sdxl(tmp_path_factory.mktemp("models") / "small-sdxl")
 
@@ -69,4 +77,5 @@ def command(monkeypatch, tmp_path, capsys):
             status = int(ending.code or 0)
         return status, *capsys.readouterr()
 
-    return call
+    yield call
+    sys.modules.pop("mine", None)  # other tests have a module of that name too
