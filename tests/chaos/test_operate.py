@@ -116,10 +116,13 @@ def test_a_submitted_run_is_seen_resized_and_stopped_and_nothing_is_left(nodes, 
 
         within(120, status, three_have_sampled)
 
+        done = nodes.pcpo_ray("chaos", "spot", "--kill", "sampler", "--count", 1, "--address", nodes.http)
+        assert done.returncode == 0 and done.stdout.startswith("fault 1, sampler, at step "), done.stdout + done.stderr
+        within(60, status, lambda seen: seen["samplers"]["losses"] == {"died": 1})
+
         done = nodes.pcpo_ray("scale", "spot", "--samplers", 1, "--address", nodes.http)  # from outside
         assert done.returncode == 0 and done.stdout.startswith("samplers: was 3, is 1"), done.stdout + done.stderr
         found = within(60, status, lambda seen: seen["samplers"]["ready"] == 1)
-        assert sum(found["samplers"]["losses"].values()) == 0
         assert [event["samplers"] for event in found["events"] if event["kind"] == "resized"] == [3, 1]
 
         done = nodes.pcpo_ray("stop", "spot", "--address", nodes.address)
