@@ -12,7 +12,7 @@ import ray
 
 from pcpo_ray import checkpoint, runs
 from pcpo_ray.cluster import connect, controller
-from pcpo_ray.errors import ClusterError, PcpoError, RewardError
+from pcpo_ray.errors import ClusterError, PcpoError, RewardError, RunError
 from pcpo_ray.operate.caller import Caller
 from pcpo_ray.request import Request
 from pcpo_ray.trajectory import Task
@@ -132,6 +132,16 @@ def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path
     (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut short")
     with pytest.raises(PcpoError, match="cannot be loaded"):
         connect(small.run(copy))
+
+
+def test_a_checkpoint_that_the_learners_disk_does_not_take_ends_the_run_by_name(small_sd, tmp_path):
+    stages = connect(run := small.run(small_sd))
+    Disturbed(stages, t1=lambda found: (tmp_path / "run" / "checkpoints").write_text("in the way"))
+    try:
+        with pytest.raises(RunError, match=r"run/checkpoints/step-000001 cannot be written: Not a directory"):
+            go(run, tmp_path / "run", stages=stages)
+    finally:
+        stages.close()
 
 
 def test_closing_leaves_no_worker_behind(small_sd):
