@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from pcpo_ray.train import Loop
 
 
-def starting(run: "Run", sizes: Mapping[str, Size], waiting: str) -> dict[str, Any]:
-    """The status of a run whose workers start: what it waits for, in words."""
-    pools = {role: asdict(size) for role, size in sizes.items()}
-    return {"run": run.name, "state": "starting", "step": 0, "steps": run.steps, "waiting": waiting, **pools}
+def starting(
+    run: "Run", waiting: str = "the workers to start", ready: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """The status of a run whose workers start: what it waits for, in words, and how many of them are ready, by role."""
+    wanted = {"samplers": run.workers.samplers.workers, "scorers": run.workers.scorers.workers}
+    sizes = {role: asdict(Size(wanted=count, ready=(ready or {}).get(role, 0))) for role, count in wanted.items()}
+    return {"run": run.name, "state": "starting", "step": 0, "steps": run.steps, "waiting": waiting, **sizes}
 
 
 def status(loop: "Loop") -> dict[str, Any]:

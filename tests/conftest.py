@@ -1,6 +1,7 @@
 """Fixtures that are dear to make, once a session."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,14 +12,6 @@ import torch
 from tests import small
 
 torch.set_num_threads(1)
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """With several test processes, one of them has all tests on Ray: they share a cluster."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +46,28 @@ def small_sd3(tmp_path_factory):
 def fresh_accelerator():
     """Accelerate keeps its settings for the life of a process; tests use several in one."""
     yield
-    import sys
-
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Run pcpo-ray in a folder of its own: exit status, standard output, standard error."""
+    from pcpo_ray import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pcpo-ray", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as ending:
+            status = int(ending.code or 0)
+        return status, *capsys.readouterr()
+
+    yield call
+    sys.modules.pop("mine", None)  # other tests have a module of that name too

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pcpo_ray import checkpoint, cli, config_file
+from pcpo_ray import checkpoint, config_file
 from tests import small
 
 
@@ -24,25 +24,6 @@ def hollow(small_sd, tmp_path_factory):
     path = folder / "small.yaml"
     path.write_text(config_file.dump(small.run(folder / "small-sd")))
     return path
-
-
-@pytest.fixture
-def command(monkeypatch, tmp_path, capsys):
-    """Run pcpo-ray in a folder of its own: exit status, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pcpo-ray", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ending:
-            status = int(ending.code or 0)
-        return status, *capsys.readouterr()
-
-    yield call
-    sys.modules.pop("mine", None)  # other tests have a module of that name too
 
 
 REWARDS = """
@@ -143,8 +124,13 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on(small_
     path, folder = tmp_path / "small run.yaml", tmp_path / "my runs"
     path.write_text(config_file.dump(small.run(small_sd, steps=8, checkpoints__every=8)))
     words = ["train", str(path), f"rewards={small.slow(0.3)}", "--local", "--runs", str(folder)]
-    started = {"cwd": Path(__file__).parents[1], "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    run = subprocess.Popen([sys.executable, "-m", "pcpo_ray.cli", *words], **started)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "pcpo_ray.cli", *words],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         said = []
         while not said or not said[-1].startswith("step 2/8"):
@@ -158,7 +144,13 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on(small_
     assert checkpoint.newest(folder / "small", pytest.fail) is not None
     program, *again = shlex.split(rest.partition("stopped; continue with: ")[2])
     assert program == "pcpo-ray" and again == [*words, "--resume"]
-    done = subprocess.run([sys.executable, "-m", "pcpo_ray.cli", *again], **started, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-m", "pcpo_ray.cli", *again],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0 and "resuming small after step" in done.stdout, done.stderr
 
 

@@ -64,13 +64,19 @@ LIGHT = [
 OF_THE_PAPER = [name for name in MODULES if floor(name) in PAPER]
 OF_THE_CLUSTER = [name for name in MODULES if floor(name) == "cluster"]
 PRETRAIN = [name for name in MODULES if ".pretrain" in name]
-OTHERS = [name for name in MODULES if name not in (*LIGHT, *OF_THE_PAPER, *OF_THE_CLUSTER, *PRETRAIN)]
+OF_COMMANDS = [name for name in MODULES if floor(name) == "operate" and name not in LIGHT]
+OTHERS = [name for name in MODULES if name not in (*LIGHT, *OF_COMMANDS, *OF_THE_PAPER, *OF_THE_CLUSTER, *PRETRAIN)]
 
 
 @pytest.fixture(scope="module")
 def loaded():
     """What has been imported after each module: by itself, or beside torch, our config or ray."""
-    plan = [("sys", LIGHT), ("torch", OF_THE_PAPER), ("pcpo_ray.config", OTHERS), ("ray", OF_THE_CLUSTER)]
+    plan = [
+        ("sys", [*LIGHT, *OF_COMMANDS]),
+        ("torch", OF_THE_PAPER),
+        ("pcpo_ray.config", OTHERS),
+        ("ray", OF_THE_CLUSTER),
+    ]
     done = subprocess.run([sys.executable, "-c", PROBE, json.dumps(plan)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -121,7 +127,7 @@ def within(names, package):
     return sorted(name for name in names if name == package or name.startswith(package + "."))
 
 
-@pytest.mark.parametrize("module", [*LIGHT, *OF_THE_PAPER, *OTHERS, *OF_THE_CLUSTER])
+@pytest.mark.parametrize("module", [*LIGHT, *OF_COMMANDS, *OF_THE_PAPER, *OTHERS, *OF_THE_CLUSTER])
 def test_importing_a_module_loads_nothing_above_its_floor(loaded, module):
     found = loaded[module]
     assert isinstance(found, list), f"{module} cannot be imported: {found}"

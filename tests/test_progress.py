@@ -49,12 +49,13 @@ def shown():
     """What a display of a run of 6 steps prints on a console that is a terminal, or none."""
 
     def show(terminal):
-        console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
+        file = io.StringIO()
+        console = Console(file=file, force_terminal=terminal, width=120, color_system=None)
         with Display(small.run("model", steps=6), console) as display:
             display.say("starting [in this process]")
             for row in (evaluated(0), learned(1, 8.0), learned(2, 4.0)):
                 display.row(row)
-        return console.file.getvalue()
+        return file.getvalue()
 
     return show
 

@@ -124,7 +124,7 @@ class RayStages:
             if all(size.ready for size in sizes.values()):
                 return
             if self.desk is not None:
-                self.desk.tell(status.starting(self.run, sizes, waiting))
+                self.desk.tell(status.starting(self.run, waiting, {role: size.ready for role, size in sizes.items()}))
             if time.monotonic() > deadline:
                 missing = [f"{role} ({size.ready} of {size.wanted})" for role, size in sizes.items() if not size.ready]
                 free = ray.available_resources()
@@ -176,7 +176,7 @@ class RayStages:
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
         if self.desk is None:  # an evaluation of a run that goes on has none
-            self.desk = Desk(self.run.name)
+            self.desk = Desk(self.run.name, status)
         return self.desk.exchange(status)
 
     def end(self, status: Mapping[str, Any]) -> None:
@@ -217,7 +217,7 @@ def connect(run: config.Run, say: Callable[[str], None] = lambda line: None, *, 
             short = short_of(asked_for(run.workers), ray.cluster_resources())
             if short and address == "local":  # it will not grow
                 raise ClusterError(f"this machine is too small: {short}; lower workers.*.workers, cpus or gpus")
-        desk = Desk(run.name) if announced else None
+        desk = Desk(run.name, status.starting(run)) if announced else None
         found = RayStages(run, owns_ray=owns_ray, desk=desk, say=say)
         unless_ready.pop_all()
     return found

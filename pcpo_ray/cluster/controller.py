@@ -26,11 +26,12 @@ FAREWELL = 5.0
 class Desk:
     """The driver's side: starts the controller on the driver's own node, starts it again where it died.
 
-    Never waits for it once it was there. Raises ClusterError where another run has its name.
+    Never waits for it once it was there. `status` is what the run says at first. Raises ClusterError where another run
+    has its name.
     """
 
-    def __init__(self, run: str) -> None:
-        self.run = run
+    def __init__(self, run: str, status: Mapping[str, Any]) -> None:
+        self.run, self.last = run, status
         self.pending: ray.ObjectRef | None = None
         deadline = time.monotonic() + RELEASE
         while (actor := self._started()) is None:
@@ -48,13 +49,14 @@ class Desk:
             name=self.run, namespace=NAMESPACE, num_cpus=0, max_restarts=0, scheduling_strategy=here
         )
         try:
-            return made.remote()
+            return made.remote(self.last)
         except ValueError:
             return None
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
         """What was asked for by the exchange before this one; [] while that is under way."""
         found: list[Request] = []
+        self.last = status
         if self.pending is not None:
             if not ray.wait([self.pending], timeout=0)[0]:
                 return []

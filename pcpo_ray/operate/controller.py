@@ -17,10 +17,10 @@ WATCHED = 5.0
 class Controller:
     """Holds a run's requests and its last status."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: Mapping[str, Any]) -> None:
         self.requests: list[Request] = []
-        self.last: dict[str, Any] = {}
-        self.said = self.asked = -math.inf
+        self.asked = -math.inf
+        self.tell(status)
 
     def ask(self, request: Request) -> None:
         """Have the driver do something, within seconds."""

@@ -51,7 +51,7 @@ class Client(JobSubmissionClient):
             super().__init__(address)
         except AuthenticationError as error:  # before anything is sent
             raise no_token(address, error) from error
-        except (ConnectionError, RuntimeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise ClusterError(f"{address} is no dashboard of Ray: {error}; expected http://HEAD:8265") from error
         finally:
             os.environ.update(hidden)

@@ -29,7 +29,7 @@ LEFT_OUT = (
     ".pytest_cache/",
     ".hypothesis/",
     "/runs/",
-    "checkpoints/step-*/",
+    "**/checkpoints/step-*/",
 )
 """Patterns as in .gitignore."""
 

@@ -29,9 +29,6 @@ def duration(seconds: float) -> str:
 
 
 def _subjects(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if not status:
-        yield "run", "it has not said anything yet"
-        return
     step, steps, seconds = status["step"], status["steps"], status.get("seconds")
     left = f", {seconds:.1f} s a step, {duration((steps - step) * seconds)} left" if seconds else ""
     yield "run", f"{status['run']}: {status['state']}, step {step} of {steps}{left}"

@@ -12,7 +12,7 @@ import ray
 
 from pcpo_ray import checkpoint, runs
 from pcpo_ray.cluster import connect, controller
-from pcpo_ray.errors import ClusterError, PcpoError, RewardError
+from pcpo_ray.errors import ClusterError, PcpoError, RewardError, RunError
 from pcpo_ray.operate.caller import Caller
 from pcpo_ray.request import Request
 from pcpo_ray.trajectory import Task
@@ -90,7 +90,7 @@ def used():
 def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_path):
     run = small.run(small_sd, steps=6, evaluation__every=6, rollout__images=16, sampling__height=64, sampling__width=64)
     stages = connect(run)
-    collect, base, highest = stages.learner.collect, [], []
+    collect, base, highest, margin = stages.learner.collect, [], [], 2 * 2**20
 
     def collected():
         update = collect()
@@ -101,7 +101,7 @@ def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_pat
     def admitted(task):
         if task.purpose == "train" and task.position == 0:  # of the step before there is nothing left but its weights
             deadline = time.monotonic() + 20
-            while base and used() > base[0] and time.monotonic() < deadline:
+            while base and used() > base[0] + margin and time.monotonic() < deadline:
                 time.sleep(0.2)
             base.append(used())
         submit(task)
@@ -112,7 +112,7 @@ def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_pat
     finally:
         stages.close()
     assert len(base) == 6 and min(highest) > base[0] + 3 * 16 * 64 * 64 * 3
-    assert max(base[1:]) <= base[0] + 2 * 2**20, base
+    assert max(base[1:]) <= base[0] + margin, base
 
 
 def test_an_error_in_a_worker_arrives_as_it_was_raised(small_sd, tmp_path):
@@ -132,6 +132,16 @@ def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path
     (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut short")
     with pytest.raises(PcpoError, match="cannot be loaded"):
         connect(small.run(copy))
+
+
+def test_a_checkpoint_that_the_learners_disk_does_not_take_ends_the_run_by_name(small_sd, tmp_path):
+    stages = connect(run := small.run(small_sd))
+    Disturbed(stages, t1=lambda found: (tmp_path / "run" / "checkpoints").write_text("in the way"))
+    try:
+        with pytest.raises(RunError, match=r"run/checkpoints/step-000001 cannot be written: Not a directory"):
+            go(run, tmp_path / "run", stages=stages)
+    finally:
+        stages.close()
 
 
 def test_closing_leaves_no_worker_behind(small_sd):
@@ -236,7 +246,7 @@ def test_a_run_is_resized_paced_and_stopped_through_its_controller(small_sd, tmp
     with pytest.raises(ClusterError, match=r"no run named 'other'.*'spoken-to'"):
         Caller("other", here)
     with pytest.raises(ClusterError, match="a run named 'spoken-to' is going on"):
-        controller.Desk("spoken-to")
+        controller.Desk("spoken-to", {})
     caller = Caller("spoken-to", here)
 
     def ask(stages):

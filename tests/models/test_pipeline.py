@@ -101,7 +101,12 @@ def test_slicing_decodes_a_picture_at_a_time_to_the_same_pictures(small_sd):
     denoiser, plain = load(small_sd, model__vae_slicing=True), load(small_sd)
     latents = torch.randn(3, *denoiser.latent_shape, generator=generator(0))
     seen, decode = [], denoiser.pipeline.vae.decoder.forward
-    denoiser.pipeline.vae.decoder.forward = lambda rows: seen.append(len(rows)) or decode(rows)
+
+    def decoded(rows):
+        seen.append(len(rows))
+        return decode(rows)
+
+    denoiser.pipeline.vae.decoder.forward = decoded
     assert (denoiser.decode(latents) == plain.decode(latents)).all()
     assert seen == [1, 1, 1]
 
@@ -111,7 +116,12 @@ def test_tiling_decodes_a_large_picture_a_tile_at_a_time(small_sd):
     denoiser, plain = load(small_sd, model__vae_tiling=True, **changes), load(small_sd, **changes)
     latents = torch.randn(2, *denoiser.latent_shape, generator=generator(0))
     seen, decode = [], denoiser.pipeline.vae.decoder.forward
-    denoiser.pipeline.vae.decoder.forward = lambda rows: seen.append(tuple(rows.shape[2:])) or decode(rows)
+
+    def decoded(rows):
+        seen.append(tuple(rows.shape[2:]))
+        return decode(rows)
+
+    denoiser.pipeline.vae.decoder.forward = decoded
     tiled, whole = denoiser.decode(latents), plain.decode(latents)
     assert len(seen) > 4 and max(seen) <= (8, 8)
     assert tiled.shape == whole.shape == (2, 32, 48, 3)
