@@ -87,6 +87,7 @@ def used():
     return get_memory_info_reply(state).store_stats.object_store_bytes_used
 
 
+@pytest.mark.chaos
 def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_path):
     run = small.run(small_sd, steps=6, evaluation__every=6, rollout__images=16, sampling__height=64, sampling__width=64)
     stages = connect(run)
