@@ -114,8 +114,9 @@ def test_a_lost_rank_brings_all_ranks_back_to_the_newest_checkpoint(small_sd, tm
         stages.learner.begin = beginning
 
     recorder = on_ray(run, tmp_path / "disturbed", disturb=disturb)
-    assert begun[:4] == [1, 2, 3, 3]
-    assert "a new learner goes on after step 2" in (recorder.folder / "events.jsonl").read_text()
+    lost = max(step for step in begun if begun.count(step) == 2)
+    assert begun == sorted([1, 2, 3, 4, lost]) and lost in (3, 4)  # the third update may be done before the fault
+    assert f"a new learner goes on after step {lost - 1}" in (recorder.folder / "events.jsonl").read_text()
     on_ray(run, tmp_path / "whole")
     assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "disturbed", 4))
 
