@@ -14,6 +14,9 @@ import numpy as np
 from pcpo_ray.errors import ClusterError
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 
+SHARE = 0.6
+"""Of the cluster's object stores, for groups not yet learned; weights and what is on its way need the rest."""
+
 
 class LearnerLostError(ClusterError):
     """The learner is gone, and with it what it learned since the newest checkpoint."""

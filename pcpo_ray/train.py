@@ -107,6 +107,7 @@ class Loop:
             scored = self.traffic.gather(self.sampling[self.step + 1])
             self.traffic.phases.add("sample_and_score", self.started)
             self._learn(scored)
+            del scored  # with it goes what was learned, before more is sampled
             last = self.step == self.run.steps
             if last or self.step % self.run.evaluation.every == 0:
                 self.evaluate()

@@ -24,11 +24,8 @@ from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, draining_nodes, g
 from pcpo_ray.cluster.learner import RayLearner
 from pcpo_ray.cluster.pool import Item, Result, Sends, WorkerPool
 from pcpo_ray.errors import ClusterError
-from pcpo_ray.stages import Fault, Request, Size
+from pcpo_ray.stages import SHARE, Fault, Request, Size
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
-
-SHARE = 0.6
-"""Of the cluster's object stores, for groups not yet learned; weights and what is on its way need the rest."""
 
 
 class RolePool(WorkerPool[Item, Result]):
