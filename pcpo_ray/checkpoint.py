@@ -9,11 +9,12 @@ Learner ranks that hold a part each (fsdp2) write a file each, trainable-1-of-2.
 any number of ranks reads them.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pcpo_ray import ranks
+from pcpo_ray.disk import writing
 from pcpo_ray.errors import CheckpointError
 from pcpo_ray.stages import State
 
@@ -64,11 +66,26 @@ def write(
     optimizer: Mapping[str, Tensor],
     export: Callable[[Path], None],
 ) -> None:
-    """Write a checkpoint; `export` writes diffusers' own files. An older one of the same name is replaced."""
-    begin(folder)
-    write_part(folder, parameters, averaged, optimizer)
-    export(beside(folder))
-    finish(folder, version=version, state=state)
+    """Write a checkpoint; `export` writes diffusers' own files. An older one of the same name is replaced.
+
+    Raises RunError where the disk does not take it; nothing of it is left then.
+    """
+    with unfinished(folder):
+        begin(folder)
+        write_part(folder, parameters, averaged, optimizer)
+        export(beside(folder))
+        finish(folder, version=version, state=state)
+
+
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[None]:
+    """While a checkpoint is written: where the disk does not take it, RunError, and nothing of it is left."""
+    try:
+        with writing(folder):
+            yield
+    except BaseException:
+        shutil.rmtree(beside(folder), ignore_errors=True)
+        raise
 
 
 def begin(folder: Path) -> None:
@@ -96,9 +113,14 @@ def write_part(
             save_file(held, beside(folder) / f"{name}{suffix}.safetensors")
 
 
-def finish(folder: Path, *, version: int, state: State) -> None:
-    """Make a checkpoint of which every part was written one that counts."""
+def finish(folder: Path, *, version: int, state: State, parts: int = 1) -> None:
+    """Make a checkpoint of which every part was written one that counts. Raises CheckpointError if one is not here."""
     made = beside(folder)
+    there = len(list(made.glob(f"{TRAINABLE}*.safetensors")))
+    if there != parts:
+        raise CheckpointError(
+            f"{made} has {there} of {parts} parts; the learner's ranks must write to storage that their nodes share"
+        )
     files = sorted(path for path in made.rglob("*") if path.is_file())
     sums = {str(path.relative_to(made)): _checksum(path) for path in files}
     text = json.dumps({"version": version, "driver": asdict(state), "files": sums}, indent=1)
@@ -166,7 +188,8 @@ def everyone(run: Path) -> list[Path]:
 def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep`."""
     for folder in everyone(run)[:-keep]:
-        shutil.rmtree(folder)
+        with writing(folder):
+            shutil.rmtree(folder)
 
 
 def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

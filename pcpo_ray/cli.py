@@ -1,5 +1,6 @@
-"""pcpo-ray train | evaluate | sample | report"""
+"""pcpo-ray train | evaluate | sample | report, and the commands of `pcpo_ray.operate`."""
 
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pcpo_ray import __version__
-from pcpo_ray.errors import PcpoError
+from pcpo_ray import __version__, operate
+from pcpo_ray.errors import ConfigError, PcpoError, RunError
 
 app = typer.Typer(
     add_completion=False,
@@ -29,6 +30,9 @@ def train(
     overrides: Overrides = None,
     local: Local = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest whole checkpoint.")] = False,
+    resume_if_started: Annotated[
+        bool, typer.Option("--resume-if-started", help="Continue the run if its folder is there, else start it.")
+    ] = False,
     runs: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("runs"),
     metrics_port: Annotated[
         int | None,
@@ -43,22 +47,32 @@ def train(
     from pcpo_ray.report import read, verdict, write
     from pcpo_ray.train import Loop
 
+    if resume and resume_if_started:
+        raise ConfigError("got --resume and --resume-if-started; give one of them")
     run = config_file.load(config, overrides or [])
     folder = runs / run.name
+    if "working_dir_files" in folder.resolve().parts:
+        raise RunError(
+            f"the run folder {folder} would lie in a job's copy of the working folder, which Ray deletes after the "
+            "job; give --runs an absolute path that all machines of the cluster share"
+        )
+    resume = resume or (resume_if_started and (folder / "config.yaml").is_file())
     console = Console()
-    with Display(run, console) as display, running.ended_by_signals():
+    with Display(run, console) as display, running.ended_by_signals(), contextlib.ExitStack() as ending:
         running.check(run)
         found = None
         if resume:
             recorder, found = running.resume(folder, run, display.say)
         else:
             recorder = Recorder.create(folder, run)
+        ending.callback(recorder.close)
         stages = None
         try:
             recorder.meter = running.meter(run, local=local, port=metrics_port, say=display.say)
             recorder.start_trackers()
             display.say("starting " + ("in this process" if local else "workers on Ray"))
-            stages = running.stages(run, local=local, say=display.say)
+            stages = running.stages(run, local=local, say=display.say, announced=True)
+            ending.callback(stages.close)
             recorder.event("started", **running.surroundings(local))
             prompts, held_out = running.sources(run)
             loop = Loop(run, stages, recorder, prompts=prompts, held_out=held_out, report=display.row, say=display.say)
@@ -71,17 +85,15 @@ def train(
             display.say(f"stopped; continue with: pcpo-ray train {config} {' '.join(overrides or [])} --resume")
             raise
         except Exception as error:
-            recorder.event("failed", error=str(error))
+            with contextlib.suppress(RunError):  # a full disk, which is what failed
+                recorder.event("failed", error=str(error))
             if stages is None and not resume:  # nothing started: once mended, the same command must work
                 recorder.close()
                 shutil.rmtree(folder)
             raise
-        finally:
-            recorder.close()
-            if stages is not None:
-                stages.close()
-    found_out = verdict(read(folder))
-    for line in (found_out["text"], *found_out["notes"], f"report: {write(folder)}"):
+        # now, as Ray deletes a job's working folder, which may be this process's, once it has no workers
+        found_out, page = verdict(read(folder)), write(folder)
+    for line in (found_out["text"], *found_out["notes"], f"report: {page}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -148,23 +160,6 @@ def sample(
 
 
 @app.command()
-def chaos(
-    name: Annotated[str, typer.Argument(help="The name of a run that is going on.")],
-    kill: Annotated[
-        list[str] | None, typer.Option(help="sampler, all_samplers, hang, scorer or learner; several take turns.")
-    ] = None,
-    every: Annotated[float, typer.Option(min=1.0, help="Seconds from one fault to the next.")] = 30.0,
-    count: Annotated[int | None, typer.Option(min=1, help="How many faults; until the run ends if left out.")] = None,
-    address: Annotated[str, typer.Option(help="The cluster.")] = "auto",
-) -> None:
-    """Kill workers of a run that is going on, to see that it goes on; `hang` stops a sampler without ending it."""
-    from pcpo_ray.cluster import chaos as cluster_chaos
-
-    console = Console()
-    cluster_chaos.disturb(name, kill or ["sampler"], every=every, count=count, address=address, say=console.print)
-
-
-@app.command()
 def report(folder: RunFolder) -> None:
     """Write a run's report.html again, from what its folder holds."""
     from pcpo_ray import runs as running
@@ -172,6 +167,10 @@ def report(folder: RunFolder) -> None:
 
     running.read(folder)
     Console().print(f"report: {write(folder)}", markup=False, highlight=False, soft_wrap=True)
+
+
+for command in operate.COMMANDS:
+    app.command()(command)
 
 
 def _version(value: bool) -> None:

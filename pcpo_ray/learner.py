@@ -323,18 +323,19 @@ class Learner:
             self._gathered(tensors, ranks.owners({name: t.nbytes for name, t in tensors.items()}, parts))
             for tensors in (self.parameters, averaged, moments)
         ]
-        if self.rank.first:
-            checkpoint.begin(folder)
-        self._together()
-        checkpoint.write_part(folder, *held, part=self.rank.index, parts=parts)
-        with self._exported():
-            exported = self._gathered(self.parameters, dict.fromkeys(self.parameters, 0))
+        with checkpoint.unfinished(folder):
             if self.rank.first:
-                self.policy.denoiser.save(checkpoint.beside(folder), exported)
-        self._together()
-        if self.rank.first:
-            checkpoint.finish(folder, version=self.version, state=state)
-        self._together()
+                checkpoint.begin(folder)
+            self._together()
+            checkpoint.write_part(folder, *held, part=self.rank.index, parts=parts)
+            with self._exported():
+                exported = self._gathered(self.parameters, dict.fromkeys(self.parameters, 0))
+                if self.rank.first:
+                    self.policy.denoiser.save(checkpoint.beside(folder), exported)
+            self._together()
+            if self.rank.first:
+                checkpoint.finish(folder, version=self.version, state=state, parts=parts)
+            self._together()
 
     def _together(self) -> None:
         """Where all ranks write: none goes on before all have come here."""

@@ -14,9 +14,10 @@ from pcpo_ray import config, weights
 from pcpo_ray.errors import ClusterError, TrainingError
 from pcpo_ray.learner import Learner
 from pcpo_ray.policy import device_here
+from pcpo_ray.request import Fault, Request
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.scorer import Scorer
-from pcpo_ray.stages import Fault, Published, Request, Size, State, Update, Weighted
+from pcpo_ray.stages import Published, Size, State, Update, Weighted
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 
 
@@ -197,6 +198,9 @@ class LocalStages:
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
         return []
+
+    def end(self, status: Mapping[str, Any]) -> None:
+        """Nobody asks."""
 
     def faults(self) -> list[str]:
         return []

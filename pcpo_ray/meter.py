@@ -4,6 +4,7 @@ The recorder and the loop know one `Meter`. Changes are made once a step, an eva
 most every `REFRESH` seconds from the status: nothing is done per sample.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ OF_A_STEP = {
 
 @dataclass(frozen=True)
 class Change:
-    """A gauge's new value, or by how much a counter grows."""
+    """A gauge's new value (NaN: it has none any more, as Ray shows no NaN), or by how much a counter grows."""
 
     metric: Metric
     value: float
@@ -180,6 +181,7 @@ def of_step(row: Mapping[str, Any]) -> Iterator[Change]:
         yield change("first_log_ratio", row["first_log_ratio"])
     for reward, mean in {"reward": row["reward_mean"], **row["rewards"]}.items():
         yield change("reward", mean, reward=reward)
+        yield change("mean_missing", math.isnan(mean), reward=reward, purpose="train")
     columns = row["per_timestep"]
     for key, name in PER_TIMESTEP.items():
         for timestep, value in zip(columns["timestep"], columns[key], strict=True):
@@ -199,6 +201,7 @@ def of_evaluation(row: Mapping[str, Any]) -> Iterator[Change]:
         yield change("held_out", found["mean"], reward=reward)
         yield change("held_out_low", found["low"], reward=reward)
         yield change("held_out_high", found["high"], reward=reward)
+        yield change("mean_missing", math.isnan(found["mean"]), reward=reward, purpose="evaluate")
     yield change("evaluations", 1)
     yield change("samples", row["images"], purpose="evaluate")
     yield from _times({"evaluate": row["seconds"]}, row["busy_seconds"], row["workers"])

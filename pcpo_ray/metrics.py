@@ -57,6 +57,8 @@ LEARNING = (
     _gauge("held_out_low", "", "Lower end of its 95% interval over prompts.", "reward"),
     _gauge("held_out_high", "", "Upper end of its 95% interval over prompts.", "reward"),
     _counter("evaluations", "", "Evaluations done."),
+    _gauge("mean_missing", "", "1 for a reward of which the last batch, or evaluation, has no score; else 0.", "reward",
+           "purpose"),
 )  # fmt: skip
 
 # -- is it healthy -----------------------------------------------------------------------------------------------------

@@ -119,6 +119,11 @@ def plan(kind: config.Credit, sampling: config.Sampling, schedule: Schedule) -> 
     """The steps to sample with and the weights they carry. Raises CreditError."""
     steps = native_steps(sampling, schedule)
     noisy = [index for index, step in enumerate(steps) if step.std > 0]
+    if not noisy:
+        raise CreditError(
+            f"sampling.steps is {len(steps)}, and the last step draws no noise, which leaves none to train; "
+            "use at least 2"
+        )
     trained = noisy if sampling.trained_steps is None else range(sampling.trained_steps)
     if isinstance(sampling.subset, config.Window) and sampling.subset.size > len(trained):
         raise CreditError(

@@ -8,7 +8,9 @@ checkpoints/    see checkpoint.py               report.html         see report.p
 
 import json
 import math
+import shutil
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,12 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import config, config_file
+from pcpo_ray.disk import writing
 from pcpo_ray.errors import RunError
 from pcpo_ray.meter import Meter, Silent
+
+RECENT = 50
+"""How many of the newest events are kept for whoever asks how the run is, `published` left out: every step has one."""
 
 
 class Recorder:
@@ -27,6 +33,7 @@ class Recorder:
         self.folder = folder
         self.run = run
         self.meter: Meter = Silent()
+        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._trackers: list[Any] = []
 
     @classmethod
@@ -40,14 +47,19 @@ class Recorder:
             ) from None
         except OSError as error:
             raise RunError(f"the run folder {folder} cannot be made: {error}") from None
-        (folder / "config.yaml").write_text(config_file.dump(run), encoding="utf-8")
-        return cls(folder, run)
+        recorder = cls(folder, run)
+        try:
+            recorder._replace("config.yaml", config_file.dump(run))
+        except RunError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return recorder
 
     @classmethod
     def reopen(cls, folder: Path, run: config.Run, step: int) -> "Recorder":
         """The folder of a run that continues after `step`; what was recorded past it is about to happen again."""
         recorder = cls(folder, run)
-        (folder / "config.yaml").write_text(config_file.dump(run), encoding="utf-8")
+        recorder._replace("config.yaml", config_file.dump(run))
         recorder.rewind(step)
         return recorder
 
@@ -59,10 +71,14 @@ class Recorder:
         for dataset in ("scores.parquet", "evaluations.parquet"):
             for path in (self.folder / dataset).glob("step-*.parquet"):
                 if int(path.stem.removeprefix("step-")) > step:
-                    path.unlink()
+                    with writing(path):
+                        path.unlink()
 
     def start_trackers(self) -> None:
-        """Open the trackers that the config asks for, through Accelerate. Raises RunError for one not installed."""
+        """Open the trackers that the config asks for, through Accelerate.
+
+        Raises RunError for one that is not installed or does not start.
+        """
         if not self.run.trackers:
             return
         from accelerate import PartialState
@@ -75,8 +91,14 @@ class Recorder:
                 raise RunError(f"tracker {name!r} is not installed; pip install it, or leave it out of `trackers`")
             cls = known[name]
             needs_folder = cls.requires_logging_directory
-            tracker = cls(self.run.name, self.folder) if needs_folder else cls(self.run.name)
-            tracker.start() if hasattr(tracker, "start") else None
+            try:
+                tracker = cls(self.run.name, self.folder) if needs_folder else cls(self.run.name)
+                tracker.start() if hasattr(tracker, "start") else None
+            except Exception as error:  # each has errors of its own: no login, no server, half an installation
+                raise RunError(
+                    f"tracker {name!r} does not start: {type(error).__name__}: {error}; set it up as its own "
+                    "documentation says, or leave it out of `trackers`"
+                ) from error
             self._trackers.append(tracker)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -95,7 +117,10 @@ class Recorder:
 
     def event(self, kind: str, **details: Any) -> None:
         """Add a line to events.jsonl."""
-        self._append("events.jsonl", {"time": time.time(), "kind": kind, **details})
+        event = {"time": time.time(), "kind": kind, **details}
+        if kind != "published":
+            self.recent.append(event)
+        self._append("events.jsonl", event)
         self.meter.event(kind, details)
 
     def samples(self, dataset: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -104,20 +129,22 @@ class Recorder:
         from pyarrow import parquet
 
         path = self.folder / dataset / f"step-{step:06d}.parquet"
-        path.parent.mkdir(exist_ok=True)
         beside = path.with_name(f".{path.name}")
-        parquet.write_table(pa.table(dict(columns)), beside)
-        beside.rename(path)
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            parquet.write_table(pa.table(dict(columns)), beside)
+            beside.rename(path)
 
     def pictures(self, step: int, groups: Sequence[np.ndarray]) -> None:
         """The evaluation's images at a step: images/step-000010/<prompt>-<sample>.png."""
         from PIL import Image
 
         folder = self.folder / "images" / f"step-{step:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for position, images in enumerate(groups):
-            for sample, image in enumerate(images):
-                Image.fromarray(image).save(folder / f"{position:03d}-{sample:02d}.png")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for position, images in enumerate(groups):
+                for sample, image in enumerate(images):
+                    Image.fromarray(image).save(folder / f"{position:03d}-{sample:02d}.png")
 
     def close(self) -> None:
         for tracker in self._trackers:
@@ -132,13 +159,15 @@ class Recorder:
         return [line for line in lines[:-1] if line]  # what follows the last newline is unfinished
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        with (self.folder / name).open("a", encoding="utf-8") as file:
+        path = self.folder / name
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def _replace(self, name: str, text: str) -> None:
-        beside = self.folder / f".{name}"
-        beside.write_text(text, encoding="utf-8")
-        beside.rename(self.folder / name)
+        path, beside = self.folder / name, self.folder / f".{name}"
+        with writing(path):
+            beside.write_text(text, encoding="utf-8")
+            beside.rename(path)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import __version__, config, config_file, evaluation, figures, runs
+from pcpo_ray.disk import writing
 from pcpo_ray.evaluation import TOTAL, Estimate
 
 PAIRS = 16
@@ -129,7 +130,8 @@ def write(folder: Path) -> Path:
         command=shlex.join(["pcpo-ray", "train", f"runs/{run.name}/config.yaml", f"name={run.name}-again"]),
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    with writing(path):
+        path.write_text(page, encoding="utf-8")
     return path
 
 

@@ -38,8 +38,8 @@ def sources(run: config.Run) -> tuple[prompts.PromptSource, prompts.PromptSource
     return prompts.load(run.prompts, seed=run.seed), prompts.load(run.evaluation.prompts, seed=run.seed)
 
 
-def stages(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Stages:
-    """The run's workers: in this process, or on Ray."""
+def stages(run: config.Run, *, local: bool, say: Callable[[str], None], announced: bool = False) -> Stages:
+    """The run's workers: in this process, or on Ray, where an `announced` run is found by its name."""
     if local:
         if run.workers.learner.ranks > 1:
             raise ClusterError(
@@ -51,7 +51,7 @@ def stages(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Stage
         return LocalStages(run)
     from pcpo_ray.cluster import connect
 
-    return connect(run, say)
+    return connect(run, say, announced=announced)
 
 
 def meter(run: config.Run, *, local: bool, port: int | None, say: Callable[[str], None]) -> Meter:

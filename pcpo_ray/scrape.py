@@ -1,5 +1,6 @@
 """The catalogue of a run in one process, on a port of its own for Prometheus to scrape."""
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -39,8 +40,12 @@ class Endpoint(Collector):
             for change in changes:
                 series = self._values.setdefault(change.metric, {})
                 key = (run, *_in_order(change.metric, change.labels))
-                before = series.get(key, 0.0) if change.metric.kind == "counter" else 0.0
-                series[key] = before + change.value
+                if change.metric.kind == "counter":
+                    series[key] = series.get(key, 0.0) + change.value
+                elif math.isnan(change.value):
+                    series.pop(key, None)
+                else:
+                    series[key] = change.value
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         """For prometheus_client: all that has been told so far."""

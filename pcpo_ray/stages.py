@@ -5,13 +5,14 @@ Two implementations: `pcpo_ray.local` in this process, `pcpo_ray.cluster` on Ray
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from pcpo_ray.errors import ClusterError
+from pcpo_ray.request import Fault, Request
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 
 SHARE = 0.6
@@ -72,35 +73,6 @@ class State:
 
     step: int
     histories: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-
-
-Fault = Literal["sampler", "all_samplers", "hang", "scorer", "learner"]
-"""What can be done to a run to see it mended: SIGKILL to a worker, or SIGSTOP to a sampler (hang)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What someone asks of a run that goes on: other sizes, another staleness, a fault, or its end; None leaves it."""
-
-    samplers: int | None = None
-    scorers: int | None = None
-    max_staleness: int | None = None
-    fault: Fault | None = None
-    stop: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ClusterError at who asks, not in the run."""
-        least = {"samplers": 1, "scorers": 1, "max_staleness": 0}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise ClusterError(f"asked for {name} {value}; expected at least {smallest}")
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """Only what was asked for."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None and value is not False}
 
 
 class Samplers(Protocol):
@@ -209,6 +181,9 @@ class Stages(Protocol):
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
         """Say how the run is; what was asked of it since the last call."""
+
+    def end(self, status: Mapping[str, Any]) -> None:
+        """Say how the run has ended; whoever is waiting for that hears it before this returns."""
 
     def faults(self) -> list[str]:
         """What failed and was mended since the last call, a line each."""

@@ -64,6 +64,9 @@ class Traffic:
         self.phases = Phases()
         self.tally = Tally()
         self.checksums: dict[tuple[int, bool], str] = {}
+        self.versions: dict[str, int] = {}
+        """What each sampler last sampled with."""
+        self.awaited = ""
         self.ledger: Ledger[Task, Scored] = Ledger()
         self.watchdog = Watchdog(limit=run.workers.task_timeout, quiet=QUIET, now=time.monotonic())
 
@@ -122,6 +125,7 @@ class Traffic:
         return update
 
     def _pump(self, awaited: str) -> None:
+        self.awaited = awaited
         self.stages.wait(min(self.watchdog.limit, 1.0))
         self.asked()
         now = time.monotonic()
@@ -156,6 +160,7 @@ class Traffic:
             raise TrainingError(
                 f"{worker} sampled with weights of checksum {checksum}; version {task.version} has {expected}"
             )
+        self.versions[worker] = task.version
 
     def _count_failures(self, scored: Scored) -> None:
         if not scored.missing:

@@ -3,6 +3,7 @@ advantages, the learner applies the credit-weighted update, and its new weights 
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import batches, checkpoint, config, evaluation
+from pcpo_ray import batches, checkpoint, config, evaluation, status
 from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
@@ -63,6 +64,11 @@ class Loop:
         self.traffic.entered = recorder.meter.phase
         self.stopping = self.full = False
         self.steady: dict[str, int] = {}
+        # for status.py
+        self.state, self.error = "starting", ""
+        self.last: dict[str, dict[str, Any]] = {}
+        self.learners_lost = 0
+        self.done: deque[str] = deque(maxlen=20)
 
     def report(self, row: Mapping[str, Any]) -> None:
         self._report(row)
@@ -78,6 +84,16 @@ class Loop:
 
     def train(self) -> None:
         """Run to the last step. A KeyboardInterrupt ends it after the update in progress, with a checkpoint."""
+        try:
+            self._train_on()
+        except Exception as error:
+            self.state, self.error = "failed", str(error)
+            raise
+        finally:
+            self.stages.end(status.status(self))
+
+    def _train_on(self) -> None:
+        """Train, past every learner that is lost."""
         lost: LearnerLostError | None = None
         try:
             while True:
@@ -101,7 +117,7 @@ class Loop:
         while self.step < self.run.steps:
             if self.stopping:
                 return self._stop()
-            self.started = time.perf_counter()
+            self.state, self.started = "training", time.perf_counter()
             self._admit()
             self.traffic.enter("sample_and_score")
             scored = self.traffic.gather(self.sampling[self.step + 1])
@@ -114,6 +130,7 @@ class Loop:
             if last or self.step % self.run.checkpoints.every == 0:
                 self.save()
         self.recorder.event("finished", step=self.step)
+        self.state = "finished"
 
     def _admit(self) -> None:
         """Set the samplers to work on every batch that may begin with the weights as they are now."""
@@ -152,14 +169,7 @@ class Loop:
     def _serve(self) -> None:
         """Say how the run is, and do what was asked of it."""
         self._tell_meter()
-        status = {
-            "step": self.step,
-            "steps": self.run.steps,
-            "max_staleness": self.max_staleness,
-            "in_flight": len(self.traffic.ledger),
-            **{role: asdict(size) for role, size in self.stages.sizes().items()},
-        }
-        for request in self.stages.exchange(status):
+        for request in self.stages.exchange(status.status(self)):
             self.recorder.event("asked", **request.asked)
             if request.max_staleness is not None:
                 self.max_staleness = request.max_staleness
@@ -167,6 +177,7 @@ class Loop:
                 self.stages.disturb(request.fault)
             self._resize({"samplers": request.samplers, "scorers": request.scorers}, "asked for")
             self.stopping = self.stopping or request.stop
+            self.done.append(request.id)
 
     def _resize(self, sizes: Mapping[str, int | None], why: str) -> None:
         now = {role: size.wanted for role, size in self.stages.sizes().items()}
@@ -229,6 +240,7 @@ class Loop:
 
     def _rewind(self, lost: LearnerLostError) -> None:
         """Go back to the newest checkpoint, or the start, with a new learner; the samplers stay as they are."""
+        self.learners_lost += 1
         self.traffic.cancel()
         self.sampling.clear()
         self.updating = None
@@ -284,7 +296,7 @@ class Loop:
     def evaluate(self) -> None:
         """Score held-out prompts at the current version; the first evaluation and the last keep their pictures."""
         self.traffic.phases = Phases()  # an evaluation's work is no step's
-        started = time.perf_counter()
+        self.state, started = "evaluating", time.perf_counter()
         scored = evaluated(self.run, self.traffic, self.held_out, self.step, oldest=self._oldest)
         values = evaluation.table(self.run, scored)
         columns: dict[str, Any] = {
@@ -319,9 +331,10 @@ class Loop:
             )
         )
 
-    def _record(self, kind: str, row: Mapping[str, Any]) -> None:
+    def _record(self, kind: str, values: Mapping[str, Any]) -> None:
         self._tell_meter()
-        self.report(self.recorder.record(kind, self.step, row))
+        self.last[kind] = self.recorder.record(kind, self.step, values)
+        self.report(self.last[kind])
 
     def save(self) -> None:
         """Write a checkpoint of the current step, and let the oldest go."""
@@ -340,6 +353,7 @@ class Loop:
         if self.saved != self.step:
             self.save()
         self.recorder.event("stopped", step=self.step)
+        self.state = "stopped"
 
 
 def evaluated(run: config.Run, traffic: Traffic, held_out: PromptSource, version: int, *, oldest: int) -> list[Scored]:

@@ -1,6 +1,7 @@
 """Fixtures that are dear to make, once a session."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,6 +33,14 @@ def small_flux(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_flux_dev(tmp_path_factory):
+    """As FLUX.1-dev: its guidance scale is an input of the network, its shift depends on the picture's size."""
+    folder = tmp_path_factory.mktemp("models")
+    distilled = small.flux(folder / "small-flux-dev", guidance_embeds=True)
+    return small.rescheduled(distilled, folder / "dynamic", use_dynamic_shifting=True)
+
+
+@pytest.fixture(scope="session")
 def small_sdxl(tmp_path_factory):
     return small.sdxl(tmp_path_factory.mktemp("models") / "small-sdxl")
 
@@ -45,9 +54,27 @@ def small_sd3(tmp_path_factory):
 def fresh_accelerator():
     """Accelerate keeps its settings for the life of a process; tests use several in one."""
     yield
-    import sys
-
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Run pcpo-ray in a folder of its own: exit status, standard output, standard error."""
+    from pcpo_ray import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pcpo-ray", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as ending:
+            status = int(ending.code or 0)
+        return status, *capsys.readouterr()
+
+    return call

@@ -1,5 +1,6 @@
 """Small checkpoints with random weights, in the real formats, and configs that use them."""
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -202,6 +203,14 @@ def sd3(folder: Path, *, with_t5: bool = True) -> Path:
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def rescheduled(model: Path, folder: Path, **changes) -> Path:
+    """A copy whose scheduler's config says something else."""
+    copy = shutil.copytree(model, folder / model.name)
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return copy
 
 
 def hollow(model: Path, folder: Path) -> Path:

@@ -1,10 +1,13 @@
 """A checkpoint is there whole or not at all."""
 
+import errno
+import os
+
 import pytest
 import torch
 
 from pcpo_ray import checkpoint
-from pcpo_ray.errors import CheckpointError
+from pcpo_ray.errors import CheckpointError, RunError
 from pcpo_ray.stages import State
 
 
@@ -46,15 +49,15 @@ def test_one_cut_short_is_named_and_the_newest_whole_one_is_taken(tmp_path, name
     assert "falling back" in said[0]
 
 
-def test_a_crash_while_writing_leaves_the_old_one_and_nothing_that_looks_like_a_new_one(tmp_path):
+def test_a_disk_that_fills_leaves_the_old_one_and_nothing_of_a_new_one(tmp_path):
     older = save(tmp_path, 1)
 
-    def crash(folder):
-        raise OSError("disk full")
+    def fill(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OSError, match="disk full"):
-        save(tmp_path, 2, export=crash)
-    assert checkpoint.everyone(tmp_path) == [older]
+    with pytest.raises(RunError, match="step-000002 cannot be written: No space left on device; free some space"):
+        save(tmp_path, 2, export=fill)
+    assert list((tmp_path / "checkpoints").iterdir()) == [older]
     save(tmp_path, 2)
     assert checkpoint.newest(tmp_path, pytest.fail) == checkpoint.folder_for(tmp_path, 2)
 
@@ -148,3 +151,20 @@ def test_parameters_of_another_shape_or_dtype_are_refused_and_left_alone(tmp_pat
     with pytest.raises(CheckpointError, match=r"1 of 1 parameters differ, such as \['w'\]"):
         checkpoint.load_parameters(tmp_path, loaded.parameters, here)
     assert torch.equal(here["w"], other)
+
+
+def test_parts_of_several_ranks_are_read_as_one_and_a_missing_one_is_named(tmp_path):
+    folder = checkpoint.folder_for(tmp_path, 1)
+    tensors = [{"a": torch.zeros(2)}, {"b": torch.ones(3)}]
+    checkpoint.begin(folder)
+    checkpoint.write_part(folder, tensors[0], {}, {}, part=0, parts=2)
+    with pytest.raises(CheckpointError, match=r"has 1 of 2 parts; .* storage that their nodes share"):
+        checkpoint.finish(folder, version=1, state=State(step=1), parts=2)
+    assert checkpoint.everyone(tmp_path) == []
+    checkpoint.write_part(folder, tensors[1], {}, {"b/step": torch.tensor(1.0)}, part=1, parts=2)
+    checkpoint.finish(folder, version=1, state=State(step=1), parts=2)
+    found = checkpoint.read(folder)
+    assert found.parameters.keys() == {"a", "b"} and found.optimizer.keys() == {"b/step"} and not found.averaged
+    (folder / "trainable-2-of-2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="trainable-2-of-2"):
+        checkpoint.read(folder)

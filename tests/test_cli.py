@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
 from PIL import Image
 
-from pcpo_ray import checkpoint, cli, config_file
+from pcpo_ray import checkpoint, config_file
 from tests import small
 
 
@@ -20,24 +19,6 @@ def hollow(small_sd, tmp_path_factory):
     path = folder / "small.yaml"
     path.write_text(config_file.dump(small.run(folder / "small-sd")))
     return path
-
-
-@pytest.fixture
-def command(monkeypatch, tmp_path, capsys):
-    """Run pcpo-ray in a folder of its own: exit status, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pcpo-ray", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ending:
-            status = int(ending.code or 0)
-        return status, *capsys.readouterr()
-
-    return call
 
 
 REWARDS = """
@@ -66,6 +47,7 @@ BAD = {
     "model.path=absent/model": ["absent/model", "model_index.json", "diffusers' format"],
     "model.path=shapes-ds": ["shapes-ds", "shapes-sd"],
     "sampling.steps=1001": ["sampling.steps is 1001", "1000"],
+    "sampling.steps=1000": ["sampling.steps is 1000", "steps_offset is 1", "0 to 999"],
     "rollout.images=1": ["rollout.images is 1", "at least 2 images"],
     "credit.kind=proportionate": ["credit.kind", "proportionate", "reweight"],
     "steps": ["override 'steps'", "a.b.c=value"],

@@ -55,17 +55,28 @@ def floor(module):
 
 SCHEDULING = [name for name in MODULES if floor(name) == "scheduling"]
 OF_METRICS = [name for name in MODULES if floor(name) in ("metrics", "meter", "dashboards")]
-LIGHT = ["pcpo_ray", "pcpo_ray.errors", "pcpo_ray.cli", *SCHEDULING, *OF_METRICS]
+LIGHT = [
+    *("pcpo_ray", "pcpo_ray.errors", "pcpo_ray.cli", "pcpo_ray.request"),
+    *("pcpo_ray.operate", "pcpo_ray.operate.controller", "pcpo_ray.operate.reading"),
+    *SCHEDULING,
+    *OF_METRICS,
+]
 OF_THE_PAPER = [name for name in MODULES if floor(name) in PAPER]
 OF_THE_CLUSTER = [name for name in MODULES if floor(name) == "cluster"]
 PRETRAIN = [name for name in MODULES if ".pretrain" in name]
-OTHERS = [name for name in MODULES if name not in (*LIGHT, *OF_THE_PAPER, *OF_THE_CLUSTER, *PRETRAIN)]
+OF_COMMANDS = [name for name in MODULES if floor(name) == "operate" and name not in LIGHT]
+OTHERS = [name for name in MODULES if name not in (*LIGHT, *OF_COMMANDS, *OF_THE_PAPER, *OF_THE_CLUSTER, *PRETRAIN)]
 
 
 @pytest.fixture(scope="module")
 def loaded():
     """What has been imported after each module: by itself, or beside torch, our config or ray."""
-    plan = [("sys", LIGHT), ("torch", OF_THE_PAPER), ("pcpo_ray.config", OTHERS), ("ray", OF_THE_CLUSTER)]
+    plan = [
+        ("sys", [*LIGHT, *OF_COMMANDS]),
+        ("torch", OF_THE_PAPER),
+        ("pcpo_ray.config", OTHERS),
+        ("ray", OF_THE_CLUSTER),
+    ]
     done = subprocess.run([sys.executable, "-c", PROBE, json.dumps(plan)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -83,6 +94,8 @@ def forbidden(module):
             return {*HEAVY, "torch", "numpy"}
         case "cluster":
             return WORLDS
+        case "operate":  # a command is to answer at once
+            return {*WORLDS, "torch", "pcpo_ray.cluster"}
         case name if name in PAPER:
             return {*HEAVY, "pcpo_ray.config", "pcpo_ray.models", "pcpo_ray.rewards"}
         case "models":
@@ -114,7 +127,7 @@ def within(names, package):
     return sorted(name for name in names if name == package or name.startswith(package + "."))
 
 
-@pytest.mark.parametrize("module", [*LIGHT, *OF_THE_PAPER, *OTHERS, *OF_THE_CLUSTER])
+@pytest.mark.parametrize("module", [*LIGHT, *OF_COMMANDS, *OF_THE_PAPER, *OTHERS, *OF_THE_CLUSTER])
 def test_importing_a_module_loads_nothing_above_its_floor(loaded, module):
     found = loaded[module]
     assert isinstance(found, list), f"{module} cannot be imported: {found}"
@@ -124,8 +137,8 @@ def test_importing_a_module_loads_nothing_above_its_floor(loaded, module):
 @pytest.mark.parametrize("module", MODULES)
 def test_no_function_reaches_over_its_floor_either(module):
     names = imported(module)
-    if floor(module) != "cluster":
-        assert not within(names, "ray"), f"{module} imports ray, which only cluster/ does"
+    if floor(module) not in ("cluster", "operate"):
+        assert not within(names, "ray"), f"{module} imports ray, which only cluster/ and operate/ do"
     if floor(module) not in ("cluster", "cli", "runs"):
         assert not within(names, "pcpo_ray.cluster"), f"{module} imports the cluster"
         assert not within(names, "pcpo_ray.local"), f"{module} imports the stages of one process"

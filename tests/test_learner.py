@@ -27,10 +27,11 @@ def batch(sampler, learner, count=2):
     return [(learner.version, trajectory, ADVANTAGES) for trajectory in made]
 
 
-@pytest.mark.parametrize("model", ["small_sd", "small_flux"])
-@pytest.mark.parametrize("size", ["null", 2])
-def test_at_unchanged_weights_every_log_ratio_is_exactly_zero(model, size, request):
-    sampler, learner = pair(request.getfixturevalue(model), sampling__batch=size)
+@pytest.mark.parametrize("model", ["small_sd", "small_sdxl", "small_sd3", "small_flux", "small_flux_dev"])
+@pytest.mark.parametrize(("size", "scale"), [("null", 1.0), (2, 3.0)])
+def test_at_unchanged_weights_every_log_ratio_is_exactly_zero(model, size, scale, request):
+    changes = {"sampling__batch": size, "sampling__guidance_scale": scale}
+    sampler, learner = pair(request.getfixturevalue(model), **changes)
     update = learner.update(1, batch(sampler, learner))
     assert update.diagnostics["overall"]["max_log_ratio"] == 0.0
     assert update.diagnostics["overall"]["ratio_mean"] == 1.0

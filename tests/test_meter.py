@@ -122,8 +122,10 @@ def test_only_fresh_samples_say_whether_the_first_ratio_is_one():
     assert ("first_log_ratio",) not in told(oldest_sample=1, first_log_ratio=0.3).values
 
 
-def test_a_reward_that_is_no_number_arrives_as_such():
-    assert math.isnan(told(reward_mean=float("nan"))["reward", {"reward": "reward"}])
+def test_a_reward_that_is_no_number_is_said_to_be_none():
+    label = {"reward": "reward", "purpose": "train"}
+    assert told()["mean_missing", label] == 0 and told(reward_mean=math.nan)["mean_missing", label] == 1
+    assert math.isnan(told(reward_mean=math.nan)["reward", {"reward": "reward"}])
 
 
 def test_an_evaluation_says_each_rewards_mean_and_interval():

@@ -79,6 +79,12 @@ def test_zeta_is_that_of_the_whole_grid_in_every_window():
     assert part.weights[4:6] == whole.weights[4:6] and sum(part.weights) == sum(whole.weights[4:6])
 
 
+def test_a_single_step_of_a_flow_has_nothing_to_train():
+    sampling = config.Sampling(steps=1, process=config.ConstantNoise(), shift=3.0)
+    with pytest.raises(CreditError, match=r"sampling\.steps is 1, .*use at least 2"):
+        policy.plan(config.Proportionate(), sampling, FlowSchedule.shifted(steps=1, shift=3.0))
+
+
 def test_a_window_wider_than_the_trained_steps_is_refused():
     sampling = config.Sampling(
         steps=16, process=config.ConstantNoise(), subset=config.Window(size=4), trained_steps=3, shift=3.0

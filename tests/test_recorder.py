@@ -2,6 +2,7 @@
 
 import json
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -109,4 +110,46 @@ def test_pictures_are_stored_as_they_are_by_prompt_and_sample(recorder):
 def test_a_tracker_that_is_not_installed_is_named(small_sd, tmp_path):
     recorder = Recorder.create(tmp_path / "run", small.run(small_sd, trackers="[aim]"))
     with pytest.raises(RunError, match="'aim' is not installed"):
+        recorder.start_trackers()
+
+
+def logged(file):
+    """What a TensorBoard file holds: values by tag and step. A record is its length, a sum, its bytes and a sum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, place, found = file.read_bytes(), 0, {}
+    while place < len(data):
+        (length,) = struct.unpack_from("<Q", data, place)
+        event = Event.FromString(data[place + 12 : place + 12 + length])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        place += 12 + length + 4
+    return found
+
+
+def test_a_tracker_that_is_asked_for_gets_every_number_by_its_step(small_sd, tmp_path):
+    recorder = Recorder.create(tmp_path / "run", small.run(small_sd, trackers="[tensorboard]"))
+    recorder.start_trackers()
+    recorder.record(
+        "train", 1, {"loss": 0.5, "idle": {"samplers": 0.25}, "per_timestep": {"clip_fraction": [0.0, None]}}
+    )
+    recorder.record("train", 2, {"loss": 0.25, "kl": math.nan})
+    recorder.close()
+    (file,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    assert logged(file) == {
+        ("train/loss", 1): 0.5,
+        ("train/idle/samplers", 1): 0.25,
+        ("train/per_timestep/clip_fraction/000", 1): 0.0,
+        ("train/loss", 2): 0.25,
+    }
+
+
+def test_a_tracker_that_does_not_start_is_named_with_its_cause(small_sd, tmp_path, monkeypatch):
+    from accelerate.tracking import TensorBoardTracker
+
+    def start(self):
+        raise ConnectionError("not logged in")
+
+    monkeypatch.setattr(TensorBoardTracker, "start", start)
+    recorder = Recorder.create(tmp_path / "run", small.run(small_sd, trackers="[tensorboard]"))
+    with pytest.raises(RunError, match="'tensorboard' does not start: ConnectionError: not logged in"):
         recorder.start_trackers()

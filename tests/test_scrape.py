@@ -36,6 +36,12 @@ def test_counters_add_up_and_gauges_are_replaced(endpoint):
     ]
 
 
+def test_a_gauge_that_is_no_number_has_no_value_any_more(endpoint):
+    endpoint.apply("r", [change("reward", 1.0, reward="a"), change("reward", 1.0, reward="b")])
+    endpoint.apply("r", [change("reward", float("nan"), reward="a")])
+    assert scraped(endpoint.port) == [("ray_pcpo_reward", {"run": "r", "reward": "b"}, 1.0)]
+
+
 def test_a_label_may_hold_anything(endpoint):
     name = 'a "quoted"\\reward\nof two lines'
     endpoint.apply("r", [change("reward", 1.0, reward=name)])

@@ -3,7 +3,7 @@
 import pytest
 
 from pcpo_ray.errors import ClusterError
-from pcpo_ray.stages import Request
+from pcpo_ray.request import Request
 
 
 @pytest.mark.parametrize("asked", [{"samplers": 0}, {"scorers": -1}, {"max_staleness": -1}])

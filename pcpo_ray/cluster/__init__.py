@@ -17,14 +17,16 @@ import numpy as np
 import ray
 from ray import exceptions
 
-from pcpo_ray import config
+from pcpo_ray import config, status
 from pcpo_ray.cluster import actors
 from pcpo_ray.cluster.controller import Desk
 from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, draining_nodes, get, short_of
 from pcpo_ray.cluster.learner import RayLearner
 from pcpo_ray.cluster.pool import Item, Result, Sends, WorkerPool
 from pcpo_ray.errors import ClusterError
-from pcpo_ray.stages import SHARE, Fault, Request, Size
+from pcpo_ray.operate.attach import attach
+from pcpo_ray.request import Fault, Request
+from pcpo_ray.stages import SHARE, Size
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 
 
@@ -85,12 +87,14 @@ class RayScorers(RolePool[Rollout, Scored]):
 class RayStages:
     """The three stages on Ray. `close` ends the actors, and Ray itself where `connect` started it."""
 
-    def __init__(self, run: config.Run, *, owns_ray: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, run: config.Run, *, owns_ray: bool, desk: Desk | None = None, say: Callable[[str], None]
+    ) -> None:
         self.run = run
         self.owns_ray = owns_ray
         self.closed = False
         launcher = Launcher(run=run)
-        self.desk: Desk | None = None
+        self.desk = desk
         self.looked = 0.0
         self.learner = RayLearner(launcher)
         self.samplers = RaySamplers(launcher, self.learner)
@@ -106,7 +110,9 @@ class RayStages:
         timeout = self.run.workers.start_timeout
         deadline = time.monotonic() + timeout
         asked = asked_for(self.run.workers)
+        waiting = "the workers to start"
         if short := short_of(asked, ray.cluster_resources()):
+            waiting = f"the cluster to grow, as it is too small so far: {short}"
             say(f"the cluster is too small so far: {short}; waiting for it to grow")
         while True:
             self.samplers.collect()
@@ -114,6 +120,8 @@ class RayStages:
             sizes = {**self.sizes(), "learner": Size(wanted=1, ready=int(self.learner.ready()))}
             if all(size.ready for size in sizes.values()):
                 return
+            if self.desk is not None:
+                self.desk.tell(status.starting(self.run, waiting, {role: size.ready for role, size in sizes.items()}))
             if time.monotonic() > deadline:
                 missing = [f"{role} ({size.ready} of {size.wanted})" for role, size in sizes.items() if not size.ready]
                 free = ray.available_resources()
@@ -165,8 +173,12 @@ class RayStages:
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
         if self.desk is None:  # an evaluation of a run that goes on has none
-            self.desk = Desk(self.run.name)
+            self.desk = Desk(self.run.name, status)
         return self.desk.exchange(status)
+
+    def end(self, status: Mapping[str, Any]) -> None:
+        if self.desk is not None:
+            self.desk.end(status)
 
     def faults(self) -> list[str]:
         return [*self.samplers.faults(), *self.scorers.faults(), *self.learner.faults()]
@@ -184,24 +196,34 @@ class RayStages:
             ray.shutdown()
 
 
-def connect(run: config.Run, say: Callable[[str], None] = lambda line: None) -> RayStages:
+def connect(run: config.Run, say: Callable[[str], None] = lambda line: None, *, announced: bool = False) -> RayStages:
     """Start a run's workers on the cluster that RAY_ADDRESS names, or on one of this machine's own.
 
-    Raises ClusterError when the cluster cannot be reached, is too small, or its workers are not ready in time.
+    An `announced` run can be talked to by its name from the start on; any other from its first task on.
+    Raises ClusterError when the cluster cannot be reached, is too small, or its workers are not ready in time, and
+    where a run of that name is going on.
     """
     owns_ray = not ray.is_initialized()
-    if owns_ray:
-        address = os.environ.get("RAY_ADDRESS", "local")
-        try:
-            context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError, exceptions.RayError) as error:
-            raise ClusterError(
-                f"no Ray cluster at {address!r}: {error}; unset RAY_ADDRESS to start one on this machine"
-            ) from error
-        if context.dashboard_url:
-            say(f"Ray dashboard: http://{context.dashboard_url}")
-        short = short_of(asked_for(run.workers), ray.cluster_resources())
-        if short and address == "local":  # it will not grow
-            ray.shutdown()
-            raise ClusterError(f"this machine is too small: {short}; lower workers.*.workers, cpus or gpus")
-    return RayStages(run, owns_ray=owns_ray, say=say)
+    with contextlib.ExitStack() as unless_ready:
+        if owns_ray:
+            unless_ready.callback(ray.shutdown)
+            address = os.environ.get("RAY_ADDRESS", "local")
+            dashboard = _started() if address == "local" else attach(address)
+            if dashboard:
+                say(f"Ray dashboard: http://{dashboard}")
+            short = short_of(asked_for(run.workers), ray.cluster_resources())
+            if short and address == "local":  # it will not grow
+                raise ClusterError(f"this machine is too small: {short}; lower workers.*.workers, cpus or gpus")
+        desk = Desk(run.name, status.starting(run)) if announced else None
+        found = RayStages(run, owns_ray=owns_ray, desk=desk, say=say)
+        unless_ready.pop_all()
+    return found
+
+
+def _started() -> str:
+    """Start Ray on this machine; the address of its dashboard."""
+    try:
+        context = ray.init(address="local", log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError, OSError, exceptions.RayError) as error:
+        raise ClusterError(f"Ray cannot be started on this machine: {error}") from error
+    return context.dashboard_url or ""

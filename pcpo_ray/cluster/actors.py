@@ -25,6 +25,8 @@ from pcpo_ray.trajectory import Task, Trajectory
 if TYPE_CHECKING:
     import torch
 
+    from pcpo_ray.ranks import Rank
+
 PULL_TIMEOUT = 600.0
 """Seconds in which a version's weights must be with whoever asks for them."""
 
@@ -161,6 +163,7 @@ class LearnerActor(Worker):
     def __init__(self, run: config.Run, name: str, search_path: str, index: int) -> None:
         super().__init__(run, name, search_path)
         self.index = index
+        self.rank: "Rank | None" = None
 
     def meet(self) -> tuple[str, int]:
         """Open a place where processes can meet, and say where it is; it closes when the next one opens."""
@@ -188,7 +191,7 @@ class LearnerActor(Worker):
         device = self.settle_in(self.run.workers.learner)
         from pcpo_ray.learner import ALONE, Learner
 
-        self.learner = Learner(self.run, device, getattr(self, "rank", ALONE))
+        self.learner = Learner(self.run, device, self.rank or ALONE)
 
     def update(
         self,

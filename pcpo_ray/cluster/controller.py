@@ -1,8 +1,9 @@
-"""The named actor through which others talk to a run: what they ask for waits here until the driver takes it.
+"""The driver's end of the talk with those who ask how a run is, or ask something of it.
 
-It ends with the driver. `find(run)` is the other end.
+Their end is `pcpo_ray.operate.caller`; between both is a named actor, which ends with the driver.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,43 +13,25 @@ from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pcpo_ray.errors import ClusterError
-from pcpo_ray.stages import Request
-
-NAMESPACE = "pcpo_ray"
+from pcpo_ray.operate.controller import Controller
+from pcpo_ray.request import NAMESPACE, Request
 
 RELEASE = 5.0
 """Seconds in which the name of a run that has ended a moment ago is free again."""
 
-
-class Controller:
-    """Holds a run's requests and its last status."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.last: dict[str, Any] = {}
-
-    def ask(self, request: Request) -> None:
-        """Have the driver do something, within seconds."""
-        self.requests.append(request)
-
-    def exchange(self, status: Mapping[str, Any]) -> list[Request]:
-        """The driver's: what it says of the run, for what it was asked since the last call."""
-        self.last = dict(status)
-        asked, self.requests = self.requests, []
-        return asked
-
-    def status(self) -> dict[str, Any]:
-        return self.last
+FAREWELL = 5.0
+"""Seconds that an ended run waits for who watches it to have heard so."""
 
 
 class Desk:
     """The driver's side: starts the controller on the driver's own node, starts it again where it died.
 
-    Never waits for it once it was there. Raises ClusterError where another run has its name.
+    Never waits for it once it was there. `status` is what the run says at first. Raises ClusterError where another run
+    has its name.
     """
 
-    def __init__(self, run: str) -> None:
-        self.run = run
+    def __init__(self, run: str, status: Mapping[str, Any]) -> None:
+        self.run, self.last = run, status
         self.pending: ray.ObjectRef | None = None
         deadline = time.monotonic() + RELEASE
         while (actor := self._started()) is None:
@@ -66,13 +49,14 @@ class Desk:
             name=self.run, namespace=NAMESPACE, num_cpus=0, max_restarts=0, scheduling_strategy=here
         )
         try:
-            return made.remote()
+            return made.remote(self.last)
         except ValueError:
             return None
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
         """What was asked for by the exchange before this one; [] while that is under way."""
         found: list[Request] = []
+        self.last = status
         if self.pending is not None:
             if not ray.wait([self.pending], timeout=0)[0]:
                 return []
@@ -87,16 +71,21 @@ class Desk:
             self.pending = self.actor.exchange.remote(status)
         return found
 
+    def tell(self, status: Mapping[str, Any]) -> None:
+        """Say how the run is; nothing is taken that was asked."""
+        if self.actor is not None:
+            self.actor.tell.remote(status)
+
+    def end(self, status: Mapping[str, Any]) -> None:
+        """Say the last of a run; returns when whoever watches it has heard that."""
+        if self.actor is None:
+            return
+        deadline = time.monotonic() + FAREWELL
+        with contextlib.suppress(exceptions.RayError):  # nobody can be told any more
+            ray.get(self.actor.tell.remote(status), timeout=FAREWELL)
+            while not ray.get(self.actor.heard.remote(), timeout=FAREWELL) and time.monotonic() < deadline:
+                time.sleep(0.1)
+
     def close(self) -> None:
         if self.actor is not None:
             ray.kill(self.actor, no_restart=True)
-
-
-def find(run: str) -> Any:
-    """A run's controller. Raises ClusterError that names the runs there are."""
-    try:
-        return ray.get_actor(run, namespace=NAMESPACE)
-    except ValueError:
-        named = ray.util.list_named_actors(all_namespaces=True)
-        there = sorted(actor["name"] for actor in named if actor["namespace"] == NAMESPACE)
-        raise ClusterError(f"no run named {run!r} is going on in this cluster; there are {there or 'none'}") from None

@@ -98,6 +98,11 @@ class RayLearner:
     def save(self, folder: Path, state: State) -> None:
         writers = self.actors if self.role.strategy == "fsdp2" else self.actors[:1]
         self._all([actor.save.remote(folder.resolve(), state) for actor in writers], f"the learner to save {folder}")
+        if not folder.exists():
+            raise ClusterError(
+                f"the learner saved {folder.resolve()} on its own node, and it is not on this one; have runs lie on "
+                "storage that all nodes share (--runs), or the learner on the node where you start it (workers.learner)"
+            )
 
     def restore(self, folder: Path) -> State:
         asked = [actor.restore.remote(folder.resolve()) for actor in self.actors]

@@ -88,13 +88,12 @@ ALERTS = (
     ),
     Alert(
         name="PcpoRewardNotANumber",
-        value=" or ".join(f"{mean} != {mean}" for mean in (_now("reward", "reward"), _now("held_out", "reward"))),
-        beyond="",
+        value=_now("mean_missing", "reward", "purpose"),
+        beyond="> 0",
         lasting="0m",
         severity="critical",
-        summary="{{ $labels.run }}: the mean of {{ $labels.reward }} is no number.",
+        summary="{{ $labels.run }}: the mean of {{ $labels.reward }} is no number ({{ $labels.purpose }}).",
         todo="No image of a batch or an evaluation has a score of it: events.jsonl names the causes (missing_scores).",
-        when="a mean is no number",
     ),
     Alert(
         name="PcpoScoresMissing",

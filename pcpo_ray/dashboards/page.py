@@ -20,7 +20,8 @@ HEAD = """<!-- Made by `python -m pcpo_ray.dashboards` from the catalogue, pcpo_
 # Metrics
 
 What a run tells Prometheus, the two Grafana dashboards and the alerts made of it. All three come from one catalogue;
-a test holds this page, the dashboards and the rules to it, and another scrapes a run with a real Prometheus.
+a test holds this page, the dashboards and the rules to it, and another scrapes a run with a real Prometheus (`make
+chaos`). [README.md](README.md) says how Prometheus and Grafana are set up where.
 
 ## Getting at them
 
@@ -49,19 +50,21 @@ one dashboard and one set of rules read both. Every metric has the label `run`, 
 adds `SessionName`, `WorkerId` and others, so expressions aggregate: `max by (run)` of a gauge, `sum by (run)` of a
 counter. All come from the driver, once a step, an event or a phase, and every 5 s what a status says. A mean is a
 counter of seconds over a counter of events, such as `rate(ray_pcpo_step_seconds_total[5m]) /
-rate(ray_pcpo_updates_total[5m])`. On Ray, gauges end with the driver (20 s) and counters first show at their first
-event. A gauge by `timestep` keeps its last value while a batch does not train that timestep.
+rate(ray_pcpo_updates_total[5m])`. On Ray, gauges end with the driver (20 s), counters stay, and each first shows at
+its first event; what changed in a run's last seconds may never be scraped: it is in the run's folder. A gauge by
+`timestep` keeps its last value while a batch does not train that timestep.
 """
 
 GRAFANA = """
 ## Grafana
 
 `grafana/dashboards/training.json` and `cluster.json` are imported as they are, or provisioned from that folder; both
-ask for the data source, the Ray session, the run, and how far back rates look. They have been checked against the
-schema's rules and every expression against a real Prometheus, but not seen in Grafana: none was at hand.
+ask for the data source, the Ray session, the run, and how far back rates look. Grafana's own types read them without a
+loss (its foundation SDK for 10.1, once, by hand), and every expression is evaluated by a real Prometheus in a test; but
+they have not been seen in Grafana: none was at hand.
 
-Ray's dashboard shows Grafana in its metrics tab. It knows two dashboards, Core and Ray Data, by their uid; as a run
-here does not use Ray Data, its place can be had. Set where Ray's head starts:
+Ray's dashboard shows Grafana in its metrics tab. It embeds two dashboards, Core and Ray Data, which it knows by their
+uid; as a run here does not use Ray Data, its place can be had. Set where Ray's head starts:
 
 ```
 RAY_PROMETHEUS_HOST=http://prometheus:9090     # as the head reaches it
@@ -71,8 +74,9 @@ RAY_PROMETHEUS_NAME=Prometheus                 # the data source's name in Grafa
 RAY_GRAFANA_DATA_DASHBOARD_UID=pcpo-training   # the tab "Ray Data" then shows Training
 ```
 
-The tab passes the session and the data source on; both dashboards link to each other and to Ray's own. Do not provision
-Ray's generated `data_grafana_dashboard.json` then: it has the same uid.
+The tab passes the session and the data source on, and both dashboards link to each other and to Ray's Core. Grafana
+must not be given Ray's own `data_grafana_dashboard.json` then, as it has the same uid: `compose.yaml` gives it all of
+Ray's, so it does not set the last line.
 """
 
 

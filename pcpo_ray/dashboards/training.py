@@ -71,6 +71,12 @@ LEARNING = Row(
             "Groups of a batch whose images all have the same score.",
             Query(gauge("degenerate_groups"), "groups"),
         ),
+        chart(
+            "Rewards without a score",
+            "1 for a reward of which a whole batch or evaluation has no score.",
+            Query(gauge("mean_missing", "reward", "purpose"), "{{reward}}, {{purpose}}"),
+            ceiling=1.0,
+        ),
         chart("|Advantage|", "Its mean over the batch.", Query(gauge("advantage_magnitude"), "mean")),
     ),
 )

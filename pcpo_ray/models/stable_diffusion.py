@@ -80,6 +80,11 @@ def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedu
     scheduler.set_timesteps(steps)
     alpha_bar = scheduler.alphas_cumprod.double()
     timesteps = [int(t) for t in scheduler.timesteps]
+    if timesteps[0] >= train_steps:  # the offset takes them past the end
+        raise ScheduleError(
+            f"sampling.steps is {steps}, which begin at timestep {timesteps[0]} (the scheduler's steps_offset is "
+            f"{scheduler.config.steps_offset}); the model knows 0 to {train_steps - 1}: use fewer steps"
+        )
     # DDIMScheduler itself takes the step before as t minus the stride, whatever the spacing
     before = [t - train_steps // steps for t in timesteps]
     return DiffusionSchedule(

@@ -14,7 +14,7 @@ from typing import get_args
 import pytest
 
 from pcpo_ray import checkpoint, config_file
-from pcpo_ray.stages import Fault
+from pcpo_ray.request import Fault
 from tests import small
 from tests.test_train import go, parameters, same
 

@@ -13,7 +13,8 @@ import ray
 from pcpo_ray import checkpoint, runs
 from pcpo_ray.cluster import connect, controller
 from pcpo_ray.errors import ClusterError, PcpoError, RewardError
-from pcpo_ray.stages import Request
+from pcpo_ray.operate.caller import Caller
+from pcpo_ray.request import Request
 from pcpo_ray.trajectory import Task
 from tests import small
 from tests.test_train import go, parameters, same
@@ -231,22 +232,23 @@ def test_a_run_is_resized_paced_and_stopped_through_its_controller(small_sd, tmp
     run = small.run(small_sd, name="spoken-to", steps=50)
     stages = connect(run)
     stages.exchange({})
+    here = ray.get_runtime_context().gcs_address
     with pytest.raises(ClusterError, match=r"no run named 'other'.*'spoken-to'"):
-        controller.find("other")
+        Caller("other", here)
     with pytest.raises(ClusterError, match="a run named 'spoken-to' is going on"):
-        controller.Desk("spoken-to")
-    found = controller.find("spoken-to")
+        controller.Desk("spoken-to", {})
+    caller = Caller("spoken-to", here)
 
     def ask(stages):
-        ray.get(found.ask.remote(Request(samplers=2, max_staleness=1)), timeout=60)
+        caller.ask(Request(samplers=2, max_staleness=1))
 
     def stop(stages):
-        ray.get(found.ask.remote(Request(stop=True)), timeout=60)
+        caller.ask(Request(stop=True))
 
     Disturbed(stages, t6=ask, t20=stop)
     try:
         recorder = go(run, tmp_path / "ray", stages=stages)
-        status = ray.get(found.status.remote(), timeout=60)
+        status = caller.status()
     finally:
         stages.close()
     events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]

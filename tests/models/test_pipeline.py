@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from pcpo_ray import models
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models.pipeline import tokens_of
 from pcpo_ray.models.texts import TextCache
+from pcpo_ray.trajectory import generator
 from tests import small
 
 CPU = torch.device("cpu")
@@ -69,22 +71,62 @@ def test_a_damaged_cached_text_is_a_named_error(small_sd, tmp_path):
         cache.get(TEXT)
 
 
-def test_gradient_checkpointing_changes_no_gradient(small_sd):
-    gradients = []
+@pytest.mark.parametrize("train", ["{kind: full}", "{kind: lora, rank: 2}"])
+@pytest.mark.parametrize("model", ["small_sd", "small_sdxl", "small_sd3", "small_flux"])
+def test_gradient_checkpointing_keeps_fewer_activations_and_changes_no_gradient(model, request, train):
+    """In eval mode, as the learner has its network."""
+    gradients, kept = [], []
     for checkpointing in (False, True):
-        denoiser = load(small_sd, model__gradient_checkpointing=checkpointing, model__train="{kind: full}")
-        denoiser.module.train()
-        latents = torch.linspace(-1, 1, 4 * 8 * 8).reshape(1, 4, 8, 8)
-        denoiser.predict(latents, 501, denoiser.encode([TEXT])).square().sum().backward()
+        denoiser = load(request.getfixturevalue(model), model__gradient_checkpointing=checkpointing, model__train=train)
+        with torch.no_grad():
+            for index, parameter in enumerate(denoiser.trainable().values()):
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator(index)))
+        latents = denoiser.initial_noise(generator(0))[None]
+        saved: dict[int, int] = {}
+
+        def pack(tensor, saved=saved):
+            saved[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            predicted = denoiser.predict(latents, 501, denoiser.encode([TEXT]))
+        kept.append(sum(saved.values()))
+        predicted.square().sum().backward()
         gradients.append([parameter.grad for parameter in denoiser.trainable().values()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert kept[1] < kept[0]
 
 
-def test_tiling_and_slicing_reach_the_vae(small_sd):
-    denoiser = load(small_sd, model__vae_tiling=True, model__vae_slicing=True)
-    assert denoiser.pipeline.vae.use_tiling and denoiser.pipeline.vae.use_slicing
-    latents = torch.randn(3, *denoiser.latent_shape)
-    assert (denoiser.decode(latents) == load(small_sd).decode(latents)).all()
+def test_slicing_decodes_a_picture_at_a_time_to_the_same_pictures(small_sd):
+    denoiser, plain = load(small_sd, model__vae_slicing=True), load(small_sd)
+    latents = torch.randn(3, *denoiser.latent_shape, generator=generator(0))
+    seen, decode = [], denoiser.pipeline.vae.decoder.forward
+
+    def decoded(rows):
+        seen.append(len(rows))
+        return decode(rows)
+
+    denoiser.pipeline.vae.decoder.forward = decoded
+    assert (denoiser.decode(latents) == plain.decode(latents)).all()
+    assert seen == [1, 1, 1]
+
+
+def test_tiling_decodes_a_large_picture_a_tile_at_a_time(small_sd):
+    changes = {"sampling__height": 32, "sampling__width": 48}
+    denoiser, plain = load(small_sd, model__vae_tiling=True, **changes), load(small_sd, **changes)
+    latents = torch.randn(2, *denoiser.latent_shape, generator=generator(0))
+    seen, decode = [], denoiser.pipeline.vae.decoder.forward
+
+    def decoded(rows):
+        seen.append(tuple(rows.shape[2:]))
+        return decode(rows)
+
+    denoiser.pipeline.vae.decoder.forward = decoded
+    tiled, whole = denoiser.decode(latents), plain.decode(latents)
+    assert len(seen) > 4 and max(seen) <= (8, 8)
+    assert tiled.shape == whole.shape == (2, 32, 48, 3)
+    corner = np.s_[:, :4, :4]  # where no other tile is near
+    assert np.abs(tiled[corner].astype(int) - whole[corner]).mean() < 0.1 * whole.std()
 
 
 def test_a_gaussian_adapter_starts_elsewhere_and_changes_nothing(small_sd):

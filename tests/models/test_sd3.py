@@ -18,11 +18,12 @@ def load(path, **changes):
 
 
 @pytest.mark.parametrize(("scale", "texts", "size"), [(1.0, TEXTS[:1], (16, 16)), (3.0, TEXTS, (24, 16))])
-@pytest.mark.parametrize("with_t5", [True, False])
-def test_without_noise_its_latents_are_those_of_the_pipeline(small_sd3, tmp_path, with_t5, scale, texts, size):
+@pytest.mark.parametrize(("with_t5", "dynamic"), [(True, False), (True, True), (False, False)])
+def test_without_noise_its_latents_are_those_of_the_pipeline(small_sd3, tmp_path, with_t5, dynamic, scale, texts, size):
     from diffusers import StableDiffusion3Pipeline
 
     folder = small_sd3 if with_t5 else small.sd3(tmp_path / "small-sd3", with_t5=False)
+    folder = small.rescheduled(folder, tmp_path / "scheduled", use_dynamic_shifting=dynamic)
     height, width = size
     denoiser = load(folder, sampling__guidance_scale=scale, sampling__height=height, sampling__width=width)
     noise = torch.stack([denoiser.initial_noise(generator(seed)) for seed in range(len(texts))])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pcpo_ray import config, rewards, shapes
 from pcpo_ray.errors import RewardError
-from pcpo_ray.rewards import hps
+from pcpo_ray.rewards import clip, hps
 from pcpo_ray.rewards.pictures import rgb
 from pcpo_ray.trajectory import generator
 
@@ -125,6 +125,49 @@ def test_scores_do_not_depend_on_the_batch_and_keep_its_order(name, clip_transfo
     assert reward.score(PICTURES[::-1], TEXTS[::-1]) == pytest.approx(together[::-1], abs=1e-5)
 
 
+def given(height, wide, mode):
+    """A picture as an array of that mode, and its colours."""
+    array = noise(height, wide, {"RGB": 3, "RGBA": 4, "L": 1}[mode])[0]
+    return (array[..., 0], np.repeat(array, 3, axis=2)) if mode == "L" else (array, array[..., :3])
+
+
+def cut_and_normalised(colours, side, *, mean, std, middle):
+    """CLIP's preprocessing with PIL and numpy: shortest edge to `side`, bicubic; the middle of the longer one."""
+    picture = Image.fromarray(colours)
+    wide, height = picture.size
+    longest = int(side * max(picture.size) / min(picture.size))
+    picture = picture.resize((side, longest) if wide <= height else (longest, side), Image.Resampling.BICUBIC)
+    left, top = (middle((length - side) / 2) for length in picture.size)
+    pixels = np.asarray(picture.crop((left, top, left + side, top + side)), np.float64) / 255
+    return torch.from_numpy((pixels - mean) / std).permute(2, 0, 1).float()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_a_clip_sees_pictures_as_its_authors_code_does(clip_transformers, size, mode):
+    array, colours = given(*SIZES[size], mode)
+    (picture,) = rgb(array[None])
+    described = json.loads((shapes.checkpoint("shapes-clip") / "open_clip_config.json").read_text())["preprocess_cfg"]
+    expected = cut_and_normalised(colours, 64, mean=described["mean"], std=described["std"], middle=round)
+    seen = clip.load("shapes-clip", None, CPU).preprocess(picture)
+    assert torch.allclose(seen, expected, atol=1e-5)
+    expected = cut_and_normalised(colours, 32, mean=hps.MEAN, std=hps.STD, middle=int)
+    seen = clip.load(str(clip_transformers), None, CPU).preprocess(picture)
+    apart = 255 * min(hps.STD) * (seen - expected).abs()
+    assert apart.max() < 2.1 and apart.mean() < 0.2  # grey levels: it resizes by torchvision, rounding each way
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_a_jpegs_size_is_that_of_torchvisions(size, mode):
+    from torchvision.io import encode_jpeg
+
+    array, colours = given(*SIZES[size], mode)
+    expected = len(encode_jpeg(torch.from_numpy(colours).permute(2, 0, 1).contiguous(), quality=95)) / 1000
+    reward = rewards.load(config.Jpeg(kind="jpeg_incompressibility"), CPU)
+    assert reward.score(array[None], ["x"]) == pytest.approx([expected], rel=0.01)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_transformers_clip_sees_and_scores_as_transformers_does(clip_transformers, size):
     from transformers import CLIPModel, CLIPProcessor
@@ -145,10 +188,8 @@ def test_a_transformers_clip_sees_and_scores_as_transformers_does(clip_transform
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_hps_fits_the_longest_side_and_pads_with_black(size, mode):
     height, wide = SIZES[size]
-    channels = {"RGB": 3, "RGBA": 4, "L": 1}[mode]
-    array = noise(height, wide, channels)
-    (picture,) = rgb(array[..., 0] if mode == "L" else array)
-    colours = np.repeat(array[0], 3, axis=2) if mode == "L" else array[0, ..., :3]
+    array, colours = given(height, wide, mode)
+    (picture,) = rgb(array[None])
     pixels = torch.from_numpy(colours.astype(np.float32) / 255).permute(2, 0, 1)
     scale = 32 / max(height, wide)
     resized = torch.nn.functional.interpolate(
@@ -172,6 +213,35 @@ def test_hps_is_the_cosine_of_its_own_network(hps_file):
     expected = torch.nn.functional.cosine_similarity(pictures, words).tolist()
     reward = rewards.load(config.Hps(kind="hps_v2.1", weights=str(hps_file), architecture=ARCHITECTURE), CPU)
     assert reward.score(PICTURES, TEXTS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_architecture_of_open_clips_takes_a_file_of_weights(hps_file, tmp_path):
+    import open_clip
+
+    torch.manual_seed(1)
+    model = open_clip.create_model(ARCHITECTURE, load_weights=False).eval()
+    path = tmp_path / "weights.pt"
+    torch.save({f"module.{name}": weight for name, weight in model.state_dict().items()}, path)  # as open_clip trains
+    kind = config.ClipScore(kind="clip_score", model=ARCHITECTURE, weights=str(path))
+    rewards.check(kind)
+    preprocess = open_clip.image_transform(32, is_train=False)
+    with torch.no_grad():
+        pictures = model.encode_image(torch.stack([preprocess(picture) for picture in rgb(PICTURES)]))
+        words = model.encode_text(open_clip.get_tokenizer(ARCHITECTURE)(TEXTS))
+    expected = torch.nn.functional.cosine_similarity(pictures, words).tolist()
+    assert rewards.load(kind, CPU).score(PICTURES, TEXTS) == pytest.approx(expected, abs=1e-5)
+    other = tmp_path / "other.pt"
+    torch.save({"weird": torch.ones(1)}, other)
+    with pytest.raises(RewardError, match=rf"CLIP model '{ARCHITECTURE}' cannot be loaded"):
+        rewards.load(config.ClipScore(kind="clip_score", model=ARCHITECTURE, weights=str(other)), CPU)
+
+
+@pytest.mark.parametrize("name", ["clip_score", "pickscore", "hps", "aesthetic"])
+def test_a_prompt_longer_than_the_network_reads_is_cut(name, clip_transformers, hps_file, head_file):
+    reward = rewards.load(kinds(clip_transformers, hps_file, head_file)[name], CPU)
+    long, longer = "a red circle " * 100, "a red circle " * 100 + "above a blue square"
+    assert np.isfinite(reward.score(PICTURES[:2], [long, longer])).all()
+    assert reward.score(PICTURES[:1], [long]) == reward.score(PICTURES[:1], [longer])
 
 
 def test_the_aesthetic_head_is_linear_on_embeddings_of_unit_length(head_file):

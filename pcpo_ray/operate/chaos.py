@@ -5,15 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import get_args
 
-import ray
-from ray import exceptions
-
-from pcpo_ray.cluster.controller import find
 from pcpo_ray.errors import ClusterError
-from pcpo_ray.stages import Fault, Request
-
-ANSWER = 30.0
-"""Seconds in which a run's controller must answer."""
+from pcpo_ray.operate.caller import Caller, EndedError
+from pcpo_ray.request import Fault, Request
 
 
 def disturb(
@@ -26,19 +20,13 @@ def disturb(
     for fault in faults:
         if fault not in get_args(Fault):
             raise ClusterError(f"no fault is named {fault!r}; expected one of {list(get_args(Fault))}")
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"no Ray cluster at {address!r}: {error}; start a run, or give --address") from error
-    controller = find(run)
+    caller = Caller(run, address)
     for number, fault in enumerate(itertools.cycle(faults), 1):
         try:
-            ray.get(controller.ask.remote(Request(fault=fault)), timeout=ANSWER)  # type: ignore[arg-type]
-            status = ray.get(controller.status.remote(), timeout=ANSWER)
-        except exceptions.RayActorError:
+            caller.ask(Request(fault=fault))  # type: ignore[arg-type]
+            status = caller.status()
+        except EndedError:
             return say(f"{run} has ended, after {number - 1} faults")
-        except exceptions.GetTimeoutError:
-            raise ClusterError(f"the controller of {run} did not answer for {ANSWER:g} s") from None
         say(f"fault {number}, {fault}, at step {status.get('step')} of {status.get('steps')}")
         if number == count:
             return None

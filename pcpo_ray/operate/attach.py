@@ -1,0 +1,70 @@
+"""Joining a cluster that is there: within seconds, or with an error that says why not. Nothing here starts one."""
+
+import logging
+import os
+
+import grpc
+import ray
+from ray import exceptions
+from ray._private import services
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+from pcpo_ray.errors import ClusterError
+
+ANSWER = 10.0
+"""Seconds in which a cluster's head must answer."""
+
+WHERE = (
+    "give --address or RAY_ADDRESS the host:port that `ray start --head` has printed "
+    "(without RAY_ADDRESS, train starts a cluster on this machine)"
+)
+TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to the file that holds it"
+
+
+def attach(address: str) -> str:
+    """Join the cluster at host:port, or the one on this machine (auto); host:port of its dashboard, "" without one.
+
+    Raises ClusterError that says what is wrong: no cluster there, no token or a wrong one, a machine outside of it.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    found = _checked(address)
+    try:
+        context = ray.init(address=found, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+    except (ConnectionError, ValueError, RuntimeError, OSError, exceptions.RayError) as error:
+        raise ClusterError(
+            f"the Ray cluster at {found} cannot be joined from this machine: {error}; "
+            "run the command on one of the cluster's machines, or give --address http://HEAD:8265"
+        ) from error
+    return context.dashboard_url or ""
+
+
+def no_token(address: str, error: exceptions.AuthenticationError) -> ClusterError:
+    """That this process has no token to send, though RAY_AUTH_MODE says that it should."""
+    return ClusterError(f"no token for the Ray cluster at {address}: {str(error).partition('. ')[0]}; {TOKEN}")
+
+
+def _checked(address: str) -> str:
+    """The address of a cluster that answers. Ray itself would try for minutes, and say little of the cause."""
+    try:
+        if address == "auto":
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        found = services.canonicalize_bootstrap_address(address)
+    except (ConnectionError, ValueError, OSError) as error:
+        raise ClusterError(f"no Ray cluster at {address!r}: {error}; {WHERE}") from error
+    if found is None:  # RAY_ADDRESS=local, which stands for a new one
+        raise ClusterError(f"{os.environ.get('RAY_ADDRESS', address)!r} is no cluster that is there; {WHERE}")
+    try:
+        with init_grpc_channel(found) as channel:
+            head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            head.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=ANSWER)
+    except exceptions.AuthenticationError as error:
+        raise no_token(found, error) from error
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.UNAUTHENTICATED:
+            raise ClusterError(f"no Ray cluster at {found}: {error.details()}; {WHERE}") from error
+        what = "refuses this token" if is_token_auth_enabled() else "wants a token"
+        raise ClusterError(f"the Ray cluster at {found} {what}; {TOKEN}") from error
+    return str(found)
