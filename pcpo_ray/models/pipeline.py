@@ -266,7 +266,7 @@ class PipelineDenoiser(ABC):
         vae = self.pipeline.vae
         scaled = self.latents_of(latents) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         pictures = vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
-        pixels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels: Tensor = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1)
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -25,7 +25,7 @@ MEMORY = {
 """In GiB, as nvidia-smi says (with ECC on, where a card has it)."""
 
 CONTEXT = 0.7 * GIB
-"""Bytes that a process has on a GPU before its first tensor: CUDA's context, cuBLAS' and cuDNN's workspaces. Assumed."""
+"""Bytes that a process has on a GPU beside tensors: CUDA's context, cuBLAS' and cuDNN's workspaces. Assumed."""
 
 SLACK = 0.05
 """The share of its tensors' bytes that the allocator holds besides, in blocks too small for the next one. Assumed."""

@@ -55,7 +55,8 @@ class Hollow:
 
     @cached_property
     def trained(self) -> dict[str, nn.Parameter]:
-        return self.denoiser.trainable()
+        trained: dict[str, nn.Parameter] = self.denoiser.trainable()
+        return trained
 
     @cached_property
     def network(self) -> nn.Module:
@@ -96,7 +97,8 @@ class Hollow:
 
     def _predict(self, latents: Tensor, conditioning: dict[str, Tensor], *, mixed: bool) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            return self.denoiser.predict(latents, self.timestep, conditioning)
+            prediction: Tensor = self.denoiser.predict(latents, self.timestep, conditioning)
+        return prediction
 
     @cache  # noqa: B019 - as long as the model
     def predicting(self, rows: int, *, mixed: bool, reorders: bool) -> int:
@@ -150,9 +152,9 @@ def materialise(module: nn.Module) -> None:
             if value is not None and value.is_meta:
                 made = torch.empty(value.shape, dtype=value.dtype)
                 part._parameters[name] = nn.Parameter(made, requires_grad=value.requires_grad)
-        for name, value in part._buffers.items():
-            if value is not None and value.is_meta:
-                part._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 def shell_of(base: type[PipelineDenoiser]) -> Any:
@@ -162,7 +164,9 @@ def shell_of(base: type[PipelineDenoiser]) -> Any:
         def _load(self, left_out: Collection[str]) -> Any:
             import diffusers
 
-            parts = {name: None for name, there in self._parts().items() if not there or name in left_out}
+            parts: dict[str, nn.Module | None] = {
+                name: None for name, there in self._parts().items() if not there or name in left_out
+            }
             for name, there in self._parts().items():
                 if there and name not in left_out:
                     library, kind = self._index()[name]
@@ -202,6 +206,7 @@ def class_in(library: str, name: str) -> Any:
 
 def network(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """A network on the meta device, as its folder's config describes it."""
+    made: nn.Module
     try:
         with torch.device("meta"):
             if hasattr(cls, "load_config"):

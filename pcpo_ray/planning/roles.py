@@ -96,7 +96,8 @@ def trajectory_of(run: Run) -> int:
 def pictures_of(run: Run, images: int) -> int:
     """The bytes of so many images."""
     denoiser = hollow_of(run).denoiser
-    return images * denoiser.height * denoiser.width * 3
+    count: int = images * denoiser.height * denoiser.width * 3
+    return count
 
 
 def rows_of(run: Run) -> int:
@@ -132,7 +133,9 @@ def learner(run: Run) -> Memory:
     frozen = size_of_module(model.network) - trained
     precise = sum(p.numel() * max(FLOAT, p.element_size()) for p in model.trained.values())
     moments = 2 * trained // parts + FLOAT * len(model.trained)
-    pass_ = model.learning(rows, mixed=run.optimizer.mixed_precision == "bf16", kl=run.objective.kl > 0, reorders=not gpu)
+    pass_ = model.learning(
+        rows, mixed=run.optimizer.mixed_precision == "bf16", kl=run.objective.kl > 0, reorders=not gpu
+    )
     own = math.ceil(run.rollout.prompts / role.ranks) * trajectory_of(run)
     sent = {"its groups' trajectories": own, "the weights that it sent last": trained}
     full = isinstance(run.model.train, Full)

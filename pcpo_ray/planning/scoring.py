@@ -1,12 +1,12 @@
 """What the reward models take: made of their configs alone, without weights, as `hollow` makes the model trained."""
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pcpo_ray import config
@@ -74,13 +74,24 @@ def _network(name: str, transformers_format: bool) -> tuple[Any, int, int]:
                 from transformers import CLIPConfig, CLIPModel
 
                 settings = CLIPConfig.from_pretrained(name, local_files_only=True)
-                network: nn.Module = CLIPModel(settings)
-                return network, settings.vision_config.image_size, settings.text_config.max_position_embeddings
-            import open_clip
-
-            network = open_clip.create_model(name, load_weights=False, device="meta")
+                return (
+                    CLIPModel(settings),
+                    settings.vision_config.image_size,
+                    settings.text_config.max_position_embeddings,
+                )
+            network = _open_clip(name)
     except Exception as error:  # whatever a library makes of a config that is cut short
         raise RewardError(f"CLIP model {name!r}: nothing can be made of its config: {error}") from error
     size = network.visual.image_size
-    length: int | Tensor = network.context_length
-    return network, size[0] if isinstance(size, tuple) else size, int(length)
+    return network, size[0] if isinstance(size, tuple) else size, int(network.context_length)
+
+
+def _open_clip(name: str) -> Any:
+    import open_clip
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of which one says that there are no weights
+    try:
+        return open_clip.create_model(name, load_weights=False, device="meta")
+    finally:
+        logging.disable(before)
