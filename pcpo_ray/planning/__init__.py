@@ -30,6 +30,12 @@ class Plan:
     roles: tuple[Memory, ...]
     store: Store
 
+    @property
+    def main_memory(self) -> int:
+        """Bytes in the memory of all machines together: what is on CPUs, beside GPUs and in the object stores."""
+        held = [role.processes * (sum(role.beside.values()) if role.gpus else role.total) for role in self.roles]
+        return sum(held) + self.store.total
+
 
 @dataclass(frozen=True, kw_only=True)
 class Room:

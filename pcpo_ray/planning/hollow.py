@@ -5,6 +5,7 @@ What runs on it is the code that a run's workers run, so sizes of real models ar
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Collection, Iterator
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from pcpo_ray.config import Lora, Model, Sampling
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models.pipeline import PipelineDenoiser
 from pcpo_ray.models.stable_diffusion import StableDiffusion
+from pcpo_ray.planning.autocast import CudaRules
 from pcpo_ray.planning.live import Live
 
 TEXT = "a picture"
@@ -37,8 +39,10 @@ class Hollow:
         self.timestep = models.schedule_of(folder, model, sampling).timesteps[0]
         train = dataclasses.replace(model.train, start=None) if isinstance(model.train, Lora) else model.train
         bare = dataclasses.replace(model, single_file=None, text_cache=None, train=train)
-        self.denoiser = shell_of(models.class_of(model))(folder, bare, sampling, seed=0, device=torch.device("meta"))
-        self.denoiser.load_encoders()
+        with quiet():
+            shell = shell_of(models.class_of(model))
+            self.denoiser = shell(folder, bare, sampling, seed=0, device=torch.device("meta"))
+            self.denoiser.load_encoders()
         if isinstance(self.denoiser, StableDiffusion):
             _ = self.denoiser.alpha_bars  # numbers, which cannot be had from tensors without data
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -65,10 +69,10 @@ class Hollow:
         return network
 
     @contextlib.contextmanager
-    def _run(self, what: str, *, reorders: bool = False) -> Iterator[Live]:
-        live = Live(reorders=reorders)
+    def _run(self, what: str, *, gpu: bool = True) -> Iterator[Live]:
+        live = Live(reorders=not gpu)
         try:
-            with self.mode, live:
+            with self.mode, live, CudaRules() if gpu else contextlib.nullcontext():
                 yield live
         except Exception as error:  # a model of the user's own may do anything with its tensors
             raise ModelError(
@@ -101,22 +105,22 @@ class Hollow:
         return prediction
 
     @cache  # noqa: B019 - as long as the model
-    def predicting(self, rows: int, *, mixed: bool, reorders: bool) -> int:
+    def predicting(self, rows: int, *, mixed: bool, gpu: bool) -> int:
         """The peak of a prediction of so many images without gradients."""
         latents, conditioning = self._inputs(rows)
-        with self._run("a prediction", reorders=reorders) as live, torch.no_grad():
+        with self._run("a prediction", gpu=gpu) as live, torch.no_grad():
             self._predict(latents, conditioning, mixed=mixed)
         return live.peak
 
     @cache  # noqa: B019
-    def learning(self, rows: int, *, mixed: bool, kl: bool, reorders: bool) -> int:
+    def learning(self, rows: int, *, mixed: bool, kl: bool, gpu: bool) -> int:
         """The peak of one micro-batch's forward and backward pass, where all gradients are there already."""
         latents, conditioning = self._inputs(rows)
         with self.mode:
             for parameter in self.trained.values():
                 parameter.grad = torch.zeros_like(parameter)
             old, noise, advantage = torch.empty_like(latents), torch.empty_like(latents), torch.empty(rows)
-        with self._run("a backward pass", reorders=reorders) as live:
+        with self._run("a backward pass", gpu=gpu) as live:
             prediction = self._predict(latents, conditioning, mixed=mixed)
             ratio = objective.log_ratio(prediction, old, noise, weight=1.0, sign=1.0)
             loss = objective.log_hinge(ratio, advantage, clip_range=1.0).sum()
@@ -124,16 +128,29 @@ class Hollow:
                 with torch.no_grad(), self.denoiser.without_adapter():
                     reference = self._predict(latents, conditioning, mixed=mixed)
                 loss = loss + objective.kl_divergence(prediction, reference, weight=1.0).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            # loss.backward would leave CudaRules outside, and a checkpoint's second pass would differ from its first
+            engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+            engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, True)
         return live.peak
 
     @cache  # noqa: B019
-    def decoding(self, images: int, *, reorders: bool) -> int:
-        """The peak of making pictures of so many images' latents; `reorders` on a CPU (live.py)."""
+    def decoding(self, images: int, *, gpu: bool) -> int:
+        """The peak of making pictures of so many images' latents."""
         latents, _ = self._inputs(images)
-        with self._run("decoding", reorders=reorders) as live, torch.no_grad():
+        with self._run("decoding", gpu=gpu) as live, torch.no_grad():
             self.denoiser.pixels(latents)
         return live.peak
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Libraries say that there are no weights, no safety checker, another dtype: each is meant to be so."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def size_of(*tensors: Tensor) -> int:

@@ -10,6 +10,7 @@ from pcpo_ray.planning.gpus import CONTEXT, SLACK
 from pcpo_ray.planning.pace import Forecast, Pace
 from pcpo_ray.planning.roles import Memory, Store
 from pcpo_ray.planning.switches import Overrides
+from pcpo_ray.stages import SHARE
 
 
 def size(count: float) -> str:
@@ -28,16 +29,17 @@ def show(planned: Plan, console: Console) -> None:
     lines = []
     for name in scoring.unknown((*planned.run.rewards, *planned.run.evaluation.rewards)):
         lines.append(f"{name} is your own reward: what it takes is not counted")
+    lines.append(f"in the machines' memory, all processes and object stores together: {size(planned.main_memory)}")
     if any(not role.gpus for role in planned.roles):
         lines.append(
-            "On CPUs this is what tensors take, beside Python and its libraries (some 0.6 GiB a process). glibc keeps "
-            "much of what is given back: 1.3 to 2.9 times as much was seen on the embedded models, 1.1 to 1.2 times "
-            "with MALLOC_MMAP_THRESHOLD_=131072 in the workers' environment"
+            "on CPUs this is what tensors take, beside Python and its libraries (some 0.6 GiB a process). glibc keeps "
+            "what is given back: a learner of an embedded model came to 1.8 to 3.1 times as much; with "
+            "MALLOC_MMAP_THRESHOLD_=1048576 in the workers' environment all roles stayed within a tenth"
         )
     if any(role.gpus for role in planned.roles):
         lines.append(
-            f"On GPUs {size(CONTEXT)} a process for CUDA itself and {SLACK:.0%} for the allocator are counted in the "
-            "totals: assumed, not measured; so are no workspaces of single kernels beyond that"
+            f"on GPUs {size(CONTEXT)} a process for CUDA itself and {SLACK:.0%} for the allocator are counted in the "
+            "totals: assumed, as no GPU was at hand to measure on; workspaces of single kernels are not"
         )
     for line in lines:
         say(console, line)
@@ -49,10 +51,10 @@ def role_table(role: Memory) -> Table:
     for name, count in role.held.items():
         table.add_row(name, size(count), "")
     for name, count in role.phases.items():
-        table.add_row(name, size(count), "counts" if name == role.busiest else "at another time")
+        table.add_row(name, size(count), "at the peak" if name == role.busiest else "another time")
     table.add_row("[bold]at most", f"[bold]{size(role.total)}", "", end_section=bool(role.beside))
     for name, count in role.beside.items():
-        table.add_row(name, size(count), "in the machine's memory")
+        table.add_row(name, size(count), "main memory")
     return table
 
 
@@ -64,12 +66,12 @@ def store_table(store: Store) -> Table:
     for name, count in store.others.items():
         table.add_row(name, size(count), "")
     table.add_row("[bold]at most", f"[bold]{size(store.total)}", "")
-    table.add_row("room that they need", size(store.needed), "as groups may have 60% of it")
+    table.add_row("room that they need", size(store.needed), f"{SHARE:.0%} for groups")
     return table
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 1))
     table.add_column(min_width=46)
     table.add_column(justify="right", min_width=12)
     table.add_column(style="dim")
@@ -111,11 +113,13 @@ def show_pace(planned: Plan, pace: Pace, forecast: Forecast, console: Console) -
     shares = " : ".join(f"{work[role] / work['learner']:.2g}" for role in ("samplers", "learner", "scorers"))
     say(
         console,
-        f"samplers : learner : scorers = {shares} would leave none idle, were rollouts and learning side by side",
+        f"samplers : learner : scorers = {shares} leaves none idle, where rollouts and learning go side by side",
     )
     if not run.rollout.max_staleness:
-        say(console, "rollout.max_staleness=0: they take turns, so someone always waits; 1 puts them side by side")
-    numbers = " and ".join(f"{count} {role}" for role, count in forecast.sizes.items())
+        say(
+            console, "here they take turns (rollout.max_staleness=0), so someone always waits; 1 puts them side by side"
+        )
+    numbers = ", ".join(f"{role} {count}" for role, count in forecast.sizes.items())
     idle = ", ".join(f"{role} {share:.0%}" for role, share in forecast.idle.items())
     say(
         console,

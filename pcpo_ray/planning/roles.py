@@ -133,9 +133,7 @@ def learner(run: Run) -> Memory:
     frozen = size_of_module(model.network) - trained
     precise = sum(p.numel() * max(FLOAT, p.element_size()) for p in model.trained.values())
     moments = 2 * trained // parts + FLOAT * len(model.trained)
-    pass_ = model.learning(
-        rows, mixed=run.optimizer.mixed_precision == "bf16", kl=run.objective.kl > 0, reorders=not gpu
-    )
+    pass_ = model.learning(rows, mixed=run.optimizer.mixed_precision == "bf16", kl=run.objective.kl > 0, gpu=gpu)
     own = math.ceil(run.rollout.prompts / role.ranks) * trajectory_of(run)
     sent = {"its groups' trajectories": own, "the weights that it sent last": trained}
     full = isinstance(run.model.train, Full)
@@ -170,19 +168,16 @@ def sampler(run: Run) -> Memory:
     """One sampler."""
     model, role = hollow_of(run), run.workers.samplers
     gpu, rows, steps = role.gpus > 0, rows_of(run), trained_steps(run)
-    images = run.rollout.images
-    trajectory = trajectory_of(run)
+    images, decoded = run.rollout.images, max(run.rollout.images, run.evaluation.images)
+    trajectory, pictures = trajectory_of(run), pictures_of(run, decoded)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
     noises = images * run.sampling.steps * model.latents
     kept = images * steps * model.latents * (3 if gpu else 2)  # on the CPU a step's noise is a part of all noise
     conditioning, encoding = model.encoded
-    texts = size_of(*conditioning.values()) * (
-        KEPT if run.model.text_cache is not None else min(run.steps * run.rollout.prompts, KEPT)
-    )
-    pictures = max(pictures_of(run, images), pictures_of(run, run.evaluation.images))
-    predicting = model.predicting(rows, mixed=run.optimizer.mixed_precision == "bf16", reorders=not gpu)
-    decoding = model.decoding(max(images, run.evaluation.images), reorders=not gpu)
-    host = {"text encoders, once they were needed": encoders, "encoded texts": texts, "noise": noises}
+    distinct = run.steps * run.rollout.prompts
+    texts = size_of(*conditioning.values()) * (distinct if run.model.text_cache is None else min(KEPT, distinct))
+    predicting = model.predicting(rows, mixed=run.optimizer.mixed_precision == "bf16", gpu=gpu)
+    host = {"text encoders, once they were needed": encoders, "encoded texts, were all distinct": texts, "noise": noises}
     return Memory(
         role="sampler",
         processes=max(role.workers, role.max or 0),
@@ -191,7 +186,7 @@ def sampler(run: Run) -> Memory:
         phases={
             "encoding a text": encoding + (encoders if gpu else 0),
             f"a prediction, {rows} {'image' if rows == 1 else 'images'} at once": kept + predicting,
-            f"decoding {images} images": kept + decoding,
+            f"decoding {decoded} images": kept + model.decoding(decoded, gpu=gpu),
             "putting the trajectory together": kept + trajectory,
         },
         beside={**host, "a group's trajectory and pictures": trajectory + pictures} if gpu else {},
@@ -223,19 +218,22 @@ def scorer(run: Run) -> Memory:
 def gathered(network: nn.Module) -> int:
     """What fsdp2 has whole at once, at most, of a network that is cut as ranks.shard cuts it.
 
-    The root's own, those of a block and of the blocks around it, and those of the block that is fetched meanwhile.
+    The root's own parameters, those of a block and of the blocks around it; for the block that is fetched meanwhile,
+    the parameters and the buffer that they arrive in; for the one whose gradients leave, these and their buffer.
     """
     names = set(getattr(network, "_no_split_modules", None) or ())
     blocks = [name for name, module in network.named_modules() if name and type(module).__name__ in names]
-    own = dict.fromkeys(["", *blocks], 0)
+    own, leaving = dict.fromkeys(["", *blocks], 0), dict.fromkeys(["", *blocks], 0)
 
     def around(name: str) -> list[str]:
         return [block for block in own if not block or name == block or name.startswith(f"{block}.")]
 
     for name, parameter in network.named_parameters():
-        own[max(around(name), key=len)] += parameter.nbytes
+        block = max(around(name), key=len)
+        own[block] += parameter.nbytes
+        leaving[block] += parameter.nbytes * parameter.requires_grad
     chains = [sum(own[block] for block in around(name)) for name in own]
-    return max(chains) + max(own.values())
+    return max(chains) + 2 * max(own.values()) + 2 * max(leaving.values())
 
 
 def _other_parts(model: Hollow) -> dict[str, int]:

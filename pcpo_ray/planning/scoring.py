@@ -1,9 +1,7 @@
 """What the reward models take: made of their configs alone, without weights, as `hollow` makes the model trained."""
 
-import logging
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError
-from pcpo_ray.planning.hollow import materialise, size_of_module
+from pcpo_ray.planning.hollow import materialise, quiet, size_of_module
 from pcpo_ray.planning.live import Live
 from pcpo_ray.rewards import aesthetic, clip
 
@@ -32,7 +30,7 @@ def clips(rewards: Sequence[config.Reward]) -> dict[str, Clip]:
                 found[reward.model] = (reward.model, False)
             case config.ClipScore() | config.Diversity() | config.Aesthetic() | config.PickScore():
                 located, _ = clip.locate(reward.model, None)
-                found[Path(reward.model).name] = (located, not located.startswith("local-dir:"))
+                found[reward.model] = (located, not located.startswith("local-dir:"))
     return found
 
 
@@ -69,7 +67,7 @@ def measure(found: Clip, images: int, half: bool) -> tuple[int, int]:
 def _network(name: str, transformers_format: bool) -> tuple[Any, int, int]:
     """The network on the meta device, its pictures' side and its texts' length."""
     try:
-        with torch.device("meta"):
+        with quiet(), torch.device("meta"):
             if transformers_format:
                 from transformers import CLIPConfig, CLIPModel
 
@@ -79,19 +77,10 @@ def _network(name: str, transformers_format: bool) -> tuple[Any, int, int]:
                     settings.vision_config.image_size,
                     settings.text_config.max_position_embeddings,
                 )
-            network = _open_clip(name)
+            import open_clip
+
+            network: Any = open_clip.create_model(name, load_weights=False, device="meta")
     except Exception as error:  # whatever a library makes of a config that is cut short
         raise RewardError(f"CLIP model {name!r}: nothing can be made of its config: {error}") from error
     size = network.visual.image_size
     return network, size[0] if isinstance(size, tuple) else size, int(network.context_length)
-
-
-def _open_clip(name: str) -> Any:
-    import open_clip
-
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of which one says that there are no weights
-    try:
-        return open_clip.create_model(name, load_weights=False, device="meta")
-    finally:
-        logging.disable(before)
