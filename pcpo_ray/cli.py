@@ -195,8 +195,8 @@ def plan(
     console = Console()
     room = planning.Room(gpu=gpu, store=None if object_store is None else object_store * planning.gpus.GIB)
     planned = planning.plan(run)
-    page.show(planned, console)
     verdicts = planning.judge(planned, room)
+    page.show(planned, console)
     page.show_verdicts(verdicts, console, gpu)
     if any(verdict.remedies for verdict in verdicts):
         page.show_together(*planning.together(planned, verdicts, room), console)

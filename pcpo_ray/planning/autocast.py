@@ -34,12 +34,15 @@ AS_THEY_ARE = {torch.cat, torch.stack}
 """CUDA's autocast leaves these alone; the CPU's refuses float16 beside bfloat16 in them."""
 
 
+OTHERWISE = FLOAT32 | AS_THEY_ARE
+
+
 class CudaRules(TorchFunctionMode):
     """Inside, what is under the CPU's autocast follows CUDA's rules."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.is_autocast_enabled("cpu") and function in (FLOAT32 | AS_THEY_ARE):
+        if torch.is_autocast_enabled("cpu") and function in OTHERWISE:
             if function in FLOAT32:
                 args, kwargs = tree_map(_precise, (args, kwargs))
             with torch.autocast("cpu", enabled=False):

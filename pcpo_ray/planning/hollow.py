@@ -164,11 +164,14 @@ def size_of_module(module: nn.Module) -> int:
 
 def materialise(module: nn.Module) -> None:
     """Give a module on the meta device tensors of the CPU's, in place; the caller's mode decides whether with data."""
+    made: dict[int, nn.Parameter] = {}  # what two parts share stays shared
     for part in module.modules():
         for name, value in part._parameters.items():
             if value is not None and value.is_meta:
-                made = torch.empty(value.shape, dtype=value.dtype)
-                part._parameters[name] = nn.Parameter(made, requires_grad=value.requires_grad)
+                if id(value) not in made:
+                    empty = torch.empty(value.shape, dtype=value.dtype)
+                    made[id(value)] = nn.Parameter(empty, requires_grad=value.requires_grad)
+                part._parameters[name] = made[id(value)]
         for name, buffer in part._buffers.items():
             if buffer is not None and buffer.is_meta:
                 part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
@@ -235,4 +238,9 @@ def network(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
             f"{folder}: no {cls.__name__} can be made of its config: {error}; copy the folder's JSON files again"
         ) from error
     nn.Module.to(made, dtype)  # diffusers' own warns
+    if dtype is torch.float16:  # T5 overflows in parts, which it therefore leaves as they were
+        precise = getattr(made, "_keep_in_fp32_modules", None) or ()
+        for name, part in made.named_modules():
+            if name.rpartition(".")[2] in precise:
+                nn.Module.float(part)
     return made

@@ -96,7 +96,7 @@ def show_verdicts(verdicts: Sequence[Verdict], console: Console, gpu: str | None
 def show_together(overrides: Overrides, verdicts: Sequence[Verdict], console: Console) -> None:
     """What comes of all remedies at once."""
     fits = all(verdict.fits for verdict in verdicts)
-    say(console, f"with {typed(overrides)} everything {'fits' if fits else 'still does NOT fit'}:")
+    say(console, f"{'everything fits' if fits else 'still it does NOT all fit'}, with {typed(overrides)}:")
     for verdict in verdicts:
         say(console, f"  {verdict.what}: {size(verdict.needed)} of {size(verdict.room)}")
 

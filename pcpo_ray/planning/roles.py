@@ -155,7 +155,7 @@ def learner(run: Run) -> Memory:
         phases={
             f"forward and backward, {rows} {'image' if rows == 1 else 'images'} at once": pass_
             + (gathered(model.network) if sharded else 0),
-            "AdamW's step": trained // parts if gpu else 2 * largest,
+            "AdamW's step": trained // parts if gpu else 3 * largest,  # one parameter after the other on the CPU
             **({} if run.optimizer.average is None else {"sending the running mean": trained // parts}),
             **({"adding up the ranks' gradients": 2 * trained} if role.ranks > 1 and not sharded else {}),
             **({"text encoders, while a checkpoint is written": encoders} if full else {}),
@@ -177,7 +177,11 @@ def sampler(run: Run) -> Memory:
     distinct = run.steps * run.rollout.prompts
     texts = size_of(*conditioning.values()) * (distinct if run.model.text_cache is None else min(KEPT, distinct))
     predicting = model.predicting(rows, mixed=run.optimizer.mixed_precision == "bf16", gpu=gpu)
-    host = {"text encoders, once they were needed": encoders, "encoded texts, were all distinct": texts, "noise": noises}
+    host = {
+        "text encoders, once they were needed": encoders,
+        "encoded texts, were all distinct": texts,
+        "noise": noises,
+    }
     return Memory(
         role="sampler",
         processes=max(role.workers, role.max or 0),

@@ -28,7 +28,7 @@ def resident() -> int:
     """Bytes now, what was given back to the allocator given back to the machine."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return psutil.Process().memory_info().rss
+    return int(psutil.Process().memory_info().rss)
 
 
 def forget_peak() -> None:
@@ -68,14 +68,12 @@ def learn(run, trajectory):
     return learner, batch, packed
 
 
-def grown(work) -> int:
+def grown(work):
+    """By how many bytes the process had grown while it worked, at most, and what it made."""
     before = resident()
     forget_peak()
-    kept = work()
-    found = peak() - before
-    del kept
-    resident()
-    return found
+    made = work()
+    return peak() - before, made
 
 
 def main(path: str) -> None:
@@ -87,11 +85,11 @@ def main(path: str) -> None:
     _, (trajectory, _) = sample(little)
     learn(little, trajectory.to_numpy())
     score(little)
-    found = {"sampler": grown(lambda: sample(run)), "scorer": grown(lambda: score(run))}
-    _, (trajectory, _) = sample(run)
+    found = {"scorer": grown(lambda: score(run))[0]}
+    found["sampler"], (sampler, (trajectory, pictures)) = grown(lambda: sample(run))
     data = trajectory.to_numpy()
-    del trajectory, _
-    found["learner"] = grown(lambda: learn(run, data))
+    del sampler, trajectory, pictures
+    found["learner"] = grown(lambda: learn(run, data))[0]
     print(json.dumps(found))
 
 
