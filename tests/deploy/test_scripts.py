@@ -153,9 +153,7 @@ def test_a_job_starts_a_node_of_rays_on_each_of_its_own_and_then_the_run(job, tm
     port = 20000 + 70001 % 5000 * 2
     assert re.search(rf"srun .*--nodelist=n1 ray start --head --block .*--port={port} ", told)
     assert re.search(rf"srun .*--nodes=1 --exclude=n1 ray start --block --address=127.0.0.1:{port} ", told)
-    run = (
-        "pcpo-ray train configs/a.yaml --runs /shared/runs --resume-if-started name=first workers.samplers={workers: 6}"
-    )
+    run = "pcpo-ray train configs/a.yaml --runs /shared/runs --resume-if-started name=first workers.samplers={workers: 6}"
     assert run in told.splitlines()
     assert f"address 127.0.0.1:{port}" in told
     assert not left_behind(process)
