@@ -1,6 +1,7 @@
 """pcpo-ray train | evaluate | sample | report, and the commands of `pcpo_ray.operate`."""
 
 import contextlib
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -82,7 +83,9 @@ def train(
             with running.ended_by_signals():  # again: starting Ray has put its own handler in place
                 loop.train()
         except KeyboardInterrupt:
-            display.say(f"stopped; continue with: pcpo-ray train {config} {' '.join(overrides or [])} --resume")
+            options = [*(["--local"] if local else []), *([] if runs == Path("runs") else ["--runs", str(runs)])]
+            again = shlex.join(["pcpo-ray", "train", str(config), *(overrides or []), *options, "--resume"])
+            display.say(f"stopped; continue with: {again}")
             raise
         except Exception as error:
             with contextlib.suppress(RunError):  # a full disk, which is what failed
@@ -91,9 +94,8 @@ def train(
                 recorder.close()
                 shutil.rmtree(folder)
             raise
-        # now, as Ray deletes a job's working folder, which may be this process's, once it has no workers
-        found_out, page = verdict(read(folder)), write(folder)
-    for line in (found_out["text"], *found_out["notes"], f"report: {page}"):
+    found_out = verdict(read(folder))
+    for line in (found_out["text"], *found_out["notes"], f"report: {write(folder)}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -119,11 +119,7 @@ class Loop:
                 return self._stop()
             self.state, self.started = "training", time.perf_counter()
             self._admit()
-            self.traffic.enter("sample_and_score")
-            scored = self.traffic.gather(self.sampling[self.step + 1])
-            self.traffic.phases.add("sample_and_score", self.started)
-            self._learn(scored)
-            del scored  # with it goes what was learned, before more is sampled
+            self._learn(self._gather())  # no name here: it would hold the batch while the next one is sampled
             last = self.step == self.run.steps
             if last or self.step % self.run.evaluation.every == 0:
                 self.evaluate()
@@ -131,6 +127,13 @@ class Loop:
                 self.save()
         self.recorder.event("finished", step=self.step)
         self.state = "finished"
+
+    def _gather(self) -> list[Scored]:
+        """The next batch, sampled and scored."""
+        self.traffic.enter("sample_and_score")
+        scored = self.traffic.gather(self.sampling[self.step + 1])
+        self.traffic.phases.add("sample_and_score", self.started)
+        return scored
 
     def _admit(self) -> None:
         """Set the samplers to work on every batch that may begin with the weights as they are now."""

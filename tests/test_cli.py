@@ -1,7 +1,12 @@
 """The command line: bad input is one message and exit status 1, before any model is loaded and without a trace left."""
 
 import json
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +120,40 @@ def test_the_version_is_the_packages(command):
     assert command("--version") == (0, f"pcpo-ray {__version__}\n", "")
 
 
+def test_ctrl_c_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on(small_sd, tmp_path):
+    path, folder = tmp_path / "small run.yaml", tmp_path / "my runs"
+    path.write_text(config_file.dump(small.run(small_sd, steps=8, checkpoints__every=8)))
+    words = ["train", str(path), f"rewards={small.slow(0.3)}", "--local", "--runs", str(folder)]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "pcpo_ray.cli", *words],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        said = []
+        while not said or not said[-1].startswith("step 2/8"):
+            said.append(run.stdout.readline())
+            assert said[-1], run.stderr.read()
+        run.send_signal(signal.SIGINT)
+        rest, errors = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == 130 and "Traceback" not in errors
+    assert checkpoint.newest(folder / "small", pytest.fail) is not None
+    program, *again = shlex.split(rest.partition("stopped; continue with: ")[2])
+    assert program == "pcpo-ray" and again == [*words, "--resume"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pcpo_ray.cli", *again],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0 and "resuming small after step" in done.stdout, done.stderr
+
+
 def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_evaluated(command, small_sd, tmp_path):
     path, folder = tmp_path / "small.yaml", tmp_path / "runs" / "small"
     path.write_text(config_file.dump(small.run(small_sd)))
@@ -139,6 +178,13 @@ def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_eva
     assert status == 0
     with Image.open("drawn.png") as picture:
         assert picture.size == (3 * 16, 16)
+    status, said, _ = command("sample", folder, "a red circle", "--strength", "0,1", "--with", f"{folder}=0,1,2")
+    assert status == 0 and "sample.png" in said
+    with Image.open("sample.png") as picture:
+        assert picture.size[0] > picture.size[1]  # 2 strengths down, 3 across
+    for asked, words in [("runs/none=1", "there is no run at runs/none"), ("small", "expected a run's folder and")]:
+        status, _, errors = command("sample", folder, "a red circle", "--with", asked)
+        assert status == 1 and errors.startswith("error: ") and words in errors
     status, said, _ = command("evaluate", folder, "--local")
     assert status == 0
     assert "small, step 3, 2 held-out prompts" in said

@@ -125,6 +125,11 @@ def test_a_reader_finds_the_verdict_and_every_reward_with_whether_it_was_trained
     assert "pcpo-ray train runs/run/config.yaml name=run-again" in words
 
 
+def test_the_workers_of_every_role_are_counted(tmp_path):
+    recorder(tmp_path / "run", workers={"samplers": {"workers": 3}, "learner": {"ranks": 2}})
+    assert "3 sampling, 1 scoring, 2 learning" in visible(page(tmp_path / "run"))
+
+
 @pytest.mark.parametrize("regularised", [False, True])
 def test_the_divergence_and_the_running_mean_are_shown_where_they_were_asked_for(tmp_path, regularised):
     changes = {

@@ -45,6 +45,10 @@ class Worker(ABC):
         self.run, self.name = run, name
         sys.path.insert(0, search_path)
 
+    def __repr__(self) -> str:
+        """How Ray's dashboard and logs call it."""
+        return f"{self.run.name}: {self.name}"
+
     def start(self) -> tuple[int, str]:
         """Load what the role needs; what `alive` gives."""
         self.load()

@@ -42,7 +42,7 @@ class Nodes:
         }
         self.started = []
         self.head = [
-            *("--head", f"--port={self.port}", f"--temp-dir={self.folder}", "--dashboard-host=127.0.0.1"),
+            *("--head", f"--port={self.port}", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={self.dashboard_port}", f"--ray-client-server-port={client}"),
         ]
         self.address = ""
@@ -56,12 +56,14 @@ class Nodes:
     def add(self, words=None, *, resources):
         """Start a node; it joins within seconds."""
         words = words or [f"--address={self.address}"]
-        log = (self.folder / f"node-{len(self.started)}.log").open("w")
-        with log:
+        name = f"node-{len(self.started)}"
+        with (self.folder / f"{name}.log").open("w") as log:
             node = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *words),
                     *(f"--resources={resources}", "--object-store-memory=100000000", "--dashboard-agent-listen-port=0"),
+                    # as on machines of their own: a node deletes what its own workers need no more
+                    f"--temp-dir={self.folder / name}",
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -104,6 +106,12 @@ class Nodes:
             timeout=60,
             env={**self.environment, **environment},
             cwd=self.folder,
+        )
+
+    def start(self, *words):
+        """A command that goes on, and its output."""
+        return subprocess.Popen(
+            self.words(*words), stdout=subprocess.PIPE, text=True, env=self.environment, cwd=self.folder
         )
 
     def words(self, *words):

@@ -1,6 +1,7 @@
 """A run in a cluster of three nodes, as it is operated: submitted, looked at, resized while it goes on, stopped."""
 
 import json
+import signal
 import subprocess
 import time
 
@@ -49,11 +50,11 @@ def submission(small_sd, tmp_path):
     return project, config, tmp_path / "runs"
 
 
-def within(seconds, look, *, what):
-    """The first that is true of what `look` gives."""
+def within(seconds, look, right):
+    """The first of what `look` gives of which `right`."""
     deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+    while not ((found := look()) and right(found)):
+        assert time.monotonic() < deadline, f"waited {seconds} s; the last was {found}"
         time.sleep(0.5)
     return found
 
@@ -97,7 +98,7 @@ def test_a_submitted_run_is_seen_resized_and_stopped_and_nothing_is_left(nodes, 
             cwd=project,
         )
     try:
-        found = within(90, lambda: (seen := status()) and seen["step"] >= 2 and seen, what="step 2")
+        found = within(120, status, lambda seen: seen["step"] >= 2)
         assert (found["run"], found["state"], found["steps"]) == ("spot", "training", 2000)
         assert 0 < found["reward"] < 1 and found["age"] < 30 and found["samplers"]["wanted"] == 1
         assert found["samplers"]["versions"].keys() == {"sampler-0"}
@@ -111,17 +112,27 @@ def test_a_submitted_run_is_seen_resized_and_stopped_and_nothing_is_left(nodes, 
         assert done.returncode == 0, done.stderr
         assert "samplers: was 1, is 3" in done.stdout and "max_staleness: was 0, is 1" in done.stdout
 
-        def all_sample():
-            seen = status()
-            return seen and None not in (versions := seen["samplers"]["versions"].values()) and len(versions) == 3
+        def three_have_sampled(seen):
+            return len(versions := seen["samplers"]["versions"]) == 3 and None not in versions.values()
 
-        within(90, all_sample, what="three samplers at work")
+        within(120, status, three_have_sampled)
+
+        done = nodes.pcpo_ray("chaos", "spot", "--kill", "sampler", "--count", 1, "--address", nodes.http)
+        assert done.returncode == 0 and done.stdout.startswith("fault 1, sampler, at step "), done.stdout + done.stderr
+        within(60, status, lambda seen: seen["samplers"]["losses"] == {"died": 1})
 
         done = nodes.pcpo_ray("scale", "spot", "--samplers", 1, "--address", nodes.http)  # from outside
         assert done.returncode == 0 and done.stdout.startswith("samplers: was 3, is 1"), done.stdout + done.stderr
-        found = within(30, lambda: (seen := status()) and seen["samplers"]["ready"] == 1 and seen, what="one sampler")
-        assert sum(found["samplers"]["losses"].values()) == 0
+        found = within(60, status, lambda seen: seen["samplers"]["ready"] == 1)
         assert [event["samplers"] for event in found["events"] if event["kind"] == "resized"] == [3, 1]
+
+        again = ["logs", "spot", "--follow", "--address", nodes.http]
+        following = nodes.start(*again)
+        while (line := following.stdout.readline()) and not line.startswith("step 2/"):
+            pass
+        following.send_signal(signal.SIGINT)
+        rest = following.communicate(timeout=30)[0]
+        assert following.returncode == 130 and f"goes on; see its log again with: pcpo-ray {' '.join(again)}" in rest
 
         done = nodes.pcpo_ray("stop", "spot", "--address", nodes.address)
         assert done.returncode == 0, done.stderr

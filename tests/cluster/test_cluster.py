@@ -5,14 +5,14 @@ import os
 import re
 import signal
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
 from pcpo_ray import checkpoint, runs
 from pcpo_ray.cluster import connect, controller
-from pcpo_ray.errors import ClusterError, PcpoError, RewardError
+from pcpo_ray.errors import ClusterError, PcpoError, RewardError, RunError
 from pcpo_ray.operate.caller import Caller
 from pcpo_ray.request import Request
 from pcpo_ray.trajectory import Task
@@ -26,6 +26,14 @@ def pids(pool):
     """Process ids by worker."""
     found = ray.get([actor.alive.remote(0.0) for actor in pool.actors.values()], timeout=60)
     return {name: pid for name, (pid, _) in zip(pool.actors, found, strict=True)}
+
+
+def lives(pid):
+    """Whether a process is there, and is not one that has ended and that its parent has still to ask after."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def await_samplers(stages, count):
@@ -87,10 +95,11 @@ def used():
     return get_memory_info_reply(state).store_stats.object_store_bytes_used
 
 
+@pytest.mark.chaos
 def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_path):
     run = small.run(small_sd, steps=6, evaluation__every=6, rollout__images=16, sampling__height=64, sampling__width=64)
     stages = connect(run)
-    collect, base, highest = stages.learner.collect, [], []
+    collect, base, highest, margin = stages.learner.collect, [], [], 2 * 2**20
 
     def collected():
         update = collect()
@@ -101,7 +110,7 @@ def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_pat
     def admitted(task):
         if task.purpose == "train" and task.position == 0:  # of the step before there is nothing left but its weights
             deadline = time.monotonic() + 20
-            while base and used() > base[0] and time.monotonic() < deadline:
+            while base and used() > base[0] + margin and time.monotonic() < deadline:
                 time.sleep(0.2)
             base.append(used())
         submit(task)
@@ -112,7 +121,7 @@ def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_pat
     finally:
         stages.close()
     assert len(base) == 6 and min(highest) > base[0] + 3 * 16 * 64 * 64 * 3
-    assert max(base[1:]) <= base[0] + 2 * 2**20, base
+    assert max(base[1:]) <= base[0] + margin, base
 
 
 def test_an_error_in_a_worker_arrives_as_it_was_raised(small_sd, tmp_path):
@@ -134,15 +143,25 @@ def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path
         connect(small.run(copy))
 
 
+def test_a_checkpoint_that_the_learners_disk_does_not_take_ends_the_run_by_name(small_sd, tmp_path):
+    stages = connect(run := small.run(small_sd))
+    Disturbed(stages, t1=lambda found: (tmp_path / "run" / "checkpoints").write_text("in the way"))
+    try:
+        with pytest.raises(RunError, match=r"run/checkpoints/step-000001 cannot be written: Not a directory"):
+            go(run, tmp_path / "run", stages=stages)
+    finally:
+        stages.close()
+
+
 def test_closing_leaves_no_worker_behind(small_sd):
     stages = connect(small.run(small_sd))
     found = [*pids(stages.samplers).values(), *pids(stages.scorers).values()]
     found.append(ray.get(stages.learner.actors[0].alive.remote(0.0), timeout=60)[0])
     stages.close()
     stages.close()
-    deadline = time.monotonic() + 30
-    while alive := [pid for pid in found if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < deadline, f"still there: {alive}"
+    deadline = time.monotonic() + 60
+    while left := [pid for pid in found if lives(pid)]:
+        assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.1)
 
 

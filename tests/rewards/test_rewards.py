@@ -103,6 +103,7 @@ def test_a_reward_of_ones_own_is_found_in_the_working_folder(tmp_path, monkeypat
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.modules.pop("my_rewards", None)  # other tests have a module of that name too
     mine = config.CustomReward(kind="my_rewards:Redness", options={"scale": 2})
     rewards.check(mine)
     assert rewards.load(mine, CPU).score(PICTURES, TEXTS) == pytest.approx(2 * PICTURES[..., 0].mean(axis=(1, 2)))
