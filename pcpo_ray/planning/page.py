@@ -33,8 +33,8 @@ def show(planned: Plan, console: Console) -> None:
     if any(not role.gpus for role in planned.roles):
         lines.append(
             "on CPUs this is what tensors take, beside Python and its libraries (some 0.6 GiB a process). glibc keeps "
-            "what is given back: a learner of an embedded model came to 1.8 to 3.1 times as much; with "
-            "MALLOC_MMAP_THRESHOLD_=1048576 in the workers' environment all roles stayed within a tenth"
+            "what is given back: learners of small models came to 1.1 to 3.1 times as much; with "
+            "MALLOC_MMAP_THRESHOLD_=131072 in the workers' environment, all roles stayed within a tenth"
         )
     if any(role.gpus for role in planned.roles):
         lines.append(

@@ -1,6 +1,7 @@
 """`pcpo-ray plan`: every shipped config, what fits and what does not, and bad input."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def path(small_flux, tmp_path):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_config_is_planned(config, request, tmp_path, monkeypatch):
+def test_every_shipped_config_is_planned(config, request, tmp_path):
     """With small models in place of those whose folders are the user's to fill."""
     asked = config_file.load(config)
     folder = tmp_path / "model"
@@ -135,8 +136,6 @@ def test_a_config_whose_model_is_not_there_says_which(command, config):
 
 
 def test_planning_starts_no_ray_and_reads_no_weights(command, path):
-    import sys
-
     ours = {name for name in sys.modules if name.split(".")[0] == "ray"}
     assert command("plan", path)[0] == 0
     assert {name for name in sys.modules if name.split(".")[0] == "ray"} == ours

@@ -97,7 +97,7 @@ def wide(model, folder):
 
 def embedded(name, **changes):
     """A config of the embedded models with batches large enough to be seen."""
-    settings = {"rollout.images": 80, "rollout.prompts": 1, "sampling.steps": 2, "sampling.trained_steps": 1, **changes}
+    settings = {"rollout.images": 80, "rollout.prompts": 1, "sampling.steps": 3, "sampling.trained_steps": 2, **changes}
     settings["optimizer.updates"] = 1
     return config_file.load(ROOT / "configs" / f"{name}.yaml", [f"{key}={value}" for key, value in settings.items()])
 
@@ -117,12 +117,12 @@ SEEN = {
 def test_processes_grow_by_what_was_planned_within_a_fifth(small_sd, tmp_path, most):
     """Resident memory of a process in which a role works as its actor does, on the CPU, against the role's total.
 
-    glibc is told to give back what is freed (blocks from 1 MiB on): what it keeps otherwise is no need of the role's.
+    glibc is told to give back what is freed (blocks from 128 KiB on): what it keeps otherwise is no need of the role's.
     """
     run = SEEN[most](small_sd, tmp_path)
     path = tmp_path / "run.yaml"
     path.write_text(config_file.dump(run))
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.planning.measured", str(path)],
         cwd=ROOT,

@@ -11,7 +11,7 @@ from tests import small
 GPU = {f"workers__{role}": "{gpus: 1}" for role in ("samplers", "scorers", "learner")}
 
 
-def judged(run, what, room, monkeypatch=None):
+def judged(run, what, room):
     found = {verdict.what: verdict for verdict in planning.judge(planning.plan(run), room)}
     return found[what]
 
