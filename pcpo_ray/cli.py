@@ -171,6 +171,44 @@ def report(folder: RunFolder) -> None:
     Console().print(f"report: {write(folder)}", markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="A YAML config, such as configs/shapes_pcpo.yaml.")],
+    overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option(help="What must fit: H200, A100-80, 4090, ...")] = None,
+    object_store: Annotated[
+        float | None, typer.Option(min=0, help="GiB of all nodes' object stores together (Ray: 30% of their memory).")
+    ] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Measure each role's speed, here, on a few images.")] = False,
+    recorded: Annotated[
+        Path | None, typer.Option("--from", help="Take each role's speed from a run's folder, such as runs/mine.")
+    ] = None,
+) -> None:
+    """What a run will need: memory by role, what fits, the switches that make it fit, how many workers; starts none.
+
+    The model's folder needs its JSON files only, unless --probe is given. Ends with 1 where something does not fit.
+    """
+    from pcpo_ray import config_file, planning
+    from pcpo_ray.planning import pace, page
+
+    if probe and recorded is not None:
+        raise ConfigError("got --probe and --from; give one of them")
+    run = config_file.load(config, overrides or [])
+    console = Console()
+    room = planning.Room(gpu=gpu, store=None if object_store is None else object_store * planning.gpus.GIB)
+    planned = planning.plan(run)
+    verdicts = planning.judge(planned, room)
+    page.show(planned, console)
+    page.show_verdicts(verdicts, console, gpu)
+    if any(verdict.remedies for verdict in verdicts):
+        page.show_together(*planning.together(planned, verdicts, room), console)
+    if probe or recorded is not None:
+        found = pace.probe(run, console.print) if recorded is None else pace.recorded(recorded, run)
+        page.show_pace(planned, found, pace.forecast(run, found), console)
+    if not all(verdict.fits for verdict in verdicts):
+        raise typer.Exit(1)
+
+
 for command in operate.COMMANDS:
     app.command()(command)
 

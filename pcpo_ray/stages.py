@@ -15,6 +15,9 @@ from pcpo_ray.errors import ClusterError
 from pcpo_ray.request import Fault, Request
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 
+SHARE = 0.6
+"""Of the cluster's object stores, for groups not yet learned; weights and what is on its way need the rest."""
+
 
 class LearnerLostError(ClusterError):
     """The learner is gone, and with it what it learned since the newest checkpoint."""

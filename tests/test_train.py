@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -108,6 +109,25 @@ def test_a_run_killed_in_mid_step_resumes_to_the_bits_of_an_undisturbed_one(smal
     assert "resuming killed after step" in done.stdout
     go(run, tmp_path / "whole")
     assert same(parameters(tmp_path / "whole", 6), parameters(tmp_path / "killed", 6))
+
+
+def test_what_was_learned_is_let_go_before_more_is_sampled(small_sd, tmp_path):
+    stages = LocalStages(small.run(small_sd, steps=3))
+    sampled, alive, collect, submit = [], {}, stages.samplers.collect, stages.samplers.submit
+
+    def collected():
+        found = collect()
+        sampled.extend(weakref.ref(rollout.trajectory.reference) for rollout in found if rollout.trajectory)
+        return found
+
+    def submitted(task):
+        if task.purpose == "train" and task.position == 0:
+            alive[task.step] = sum(reference() is not None for reference in sampled)
+        submit(task)
+
+    stages.samplers.collect, stages.samplers.submit = collected, submitted
+    go(small.run(small_sd, steps=3), tmp_path / "run", stages=stages)
+    assert (len(sampled), alive) == (9, {1: 0, 2: 0, 3: 0})
 
 
 def test_one_batch_ahead_learns_from_the_version_before(small_sd, tmp_path):

@@ -256,14 +256,18 @@ class PipelineDenoiser(ABC):
         """The VAE's view of the sampler's latents."""
         return latents
 
-    @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B ..."]) -> UInt8[np.ndarray, "B H W 3"]:
+        images: np.ndarray = self.pixels(latents).cpu().numpy()
+        return images
+
+    @torch.no_grad()
+    def pixels(self, latents: Float[Tensor, "B ..."]) -> UInt8[Tensor, "B H W 3"]:
+        """The pictures, on the device."""
         vae = self.pipeline.vae
         scaled = self.latents_of(latents) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         pictures = vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
-        pixels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        images: np.ndarray = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        return images
+        pixels: Tensor = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         # a wrapper (DDP, torch.compile) must not change the names that samplers and checkpoints know
