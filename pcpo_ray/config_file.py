@@ -8,13 +8,15 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pcpo_ray.config import CustomReward, Run
 from pcpo_ray.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -35,6 +37,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
 
     Raises ConfigError naming the file, the full path of the key, what was got and what was expected.
     """
+    data = read(path)
+    for override in overrides:
+        set_key(data, override)
+    return parse(data, source=str(path))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A YAML file's keys as plain data. Raises ConfigError where there is no such file, or it holds something else."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -48,17 +58,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}; expected keys such as name, model, rewards")
-    for override in overrides:
-        set_key(data, override)
-    return parse(data, source=str(path))
+    return data
 
 
 def parse(data: Mapping[str, Any], *, source: str = "config") -> Run:
     """The config that plain data describes; raises ConfigError as `load` does."""
+    return parse_as(Run, data, source=source)
+
+
+def parse_as(cls: type[T], data: Mapping[str, Any], *, source: str) -> T:
+    """`parse` for another config class, such as a study's."""
     try:
-        return TypeAdapter(Run).validate_python(data)
+        return TypeAdapter(cls).validate_python(data)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors(include_url=False)]
+        lines = [_explain(detail, cls) for detail in error.errors(include_url=False)]
         raise ConfigError("\n".join([f"{source}: {len(lines)} wrong", *(f"  {line}" for line in lines)])) from None
 
 
@@ -100,9 +113,9 @@ def set_key(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: {'.'.join(parents)} is {node!r}, which has no keys")
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, root: type) -> str:
     """One line for one of pydantic's findings: full path, what was got, what was expected."""
-    keys, cls, annotation = _walk(detail["loc"])
+    keys, cls, annotation = _walk(detail["loc"], root)
     path = ".".join(keys) or "config"
     if detail["type"] == "unexpected_keyword_argument":
         known = [f.name for f in dataclasses.fields(cls)] if cls is not None else []
@@ -120,10 +133,10 @@ def _explain(detail: Any) -> str:
     return f"{path}: got {detail['input']!r}; {message[0].lower()}{message[1:]}"
 
 
-def _walk(location: Sequence[Any]) -> tuple[list[str], type | None, Any]:
+def _walk(location: Sequence[Any], root: type) -> tuple[list[str], type | None, Any]:
     """The location without pydantic's union tags, the config class that owns its last key, and that key's type."""
     keys: list[str] = []
-    annotation: Any = Run
+    annotation: Any = root
     owner: type | None = None
     for part in location:
         options = _members(annotation)
@@ -132,6 +145,10 @@ def _walk(location: Sequence[Any]) -> tuple[list[str], type | None, Any]:
             annotation = tagged[0]
             continue
         keys.append(str(part))
+        plain_type = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+        if get_origin(plain_type) is Mapping:
+            annotation = get_args(plain_type)[1]
+            continue
         owner = options[0] if len(options) == 1 else None
         if isinstance(part, int):
             annotation = (get_args(annotation) or (Any,))[0]

@@ -9,6 +9,7 @@
     ├── RewardError        a reward that cannot be built, or that failed too often
     ├── CheckpointError    a checkpoint that is cut short or belongs to another run
     ├── RunError           a run folder
+    ├── StudyError         a study's arms, seeds or stored runs
     ├── WeightsError       weights that did not arrive as they were sent
     ├── ClusterError       a worker, a deadline or resources of the cluster
     └── TrainingError      an update that must not go on
@@ -52,6 +53,10 @@ class CheckpointError(PcpoError):
 
 class RunError(PcpoError):
     """A run folder that exists, is missing or cannot be written."""
+
+
+class StudyError(PcpoError):
+    """Arms that cannot be compared, runs of a study that are missing, or were made otherwise."""
 
 
 class WeightsError(PcpoError):

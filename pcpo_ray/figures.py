@@ -11,10 +11,21 @@ from markupsafe import Markup, escape
 
 from pcpo_ray.evaluation import Estimate
 
-Colour = Literal["blue", "orange", "grey"]
+Colour = Literal["blue", "orange", "grey", "green", "purple", "amber", "sky", "brown"]
 
-# Okabe and Ito's blue and vermillion, which colour-blind readers tell apart; the page has a variable for each name
-PAINT = {"blue": "#0072b2", "orange": "#d55e00", "grey": "#8a8b8c", "ink": "#101112", "rule": "#d1d2d3"}
+# mostly Okabe and Ito's, which colour-blind readers tell apart; the page has a variable for each name it uses
+PAINT = {
+    "blue": "#0072b2",
+    "orange": "#d55e00",
+    "grey": "#8a8b8c",
+    "green": "#009e73",
+    "purple": "#cc79a7",
+    "amber": "#e69f00",
+    "sky": "#56b4e9",
+    "brown": "#7a5230",
+    "ink": "#101112",
+    "rule": "#d1d2d3",
+}
 SIZE = (440, 264)
 """Width and height of a chart, in CSS pixels where it is not scaled."""
 
@@ -54,6 +65,7 @@ class Curve:
     high: Sequence[float] | None = None
     colour: Colour = "blue"
     thin: bool = False
+    dashed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +73,7 @@ class Axes:
     """What a chart's axes say.
 
     `ticks`: the words under x = 0, 1, ... (None: x is a whole number, such as a step). `reference`: a height to draw a
-    line at. `from_zero`: y starts at 0. `percent`: y is a share.
+    line at. `from_zero`: y starts at 0. `percent`: y is a share. `legend`: several curves are named in the chart.
     """
 
     x: str
@@ -70,6 +82,7 @@ class Axes:
     reference: float | None = None
     from_zero: bool = False
     percent: bool = False
+    legend: bool = True
 
 
 def chart(name: str, description: str, curves: Sequence[Curve], axes: Axes) -> Markup:
@@ -85,7 +98,7 @@ def chart(name: str, description: str, curves: Sequence[Curve], axes: Axes) -> M
         for curve in curves:
             _draw(plot, curve)
         _label(plot, axes)
-        if len(curves) > 1:
+        if axes.legend and len(curves) > 1:
             figure.legend(loc="outside upper left", ncols=len(curves))
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -102,6 +115,7 @@ def _draw(plot: Any, curve: Curve) -> None:
         curve.y,
         color=colour,
         linewidth=1.2 if curve.thin else 2.2,
+        linestyle=(0, (4, 1.5)) if curve.dashed else "-",
         marker="o" if alone or not curve.thin else "",
         markersize=4.5,
         markeredgewidth=0,
@@ -198,7 +212,7 @@ def by_timestep(
     parts: list[tuple[str, Sequence[Mapping[str, Any]], Colour]] = [("whole run", steps, "blue")]
     if third >= 2:
         parts += [("first third", steps[:third], "orange"), ("last third", steps[-third:], "grey")]
-    means = [(label, _mean(rows, name), colour) for label, rows, colour in parts]
+    means = [(label, mean_by_timestep(rows, name), colour) for label, rows, colour in parts]
     if not np.nansum(np.abs(means[0][1])):
         return None
     table = steps[-1]["per_timestep"]
@@ -216,7 +230,7 @@ def _timesteps(table: Mapping[str, Sequence[Any]], **rest: Any) -> Axes:
     return Axes(x="timestep, from noise to picture", ticks=ticks, from_zero=True, **rest)
 
 
-def _mean(steps: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+def mean_by_timestep(steps: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     """A column of per_timestep, averaged over updates; NaN where no update has it."""
     rows = np.array([_numbers(row["per_timestep"][name]) for row in steps])
     if name == "ratio_std":  # about the ratio's mean; wanted is the distance from 1

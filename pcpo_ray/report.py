@@ -89,13 +89,13 @@ class Record:
 def read(folder: Path) -> Record:
     """What a run's folder says. Raises RunError where there is no run."""
     run = runs.read(folder)
-    rows = _lines(folder / "metrics.jsonl")
+    rows = lines(folder / "metrics.jsonl")
     return Record(
         folder=folder,
         run=run,
         steps=[row for row in rows if row["kind"] == "train"],
         evaluated=[row for row in rows if row["kind"] == "evaluation"],
-        events=_lines(folder / "events.jsonl"),
+        events=lines(folder / "events.jsonl"),
     )
 
 
@@ -297,7 +297,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines(path: Path) -> list[dict[str, Any]]:
     """A file's JSON lines; one that a kill cut short is no line."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:

@@ -1,0 +1,186 @@
+"""A study's result as rows of text: in a terminal, in Markdown, and on its page."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pcpo_ray.evaluation import Estimate
+from pcpo_ray.report import number
+from pcpo_ray.study import statistics
+from pcpo_ray.study.results import Arm, Comparison, Results
+
+
+@dataclass(frozen=True)
+class Table:
+    """`rows` are as long as `heads`; the first column names the row."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+
+def tables(results: Results) -> list[Table]:
+    """All of them, the most important first."""
+    found = [_outcome(results), _targets(results), _matched(results)]
+    return [*found, _search(results)] if results.search else found
+
+
+def _outcome(results: Results) -> Table:
+    compared = {comparison.arm: comparison for comparison in results.comparisons}
+    seeds, steps = len(results.study.seeds), results.first.run.steps
+    heads = ["arm", "rate", "reward", "change", "against", "p", "p (Holm)", "clipped", "gradient norm", "s/update"]
+    return Table(
+        f"Held-out reward after {steps} updates",
+        heads,
+        [_row(arm, compared.get(name)) for name, arm in results.arms.items()],
+        [
+            f"{seeds} seeds. reward: mean over seeds with its 95% t-interval. change: against the arm named, seed by seed, "
+            "with the 95% t-interval of the paired differences.",
+            _power(seeds, len(results.comparisons)),
+            "clipped: the clip fraction, share of (picture, step) pairs with |log ratio| above the clip range, over all "
+            "updates. gradient norm: before it is cut, mean over updates. s/update: median, evaluations not counted.",
+        ],
+    )
+
+
+def _row(arm: Arm, comparison: Comparison | None) -> list[str]:
+    found = ["", "", "", ""]
+    if comparison is not None:
+        found = [estimate(comparison.change, "+"), comparison.other, p(comparison.p), p(comparison.adjusted)]
+    seconds = np.median([[row["seconds"] for row in record.steps] for record in arm.records])
+    return [
+        arm.name,
+        f"{arm.rate:g}",
+        estimate(statistics.interval(arm.held_out()[:, -1])),
+        *found,
+        f"{100 * np.mean(arm.trained('clip_fraction')):.1f}%",
+        number(float(np.mean(arm.trained("gradient_norm")))),
+        f"{seconds:.2f}",
+    ]
+
+
+def _power(seeds: int, comparisons: int) -> str:
+    """What the test can find at all."""
+    least = statistics.least_p(seeds)
+    text = (
+        f"p: exact sign-flip test over the {seeds} paired seeds, two-sided; it cannot be below {p(least)}. p (Holm): "
+        f"adjusted for the {comparisons} comparisons; not below {p(min(1.0, comparisons * least))} for the smallest of them."
+    )
+    return (
+        text if comparisons * least < 0.05 else f"{text} So no difference can be significant at 0.05 after Holm here."
+    )
+
+
+def _targets(results: Results) -> Table:
+    study = results.study
+    gain = study.targets.kind == "gain"
+    rows = []
+    for place, value in enumerate(study.targets.values):
+        for name, arm in results.arms.items():
+            when = results.reached(arm, value)
+            row = [f"{value:+g}" if gain else f"{value:g}", name, f"{int(when.reached.sum())}/{len(when.reached)}"]
+            row.append(f"> {when.end:g}" if when.median is None else f"{when.median:.1f}")
+            compared = [comparison for comparison in results.comparisons if comparison.arm == name]
+            for one in compared:
+                row += [speed(one.speeds[place]), one.other, p(one.speeds[place].p), p(one.speeds_adjusted[place])]
+            rows.append(row if compared else [*row, "", "", "", ""])
+    meant = (
+        f"above {results.study.first}'s reward before training at the same seed"
+        if gain
+        else "the held-out reward itself"
+    )
+    return Table(
+        "Updates to a target",
+        ["target", "arm", "reached", "median updates", "ratio", "against", "p", "p (Holm)"],
+        rows,
+        [
+            f"target: {meant}; reached where the straight line between two evaluations first crosses it.",
+            "ratio: mean updates of the arm it is compared with, over its own; above 1 it is faster. In brackets a 95% "
+            "bootstrap interval over paired seeds, its percentiles widened for few seeds. A run that ends without "
+            "reaching the target counts with its last update: > or < say on which side of the ratio the truth is then, "
+            "and where both arms have such runs nothing follows (?). p as above, for each target by itself.",
+        ],
+    )
+
+
+def _matched(results: Results) -> Table:
+    first = results.first
+    names = [
+        name for name in (*first.watched[1:], *first.quality) if all(_has(arm, name) for arm in results.arms.values())
+    ]
+    level = statistics.interval(np.array(results.matched))
+    start = statistics.interval(first.held_out()[:, 0])
+    return Table(
+        "At the same held-out reward",
+        ["arm", "updates", *names],
+        [
+            [
+                name,
+                f"{np.mean(statistics.reached(arm.curves(), results.matched).times):.1f}",
+                *(estimate(results.at_matched(arm, one)) for one in names),
+            ]
+            for name, arm in results.arms.items()
+        ],
+        [
+            f"Where each run first has the highest reward that the runs of all arms reach at its seed: {number(level.mean)} "
+            f"on average, {number(level.mean - start.mean, '+')} from {first.name}'s start. Means over seeds with 95% "
+            "t-intervals, straight between evaluations.",
+        ],
+    )
+
+
+def _has(arm: Arm, name: str) -> bool:
+    return name in arm.watched or name in arm.quality
+
+
+def _search(results: Results) -> Table:
+    search = results.study.search
+    assert search is not None
+    rows = []
+    for name, scores in results.search.items():
+        kept = results.arms[name].rate
+        rows.append([name, *(f"{number(scores[rate])}{' *' if rate == kept else ''}" for rate in search.rates)])
+    return Table(
+        "The search for a learning rate",
+        ["arm", *(f"{rate:g}" for rate in search.rates)],
+        rows,
+        [
+            "The same rates for every arm, on seeds that the study does not use: "
+            f"{', '.join(map(str, search.seeds))}. Held-out reward, averaged over the evaluations after the start and the "
+            "seeds; the highest (*) is kept, of equal ones the lowest rate."
+        ],
+    )
+
+
+def estimate(value: Estimate, sign: str = "") -> str:
+    """A mean and its interval."""
+    if not math.isfinite(value.mean):
+        return "-"
+    return f"{number(value.mean, sign)} ({number(value.low, sign)} to {number(value.high, sign)})"
+
+
+def speed(value: statistics.Speed) -> str:
+    """A ratio, and on which side of it the truth is."""
+    if value.bound == "?":
+        return "?"
+    return f"{value.bound}{' ' if value.bound else ''}{estimate(value.ratio)}"
+
+
+def p(value: float) -> str:
+    """A p value; small ones are not rounded to 0."""
+    return f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
+
+
+def markdown(results: Results) -> str:
+    """table.md."""
+    study = results.study
+    parts = [f"# {study.name}", *([study.question.strip()] if study.question else [])]
+    for table in tables(results):
+        lines = [table.heads, ["---"] * len(table.heads), *table.rows]
+        cells = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        parts += [f"## {table.title}", cells, "\n".join(f"- {note}" for note in table.notes)]
+    made = "; ".join(f"{key}: {' / '.join(values)}" for key, values in results.surroundings.items())
+    return "\n\n".join([*parts, f"Made on: {made}."]) + "\n"
