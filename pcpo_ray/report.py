@@ -219,30 +219,36 @@ def _rewards(record: Record) -> list[dict[str, Any]]:
 
 def _pictures(record: Record) -> dict[str, Any] | None:
     """Pairs at even spacing; only the pictures before training where no later ones were kept."""
-    from pyarrow import parquet
-
-    kept = [step for step in record.scores if _picture(record, step, 0, 0).is_file()]
+    kept = [step for step in record.scores if picture(record, step, 0, 0).is_file()]
     if not kept:
         return None
     first, last = min(kept), max(kept)
-    path = record.folder / "evaluations.parquet" / f"step-{first:06d}.parquet"
-    prompts = parquet.read_table(path, columns=["prompt"])["prompt"].to_pylist()
+    texts = prompts(record, first)
     before, after = (record.scores[step][TOTAL] for step in (first, last))
     count = min(PAIRS, before.size)
     pairs = []
     for flat in (n * before.size // count for n in range(count)):
         position, sample = divmod(flat, before.shape[1])
         shown = [(first, before[position, sample]), (last, after[position, sample])][: 1 + (last > first)]
-        found = [(step, score, *_thumbnail(_picture(record, step, position, sample))) for step, score in shown]
-        pairs.append({"prompt": prompts[flat], "shown": found})
+        found = [(step, score, *thumbnail(picture(record, step, position, sample))) for step, score in shown]
+        pairs.append({"prompt": texts[position], "shown": found})
     return {"first": first, "last": last, "pairs": pairs, "of": before.size}
 
 
-def _picture(record: Record, step: int, position: int, sample: int) -> Path:
+def prompts(record: Record, step: int) -> list[str]:
+    """The texts of an evaluation's P prompts."""
+    from pyarrow import parquet
+
+    path = record.folder / "evaluations.parquet" / f"step-{step:06d}.parquet"
+    table = parquet.read_table(path, columns=["prompt", "sample"])
+    return [row["prompt"] for row in table.to_pylist() if row["sample"] == 0]
+
+
+def picture(record: Record, step: int, position: int, sample: int) -> Path:
     return record.folder / "images" / f"step-{step:06d}" / f"{position:03d}-{sample:02d}.png"
 
 
-def _thumbnail(path: Path) -> tuple[str, int]:
+def thumbnail(path: Path) -> tuple[str, int]:
     """A picture as a data address, and its width, at most SIDE pixels."""
     from PIL import Image
 
