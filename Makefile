@@ -29,22 +29,27 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# uv where it is there, pip otherwise; both take exact versions from constraints.txt
+# uv where it is there, pip otherwise; exact versions come from constraints.txt, or from tests/moto.txt
 define install
 	if command -v uv >/dev/null 2>&1; then \
-		uv pip install --python $(BIN)/python -c constraints.txt -e "$(1)"; \
+		uv pip install --python $(BIN)/python $(1); \
 	else \
-		$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt -e "$(1)"; \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off $(1); \
 	fi
 endef
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing into $(VENV); with torch's CUDA build this is about 5 GB and takes some minutes"
-	@$(call install,.)
+	@$(call install,-c constraints.txt -e .)
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	@$(call install,.[test])
+$(VENV)/.installed-test: $(VENV)/.installed $(VENV)/moto/.installed
+	@$(call install,-c constraints.txt -e ".[test]")
+	touch $@
+
+$(VENV)/moto/.installed: $(VENV)/.made tests/moto.txt
+	rm -rf $(VENV)/moto
+	@$(call install,--target $(VENV)/moto -r tests/moto.txt)
 	touch $@
 
 clean:

@@ -76,9 +76,9 @@ class Storage:
     """
 
     def __init__(self, url: str) -> None:
+        self.parts = _checked(url)
         self.url = url.rstrip("/")
         self.place = shown(self.url)
-        self.parts = _checked(self.url)
 
     def names(self, below: str = "") -> list[str]:
         """Every file, or those below a folder; none where nothing is there."""
@@ -180,6 +180,9 @@ class Storage:
         from pyarrow import fs
 
         options: dict[str, Any] = dict(parse_qsl(self.parts.query))
+        address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        if address and "endpoint_override" not in options:
+            options["scheme"], _, options["endpoint_override"] = address.rstrip("/").partition("://")
         options["force_virtual_addressing"] = options.get("force_virtual_addressing", "false").lower() == "true"
         bounded = {
             "connect_timeout": CONNECT,
@@ -188,15 +191,11 @@ class Storage:
             **options,
         }
         bucket = self.parts.netloc
-        named = [name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)]
-        elsewhere = [name for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3") if os.environ.get(name)]
         if "region" not in options:
-            if named:
-                bounded["region"] = os.environ[named[0]]
-            elif elsewhere or "endpoint_override" in options:
-                bounded["region"] = "us-east-1"
-            else:
-                bounded["region"] = _region(bucket, fs.S3FileSystem(region="us-east-1", **bounded))
+            named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+            if named is None and "endpoint_override" not in options:
+                named = _region(bucket, fs.S3FileSystem(region="us-east-1", **bounded))
+            bounded["region"] = named or "us-east-1"
         return fs.S3FileSystem(**bounded), f"{bucket}{unquote(self.parts.path)}".rstrip("/")
 
     def _path(self, name: str) -> str:

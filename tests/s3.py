@@ -1,0 +1,74 @@
+"""An S3 server (moto) as a process of its own."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from pathlib import Path
+
+START = 90.0
+"""Seconds until it must answer."""
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def ask(address, path, data=None, method="GET"):
+    headers = {"Content-Type": "text/plain"}  # of what claims to be a form, moto sees no body
+    request = urllib.request.Request(f"http://{address}{path}", data and data.encode(), headers, method=method)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read()
+
+
+@contextlib.contextmanager
+def served():
+    """Its address, host:port."""
+    folder = Path(sys.prefix) / "moto"
+    assert (folder / "moto").is_dir(), f"no moto in {folder}; make test installs it from tests/moto.txt"
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", address.partition(":")[2]]
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        deadline = time.monotonic() + START
+        while True:
+            assert process.poll() is None, process.stdout.read().decode()
+            with contextlib.suppress(OSError):
+                ask(address, "/moto-api/")
+                break
+            assert time.monotonic() < deadline, f"moto did not answer in {START:g} s"
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+
+
+def bucket(address):
+    """The URL of a new bucket."""
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    ask(address, f"/{name}", method="PUT")
+    return f"s3://{name}"
+
+
+def options(address):
+    """What says where the server is, for the end of a URL."""
+    return f"?scheme=http&endpoint_override={address}"
+
+
+@contextlib.contextmanager
+def guarded(address):
+    """It refuses keys that it does not know, which are all."""
+    ask(address, "/moto-api/reset-auth", "0", "POST")
+    try:
+        yield
+    finally:
+        ask(address, "/moto-api/reset-auth", "1000000000", "POST")
