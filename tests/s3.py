@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
@@ -34,22 +35,29 @@ def served():
     assert (folder / "moto").is_dir(), f"no moto in {folder}; make test installs it from tests/moto.txt"
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", address.partition(":")[2]]
-    process = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    try:
-        deadline = time.monotonic() + START
-        while True:
-            assert process.poll() is None, process.stdout.read().decode()
-            with contextlib.suppress(OSError):
-                ask(address, "/moto-api/")
-                break
-            assert time.monotonic() < deadline, f"moto did not answer in {START:g} s"
-            time.sleep(0.2)
-        yield address
-    finally:
-        process.kill()
-        process.wait(timeout=30)
+    with tempfile.TemporaryFile() as log:  # a pipe would fill up, and the server wait
+        process = subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(folder)}, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            _await(address, process, log)
+            yield address
+        finally:
+            process.kill()
+            process.wait(timeout=30)
+
+
+def _await(address, process, log):
+    deadline = time.monotonic() + START
+    while True:
+        with contextlib.suppress(OSError):
+            ask(address, "/moto-api/")
+            return
+        if process.poll() is not None:
+            log.seek(0)
+            raise AssertionError(log.read().decode())
+        assert time.monotonic() < deadline, f"moto did not answer in {START:g} s"
+        time.sleep(0.2)
 
 
 def bucket(address):
