@@ -654,6 +654,11 @@ class Run:
                 f"optimizer.updates is {self.optimizer.updates}, for {self.rollout.prompts} groups a batch; "
                 "set it to at most rollout.prompts"
             )
+        if self.model.dtype == "float16" and self.optimizer.mixed_precision == "bf16":
+            raise ValueError(
+                "optimizer.mixed_precision is bf16 with model.dtype=float16, and torch does not mix these half types; "
+                "set model.dtype to float32 or bfloat16"
+            )
         if self.sampling.shift is not None and not self.model.flow:
             raise ValueError(f"sampling.shift is for flow models; leave it out with model.kind={self.model.kind}")
         kinds = FLOW_KINDS if self.model.flow else DIFFUSION_KINDS

@@ -1,7 +1,7 @@
 """What a run and those who talk to it agree on. Light to import: it travels to processes that need nothing else."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from uuid import uuid4
 
 from pcpo_ray.errors import ClusterError
@@ -35,6 +35,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < smallest:
                 raise ClusterError(f"asked for {name} {value}; expected at least {smallest}")
+        if self.fault not in (None, *get_args(Fault)):
+            raise ClusterError(f"no fault is named {self.fault!r}; expected one of {list(get_args(Fault))}")
 
     @property
     def asked(self) -> dict[str, Any]:

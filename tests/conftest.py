@@ -15,14 +15,6 @@ from tests import s3, small
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """With several test processes, one of them has all tests on Ray: they share a cluster."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def small_sd(tmp_path_factory):
     return small.stable_diffusion(tmp_path_factory.mktemp("models") / "small-sd")

@@ -10,15 +10,15 @@ import torch
 from pcpo_ray import config, config_file
 
 
-def text_encoder(vocabulary: int, *, projection: int | None = None):
+def text_encoder(vocabulary: int, *, width: int = 16, projection: int | None = None):
     """A CLIPTextModel; with `projection`, a CLIPTextModelWithProjection to so many numbers."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     return (CLIPTextModel if projection is None else CLIPTextModelWithProjection)(
         CLIPTextConfig(
             vocab_size=vocabulary,
-            hidden_size=16,
-            projection_dim=projection or 16,
+            hidden_size=width,
+            projection_dim=projection or width,
             intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
@@ -141,7 +141,7 @@ def sdxl(folder: Path) -> Path:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
+        cross_attention_dim=16 + 24,
         transformer_layers_per_block=(1, 2),
         attention_head_dim=(2, 2),
         use_linear_projection=True,
@@ -156,7 +156,7 @@ def sdxl(folder: Path) -> Path:
     pipeline = StableDiffusionXLPipeline(
         vae=vae(4),
         text_encoder=text_encoder(len(tokenizer)),
-        text_encoder_2=text_encoder(len(tokenizer), projection=12),
+        text_encoder_2=text_encoder(len(tokenizer), width=24, projection=12),
         tokenizer=tokenizer,
         tokenizer_2=clip_tokenizer(),
         unet=unet,
@@ -183,9 +183,9 @@ def sd3(folder: Path, *, with_t5: bool = True) -> Path:
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
-        joint_attention_dim=32,
+        joint_attention_dim=16 + 24,
         caption_projection_dim=16,
-        pooled_projection_dim=32,
+        pooled_projection_dim=16 + 24,
         pos_embed_max_size=24,
         dual_attention_layers=(0,),  # as SD3.5-medium has some
         qk_norm="rms_norm",
@@ -195,9 +195,9 @@ def sd3(folder: Path, *, with_t5: bool = True) -> Path:
         vae=vae(4, shift=0.1),
         text_encoder=text_encoder(len(tokenizer), projection=16),
         tokenizer=tokenizer,
-        text_encoder_2=text_encoder(len(tokenizer), projection=16),
+        text_encoder_2=text_encoder(len(tokenizer), width=24, projection=24),
         tokenizer_2=clip_tokenizer(),
-        text_encoder_3=t5(len(tokenizer_3), 32) if with_t5 else None,
+        text_encoder_3=t5(len(tokenizer_3), 16 + 24) if with_t5 else None,
         tokenizer_3=tokenizer_3 if with_t5 else None,
         transformer=transformer,
     )

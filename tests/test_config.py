@@ -34,6 +34,10 @@ WRONG = {
     "sampling.process={kind: ratio_noise}": ["sampling.process.kind", "ddim"],
     "rollout.images=1": ["rollout.images is 1", "advantage.kind=batch"],
     "optimizer.updates=9": ["optimizer.updates is 9", "rollout.prompts"],
+    "model={kind: stable_diffusion, path: shapes-sd, dtype: float16}": [
+        "mixed_precision is bf16",
+        "float32 or bfloat16",
+    ],
     "sampling.trained_steps=21": ["sampling.trained_steps is 21", "of 8 steps"],
     "name=../elsewhere": ["name", "'../elsewhere'"],
     "trackers=[tensorbord]": ["trackers.0", "'tensorbord'"],
@@ -59,7 +63,7 @@ def test_the_files_of_a_pair_differ_by_the_contribution_alone(baseline, method):
 @pytest.mark.parametrize("override", WRONG)
 def test_what_is_wrong_is_named_with_its_path_and_what_was_expected(override):
     with pytest.raises(ConfigError) as caught:
-        config_file.load(SHAPES, [override])
+        config_file.load(SHAPES, ["optimizer.mixed_precision=bf16", override])
     assert all(word in str(caught.value) for word in WRONG[override]), caught.value
 
 

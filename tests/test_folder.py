@@ -78,6 +78,7 @@ def test_a_run_goes_on_on_another_machine_to_the_bits_of_an_undisturbed_one(smal
     assert not (tmp_path / "machine-c" / "runs").exists()
 
 
+@pytest.mark.parametrize("stored", ["file"], indirect=True)
 def test_records_are_in_storage_before_the_checkpoint_that_they_led_to(small_sd, stored, monkeypatch):
     push, seen = RunFolder.push_checkpoint, []
 
@@ -378,6 +379,7 @@ def test_a_start_that_fails_leaves_nothing_in_storage(command, hollow, stored, m
     assert Storage(RunFolder.below(stored, "small").url).names() == []
 
 
+@pytest.mark.parametrize("stored", ["s3"], indirect=True)
 def test_a_run_killed_between_two_checkpoints_goes_on_elsewhere_to_the_bit(small_sd, stored, tmp_path, machine):
     run = small.run(small_sd, steps=5, name="killed")
     path = tmp_path / "killed.yaml"

@@ -3,6 +3,8 @@
 import pytest
 
 from pcpo_ray import checkpoint, config_file, operate
+from pcpo_ray.errors import ClusterError
+from pcpo_ray.operate.caller import EndedError
 from tests import small
 
 NOWHERE = "http://127.0.0.1:1"
@@ -56,6 +58,36 @@ def test_a_command_that_reaches_nobody_or_asks_for_nonsense_is_one_message(comma
     status, said, errors = command(*words, "--address", NOWHERE)
     assert (status, said) == (1, "")
     assert errors.startswith("error: ") and errors.count("\n") == 1 and expected in errors
+
+
+def test_a_run_whose_cluster_is_not_there_ends_at_once_and_leaves_no_folder(command, config, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    status, _, errors = command("train", config)
+    assert status == 1 and "no Ray cluster at" in errors and "Connection refused" in errors
+    assert "Traceback" not in errors and not (tmp_path / "runs" / "small").exists()
+
+
+def test_watching_shows_every_status_to_the_last(monkeypatch):
+    monkeypatch.setattr(operate, "EVERY", 0.0)
+    said, shown = [{"state": state} for state in ("training", "training", "stopped", "never")], []
+    operate._each(lambda: said.pop(0), True, shown.append)
+    assert [found["state"] for found in shown] == ["training", "training", "stopped"]
+    operate._each(lambda: {"state": "training"}, False, shown.append)
+    assert len(shown) == 4
+
+
+def test_a_run_that_is_watched_and_killed_is_an_error(monkeypatch):
+    monkeypatch.setattr(operate, "EVERY", 0.0)
+    said = [{"state": "training"}]
+
+    def look():
+        if said:
+            return said.pop()
+        raise EndedError("spot has ended")
+
+    with pytest.raises(ClusterError, match="spot has ended without a last word: it was killed; see its log"):
+        operate._each(look, True, lambda found: None)
 
 
 def test_resume_if_started_starts_a_run_and_then_continues_it(command, config, tmp_path):

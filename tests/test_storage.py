@@ -87,8 +87,14 @@ def refused(keep):
     return f"127.0.0.1:{s3.free_port()}"
 
 
-@pytest.mark.parametrize("scheme", ["s3://bucket", "gs://anonymous@bucket"])
-@pytest.mark.parametrize("address", [refused, silent, mute])
+@pytest.mark.parametrize(
+    ("scheme", "address"),
+    [
+        *(("s3://bucket", address) for address in (refused, silent, mute)),
+        ("gs://anonymous@bucket", silent),
+        *(pytest.param("gs://anonymous@bucket", address, marks=pytest.mark.chaos) for address in (refused, mute)),
+    ],
+)
 def test_storage_that_does_not_answer_is_said_in_time(scheme, address):
     keep = []
     where = address(keep)

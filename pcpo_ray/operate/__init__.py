@@ -189,9 +189,16 @@ def chaos(
     address: Address = "auto",
 ) -> None:
     """Kill workers of a run that is going on, to see that it goes on; `hang` stops a sampler without ending it."""
+    from pcpo_ray.request import Request
+
+    requests = [Request(fault=fault) for fault in kill or ["sampler"]]  # type: ignore[arg-type]
+    faults = [request.fault for request in requests if request.fault is not None]
+    options = [word for fault in faults for word in ("--kill", fault)] + ["--every", str(every)]
+    if _elsewhere(address, ["chaos", name, *options, *([] if count is None else ["--count", str(count)])]):
+        return
     from pcpo_ray.operate.chaos import disturb
 
-    disturb(name, kill or ["sampler"], every=every, count=count, address=address, say=_print)
+    disturb(name, faults, every=every, count=count, address=address, say=_print)
 
 
 COMMANDS = (submit, status, scale, stop, logs, chaos)

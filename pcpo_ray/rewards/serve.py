@@ -94,7 +94,12 @@ def main() -> None:
         except ValueError:  # a plain word is itself
             options[name] = value
     reward = pkgutil.resolve_name(arguments.reward)(**options)
-    with ThreadingHTTPServer((arguments.host, arguments.port), handler(reward)) as server:
+    try:
+        listening = ThreadingHTTPServer((arguments.host, arguments.port), handler(reward))
+    except OSError as error:
+        where = f"{arguments.host}:{arguments.port}"
+        sys.exit(f"error: {where} cannot be listened on: {error.strerror}; give another --port, or 0 for any free one")
+    with listening as server:
         print(f"{arguments.reward} on http://{arguments.host}:{server.server_port}", flush=True)
         server.serve_forever()
 

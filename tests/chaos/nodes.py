@@ -108,6 +108,12 @@ class Nodes:
             cwd=self.folder,
         )
 
+    def start(self, *words):
+        """A command that goes on, and its output."""
+        return subprocess.Popen(
+            self.words(*words), stdout=subprocess.PIPE, text=True, env=self.environment, cwd=self.folder
+        )
+
     def words(self, *words):
         return [sys.executable, "-m", "pcpo_ray.cli", *map(str, words)]
 

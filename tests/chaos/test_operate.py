@@ -1,6 +1,7 @@
 """A run in a cluster of three nodes, as it is operated: submitted, looked at, resized while it goes on, stopped."""
 
 import json
+import signal
 import subprocess
 import time
 
@@ -116,11 +117,22 @@ def test_a_submitted_run_is_seen_resized_and_stopped_and_nothing_is_left(nodes, 
 
         within(120, status, three_have_sampled)
 
+        done = nodes.pcpo_ray("chaos", "spot", "--kill", "sampler", "--count", 1, "--address", nodes.http)
+        assert done.returncode == 0 and done.stdout.startswith("fault 1, sampler, at step "), done.stdout + done.stderr
+        within(60, status, lambda seen: seen["samplers"]["losses"] == {"died": 1})
+
         done = nodes.pcpo_ray("scale", "spot", "--samplers", 1, "--address", nodes.http)  # from outside
         assert done.returncode == 0 and done.stdout.startswith("samplers: was 3, is 1"), done.stdout + done.stderr
         found = within(60, status, lambda seen: seen["samplers"]["ready"] == 1)
-        assert sum(found["samplers"]["losses"].values()) == 0
         assert [event["samplers"] for event in found["events"] if event["kind"] == "resized"] == [3, 1]
+
+        again = ["logs", "spot", "--follow", "--address", nodes.http]
+        following = nodes.start(*again)
+        while (line := following.stdout.readline()) and not line.startswith("step 2/"):
+            pass
+        following.send_signal(signal.SIGINT)
+        rest = following.communicate(timeout=30)[0]
+        assert following.returncode == 130 and f"goes on; see its log again with: pcpo-ray {' '.join(again)}" in rest
 
         done = nodes.pcpo_ray("stop", "spot", "--address", nodes.address)
         assert done.returncode == 0, done.stderr

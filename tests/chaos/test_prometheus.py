@@ -30,7 +30,7 @@ from pcpo_ray.dashboards.training import TRAINING
 from pcpo_ray.metrics import CATALOGUE
 from tests import small
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900), pytest.mark.xdist_group("prometheus")]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"

@@ -5,14 +5,14 @@ import os
 import re
 import signal
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
 from pcpo_ray import checkpoint, runs
 from pcpo_ray.cluster import connect, controller
-from pcpo_ray.errors import ClusterError, PcpoError, RewardError
+from pcpo_ray.errors import ClusterError, PcpoError, RewardError, RunError
 from pcpo_ray.operate.caller import Caller
 from pcpo_ray.request import Request
 from pcpo_ray.trajectory import Task
@@ -26,6 +26,14 @@ def pids(pool):
     """Process ids by worker."""
     found = ray.get([actor.alive.remote(0.0) for actor in pool.actors.values()], timeout=60)
     return {name: pid for name, (pid, _) in zip(pool.actors, found, strict=True)}
+
+
+def lives(pid):
+    """Whether a process is there, and is not one that has ended and that its parent has still to ask after."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def await_samplers(stages, count):
@@ -87,6 +95,7 @@ def used():
     return get_memory_info_reply(state).store_stats.object_store_bytes_used
 
 
+@pytest.mark.chaos
 def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_path):
     run = small.run(small_sd, steps=6, evaluation__every=6, rollout__images=16, sampling__height=64, sampling__width=64)
     stages = connect(run)
@@ -134,15 +143,25 @@ def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path
         connect(small.run(copy))
 
 
+def test_a_checkpoint_that_the_learners_disk_does_not_take_ends_the_run_by_name(small_sd, tmp_path):
+    stages = connect(run := small.run(small_sd))
+    Disturbed(stages, t1=lambda found: (tmp_path / "run" / "checkpoints").write_text("in the way"))
+    try:
+        with pytest.raises(RunError, match=r"run/checkpoints/step-000001 cannot be written: Not a directory"):
+            go(run, tmp_path / "run", stages=stages)
+    finally:
+        stages.close()
+
+
 def test_closing_leaves_no_worker_behind(small_sd):
     stages = connect(small.run(small_sd))
     found = [*pids(stages.samplers).values(), *pids(stages.scorers).values()]
     found.append(ray.get(stages.learner.actors[0].alive.remote(0.0), timeout=60)[0])
     stages.close()
     stages.close()
-    deadline = time.monotonic() + 30
-    while alive := [pid for pid in found if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < deadline, f"still there: {alive}"
+    deadline = time.monotonic() + 60
+    while left := [pid for pid in found if lives(pid)]:
+        assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.1)
 
 

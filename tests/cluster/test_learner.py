@@ -42,7 +42,7 @@ def furthest(one, other):
     [
         ("ddp", {"optimizer__updates": 2}),
         ("fsdp2", {"optimizer__average": 0.9, "objective__kl": 0.01}),
-        ("fsdp2", {"model__train": "{kind: full}"}),
+        pytest.param("fsdp2", {"model__train": "{kind: full}"}, marks=pytest.mark.chaos),
     ],
 )
 def test_two_ranks_learn_what_one_does(small_sd, tmp_path, strategy, changes):
@@ -67,6 +67,7 @@ def test_two_ranks_learn_what_one_does(small_sd, tmp_path, strategy, changes):
             assert [mine[name] for name in names] == pytest.approx([theirs[name] for name in names], rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("train", ["{kind: lora, rank: 2, alpha: 2}", "{kind: full}"])
 def test_what_two_ranks_wrote_in_parts_one_rank_goes_on_from(small_sd, tmp_path, train):
     settings = {"checkpoints__every": 2, "model__train": train, "optimizer__average": 0.9}
@@ -136,7 +137,9 @@ class Fallen:
         return self.actor.receive
 
 
-@pytest.mark.parametrize("fault", [None, signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "fault", [None, *(pytest.param(number, marks=pytest.mark.chaos) for number in (signal.SIGKILL, signal.SIGSTOP))]
+)
 def test_weights_sent_to_idle_samplers_give_the_bits_of_those_pulled(small_sd, tmp_path, monkeypatch, fault):
     monkeypatch.setattr(broadcast, "DEADLINE", 5.0)
     monkeypatch.setattr(broadcast, "GRACE", 2.0)

@@ -16,7 +16,7 @@ from pcpo_ray.storage import Storage
 from tests import small
 from tests.test_train import go, parameters, same
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
 
 def theirs(home, cluster_cache):
@@ -24,6 +24,7 @@ def theirs(home, cluster_cache):
     return cluster_cache / "runs" / home.local.name
 
 
+@pytest.mark.parametrize("stored", ["s3"], indirect=True)
 def test_a_learner_with_a_disk_of_its_own_comes_back_from_storage_to_the_bit(small_sd, stored, tmp_path, cluster_cache):
     home = RunFolder.below(stored, "apart")
     there = theirs(home, cluster_cache)

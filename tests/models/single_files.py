@@ -1,4 +1,5 @@
-"""Writes a Stable Diffusion 1.x as its authors did: one safetensors file in the layout of their latent diffusion."""
+"""Writes models as their authors did, in one safetensors file: Stable Diffusion 1.x and XL in the layout of latent
+diffusion, SD3 and SD3.5 in that of their transformer."""
 
 import re
 from collections.abc import Collection
@@ -15,11 +16,54 @@ RESNET = {
     "conv_shortcut": "skip_connection",
 }
 UNET_ENDS = {
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+}
+OPEN_CLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+OPEN_CLIP_NAMES = {
+    "encoder.layers.": "transformer.resblocks.",
+    "layer_norm": "ln_",
+    "fc1": "c_fc",
+    "fc2": "c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+SD3_ENDS = {
+    "pos_embed.pos_embed": "pos_embed",
+    "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "context_embedder": "context_embedder",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+SD3_BLOCK = {
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "attn.to_out.0": "x_block.attn.proj",
+    "attn.to_add_out": "context_block.attn.proj",
+    "attn.norm_q": "x_block.attn.ln_q",
+    "attn.norm_k": "x_block.attn.ln_k",
+    "attn.norm_added_q": "context_block.attn.ln_q",
+    "attn.norm_added_k": "context_block.attn.ln_k",
+    "attn2.to_out.0": "x_block.attn2.proj",
+    "attn2.norm_q": "x_block.attn2.ln_q",
+    "attn2.norm_k": "x_block.attn2.ln_k",
+    "ff.net.0.proj": "x_block.mlp.fc1",
+    "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
 }
 VAE_NAMES = {
     "mid_block.resnets.0": "mid.block_1",
@@ -69,20 +113,87 @@ def vae_name(name: str, blocks: int) -> str:
     return name
 
 
+def open_clip(encoder) -> dict[str, torch.Tensor]:
+    """A CLIPTextModelWithProjection's weights as open_clip has them: query, key and value in one."""
+    weights = {name.removeprefix("text_model."): weight for name, weight in encoder.state_dict().items()}
+    made = {"text_projection": weights.pop("text_projection.weight").T}
+    for name, weight in weights.items():
+        if name in OPEN_CLIP_ENDS:
+            made[OPEN_CLIP_ENDS[name]] = weight
+            continue
+        for ours, theirs in OPEN_CLIP_NAMES.items():
+            name = name.replace(ours, theirs)
+        if ".self_attn." not in name:
+            made[name] = weight
+        elif ".q_proj." in name:
+            layer, _, kind = name.partition(".self_attn.q_proj.")
+            ours = f"{layer.replace('transformer.resblocks.', 'encoder.layers.')}.self_attn.{{}}_proj.{kind}"
+            made[f"{layer}.attn.in_proj_{kind}"] = torch.cat([weights[ours.format(part)] for part in "qkv"])
+    return made
+
+
+def sd3(transformer) -> dict[str, torch.Tensor]:
+    """Query, key and value in one; where the last norm scales and shifts, the shift comes first."""
+    weights, last = transformer.state_dict(), transformer.config.num_layers - 1
+    made = {}
+    for name, weight in weights.items():
+        ends, _, kind = name.rpartition(".")
+        if "norm_out" in name or f"transformer_blocks.{last}.norm1_context" in name:
+            weight = torch.cat(weight.chunk(2)[::-1])
+        if name in SD3_ENDS or ends in SD3_ENDS:
+            made[SD3_ENDS.get(name) or f"{SD3_ENDS[ends]}.{kind}"] = weight
+            continue
+        _, index, layer = ends.split(".", 2)
+        if layer in SD3_BLOCK:
+            made[f"joint_blocks.{index}.{SD3_BLOCK[layer]}.{kind}"] = weight
+        elif layer in ("attn.to_q", "attn2.to_q", "attn.add_q_proj"):
+            parts = [weights[name.replace("_q", f"_{part}")] for part in "qkv"]
+            block = "context_block.attn" if "add" in layer else f"x_block.{layer.partition('.')[0]}"
+            made[f"joint_blocks.{index}.{block}.qkv.{kind}"] = torch.cat(parts)
+    return made
+
+
+def clip(encoder) -> dict[str, torch.Tensor]:
+    """A CLIP text encoder's weights, which have transformers' own names, without a projection."""
+    named = {f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in encoder.state_dict().items()}
+    named.pop("text_model.text_projection.weight", None)
+    return named
+
+
+def parts_of(pipeline) -> dict[str, dict[str, torch.Tensor]]:
+    """By prefix, the weights of all parts but the VAE."""
+    if hasattr(pipeline, "transformer"):
+        large = pipeline.text_encoder_2
+        return {
+            "model.diffusion_model.": sd3(pipeline.transformer),
+            "text_encoders.clip_l.transformer.": clip(pipeline.text_encoder),
+            "text_encoders.clip_g.transformer.": {
+                **clip(large),
+                "text_projection.weight": large.text_projection.weight,
+            },
+            "text_encoders.t5xxl.transformer.": pipeline.text_encoder_3.state_dict(),
+        }
+    unet = pipeline.unet.state_dict()
+    attends = {name.rsplit(".attentions", 1)[0] for name in unet if ".attentions" in name}
+    layers = pipeline.unet.config.layers_per_block
+    found = {"model.diffusion_model.": {unet_name(name, layers, attends): weight for name, weight in unet.items()}}
+    if hasattr(pipeline, "text_encoder_2"):
+        found["conditioner.embedders.0.transformer."] = clip(pipeline.text_encoder)
+        found["conditioner.embedders.1.model."] = open_clip(pipeline.text_encoder_2)
+    else:
+        found["cond_stage_model.transformer."] = clip(pipeline.text_encoder)
+    return found
+
+
 def write(pipeline, path: Path, *, vae: bool = True) -> Path:
     """The pipeline's weights in one file; without `vae`, as a fine-tuned model is often given away."""
     from safetensors.torch import save_file
 
-    attends = {name.rsplit(".attentions", 1)[0] for name in pipeline.unet.state_dict() if ".attentions" in name}
-    layers, blocks = pipeline.unet.config.layers_per_block, len(pipeline.vae.config.block_out_channels)
-    weights: dict[str, torch.Tensor] = {}
-    for name, weight in pipeline.unet.state_dict().items():
-        weights[f"model.diffusion_model.{unet_name(name, layers, attends)}"] = weight
-    for name, weight in pipeline.text_encoder.state_dict().items():
-        weights[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = weight
+    weights = {prefix + name: w for prefix, part in parts_of(pipeline).items() for name, w in part.items()}
     if vae:
+        blocks = len(pipeline.vae.config.block_out_channels)
         for name, weight in pipeline.vae.state_dict().items():
             convolved = ".attentions." in name and name.endswith("weight") and weight.ndim == 2  # 1 x 1 there
             weights[f"first_stage_model.{vae_name(name, blocks)}"] = weight[..., None, None] if convolved else weight
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, path)
+    save_file({name: weight.clone().contiguous() for name, weight in weights.items()}, path)
     return path

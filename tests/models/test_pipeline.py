@@ -30,6 +30,42 @@ def test_text_encoders_are_not_loaded_before_a_text_is_asked_for(small_sd):
     assert denoiser.pipeline.text_encoder is not None
 
 
+@pytest.mark.parametrize("model", ["small_sdxl", "small_sd3", "small_flux"])
+def test_text_encoders_are_on_the_device_only_while_new_texts_are_encoded(model, request, monkeypatch):
+    denoiser = load(request.getfixturevalue(model))
+    denoiser.encode([TEXT])
+    denoiser.device = torch.device("cpu", 0)  # not where they wait, to who looks at the name
+    moves: dict[str, list[str]] = {}
+    for name in denoiser.encoders:
+        encoder = getattr(denoiser.pipeline, name)
+
+        def move(where, name=name, to=encoder.to):
+            moves.setdefault(name, []).append(str(where))
+            return to(where)
+
+        monkeypatch.setattr(encoder, "to", move)
+    denoiser.encode([TEXT])
+    assert moves == {}
+    denoiser.encode([TEXT, "a blue ring", "a star"])
+    assert moves == {name: ["cpu:0", "cpu"] for name in denoiser.encoders} and len(moves) > 1
+
+
+@pytest.mark.parametrize("model", ["small_sd", "small_sdxl", "small_sd3", "small_flux"])
+def test_attention_is_torchs_own_kernel(model, request, monkeypatch):
+    called, attention = [], torch.nn.functional.scaled_dot_product_attention
+    denoiser = load(request.getfixturevalue(model))
+    conditioning = denoiser.encode([TEXT])
+
+    def counted(*arguments, **options):
+        called.append(1)
+        return attention(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    with torch.no_grad():
+        denoiser.predict(denoiser.initial_noise(generator(0))[None], 501, conditioning)
+    assert called
+
+
 def test_a_cached_text_is_the_same_bits_and_needs_no_encoder(small_sdxl, tmp_path):
     first = load(small_sdxl, model__text_cache=tmp_path / "texts")
     encoded = first.encode([TEXT, "a blue ring"])

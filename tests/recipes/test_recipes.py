@@ -14,7 +14,7 @@ pytestmark = pytest.mark.recipes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("shapes_"))
-FIXTURES = {"stable_diffusion": "small_sd", "sdxl": "small_sdxl", "sd3": "small_sd3", "flux": "small_flux"}
+FIXTURES = {"stable_diffusion": "small_sd", "sdxl": "small_sdxl", "sd3": "small_sd3", "flux": "small_flux_dev"}
 SMALLER = [
     "steps=2",
     "checkpoints.every=2",
@@ -26,15 +26,7 @@ SMALLER = [
     "rollout.images=3",
     "workers={samplers: {cpus: 0.1}, scorers: {cpus: 0.1}, learner: {cpus: 0.1}}",
 ]
-SMALL_MODEL = [
-    "model.dtype=float32",
-    "model.text_cache=null",
-    "optimizer.mixed_precision='no'",
-    "sampling.height=16",
-    "sampling.width=16",
-    "sampling.batch=null",
-    "rewards=[{kind: jpeg_compressibility}]",
-]
+SMALL_MODEL = ["sampling.height=16", "sampling.width=16", "rewards=[{kind: jpeg_compressibility}]"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +66,8 @@ def test_every_recipe_names_its_source():
 def test_a_recipe_runs_on_ray(path, tmp_path, request, one_ray):
     asked = config_file.load(path)
     folder = request.getfixturevalue(FIXTURES[asked.model.kind])
-    run = config_file.load(path, [*SMALLER, *SMALL_MODEL, f"model.path={folder}"])
+    own = [f"model.path={folder}", f"model.text_cache={tmp_path / 'texts'}"]
+    run = config_file.load(path, [*SMALLER, *SMALL_MODEL, *own])
     rows = two_steps(run, tmp_path / "run", local=False)
     assert ("kl" in rows[0]) == (asked.objective.kl > 0)
 

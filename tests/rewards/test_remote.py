@@ -1,6 +1,7 @@
 """A scorer behind real HTTP: what it says, and what is made of one that lies, hangs or breaks."""
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -115,6 +116,21 @@ def test_the_server_runs_by_itself_without_this_package(tmp_path):
     finally:
         server.kill()
         server.wait(timeout=10)
+
+
+def test_a_port_in_use_is_one_message(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "class Zero:\n    def score(self, images, prompts):\n        return [0] * len(images)\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, serve.__file__, "mine:Zero", "--port", str(port)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: 127.0.0.1:{port} cannot be listened on: Address already in use; "
+        "give another --port, or 0 for any free one\n"
+    )
 
 
 def test_errors_of_the_servers_are_tried_again_and_those_of_ours_are_not(served, monkeypatch):
