@@ -44,7 +44,7 @@ REMEDIES = {
     (
         *("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID"),
         *("EXPIRED_TOKEN", "PERMISSION_DENIED", "UNAUTHENTICATED", "HTTP response code 403", "HTTP status 403"),
-        *("OAuth2", "Permission denied"),
+        *("OAuth2", "AuthenticationException", "Permission denied"),
     ): "give this process credentials that may list, read, write and delete there, in its environment "
     "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, or the machine's role)",
 }
@@ -225,21 +225,25 @@ class Storage:
     def _transfer(self, copy: Callable[[str, Path], None], files: Mapping[str, Path], done: str) -> None:
         if not files:
             return
+        from pyarrow.lib import ArrowException
+
         self._answer(lambda: self._opened, done)
         with ThreadPoolExecutor(min(AT_ONCE, len(files))) as pool:
             started = [pool.submit(copy, name, path) for name, path in files.items()]
             try:
                 for found in started:
                     found.result()
-            except OSError as error:
+            except (OSError, ArrowException) as error:
                 pool.shutdown(cancel_futures=True)
                 raise self._error(error, done) from error
 
     def _answer(self, ask: Callable[[], Result], done: str) -> Result:
         """What storage answers, in time."""
+        from pyarrow.lib import ArrowException
+
         try:
             return _within(ANSWER, ask)
-        except (OSError, ValueError, NotImplementedError) as error:
+        except (OSError, ArrowException) as error:
             raise self._error(error, done) from error
 
     def _error(self, error: Exception, done: str) -> RunError:

@@ -158,6 +158,13 @@ def test_a_url_that_is_none_is_said(url, said):
         Storage(url).names()
 
 
+def test_azure_without_credentials_is_said():
+    with pytest.raises(
+        RunError, match=r"^abfs://.*/runs cannot be listed: .*Credential.*; give this process credentials"
+    ):
+        Storage("abfs://box@nowhere.dfs.core.windows.net/runs").names()
+
+
 def test_options_stay_at_the_end_of_a_url_and_are_not_shown():
     assert child("s3://b/runs/?region=x", "my run") == "s3://b/runs/my%20run?region=x"
     assert child("file:///runs", "mine") == "file:///runs/mine"
