@@ -103,8 +103,14 @@ def write_part(
     part: int = 0,
     parts: int = 1,
 ) -> None:
-    """Write one rank's share of a checkpoint that has begun."""
+    """Write one rank's share of a checkpoint that has begun. Raises CheckpointError if it has not, on this disk."""
     from safetensors.torch import save_file
+
+    if not beside(folder).is_dir():
+        raise CheckpointError(
+            f"{beside(folder)}, which the learner's first rank has made, is not on the disk of rank {part}; the "
+            "learner's ranks must write to storage that their nodes share"
+        )
 
     for name, tensors in ((TRAINABLE, parameters), (AVERAGED, averaged), (OPTIMIZER, optimizer)):
         if tensors or name == TRAINABLE:

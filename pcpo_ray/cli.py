@@ -2,7 +2,6 @@
 
 import contextlib
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +20,9 @@ app = typer.Typer(
 )
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")]
-RunFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/shapes-pcpo.")]
+RunPlace = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder or URL, such as runs/shapes-pcpo, s3://bucket/runs/mine.")
+]
 Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
 
 
@@ -34,7 +35,9 @@ def train(
     resume_if_started: Annotated[
         bool, typer.Option("--resume-if-started", help="Continue the run if its folder is there, else start it.")
     ] = False,
-    runs: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("runs"),
+    runs: Annotated[
+        str, typer.Option(help="Where run folders are: a path, or a URL of storage such as s3://bucket/runs.")
+    ] = "runs",
     metrics_port: Annotated[
         int | None,
         typer.Option(min=0, max=65535, help="With --local: where Prometheus finds the run's metrics; 0 is any port."),
@@ -43,6 +46,7 @@ def train(
     """Train a model; the run's folder is RUNS/<name>."""
     from pcpo_ray import config_file
     from pcpo_ray import runs as running
+    from pcpo_ray.folder import RunFolder
     from pcpo_ray.progress import Display
     from pcpo_ray.recorder import Recorder
     from pcpo_ray.report import read, verdict, write
@@ -51,21 +55,26 @@ def train(
     if resume and resume_if_started:
         raise ConfigError("got --resume and --resume-if-started; give one of them")
     run = config_file.load(config, overrides or [])
-    folder = runs / run.name
-    if "working_dir_files" in folder.resolve().parts:
+    home = RunFolder.below(runs, run.name)
+    folder = home.local
+    if home.url is None and "working_dir_files" in folder.resolve().parts:
         raise RunError(
             f"the run folder {folder} would lie in a job's copy of the working folder, which Ray deletes after the "
-            "job; give --runs an absolute path that all machines of the cluster share"
+            "job; give --runs an absolute path that all machines of the cluster share, or a URL such as "
+            "s3://bucket/runs"
         )
-    resume = resume or (resume_if_started and (folder / "config.yaml").is_file())
+    resume = resume or (resume_if_started and home.started())
     console = Console()
     with Display(run, console) as display, running.ended_by_signals(), contextlib.ExitStack() as ending:
         running.check(run)
         found = None
         if resume:
-            recorder, found = running.resume(folder, run, display.say)
+            recorder, found = running.resume(folder, run, display.say, url=home.url)
         else:
-            recorder = Recorder.create(folder, run)
+            home.claim_new(display.say)
+            recorder = Recorder.create(folder, run, url=home.url)
+        if home.url is not None:
+            display.say(f"{home.place} is worked on in {folder}")
         ending.callback(recorder.close)
         stages = None
         try:
@@ -83,37 +92,43 @@ def train(
             with running.ended_by_signals():  # again: starting Ray has put its own handler in place
                 loop.train()
         except KeyboardInterrupt:
-            options = [*(["--local"] if local else []), *([] if runs == Path("runs") else ["--runs", str(runs)])]
+            options = [*(["--local"] if local else []), *([] if runs == "runs" else ["--runs", runs])]
             again = shlex.join(["pcpo-ray", "train", str(config), *(overrides or []), *options, "--resume"])
+            home.push_records()
             display.say(f"stopped; continue with: {again}")
             raise
         except Exception as error:
             with contextlib.suppress(RunError):  # a full disk, which is what failed
                 recorder.event("failed", error=str(error))
+                home.push_records()
             if stages is None and not resume:  # nothing started: once mended, the same command must work
                 recorder.close()
-                shutil.rmtree(folder)
+                home.discard()
             raise
-    found_out = verdict(read(folder))
-    for line in (found_out["text"], *found_out["notes"], f"report: {write(folder)}"):
+    found_out, page = verdict(read(folder)), write(folder)
+    home.push_records()
+    for line in (found_out["text"], *found_out["notes"], f"report: {page}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
-def evaluate(folder: RunFolder, local: Local = False) -> None:
+def evaluate(folder: RunPlace, local: Local = False) -> None:
     """Evaluate a run's newest checkpoint on the held-out prompts of its config; prints means and 95% intervals."""
     from pcpo_ray import runs as running
     from pcpo_ray.evaluation import estimate, table
+    from pcpo_ray.folder import RunFolder
     from pcpo_ray.traffic import TROUBLE, Traffic
     from pcpo_ray.train import evaluated
 
-    run = running.read(folder)
     console = Console()
-    running.check(run)
-    found = running.newest_checkpoint(folder, console.print)
-    stages = running.stages(run, local=local, say=console.print)
-    try:
-        step = stages.learner.restore(found).step
+    with contextlib.ExitStack() as ending:
+        home = ending.enter_context(RunFolder.of(folder).fetched())
+        run = running.read(home.local)
+        running.check(run)
+        found = running.newest_step(home, console.print)
+        stages = running.stages(run, local=local, say=console.print)
+        ending.callback(stages.close)
+        step = stages.learner.restore(home, found).step
 
         def event(kind: str, **details: object) -> None:
             if kind in TROUBLE:
@@ -122,8 +137,6 @@ def evaluate(folder: RunFolder, local: Local = False) -> None:
         traffic = Traffic(run, stages, event=event, say=console.print)
         traffic.publish(oldest=step)
         values = table(run, evaluated(run, traffic, running.sources(run)[1], step, oldest=step))
-    finally:
-        stages.close()
     console.print(f"{run.name}, step {step}, {len(next(iter(values.values())))} held-out prompts:")
     for name, scores in values.items():
         found_mean = estimate(scores)
@@ -132,7 +145,7 @@ def evaluate(folder: RunFolder, local: Local = False) -> None:
 
 @app.command()
 def sample(
-    folder: RunFolder,
+    folder: RunPlace,
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The noise they start from.")] = 0,
@@ -149,26 +162,40 @@ def sample(
     """
     from pcpo_ray import drawing
     from pcpo_ray import runs as running
+    from pcpo_ray.folder import RunFolder
 
     console = Console()
-    run = running.read(folder)
-    if also or strength != "1":
-        adapters = [drawing.parse(f"{folder}={strength}"), *(drawing.parse(text) for text in also or [])]
-        drawing.grid(adapters, prompt, images=images, seed=seed, out=out, say=console.print)
-    else:
-        found = None if base else running.newest_checkpoint(folder, console.print)
-        drawing.plain(run, found, prompt, images=images, seed=seed, out=out)
+    composed = bool(also) or strength != "1"
+    with contextlib.ExitStack() as ending:
+
+        def fetched(place: str) -> Path:
+            home = RunFolder.of(place).fetched(newest=composed or not base, say=console.print)
+            return ending.enter_context(home).local
+
+        here = fetched(folder)
+        run = running.read(here)
+        if composed:
+            adapters = [drawing.parse(f"{here}={strength}"), *(drawing.parse(text, fetched) for text in also or [])]
+            drawing.grid(adapters, prompt, images=images, seed=seed, out=out, say=console.print)
+        else:
+            found = None if base else running.newest_checkpoint(here, console.print)
+            drawing.plain(run, found, prompt, images=images, seed=seed, out=out)
     console.print(f"{images} pictures of {prompt!r}: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
-def report(folder: RunFolder) -> None:
+def report(folder: RunPlace) -> None:
     """Write a run's report.html again, from what its folder holds."""
     from pcpo_ray import runs as running
+    from pcpo_ray.folder import RunFolder
     from pcpo_ray.report import write
 
-    running.read(folder)
-    Console().print(f"report: {write(folder)}", markup=False, highlight=False, soft_wrap=True)
+    with RunFolder.of(folder).fetched(records=True) as home:
+        running.read(home.local)
+        page = write(home.local)
+        home.put(page)
+        place = page if home.url is None else f"{home.place}/{page.name}"
+        Console().print(f"report: {place}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

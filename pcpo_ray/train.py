@@ -6,12 +6,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pcpo_ray import batches, checkpoint, config, evaluation, status
+from pcpo_ray import batches, config, evaluation, status
 from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
@@ -74,13 +73,13 @@ class Loop:
         self._report(row)
         self.traffic.spoke()
 
-    def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint."""
-        state = self.stages.learner.restore(folder)
+    def restore(self, step: int) -> None:
+        """Continue from the checkpoint of a step."""
+        state = self.stages.learner.restore(self.recorder.home, step)
         self.step = self.saved = state.step
         for name, history in self.histories.items():
             history.restore(state.histories[name])
-        self.recorder.event("resumed", step=self.step, checkpoint=folder.name)
+        self.recorder.event("resumed", step=self.step, checkpoint=self.recorder.home.checkpoint(step).name)
 
     def train(self) -> None:
         """Run to the last step. A KeyboardInterrupt ends it after the update in progress, with a checkpoint."""
@@ -248,7 +247,7 @@ class Loop:
         self.sampling.clear()
         self.updating = None
         self.stages.learner.recover()
-        found = checkpoint.newest(self.recorder.folder, self.traffic.say)
+        found = self.recorder.home.newest(self.traffic.say)
         self.step, self.saved = 0, None
         self.histories = batches.make_histories(self.run)
         if found is not None:
@@ -321,6 +320,7 @@ class Loop:
             "workers": {role: size.ready for role, size in self.stages.sizes().items()},
         }
         self._record("evaluation", row)
+        self.recorder.home.push_records()
 
     def _tell_meter(self) -> None:
         self.recorder.meter.status(
@@ -344,9 +344,9 @@ class Loop:
         self.traffic.enter("checkpoint")
         started = time.perf_counter()
         histories = {name: history.state() for name, history in self.histories.items()}
-        folder = checkpoint.folder_for(self.recorder.folder, self.step)
-        self.stages.learner.save(folder, State(step=self.step, histories=histories))
-        checkpoint.prune(self.recorder.folder, self.run.checkpoints.keep)
+        self.recorder.home.push_records()  # before: a checkpoint must not outrun what led to it
+        self.stages.learner.save(self.recorder.home, State(step=self.step, histories=histories))
+        self.recorder.home.prune(self.run.checkpoints.keep)
         self.saved = self.step
         self.recorder.event("checkpoint", step=self.step, seconds=time.perf_counter() - started)
 

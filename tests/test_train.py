@@ -21,13 +21,16 @@ from pcpo_ray.stages import LearnerLostError, RolloutsLostError, Size
 from tests import small
 
 
-def go(run, folder, *, stages=None, found=None):
-    recorder = Recorder.create(folder, run) if found is None else runs.resume(folder, run, lambda line: None)[0]
+def go(run, folder, *, stages=None, found=None, url=None):
+    if found is None:
+        recorder, step = Recorder.create(folder, run, url=url), None
+    else:
+        recorder, step = runs.resume(folder, run, lambda line: None, url=url)
     stages = stages or runs.stages(run, local=True, say=lambda line: None)
     prompts, held_out = runs.sources(run)
     loop = train.Loop(run, stages, recorder, prompts=prompts, held_out=held_out)
-    if found is not None:
-        loop.restore(found)
+    if step is not None:
+        loop.restore(step)
     loop.train()
     return recorder
 
