@@ -1,4 +1,4 @@
-"""pcpo-ray train | evaluate | sample | report, and the commands of `pcpo_ray.operate`."""
+"""pcpo-ray train | evaluate | sample | report | study, and the commands of `pcpo_ray.operate`."""
 
 import contextlib
 import shlex
@@ -234,6 +234,24 @@ def plan(
         page.show_pace(planned, found, pace.forecast(run, found), console)
     if not all(verdict.fits for verdict in verdicts):
         raise typer.Exit(1)
+
+
+@app.command()
+def study(
+    path: Annotated[Path, typer.Argument(metavar="STUDY", help="A study, such as configs/studies/diffusion.yaml.")],
+    local: Local = False,
+    runs: Annotated[Path, typer.Option(help="The study's folder is RUNS/<name>.")] = Path("runs"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; by default as many as the machine has cores for.")
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Only the table and the page, from the runs that are there.")
+    ] = False,
+) -> None:
+    """Compare arms on the same seeds; the same again keeps the runs that are whole and goes on with the others."""
+    from pcpo_ray.study import running
+
+    running.command(path, runs, local=local, jobs=jobs, report_only=report_only, console=Console())
 
 
 for command in operate.COMMANDS:

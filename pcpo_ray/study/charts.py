@@ -20,9 +20,7 @@ Look = tuple[Colour, bool]
 
 def looks(results: Results) -> dict[str, Look]:
     """How each arm is drawn, by its name."""
-    return {
-        name: (COLOURS[place % len(COLOURS)], place >= len(COLOURS)) for place, name in enumerate(results.arms)
-    }
+    return {name: (COLOURS[place % len(COLOURS)], place >= len(COLOURS)) for place, name in enumerate(results.arms)}
 
 
 def reward(results: Results, name: str, axis: str, where: Callable[[Arm], Sequence[float]]) -> Markup:
@@ -70,14 +68,14 @@ def by_timestep(results: Results, name: str, title: str, unit: str, *, percent: 
         grids.setdefault(tuple(arm.timesteps), []).append(arm)
     charts = []
     for place, (timesteps, arms) in enumerate(grids.items()):
-        curves = [
-            _curve(results, arm, list(range(len(timesteps))), arm.per_timestep(name), thin=True) for arm in arms
-        ]
+        curves = [_curve(results, arm, list(range(len(timesteps))), arm.per_timestep(name), thin=True) for arm in arms]
         ticks = [f"{timestep:.0f}" for timestep in timesteps]
         axes = Axes(
             x="timestep, from noise to picture", y=unit, ticks=ticks, percent=percent, from_zero=True, legend=False
         )
-        charts.append(figures.chart(f"timestep-{name.replace('_', '-')}-{place}", f"{title}, by timestep", curves, axes))
+        charts.append(
+            figures.chart(f"timestep-{name.replace('_', '-')}-{place}", f"{title}, by timestep", curves, axes)
+        )
     return charts
 
 

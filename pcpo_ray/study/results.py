@@ -219,11 +219,18 @@ class Results:
         times = {name: [self.reached(arm, value) for value in values] for name, arm in self.arms.items()}
         speeds = [[statistics.speed(*both) for both in zip(times[a], times[b], strict=True)] for a, b in pairs]
         columns = [statistics.holm([row[place].p for row in speeds]) for place in range(len(values))]
+        adjusted = statistics.holm(p)
         return [
             Comparison(
-                arm, other, statistics.interval(change), p[row], adjusted, speeds[row], [c[row] for c in columns]
+                arm=arm,
+                other=other,
+                change=statistics.interval(changes[row]),
+                p=p[row],
+                adjusted=adjusted[row],
+                speeds=speeds[row],
+                speeds_adjusted=[column[row] for column in columns],
             )
-            for row, ((arm, other), change, adjusted) in enumerate(zip(pairs, changes, statistics.holm(p), strict=True))
+            for row, (arm, other) in enumerate(pairs)
         ]
 
     @cached_property

@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from rich.console import Console
+
 from pcpo_ray import config, config_file
 from pcpo_ray.disk import writing
 from pcpo_ray.errors import StudyError
-from pcpo_ray.study import plan, results
+from pcpo_ray.runs import ended_by_signals
+from pcpo_ray.study import page, plan, results, table
 from pcpo_ray.study.plan import Planned, Study
 
 LOOK = 0.2
@@ -153,3 +156,27 @@ def default_jobs(study: Study, *, local: bool) -> int:
         return 1
     most = max(threads(plan.planned(study, arm, study.seeds[0]).run) for arm in study.arms)
     return max(1, len(os.sched_getaffinity(0)) // most)
+
+
+def command(path: Path, runs: Path, *, local: bool, jobs: int | None, report_only: bool, console: Console) -> None:
+    """`pcpo-ray study`: make the runs that are wanting, then the table and the page."""
+    study = plan.load(path)
+    plan.check(study)
+    folder = runs / study.name
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    if not report_only:
+        jobs = jobs or default_jobs(study, local=local)
+        say(f"{study.name}: {len(study.arms)} arms x {len(study.seeds)} seeds, {jobs} runs at a time, in {folder}")
+        try:
+            with ended_by_signals():
+                Runner(study, folder, local=local, jobs=jobs, say=say).run()
+        except KeyboardInterrupt:
+            say("stopped; the same command continues the study")
+            raise
+    found = results.read(study, folder)
+    table.show(found, console)
+    for written in page.write(found, path):
+        say(f"written: {written}")

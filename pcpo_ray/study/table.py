@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.console import Console
+from rich.markup import escape
 
 from pcpo_ray.evaluation import Estimate
 from pcpo_ray.report import number
@@ -37,11 +39,11 @@ def _outcome(results: Results) -> Table:
         heads,
         [_row(arm, compared.get(name)) for name, arm in results.arms.items()],
         [
-            f"{seeds} seeds. reward: mean over seeds with its 95% t-interval. change: against the arm named, seed by seed, "
-            "with the 95% t-interval of the paired differences.",
+            f"{seeds} seeds. reward: mean over seeds with its 95% t-interval. change: against the arm named, seed by "
+            "seed, with the 95% t-interval of the paired differences.",
             _power(seeds, len(results.comparisons)),
-            "clipped: the clip fraction, share of (picture, step) pairs with |log ratio| above the clip range, over all "
-            "updates. gradient norm: before it is cut, mean over updates. s/update: median, evaluations not counted.",
+            "clipped: the clip fraction, share of (picture, step) pairs with |log ratio| above the clip range, over "
+            "all updates. gradient norm: before it is cut, mean over updates. s/update: median, evaluations not counted.",
         ],
     )
 
@@ -65,13 +67,12 @@ def _row(arm: Arm, comparison: Comparison | None) -> list[str]:
 def _power(seeds: int, comparisons: int) -> str:
     """What the test can find at all."""
     least = statistics.least_p(seeds)
+    lowest = min(1.0, comparisons * least)
     text = (
         f"p: exact sign-flip test over the {seeds} paired seeds, two-sided; it cannot be below {p(least)}. p (Holm): "
-        f"adjusted for the {comparisons} comparisons; not below {p(min(1.0, comparisons * least))} for the smallest of them."
+        f"adjusted for the {comparisons} comparisons; the smallest of them cannot be below {p(lowest)}."
     )
-    return (
-        text if comparisons * least < 0.05 else f"{text} So no difference can be significant at 0.05 after Holm here."
-    )
+    return text if lowest < 0.05 else f"{text} So no difference can be significant at 0.05 after Holm here."
 
 
 def _targets(results: Results) -> Table:
@@ -87,11 +88,8 @@ def _targets(results: Results) -> Table:
             for one in compared:
                 row += [speed(one.speeds[place]), one.other, p(one.speeds[place].p), p(one.speeds_adjusted[place])]
             rows.append(row if compared else [*row, "", "", "", ""])
-    meant = (
-        f"above {results.study.first}'s reward before training at the same seed"
-        if gain
-        else "the held-out reward itself"
-    )
+    start = f"above {study.first}'s reward before training at the same seed"
+    meant = start if gain else "the held-out reward itself"
     return Table(
         "Updates to a target",
         ["target", "arm", "reached", "median updates", "ratio", "against", "p", "p (Holm)"],
@@ -108,9 +106,8 @@ def _targets(results: Results) -> Table:
 
 def _matched(results: Results) -> Table:
     first = results.first
-    names = [
-        name for name in (*first.watched[1:], *first.quality) if all(_has(arm, name) for arm in results.arms.values())
-    ]
+    arms = results.arms.values()
+    names = [name for name in (*first.watched[1:], *first.quality) if all(_has(arm, name) for arm in arms)]
     level = statistics.interval(np.array(results.matched))
     start = statistics.interval(first.held_out()[:, 0])
     return Table(
@@ -125,9 +122,9 @@ def _matched(results: Results) -> Table:
             for name, arm in results.arms.items()
         ],
         [
-            f"Where each run first has the highest reward that the runs of all arms reach at its seed: {number(level.mean)} "
-            f"on average, {number(level.mean - start.mean, '+')} from {first.name}'s start. Means over seeds with 95% "
-            "t-intervals, straight between evaluations.",
+            "Where each run first has the highest reward that the runs of all arms reach at its seed: "
+            f"{number(level.mean)} on average, {number(level.mean - start.mean, '+')} from {first.name}'s start. Means "
+            "over seeds with 95% t-intervals, straight between evaluations.",
         ],
     )
 
@@ -149,8 +146,8 @@ def _search(results: Results) -> Table:
         rows,
         [
             "The same rates for every arm, on seeds that the study does not use: "
-            f"{', '.join(map(str, search.seeds))}. Held-out reward, averaged over the evaluations after the start and the "
-            "seeds; the highest (*) is kept, of equal ones the lowest rate."
+            f"{', '.join(map(str, search.seeds))}. Held-out reward, averaged over the evaluations after the start and "
+            "the seeds; the highest (*) is kept, of equal ones the lowest rate."
         ],
     )
 
@@ -184,3 +181,19 @@ def markdown(results: Results) -> str:
         parts += [f"## {table.title}", cells, "\n".join(f"- {note}" for note in table.notes)]
     made = "; ".join(f"{key}: {' / '.join(values)}" for key, values in results.surroundings.items())
     return "\n\n".join([*parts, f"Made on: {made}."]) + "\n"
+
+
+def show(results: Results, console: Console) -> None:
+    """The tables in a terminal."""
+    from rich import box
+    from rich.table import Table as Drawn
+
+    for table in tables(results):
+        drawn = Drawn(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+        for head in table.heads:
+            drawn.add_column(head)
+        for row in table.rows:
+            drawn.add_row(*map(escape, row))
+        console.print(drawn)
+        for note in table.notes:
+            console.print(note, style="dim", markup=False, highlight=False)
