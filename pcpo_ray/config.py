@@ -184,7 +184,7 @@ class Sampling:
     `shared_noise` starts all images of a group from the same noise. `detach_unconditional` keeps the gradient out of
     guidance's unconditional branch (Flow-GRPO). `batch` images go through the network at once (null: a whole group);
     the learner uses the same, so that both compute the same bits. `shift` (flow; null: the model's own scheduler) is
-    that of an even grid of times.
+    that of an even grid of times. `storage` is the dtype that trajectories are sampled, kept and compared in.
     """
 
     steps: Count = 20
@@ -198,6 +198,7 @@ class Sampling:
     width: Count | None = None
     batch: Count | None = None
     shift: Positive | None = None
+    storage: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.trained_steps is not None and self.trained_steps > self.steps:
@@ -300,6 +301,8 @@ class Surrogate:
     noise's deviation over the mean deviation (TempFlow-GRPO, arXiv 2508.04324). `kl` times the KL divergence from the
     reference, the model under the adapter, is added to the loss. `correction` (null: none) weighs what older weights
     sampled by the ratio of the present ones to those, at most this much, and takes log-ratios against the present ones.
+    `log_ratio` replay is the difference of two log-probabilities of the stored latents, as in code that has no
+    decomposed one: rounding makes it differ from 0 at equal weights, so no run is stopped for that. For comparisons.
     """
 
     clip_range: Positive = 1e-4
@@ -307,6 +310,7 @@ class Surrogate:
     step_loss: Literal["uniform", "noise"] = "uniform"
     kl: NonNegative = 0.0
     correction: Positive | None = None
+    log_ratio: Literal["decomposed", "replay"] = "decomposed"
 
 
 @config
@@ -668,6 +672,11 @@ class Run:
                     f"{path} is {kind!r}, which model.kind={self.model.kind} does not have; "
                     f"expected one of {list(kinds[path])}"
                 )
+        if self.objective.log_ratio == "replay" and self.credit.kind != "native":
+            raise ValueError(
+                f"objective.log_ratio is replay with credit.kind={self.credit.kind}, and a replay has its own sampler's "
+                "weights; set credit.kind=native, or objective.log_ratio=decomposed"
+            )
         if isinstance(self.model.train, Full):
             for asks, what in (
                 (isinstance(self.credit, Interpolate), "credit.kind=interpolate"),
@@ -683,5 +692,5 @@ DIFFUSION_KINDS = {
 }
 FLOW_KINDS = {
     "sampling.process.kind": ("constant_noise", "ratio_noise"),
-    "credit.kind": ("native", "proportionate"),
+    "credit.kind": ("native", "reweight", "proportionate"),
 }

@@ -114,8 +114,8 @@ class Learner:
                 opened = trajectory.to(self.policy.device)
                 found[place] = torch.zeros(opened.log_probs.shape, device=self.policy.device)
                 for rows, conditioning in self._micro_batches(opened):
-                    for k, index in enumerate(opened.steps.tolist()):
-                        prediction = self.policy.predict(opened.latents[rows, k], index, conditioning)
+                    for k in range(len(opened.steps)):
+                        prediction = self._predict(opened, rows, k, conditioning)
                         found[place][rows, k] = self._log_ratio(prediction, opened, rows, k)
                         passes += 1
             if self.rank.sharded:
@@ -123,9 +123,18 @@ class Learner:
                     canary.output(self.policy)
         return found
 
+    def _predict(self, trajectory: Trajectory, rows: slice, k: int, conditioning: Conditioning) -> Tensor:
+        """The present prediction at the k-th trained step, rounded as the sampler's was."""
+        prediction = self.policy.predict(trajectory.latents[rows, k], int(trajectory.steps[k]), conditioning)
+        return objective.rounded(prediction, trajectory.predictions.dtype)
+
     def _log_ratio(self, prediction: Tensor, trajectory: Trajectory, rows: slice, k: int) -> Float[Tensor, " B"]:
         index, plan = int(trajectory.steps[k]), self.policy.credit
         terms = (prediction, trajectory.predictions[rows, k], trajectory.noises[rows, k])
+        if self.run.objective.log_ratio == "replay":
+            step, latents = plan.steps[index], trajectory.latents[rows, k]
+            next_latents, _ = step.draw(latents, *terms[1:])  # the bits that the sampler went on with
+            return step.log_prob(next_latents, latents, prediction) - trajectory.log_probs[rows, k]
         return objective.log_ratio(*terms, weight=plan.weights[index], sign=plan.steps[index].sign)
 
     def _micro_batches(self, trajectory: Trajectory) -> Iterator[tuple[slice, Conditioning]]:
@@ -216,9 +225,9 @@ class Learner:
         for rows, conditioning in self._micro_batches(trajectory):
             advantage = advantages[rows]
             for k, index in enumerate(trajectory.steps.tolist()):
-                prediction = self.policy.predict(trajectory.latents[rows, k], index, conditioning)
+                prediction = self._predict(trajectory, rows, k, conditioning)
                 log_ratio = self._log_ratio(prediction, trajectory, rows, k)
-                if unchanged:
+                if unchanged and settings.log_ratio == "decomposed":
                     self._check_unchanged(index, log_ratio)
                 factor: float | Tensor = self.factors[index]
                 if corrected:

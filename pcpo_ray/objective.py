@@ -36,6 +36,18 @@ def log_ratio(
     return -(w * d * (s * z + 0.5 * w * d)).flatten(1).mean(1)
 
 
+def rounded(prediction: Float[Tensor, "B ..."], dtype: torch.dtype) -> Float[Tensor, "B ..."]:
+    """The values that `dtype` has for these, in the dtype that they came in and with the gradient of no rounding.
+
+    Rounded as what is stored was, equal predictions stay equal. A cast back and forth would round the gradient too,
+    which is 0 in float16.
+    """
+    if dtype == prediction.dtype:
+        return prediction
+    detached = prediction.detach()
+    return prediction + (detached.to(dtype).to(prediction.dtype) - detached)  # the sum is exact
+
+
 def clipped_ratio(
     log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float
 ) -> Float[Tensor, " B"]:

@@ -67,17 +67,19 @@ class Sampler:
         # evaluations sample in one and the same way, whatever part of the steps a batch is trained on
         credit = self.policy.credit_of(task.step, task.position) if training else self.policy.credit
         conditioning = denoiser.encode([task.prompt.text])
-        latents, noises = self.noise(task)
+        dtype = getattr(torch, self.run.sampling.storage)
+        latents, noises = (drawn.to(dtype) for drawn in self.noise(task))
         kept: dict[str, list[Tensor]] = {"latents": [], "predictions": [], "noises": [], "log_probs": []}
         for index, step in enumerate(credit.steps):
-            prediction, drawn_with = self._predict(latents, index, conditioning, credit.mix[index])
+            predicted = self._predict(latents, index, conditioning, credit.mix[index])
+            prediction, drawn_with = (one.to(dtype) for one in predicted)
             noise = noises[:, index].to(latents.device)
             before = latents
             latents, log_prob = step.draw(before, drawn_with, noise)
             if training and index in credit.trained:
                 for name, value in zip(kept, (before, prediction, noise, log_prob), strict=True):
                     kept[name].append(value)
-        images = denoiser.decode(latents)
+        images = denoiser.decode(latents.float())
         if not training:
             return None, images
         stacked = {name: torch.stack(values, dim=1) for name, values in kept.items()}

@@ -90,7 +90,8 @@ def trajectory_of(run: Run) -> int:
     model, steps = hollow_of(run), trained_steps(run)
     pairs = run.rollout.images * steps
     index = torch.long.itemsize * steps
-    return 3 * pairs * model.latents + FLOAT * pairs + index + size_of(*model.encoded[0].values())
+    latents = model.latents * getattr(torch, run.sampling.storage).itemsize // FLOAT
+    return 3 * pairs * latents + FLOAT * pairs + index + size_of(*model.encoded[0].values())
 
 
 def pictures_of(run: Run, images: int) -> int:

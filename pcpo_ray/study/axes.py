@@ -41,11 +41,11 @@ def axes(run: config.Run) -> dict[str, Any]:
     subset = "all of them" if sampling.subset is None else asdict(sampling.subset)
     return {
         "model": {key: value for key, value in asdict(run.model).items() if key != "dtype"},
-        "storage dtype": [run.model.dtype, optimizer.mixed_precision],
+        "storage dtype": [sampling.storage, run.model.dtype, optimizer.mixed_precision],
         "denoising": {key: getattr(sampling, key) for key in ("steps", "guidance_scale", "height", "width", "shift")},
         "trained steps": [[schedule.timesteps[index] for index in plan.trained], subset],
         "mean credit weight": math.fsum(plan.weights[index] for index in plan.trained) / len(plan.trained),
-        "clip fraction": [objective.clip_range, objective.clip_scale],
+        "clip fraction": [objective.clip_range, objective.clip_scale, objective.log_ratio],
         "batch": [asdict(run.rollout), optimizer.updates, optimizer.epochs],
         "steps": run.steps,
         "prompts": asdict(run.prompts),

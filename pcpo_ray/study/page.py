@@ -66,7 +66,8 @@ def _sections(results: Results) -> list[tuple[str, str, list[tuple[str, str, lis
         (
             "Held-out reward",
             "Mean over seeds; bands are one standard error over seeds, but 95% t-intervals where arms are compared. "
-            "Seeds differ in their prompts and noise, which all arms of a seed share: differences are surer than levels.",
+            "Seeds differ in their prompts and noise, which all arms of a seed share: differences are surer than "
+            "levels.",
             [
                 (
                     "Against the arm compared with",

@@ -22,12 +22,13 @@ class Arm:
     """Its config keys `a.b.c` and their values, beside the study's.
 
     It is compared with the arm `against` (null: the first one), to which it must be equal on every axis (axes.py) but
-    those it `varies`.
+    those it `varies`. `seed_offset` is added to its runs' seeds: equal arms that are to differ by chance alone.
     """
 
     set: Mapping[str, Any] = field(default_factory=dict)
     against: str | None = None
     varies: tuple[Axis, ...] = ()
+    seed_offset: NonNegativeInt = 0
 
 
 @config.config
@@ -120,7 +121,9 @@ def planned(study: Study, arm: str, seed: int, *, rate: float | None = None, sea
     """An arm's run. With `searching` it is one of the search's. Raises ConfigError that names the arm."""
     data = copy.deepcopy(dict(study.base)) if isinstance(study.base, Mapping) else {}
     name = f"{study.name}-{arm}" + (f"-rate{rate:g}" if searching else "") + f"-seed{seed}"
-    keys = {**study.set, **study.arms[arm].set, **({} if rate is None else {RATE: rate}), "seed": seed, "name": name}
+    chosen = {} if rate is None else {RATE: rate}
+    own = {"name": name, "seed": seed + study.arms[arm].seed_offset}
+    keys = {**study.set, **study.arms[arm].set, **chosen, **own}
     for key, value in keys.items():
         config_file.set_key(data, f"{key}={yaml.safe_dump(value, default_flow_style=True)}")
     run = config_file.parse(data, source=f"study {study.name}, arm {arm}")

@@ -33,7 +33,19 @@ def tables(results: Results) -> list[Table]:
 def _outcome(results: Results) -> Table:
     compared = {comparison.arm: comparison for comparison in results.comparisons}
     seeds, steps = len(results.study.seeds), results.first.run.steps
-    heads = ["arm", "rate", "reward", "change", "against", "p", "p (Holm)", "clipped", "gradient norm", "s/update"]
+    heads = [
+        "arm",
+        "rate",
+        "reward",
+        "change",
+        "against",
+        "p",
+        "p (Holm)",
+        "clipped",
+        "first",
+        "gradient norm",
+        "s/update",
+    ]
     return Table(
         f"Held-out reward after {steps} updates",
         heads,
@@ -43,7 +55,8 @@ def _outcome(results: Results) -> Table:
             "seed, with the 95% t-interval of the paired differences.",
             _power(seeds, len(results.comparisons)),
             "clipped: the clip fraction, share of (picture, step) pairs with |log ratio| above the clip range, over "
-            "all updates. gradient norm: before it is cut, mean over updates. s/update: median, evaluations not counted.",
+            "all updates; first: of the first update alone. gradient norm: before it is cut, mean over updates. "
+            "s/update: median, evaluations not counted.",
         ],
     )
 
@@ -52,13 +65,14 @@ def _row(arm: Arm, comparison: Comparison | None) -> list[str]:
     found = ["", "", "", ""]
     if comparison is not None:
         found = [estimate(comparison.change, "+"), comparison.other, p(comparison.p), p(comparison.adjusted)]
+    clipped = arm.trained("clip_fraction")
     seconds = np.median([[row["seconds"] for row in record.steps] for record in arm.records])
     return [
         arm.name,
         f"{arm.rate:g}",
         estimate(statistics.interval(arm.held_out()[:, -1])),
         *found,
-        f"{100 * np.mean(arm.trained('clip_fraction')):.1f}%",
+        *(f"{100 * np.mean(values):.1f}%" for values in (clipped, clipped[:, 0])),
         number(float(np.mean(arm.trained("gradient_norm")))),
         f"{seconds:.2f}",
     ]
