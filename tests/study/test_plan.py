@@ -1,0 +1,144 @@
+"""A study's file is read whole or refused; arms that are compared are equal where they must be."""
+
+from pathlib import Path
+
+import pytest
+
+from pcpo_ray.errors import ConfigError, StudyError
+from pcpo_ray.study import plan
+from tests.study import stored
+
+STUDIES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yaml"))
+
+
+def arms(**second):
+    return {"ddpo": {}, "pcpo": second}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_shipped_study_loads_and_its_arms_can_start_and_be_compared(path):
+    study = plan.load(path)
+    plan.check(study)
+    assert len(study.seeds) >= 5
+    names = [one.run.name for one in (*plan.search_runs(study), *plan.main_runs(study, {}))]
+    assert len(set(names)) == len(names) and all(name.startswith(f"{study.name}-") for name in names)
+
+
+def test_shipped_studies_have_names_of_their_own():
+    names = [plan.load(path).name for path in STUDIES]
+    assert STUDIES and len(set(names)) == len(names)
+
+
+def test_the_studies_of_both_rewards_differ_in_the_reward_alone():
+    one, other = (plan.load(next(p for p in STUDIES if p.stem == stem)) for stem in ("diffusion", "diffusion_jpeg"))
+    assert one.arms == other.arms and one.seeds == other.seeds and one.search == other.search
+    keys = {key for key in {*one.set, *other.set} if one.set.get(key) != other.set.get(key)}
+    assert keys == {"rewards", "evaluation.rewards"}
+
+
+def test_a_base_is_found_from_the_studys_file(tmp_path):
+    (tmp_path / "configs").mkdir()
+    path = tmp_path / "configs" / "study.yaml"
+    with pytest.raises(ConfigError, match=r"no config file at .*absent\.yaml"):
+        path.write_text("{name: x, base: ../absent.yaml, arms: {a: {}, b: {}}, seeds: [1, 2], targets: {values: [1]}}")
+        plan.load(path)
+
+
+def test_an_arm_is_the_base_the_studys_keys_its_own_and_a_seed():
+    study = stored.study(set={"optimizer.learning_rate": 1e-3, "steps": 8})
+    run = plan.planned(study, "pcpo", 3).run
+    assert (run.name, run.seed, run.steps, run.optimizer.learning_rate) == ("small-pcpo-seed3", 3, 8, 1e-3)
+    assert (run.credit.kind, run.objective.kind) == ("reweight", "log_hinge")
+    shifted = stored.study(arms=arms(seed_offset=1000))
+    assert plan.planned(shifted, "pcpo", 3).run.seed == 1003
+
+
+def test_the_search_has_the_same_rates_for_every_arm_on_seeds_of_its_own():
+    study = stored.study(search={"rates": [1e-3, 2e-3], "seeds": [7, 8]})
+    runs = plan.search_runs(study)
+    assert len({one.run.name for one in runs}) == len(runs) == 2 * 2 * 2
+    for arm in study.arms:
+        found = [(one.rate, one.run.optimizer.learning_rate, one.seed) for one in runs if one.arm == arm]
+        assert found == [(1e-3, 1e-3, 7), (1e-3, 1e-3, 8), (2e-3, 2e-3, 7), (2e-3, 2e-3, 8)]
+    kept = plan.main_runs(study, {"ddpo": 1e-3, "pcpo": 2e-3})
+    assert {(one.arm, one.run.optimizer.learning_rate) for one in kept} == {("ddpo", 1e-3), ("pcpo", 2e-3)}
+
+
+WRONG = [
+    ({"seeds": [1]}, ["seeds", "at least 2"]),
+    ({"seeds": [1, 1]}, ["seeds names a seed twice"]),
+    ({"arms": {"ddpo": {}}}, ["arms", "at least 2"]),
+    ({"arms": arms(sets={})}, ["arms.pcpo.sets", "did you mean 'set'?"]),
+    ({"arms": arms(varies=["storge dtype"])}, ["arms.pcpo.varies.0", "'storge dtype'", "'storage dtype'"]),
+    ({"arms": arms(against="pcpo")}, ["arms.pcpo.against", "an arm above it"]),
+    ({"arms": {"ddpo": {"varies": ["steps"]}, "pcpo": {}}}, ["arms.ddpo is the first"]),
+    ({"arms": {"../x": {}, "pcpo": {}}}, ["'../x'", "one folder name"]),
+    ({"name": "a/b"}, ["name", "'a/b'"]),
+    ({"search": {"rates": [1e-3, 2e-3], "seeds": [1]}}, ["search.seeds", "[1]"]),
+    ({"search": {"rates": [1e-3], "seeds": [9]}}, ["search.rates", "at least 2"]),
+    (
+        {"search": {"rates": [1e-3, 2e-3], "seeds": [9]}, "set": {"optimizer.learning_rate": 1e-3}},
+        ["optimizer.learning_rate", "searched for"],
+    ),
+    ({"targets": {"values": []}}, ["targets.values", "at least 1"]),
+    ({"target": {"values": [1]}}, ["target", "did you mean 'targets'?"]),
+]
+
+
+@pytest.mark.parametrize("changes, words", WRONG, ids=[" ".join(words) for _, words in WRONG])
+def test_a_wrong_study_is_refused_with_the_path_and_what_was_expected(changes, words):
+    with pytest.raises(ConfigError) as raised:
+        stored.study(**changes)
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_a_wrong_key_of_an_arm_names_the_arm():
+    with pytest.raises(ConfigError, match=r"study small, arm pcpo(.|\n)*did you mean 'clip_range'"):
+        plan.check(stored.study(arms=arms(set={"objective.clip_rnage": 1})))
+
+
+UNEQUAL = [
+    ("storage dtype", {"sampling.storage": "bfloat16"}),
+    ("storage dtype", {"optimizer.mixed_precision": "bf16"}),
+    ("trained steps", {"sampling.trained_steps": 2}),
+    ("trained steps", {"sampling.subset": {"kind": "window", "size": 2}}),
+    ("mean credit weight", {"credit": {"kind": "interpolate", "w_star": 0.1}}),
+    ("clip fraction", {"objective.clip_range": 1e-3}),
+    ("clip fraction", {"objective.clip_scale": "weight"}),
+    ("clip fraction", {"objective.log_ratio": "replay"}),
+    ("batch", {"rollout.images": 6}),
+    ("batch", {"optimizer.updates": 2}),
+    ("steps", {"steps": 5}),
+    ("rewards", {"rewards": [{"kind": "jpeg_compressibility"}]}),
+    ("prompts", {"prompts": {"kind": "shapes", "split": "held_out"}}),
+    ("evaluation", {"evaluation.count": 2}),
+    ("denoising", {"sampling.guidance_scale": 2.0}),
+    ("model", {"model.train.rank": 4}),
+]
+
+
+@pytest.mark.parametrize("axis, keys", UNEQUAL, ids=[f"{axis} {next(iter(keys))}" for axis, keys in UNEQUAL])
+def test_arms_that_are_unequal_are_refused_unless_the_study_is_about_that(axis, keys):
+    with pytest.raises(StudyError, match=rf"arm pcpo cannot be compared with ddpo:(.|\n)*  {axis}: pcpo has"):
+        plan.check(stored.study(arms=arms(set=keys)))
+    varied = ["trained steps", "mean credit weight"] if keys.get("sampling.trained_steps") else [axis]
+    plan.check(stored.study(arms=arms(set=keys, varies=varied)))
+
+
+def test_what_does_not_vary_is_not_to_be_listed():
+    with pytest.raises(StudyError, match="steps: under `varies`, but the same in both"):
+        plan.check(stored.study(arms=arms(varies=["steps"])))
+
+
+def test_an_arm_is_measured_by_the_one_it_is_compared_with():
+    longer = {"steps": 8}
+    study = stored.study(
+        arms={"a": {}, "b": {"set": longer, "varies": ["steps"]}, "c": {"set": longer, "against": "b"}}
+    )
+    plan.check(study)
+    assert plan.compared(study) == [("b", "a"), ("c", "b")]
+
+
+def test_all_four_credits_of_a_schedule_have_the_same_mean_weight():
+    kinds = ("native", "reweight", "variance", "interpolate")
+    plan.check(stored.study(arms={kind: {"set": {"credit": {"kind": kind}}} for kind in kinds}))
