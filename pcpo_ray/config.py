@@ -674,8 +674,8 @@ class Run:
                 )
         if self.objective.log_ratio == "replay" and self.credit.kind != "native":
             raise ValueError(
-                f"objective.log_ratio is replay with credit.kind={self.credit.kind}, and a replay has its sampler's own "
-                "weights; set credit.kind=native, or objective.log_ratio=decomposed"
+                f"objective.log_ratio is replay with credit.kind={self.credit.kind}, and a replay has its sampler's "
+                "own weights; set credit.kind=native, or objective.log_ratio=decomposed"
             )
         if isinstance(self.model.train, Full):
             for asks, what in (

@@ -38,6 +38,7 @@ WRONG = {
         "mixed_precision is bf16",
         "float32 or bfloat16",
     ],
+    "objective.log_ratio=replay": ["objective.log_ratio is replay", "credit.kind=reweight", "credit.kind=native"],
     "sampling.trained_steps=21": ["sampling.trained_steps is 21", "of 8 steps"],
     "name=../elsewhere": ["name", "'../elsewhere'"],
     "trackers=[tensorbord]": ["trackers.0", "'tensorbord'"],

@@ -270,3 +270,31 @@ def test_without_a_correction_the_log_ratio_is_against_the_policy_that_sampled(s
     groups = batch(sampler, learner)
     learner.update(1, groups)
     assert learner.update(2, groups).diagnostics["overall"]["max_log_ratio"] > 1e-6
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("model", ["small_sd", "small_flux"])
+def test_the_decomposed_log_ratio_is_zero_at_equal_weights_in_every_storage(model, storage, request):
+    changes = {"sampling__storage": storage, "credit__kind": "native", "optimizer__updates": 1}
+    sampler, learner = pair(request.getfixturevalue(model), **changes)
+    update = learner.update(1, batch(sampler, learner))
+    assert update.diagnostics["overall"]["max_log_ratio"] == 0.0
+    assert update.gradient_norm > 0
+
+
+@pytest.mark.parametrize("storage, least, most", [("float32", 0, 1e-5), ("bfloat16", 1e-4, 1), ("float16", 1e-5, 1)])
+def test_a_replay_is_off_by_what_rounding_did_to_the_stored_latents(small_sd, storage, least, most):
+    changes = {"sampling__storage": storage, "credit__kind": "native", "objective__log_ratio": "replay"}
+    sampler, learner = pair(small_sd, **changes)
+    update = learner.update(1, batch(sampler, learner))
+    assert least <= update.diagnostics["overall"]["max_log_ratio"] <= most
+
+
+def test_in_float32_a_replay_learns_what_the_decomposed_log_ratio_does(small_sd):
+    found = []
+    for kind in ("decomposed", "replay"):
+        sampler, learner = pair(small_sd, credit__kind="native", objective__log_ratio=kind)
+        learner.update(1, batch(sampler, learner))
+        found.append(learner.parameters)
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], atol=2e-4), name

@@ -148,6 +148,17 @@ def test_in_float32_the_loss_keeps_the_digits_that_exp_minus_one_loses(change, n
     assert -loss.item() == pytest.approx(exact, rel=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_values_are_those_of_the_dtype_and_their_gradient_is_not_rounded(dtype):
+    scales = torch.logspace(-9, 3, 4001)
+    values = (scales * torch.randn(4001, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    found = objective.rounded(values, dtype)
+    assert torch.equal(found, values.detach().to(dtype).float()) and not torch.equal(found, values)
+    (found * 1e-12).sum().backward()
+    assert torch.equal(values.grad, torch.full_like(values, 1e-12))
+    assert objective.rounded(values, torch.float32) is values
+
+
 def test_exp_minus_one_vanishes_in_half_types_where_expm1_does_not():
     for dtype, change in ((torch.float16, 4e-4), (torch.bfloat16, 3e-3)):
         value = torch.tensor([change], dtype=dtype)

@@ -164,3 +164,16 @@ def test_without_a_shared_cache_no_text_is_encoded_ahead(small_sd, monkeypatch):
     monkeypatch.setattr(StableDiffusion, "encode_one", lambda self, text: entered.append(text))
     sampler.prepare(task())
     assert entered == []
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float16"])
+def test_a_trajectory_is_sampled_in_the_dtype_that_it_is_kept_in(small_sd, storage):
+    run = small.run(small_sd, sampling__storage=storage, credit__kind="native")
+    sampler = Sampler(run, CPU)
+    trajectory, _ = sampler.sample(task())
+    half = getattr(torch, storage)
+    assert {tensor.dtype for tensor in (trajectory.latents, trajectory.predictions, trajectory.noises)} == {half}
+    assert trajectory.log_probs.dtype == torch.float32
+    for k, step in enumerate(sampler.policy.credit.steps[:-1]):
+        drawn, _ = step.draw(trajectory.latents[:, k], trajectory.predictions[:, k], trajectory.noises[:, k])
+        assert torch.equal(drawn, trajectory.latents[:, k + 1])

@@ -40,7 +40,7 @@ def study(**changes):
 
 
 def rising(gains):
-    """Curves: the reward of every arm and seed goes from 0.5 straight up by the arm's gain, plus the seed's hundredth."""
+    """Curves: every reward goes from 0.5 and a hundredth of the seed straight up by the arm's gain."""
     return lambda planned, step: 0.5 + planned.seed / 100 + gains[planned.arm] * step / STEPS
 
 

@@ -34,7 +34,7 @@ def test_a_reader_finds_every_arm_the_difference_and_what_the_test_can_find(text
         assert "2.000 (2.000 to 2.000)" in text
         assert "vendi" in text and "frechet" in text
     words = visible(texts[1])
-    assert "2 arms × 3 seeds (1, 2, 3)" in words and "--report-only" in words
+    assert "3 seeds (1, 2, 3)" in words and "--report-only" in words
     assert "backend: in-process" in words
 
 

@@ -92,7 +92,7 @@ def test_the_search_keeps_each_arms_best_rate_and_of_equal_ones_the_lowest(tmp_p
 def test_missing_seeds_are_named(tmp_path):
     study = made(tmp_path)
     shutil.rmtree(tmp_path / "small-pcpo-seed2")
-    with pytest.raises(StudyError, match="1 of 6 runs are missing or unfinished in .*: pcpo seed 2"):
+    with pytest.raises(StudyError, match=r"1 of 6 runs are missing or unfinished in .*: pcpo seed 2"):
         results.read(study, tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_runs_that_are_not_whole_are_missing(tmp_path):
     stored.store(tmp_path, rest, stored.rising(GAINS))
     stored.one(tmp_path, first, stored.rising(GAINS), until=2)
     assert not results.finished(tmp_path / first.run.name, first.run)
-    with pytest.raises(StudyError, match="missing or unfinished in .*: ddpo seed 1;"):
+    with pytest.raises(StudyError, match=r"missing or unfinished in .*: ddpo seed 1;"):
         results.read(study, tmp_path)
 
 
