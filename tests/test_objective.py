@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcpo_ray.errors import ConfigError, TrainingError
-from pcpo_ray.objective import StepDiagnostics, clipped_ratio, gradient_norm, inactive, log_hinge, log_ratio
+from pcpo_ray.objective import StepDiagnostics, clipped_ratio, gradient_norm, inactive, log_hinge, log_ratio, rounded
 from pcpo_ray.schedule import FlowSchedule
 from pcpo_ray.transitions import AffineStep, ddim, flow
 from tests.schedules import sd15
@@ -152,11 +152,11 @@ def test_in_float32_the_loss_keeps_the_digits_that_exp_minus_one_loses(change, n
 def test_rounded_values_are_those_of_the_dtype_and_their_gradient_is_not_rounded(dtype):
     scales = torch.logspace(-9, 3, 4001)
     values = (scales * torch.randn(4001, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    found = objective.rounded(values, dtype)
+    found = rounded(values, dtype)
     assert torch.equal(found, values.detach().to(dtype).float()) and not torch.equal(found, values)
     (found * 1e-12).sum().backward()
     assert torch.equal(values.grad, torch.full_like(values, 1e-12))
-    assert objective.rounded(values, torch.float32) is values
+    assert rounded(values, torch.float32) is values
 
 
 def test_exp_minus_one_vanishes_in_half_types_where_expm1_does_not():

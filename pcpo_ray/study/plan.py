@@ -13,6 +13,7 @@ from pcpo_ray import config, config_file
 from pcpo_ray.config import NUMBER, NonNegativeInt, Positive
 from pcpo_ray.errors import ConfigError, StudyError
 from pcpo_ray.study.axes import Axis, differing
+from pcpo_ray.study.statistics import MOST
 
 RATE = "optimizer.learning_rate"
 
@@ -63,7 +64,7 @@ class Study:
     base: str | Mapping[str, Any]
     set: Mapping[str, Any] = field(default_factory=dict)
     arms: Annotated[Mapping[str, Arm], Len(2)]
-    seeds: Annotated[tuple[NonNegativeInt, ...], Len(2)]
+    seeds: Annotated[tuple[NonNegativeInt, ...], Len(2, MOST)]
     targets: Targets
     search: Search | None = None
 

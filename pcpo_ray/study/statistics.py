@@ -16,8 +16,8 @@ from pcpo_ray.trajectory import seed_of
 
 LEVEL = 0.95
 RESAMPLES = 9999
-ENUMERATED = 16
-"""Up to so many seeds every assignment of signs is counted; beyond, so many drawn ones as there are at that number."""
+MOST = 16
+"""Seeds that a study may have: the sign-flip test goes through every assignment of signs."""
 
 
 def interval(values: Float[np.ndarray, " n"]) -> Estimate:
@@ -38,21 +38,15 @@ def sign_flip(differences: Float[np.ndarray, " n"]) -> float:
     seeds it is never below `least_p(n)`.
     """
     n = len(differences)
-    if n <= ENUMERATED:
-        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-        extra = 0
-    else:  # the assignment that was seen counts as one of those drawn (Phipson and Smyth, 2010)
-        signs = np.random.default_rng(seed_of("signs")).choice((-1, 1), (2**ENUMERATED - 1, n))
-        extra = 1
+    signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
     sums = np.abs(signs @ differences)
     seen = abs(float(np.sum(differences)))
-    as_large = int(np.sum(sums >= seen - 1e-12 * float(np.sum(np.abs(differences)))))
-    return (as_large + extra) / (len(signs) + extra)
+    return float(np.mean(sums >= seen - 1e-12 * float(np.sum(np.abs(differences)))))
 
 
 def least_p(n: int) -> float:
     """The smallest p that `sign_flip` can give with n seeds."""
-    return 2.0 ** (1 - min(n, ENUMERATED))
+    return 2.0 ** (1 - n)
 
 
 def holm(values: Sequence[float]) -> list[float]:

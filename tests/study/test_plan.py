@@ -66,6 +66,7 @@ def test_the_search_has_the_same_rates_for_every_arm_on_seeds_of_its_own():
 
 WRONG = [
     ({"seeds": [1]}, ["seeds", "at least 2"]),
+    ({"seeds": list(range(17))}, ["seeds", "at most 16"]),
     ({"seeds": [1, 1]}, ["seeds names a seed twice"]),
     ({"arms": {"ddpo": {}}}, ["arms", "at least 2"]),
     ({"arms": arms(sets={})}, ["arms.pcpo.sets", "did you mean 'set'?"]),
@@ -113,7 +114,7 @@ UNEQUAL = [
     ("prompts", {"prompts": {"kind": "shapes", "split": "held_out"}}),
     ("evaluation", {"evaluation.count": 2}),
     ("denoising", {"sampling.guidance_scale": 2.0}),
-    ("model", {"model.train.rank": 4}),
+    ("model", {"model.train": {"kind": "lora", "rank": 4}}),
 ]
 
 

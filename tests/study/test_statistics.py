@@ -50,12 +50,6 @@ def test_between_equal_arms_a_difference_is_found_no_more_often_than_the_level(n
     assert np.mean(found <= 2 / 2**n) > 0  # it can find something at all
 
 
-def test_many_seeds_are_tested_by_drawn_signs_at_the_same_level():
-    found = np.array([statistics.sign_flip(row) for row in draws(0, 20)[:150]])
-    assert 0.2 < np.mean(found <= 0.5) < 0.75
-    assert statistics.sign_flip(np.ones(20)) == statistics.least_p(20)
-
-
 def test_holm_is_as_it_is_defined():
     assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert statistics.holm([0.5, 0.9]) == [1.0, 1.0]
