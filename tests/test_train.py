@@ -245,6 +245,26 @@ def test_ctrl_c_in_mid_run_leaves_a_checkpoint_to_resume_from(small_sd, tmp_path
     assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_an_update_takes_effect_after_it(small_sd, tmp_path, number):
+    run = small.run(small_sd, steps=3, optimizer__updates=2, checkpoints__every=3)
+    stages = runs.stages(run, local=True, say=lambda line: None)
+    learn, passes = stages.learner.learner._minibatch, 0
+
+    def signalled(*args, **more):
+        nonlocal passes
+        passes += 1
+        if passes == 4:  # half of the second update
+            signal.raise_signal(number)
+        return learn(*args, **more)
+
+    stages.learner.learner._minibatch = signalled
+    with runs.ended_by_signals(), pytest.raises(KeyboardInterrupt):
+        go(run, tmp_path / "run", stages=stages)
+    go(small.run(small_sd, steps=2, optimizer__updates=2), tmp_path / "whole")
+    assert passes == 4 and same(parameters(tmp_path / "whole", 2), parameters(tmp_path / "run", 2))
+
+
 def test_waiting_for_ever_is_an_error_that_says_for_what(small_sd, tmp_path):
     run = small.run(small_sd, workers__task_timeout=0.3)
     stages = runs.stages(run, local=True, say=lambda line: None)

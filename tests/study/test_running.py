@@ -29,7 +29,7 @@ def written(path, model, *, seconds=0.0, **changes):
         "targets": {"kind": "gain", "values": [0.1]},
         **changes,
     }
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(data))))
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(data)), sort_keys=False))
     return path
 
 
