@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import batches, config, evaluation, status
+from pcpo_ray.errors import RewardError
 from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
@@ -107,6 +108,10 @@ class Loop:
                     lost = error
         except KeyboardInterrupt:
             self._stop()
+            raise
+        except RewardError:
+            if self.step and self.saved != self.step:  # no update is under way when scores run out
+                self.save()
             raise
 
     def _train(self) -> None:

@@ -223,6 +223,33 @@ def test_a_reward_that_keeps_failing_stops_the_run_with_its_cause(small_sd, tmp_
         go(small.run(small_sd, rewards=rewards), tmp_path / "run")
 
 
+class Exhausted:
+    """A reward that raises from its `after`-th call on."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.calls = after, 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        if self.calls >= self.after:
+            raise ConnectionError("the scorer hung up")
+        return [float(n) for n in range(len(images))]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_what_was_learned_before_a_reward_gave_up_is_kept(small_sd, tmp_path, staleness):
+    rewards = "[{kind: 'tests.test_train:Exhausted', options: {after: 9}}]"
+    run = small.run(
+        small_sd, steps=6, rewards=rewards, rollout__max_staleness=staleness, rollout__reward_failures=1,
+        checkpoints__every=6, evaluation__every=6,
+    )  # fmt: skip
+    with pytest.raises(RewardError, match="the scorer hung up"):
+        go(run, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    learned = max(row["step"] for row in rows if row["kind"] == "train")
+    assert checkpoint.newest(tmp_path / "run", pytest.fail) == checkpoint.folder_for(tmp_path / "run", learned)
+
+
 def test_ctrl_c_in_mid_run_leaves_a_checkpoint_to_resume_from(small_sd, tmp_path):
     run = small.run(small_sd, steps=4, checkpoints__every=4)
     stages = runs.stages(run, local=True, say=lambda line: None)

@@ -26,6 +26,9 @@ from pcpo_ray.trajectory import Conditioning
 if TYPE_CHECKING:
     from pcpo_ray.models.pipeline import PipelineDenoiser
 
+UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+"""Parts that neither sampling nor training asks: never loaded, and copied into what full fine-tuning writes."""
+
 CLASSES = {
     "stable_diffusion": "pcpo_ray.models.stable_diffusion:StableDiffusion",
     "sdxl": "pcpo_ray.models.sdxl:StableDiffusionXL",
@@ -102,7 +105,7 @@ def folder_of(model: Model, *, weights: bool = True) -> Path:
     if weights and model.single_file is not None and not Path(model.single_file).is_file():
         raise ModelError(f"no file at model.single_file={model.single_file!r}; expected a .safetensors file")
     for name, value in described.items():
-        if isinstance(value, list) and value[0] is not None:
+        if isinstance(value, list) and value[0] is not None and name not in UNUSED:
             _check_part(folder / name, weights=weights and model.single_file is None)
     return folder
 
