@@ -116,7 +116,7 @@ class Loop:
 
     def _train(self) -> None:
         self._publish()
-        if self.step == 0:
+        if self._evaluation_due() and not self._evaluated():  # a run that was stopped may owe the last one
             self.evaluate()
         while self.step < self.run.steps:
             if self.stopping:
@@ -124,13 +124,19 @@ class Loop:
             self.state, self.started = "training", time.perf_counter()
             self._admit()
             self._learn(self._gather())  # no name here: it would hold the batch while the next one is sampled
-            last = self.step == self.run.steps
-            if last or self.step % self.run.evaluation.every == 0:
+            if self._evaluation_due():
                 self.evaluate()
-            if last or self.step % self.run.checkpoints.every == 0:
+            if self.step == self.run.steps or self.step % self.run.checkpoints.every == 0:
                 self.save()
         self.recorder.event("finished", step=self.step)
         self.state = "finished"
+
+    def _evaluation_due(self) -> bool:
+        return self.step == self.run.steps or self.step % self.run.evaluation.every == 0
+
+    def _evaluated(self) -> bool:
+        """Whether the evaluation of this step is on record."""
+        return any((row["kind"], row["step"]) == ("evaluation", self.step) for row in self.recorder.metrics())
 
     def _gather(self) -> list[Scored]:
         """The next batch, sampled and scored."""

@@ -292,6 +292,29 @@ def test_a_signal_in_the_middle_of_an_update_takes_effect_after_it(small_sd, tmp
     assert passes == 4 and same(parameters(tmp_path / "whole", 2), parameters(tmp_path / "run", 2))
 
 
+@pytest.mark.parametrize("stopped", [2, 4])
+def test_an_evaluation_that_was_due_when_a_run_was_stopped_is_made_when_it_goes_on(small_sd, tmp_path, stopped):
+    run = small.run(small_sd, steps=4, evaluation__every=2, checkpoints__every=4)
+    stages = runs.stages(run, local=True, say=lambda line: None)
+    learn = stages.learner.learner.update
+
+    def signalled(step, batch):
+        if step == stopped:
+            signal.raise_signal(signal.SIGINT)
+        return learn(step, batch)
+
+    stages.learner.learner.update = signalled
+    with pytest.raises(KeyboardInterrupt):
+        go(run, tmp_path / "run", stages=stages)
+    recorder = go(run, tmp_path / "run", found=True)
+    rows = {(row["kind"], row["step"]): row for row in recorder.metrics()}
+    assert [step for kind, step in rows if kind == "evaluation"] == [0, 2, 4]
+    whole = go(run, tmp_path / "whole")
+    for row in whole.metrics():
+        if row["kind"] == "evaluation":
+            assert rows["evaluation", row["step"]]["rewards"] == row["rewards"]
+
+
 def test_waiting_for_ever_is_an_error_that_says_for_what(small_sd, tmp_path):
     run = small.run(small_sd, workers__task_timeout=0.3)
     stages = runs.stages(run, local=True, say=lambda line: None)
