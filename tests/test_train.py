@@ -275,7 +275,7 @@ def test_ctrl_c_in_mid_run_leaves_a_checkpoint_to_resume_from(small_sd, tmp_path
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_of_an_update_takes_effect_after_it(small_sd, tmp_path, number):
     run = small.run(small_sd, steps=3, optimizer__updates=2, checkpoints__every=3)
-    stages = runs.stages(run, local=True, say=lambda line: None)
+    stages = LocalStages(run)
     learn, passes = stages.learner.learner._minibatch, 0
 
     def signalled(*args, **more):
@@ -295,7 +295,7 @@ def test_a_signal_in_the_middle_of_an_update_takes_effect_after_it(small_sd, tmp
 @pytest.mark.parametrize("stopped", [2, 4])
 def test_an_evaluation_that_was_due_when_a_run_was_stopped_is_made_when_it_goes_on(small_sd, tmp_path, stopped):
     run = small.run(small_sd, steps=4, evaluation__every=2, checkpoints__every=4)
-    stages = runs.stages(run, local=True, say=lambda line: None)
+    stages = LocalStages(run)
     learn = stages.learner.learner.update
 
     def signalled(step, batch):

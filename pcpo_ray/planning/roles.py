@@ -90,7 +90,7 @@ def trajectory_of(run: Run) -> int:
     model, steps = hollow_of(run), trained_steps(run)
     pairs = run.rollout.images * steps
     index = torch.long.itemsize * steps
-    latents = model.latents * getattr(torch, run.sampling.storage).itemsize // FLOAT
+    latents: int = model.latents * getattr(torch, run.sampling.storage).itemsize // FLOAT
     return 3 * pairs * latents + FLOAT * pairs + index + size_of(*model.encoded[0].values())
 
 

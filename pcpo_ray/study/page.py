@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 
 from pcpo_ray import __version__, config_file, report
 from pcpo_ray.disk import writing
@@ -58,8 +59,12 @@ def write(results: Results, path: Path) -> list[Path]:
     return written
 
 
-def _sections(results: Results) -> list[tuple[str, str, list[tuple[str, str, list[str]]]]]:
-    """Title, text, and the charts: title, what they show, the SVGs."""
+Figure = tuple[str, str, list[Markup]]
+"""Title, what is shown, and the charts: several where arms have other timesteps."""
+
+
+def _sections(results: Results) -> list[tuple[str, str, list[Figure]]]:
+    """Title, text, and figures."""
     against, history, by_timestep = charts.reward, charts.history, charts.by_timestep
     clip_range = results.first.run.objective.clip_range
     return [

@@ -55,7 +55,7 @@ def _outcome(results: Results) -> Table:
             "seed, with the 95% t-interval of the paired differences.",
             _power(seeds, len(results.comparisons)),
             "clipped: the clip fraction, share of (picture, step) pairs with |log ratio| above the clip range, over "
-            "all updates; first: of the first update alone. gradient norm: before it is cut, mean over updates. "
+            "all updates; first: of the first update alone. gradient: its norm before it is cut, mean over updates. "
             "s/update: median, evaluations not counted.",
         ],
     )
@@ -64,7 +64,12 @@ def _outcome(results: Results) -> Table:
 def _row(arm: Arm, comparison: Comparison | None) -> list[str]:
     found = ["", "", "", ""]
     if comparison is not None:
-        found = [estimate(comparison.change, "+"), comparison.other, p(comparison.p), p(comparison.adjusted)]
+        found = [
+            estimate(comparison.change, signed=True, digits=3),
+            comparison.other,
+            p(comparison.p),
+            p(comparison.adjusted),
+        ]
     clipped = arm.trained("clip_fraction")
     seconds = np.median([[row["seconds"] for row in record.steps] for record in arm.records])
     return [
@@ -166,18 +171,19 @@ def _search(results: Results) -> Table:
     )
 
 
-def estimate(value: Estimate, sign: str = "") -> str:
-    """A mean and its interval."""
+def estimate(value: Estimate, *, signed: bool = False, digits: int = 4) -> str:
+    """A mean and its interval, to so many significant digits."""
     if not math.isfinite(value.mean):
         return "-"
-    return f"{number(value.mean, sign)} ({number(value.low, sign)} to {number(value.high, sign)})"
+    form = f"{'+' if signed else ''}#.{digits}g"
+    return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
 
 
 def speed(value: statistics.Speed) -> str:
     """A ratio, and on which side of it the truth is."""
     if value.bound == "?":
         return "?"
-    return f"{value.bound}{' ' if value.bound else ''}{estimate(value.ratio)}"
+    return f"{value.bound}{' ' if value.bound else ''}{estimate(value.ratio, digits=3)}"
 
 
 def p(value: float) -> str:

@@ -30,9 +30,9 @@ def visible(html):
 
 def test_a_reader_finds_every_arm_the_difference_and_what_the_test_can_find(texts):
     for text in (texts[0], visible(texts[1])):
-        assert "Held-out reward after 4 updates" in text and "+0.1000" in text
+        assert "Held-out reward after 4 updates" in text and "+0.100 (" in text
         assert "it cannot be below 0.25" in text and "no difference can be significant at 0.05" in text
-        assert "2.000 (2.000 to 2.000)" in text
+        assert "2.00 (2.00 to 2.00)" in text
         assert "vendi" in text and "frechet" in text
     words = visible(texts[1])
     assert "3 seeds (1, 2, 3)" in words and "--report-only" in words

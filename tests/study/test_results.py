@@ -46,7 +46,7 @@ def test_a_target_beyond_the_end_is_a_bound_on_the_page_and_no_number(tmp_path):
     (_, targets, *_) = table.tables(found)
     rows = [row[:5] for row in targets.rows]
     assert rows[0] == ["+0.15", "ddpo", "0/3", "> 4", ""]
-    assert rows[1][:4] == ["+0.15", "pcpo", "3/3", "3.0"] and rows[1][4].startswith("> 1.333")
+    assert rows[1][:4] == ["+0.15", "pcpo", "3/3", "3.0"] and rows[1][4].startswith("> 1.33 (")
     assert rows[3] == ["+0.3", "pcpo", "0/3", "> 4", "?"]
 
 
