@@ -185,11 +185,34 @@ def everyone(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep`."""
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def newest_until(run: Path, step: int) -> Path | None:
+    """The folder of the newest checkpoint of that step or an earlier one."""
+    return max((folder for folder in everyone(run) if step_of(folder) <= step), default=None)
+
+
+def prune(run: Path, keep: int, spared: Path | None = None) -> None:
+    """Delete all but the newest `keep` and the one that is `spared`."""
     for folder in everyone(run)[:-keep]:
-        with writing(folder):
-            shutil.rmtree(folder)
+        if folder != spared:
+            with writing(folder):
+                shutil.rmtree(folder)
+
+
+def set_aside(run: Path, after: Path, into: str) -> None:
+    """Move every checkpoint newer than `after` to checkpoints/`into`, where none is taken for the run's newest."""
+    for folder in everyone(run):
+        if folder > after:
+            place = folder.parent / into / folder.name
+            with writing(place):
+                place.parent.mkdir(exist_ok=True)
+                if place.exists():
+                    shutil.rmtree(place)
+                folder.rename(place)
 
 
 def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import checkpoint, config, config_file, evaluation, models, policy, prompts, rewards
-from pcpo_ray.errors import ClusterError, ConfigError, RunError
+from pcpo_ray import checkpoint, config, config_file, evaluation, models, monitors, policy, prompts, quality, rewards
+from pcpo_ray.errors import AlarmError, ClusterError, ConfigError, RunError
 from pcpo_ray.meter import Meter, Metered, Silent
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import Stages
 
-FREE_TO_CHANGE = ("steps", "workers", "trackers", "checkpoints")
+FREE_TO_CHANGE = ("steps", "workers", "trackers", "checkpoints", "monitors")
 """Keys that a resumed run may have otherwise: none of them changes what the steps until then would have been."""
 
 
@@ -28,6 +28,7 @@ def check(run: config.Run) -> None:
     folder = models.folder_of(run.model)
     for reward in (*run.rewards, *run.evaluation.rewards):
         rewards.check(reward)
+    quality.check(run)
     prompts.load(run.prompts, seed=run.seed)
     prompts.load(run.evaluation.prompts, seed=run.seed)
     policy.plan(run.credit, run.sampling, models.schedule_of(folder, run.model, run.sampling))
@@ -91,7 +92,8 @@ def surroundings(local: bool) -> dict[str, Any]:
 def resume(folder: Path, run: config.Run, say: Callable[[str], None]) -> tuple[Recorder, Path | None]:
     """The run's recorder and the checkpoint to continue from (None where there is none yet).
 
-    Raises RunError if there is no such run, or if `run` differs from it in what cannot change under way.
+    Raises RunError if there is no such run, or if `run` differs from it in what cannot change under way, and AlarmError
+    if its monitors ended it and are still the same.
     """
     if not (folder / "config.yaml").is_file():
         raise RunError(f"there is no run at {folder} to resume; leave out --resume to start it")
@@ -100,6 +102,9 @@ def resume(folder: Path, run: config.Run, say: Callable[[str], None]) -> tuple[R
     if changed:
         detail = "; ".join(f"{key} was {old[key]}, now {new[key]}" for key in changed)
         raise RunError(f"{folder} was started with another config: {detail}; give it back, or start under another name")
+    alarm = monitors.ending(folder)
+    if alarm and old["monitors"] == new["monitors"]:
+        raise AlarmError(alarm)
     found = checkpoint.newest(folder, say)
     step = checkpoint.verify(found)["driver"]["step"] if found is not None else -1
     if found is None:

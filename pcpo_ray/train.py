@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import batches, checkpoint, config, evaluation, status
+from pcpo_ray import batches, checkpoint, config, evaluation, monitors, quality, runs, status
 from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
@@ -51,6 +51,9 @@ class Loop:
         self.max_staleness = run.rollout.max_staleness
         self.losses = 0
         self.histories = batches.make_histories(run)
+        self.first_scores: Mapping[str, np.ndarray] | None = None
+        self.alarms: Mapping[str, str] = {}
+        self.assessor = quality.assessor(run, recorder.folder, say)
         self.saved: int | None = None
         self.started = time.perf_counter()
 
@@ -112,8 +115,10 @@ class Loop:
 
     def _train(self) -> None:
         self._publish()
-        if self.step == 0:
+        if self.step == 0 and self.saved is None:
             self.evaluate()
+            if self.run.monitors.action == "roll_back":
+                self.save()
         while self.step < self.run.steps:
             if self.stopping:
                 return self._stop()
@@ -123,6 +128,8 @@ class Loop:
             last = self.step == self.run.steps
             if last or self.step % self.run.evaluation.every == 0:
                 self.evaluate()
+            if self.alarms and self.run.monitors.action != "warn":
+                return self._heed()
             if last or self.step % self.run.checkpoints.every == 0:
                 self.save()
         self.recorder.event("finished", step=self.step)
@@ -300,7 +307,9 @@ class Loop:
         """Score held-out prompts at the current version; the first evaluation and the last keep their pictures."""
         self.traffic.phases = Phases()  # an evaluation's work is no step's
         self.state, started = "evaluating", time.perf_counter()
-        scored = evaluated(self.run, self.traffic, self.held_out, self.step, oldest=self._oldest)
+        scored, seen = evaluated(
+            self.run, self.traffic, self.held_out, self.step, oldest=self._oldest, prompts=self.prompts
+        )
         values = evaluation.table(self.run, scored)
         columns: dict[str, Any] = {
             "step": np.full(values[evaluation.TOTAL].size, self.step),
@@ -312,15 +321,51 @@ class Loop:
         self.recorder.samples("evaluations.parquet", self.step, columns)
         if self.step in (0, self.run.steps):
             self.recorder.pictures(self.step, [self.stages.fetch(group.rollout.images) for group in scored])
+        if self.assessor is not None:
+            self.assessor.keep(self.step, [group.measured for group in scored])
+        measured = summary(self.run, scored, seen, self.assessor)
+        if self.step > 0:
+            if self.first_scores is None:
+                self.first_scores = runs.evaluations(self.recorder.folder, 0)
+            measured["changes"] = {
+                name: evaluation.change(self.first_scores[name], value) for name, value in values.items()
+            }
+        rows = [*self.recorder.metrics(), {"kind": "evaluation", "step": self.step, **measured}]
+        self._raise(monitors.judge(self.run, rows).alarms, rows)
         phases, self.traffic.phases = self.traffic.phases, Phases()
         row = {
-            "rewards": {name: asdict(evaluation.estimate(value)) for name, value in values.items()},
-            "images": int(values[evaluation.TOTAL].size),
+            **measured,
+            "alarms": dict(self.alarms),
+            "images": int(values[evaluation.TOTAL].size) + sum(group.rollout.task.images for group in seen),
             "seconds": time.perf_counter() - started,
             "busy_seconds": phases.busy_in,
             "workers": {role: size.ready for role, size in self.stages.sizes().items()},
         }
         self._record("evaluation", row)
+
+    def _raise(self, alarms: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Tell of the alarms that were not there at the evaluation before."""
+        before = [row["alarms"] for row in rows[:-1] if row["kind"] == "evaluation"]
+        for name, text in alarms.items():
+            if name not in before[-1]:
+                self.recorder.event("alarm", step=self.step, monitor=name, text=text, action=self.run.monitors.action)
+                self.traffic.say(f"ALARM at step {self.step}, {name}: {text}")
+        self.alarms = alarms
+
+    def _heed(self) -> None:
+        """End the run as its monitors are told to, so that `error` says why and how to go on."""
+        folder, action, back = self.recorder.folder, self.run.monitors.action, None
+        if action == "roll_back":
+            back = checkpoint.newest_until(folder, monitors.judge(self.run, self.recorder.metrics()).healthy)
+        if back is None:
+            self.save()
+        else:
+            checkpoint.set_aside(folder, back, monitors.SET_ASIDE)
+        told = monitors.advice(action, self.step, None if back is None else checkpoint.step_of(back))
+        self.error = f"{'; '.join(self.alarms.values())}: {told}"
+        ending = {} if back is None else {"to": checkpoint.step_of(back)}
+        self.recorder.event("stopped" if back is None else "rolled_back", step=self.step, alarm=self.error, **ending)
+        self.state = "stopped"
 
     def _tell_meter(self) -> None:
         self.recorder.meter.status(
@@ -346,7 +391,11 @@ class Loop:
         histories = {name: history.state() for name, history in self.histories.items()}
         folder = checkpoint.folder_for(self.recorder.folder, self.step)
         self.stages.learner.save(folder, State(step=self.step, histories=histories))
-        checkpoint.prune(self.recorder.folder, self.run.checkpoints.keep)
+        spared = None
+        if self.run.monitors.action == "roll_back":
+            healthy = monitors.judge(self.run, self.recorder.metrics()).healthy
+            spared = checkpoint.newest_until(self.recorder.folder, healthy)
+        checkpoint.prune(self.recorder.folder, self.run.checkpoints.keep, spared)
         self.saved = self.step
         self.recorder.event("checkpoint", step=self.step, seconds=time.perf_counter() - started)
 
@@ -359,14 +408,38 @@ class Loop:
         self.state = "stopped"
 
 
-def evaluated(run: config.Run, traffic: Traffic, held_out: PromptSource, version: int, *, oldest: int) -> list[Scored]:
-    """The evaluation's groups at a version that has been published; versions before `oldest` are not needed."""
+def evaluated(
+    run: config.Run, traffic: Traffic, held_out: PromptSource, version: int, *, oldest: int, prompts: PromptSource
+) -> tuple[list[Scored], list[Scored]]:
+    """The evaluation's groups at a version that has been published: of held-out prompts, and of training prompts.
+
+    Versions before `oldest` are not needed.
+    """
     if run.optimizer.average is not None:
         traffic.publish(oldest=oldest, averaged=True)
     traffic.enter("evaluate")
     tasks = evaluation.tasks(run, held_out, version)
+    count = len(tasks)
+    tasks += evaluation.training_tasks(run, prompts, version)
     traffic.submit(tasks)
-    return traffic.gather(tasks)
+    scored = traffic.gather(tasks)
+    return scored[:count], scored[count:]
+
+
+def summary(
+    run: config.Run, scored: Sequence[Scored], seen: Sequence[Scored], assessor: quality.Assessor | None
+) -> dict[str, Any]:
+    """An evaluation in numbers: the held-out `rewards`, those on training prompts seen before, and `quality`."""
+    found: dict[str, Any] = {"rewards": _estimates(run, scored)}
+    if seen:
+        found["train_rewards"] = _estimates(run, seen)
+    if assessor is not None:
+        found["quality"] = assessor([group.measured for group in scored])
+    return found
+
+
+def _estimates(run: config.Run, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
+    return {name: asdict(evaluation.estimate(value)) for name, value in evaluation.table(run, scored).items()}
 
 
 def idle_shares(sizes: Mapping[str, Size], busy: Mapping[str, float], seconds: float) -> dict[str, float]:
