@@ -103,8 +103,14 @@ def write_part(
     part: int = 0,
     parts: int = 1,
 ) -> None:
-    """Write one rank's share of a checkpoint that has begun."""
+    """Write one rank's share of a checkpoint that has begun. Raises CheckpointError if it has not, on this disk."""
     from safetensors.torch import save_file
+
+    if not beside(folder).is_dir():
+        raise CheckpointError(
+            f"{beside(folder)}, which the learner's first rank has made, is not on the disk of rank {part}; the "
+            "learner's ranks must write to storage that their nodes share"
+        )
 
     for name, tensors in ((TRAINABLE, parameters), (AVERAGED, averaged), (OPTIMIZER, optimizer)):
         if tensors or name == TRAINABLE:
@@ -185,34 +191,12 @@ def everyone(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
-def step_of(folder: Path) -> int:
-    """The step that a checkpoint's folder is named after."""
-    return int(folder.name.removeprefix("step-"))
-
-
-def newest_until(run: Path, step: int) -> Path | None:
-    """The folder of the newest checkpoint of that step or an earlier one."""
-    return max((folder for folder in everyone(run) if step_of(folder) <= step), default=None)
-
-
 def prune(run: Path, keep: int, spared: Path | None = None) -> None:
     """Delete all but the newest `keep` and the one that is `spared`."""
     for folder in everyone(run)[:-keep]:
         if folder != spared:
             with writing(folder):
                 shutil.rmtree(folder)
-
-
-def set_aside(run: Path, after: Path, into: str) -> None:
-    """Move every checkpoint newer than `after` to checkpoints/`into`, where none is taken for the run's newest."""
-    for folder in everyone(run):
-        if folder > after:
-            place = folder.parent / into / folder.name
-            with writing(place):
-                place.parent.mkdir(exist_ok=True)
-                if place.exists():
-                    shutil.rmtree(place)
-                folder.rename(place)
 
 
 def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

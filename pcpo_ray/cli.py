@@ -2,7 +2,6 @@
 
 import contextlib
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,9 @@ app = typer.Typer(
 )
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")]
-RunFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/shapes-pcpo.")]
+RunPlace = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder or URL, such as runs/shapes-pcpo, s3://bucket/runs/mine.")
+]
 Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
 
 
@@ -35,7 +36,9 @@ def train(
     resume_if_started: Annotated[
         bool, typer.Option("--resume-if-started", help="Continue the run if its folder is there, else start it.")
     ] = False,
-    runs: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("runs"),
+    runs: Annotated[
+        str, typer.Option(help="Where run folders are: a path, or a URL of storage such as s3://bucket/runs.")
+    ] = "runs",
     metrics_port: Annotated[
         int | None,
         typer.Option(min=0, max=65535, help="With --local: where Prometheus finds the run's metrics; 0 is any port."),
@@ -44,6 +47,7 @@ def train(
     """Train a model; the run's folder is RUNS/<name>."""
     from pcpo_ray import config_file
     from pcpo_ray import runs as running
+    from pcpo_ray.folder import RunFolder
     from pcpo_ray.progress import Display
     from pcpo_ray.recorder import Recorder
     from pcpo_ray.report import read, verdict, write
@@ -52,21 +56,26 @@ def train(
     if resume and resume_if_started:
         raise ConfigError("got --resume and --resume-if-started; give one of them")
     run = config_file.load(config, overrides or [])
-    folder = runs / run.name
-    if "working_dir_files" in folder.resolve().parts:
+    home = RunFolder.below(runs, run.name)
+    folder = home.local
+    if home.url is None and "working_dir_files" in folder.resolve().parts:
         raise RunError(
             f"the run folder {folder} would lie in a job's copy of the working folder, which Ray deletes after the "
-            "job; give --runs an absolute path that all machines of the cluster share"
+            "job; give --runs an absolute path that all machines of the cluster share, or a URL such as "
+            "s3://bucket/runs"
         )
-    resume = resume or (resume_if_started and (folder / "config.yaml").is_file())
+    resume = resume or (resume_if_started and home.started())
     console = Console()
     with Display(run, console) as display, running.ended_by_signals(), contextlib.ExitStack() as ending:
         running.check(run)
         found = None
         if resume:
-            recorder, found = running.resume(folder, run, display.say)
+            recorder, found = running.resume(folder, run, display.say, url=home.url)
         else:
-            recorder = Recorder.create(folder, run)
+            home.claim_new(display.say)
+            recorder = Recorder.create(folder, run, url=home.url)
+        if home.url is not None:
+            display.say(f"{home.place} is worked on in {folder}")
         ending.callback(recorder.close)
         stages = None
         try:
@@ -85,39 +94,45 @@ def train(
                 loop.train()
                 ended = loop.error
         except KeyboardInterrupt:
-            options = [*(["--local"] if local else []), *([] if runs == Path("runs") else ["--runs", str(runs)])]
+            options = [*(["--local"] if local else []), *([] if runs == "runs" else ["--runs", runs])]
             again = shlex.join(["pcpo-ray", "train", str(config), *(overrides or []), *options, "--resume"])
+            home.push_records()
             display.say(f"stopped; continue with: {again}")
             raise
         except Exception as error:
             with contextlib.suppress(RunError):  # a full disk, which is what failed
                 recorder.event("failed", error=str(error))
+                home.push_records()
             if stages is None and not resume:  # nothing started: once mended, the same command must work
                 recorder.close()
-                shutil.rmtree(folder)
+                home.discard()
             raise
-    found_out = verdict(read(folder))
-    for line in (found_out["text"], *found_out["notes"], f"report: {write(folder)}"):
+    found_out, page = verdict(read(folder)), write(folder)
+    home.push_records()
+    for line in (found_out["text"], *found_out["notes"], f"report: {page}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if ended:
         raise AlarmError(ended)
 
 
 @app.command()
-def evaluate(folder: RunFolder, local: Local = False) -> None:
+def evaluate(folder: RunPlace, local: Local = False) -> None:
     """Evaluate a run's newest checkpoint as its config says; prints means, 95% intervals and the pictures' quality."""
     from pcpo_ray import quality
     from pcpo_ray import runs as running
+    from pcpo_ray.folder import RunFolder
     from pcpo_ray.traffic import TROUBLE, Traffic
     from pcpo_ray.train import evaluated, summary
 
-    run = running.read(folder)
     console = Console()
-    running.check(run)
-    found = running.newest_checkpoint(folder, console.print)
-    stages = running.stages(run, local=local, say=console.print)
-    try:
-        step = stages.learner.restore(found).step
+    with contextlib.ExitStack() as ending:
+        home = ending.enter_context(RunFolder.of(folder).fetched(records=True))
+        run = running.read(home.local)
+        running.check(run)
+        found = running.newest_step(home, console.print)
+        stages = running.stages(run, local=local, say=console.print)
+        ending.callback(stages.close)
+        step = stages.learner.restore(home, found).step
 
         def event(kind: str, **details: object) -> None:
             if kind in TROUBLE:
@@ -127,9 +142,7 @@ def evaluate(folder: RunFolder, local: Local = False) -> None:
         traffic.publish(oldest=step)
         prompts, held_out = running.sources(run)
         scored, seen = evaluated(run, traffic, held_out, step, oldest=step, prompts=prompts)
-        found_out = summary(run, scored, seen, quality.assessor(run, folder, console.print))
-    finally:
-        stages.close()
+        found_out = summary(run, scored, seen, quality.assessor(run, home.local, console.print))
     console.print(f"{run.name}, step {step}, {len(scored)} held-out prompts:")
     _print_estimates(console, found_out["rewards"])
     if seen:
@@ -148,7 +161,7 @@ def _print_estimates(console: Console, estimates: Mapping[str, Mapping[str, floa
 
 @app.command()
 def sample(
-    folder: RunFolder,
+    folder: RunPlace,
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The noise they start from.")] = 0,
@@ -165,26 +178,78 @@ def sample(
     """
     from pcpo_ray import drawing
     from pcpo_ray import runs as running
+    from pcpo_ray.folder import RunFolder
 
     console = Console()
-    run = running.read(folder)
-    if also or strength != "1":
-        adapters = [drawing.parse(f"{folder}={strength}"), *(drawing.parse(text) for text in also or [])]
-        drawing.grid(adapters, prompt, images=images, seed=seed, out=out, say=console.print)
-    else:
-        found = None if base else running.newest_checkpoint(folder, console.print)
-        drawing.plain(run, found, prompt, images=images, seed=seed, out=out)
+    composed = bool(also) or strength != "1"
+    with contextlib.ExitStack() as ending:
+
+        def fetched(place: str) -> Path:
+            home = RunFolder.of(place).fetched(newest=composed or not base, say=console.print)
+            return ending.enter_context(home).local
+
+        here = fetched(folder)
+        run = running.read(here)
+        if composed:
+            adapters = [drawing.parse(f"{here}={strength}"), *(drawing.parse(text, fetched) for text in also or [])]
+            drawing.grid(adapters, prompt, images=images, seed=seed, out=out, say=console.print)
+        else:
+            found = None if base else running.newest_checkpoint(here, console.print)
+            drawing.plain(run, found, prompt, images=images, seed=seed, out=out)
     console.print(f"{images} pictures of {prompt!r}: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
-def report(folder: RunFolder) -> None:
+def report(folder: RunPlace) -> None:
     """Write a run's report.html again, from what its folder holds."""
     from pcpo_ray import runs as running
+    from pcpo_ray.folder import RunFolder
     from pcpo_ray.report import write
 
-    running.read(folder)
-    Console().print(f"report: {write(folder)}", markup=False, highlight=False, soft_wrap=True)
+    with RunFolder.of(folder).fetched(records=True) as home:
+        running.read(home.local)
+        page = write(home.local)
+        home.put(page)
+        place = page if home.url is None else f"{home.place}/{page.name}"
+        Console().print(f"report: {place}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="A YAML config, such as configs/shapes_pcpo.yaml.")],
+    overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option(help="What must fit: H200, A100-80, 4090, ...")] = None,
+    object_store: Annotated[
+        float | None, typer.Option(min=0, help="GiB of all nodes' object stores together (Ray: 30% of their memory).")
+    ] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Measure each role's speed, here, on a few images.")] = False,
+    recorded: Annotated[
+        Path | None, typer.Option("--from", help="Take each role's speed from a run's folder, such as runs/mine.")
+    ] = None,
+) -> None:
+    """What a run will need: memory by role, what fits, the switches that make it fit, how many workers; starts none.
+
+    The model's folder needs its JSON files only, unless --probe is given. Ends with 1 where something does not fit.
+    """
+    from pcpo_ray import config_file, planning
+    from pcpo_ray.planning import pace, page
+
+    if probe and recorded is not None:
+        raise ConfigError("got --probe and --from; give one of them")
+    run = config_file.load(config, overrides or [])
+    console = Console()
+    room = planning.Room(gpu=gpu, store=None if object_store is None else object_store * planning.gpus.GIB)
+    planned = planning.plan(run)
+    verdicts = planning.judge(planned, room)
+    page.show(planned, console)
+    page.show_verdicts(verdicts, console, gpu)
+    if any(verdict.remedies for verdict in verdicts):
+        page.show_together(*planning.together(planned, verdicts, room), console)
+    if probe or recorded is not None:
+        found = pace.probe(run, console.print) if recorded is None else pace.recorded(recorded, run)
+        page.show_pace(planned, found, pace.forecast(run, found), console)
+    if not all(verdict.fits for verdict in verdicts):
+        raise typer.Exit(1)
 
 
 for command in operate.COMMANDS:

@@ -64,9 +64,14 @@ def parse(data: Mapping[str, Any], *, source: str = "config") -> Run:
 
 def dump(value: Any) -> str:
     """The resolved config as YAML; `load` gives the same value back."""
-    # as plain Python values: pydantic's JSON mode would write the infinities of a custom reward's options as null
-    data = TypeAdapter(type(value)).dump_python(value)
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """The resolved config as plain data; `parse` gives the same value back."""
+    # as Python values: pydantic's JSON mode would write the infinities of a custom reward's options as null
+    data: dict[str, Any] = TypeAdapter(type(value)).dump_python(value)
+    return data
 
 
 def set_key(data: dict[str, Any], override: str) -> None:

@@ -25,8 +25,8 @@ class Strengths:
     values: tuple[float, ...] = (1.0,)
 
 
-def parse(text: str) -> Strengths:
-    """`runs/mine=0.5,1`. Raises RunError."""
+def parse(text: str, folder_of: Callable[[str], Path] = Path) -> Strengths:
+    """`runs/mine=0.5,1`; `folder_of` gives the folder of what stands before the strengths. Raises RunError."""
     folder, equals, listed = text.rpartition("=")
     try:
         values = tuple(float(value) for value in listed.split(","))
@@ -34,7 +34,7 @@ def parse(text: str) -> Strengths:
         values = ()
     if not equals or not values or not np.isfinite(values).all():
         raise RunError(f"got {text!r}; expected a run's folder and strengths, such as runs/mine=0.5,1")
-    return Strengths(folder=Path(folder), values=values)
+    return Strengths(folder=folder_of(folder), values=values)
 
 
 def writable(out: Path) -> None:

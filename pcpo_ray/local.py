@@ -4,7 +4,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from pcpo_ray import config, weights
 from pcpo_ray.errors import ClusterError, TrainingError
+from pcpo_ray.folder import RunFolder
 from pcpo_ray.learner import Learner
 from pcpo_ray.policy import device_here
 from pcpo_ray.request import Fault, Request
@@ -156,11 +156,12 @@ class LocalLearner:
             seconds=time.perf_counter() - started,
         )
 
-    def save(self, folder: Path, state: State) -> None:
-        self.learner.save(folder, state)
+    def save(self, folder: RunFolder, state: State) -> None:
+        self.learner.save(folder.checkpoint(state.step), state)
+        folder.push_checkpoint(state.step)
 
-    def restore(self, folder: Path) -> State:
-        return self.learner.restore(folder)
+    def restore(self, folder: RunFolder, step: int) -> State:
+        return self.learner.restore(folder.fetch_checkpoint(step))
 
     def recover(self) -> None:
         """Nothing is lost in one process but the process."""

@@ -151,11 +151,7 @@ def advice(action: str, step: int, back: int | None) -> str:
     if back is None:
         return f"the run has stopped after step {step}: there is no checkpoint from before the trouble; {onward}"
     return (
-        f"the run has ended at the checkpoint of step {back}, later ones are in checkpoints/{SET_ASIDE}; as the same "
+        f"the run has ended at the checkpoint of step {back}, later ones are in its folder's set-aside/; as the same "
         "config would take the same steps again, begin another run there (model.train.start) with a lower "
         f"optimizer.learning_rate or an objective.kl; {onward}"
     )
-
-
-SET_ASIDE = "set-aside"
-"""Where, in checkpoints/, those are put that a roll-back leaves behind."""

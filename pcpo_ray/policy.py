@@ -43,7 +43,7 @@ class Policy:
         if subset is None:
             return self.credit
         if isinstance(subset, config.ShareOfSteps):
-            count = max(1, round(subset.share * len(trained)))
+            count = kept(subset, len(trained))
             drawn = np.random.default_rng(seed_of(self.run.seed, "steps", step, position))
             chosen = drawn.choice(trained, count, replace=False).tolist()
             return self.credit.restricted(chosen)
@@ -93,6 +93,16 @@ def deterministic_steps(schedule: Schedule) -> tuple[AffineStep, ...]:
     if isinstance(schedule, DiffusionSchedule):
         return ddim.steps(schedule, eta=0.0)
     return flow.steps(schedule, (0.0,) * len(schedule))
+
+
+def kept(subset: config.ShareOfSteps | config.Window | None, trained: int) -> int:
+    """How many of so many trained steps one group is trained on."""
+    match subset:
+        case config.ShareOfSteps(share=share):
+            return max(1, round(share * trained))
+        case config.Window(size=size):
+            return size
+    return trained
 
 
 def first_of_window(window: config.Window, trained: int, step: int, seed: int) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 from pcpo_ray import config, config_file
 from pcpo_ray.disk import writing
 from pcpo_ray.errors import RunError
+from pcpo_ray.folder import RunFolder
 from pcpo_ray.meter import Meter, Silent
 
 RECENT = 50
@@ -30,16 +31,17 @@ RECENT = 50
 class Recorder:
     """Writes one run's folder. Raises RunError where it cannot."""
 
-    def __init__(self, folder: Path, run: config.Run) -> None:
-        self.folder = folder
+    def __init__(self, home: RunFolder, run: config.Run) -> None:
+        self.home = home
+        self.folder = home.local
         self.run = run
         self.meter: Meter = Silent()
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._trackers: list[Any] = []
 
     @classmethod
-    def create(cls, folder: Path, run: config.Run) -> "Recorder":
-        """A new run's folder. Raises RunError if it exists or cannot be written."""
+    def create(cls, folder: Path, run: config.Run, *, url: str | None = None) -> "Recorder":
+        """A new run's folder, kept at a URL too. Raises RunError if it exists or cannot be written."""
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -48,20 +50,22 @@ class Recorder:
             ) from None
         except OSError as error:
             raise RunError(f"the run folder {folder} cannot be made: {error}") from None
-        recorder = cls(folder, run)
+        recorder = cls(RunFolder(local=folder, url=url), run)
         try:
             recorder._replace("config.yaml", config_file.dump(run))
+            recorder.home.claim()
         except RunError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return recorder
 
     @classmethod
-    def reopen(cls, folder: Path, run: config.Run, step: int) -> "Recorder":
+    def reopen(cls, folder: Path, run: config.Run, step: int, *, url: str | None = None) -> "Recorder":
         """The folder of a run that continues after `step`; what was recorded past it is about to happen again."""
-        recorder = cls(folder, run)
+        recorder = cls(RunFolder(local=folder, url=url), run)
         recorder._replace("config.yaml", config_file.dump(run))
         recorder.rewind(step)
+        recorder.home.claim()
         return recorder
 
     def rewind(self, step: int) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import checkpoint, config, config_file, evaluation, models, monitors, policy, prompts, quality, rewards
+from pcpo_ray import config, config_file, evaluation, models, monitors, policy, prompts, quality, rewards
 from pcpo_ray.errors import AlarmError, ClusterError, ConfigError, RunError
+from pcpo_ray.folder import RunFolder
 from pcpo_ray.meter import Meter, Metered, Silent
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import Stages
@@ -89,27 +90,32 @@ def surroundings(local: bool) -> dict[str, Any]:
     }
 
 
-def resume(folder: Path, run: config.Run, say: Callable[[str], None]) -> tuple[Recorder, Path | None]:
-    """The run's recorder and the checkpoint to continue from (None where there is none yet).
+def resume(
+    folder: Path, run: config.Run, say: Callable[[str], None], *, url: str | None = None
+) -> tuple[Recorder, int | None]:
+    """The run's recorder and the step of the checkpoint to continue from (None where there is none yet).
 
     Raises RunError if there is no such run, or if `run` differs from it in what cannot change under way, and AlarmError
     if its monitors ended it and are still the same.
     """
+    home = RunFolder(local=folder, url=url)
+    home.take_over(say)
     if not (folder / "config.yaml").is_file():
         raise RunError(f"there is no run at {folder} to resume; leave out --resume to start it")
     old, new = dataclasses.asdict(read(folder)), dataclasses.asdict(run)
     changed = [key for key in old if old[key] != new[key] and key not in FREE_TO_CHANGE]
     if changed:
         detail = "; ".join(f"{key} was {old[key]}, now {new[key]}" for key in changed)
-        raise RunError(f"{folder} was started with another config: {detail}; give it back, or start under another name")
+        raise RunError(
+            f"{home.place} was started with another config: {detail}; give it back, or start under another name"
+        )
     alarm = monitors.ending(folder)
     if alarm and old["monitors"] == new["monitors"]:
         raise AlarmError(alarm)
-    found = checkpoint.newest(folder, say)
-    step = checkpoint.verify(found)["driver"]["step"] if found is not None else -1
+    found = home.newest(say)
     if found is None:
-        say(f"{folder} has no checkpoint yet: starting from step 0")
-    return Recorder.reopen(folder, run, step), found
+        say(f"{home.place} has no checkpoint yet: starting from step 0")
+    return Recorder.reopen(folder, run, -1 if found is None else found, url=url), found
 
 
 def read(folder: Path) -> config.Run:
@@ -124,12 +130,18 @@ def read(folder: Path) -> config.Run:
         raise RunError(f"{path} is not a config of this version: {error}") from None
 
 
+def newest_step(home: RunFolder, say: Callable[[str], None]) -> int:
+    """The step of the newest checkpoint that is whole. Raises RunError if there is none."""
+    found = home.newest(say)
+    if found is None:
+        raise RunError(f"{home.place} has no whole checkpoint; train it first, or further (checkpoints.every)")
+    return found
+
+
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
     """The newest checkpoint that is whole. Raises RunError if there is none."""
-    found = checkpoint.newest(folder, say)
-    if found is None:
-        raise RunError(f"{folder} has no whole checkpoint; train it first, or further (checkpoints.every)")
-    return found
+    home = RunFolder(local=folder)
+    return home.checkpoint(newest_step(home, say))
 
 
 def evaluations(folder: Path, step: int) -> dict[str, np.ndarray]:

@@ -6,14 +6,19 @@ Two implementations: `pcpo_ray.local` in this process, `pcpo_ray.cluster` on Ray
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from pcpo_ray.errors import ClusterError
 from pcpo_ray.request import Fault, Request
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
+
+if TYPE_CHECKING:
+    from pcpo_ray.folder import RunFolder
+
+SHARE = 0.6
+"""Of the cluster's object stores, for groups not yet learned; weights and what is on its way need the rest."""
 
 
 class LearnerLostError(ClusterError):
@@ -119,11 +124,11 @@ class LearnerGroup(Protocol):
         Versions before `oldest` are not asked for any more.
         """
 
-    def save(self, folder: Path, state: State) -> None:
-        """Write a checkpoint, whole or not at all."""
+    def save(self, folder: "RunFolder", state: State) -> None:
+        """Write the checkpoint of a step, whole or not at all."""
 
-    def restore(self, folder: Path) -> State:
-        """Continue from a checkpoint."""
+    def restore(self, folder: "RunFolder", step: int) -> State:
+        """Continue from the checkpoint of a step."""
 
     def recover(self) -> None:
         """Start anew after LearnerLostError."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pcpo_ray import checkpoint
 from pcpo_ray.request import ENDED
 from pcpo_ray.stages import Size
 
@@ -34,8 +33,8 @@ def status(loop: "Loop") -> dict[str, Any]:
     seen = loop.traffic.versions
     sizes["samplers"]["versions"] = {name: seen.get(name) for name in sizes["samplers"]["workers"]}
     last, held_out = loop.last.get("train", {}), loop.last.get("evaluation", {})
-    folder = loop.recorder.folder.absolute()
-    saved = None if loop.saved is None else str(checkpoint.folder_for(folder, loop.saved))
+    home = loop.recorder.home
+    saved = None if loop.saved is None else home.checkpoint_place(loop.saved)
     return {
         "run": loop.run.name,
         "state": "stopping" if loop.stopping and loop.state not in ENDED else loop.state,
@@ -56,7 +55,7 @@ def status(loop: "Loop") -> dict[str, Any]:
         "in_flight": len(loop.traffic.ledger),
         "learners_lost": loop.learners_lost,
         "checkpoint": saved,
-        "folder": str(folder),
+        "folder": home.place if home.url is not None else str(home.local.absolute()),
         "events": list(loop.recorder.recent),
         "done": list(loop.done),
         **sizes,

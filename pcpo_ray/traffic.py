@@ -61,6 +61,7 @@ class Traffic:
         self.phase = ""
         self.failures = run.rollout.reward_failures
         self.failed_in_a_row = 0
+        self.exhausted: RewardError | None = None
         self.phases = Phases()
         self.tally = Tally()
         self.checksums: dict[tuple[int, bool], str] = {}
@@ -103,9 +104,14 @@ class Traffic:
         self.tally.forget()
 
     def gather(self, tasks: Sequence[Task]) -> list[Scored]:
-        """The tasks' scored groups, in the tasks' order."""
+        """The tasks' scored groups, in the tasks' order. Raises RewardError when too many in a row miss scores.
+
+        Here and not in the midst of an update, so that what was learned can be kept.
+        """
         self.watchdog.progress(time.monotonic())
         while missing := self.ledger.missing(tasks):
+            if self.exhausted is not None:
+                raise self.exhausted
             self._pump(f"{missing} of {len(tasks)} groups of step {tasks[0].step}")
         self.tally.taken(tasks)
         return self.ledger.take(tasks)
@@ -170,7 +176,7 @@ class Traffic:
         task = scored.rollout.task
         self.event("missing_scores", step=task.step, prompt=task.prompt.text, causes=dict(scored.failures))
         if self.failed_in_a_row > self.failures:
-            raise RewardError(
+            self.exhausted = RewardError(
                 f"{self.failed_in_a_row} groups in a row miss scores (rollout.reward_failures={self.failures}); "
                 f"the last ones: {dict(scored.failures)}"
             )

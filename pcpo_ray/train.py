@@ -6,12 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pcpo_ray import batches, checkpoint, config, evaluation, monitors, quality, runs, status
+from pcpo_ray import batches, config, evaluation, monitors, quality, runs, status
+from pcpo_ray.errors import RewardError
 from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
@@ -77,13 +77,13 @@ class Loop:
         self._report(row)
         self.traffic.spoke()
 
-    def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint."""
-        state = self.stages.learner.restore(folder)
+    def restore(self, step: int) -> None:
+        """Continue from the checkpoint of a step."""
+        state = self.stages.learner.restore(self.recorder.home, step)
         self.step = self.saved = state.step
         for name, history in self.histories.items():
             history.restore(state.histories[name])
-        self.recorder.event("resumed", step=self.step, checkpoint=folder.name)
+        self.recorder.event("resumed", step=self.step, checkpoint=self.recorder.home.checkpoint(step).name)
 
     def train(self) -> None:
         """Run to the last step. A KeyboardInterrupt ends it after the update in progress, with a checkpoint."""
@@ -111,6 +111,10 @@ class Loop:
                     lost = error
         except KeyboardInterrupt:
             self._stop()
+            raise
+        except RewardError:
+            if self.step and self.saved != self.step:  # no update is under way when scores run out
+                self.save()
             raise
 
     def _train(self) -> None:
@@ -255,7 +259,7 @@ class Loop:
         self.sampling.clear()
         self.updating = None
         self.stages.learner.recover()
-        found = checkpoint.newest(self.recorder.folder, self.traffic.say)
+        found = self.recorder.home.newest(self.traffic.say)
         self.step, self.saved = 0, None
         self.histories = batches.make_histories(self.run)
         if found is not None:
@@ -342,6 +346,7 @@ class Loop:
             "workers": {role: size.ready for role, size in self.stages.sizes().items()},
         }
         self._record("evaluation", row)
+        self.recorder.home.push_records()
 
     def _raise(self, alarms: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
         """Tell of the alarms that were not there at the evaluation before."""
@@ -354,17 +359,18 @@ class Loop:
 
     def _heed(self) -> None:
         """End the run as its monitors are told to, so that `error` says why and how to go on."""
-        folder, action, back = self.recorder.folder, self.run.monitors.action, None
+        home, action, back = self.recorder.home, self.run.monitors.action, None
         if action == "roll_back":
-            back = checkpoint.newest_until(folder, monitors.judge(self.run, self.recorder.metrics()).healthy)
+            back = home.newest_until(monitors.judge(self.run, self.recorder.metrics()).healthy)
         if back is None:
             self.save()
         else:
-            checkpoint.set_aside(folder, back, monitors.SET_ASIDE)
-        told = monitors.advice(action, self.step, None if back is None else checkpoint.step_of(back))
-        self.error = f"{'; '.join(self.alarms.values())}: {told}"
-        ending = {} if back is None else {"to": checkpoint.step_of(back)}
-        self.recorder.event("stopped" if back is None else "rolled_back", step=self.step, alarm=self.error, **ending)
+            home.set_aside_after(back)
+        self.error = f"{'; '.join(self.alarms.values())}: {monitors.advice(action, self.step, back)}"
+        if back is None:
+            self.recorder.event("stopped", step=self.step, alarm=self.error)
+        else:
+            self.recorder.event("rolled_back", step=self.step, to=back, alarm=self.error)
         self.state = "stopped"
 
     def _tell_meter(self) -> None:
@@ -389,13 +395,12 @@ class Loop:
         self.traffic.enter("checkpoint")
         started = time.perf_counter()
         histories = {name: history.state() for name, history in self.histories.items()}
-        folder = checkpoint.folder_for(self.recorder.folder, self.step)
-        self.stages.learner.save(folder, State(step=self.step, histories=histories))
-        spared = None
+        self.recorder.home.push_records()  # before: a checkpoint must not outrun what led to it
+        self.stages.learner.save(self.recorder.home, State(step=self.step, histories=histories))
+        healthy = None
         if self.run.monitors.action == "roll_back":
-            healthy = monitors.judge(self.run, self.recorder.metrics()).healthy
-            spared = checkpoint.newest_until(self.recorder.folder, healthy)
-        checkpoint.prune(self.recorder.folder, self.run.checkpoints.keep, spared)
+            healthy = self.recorder.home.newest_until(monitors.judge(self.run, self.recorder.metrics()).healthy)
+        self.recorder.home.prune(self.run.checkpoints.keep, healthy)
         self.saved = self.step
         self.recorder.event("checkpoint", step=self.step, seconds=time.perf_counter() - started)
 

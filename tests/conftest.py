@@ -6,11 +6,12 @@ import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="hidden", AWS_EC2_METADATA_DISABLED="true")
 
 import pytest
 import torch
 
-from tests import small
+from tests import s3, small
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background, its children too
@@ -43,6 +44,23 @@ def small_sdxl(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_sd3(tmp_path_factory):
     return small.sd3(tmp_path_factory.mktemp("models") / "small-sd3")
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3 server's address; it forgets everything when it ends."""
+    with s3.served() as address:
+        yield address
+
+
+@pytest.fixture(params=["file", "s3"])
+def stored(request, tmp_path, monkeypatch):
+    """A URL to keep runs at, and a cache folder of this test's own."""
+    monkeypatch.setenv("PCPO_RAY_CACHE", str(tmp_path / "machine-a"))
+    if request.param == "file":
+        return f"file://{tmp_path}/storage/some%20runs"
+    address = request.getfixturevalue("s3_server")
+    return s3.bucket(address) + "/some/runs" + s3.options(address)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -20,13 +21,16 @@ from pcpo_ray.stages import LearnerLostError, RolloutsLostError, Size
 from tests import small
 
 
-def go(run, folder, *, stages=None, found=None):
-    recorder = Recorder.create(folder, run) if found is None else runs.resume(folder, run, lambda line: None)[0]
+def go(run, folder, *, stages=None, found=None, url=None):
+    if found is None:
+        recorder, step = Recorder.create(folder, run, url=url), None
+    else:
+        recorder, step = runs.resume(folder, run, lambda line: None, url=url)
     stages = stages or runs.stages(run, local=True, say=lambda line: None)
     prompts, held_out = runs.sources(run)
     loop = train.Loop(run, stages, recorder, prompts=prompts, held_out=held_out)
-    if found is not None:
-        loop.restore(found)
+    if step is not None:
+        loop.restore(step)
     loop.train()
     return recorder
 
@@ -108,6 +112,25 @@ def test_a_run_killed_in_mid_step_resumes_to_the_bits_of_an_undisturbed_one(smal
     assert "resuming killed after step" in done.stdout
     go(run, tmp_path / "whole")
     assert same(parameters(tmp_path / "whole", 6), parameters(tmp_path / "killed", 6))
+
+
+def test_what_was_learned_is_let_go_before_more_is_sampled(small_sd, tmp_path):
+    stages = LocalStages(small.run(small_sd, steps=3))
+    sampled, alive, collect, submit = [], {}, stages.samplers.collect, stages.samplers.submit
+
+    def collected():
+        found = collect()
+        sampled.extend(weakref.ref(rollout.trajectory.reference) for rollout in found if rollout.trajectory)
+        return found
+
+    def submitted(task):
+        if task.purpose == "train" and task.position == 0:
+            alive[task.step] = sum(reference() is not None for reference in sampled)
+        submit(task)
+
+    stages.samplers.collect, stages.samplers.submit = collected, submitted
+    go(small.run(small_sd, steps=3), tmp_path / "run", stages=stages)
+    assert (len(sampled), alive) == (9, {1: 0, 2: 0, 3: 0})
 
 
 def test_one_batch_ahead_learns_from_the_version_before(small_sd, tmp_path):
@@ -198,6 +221,33 @@ def test_a_reward_that_keeps_failing_stops_the_run_with_its_cause(small_sd, tmp_
     rewards = "[{kind: 'tests.test_train:Failing', options: {every: 1}}]"
     with pytest.raises(RewardError, match="the scorer hung up"):
         go(small.run(small_sd, rewards=rewards), tmp_path / "run")
+
+
+class Exhausted:
+    """A reward that raises from its `after`-th call on."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.calls = after, 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        if self.calls >= self.after:
+            raise ConnectionError("the scorer hung up")
+        return [float(n) for n in range(len(images))]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_what_was_learned_before_a_reward_gave_up_is_kept(small_sd, tmp_path, staleness):
+    rewards = "[{kind: 'tests.test_train:Exhausted', options: {after: 9}}]"
+    run = small.run(
+        small_sd, steps=6, rewards=rewards, rollout__max_staleness=staleness, rollout__reward_failures=1,
+        checkpoints__every=6, evaluation__every=6,
+    )  # fmt: skip
+    with pytest.raises(RewardError, match="the scorer hung up"):
+        go(run, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    learned = max(row["step"] for row in rows if row["kind"] == "train")
+    assert checkpoint.newest(tmp_path / "run", pytest.fail) == checkpoint.folder_for(tmp_path / "run", learned)
 
 
 def test_ctrl_c_in_mid_run_leaves_a_checkpoint_to_resume_from(small_sd, tmp_path):

@@ -26,11 +26,8 @@ from pcpo_ray.cluster.pool import Item, Result, Sends, WorkerPool
 from pcpo_ray.errors import ClusterError
 from pcpo_ray.operate.attach import attach
 from pcpo_ray.request import Fault, Request
-from pcpo_ray.stages import Size
+from pcpo_ray.stages import SHARE, Size
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
-
-SHARE = 0.6
-"""Of the cluster's object stores, for groups not yet learned; weights and what is on its way need the rest."""
 
 
 class RolePool(WorkerPool[Item, Result]):

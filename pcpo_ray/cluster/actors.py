@@ -25,6 +25,7 @@ from pcpo_ray.trajectory import Task, Trajectory
 if TYPE_CHECKING:
     import torch
 
+    from pcpo_ray.folder import RunFolder
     from pcpo_ray.ranks import Rank
 
 PULL_TIMEOUT = 600.0
@@ -236,8 +237,11 @@ class LearnerActor(Worker):
         """Have the first rank gather the weights."""
         self.learner.assist(averaged=averaged)
 
-    def save(self, folder: Any, state: State) -> None:
-        self.learner.save(folder, state)
+    def save(self, folder: "RunFolder", state: State) -> None:
+        here = folder.here()
+        self.learner.save(here.checkpoint(state.step), state)
+        if self.index == 0:
+            here.push_checkpoint(state.step)
 
-    def restore(self, folder: Any) -> State:
-        return self.learner.restore(folder)
+    def restore(self, folder: "RunFolder", step: int) -> State:
+        return self.learner.restore(folder.here().fetch_checkpoint(step))

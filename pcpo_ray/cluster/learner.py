@@ -6,7 +6,6 @@ could cost anything.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +16,7 @@ from pcpo_ray.cluster import broadcast
 from pcpo_ray.cluster.actors import LearnerActor
 from pcpo_ray.cluster.launch import BEAT, GONE, Launcher, brief, cause_of, end, reraise
 from pcpo_ray.errors import ClusterError, PcpoError, WeightsError
+from pcpo_ray.folder import RunFolder
 from pcpo_ray.stages import LearnerLostError, Published, RolloutsLostError, State, Update, Weighted
 from pcpo_ray.trajectory import Task
 
@@ -95,18 +95,20 @@ class RayLearner:
             received=tuple(received),
         )
 
-    def save(self, folder: Path, state: State) -> None:
+    def save(self, folder: RunFolder, state: State) -> None:
         writers = self.actors if self.role.strategy == "fsdp2" else self.actors[:1]
-        self._all([actor.save.remote(folder.resolve(), state) for actor in writers], f"the learner to save {folder}")
-        if not folder.exists():
+        saved = folder.checkpoint(state.step)
+        self._all([actor.save.remote(folder.here(), state) for actor in writers], f"the learner to save {saved}")
+        if folder.url is None and not saved.exists():
             raise ClusterError(
-                f"the learner saved {folder.resolve()} on its own node, and it is not on this one; have runs lie on "
-                "storage that all nodes share (--runs), or the learner on the node where you start it (workers.learner)"
+                f"the learner saved {saved.resolve()} on its own node, and it is not on this one; have runs lie on "
+                "storage that all nodes share (--runs with a mounted path, or a URL such as s3://bucket/runs), or the "
+                "learner on the node where you start it (workers.learner)"
             )
 
-    def restore(self, folder: Path) -> State:
-        asked = [actor.restore.remote(folder.resolve()) for actor in self.actors]
-        state: State = self._all(asked, f"the learner to restore {folder}")[0]
+    def restore(self, folder: RunFolder, step: int) -> State:
+        asked = [actor.restore.remote(folder.here(), step) for actor in self.actors]
+        state: State = self._all(asked, f"the learner to restore {folder.checkpoint_place(step)}")[0]
         return state
 
     def recover(self) -> None:

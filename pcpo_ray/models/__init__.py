@@ -26,6 +26,9 @@ from pcpo_ray.trajectory import Conditioning
 if TYPE_CHECKING:
     from pcpo_ray.models.pipeline import PipelineDenoiser
 
+UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+"""Parts that neither sampling nor training asks: never loaded, and copied into what full fine-tuning writes."""
+
 CLASSES = {
     "stable_diffusion": "pcpo_ray.models.stable_diffusion:StableDiffusion",
     "sdxl": "pcpo_ray.models.sdxl:StableDiffusionXL",
@@ -78,8 +81,11 @@ class Denoiser(Protocol):
         """Write what is trained, with these values, as diffusers reads it: a LoRA, or the whole pipeline."""
 
 
-def folder_of(model: Model) -> Path:
-    """The model's folder, seen to be one of its kind's without loading anything. Raises ModelError."""
+def folder_of(model: Model, *, weights: bool = True) -> Path:
+    """The model's folder, seen to be one of its kind's without loading anything; without `weights`, configs will do.
+
+    Raises ModelError.
+    """
     if "/" not in model.path and not Path(model.path).exists():
         from pcpo_ray import shapes
 
@@ -96,11 +102,11 @@ def folder_of(model: Model) -> Path:
     got, expected = described.get("_class_name"), class_of(model).pipeline_class
     if got != expected:
         raise ModelError(f"{folder} holds a {got}; model.kind={model.kind} expects a {expected}")
-    if model.single_file is not None and not Path(model.single_file).is_file():
+    if weights and model.single_file is not None and not Path(model.single_file).is_file():
         raise ModelError(f"no file at model.single_file={model.single_file!r}; expected a .safetensors file")
     for name, value in described.items():
-        if isinstance(value, list) and value[0] is not None:
-            _check_part(folder / name, weights=model.single_file is None)
+        if isinstance(value, list) and value[0] is not None and name not in UNUSED:
+            _check_part(folder / name, weights=weights and model.single_file is None)
     return folder
 
 

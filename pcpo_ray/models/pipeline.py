@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from pcpo_ray.config import Lora, Model, Sampling
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import lora, single_file
+from pcpo_ray.models import UNUSED, lora, single_file
 from pcpo_ray.models.texts import TextCache
 from pcpo_ray.schedule import Schedule
 from pcpo_ray.trajectory import Conditioning, generator
@@ -95,7 +96,11 @@ class PipelineDenoiser(ABC):
         import diffusers
 
         # diffusers wants to hear of each part that is not to be looked for
-        missing = {name: None for name, there in self._parts().items() if not there or name in left_out}
+        missing: dict[str, Any] = {
+            name: None for name, there in self._parts().items() if not there or name in left_out or name in UNUSED
+        }
+        if "safety_checker" in missing:
+            missing["requires_safety_checker"] = False
         pipeline_class, dtype = getattr(diffusers, self.pipeline_class), getattr(torch, self.model.dtype)
         if self.model.single_file is not None:
             return single_file.load(pipeline_class, Path(self.model.single_file), self.folder, dtype, missing)
@@ -256,14 +261,18 @@ class PipelineDenoiser(ABC):
         """The VAE's view of the sampler's latents."""
         return latents
 
-    @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B ..."]) -> UInt8[np.ndarray, "B H W 3"]:
+        images: np.ndarray = self.pixels(latents).cpu().numpy()
+        return images
+
+    @torch.no_grad()
+    def pixels(self, latents: Float[Tensor, "B ..."]) -> UInt8[Tensor, "B H W 3"]:
+        """The pictures, on the device."""
         vae = self.pipeline.vae
         scaled = self.latents_of(latents) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         pictures = vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
-        pixels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        images: np.ndarray = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        return images
+        pixels: Tensor = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         # a wrapper (DDP, torch.compile) must not change the names that samplers and checkpoints know
@@ -297,4 +306,16 @@ class PipelineDenoiser(ABC):
                 self.pipeline.save_pretrained(folder)
             finally:
                 self.pipeline.register_modules(**{self.part: network})
-        return None
+        return self._copy_unused(folder)
+
+    def _copy_unused(self, folder: Path) -> None:
+        """Give a saved pipeline the parts that were never loaded."""
+        own, path = self._index(), folder / "model_index.json"
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        for name in sorted(UNUSED & own.keys()):
+            if (self.folder / name).is_dir() and self.model.single_file is None:
+                shutil.copytree(self.folder / name, folder / name)
+                saved[name] = own[name]
+        if "requires_safety_checker" in own:
+            saved["requires_safety_checker"] = own["requires_safety_checker"]
+        path.write_text(json.dumps(saved, indent=2), encoding="utf-8")

@@ -13,7 +13,7 @@ VAE = ("first_stage_model.", "vae.")
 """How the names of a VAE's weights begin in such files, where they hold one."""
 
 
-def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, left_out: Mapping[str, None]) -> Any:
+def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, left_out: Mapping[str, Any]) -> Any:
     """The pipeline, on the CPU: configs and what `file` lacks from `folder`, the rest from `file`.
 
     Raises ModelError for a file that is not whole, is no such pipeline's, or has other sizes than `folder` describes.

@@ -29,12 +29,12 @@ class StableDiffusion(PipelineDenoiser):
         return schedule(scheduler_config, sampling.steps)
 
     @cached_property
-    def alpha_bars(self) -> Float[Tensor, " train_steps"]:
+    def alpha_bars(self) -> list[float]:
         """Of the training schedule, by timestep."""
         from diffusers import DDIMScheduler
 
-        alpha_bars: Tensor = DDIMScheduler.from_config(self.pipeline.scheduler.config).alphas_cumprod.double()
-        return alpha_bars
+        alpha_bars: Tensor = DDIMScheduler.from_config(self.pipeline.scheduler.config).alphas_cumprod
+        return alpha_bars.double().tolist()
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"embeds": (TOKENS, self.config.cross_attention_dim)}
@@ -59,7 +59,7 @@ class StableDiffusion(PipelineDenoiser):
         """The noise; a velocity v (arXiv 2202.00512) stands for sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x."""
         if self.pipeline.scheduler.config.prediction_type == "epsilon":
             return prediction
-        alpha_bar = float(self.alpha_bars[int(timestep)])
+        alpha_bar = self.alpha_bars[int(timestep)]
         noise: Tensor = alpha_bar**0.5 * prediction + (1 - alpha_bar) ** 0.5 * latents.float()
         return noise
 

@@ -32,7 +32,10 @@ def submit(
     config: Annotated[Path, typer.Argument(help="A YAML config, such as configs/shapes_pcpo.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")] = None,
     runs: Annotated[
-        str, typer.Option(help="Where run folders are on the cluster: an absolute path that all its machines share.")
+        str,
+        typer.Option(
+            help="Where run folders are: an absolute path that all machines of the cluster share, or a URL of storage."
+        ),
     ] = "",
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the cluster, http://HEAD:8265.")
@@ -44,12 +47,15 @@ def submit(
 
     from pcpo_ray import config_file
     from pcpo_ray.operate import jobs, package
+    from pcpo_ray.storage import Storage, is_url
 
     run = config_file.load(config, overrides or [])
-    if not Path(runs).is_absolute():
+    if is_url(runs):
+        Storage(runs)  # which sees that it has no secret in it: the command is part of the job's log
+    elif not Path(runs).is_absolute():
         raise RunError(
-            f"got --runs {runs!r}; expected an absolute path that all machines of the cluster share (NFS, a volume): "
-            "the working folder of a job is deleted after it"
+            f"got --runs {runs!r}; expected an absolute path that all machines of the cluster share (NFS, a volume), "
+            "or a URL such as s3://bucket/runs: the working folder of a job is deleted after it"
         )
     client = jobs.Client(address)
     if going := [job.submission_id for job in jobs.of(client, run.name) if not job.status.is_terminal()]:

@@ -23,6 +23,9 @@ from pcpo_ray.operate.attach import TOKEN, no_token
 CONNECT, ANSWER = 10.0, 60.0
 """Seconds in which the dashboard must be reached, and must answer."""
 
+AGENT, NO_AGENT = 20.0, "No available agent"
+"""Seconds that a dashboard may be there before the agent that starts jobs, and what it answers meanwhile."""
+
 END = 30.0
 """Seconds from the end of a job's log, or from its stop, to its end."""
 
@@ -57,6 +60,14 @@ class Client(JobSubmissionClient):
             os.environ.update(hidden)
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        deadline = time.monotonic() + AGENT
+        while True:
+            answer = self._ask(method, endpoint, **options)
+            if answer.status_code != 500 or NO_AGENT not in answer.text or time.monotonic() > deadline:
+                return answer
+            time.sleep(1.0)
+
+    def _ask(self, method: str, endpoint: str, **options: Any) -> Any:
         try:
             return super()._do_request(method, endpoint, timeout=(CONNECT, ANSWER), **options)
         except AuthenticationError as error:

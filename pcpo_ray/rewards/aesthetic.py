@@ -34,25 +34,29 @@ class Aesthetic:
         return scores
 
 
+def layers(width: int) -> nn.Sequential:
+    """The head for embeddings of so many numbers, with random weights."""
+    return nn.Sequential(
+        nn.Linear(width, 1024),
+        nn.Dropout(0.2),
+        nn.Linear(1024, 128),
+        nn.Dropout(0.2),
+        nn.Linear(128, 64),
+        nn.Dropout(0.1),
+        nn.Linear(64, 16),
+        nn.Linear(16, 1),
+    )
+
+
 def load_head(path: str) -> nn.Sequential:
     """The layers of the authors' file. Raises RewardError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        width = state["layers.0.weight"].shape[1]
-        layers = nn.Sequential(
-            nn.Linear(width, 1024),
-            nn.Dropout(0.2),
-            nn.Linear(1024, 128),
-            nn.Dropout(0.2),
-            nn.Linear(128, 64),
-            nn.Dropout(0.1),
-            nn.Linear(64, 16),
-            nn.Linear(16, 1),
-        )
-        layers.load_state_dict({name.removeprefix("layers."): weight for name, weight in state.items()})
+        head = layers(state["layers.0.weight"].shape[1])
+        head.load_state_dict({name.removeprefix("layers."): weight for name, weight in state.items()})
     except Exception as error:  # a file cut short raises whatever torch's reader raises
         raise RewardError(
             f"aesthetic head {path} cannot be loaded: {str(error)[:400]}; "
             "expected the layers of sac+logos+ava1-l14-linearMSE.pth"
         ) from error
-    return layers.float().eval()
+    return head.float().eval()

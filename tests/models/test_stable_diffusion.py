@@ -10,6 +10,7 @@ from pcpo_ray.errors import ModelError, ScheduleError
 from pcpo_ray.trajectory import generator
 from pcpo_ray.transitions import ddim
 from tests import small
+from tests.models import single_files
 
 CPU = torch.device("cpu")
 TEXT = "a red circle above a blue square"
@@ -118,6 +119,58 @@ def test_full_fine_tuning_trains_every_parameter_of_the_unet(small_sd):
     assert len(denoiser.trainable()) == len(list(denoiser.pipeline.unet.parameters()))
     with pytest.raises(ModelError, match="keeps none"), denoiser.without_adapter():
         pass
+
+
+@pytest.fixture(scope="module")
+def checked_sd(small_sd, tmp_path_factory):
+    """A model with a safety checker, as the original Stable Diffusion 1 has one."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=tiny, vision_config={**tiny, "image_size": 32, "patch_size": 16}, projection_dim=16)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        small_sd,
+        safety_checker=StableDiffusionSafetyChecker(config),
+        feature_extractor=CLIPImageProcessor(),
+        requires_safety_checker=True,
+    )
+    pipeline.save_pretrained(folder := tmp_path_factory.mktemp("models") / "checked-sd")
+    return folder
+
+
+def test_a_safety_checker_is_not_loaded_and_what_full_fine_tuning_writes_has_it(checked_sd, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    denoiser = load(checked_sd, model__train="{kind: full}")
+    assert denoiser.pipeline.safety_checker is None and denoiser.pipeline.feature_extractor is None
+    denoiser.save(tmp_path / "saved", denoiser.trainable())
+    there, saved = (StableDiffusionPipeline.from_pretrained(path) for path in (checked_sd, tmp_path / "saved"))
+    expected = there.safety_checker.state_dict()
+    assert expected and saved.config.requires_safety_checker and saved.feature_extractor is not None
+    assert all(torch.equal(value, expected[name]) for name, value in saved.safety_checker.state_dict().items())
+
+
+def test_a_model_whose_safety_checker_was_not_copied_is_no_less_a_model(checked_sd, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    folder = shutil.copytree(checked_sd, tmp_path / "checked-sd")
+    shutil.rmtree(folder / "safety_checker")
+    denoiser = load(folder, model__train="{kind: full}")
+    denoiser.save(tmp_path / "saved", denoiser.trainable())
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "saved").safety_checker is None
+
+
+def test_a_single_files_safety_checker_is_not_looked_for(checked_sd, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(checked_sd)
+    file = single_files.write(pipeline, tmp_path / "whole.safetensors")
+    denoiser = load(checked_sd, model__single_file=str(file), model__train="{kind: full}")
+    assert denoiser.pipeline.safety_checker is None
+    denoiser.save(tmp_path / "saved", denoiser.trainable())
+    assert not (tmp_path / "saved" / "safety_checker").exists()
 
 
 def test_targets_that_name_no_layer_are_refused_with_the_names_there_are(small_sd):

@@ -118,6 +118,21 @@ def test_an_answer_that_is_an_error_is_passed_on():
             client.list_jobs()
 
 
+def test_an_agent_that_is_not_there_yet_is_waited_for_but_not_for_ever(monkeypatch):
+    answers = [(500, f"Traceback: {jobs.NO_AGENT} to submit job, try again later.")] * 2 + [(200, "[]")]
+
+    def answer(handler):
+        return VERSION if handler.path == "/api/version" else answers.pop(0) if len(answers) > 1 else answers[0]
+
+    with server(answer) as (address, _):
+        client = jobs.Client(address)
+        assert client.list_jobs() == [] and len(answers) == 1
+        answers[:] = [(500, jobs.NO_AGENT)]
+        monkeypatch.setattr(jobs, "AGENT", 0.5)
+        with pytest.raises(ClusterError, match=f"answered 500: {jobs.NO_AGENT}"):
+            client.list_jobs()
+
+
 def ended(**found):
     return SimpleNamespace(
         **{"status": "FAILED", "submission_id": "a-1", "message": "", "driver_exit_code": 1, **found}

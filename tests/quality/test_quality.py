@@ -7,6 +7,7 @@ from PIL import Image
 
 from pcpo_ray import config, quality, runs
 from pcpo_ray.errors import ConfigError, QualityError, RewardError
+from pcpo_ray.folder import RunFolder
 from pcpo_ray.local import LocalStages
 from pcpo_ray.quality import diversity, frechet, neighbours
 from pcpo_ray.recorder import Recorder
@@ -151,7 +152,7 @@ def test_the_command_prints_what_the_run_recorded_last(measured_run, command):
 
 
 def test_a_rewound_run_drops_features_that_are_about_to_come_again(measured_run, tmp_path):
-    recorder = Recorder(tmp_path, measured_run.run)
+    recorder = Recorder(RunFolder(local=tmp_path), measured_run.run)
     for step in (0, 2, 4):
         quality.reference.save(tmp_path / "features" / f"step-{step:06d}.npy", np.ones((2, 2)))
     recorder.rewind(2)

@@ -1,0 +1,51 @@
+"""Live: how many bytes of tensors an operation needs at once, beside those that were there before it."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
+
+
+class Live(TorchDispatchMode):
+    """Inside, every tensor's storage is counted from when it is made until nobody holds it: `now`, and its `peak`.
+
+    Counts what torch's operators give back, on any device and on fake tensors; not what a kernel needs only while it
+    runs, nor what an allocator rounds up or keeps. With `reorders`, oneDNN's convolutions, the CPU's, are taken to hold
+    one copy more of the largest tensor that they see, in a layout of their own.
+    """
+
+    def __init__(self, *, reorders: bool = False) -> None:
+        super().__init__()
+        self.reorders = reorders
+        self.now = self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self._see(tensor, 0)  # whatever comes in unseen was there before
+        result = operator(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor, tensor.untyped_storage().nbytes())
+        if self.reorders and operator.overloadpacket in CONVOLUTIONS:
+            seen = [tensor for tensor in tree_leaves((args, kwargs, result)) if isinstance(tensor, Tensor)]
+            self.peak = max(self.peak, self.now + max(tensor.nbytes for tensor in seen))
+        return result
+
+    def _see(self, tensor: Tensor, size: int) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = size
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._known.pop(key)

@@ -1,0 +1,247 @@
+"""What a run's processes will hold, role by role, and what its object stores will: a config in, bytes out."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from pcpo_ray import models, policy
+from pcpo_ray.config import Full, Model, Run, Sampling
+from pcpo_ray.models.pipeline import KEPT
+from pcpo_ray.planning import scoring
+from pcpo_ray.planning.gpus import CONTEXT, SLACK
+from pcpo_ray.planning.hollow import Hollow, size_of, size_of_module
+from pcpo_ray.stages import SHARE
+
+FLOAT = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """One process's bytes, where its tensors are: what it holds all the time, and its phases, of which one is at once.
+
+    `beside` is what a process with a GPU has in the machine's memory besides.
+    """
+
+    role: str
+    processes: int
+    gpus: float
+    held: Mapping[str, int]
+    phases: Mapping[str, int]
+    beside: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """The most at once."""
+        tensors = sum(self.held.values()) + max(self.phases.values(), default=0)
+        return round(tensors * (1 + SLACK) + CONTEXT) if self.gpus else tensors
+
+    @property
+    def busiest(self) -> str:
+        """The phase in which it has the most."""
+        return max(self.phases, key=lambda phase: self.phases[phase], default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """The bytes of all object stores together: groups sampled and not yet learned, and all else."""
+
+    groups: int
+    trajectory: int
+    """Of one group."""
+    pictures: int
+    """Of one group."""
+    others: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return self.groups + sum(self.others.values())
+
+    @property
+    def needed(self) -> int:
+        """What the stores must have, so that no batch waits for room that rollout.max_staleness would allow."""
+        return max(self.total, math.ceil(self.groups / SHARE))
+
+
+@lru_cache(maxsize=16)
+def hollow(model: Model, sampling: Sampling) -> Hollow:
+    """Made once for all settings that leave its tensors as they are."""
+    return Hollow(model, sampling)
+
+
+def hollow_of(run: Run) -> Hollow:
+    """The run's model without data."""
+    plain = dataclasses.replace(run.sampling, trained_steps=None, subset=None, batch=None)
+    return hollow(run.model, plain)
+
+
+def trained_steps(run: Run) -> int:
+    """How many steps of a trajectory are kept to be trained on. Raises CreditError and ScheduleError."""
+    schedule = models.schedule_of(models.folder_of(run.model, weights=False), run.model, run.sampling)
+    return policy.kept(run.sampling.subset, len(policy.plan(run.credit, run.sampling, schedule).trained))
+
+
+def trajectory_of(run: Run) -> int:
+    """The bytes of one group's trajectory."""
+    model, steps = hollow_of(run), trained_steps(run)
+    pairs = run.rollout.images * steps
+    index = torch.long.itemsize * steps
+    return 3 * pairs * model.latents + FLOAT * pairs + index + size_of(*model.encoded[0].values())
+
+
+def pictures_of(run: Run, images: int) -> int:
+    """The bytes of so many images."""
+    denoiser = hollow_of(run).denoiser
+    count: int = images * denoiser.height * denoiser.width * 3
+    return count
+
+
+def rows_of(run: Run) -> int:
+    """The images that go through the network at once."""
+    return min(run.sampling.batch or run.rollout.images, run.rollout.images)
+
+
+def store(run: Run) -> Store:
+    """What the object stores hold at most."""
+    trajectory, pictures = trajectory_of(run), pictures_of(run, run.rollout.images)
+    trained = size_of(*hollow_of(run).trained.values())
+    versions = run.rollout.max_staleness + 2  # one that a sampler still asks for each, and the one that comes
+    prompts = run.evaluation.count + run.evaluation.train_count
+    evaluated = prompts * pictures_of(run, run.evaluation.images)
+    return Store(
+        groups=(run.rollout.max_staleness + 1) * run.rollout.prompts * (trajectory + pictures),
+        trajectory=trajectory,
+        pictures=pictures,
+        others={
+            f"{versions} versions of the weights": versions * trained,
+            **({} if run.optimizer.average is None else {"their running mean": trained}),
+            f"an evaluation's {prompts * run.evaluation.images} pictures": evaluated,
+        },
+    )
+
+
+def learner(run: Run) -> Memory:
+    """One of the learner's ranks."""
+    model, role = hollow_of(run), run.workers.learner
+    gpu, rows = role.gpus > 0, rows_of(run)
+    sharded = role.strategy == "fsdp2" and role.ranks > 1
+    parts = role.ranks if sharded else 1
+    trained = size_of(*model.trained.values())
+    frozen = size_of_module(model.network) - trained
+    precise = sum(p.numel() * max(FLOAT, p.element_size()) for p in model.trained.values())
+    moments = 2 * trained // parts + FLOAT * len(model.trained)
+    pass_ = model.learning(rows, mixed=run.optimizer.mixed_precision == "bf16", kl=run.objective.kl > 0, gpu=gpu)
+    own = math.ceil(run.rollout.prompts / role.ranks) * trajectory_of(run)
+    sent = {"its groups' trajectories": own, "the weights that it sent last": trained}
+    full = isinstance(run.model.train, Full)
+    encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
+    largest = max(p.nbytes for p in model.trained.values())
+    return Memory(
+        role="learner",
+        processes=role.ranks,
+        gpus=role.gpus,
+        held={
+            "denoising network, frozen": frozen // parts,
+            "trained weights": trained // parts,
+            "gradients": trained // parts,
+            "AdamW's two moments": moments,
+            **({} if run.optimizer.average is None else {"running mean of the weights": precise // parts}),
+            **_other_parts(model),
+            **({"a group's trajectory": trajectory_of(run)} if gpu else sent),
+        },
+        phases={
+            f"forward and backward, {rows} {'image' if rows == 1 else 'images'} at once": pass_
+            + (gathered(model.network) if sharded else 0),
+            "AdamW's step": trained // parts if gpu else 3 * largest,  # one parameter after the other on the CPU
+            **({} if run.optimizer.average is None else {"sending the running mean": trained // parts}),
+            **({"adding up the ranks' gradients": 2 * trained} if role.ranks > 1 and not sharded else {}),
+            **({"text encoders, while a checkpoint is written": encoders} if full else {}),
+        },
+        beside=sent if gpu else {},
+    )
+
+
+def sampler(run: Run) -> Memory:
+    """One sampler."""
+    model, role = hollow_of(run), run.workers.samplers
+    gpu, rows, steps = role.gpus > 0, rows_of(run), trained_steps(run)
+    images, decoded = run.rollout.images, max(run.rollout.images, run.evaluation.images)
+    trajectory, pictures = trajectory_of(run), pictures_of(run, decoded)
+    encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
+    noises = images * run.sampling.steps * model.latents
+    kept = images * steps * model.latents * (3 if gpu else 2)  # on the CPU a step's noise is a part of all noise
+    conditioning, encoding = model.encoded
+    distinct = run.steps * run.rollout.prompts
+    texts = size_of(*conditioning.values()) * (distinct if run.model.text_cache is None else min(KEPT, distinct))
+    predicting = model.predicting(rows, mixed=run.optimizer.mixed_precision == "bf16", gpu=gpu)
+    host = {
+        "text encoders, once they were needed": encoders,
+        "encoded texts, were all distinct": texts,
+        "noise": noises,
+    }
+    return Memory(
+        role="sampler",
+        processes=max(role.workers, role.max or 0),
+        gpus=role.gpus,
+        held={"denoising network": size_of_module(model.network), **_other_parts(model), **({} if gpu else host)},
+        phases={
+            "encoding a text": encoding + (encoders if gpu else 0),
+            f"a prediction, {rows} {'image' if rows == 1 else 'images'} at once": kept + predicting,
+            f"decoding {decoded} images": kept + model.decoding(decoded, gpu=gpu),
+            "putting the trajectory together": kept + trajectory,
+        },
+        beside={**host, "a group's trajectory and pictures": trajectory + pictures} if gpu else {},
+    )
+
+
+def scorer(run: Run) -> Memory:
+    """One scorer: the rewards trained on, and those that evaluations watch."""
+    role = run.workers.scorers
+    gpu = role.gpus > 0
+    rewards = (*run.rewards, *run.evaluation.rewards)
+    images = max(run.rollout.images, run.evaluation.images)
+    measured = {name: scoring.measure(found, images, gpu) for name, found in scoring.clips(rewards).items()}
+    pictures = {"a group's pictures": pictures_of(run, images)}
+    return Memory(
+        role="scorer",
+        processes=max(role.workers, role.max or 0),
+        gpus=role.gpus,
+        held={
+            **{name: size for name, (size, _) in measured.items()},
+            **scoring.heads(rewards),
+            **({} if gpu else pictures),
+        },
+        phases={f"embedding with {name}": peak for name, (_, peak) in measured.items()},
+        beside=pictures if gpu else {},
+    )
+
+
+def gathered(network: nn.Module) -> int:
+    """What fsdp2 has whole at once, at most, of a network that is cut as ranks.shard cuts it.
+
+    The root's own parameters, those of a block and of the blocks around it; for the block that is fetched meanwhile,
+    the parameters and the buffer that they arrive in; for the one whose gradients leave, these and their buffer.
+    """
+    names = set(getattr(network, "_no_split_modules", None) or ())
+    blocks = [name for name, module in network.named_modules() if name and type(module).__name__ in names]
+    own, leaving = dict.fromkeys(["", *blocks], 0), dict.fromkeys(["", *blocks], 0)
+
+    def around(name: str) -> list[str]:
+        return [block for block in own if not block or name == block or name.startswith(f"{block}.")]
+
+    for name, parameter in network.named_parameters():
+        block = max(around(name), key=len)
+        own[block] += parameter.nbytes
+        leaving[block] += parameter.nbytes * parameter.requires_grad
+    chains = [sum(own[block] for block in around(name)) for name in own]
+    return max(chains) + 2 * max(own.values()) + 2 * max(leaving.values())
+
+
+def _other_parts(model: Hollow) -> dict[str, int]:
+    """The pipeline's networks that are there all the time beside the one that denoises."""
+    others = {name: part for name, part in model.parts.items() if name not in model.denoiser.encoders}
+    return {name: size_of_module(part) for name, part in others.items() if part is not model.network}

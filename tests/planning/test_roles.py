@@ -1,0 +1,200 @@
+"""What roles and object stores are planned to hold is what they are then seen to hold."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pcpo_ray import config_file
+from pcpo_ray.learner import Learner
+from pcpo_ray.planning import roles
+from pcpo_ray.planning.gpus import CONTEXT, SLACK
+from pcpo_ray.sampler import Sampler
+from pcpo_ray.weights import pack
+from tests import small
+from tests.planning import measured
+from tests.test_train import go
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+TRAJECTORIES = [
+    ("small_sd", {}),
+    ("small_sd", {"sampling__trained_steps": 2, "model__dtype": "bfloat16"}),
+    ("small_sdxl", {"sampling__shared_noise": "true", "sampling__batch": 2}),
+    ("small_sd3", {"sampling__subset": "{kind: share, share: 0.6}"}),
+    ("small_flux", {"sampling__subset": "{kind: window, size: 2}"}),
+    ("small_flux", {"sampling__height": 32, "rollout__images": 3}),
+]
+
+
+@pytest.mark.parametrize(("fixture", "changes"), TRAJECTORIES)
+def test_a_groups_bytes_are_the_sampled_ones_exactly(request, fixture, changes):
+    run = small.run(request.getfixturevalue(fixture), **changes)
+    trajectory, images = Sampler(run, CPU).sample(measured.task_of(run))
+    assert roles.trajectory_of(run) == trajectory.bytes
+    assert roles.pictures_of(run, run.rollout.images) == images.nbytes
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_what_waits_to_be_learned_comes_to_the_stores_bytes_and_no_higher(small_sd, tmp_path, staleness):
+    run = small.run(small_sd, steps=4, rollout__max_staleness=staleness, evaluation__every=4)
+    steps = [row for row in go(run, tmp_path / "run").metrics() if row["kind"] == "train"]
+    planned = roles.store(run)
+    assert max(row["buffer_bytes"] for row in steps) == planned.groups // (
+        staleness + 1
+    )  # one process samples as asked
+    assert planned.groups == (staleness + 1) * 3 * (planned.trajectory + planned.pictures)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "changes"),
+    [
+        ("small_sd", {}),
+        ("small_sdxl", {"model__train": "{kind: full}", "optimizer__average": 0.9}),
+        ("small_flux", {"model__dtype": "bfloat16", "model__train": "{kind: full}", "optimizer__average": 0.9}),
+        ("small_sd3", {"model__train": "{kind: lora, rank: 8}"}),
+    ],
+)
+def test_weights_gradients_and_moments_are_the_learners_exactly(request, fixture, changes):
+    run = small.run(request.getfixturevalue(fixture), **changes, rollout__prompts=1)
+    _, (trajectory, _) = measured.sample(run)
+    learner, held = Learner(run, CPU), roles.learner(run).held
+    optimizer_step, gradients = learner.optimizer.step, []
+
+    def step():
+        gradients.append(sum(p.grad.nbytes for p in learner.parameters.values() if p.grad is not None))
+        optimizer_step()
+
+    learner.optimizer.step = step
+    learner.update(1, [(0, trajectory, [1.0, -1.0, 0.5, -0.5])])
+    trained = sum(p.nbytes for p in learner.parameters.values())
+    network = sum(p.nbytes for p in (*learner.policy.denoiser.module.parameters(),))
+    buffers = sum(b.nbytes for b in learner.policy.denoiser.module.buffers())
+    assert held["trained weights"] == trained == sum(pack(1, learner.parameters).manifest.sizes)
+    assert held["denoising network, frozen"] == network + buffers - trained
+    assert held["gradients"] == gradients[0]
+    assert held["AdamW's two moments"] == sum(v.nbytes for s in learner.optimizer.state.values() for v in s.values())
+    assert held["its groups' trajectories"] == trajectory.bytes
+    if learner.average is not None:
+        assert held["running mean of the weights"] == sum(value.nbytes for value in learner.average.values)
+
+
+def wide(model, folder):
+    """A copy whose UNet has weights enough to be seen: some 30 million."""
+    from diffusers import UNet2DConditionModel
+
+    shutil.copytree(model, folder)
+    settings = {**UNet2DConditionModel.load_config(folder / "unet"), "block_out_channels": (192, 384)}
+    UNet2DConditionModel.from_config({**settings, "attention_head_dim": 64}).save_pretrained(folder / "unet")
+    return folder
+
+
+def embedded(name, **changes):
+    """A config of the embedded models with batches large enough to be seen."""
+    settings = {"rollout.images": 80, "rollout.prompts": 1, "sampling.steps": 3, "sampling.trained_steps": 2, **changes}
+    settings["optimizer.updates"] = 1
+    return config_file.load(ROOT / "configs" / f"{name}.yaml", [f"{key}={value}" for key, value in settings.items()])
+
+
+SEEN = {
+    "activations": lambda model, folder: embedded("shapes_pcpo", **{"sampling.guidance_scale": 2}),
+    "all of a transformer trained": lambda model, folder: embedded(
+        "shapes_pcpo_flux", **{"model.train": "{kind: full}", "optimizer.average": 0.9}
+    ),
+    "weights, gradients and moments": lambda model, folder: small.run(
+        wide(model, folder / "small-sd-wide"), model__train="{kind: full}", rollout__prompts=1
+    ),
+}
+
+
+@pytest.mark.parametrize("most", SEEN)
+def test_processes_grow_by_what_was_planned_within_a_fifth(small_sd, tmp_path, most):
+    """Resident memory of a process in which a role works as its actor does, on the CPU, against the role's total.
+
+    glibc is told to give back what is freed (blocks from 128 KiB on): what it keeps otherwise is no need of the role's.
+    """
+    run = SEEN[most](small_sd, tmp_path)
+    path = tmp_path / "run.yaml"
+    path.write_text(config_file.dump(run))
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.planning.measured", str(path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    for role in (roles.sampler, roles.learner):
+        planned = role(run)
+        assert planned.total > 64 * 2**20, "too little to be told from what else a process does"
+        assert seen[planned.role] == pytest.approx(planned.total, rel=0.2), planned
+
+
+def test_ranks_share_what_fsdp2_cuts_and_copy_what_ddp_does(small_flux):
+    settings = {"model__train": "{kind: full}", "rollout__prompts": 4}
+    alone, ddp, fsdp2 = (
+        roles.learner(small.run(small_flux, **settings, workers__learner=text))
+        for text in ("{}", "{ranks: 2, strategy: ddp}", "{ranks: 2, strategy: fsdp2}")
+    )
+    for name in ("trained weights", "gradients"):
+        assert alone.held[name] == ddp.held[name] == 2 * fsdp2.held[name]
+    assert ddp.held["its groups' trajectories"] == alone.held["its groups' trajectories"] / 2
+    assert "adding up the ranks' gradients" in ddp.phases
+    passes = [max(memory.phases.values()) for memory in (alone, fsdp2)]
+    assert passes[1] > passes[0]
+
+
+def test_gathered_layers_are_those_of_the_blocks_that_are_cut():
+    class Block(torch.nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.layer = torch.nn.Linear(size, size, bias=False)
+
+    class Network(torch.nn.Module):
+        _no_split_modules = ("Block",)
+
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Linear(10, 10, bias=False)
+            self.blocks = torch.nn.ModuleList([Block(30), Block(20)])
+
+    network = Network()
+    root, large = 4 * 10 * 10, 4 * 30 * 30
+    assert roles.gathered(network) == (root + large) + 2 * large + 2 * large
+    network.requires_grad_(False)
+    assert roles.gathered(network) == (root + large) + 2 * large
+
+
+def test_a_role_on_a_gpu_keeps_there_what_it_computes_with_and_the_rest_in_main_memory(small_sd):
+    gpu = {"workers__samplers": "{gpus: 1}", "workers__learner": "{gpus: 0.5}", "workers__scorers": "{gpus: 0.5}"}
+    run = small.run(small_sd, **gpu, rewards="[{kind: clip_score}]")
+    for role in (roles.sampler, roles.learner, roles.scorer):
+        there, here = role(run), role(small.run(small_sd, rewards="[{kind: clip_score}]"))
+        assert there.beside and not here.beside
+        assert there.total == pytest.approx(
+            (1 + SLACK) * (sum(there.held.values()) + max(there.phases.values())) + CONTEXT
+        )
+        assert there.total > CONTEXT > here.total
+
+
+def test_rewards_take_what_their_networks_do(small_sd):
+    rewards = "[{kind: clip_score}, {kind: jpeg_compressibility}, {kind: 'tests.small:Slow'}]"
+    run = small.run(small_sd, rewards=rewards, evaluation__rewards="[{kind: diversity, model: shapes-clip}]")
+    import open_clip
+
+    from pcpo_ray import shapes
+
+    network = open_clip.create_model(f"local-dir:{shapes.checkpoint('shapes-clip')}", load_weights=False)
+    memory = roles.scorer(run)
+    size = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
+    assert memory.held["shapes-clip"] == size  # once, though two rewards use it
+    assert len(memory.phases) == 1
