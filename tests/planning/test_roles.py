@@ -113,6 +113,7 @@ SEEN = {
 }
 
 
+@pytest.mark.chaos  # for the minute that it takes
 @pytest.mark.parametrize("most", SEEN)
 def test_processes_grow_by_what_was_planned_within_a_fifth(small_sd, tmp_path, most):
     """Resident memory of a process in which a role works as its actor does, on the CPU, against the role's total.
