@@ -58,7 +58,7 @@ LEARNING = (
     _gauge("held_out_high", "", "Upper end of its 95% interval over prompts.", "reward"),
     _gauge("train_prompts", "", "Mean score on training prompts in the last evaluation.", "reward",
            when="evaluation.train_count is above 0"),
-    _gauge("quality", "", "Fréchet distance, diversity and the like of the last evaluation's pictures.", "measure",
+    _gauge("quality", "", "Frechet distance, diversity and the like of the last evaluation's pictures.", "measure",
            when="evaluation.quality is given"),
     _gauge("alarm", "", "1 for a monitor that sounds the alarm (diversity, deviation, reward, hacking); else 0.",
            "monitor"),
