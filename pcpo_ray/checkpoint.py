@@ -191,11 +191,12 @@ def everyone(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep`."""
+def prune(run: Path, keep: int, spared: Path | None = None) -> None:
+    """Delete all but the newest `keep` and the one that is `spared`."""
     for folder in everyone(run)[:-keep]:
-        with writing(folder):
-            shutil.rmtree(folder)
+        if folder != spared:
+            with writing(folder):
+                shutil.rmtree(folder)
 
 
 def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

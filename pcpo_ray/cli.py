@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 
 from pcpo_ray import __version__, operate
-from pcpo_ray.errors import ConfigError, PcpoError, RunError
+from pcpo_ray.errors import AlarmError, ConfigError, PcpoError, RunError
 
 app = typer.Typer(
     add_completion=False,
@@ -91,6 +92,7 @@ def train(
                 display.say(f"resuming {run.name} after step {loop.step}")
             with running.ended_by_signals():  # again: starting Ray has put its own handler in place
                 loop.train()
+                ended = loop.error
         except KeyboardInterrupt:
             options = [*(["--local"] if local else []), *([] if runs == "runs" else ["--runs", runs])]
             again = shlex.join(["pcpo-ray", "train", str(config), *(overrides or []), *options, "--resume"])
@@ -109,20 +111,22 @@ def train(
     home.push_records()
     for line in (found_out["text"], *found_out["notes"], f"report: {page}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if ended:
+        raise AlarmError(ended)
 
 
 @app.command()
 def evaluate(folder: RunPlace, local: Local = False) -> None:
-    """Evaluate a run's newest checkpoint on the held-out prompts of its config; prints means and 95% intervals."""
+    """Evaluate a run's newest checkpoint as its config says; prints means, 95% intervals and the pictures' quality."""
+    from pcpo_ray import quality
     from pcpo_ray import runs as running
-    from pcpo_ray.evaluation import estimate, table
     from pcpo_ray.folder import RunFolder
-    from pcpo_ray.traffic import TROUBLE, Traffic
-    from pcpo_ray.train import evaluated
+    from pcpo_ray.traffic import Traffic, trouble
+    from pcpo_ray.train import evaluated, summary
 
     console = Console()
     with contextlib.ExitStack() as ending:
-        home = ending.enter_context(RunFolder.of(folder).fetched())
+        home = ending.enter_context(RunFolder.of(folder).fetched(records=True))
         run = running.read(home.local)
         running.check(run)
         found = running.newest_step(home, console.print)
@@ -131,16 +135,28 @@ def evaluate(folder: RunPlace, local: Local = False) -> None:
         step = stages.learner.restore(home, found).step
 
         def event(kind: str, **details: object) -> None:
-            if kind in TROUBLE:
-                console.print(kind, details)
+            if line := trouble(kind, details):
+                console.print(line, markup=False, highlight=False)
 
         traffic = Traffic(run, stages, event=event, say=console.print)
         traffic.publish(oldest=step)
-        values = table(run, evaluated(run, traffic, running.sources(run)[1], step, oldest=step))
-    console.print(f"{run.name}, step {step}, {len(next(iter(values.values())))} held-out prompts:")
-    for name, scores in values.items():
-        found_mean = estimate(scores)
-        console.print(f"  {name}: {found_mean.mean:.4f} ({found_mean.low:.4f} to {found_mean.high:.4f})")
+        prompts, held_out = running.sources(run)
+        scored, seen = evaluated(run, traffic, held_out, step, oldest=step, prompts=prompts)
+        found_out = summary(run, scored, seen, quality.assessor(run, home.local, console.print))
+    console.print(f"{run.name}, step {step}, {len(scored)} held-out prompts:")
+    _print_estimates(console, found_out["rewards"])
+    if seen:
+        console.print(f"{len(seen)} training prompts:")
+        _print_estimates(console, found_out["train_rewards"])
+    if "quality" in found_out:
+        console.print(f"quality, of {len(scored) * run.evaluation.images} held-out pictures:")
+        for name, value in found_out["quality"].items():
+            console.print(f"  {name}: {value:.4f}")
+
+
+def _print_estimates(console: Console, estimates: Mapping[str, Mapping[str, float]]) -> None:
+    for name, found in estimates.items():
+        console.print(f"  {name}: {found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})")
 
 
 @app.command()
@@ -272,9 +288,12 @@ def _options(
 
 
 def main() -> None:
-    """The command: an expected error is one message and exit status 1; Ctrl-C is 130."""
+    """The command: an expected error is one message and exit status 1, an end by monitors 3; Ctrl-C is 130."""
     try:
         app(standalone_mode=True)
+    except AlarmError as error:
+        print(f"ended by monitors: {error}", file=sys.stderr)
+        sys.exit(3)
     except PcpoError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -511,14 +511,130 @@ class Optimizer:
 
 
 @config
+class ClipFeatures:
+    """A CLIP model's image embeddings, of unit length; `model` and `weights` as for clip_score."""
+
+    kind: Literal["clip"] = "clip"
+    model: str = "shapes-clip"
+    weights: str | None = None
+
+
+@config
+class InceptionFeatures:
+    """Those of FID: Inception-v3, 2048 numbers; `weights` is torch-fidelity's weights-inception-2015-12-05 file."""
+
+    kind: Literal["inception"] = "inception"
+    weights: str
+
+
+@config
+class DinoFeatures:
+    """Those of FD-DINO: DINOv2's class token; `model` is a folder in transformers' format (facebook/dinov2-large)."""
+
+    kind: Literal["dinov2"] = "dinov2"
+    model: str
+
+
+@config
+class ShapesReference:
+    """`count` drawn pictures of the embedded world's held-out captions."""
+
+    kind: Literal["shapes"] = "shapes"
+    count: Count = 512
+
+
+@config
+class ImagesReference:
+    """A folder of pictures, or a .txt file with a picture's path a line; all of the size that the run makes."""
+
+    kind: Literal["images"] = "images"
+    path: str
+
+
+@config
+class BaseReference:
+    """The pictures of the run's first evaluation, before training: the same prompts and noise as all later ones."""
+
+    kind: Literal["base"] = "base"
+
+
+@config
+class Lpips:
+    """The net of LPIPS; `weights` is torchvision's file of it (alexnet-owt-7be5be79.pth, vgg16-397923af.pth)."""
+
+    net: Literal["alex", "vgg"] = "alex"
+    weights: str
+
+
+@config
+class Quality:
+    """What evaluations measure of the pictures themselves (quality/README.md), in the space of `features`.
+
+    Against the `reference` (null: none): Fréchet distance, and precision, recall, density and coverage with the
+    `neighbours` nearest. Of a prompt's pictures: Vendi score, mean pairwise distance, LPIPS. `cache` is a folder in
+    which a reference's features are kept, for all runs that share it (null: each run computes them).
+    """
+
+    features: Annotated[ClipFeatures | InceptionFeatures | DinoFeatures, Discriminator("kind")]
+    reference: Annotated[ShapesReference | ImagesReference | BaseReference, Discriminator("kind")] | None = None
+    neighbours: Count = 5
+    cache: str | None = None
+    lpips: Lpips | None = None
+
+
+@config
 class Evaluation:
-    """On `count` prompts with `images` images each, at fixed seeds: before, every `every` steps, and at the end."""
+    """On `count` prompts with `images` images each, at fixed seeds: before, every `every` steps, and at the end.
+
+    `train_count` training prompts are evaluated besides: what is gained there and not on the others was learned by
+    heart.
+    """
 
     prompts: Prompts = field(default_factory=lambda: ShapesPrompts(split="held_out"))
     count: Count = 32
+    train_count: NonNegativeInt = 0
     images: Count = 2
     every: Count = 10
     rewards: tuple[Reward, ...] = ()
+    quality: Quality | None = None
+
+    def __post_init__(self) -> None:
+        quality = self.quality
+        if quality is None:
+            return
+        if self.images < 2 and (quality.reference is None or quality.lpips is not None):
+            raise ValueError(
+                f"evaluation.images is {self.images}, and diversity compares a prompt's images; use at least 2, or "
+                "give evaluation.quality a reference and no lpips"
+            )
+        if quality.reference is not None and self.count * self.images <= quality.neighbours:
+            raise ValueError(
+                f"evaluation.quality.neighbours is {quality.neighbours}, of {self.count} x {self.images} images; "
+                "evaluate more images, or use fewer neighbours"
+            )
+        reference = quality.reference
+        if isinstance(reference, ShapesReference) and reference.count <= quality.neighbours:
+            raise ValueError(
+                f"evaluation.quality.reference.count is {reference.count}; "
+                f"expected more than the {quality.neighbours} neighbours"
+            )
+
+
+@config
+class Monitors:
+    """What to do (`action`) when evaluations show that the run collapses or hacks its reward (monitors.py).
+
+    An alarm is raised when a condition holds at `patience` evaluations in a row: held-out `diversity`, or the
+    `deviation` of rewards within a training group, below that share of what it was at first; the trained reward, or
+    one that is only watched while the trained one rises, down by `fall` standard deviations of its scores and clearly.
+    `warn` goes on; `stop` ends the run with a checkpoint; `roll_back` ends it at the newest checkpoint from before.
+    """
+
+    action: Literal["warn", "stop", "roll_back"] = "warn"
+    patience: Count = 2
+    diversity: Fraction = 0.5
+    deviation: Fraction = 0.1
+    fall: Positive = 0.5
 
 
 @config
@@ -618,6 +734,7 @@ class Run:
     rollout: Rollout = field(default_factory=Rollout)
     optimizer: Optimizer = field(default_factory=Optimizer)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    monitors: Monitors = field(default_factory=Monitors)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     workers: Workers = field(default_factory=Workers)
     trackers: tuple[Literal[TRACKERS], ...] = ()  # type: ignore[valid-type]

@@ -7,12 +7,14 @@
     ├── CreditError        a credit that the schedule cannot carry
     ├── ModelError         a model's folder, its parts or its weights
     ├── RewardError        a reward that cannot be built, or that failed too often
+    ├── QualityError       a feature model or a reference set of the evaluation's quality
     ├── CheckpointError    a checkpoint that is cut short or belongs to another run
     ├── RunError           a run folder
     ├── StudyError         a study's arms, seeds or stored runs
     ├── WeightsError       weights that did not arrive as they were sent
     ├── ClusterError       a worker, a deadline or resources of the cluster
-    └── TrainingError      an update that must not go on
+    ├── TrainingError      an update that must not go on
+    └── AlarmError         a run that its monitors ended
 
 Each is built from one message (so that it survives pickling between processes) which says what was got, what was
 expected and what to do.
@@ -47,6 +49,10 @@ class RewardError(PcpoError):
     """A reward that cannot be built, or that failed too often."""
 
 
+class QualityError(PcpoError):
+    """A feature model or a reference set of the evaluation's quality."""
+
+
 class CheckpointError(PcpoError):
     """A checkpoint that is cut short or belongs to another run."""
 
@@ -69,3 +75,7 @@ class ClusterError(PcpoError):
 
 class TrainingError(PcpoError):
     """An update that must not go on."""
+
+
+class AlarmError(PcpoError):
+    """A run that its monitors ended."""

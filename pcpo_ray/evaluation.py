@@ -5,14 +5,14 @@ not independent: intervals resample prompts, not images.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from pcpo_ray import config
 from pcpo_ray.prompts import PromptSource
-from pcpo_ray.trajectory import Scored, Task, seed_of
+from pcpo_ray.trajectory import Prompt, Scored, Task, seed_of
 
 TOTAL = config.TOTAL
 
@@ -28,11 +28,20 @@ class Estimate:
 
 def tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
     """The evaluation's groups: the same prompts, positions and noise at every version."""
-    prompts = source.batch(1, min(run.evaluation.count, len(source)))
+    return _tasks(run, source.batch(1, min(run.evaluation.count, len(source))), version, first=0)
+
+
+def training_tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
+    """The groups of training prompts that are evaluated besides, at positions after all others."""
+    prompts = source.batch(1, min(run.evaluation.train_count, len(source)))
+    return _tasks(run, prompts, version, first=run.evaluation.count)
+
+
+def _tasks(run: config.Run, prompts: Sequence[Prompt], version: int, *, first: int) -> list[Task]:
     return [
         Task(
             step=0,
-            position=n,
+            position=first + n,
             prompt=prompt,
             images=run.evaluation.images,
             version=version,
@@ -70,3 +79,13 @@ def estimate(values: Float[np.ndarray, "P N"]) -> Estimate:
 def paired(before: Float[np.ndarray, "P N"], after: Float[np.ndarray, "P N"]) -> Estimate:
     """Of the mean of after - before, image by image at the same prompt and seed."""
     return estimate(after - before)
+
+
+def change(before: Float[np.ndarray, "P N"], after: Float[np.ndarray, "P N"]) -> dict[str, float]:
+    """`paired`, as numbers, and its mean in `deviations`: standard deviations of all scores before and after.
+
+    Scores that were all the same, and now are all others, have changed by 2.
+    """
+    found = paired(before, after)
+    spread = float(np.nanstd(np.stack([before, after])))
+    return {**asdict(found), "deviations": found.mean / spread if spread else 0.0}

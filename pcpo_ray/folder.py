@@ -5,6 +5,7 @@ driver in one, the learner's ranks in theirs where they are on other machines. I
 
 - what the driver records, whole files, with every evaluation, before every checkpoint and at the end;
 - a checkpoint by the rank that wrote it, state.json last: one that has it, and all that it names, is whole;
+- what a roll-back leaves behind, in set-aside/;
 - `.writer`, made anew by each process that starts or resumes the run. It tells whether a folder that is there is what
   storage holds, or more (its last writer's own), or was left behind by a run that went on elsewhere; and a driver that
   finds another's stops, as two would overwrite each other.
@@ -32,6 +33,8 @@ from pcpo_ray.storage import Storage, child, is_url, shown
 
 CONFIG, WRITER = "config.yaml", ".writer"
 CHECKPOINTS = "checkpoints"
+SET_ASIDE = "set-aside"
+"""Where checkpoints are that a roll-back left behind: none of them is the run's newest."""
 MARK = ".stored.json"
 """In the local folder: whose it is, and size and time of each file as it went into storage or came from there."""
 
@@ -158,15 +161,40 @@ class RunFolder:
             return step
         return stored
 
-    def prune(self, keep: int) -> None:
-        """Delete all checkpoints but the newest `keep`; of one that is stored state.json goes first."""
+    def steps(self) -> list[int]:
+        """Of which there are checkpoints, the newest last."""
         if self.url is None:
-            return checkpoint.prune(self.local, keep)
+            return [_step(folder) for folder in checkpoint.everyone(self.local)]
+        return sorted({_step(Path(name.split("/")[1])) for name in self._storage.names(CHECKPOINTS)})
+
+    def newest_until(self, step: int) -> int | None:
+        """The newest step up to this one of which there is a checkpoint."""
+        return max((found for found in self.steps() if found <= step), default=None)
+
+    def prune(self, keep: int, spared: int | None = None) -> None:
+        """Delete all checkpoints but the newest `keep` and `spared`'s; of one that is stored state.json goes first."""
+        if self.url is None:
+            return checkpoint.prune(self.local, keep, None if spared is None else self.checkpoint(spared))
         storage = self._storage
-        steps = sorted({name.split("/")[1] for name in storage.names(CHECKPOINTS)})
-        for folder in steps[:-keep]:
-            _delete_checkpoint(storage, f"{CHECKPOINTS}/{folder}")
+        for step in self.steps()[:-keep]:
+            if step != spared:
+                _delete_checkpoint(storage, _below(step))
         return None
+
+    def set_aside_after(self, step: int) -> None:
+        """Move every checkpoint newer than a step's to set-aside/."""
+        for later in (found for found in self.steps() if found > step):
+            folder = self.fetch_checkpoint(later)
+            aside = self.local / SET_ASIDE / folder.name
+            with writing(aside):
+                aside.parent.mkdir(exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+            if self.url is not None:
+                files = [path for path in aside.rglob("*") if path.is_file()]
+                with self._kept():
+                    self._storage.put({path.relative_to(self.local).as_posix(): path for path in files})
+                _delete_checkpoint(self._storage, _below(later))
 
     def discard(self) -> None:
         """Forget a run that did not start."""
@@ -331,7 +359,9 @@ def _delete_checkpoint(storage: Storage, name: str) -> None:
 
 def _is_apart(name: str) -> bool:
     """Whether a file is no record of the driver's: a checkpoint's, or what is unfinished or about the folder itself."""
-    return name.startswith(f"{CHECKPOINTS}/") or any(part.startswith(".") for part in name.split("/"))
+    return name.startswith((f"{CHECKPOINTS}/", f"{SET_ASIDE}/")) or any(
+        part.startswith(".") for part in name.split("/")
+    )
 
 
 def _records(folder: Path) -> dict[str, list[int]]:

@@ -128,9 +128,9 @@ class LocalScorers:
         started = time.perf_counter()
         rollout = self.rollouts.popleft()
         torch.set_num_threads(self.threads)
-        scores, failures = self.scorer.score(rollout.task, rollout.images.reference)
+        scores, failures, measured = self.scorer.score(rollout.task, rollout.images.reference)
         seconds = time.perf_counter() - started
-        self.done.append(Scored(rollout=rollout, scores=scores, failures=failures, seconds=seconds))
+        self.done.append(Scored(rollout=rollout, scores=scores, failures=failures, seconds=seconds, measured=measured))
         return True
 
 

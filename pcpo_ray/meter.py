@@ -21,6 +21,9 @@ REFRESH = 5.0
 PHASES = ("sample_and_score", "learn", "publish", "evaluate", "checkpoint")
 """What a driver may be at."""
 
+MONITORS = ("diversity", "deviation", "reward", "hacking")
+"""What may sound the alarm (monitors.py)."""
+
 LEARNER = {"learner": 1}
 
 OVERALL = {
@@ -202,6 +205,12 @@ def of_evaluation(row: Mapping[str, Any]) -> Iterator[Change]:
         yield change("held_out_low", found["low"], reward=reward)
         yield change("held_out_high", found["high"], reward=reward)
         yield change("mean_missing", math.isnan(found["mean"]), reward=reward, purpose="evaluate")
+    for reward, found in row.get("train_rewards", {}).items():
+        yield change("train_prompts", found["mean"], reward=reward)
+    for measure, value in row.get("quality", {}).items():
+        yield change("quality", value, measure=measure)
+    for monitor in MONITORS:
+        yield change("alarm", monitor in row["alarms"], monitor=monitor)
     yield change("evaluations", 1)
     yield change("samples", row["images"], purpose="evaluate")
     yield from _times({"evaluate": row["seconds"]}, row["busy_seconds"], row["workers"])

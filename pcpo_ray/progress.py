@@ -53,6 +53,8 @@ class Display:
     def _evaluated(self, row: Mapping[str, Any]) -> str:
         means = {name: value["mean"] for name, value in row["rewards"].items() if name != TOTAL}
         text = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
+        measured = row.get("quality", {})
+        text += "".join(f", {name} {measured[name]:.3g}" for name in ("frechet", "pairwise") if name in measured)
         self.shown[f"held-out ({row['images']} images, step {row['step']})"] = text
         return f"evaluation at step {row['step']}: {text}"
 

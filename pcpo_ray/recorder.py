@@ -3,6 +3,7 @@
 config.yaml     resolved                        metrics.jsonl       a line a step, a line an evaluation
 events.jsonl    faults, versions, endings       images/             the evaluations' pictures
 scores.parquet/ a row a training sample         evaluations.parquet/ a row an evaluated image (a file a step each)
+features/       see quality/ (a file a step)
 checkpoints/    see checkpoint.py               report.html         see report.py
 """
 
@@ -72,8 +73,8 @@ class Recorder:
         kept = [row for row in self.metrics() if row["step"] <= step]
         self._replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
         self._replace("events.jsonl", "".join(line + "\n" for line in self._lines("events.jsonl")))
-        for dataset in ("scores.parquet", "evaluations.parquet"):
-            for path in (self.folder / dataset).glob("step-*.parquet"):
+        for dataset in ("scores.parquet", "evaluations.parquet", "features"):
+            for path in (self.folder / dataset).glob("step-*.*"):
                 if int(path.stem.removeprefix("step-")) > step:
                     with writing(path):
                         path.unlink()

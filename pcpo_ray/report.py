@@ -39,6 +39,17 @@ REWARDS = {
     "diversity": ("1 - cosine", "how far a picture is from the others of its prompt: near 0 they all look alike"),
 }
 """Unit and meaning of the shipped rewards."""
+QUALITY = {
+    "frechet": ("Fréchet distance", "how far all pictures together are from the reference: less is better"),
+    "precision": ("precision", "share of pictures that look like one of the reference"),
+    "recall": ("recall", "share of the reference that looks like one of the pictures"),
+    "density": ("density", "how much of the reference is near a picture; about 1 for the reference's own kind"),
+    "coverage": ("coverage", "share of the reference that has a picture near it"),
+    "vendi": ("Vendi score", "how many different pictures a prompt has: 1 where all are the same"),
+    "pairwise": ("pairwise distance", "1 - cosine between the pictures of a prompt, in mean"),
+    "lpips": ("LPIPS", "perceptual distance between the pictures of a prompt, in mean"),
+}
+"""Title and meaning of the measures of quality/."""
 PHASES = {
     "sample_and_score": ("sampling and scoring", "waiting for a batch's pictures and their scores"),
     "learn": ("learning", "the update of the weights"),
@@ -122,6 +133,7 @@ def write(folder: Path) -> Path:
         verdict=verdict(record),
         pictures=_pictures(record),
         rewards=_rewards(record),
+        quality=_quality(record),
         timesteps=_timesteps(record),
         first_update=record.named("first_update")[:1],
         times=_times(record),
@@ -138,8 +150,10 @@ def write(folder: Path) -> Path:
 def _state(record: Record) -> str:
     """How the run ended, as far as the folder knows."""
     done = f"after step {record.done} of {record.run.steps}"
-    endings = record.named("finished", "stopped", "failed", "resumed")
+    endings = record.named("finished", "stopped", "rolled_back", "failed", "resumed")
     match endings[-1] if endings else None:
+        case {"alarm": alarm}:
+            return f"The run was ended {done} by its monitors: {alarm}."
         case {"kind": "finished"}:
             return f"The run finished all of its {record.run.steps} steps."
         case {"kind": "stopped"}:
@@ -215,6 +229,21 @@ def _rewards(record: Record) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _quality(record: Record) -> dict[str, Any] | None:
+    """What quality/ measured: a row a measure, at the first evaluation and the last, and the charts of two."""
+    rows = [{"step": row["step"], **row["quality"]} for row in record.evaluated if row.get("quality")]
+    if not rows:
+        return None
+    measures = [name for name in QUALITY if name in rows[0]]
+    table = [(*QUALITY[name], rows[0][name], rows[-1].get(name, math.nan)) for name in measures]
+    drawn = [
+        (*QUALITY[name], figures.history(name, QUALITY[name][0], "", [row for row in rows if name in row]))
+        for name in ("frechet", "pairwise")
+        if name in measures and len(rows) > 1
+    ]
+    return {"table": table, "charts": drawn, "several": len(rows) > 1}
 
 
 def _pictures(record: Record) -> dict[str, Any] | None:

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import config, config_file, evaluation, models, policy, prompts, rewards
-from pcpo_ray.errors import ClusterError, ConfigError, RunError
+from pcpo_ray import config, config_file, evaluation, models, monitors, policy, prompts, quality, rewards
+from pcpo_ray.errors import AlarmError, ClusterError, ConfigError, RunError
 from pcpo_ray.folder import RunFolder
 from pcpo_ray.meter import Meter, Metered, Silent
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import Stages
 
-FREE_TO_CHANGE = ("steps", "workers", "trackers", "checkpoints")
+FREE_TO_CHANGE = ("steps", "workers", "trackers", "checkpoints", "monitors")
 """Keys that a resumed run may have otherwise: none of them changes what the steps until then would have been."""
 
 
@@ -29,6 +29,7 @@ def check(run: config.Run) -> None:
     folder = models.folder_of(run.model)
     for reward in (*run.rewards, *run.evaluation.rewards):
         rewards.check(reward)
+    quality.check(run)
     prompts.load(run.prompts, seed=run.seed)
     prompts.load(run.evaluation.prompts, seed=run.seed)
     policy.plan(run.credit, run.sampling, models.schedule_of(folder, run.model, run.sampling))
@@ -94,7 +95,8 @@ def resume(
 ) -> tuple[Recorder, int | None]:
     """The run's recorder and the step of the checkpoint to continue from (None where there is none yet).
 
-    Raises RunError if there is no such run, or if `run` differs from it in what cannot change under way.
+    Raises RunError if there is no such run, or if `run` differs from it in what cannot change under way, and AlarmError
+    if its monitors ended it and are still the same.
     """
     home = RunFolder(local=folder, url=url)
     home.take_over(say)
@@ -107,6 +109,9 @@ def resume(
         raise RunError(
             f"{home.place} was started with another config: {detail}; give it back, or start under another name"
         )
+    alarm = monitors.ending(folder)
+    if alarm and old["monitors"] == new["monitors"]:
+        raise AlarmError(alarm)
     found = home.newest(say)
     if found is None:
         say(f"{home.place} has no checkpoint yet: starting from step 0")

@@ -1,14 +1,17 @@
-"""The scorer: a group's images in, each reward's scores out. A reward that fails is missing, never 0."""
+"""The scorer: a group's images in, each reward's scores out, and for evaluations their features.
+
+A reward that fails is missing, never 0.
+"""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from pcpo_ray import config, rewards
-from pcpo_ray.trajectory import Task
+from pcpo_ray import config, quality, rewards
+from pcpo_ray.trajectory import QUALITY, Task
 
 
 class Scorer:
@@ -18,9 +21,16 @@ class Scorer:
         named = {reward.name: reward for reward in (*run.evaluation.rewards, *run.rewards)}
         self.trained = [reward.name for reward in run.rewards]
         self.rewards = {name: rewards.load(reward, device) for name, reward in named.items()}
+        wanted = run.evaluation.quality
+        self.measures = None if wanted is None else quality.Measures(wanted, device)
 
-    def score(self, task: Task, images: UInt8[np.ndarray, "N H W 3"]) -> tuple[dict[str, list[float]], dict[str, str]]:
-        """Each reward's scores, NaN where missing, and by reward the cause of what is missing."""
+    def score(
+        self, task: Task, images: UInt8[np.ndarray, "N H W 3"]
+    ) -> tuple[dict[str, list[float]], dict[str, str], quality.Measured]:
+        """Each reward's scores, NaN where missing; by reward the cause of what is missing; what quality is made of.
+
+        The last is empty for a group to train on, and where it failed: then the cause is under `quality`.
+        """
         names = self.trained if task.purpose == "train" else list(self.rewards)
         prompts = [task.prompt.text] * len(images)
         scores, failures = {}, {}
@@ -34,7 +44,13 @@ class Scorer:
                 if not np.isfinite(scores[name]).all():
                     failures[name] = f"scores that are no numbers: {scores[name]}"
                     scores[name] = [value if np.isfinite(value) else float("nan") for value in scores[name]]
-        return scores, failures
+        measured: Mapping[str, np.ndarray] = {}
+        if self.measures is not None and task.purpose == "evaluate":
+            try:
+                measured = self.measures(images)
+            except Exception as error:  # a network may raise anything; the loop counts it as it does rewards
+                failures[QUALITY] = "".join(traceback.format_exception_only(error)).strip()
+        return scores, failures, measured
 
 
 def _checked(values: Sequence[float], count: int) -> list[float]:

@@ -1,8 +1,9 @@
 """Traffic: moves groups between the stages, and knows what it waits for."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError, TrainingError
@@ -12,11 +13,17 @@ from pcpo_ray.stages import Published, Stages, Update, Weighted
 from pcpo_ray.tally import Tally
 from pcpo_ray.trajectory import Scored, Task
 
-TROUBLE = ("fault", "missing_scores")
-"""Kinds of events that a user should read at once; the others only go on record."""
-
 QUIET = 30.0
 """Seconds without a line, after which a run says what it is waiting for."""
+
+
+def trouble(kind: str, details: Mapping[str, Any]) -> str:
+    """A line about an event that a user must see; empty for any other."""
+    if kind == "fault":
+        return f"fault: {details['message']}"
+    if kind == "missing_scores":
+        return f"scores are missing, step {details['step']}, {details['prompt']!r}: {details['causes']}"
+    return ""
 
 
 @dataclass

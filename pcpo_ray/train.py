@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import batches, config, evaluation, status
+from pcpo_ray import batches, config, evaluation, monitors, quality, runs, status
 from pcpo_ray.errors import RewardError
 from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
@@ -18,7 +18,7 @@ from pcpo_ray.recorder import Recorder
 from pcpo_ray.scheduling import sizing
 from pcpo_ray.scheduling.staleness import capacity
 from pcpo_ray.stages import LearnerLostError, RolloutsLostError, Size, Stages, State, Update
-from pcpo_ray.traffic import TROUBLE, Phases, Traffic
+from pcpo_ray.traffic import Phases, Traffic, trouble
 from pcpo_ray.trajectory import Scored, Task
 
 LOSSES = 5
@@ -51,13 +51,16 @@ class Loop:
         self.max_staleness = run.rollout.max_staleness
         self.losses = 0
         self.histories = batches.make_histories(run)
+        self.first_scores: Mapping[str, np.ndarray] | None = None
+        self.alarms: Mapping[str, str] = {}
+        self.assessor = quality.assessor(run, recorder.folder, say)
         self.saved: int | None = None
         self.started = time.perf_counter()
 
         def event(kind: str, **details: Any) -> None:
             recorder.event(kind, **details)
-            if kind in TROUBLE:
-                say(f"{kind}: {details}")
+            if line := trouble(kind, details):
+                say(line)
 
         self.traffic = Traffic(run, stages, event=event, say=say)
         self.traffic.asked = self._serve
@@ -118,6 +121,10 @@ class Loop:
         self._publish()
         if self._evaluation_due() and not self._evaluated():  # a run that was stopped may owe the last one
             self.evaluate()
+            if self.step == 0 and self.run.monitors.action == "roll_back":
+                self.save()
+        if self._alarmed():
+            return self._heed()
         while self.step < self.run.steps:
             if self.stopping:
                 return self._stop()
@@ -126,6 +133,8 @@ class Loop:
             self._learn(self._gather())  # no name here: it would hold the batch while the next one is sampled
             if self._evaluation_due():
                 self.evaluate()
+            if self._alarmed():
+                return self._heed()
             if self.step == self.run.steps or self.step % self.run.checkpoints.every == 0:
                 self.save()
         self.recorder.event("finished", step=self.step)
@@ -137,6 +146,10 @@ class Loop:
     def _evaluated(self) -> bool:
         """Whether the evaluation of this step is on record."""
         return any((row["kind"], row["step"]) == ("evaluation", self.step) for row in self.recorder.metrics())
+
+    def _alarmed(self) -> bool:
+        """Whether a monitor is to end the run."""
+        return bool(self.alarms) and self.run.monitors.action != "warn"
 
     def _gather(self) -> list[Scored]:
         """The next batch, sampled and scored."""
@@ -310,7 +323,9 @@ class Loop:
         """Score held-out prompts at the current version; the first evaluation and the last keep their pictures."""
         self.traffic.phases = Phases()  # an evaluation's work is no step's
         self.state, started = "evaluating", time.perf_counter()
-        scored = evaluated(self.run, self.traffic, self.held_out, self.step, oldest=self._oldest)
+        scored, seen = evaluated(
+            self.run, self.traffic, self.held_out, self.step, oldest=self._oldest, prompts=self.prompts
+        )
         values = evaluation.table(self.run, scored)
         columns: dict[str, Any] = {
             "step": np.full(values[evaluation.TOTAL].size, self.step),
@@ -322,16 +337,53 @@ class Loop:
         self.recorder.samples("evaluations.parquet", self.step, columns)
         if self.step in (0, self.run.steps):
             self.recorder.pictures(self.step, [self.stages.fetch(group.rollout.images) for group in scored])
+        if self.assessor is not None:
+            self.assessor.keep(self.step, [group.measured for group in scored])
+        measured = summary(self.run, scored, seen, self.assessor)
+        if self.step > 0:
+            if self.first_scores is None:
+                self.first_scores = runs.evaluations(self.recorder.folder, 0)
+            measured["changes"] = {
+                name: evaluation.change(self.first_scores[name], value) for name, value in values.items()
+            }
+        rows = [*self.recorder.metrics(), {"kind": "evaluation", "step": self.step, **measured}]
+        self._raise(monitors.judge(self.run, rows).alarms, rows)
         phases, self.traffic.phases = self.traffic.phases, Phases()
         row = {
-            "rewards": {name: asdict(evaluation.estimate(value)) for name, value in values.items()},
-            "images": int(values[evaluation.TOTAL].size),
+            **measured,
+            "alarms": dict(self.alarms),
+            "images": int(values[evaluation.TOTAL].size) + sum(group.rollout.task.images for group in seen),
             "seconds": time.perf_counter() - started,
             "busy_seconds": phases.busy_in,
             "workers": {role: size.ready for role, size in self.stages.sizes().items()},
         }
         self._record("evaluation", row)
         self.recorder.home.push_records()
+
+    def _raise(self, alarms: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Tell of the alarms that were not there at the evaluation before."""
+        before = [row["alarms"] for row in rows[:-1] if row["kind"] == "evaluation"]
+        for name, text in alarms.items():
+            if name not in before[-1]:
+                self.recorder.event("alarm", step=self.step, monitor=name, text=text, action=self.run.monitors.action)
+                self.traffic.say(f"ALARM at step {self.step}, {name}: {text}")
+        self.alarms = alarms
+
+    def _heed(self) -> None:
+        """End the run as its monitors are told to, so that `error` says why and how to go on."""
+        home, action, back = self.recorder.home, self.run.monitors.action, None
+        if action == "roll_back":
+            back = home.newest_until(monitors.judge(self.run, self.recorder.metrics()).healthy)
+        if back is None:
+            self.save()
+        else:
+            home.set_aside_after(back)
+        self.error = f"{'; '.join(self.alarms.values())}: {monitors.advice(action, self.step, back)}"
+        if back is None:
+            self.recorder.event("stopped", step=self.step, alarm=self.error)
+        else:
+            self.recorder.event("rolled_back", step=self.step, to=back, alarm=self.error)
+        self.state = "stopped"
 
     def _tell_meter(self) -> None:
         self.recorder.meter.status(
@@ -357,7 +409,10 @@ class Loop:
         histories = {name: history.state() for name, history in self.histories.items()}
         self.recorder.home.push_records()  # before: a checkpoint must not outrun what led to it
         self.stages.learner.save(self.recorder.home, State(step=self.step, histories=histories))
-        self.recorder.home.prune(self.run.checkpoints.keep)
+        healthy = None
+        if self.run.monitors.action == "roll_back":
+            healthy = self.recorder.home.newest_until(monitors.judge(self.run, self.recorder.metrics()).healthy)
+        self.recorder.home.prune(self.run.checkpoints.keep, healthy)
         self.saved = self.step
         self.recorder.event("checkpoint", step=self.step, seconds=time.perf_counter() - started)
 
@@ -370,14 +425,38 @@ class Loop:
         self.state = "stopped"
 
 
-def evaluated(run: config.Run, traffic: Traffic, held_out: PromptSource, version: int, *, oldest: int) -> list[Scored]:
-    """The evaluation's groups at a version that has been published; versions before `oldest` are not needed."""
+def evaluated(
+    run: config.Run, traffic: Traffic, held_out: PromptSource, version: int, *, oldest: int, prompts: PromptSource
+) -> tuple[list[Scored], list[Scored]]:
+    """The evaluation's groups at a version that has been published: of held-out prompts, and of training prompts.
+
+    Versions before `oldest` are not needed.
+    """
     if run.optimizer.average is not None:
         traffic.publish(oldest=oldest, averaged=True)
     traffic.enter("evaluate")
     tasks = evaluation.tasks(run, held_out, version)
+    count = len(tasks)
+    tasks += evaluation.training_tasks(run, prompts, version)
     traffic.submit(tasks)
-    return traffic.gather(tasks)
+    scored = traffic.gather(tasks)
+    return scored[:count], scored[count:]
+
+
+def summary(
+    run: config.Run, scored: Sequence[Scored], seen: Sequence[Scored], assessor: quality.Assessor | None
+) -> dict[str, Any]:
+    """An evaluation in numbers: the held-out `rewards`, those on training prompts seen before, and `quality`."""
+    found: dict[str, Any] = {"rewards": _estimates(run, scored)}
+    if seen:
+        found["train_rewards"] = _estimates(run, seen)
+    if assessor is not None:
+        found["quality"] = assessor([group.measured for group in scored])
+    return found
+
+
+def _estimates(run: config.Run, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
+    return {name: asdict(evaluation.estimate(value)) for name, value in evaluation.table(run, scored).items()}
 
 
 def idle_shares(sizes: Mapping[str, Size], busy: Mapping[str, float], seconds: float) -> dict[str, float]:

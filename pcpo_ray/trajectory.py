@@ -5,7 +5,7 @@ Shapes: N images of one prompt (a group), K trained steps, `...` one image's lat
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pcpo_ray.errors import TrainingError
+
+QUALITY = "quality"
+"""What is said to be missing where a group's images could not be measured."""
 
 Conditioning = Mapping[str, Tensor]
 """What a model makes of texts: named tensors with one row a text."""
@@ -153,16 +156,20 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A rollout with each reward's scores (one an image; NaN is missing, never 0) and the causes of missing ones."""
+    """A rollout with each reward's scores (one an image; NaN is missing, never 0) and the causes of missing ones.
+
+    `measured` is what an evaluation's quality is made of (quality/), where that is asked for.
+    """
 
     rollout: Rollout
     scores: Mapping[str, Sequence[float]]
     failures: Mapping[str, str]
     seconds: float
+    measured: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def missing(self) -> bool:
-        return any(np.isnan(values).any() for values in self.scores.values())
+        return QUALITY in self.failures or any(np.isnan(values).any() for values in self.scores.values())
 
     def total(self, weights: Mapping[str, float]) -> np.ndarray:
         """The weighted sum of the rewards named in `weights`, one value an image."""

@@ -96,3 +96,25 @@ def test_one_prompt_has_no_interval_and_the_same_values_give_the_same_one():
     assert (one.mean, one.low, one.high) == (2.0, 2.0, 2.0)
     values = np.random.default_rng(0).normal(size=(10, 2))
     assert evaluation.estimate(values) == evaluation.estimate(values.copy())
+
+
+def test_a_change_is_told_in_deviations_of_all_its_scores_too():
+    before = np.random.default_rng(0).normal(0, 1, (400, 2))
+    found = evaluation.change(before, before - 1.0)
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((-1, -1, -1))
+    assert found["deviations"] == pytest.approx(-1 / np.sqrt(1 + 0.25), rel=0.05)  # half of them are 1 lower
+    assert evaluation.change(np.ones((3, 2)), np.zeros((3, 2)))["deviations"] == -2
+    assert evaluation.change(np.ones((3, 2)), np.ones((3, 2)))["deviations"] == 0
+    with_gap = np.array([[0.0, np.nan], [1.0, 2.0]])
+    assert np.isfinite(evaluation.change(with_gap, with_gap + 1)["deviations"])
+    assert np.isnan(evaluation.change(with_gap, np.full((2, 2), np.nan))["mean"])
+
+
+def test_training_prompts_are_groups_of_their_own_at_the_same_noise_every_time():
+    run = small.run("model", evaluation__count=3, evaluation__train_count=2)
+    source = PromptSource([f"prompt {n}" for n in range(9)], seed=0, origin="test")
+    first, last = evaluation.training_tasks(run, source, 0), evaluation.training_tasks(run, source, 4)
+    assert [dataclasses.replace(task, version=4) for task in first] == last
+    assert [task.position for task in first] == [3, 4]
+    assert not set(first) & set(evaluation.tasks(run, source, 0))
+    assert evaluation.training_tasks(small.run("model"), source, 0) == []

@@ -100,6 +100,10 @@ def forbidden(module):
             return {*HEAVY, "pcpo_ray.config", "pcpo_ray.models", "pcpo_ray.rewards"}
         case "models":
             return {*WORLDS, "ray", "pcpo_ray.rewards", "pcpo_ray.cluster"}
+        case "quality":
+            return {*WORLDS, "ray", "pcpo_ray.models", "pcpo_ray.cluster"}
+        case "monitors":  # a function of what was recorded
+            return {*HEAVY - {"pydantic"}, "pcpo_ray.models", "pcpo_ray.rewards", "pcpo_ray.quality"}
         case "rewards":
             return {*WORLDS, "ray", "pcpo_ray.models", "pcpo_ray.cluster"}
         case "sampler":
@@ -142,7 +146,7 @@ def test_no_function_reaches_over_its_floor_either(module):
     if floor(module) not in ("cluster", "cli", "runs"):
         assert not within(names, "pcpo_ray.cluster"), f"{module} imports the cluster"
         assert not within(names, "pcpo_ray.local"), f"{module} imports the stages of one process"
-    others = {"models": "pcpo_ray.rewards", "rewards": "pcpo_ray.models"}
+    others = {"models": "pcpo_ray.rewards", "rewards": "pcpo_ray.models", "quality": "pcpo_ray.models"}
     if floor(module) in others:
         assert not within(names, others[floor(module)]), f"{module} knows {others[floor(module)]}"
     if floor(module) in PAPER:

@@ -401,3 +401,33 @@ def test_a_run_killed_between_two_checkpoints_goes_on_elsewhere_to_the_bit(small
     assert same(parameters(tmp_path / "whole", 5), parameters(home.local, 5))
     assert [row["step"] for row in recorder.metrics() if row["kind"] == "train"] == [1, 2, 3, 4, 5]
     shutil.rmtree(home.local)
+
+
+def test_what_a_roll_back_leaves_behind_is_set_aside_and_no_machine_goes_on_from_it(
+    small_sd, stored, tmp_path, machine
+):
+    home, _ = made(stored)
+    for step in (1, 2, 3, 4):
+        kept(home, step)
+    home.prune(2, 1)
+    assert home.steps() == [1, 3, 4] and home.newest_until(2) == 1 and home.newest_until(0) is None
+    home.set_aside_after(1)
+    assert home.steps() == [1] and home.newest(print) == 1
+    names = Storage(home.url).names("set-aside")
+    assert {name.split("/")[1] for name in names} == {"step-000003", "step-000004"}
+    assert {name.rpartition("/")[2] for name in names} >= {"state.json", "trainable.safetensors"}
+    machine("machine-b")
+    other = RunFolder.below(stored, "mine")
+    other.take_over(print)
+    assert other.newest(print) == 1 and not (other.local / "set-aside").exists()
+
+
+def test_the_same_in_a_folder_that_is_nowhere_else(tmp_path):
+    home = RunFolder(local=tmp_path)
+    for step in (1, 2, 3, 4):
+        saved(tmp_path, step)
+    home.prune(2, 1)
+    assert home.steps() == [1, 3, 4]
+    home.set_aside_after(1)
+    assert home.steps() == [1]
+    assert sorted(path.name for path in (tmp_path / "set-aside").iterdir()) == ["step-000003", "step-000004"]

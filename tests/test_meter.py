@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pcpo_ray import meter
+from pcpo_ray import meter, monitors
 from pcpo_ray.meter import Change, Metered, Standing, idle_seconds
 from pcpo_ray.metrics import BY_NAME
 from pcpo_ray.stages import Size
@@ -132,10 +132,15 @@ def test_an_evaluation_says_each_rewards_mean_and_interval():
     kept = Kept()
     found = {"mean": 1.0, "low": 0.5, "high": 1.5}
     row = {"kind": "evaluation", "step": 0, "rewards": {"reward": found}, "images": 4, "seconds": 2.0,
+           "train_rewards": {"reward": found}, "quality": {"frechet": 0.25}, "alarms": {"hacking": "why"},
            "busy_seconds": {"samplers": {"evaluate": 1.5}}, "workers": {"samplers": 1, "scorers": 1}}  # fmt: skip
     Metered("r", kept).row(row)
     label = {"reward": "reward"}
     assert (kept["held_out_low", label], kept["held_out", label], kept["held_out_high", label]) == (0.5, 1.0, 1.5)
+    assert (kept["train_prompts", label], kept["quality", {"measure": "frechet"}]) == (1.0, 0.25)
+    assert {name: kept["alarm", {"monitor": name}] for name in monitors.NAMES} == {
+        "diversity": 0, "deviation": 0, "reward": 0, "hacking": 1
+    }  # fmt: skip
     assert (kept["evaluations"], kept["samples", {"purpose": "evaluate"}]) == (1, 4)
     assert kept["phase_seconds", {"phase": "evaluate"}] == 2.0
     assert kept["idle_seconds", {"role": "samplers", "phase": "evaluate"}] == 0.5

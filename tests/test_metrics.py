@@ -40,6 +40,7 @@ def test_names_are_unique_lower_case_and_end_in_their_unit():
 def test_every_metric_explains_itself_in_a_sentence_and_its_labels_are_its_own():
     for metric in CATALOGUE:
         assert metric.help.endswith(".") and metric.help[0] in metric.help.upper(), metric.name
+        assert metric.help.isascii(), f"Ray takes no other letters: {metric.name}"
         assert not {"run", "instance", "job", "le", "SessionName", "WorkerId"} & set(metric.labels)
 
 
@@ -53,6 +54,8 @@ def run_in_one_process(small_sd, tmp_path_factory):
         optimizer__average=0.9,
         rewards="[{kind: jpeg_compressibility}, {kind: 'tests.test_train:Failing', options: {every: 3}}]",
         evaluation__rewards="[{kind: diversity}]",
+        evaluation__train_count=1,
+        evaluation__quality="{features: {kind: clip}}",
     )
     recorder = Recorder.create(tmp_path_factory.mktemp("run") / "told", run)
     endpoint = Endpoint(0)
@@ -102,11 +105,11 @@ def test_what_is_scraped_is_what_was_recorded(run_in_one_process):
     evaluation = [row for row in rows if row["kind"] == "evaluation"][-1]
     assert value("held_out", reward="diversity") == evaluation["rewards"]["diversity"]["mean"]
     assert value("first_log_ratio") == 0.0
-    assert value("tasks_total", role="samplers", outcome="done", reason="none") == 2 * 3 + 2 * 2
+    assert value("tasks_total", role="samplers", outcome="done", reason="none") == 2 * 3 + 2 * 3
     missing = value("tasks_total", role="scorers", outcome="missing", reason="Failing")
     assert missing >= 2
     done = value("tasks_total", role="scorers", outcome="done", reason="none")
-    assert missing + done == 2 * 3 + 2 * 2
+    assert missing + done == 2 * 3 + 2 * 3
     assert value("publishes_total", kind="weights") == 3 and value("publishes_total", kind="average") == 2
     assert value("checkpoints_total") == 2
     phases = [phase for name, phase in ((n, dict(k).get("phase")) for n, *k in values) if name == "ray_pcpo_phase"]

@@ -33,7 +33,7 @@ def recorder(folder, *, watched=(), **changes):
     return Recorder.create(folder, config_file.parse(data))
 
 
-def evaluate(record, step, gain, *, missing=False):
+def evaluate(record, step, gain, *, missing=False, **more):
     """An evaluation in which the trained reward has risen by `gain`, as the loop writes it."""
     rng = np.random.default_rng(step)
     count = record.run.evaluation.count
@@ -54,7 +54,7 @@ def evaluate(record, step, gain, *, missing=False):
     if step in (0, STEPS):
         record.pictures(step, list(rng.integers(0, 256, (*shape, 8, 8, 3), np.uint8)))
     rewards = {name: asdict(evaluation.estimate(value)) for name, value in values.items()}
-    record.record("evaluation", step, {"rewards": rewards, "images": scores.size, "seconds": 2.0})
+    record.record("evaluation", step, {"rewards": rewards, "images": scores.size, "seconds": 2.0, **more})
 
 
 def learn(record, step, *, clipped=0.25, **more):
@@ -259,3 +259,28 @@ def test_a_run_that_cannot_clip_says_why_its_fractions_are_0(tmp_path):
     finished(tmp_path / "run", clipped=0.0, optimizer={"updates": 1})
     words = visible(page(tmp_path / "run"))
     assert "nothing can be clipped" in words and words.count("0 at every timestep and update.") == 4
+
+
+def test_quality_and_alarms_are_on_the_page_in_plain_words(tmp_path):
+    record = recorder(
+        tmp_path / "run",
+        evaluation={
+            "count": len(PROMPTS),
+            "images": 2,
+            "quality": {"features": {"kind": "clip"}, "reference": {"kind": "shapes"}},
+        },
+    )
+    for step, measures in ((0, {"frechet": 0.25, "pairwise": 0.5}), (STEPS, {"frechet": 0.75, "pairwise": 0.125})):
+        evaluate(record, step, 0.1 * step, quality=measures)
+    record.event("alarm", step=STEPS, monitor="diversity", text="25% of what it was", action="stop")
+    record.event("stopped", step=STEPS, alarm="25% of what it was: the run has stopped")
+    page = report.write(record.folder).read_text()
+    words = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert (
+        "Fréchet distance how far all pictures together are from the reference: less is better 0.2500 0.7500" in words
+    )
+    assert "pairwise distance" in words and "0.5000 0.1250" in words and "LPIPS" not in words
+    assert "in the features of clip, against drawn pictures" in words
+    assert "Alarm at step 6, diversity: 25% of what it was." in words
+    assert "ended after step 0 of 6 by its monitors: 25% of what it was: the run has stopped" in words
+    assert page.count('aria-label="Fréchet distance against steps') == 1

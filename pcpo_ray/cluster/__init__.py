@@ -77,9 +77,9 @@ class RayScorers(RolePool[Rollout, Scored]):
     def _score(self, actor: Any, rollout: Rollout) -> tuple[Any, Callable[[Any], Scored]]:
         reference = actor.score.remote(rollout.task, rollout.images.reference)
 
-        def result(found: tuple[dict[str, list[float]], dict[str, str], float]) -> Scored:
-            scores, failures, seconds = found
-            return Scored(rollout=rollout, scores=scores, failures=failures, seconds=seconds)
+        def result(found: tuple[dict[str, list[float]], dict[str, str], Mapping[str, np.ndarray], float]) -> Scored:
+            scores, failures, measured, seconds = found
+            return Scored(rollout=rollout, scores=scores, failures=failures, seconds=seconds, measured=measured)
 
         return reference, result
 

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -155,11 +155,13 @@ class ScorerActor(Worker):
 
         self.scorer = Scorer(self.run, device)
 
-    def score(self, task: Task, images: np.ndarray) -> tuple[dict[str, list[float]], dict[str, str], float]:
-        """Scores, causes of missing ones, and seconds."""
+    def score(
+        self, task: Task, images: np.ndarray
+    ) -> tuple[dict[str, list[float]], dict[str, str], Mapping[str, np.ndarray], float]:
+        """Scores, causes of missing ones, what quality is made of, and seconds."""
         started = time.perf_counter()
-        scores, failures = self.scorer.score(task, images)
-        return scores, failures, time.perf_counter() - started
+        scores, failures, measured = self.scorer.score(task, images)
+        return scores, failures, measured, time.perf_counter() - started
 
 
 class LearnerActor(Worker):

@@ -107,6 +107,16 @@ ALERTS = (
         when="a score was missing",
     ),
     Alert(
+        name="PcpoAlarm",
+        value=_now("alarm", "monitor"),
+        beyond="> 0",
+        lasting="0m",
+        severity="warning",
+        summary="{{ $labels.run }}: the monitor `{{ $labels.monitor }}` sounds the alarm.",
+        todo="events.jsonl has its numbers (alarm), report.html the pictures. monitors.action says what the run does: "
+        "warn, stop or roll_back. Begin again from an earlier checkpoint with a lower learning rate or objective.kl.",
+    ),
+    Alert(
         name="PcpoGroupDeviationCollapsed",
         value=f"{_now('group_deviation')} / {_highest('group_deviation', '6h')}",
         beyond="< 0.1",

@@ -183,6 +183,23 @@ COLLAPSE = Row(
             "Mean distance between the images of a prompt. Alert PcpoDiversityFalling fires below 80% of its highest.",
             Query(gauge("held_out", reward="diversity"), "diversity", "evaluation.rewards has diversity"),
         ),
+        chart(
+            "Quality",
+            "Of the held-out pictures: Fréchet distance and coverage against the reference, diversity inside a prompt.",
+            Query(gauge("quality", "measure"), "{{measure}}"),
+        ),
+        chart(
+            "Training prompts",
+            "Mean score on training prompts: above the held-out score, it is what was learned by heart.",
+            Query(gauge("train_prompts", "reward"), "{{reward}}"),
+            **FREE,
+        ),
+        chart(
+            "Monitors",
+            "1 for a monitor whose alarm sounds. Alert PcpoAlarm fires then; `monitors` says what the run itself does.",
+            Query(gauge("alarm", "monitor"), "{{monitor}}"),
+            ceiling=1.0,
+        ),
         chart("Evaluations", "Done so far.", Query(count("evaluations"), "evaluations")),
     ),
 )

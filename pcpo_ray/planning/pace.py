@@ -80,7 +80,7 @@ def probe(run: Run, say: Callable[[str], None]) -> Pace:
     say("probe: scoring them")
     torch.set_num_threads(run.workers.scorers.threads)
     scorer = Scorer(run, device)
-    (_, failures), seconds["scorers"] = _second_time(lambda: scorer.score(task, pictures))
+    (_, failures, _), seconds["scorers"] = _second_time(lambda: scorer.score(task, pictures))
     for name, cause in failures.items():
         say(f"probe: {name} gave no score: {cause}")
     del scorer

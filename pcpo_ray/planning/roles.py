@@ -111,7 +111,8 @@ def store(run: Run) -> Store:
     trajectory, pictures = trajectory_of(run), pictures_of(run, run.rollout.images)
     trained = size_of(*hollow_of(run).trained.values())
     versions = run.rollout.max_staleness + 2  # one that a sampler still asks for each, and the one that comes
-    evaluated = run.evaluation.count * pictures_of(run, run.evaluation.images)
+    prompts = run.evaluation.count + run.evaluation.train_count
+    evaluated = prompts * pictures_of(run, run.evaluation.images)
     return Store(
         groups=(run.rollout.max_staleness + 1) * run.rollout.prompts * (trajectory + pictures),
         trajectory=trajectory,
@@ -119,7 +120,7 @@ def store(run: Run) -> Store:
         others={
             f"{versions} versions of the weights": versions * trained,
             **({} if run.optimizer.average is None else {"their running mean": trained}),
-            f"an evaluation's {run.evaluation.count * run.evaluation.images} pictures": evaluated,
+            f"an evaluation's {prompts * run.evaluation.images} pictures": evaluated,
         },
     )
 

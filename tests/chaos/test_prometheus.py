@@ -68,6 +68,7 @@ WELL = {
     'ray_pcpo_mean_missing{run="r",reward="reward",purpose="train"}': "0x60",
     'ray_pcpo_held_out{run="r",reward="diversity"}': "0.4x30 0.35x30",
     'ray_pcpo_group_deviation{run="r"}': "1x30 0.5x30",
+    'ray_pcpo_alarm{run="r",monitor="hacking"}': "0x60",
     'ray_pcpo_sampler_behind{run="r"}': "2x60",
     'ray_pcpo_max_staleness{run="r"}': "1x60",
     'ray_pcpo_restarts_total{run="r",role="samplers",cause="died"}': "_x20 2x40",
@@ -86,6 +87,7 @@ PROVOKED = {
     "PcpoScoresMissing": {
         'ray_pcpo_tasks_total{run="r",role="scorers",outcome="missing",reason="clip"}': "_x45 5x30",
     },
+    "PcpoAlarm": {'ray_pcpo_alarm{run="r",monitor="hacking"}': "0x50 1x9"},
     "PcpoGroupDeviationCollapsed": {'ray_pcpo_group_deviation{run="r"}': "1x20 0.05x40"},
     "PcpoDiversityFalling": {'ray_pcpo_held_out{run="r",reward="diversity"}': "0.4x30 0.3x30"},
     "PcpoSamplerBehind": {'ray_pcpo_sampler_behind{run="r"}': "2x20 6x40"},
@@ -212,6 +214,8 @@ def scraped(small_sd, tmp_path_factory):
         optimizer__average=0.9,
         rewards="[{kind: jpeg_compressibility}, {kind: 'tests.test_train:Failing', options: {every: 3}}]",
         evaluation__rewards="[{kind: diversity}]",
+        evaluation__train_count=1,
+        evaluation__quality="{features: {kind: clip}}",
         evaluation__every=40,
         workers__samplers="{workers: 1, min: 1, max: 2, cpus: 0.1}",
     )

@@ -1,0 +1,122 @@
+"""Quality: what an evaluation's pictures are like, whatever their rewards say.
+
+Features are taken where the pictures are, by the scorers (`Measures`), and travel to the driver, which holds the
+reference and does the sums (`Assessor`). The names are stable: frechet, precision, recall, density, coverage against
+the reference; vendi, pairwise, lpips inside a prompt, mean over prompts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from pcpo_ray import config
+from pcpo_ray.errors import QualityError
+from pcpo_ray.quality import diversity, features, frechet, neighbours, reference
+
+NAMES = ("frechet", "precision", "recall", "density", "coverage", "vendi", "pairwise", "lpips")
+
+Measured = Mapping[str, np.ndarray]
+"""Of a group's N pictures: `features` (N, E), `size` (height, width), and `lpips` (N,) where it is asked for."""
+
+
+def check(run: config.Run) -> None:
+    """See, without loading a network, that quality can be measured. Raises QualityError."""
+    quality = run.evaluation.quality
+    if quality is None:
+        return
+    features.check(quality.features)
+    height, width = run.sampling.height, run.sampling.width
+    reference.check(quality, None if height is None or width is None else (height, width))
+    if quality.lpips is not None:
+        diversity.check_lpips(quality.lpips)
+
+
+class Measures:
+    """A scorer's part: networks on pictures. Raises QualityError where a network cannot be loaded."""
+
+    def __init__(self, quality: config.Quality, device: torch.device) -> None:
+        self.extract = features.load(quality.features, device)
+        self.lpips = None if quality.lpips is None else diversity.load_lpips(quality.lpips, device)
+
+    def __call__(self, images: UInt8[np.ndarray, "N H W 3"]) -> Measured:
+        found = {"features": self.extract(images), "size": np.array(images.shape[1:3])}
+        if not np.isfinite(found["features"]).all():
+            raise QualityError("features that are no numbers")
+        return found if self.lpips is None else {**found, "lpips": self.lpips(images)}
+
+
+def assessor(run: config.Run, folder: Path, say: Callable[[str], None]) -> "Assessor | None":
+    """The driver's part of a run in `folder`; None where its config asks for no quality."""
+    from pcpo_ray.policy import device_here
+
+    wanted = run.evaluation.quality
+    return None if wanted is None else Assessor(wanted, folder, device_here(), say)
+
+
+class Assessor:
+    """The driver's part, for a run in `folder`. The reference is had at the first use, and held."""
+
+    def __init__(
+        self,
+        quality: config.Quality,
+        folder: Path,
+        device: torch.device,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.quality, self.folder, self.device, self.say = quality, folder, device, say
+        self._reference: reference.Reference | None = None
+
+    def __call__(self, measured: Sequence[Measured]) -> dict[str, float]:
+        """The quality of an evaluation's groups; a group without features counts nowhere, and none at all is no number.
+
+        Raises QualityError where the reference cannot be had, or is of another size than the pictures.
+        """
+        groups = [group for group in measured if "features" in group]
+        values: dict[str, float] = {}
+        if groups and self.quality.reference is not None:
+            values = self._against(self._had(groups[0]), np.concatenate([group["features"] for group in groups]))
+        several = [group for group in groups if len(group["features"]) > 1]
+        if several:
+            values["vendi"] = float(np.mean([diversity.vendi(group["features"]) for group in several]))
+            values["pairwise"] = float(np.mean([diversity.pairwise(group["features"]) for group in several]))
+            if self.quality.lpips is not None:
+                values["lpips"] = float(np.mean([group["lpips"].mean() for group in several]))
+        return values
+
+    def keep(self, step: int, measured: Sequence[Measured]) -> None:
+        """Save the evaluation's features: features/step-000010.npy, a row a picture."""
+        groups = [group["features"] for group in measured if "features" in group]
+        if groups:
+            reference.save(self._path(step), np.concatenate(groups))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / "features" / f"step-{step:06d}.npy"
+
+    def _against(self, known: reference.Reference, made: np.ndarray) -> dict[str, float]:
+        k = self.quality.neighbours
+        if len(made) <= k:  # scorers failed on nearly all of them, and said so
+            return {}
+        return {
+            "frechet": frechet.distance(frechet.normal(made), known.normal),
+            **neighbours.compare(made, known.features, k),
+        }
+
+    def _had(self, group: Measured) -> reference.Reference:
+        height, width = (int(side) for side in group["size"])
+        if self._reference is None:
+            if isinstance(self.quality.reference, config.BaseReference):
+                self._reference = reference.base(self._path(0), (height, width))
+            else:
+                self._reference = reference.load(
+                    self.quality, lambda: features.load(self.quality.features, self.device), self.say
+                )
+        if self._reference.size != (height, width):
+            wide = " x ".join(map(str, self._reference.size))
+            raise QualityError(
+                f"the run makes pictures of {height} x {width}, and evaluation.quality.reference has {wide}; give "
+                "reference pictures of the run's size, or set sampling.height and sampling.width"
+            )
+        return self._reference

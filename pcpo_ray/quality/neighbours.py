@@ -1,0 +1,44 @@
+"""Are the pictures like those of the reference, and all kinds of them? By k-nearest-neighbour balls in feature space.
+
+Precision and recall: Kynkäänniemi et al. 2019 (arXiv 1904.06991); density and coverage: Naeem et al. 2020
+(arXiv 2002.09797), less moved by outliers. A ball is around a picture and reaches to its k-th nearest in its own set.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+ROWS = 1024
+"""Pictures whose distances to all others are held at once."""
+
+
+def radii(features: Float[Tensor, "N E"], k: int) -> Float[Tensor, " N"]:
+    """Each picture's distance to its k-th nearest in the same set, itself not counted."""
+    return torch.cat(
+        [_distances(rows, features).kthvalue(k + 1, dim=1).values for rows in features.split(ROWS)]
+    )  # the nearest is itself, at 0
+
+
+def compare(made: Float[np.ndarray, "N E"], reference: Float[np.ndarray, "M E"], k: int) -> dict[str, float]:
+    """Precision, recall, density and coverage of N pictures made against M of a reference; both above k."""
+    ours, theirs = (torch.from_numpy(np.asarray(values, np.float64)) for values in (made, reference))
+    our_radii, their_radii = radii(ours, k), radii(theirs, k)
+    within_theirs, held, near = [], torch.zeros(len(theirs), dtype=torch.bool), torch.full((len(theirs),), torch.inf)
+    near = near.double()
+    for rows, reach in zip(ours.split(ROWS), our_radii.split(ROWS), strict=True):
+        distances = _distances(rows, theirs)
+        within_theirs.append((distances <= their_radii).sum(dim=1))
+        held |= (distances <= reach[:, None]).any(dim=0)
+        near = torch.minimum(near, distances.amin(dim=0))
+    balls = torch.cat(within_theirs)
+    return {
+        "precision": float((balls > 0).double().mean()),
+        "recall": float(held.double().mean()),
+        "density": float(balls.double().mean() / k),
+        "coverage": float((near <= their_radii).double().mean()),
+    }
+
+
+def _distances(rows: Float[Tensor, "R E"], others: Float[Tensor, "M E"]) -> Float[Tensor, "R M"]:
+    return torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")  # the other mode is off near 0

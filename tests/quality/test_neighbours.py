@@ -1,0 +1,62 @@
+"""Precision, recall, density and coverage against loops that follow the papers' definitions."""
+
+import numpy as np
+import pytest
+import torch
+
+from pcpo_ray.quality import neighbours
+
+
+def reach(points, n, k):
+    return sorted(np.linalg.norm(points[n] - other) for m, other in enumerate(points) if m != n)[k - 1]
+
+
+def brute(made, reference, k):
+    def near(point, centre, radius):
+        return np.linalg.norm(point - centre) <= radius
+
+    theirs = [reach(reference, n, k) for n in range(len(reference))]
+    ours = [reach(made, n, k) for n in range(len(made))]
+    inside = [[near(point, centre, r) for centre, r in zip(reference, theirs, strict=True)] for point in made]
+    held = [any(near(point, centre, r) for centre, r in zip(made, ours, strict=True)) for point in reference]
+    covered = [any(near(point, centre, r) for point in made) for centre, r in zip(reference, theirs, strict=True)]
+    return {
+        "precision": np.mean([any(row) for row in inside]),
+        "recall": np.mean(held),
+        "density": np.sum(inside) / (k * len(made)),
+        "coverage": np.mean(covered),
+    }
+
+
+@pytest.mark.parametrize(("count", "others", "k", "shift"), [(12, 20, 1, 0.0), (25, 14, 3, 0.8), (30, 30, 5, 2.5)])
+def test_they_are_what_loops_over_all_pairs_find(count, others, k, shift):
+    rng = np.random.default_rng(count)
+    made, reference = rng.normal(shift, 0.7, (count, 3)), rng.normal(size=(others, 3))
+    assert neighbours.compare(made, reference, k) == pytest.approx(brute(made, reference, k))
+
+
+def test_they_do_not_depend_on_how_many_rows_are_held_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    made, reference = rng.normal(size=(50, 4)), rng.normal(0.2, 1, (70, 4))
+    whole = neighbours.compare(made, reference, 3)
+    monkeypatch.setattr(neighbours, "ROWS", 7)
+    assert neighbours.compare(made, reference, 3) == whole
+
+
+def test_a_set_against_itself_is_all_precise_recalled_and_covered():
+    points = np.random.default_rng(0).normal(size=(40, 8))
+    found = neighbours.compare(points, points, 5)
+    assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
+
+
+def test_pictures_of_one_mode_only_are_precise_and_lack_recall_and_coverage():
+    rng = np.random.default_rng(0)
+    modes = np.concatenate([rng.normal(0, 0.1, (50, 4)), rng.normal(5, 0.1, (50, 4))])
+    found = neighbours.compare(rng.normal(0, 0.1, (100, 4)), modes, 5)
+    assert found["precision"] > 0.9 and found["recall"] <= 0.5 and found["coverage"] <= 0.5
+
+
+def test_a_radius_reaches_to_the_kth_other_picture_twins_counted():
+    line = torch.tensor([[0.0], [0.0], [1.0], [3.0]], dtype=torch.float64)
+    assert neighbours.radii(line, 1).tolist() == [0, 0, 1, 2]
+    assert neighbours.radii(line, 2).tolist() == [1, 1, 1, 3]
