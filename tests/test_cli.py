@@ -120,6 +120,7 @@ def test_the_version_is_the_packages(command):
     assert command("--version") == (0, f"pcpo-ray {__version__}\n", "")
 
 
+@pytest.mark.chaos
 def test_ctrl_c_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on(small_sd, tmp_path):
     path, folder = tmp_path / "small run.yaml", tmp_path / "my runs"
     path.write_text(config_file.dump(small.run(small_sd, steps=8, checkpoints__every=8)))

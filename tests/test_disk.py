@@ -54,6 +54,7 @@ def train(path, runs, *words, bound=(), **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
+@pytest.mark.chaos
 def test_a_disk_that_takes_no_more_ends_the_run_which_goes_on_later(small_sd, tmp_path):
     path, runs = tmp_path / "small.yaml", tmp_path / "runs"
     path.write_text(config_file.dump(small.run(small_sd, checkpoints__every=2)))
@@ -74,6 +75,7 @@ def test_a_disk_that_takes_no_more_ends_the_run_which_goes_on_later(small_sd, tm
     assert done.returncode == 0 and (saved / "state.json").is_file(), done.stderr
 
 
+@pytest.mark.chaos
 def test_a_folder_that_may_not_be_written_is_named_before_anything_is_loaded(small_sd, tmp_path):
     bound = ["setpriv", "--bounding-set=-dac_override"] if os.getuid() == 0 else []  # root is bound by permissions too
     path, runs = tmp_path / "small.yaml", tmp_path / "runs"

@@ -292,6 +292,7 @@ def test_a_run_that_is_not_there_is_answered_with_those_that_are(stored, machine
         absent.take_over(pytest.fail)
 
 
+@pytest.mark.chaos
 def test_storage_that_fails_in_mid_run_leaves_what_was_recorded(small_sd, s3_server, machine, monkeypatch):
     home = RunFolder.of(f"{s3.bucket(s3_server)}/mine{s3.options(s3_server)}")
     save, saves = RunFolder.push_checkpoint, []
@@ -379,6 +380,7 @@ def test_a_start_that_fails_leaves_nothing_in_storage(command, hollow, stored, m
     assert Storage(RunFolder.below(stored, "small").url).names() == []
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("stored", ["s3"], indirect=True)
 def test_a_run_killed_between_two_checkpoints_goes_on_elsewhere_to_the_bit(small_sd, stored, tmp_path, machine):
     run = small.run(small_sd, steps=5, name="killed")

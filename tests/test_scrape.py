@@ -122,6 +122,7 @@ def test_the_command_serves_its_run_while_it_goes_on(small_sd, tmp_path):
         scraped(port)
 
 
+@pytest.mark.chaos
 def test_the_command_leaves_nothing_behind_where_the_port_is_taken(small_sd, tmp_path):
     path = tmp_path / "refused.yaml"
     path.write_text(config_file.dump(small.run(small_sd, name="refused")))

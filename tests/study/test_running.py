@@ -47,6 +47,7 @@ def lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.chaos
 def test_a_study_is_interrupted_continued_and_reported_from_its_runs_alone(small_sd, tmp_path):
     path = written(tmp_path / "tiny.yaml", small_sd, seconds=0.3)
     words = (path, "--local", "--runs", tmp_path / "runs", "--jobs", 2)
