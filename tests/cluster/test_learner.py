@@ -40,7 +40,7 @@ def furthest(one, other):
 @pytest.mark.parametrize(
     ("strategy", "changes"),
     [
-        ("ddp", {"optimizer__updates": 2}),
+        pytest.param("ddp", {"optimizer__updates": 2}, marks=pytest.mark.chaos),
         ("fsdp2", {"optimizer__average": 0.9, "objective__kl": 0.01}),
         pytest.param("fsdp2", {"model__train": "{kind: full}"}, marks=pytest.mark.chaos),
     ],
