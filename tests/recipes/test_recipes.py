@@ -91,5 +91,6 @@ SWITCHES = {
 @pytest.mark.parametrize("config", ["shapes_pcpo", "shapes_pcpo_flux"])
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_runs_on_the_embedded_world(config, switch, tmp_path):
-    run = config_file.load(CONFIGS / f"{config}.yaml", [*SMALLER, *SWITCHES[switch]])
+    few = "evaluation.quality.neighbours=2"  # of four pictures
+    run = config_file.load(CONFIGS / f"{config}.yaml", [*SMALLER, few, *SWITCHES[switch]])
     assert len(two_steps(run, tmp_path / "run", local=True)) == 2
