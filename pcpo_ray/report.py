@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pcpo_ray import __version__, config, config_file, evaluation, figures, runs
 from pcpo_ray.disk import writing
 from pcpo_ray.evaluation import TOTAL, Estimate
+
+if TYPE_CHECKING:
+    import jinja2
 
 PAIRS = 16
 """Pictures shown before and after."""
@@ -110,12 +113,10 @@ def read(folder: Path) -> Record:
     )
 
 
-def write(folder: Path) -> Path:
-    """Write folder/report.html and return its path. Raises RunError where there is no run, or its scores are gone."""
+def template(name: str) -> "jinja2.Template":
+    """A page's template, of the package's; whatever it is given to show is escaped."""
     import jinja2
 
-    record = read(folder)
-    run = record.run
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("pcpo_ray", "."),
         autoescape=True,
@@ -124,7 +125,14 @@ def write(folder: Path) -> Path:
         lstrip_blocks=True,
     )
     templates.filters.update(number=number, duration=duration)
-    page = templates.get_template("report.html.j2").render(
+    return templates.get_template(name)
+
+
+def write(folder: Path) -> Path:
+    """Write folder/report.html and return its path. Raises RunError where there is no run, or its scores are gone."""
+    record = read(folder)
+    run = record.run
+    page = template("report.html.j2").render(
         record=record,
         run=run,
         version=__version__,

@@ -27,18 +27,9 @@ class Row:
 
 def write(results: Results, path: Path) -> list[Path]:
     """Write table.md and report.html into the study's folder; `path` is the study's file, for the commands shown."""
-    import jinja2
-
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("pcpo_ray", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     prompts, rows = _pictures(results)
     again = ["pcpo-ray", "study", str(path)]
-    page = templates.get_template("study/page.html.j2").render(
+    page = report.template("study/page.html.j2").render(
         study=results.study,
         first=results.first,
         version=__version__,
