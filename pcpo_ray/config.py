@@ -107,12 +107,16 @@ class Model:
 # -- prompts -----------------------------------------------------------------------------------------------------------
 
 
+CaptionForm = Literal["any", "thing", "placed", "related"]
+
+
 @config
 class ShapesPrompts:
-    """The captions of the embedded world."""
+    """The captions of the embedded world: all, or of one thing without a place, of one `placed`, of two `related`."""
 
     kind: Literal["shapes"] = "shapes"
     split: Literal["train", "held_out"] = "train"
+    form: CaptionForm = "any"
 
 
 @config
@@ -537,10 +541,11 @@ class DinoFeatures:
 
 @config
 class ShapesReference:
-    """`count` drawn pictures of the embedded world's held-out captions."""
+    """`count` drawn pictures of the embedded world's held-out captions of that form."""
 
     kind: Literal["shapes"] = "shapes"
     count: Count = 512
+    form: CaptionForm = "any"
 
 
 @config

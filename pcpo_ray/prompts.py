@@ -50,7 +50,8 @@ def load(config: ShapesPrompts | PromptFile, *, seed: int) -> PromptSource:
     if isinstance(config, ShapesPrompts):
         from pcpo_ray.shapes import captions
 
-        return PromptSource(list(captions.captions(config.split)), seed=seed, origin=f"shapes ({config.split})")
+        texts = list(captions.captions(config.split, config.form))
+        return PromptSource(texts, seed=seed, origin=f"shapes ({config.split}, {config.form})")
     return PromptSource(read(Path(config.path), config.column), seed=seed, origin=str(config.path))
 
 

@@ -6,6 +6,7 @@ from pyarrow import parquet
 
 from pcpo_ray import config, prompts
 from pcpo_ray.errors import PromptError
+from pcpo_ray.shapes import captions
 
 TEXTS = [f"prompt {n}" for n in range(7)]
 
@@ -80,3 +81,13 @@ def test_the_embedded_world_has_thousands_of_prompts_and_its_splits_do_not_meet(
     train, held_out = (prompts.load(config.ShapesPrompts(split=s), seed=0).texts for s in ("train", "held_out"))
     assert len(train) > 2000
     assert not set(train) & set(held_out)
+
+
+def test_the_embedded_world_has_prompts_of_one_form_alone():
+    """Of 6 x 8 things with or without one of two sizes, 144 captions are of a thing alone, 5 times as many placed."""
+    counts = {}
+    for form in ("any", "thing", "placed", "related"):
+        texts = [prompts.load(config.ShapesPrompts(split=s, form=form), seed=0).texts for s in ("train", "held_out")]
+        counts[form] = sum(map(len, texts))
+        assert all(form in ("any", captions.parse(text).form) for text in texts[0][:50] + texts[1][:50])
+    assert counts == {"any": 57264, "thing": 144, "placed": 720, "related": 56400}

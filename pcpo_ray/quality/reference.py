@@ -97,12 +97,12 @@ def load(quality: config.Quality, extractor: Callable[[], features.Extractor], s
     Raises QualityError.
     """
     match quality.reference:
-        case config.ShapesReference(count=count):
+        case config.ShapesReference(count=count, form=form):
             from pcpo_ray.shapes.draw import SIDE
 
             size = (SIDE, SIDE)
-            chunks: Callable[[], Iterator[np.ndarray]] = lambda: _drawn(count)  # noqa: E731
-            what = hashlib.blake2b(f"shapes {count}".encode())
+            chunks: Callable[[], Iterator[np.ndarray]] = lambda: _drawn(count, form)  # noqa: E731
+            what = hashlib.blake2b(f"shapes {count} {form}".encode())
             for chunk in chunks() if quality.cache else ():
                 what.update(chunk.tobytes())
         case config.ImagesReference(path=path):
@@ -158,12 +158,12 @@ def base(path: Path, size: tuple[int, int]) -> Reference:
     return Reference(_read(path), size)
 
 
-def _drawn(count: int) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:
+def _drawn(count: int, form: config.CaptionForm) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:
     from pcpo_ray import prompts
     from pcpo_ray.shapes.captions import parse
     from pcpo_ray.shapes.draw import draw
 
-    captions = prompts.load(config.ShapesPrompts(split="held_out"), seed=0).batch(1, count)
+    captions = prompts.load(config.ShapesPrompts(split="held_out", form=form), seed=0).batch(1, count)
     for start in range(0, count, features.CHUNK):
         some = captions[start : start + features.CHUNK]
         yield np.stack([draw(parse(one.text), start + n) for n, one in enumerate(some)])

@@ -26,6 +26,7 @@ RELATIONS = ("and", "above", "below", "to the left of", "to the right of")
 POSITIONS = ("at the top", "at the bottom", "at the left", "at the right", "in the center")
 
 Split = Literal["train", "held_out"]
+Form = Literal["any", "thing", "placed", "related"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,13 @@ class Caption:
         return between.join(thing.text for thing in self.things) + (f" {self.position}" if self.position else "")
 
     @property
+    def form(self) -> Form:
+        """One thing alone, one placed somewhere, or two and their relation."""
+        if self.relation is not None:
+            return "related"
+        return "thing" if self.position is None else "placed"
+
+    @property
     def split(self) -> Split:
         """Where the caption belongs, by a hash of its text: a tenth is held out, the same on every machine."""
         return "held_out" if hashlib.sha256(self.text.encode()).digest()[0] * 10 < 256 else "train"
@@ -83,14 +91,16 @@ def _by_text() -> dict[str, Caption]:
 
 
 @cache
-def captions(split: Split) -> tuple[str, ...]:
-    """The texts of one split, in grammar order. "train" holds about nine tenths, "held_out" the rest.
+def captions(split: Split, form: Form = "any") -> tuple[str, ...]:
+    """The texts of one split and form, in grammar order. "train" holds about nine tenths, "held_out" the rest.
 
     Raises PromptError for any other split.
     """
     if split not in ("train", "held_out"):
         raise PromptError(f'got split {split!r}, expected "train" or "held_out"')
-    return tuple(text for text, caption in _by_text().items() if caption.split == split)
+    return tuple(
+        text for text, caption in _by_text().items() if caption.split == split and form in ("any", caption.form)
+    )
 
 
 def parse(text: str) -> Caption:
