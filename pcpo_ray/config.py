@@ -407,7 +407,7 @@ class ClipScore(NamedByKind):
 class ShapesOracle(NamedByKind):
     """The share of the caption's facts that the picture shows; 1 only where all hold; or of its layout's facts alone.
 
-    Layout: how many things there are, and the caption's relation or position. Not what they are, their colours or sizes.
+    Layout: how many things there are, and the caption's relation or position; not what they are, nor colour and size.
     """
 
     kind: Literal["shapes_oracle", "shapes_oracle_all", "shapes_layout"]

@@ -121,11 +121,11 @@ def proportionate_flow(schedule: FlowSchedule, steps: Sequence[AffineStep], trai
 
 
 def tilted(schedule: Schedule, steps: Sequence[AffineStep], trained: Sequence[int], *, slope: float) -> Credit:
-    """Proportionate credit times a ramp in time: 1 + slope at the first trained step, straight to 1 - slope at the last.
+    """Proportionate credit times a ramp in time, from 1 + slope at the first trained step to 1 - slope at the last.
 
     Ours, beyond the paper: a `slope` above 0 favours early, noisy steps, below 0 late ones, and 0 is `reweight` or, for
-    flow, `proportionate_flow` exactly. Time is counted in steps for diffusion, whose steps cover the same time each; for
-    flow it is that of a step's middle. A common factor keeps the native mean, as in the other kinds. Raises CreditError
+    flow, `proportionate_flow` exactly. Time is counted in steps for diffusion, each of which covers as much; for flow
+    it is that of a step's middle. A common factor keeps the native mean, as in the other kinds. Raises CreditError
     unless -1 < slope < 1, where every weight is positive, and unless `steps` are as many as the schedule's.
     """
     if not -1 < slope < 1:
