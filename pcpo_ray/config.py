@@ -416,7 +416,7 @@ class ShapesOracle(NamedByKind):
 
 @config
 class Grain(NamedByKind):
-    """Minus the grain of the picture's surfaces, in levels of 0..255 (rewards/grain.py), whatever it shows."""
+    """The grain of the picture's surfaces, in levels of 0..255 (rewards/grain.py), whatever it shows."""
 
     kind: Literal["grain"]
     weight: Annotated[float, NUMBER] = 1.0
