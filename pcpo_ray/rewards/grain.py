@@ -4,8 +4,8 @@
     grain = mean of the lowest three quarters of |r| / (0.5149 sqrt(0.640625))
 
 over all channels and pixels that have eight neighbours. Things' edges are in the highest quarter, so pictures of flat
-things have grain 0, whatever they show. White Gaussian noise of deviation s has a grain of s: 0.640625 is the sum of r's
-squared taps, 0.5149 the mean of |N(0, 1)| below its upper quartile.
+things have grain 0, whatever they show. White Gaussian noise of deviation s has a grain of s: 0.640625 is the sum of
+r's squared taps, 0.5149 the mean of |N(0, 1)| below its upper quartile.
 """
 
 import math

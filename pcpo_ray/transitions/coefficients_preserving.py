@@ -51,7 +51,7 @@ def steps(schedule: FlowSchedule, sigmas: Sequence[float]) -> tuple[AffineStep, 
 def renewed_noise(schedule: FlowSchedule, eta: float) -> tuple[float, ...]:
     """Flow-CPS's deviations, t' sin(eta pi / 2): the same share of the noise is fresh at every step, all at eta = 1.
 
-    Raises ScheduleError unless eta is from 0 to 1.
+    With more steps at the same eta more noise is renewed in all. Raises ScheduleError unless eta is from 0 to 1.
     """
     if not 0 <= eta <= 1:
         raise ScheduleError(f"got eta {eta}; expected 0 (no fresh noise) to 1 (nothing but fresh noise)")
@@ -94,7 +94,7 @@ def least_zeta(schedule: FlowSchedule, index: int) -> float:
     No sigma gives the step a smaller weight. inf for the last step, which leaves no noise.
     """
     time, after = schedule.times[index : index + 2]
-    return math.sqrt(_spread(time, after) / schedule.dt[index]) / after if after > 0 else math.inf
+    return math.sqrt(_spread(time, after) / (time - after)) / after if after > 0 else math.inf
 
 
 def _spread(time: float, after: float) -> float:
