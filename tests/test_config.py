@@ -36,7 +36,7 @@ WRONG = {
     "sampling.process={kind: proportionate_noise, zeta: 0}": ["zeta", "greater than 0"],
     "sampling.process={kind: coefficients_preserving, eta: 1.5}": ["eta", "1.5", "less than or equal to 1"],
     "credit={kind: tilted}": ["slope", "missing"],
-    "credit={kind: tilted, slope: 1}": ["credit.tilted.slope", "less than 1"],
+    "credit={kind: tilted, slope: 1}": ["credit.slope", "less than 1"],
     "rollout.images=1": ["rollout.images is 1", "advantage.kind=batch"],
     "optimizer.updates=9": ["optimizer.updates is 9", "rollout.prompts"],
     "model={kind: stable_diffusion, path: shapes-sd, dtype: float16}": [
