@@ -158,6 +158,31 @@ class RatioNoise:
 
 
 @config
+class CoefficientsPreserving:
+    """At every time as much noise as its share, a part of it fresh: the deviation t' sin(eta pi / 2) (Flow-CPS, arXiv
+    2509.05952)."""
+
+    kind: Literal["coefficients_preserving"] = "coefficients_preserving"
+    eta: Annotated[float, NUMBER, Gt(0), Le(1)] = 0.8
+
+
+@config
+class ProportionateNoise:
+    """As coefficients_preserving, with noise at which each step's own weight is `zeta` times the time it covers.
+
+    `zeta` null: the least that all steps can have, and so the most noise. Ours: not in a paper.
+    """
+
+    kind: Literal["proportionate_noise"] = "proportionate_noise"
+    zeta: Positive | None = None
+
+
+Process = Annotated[
+    Ddim | ConstantNoise | RatioNoise | CoefficientsPreserving | ProportionateNoise, Discriminator("kind")
+]
+
+
+@config
 class ShareOfSteps:
     """A random `share` of the trained steps, drawn anew for each group; all of them draw noise (DanceGRPO)."""
 
@@ -193,7 +218,7 @@ class Sampling:
 
     steps: Count = 20
     guidance_scale: NonNegative = 1.0
-    process: Annotated[Ddim | ConstantNoise | RatioNoise, Discriminator("kind")]
+    process: Process
     trained_steps: Count | None = None
     subset: Annotated[ShareOfSteps | Window, Discriminator("kind")] | None = None
     shared_noise: bool = False
@@ -259,7 +284,20 @@ class Proportionate:
     kind: Literal["proportionate"] = "proportionate"
 
 
-Credit = Annotated[Native | Reweight | Released | Variance | Interpolate | Proportionate, Discriminator("kind")]
+@config
+class Tilted:
+    """As reweight, for flow as proportionate, times 1 + `slope` at the first trained step to 1 - `slope` at the last.
+
+    Above 0 early, noisy steps count for more, below 0 late ones. Ours: not in a paper.
+    """
+
+    kind: Literal["tilted"] = "tilted"
+    slope: Annotated[float, NUMBER, Gt(-1), Lt(1)]
+
+
+Credit = Annotated[
+    Native | Reweight | Released | Variance | Interpolate | Proportionate | Tilted, Discriminator("kind")
+]
 
 
 @config
@@ -371,9 +409,20 @@ class ClipScore(NamedByKind):
 
 @config
 class ShapesOracle(NamedByKind):
-    """The share of the caption's facts that the picture shows, or 1 only where all hold."""
+    """The share of the caption's facts that the picture shows; 1 only where all hold; or of its layout's facts alone.
 
-    kind: Literal["shapes_oracle", "shapes_oracle_all"]
+    Layout: how many things there are, and the caption's relation or position; not what they are, nor colour and size.
+    """
+
+    kind: Literal["shapes_oracle", "shapes_oracle_all", "shapes_layout"]
+    weight: Annotated[float, NUMBER] = 1.0
+
+
+@config
+class Grain(NamedByKind):
+    """The grain of the picture's surfaces, in levels of 0..255 (rewards/grain.py), whatever it shows."""
+
+    kind: Literal["grain"]
     weight: Annotated[float, NUMBER] = 1.0
 
 
@@ -450,7 +499,7 @@ class CustomReward:
 
 SHIPPED_REWARDS = {
     kind: cls
-    for cls in (Jpeg, ClipScore, ShapesOracle, Diversity, Aesthetic, PickScore, Hps, Remote)
+    for cls in (Jpeg, ClipScore, ShapesOracle, Grain, Diversity, Aesthetic, PickScore, Hps, Remote)
     for kind in get_args(get_type_hints(cls)["kind"])
 }
 
@@ -468,6 +517,7 @@ Reward = Annotated[
     Annotated[Jpeg, Tag("Jpeg")]
     | Annotated[ClipScore, Tag("ClipScore")]
     | Annotated[ShapesOracle, Tag("ShapesOracle")]
+    | Annotated[Grain, Tag("Grain")]
     | Annotated[Diversity, Tag("Diversity")]
     | Annotated[Aesthetic, Tag("Aesthetic")]
     | Annotated[PickScore, Tag("PickScore")]
@@ -810,9 +860,9 @@ class Run:
 
 DIFFUSION_KINDS = {
     "sampling.process.kind": ("ddim",),
-    "credit.kind": ("native", "reweight", "released", "variance", "interpolate"),
+    "credit.kind": ("native", "reweight", "released", "variance", "interpolate", "tilted"),
 }
 FLOW_KINDS = {
-    "sampling.process.kind": ("constant_noise", "ratio_noise"),
-    "credit.kind": ("native", "reweight", "proportionate"),
+    "sampling.process.kind": ("constant_noise", "ratio_noise", "coefficients_preserving", "proportionate_noise"),
+    "credit.kind": ("native", "reweight", "proportionate", "tilted"),
 }

@@ -11,6 +11,7 @@ proportionate: constant for diffusion, proportional to the time covered for flow
     interpolate         native, its prediction mixed with  w*                           yes
                         the reference's by `mix`
     proportionate_flow  native                             zeta dt_t                    no: a reweighted loss
+    tilted              native                             proportionate, times a ramp  no: a reweighted loss
 
 "The native mean" is over the steps trained, so that arms which are compared take steps of the same size on average.
 Steps that are not trained keep the native sampler and carry no weight. `trained` holds the indices of the steps
@@ -23,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pcpo_ray.errors import CreditError
-from pcpo_ray.schedule import DiffusionSchedule, FlowSchedule
+from pcpo_ray.schedule import DiffusionSchedule, FlowSchedule, Schedule
 from pcpo_ray.transitions import AffineStep, ddim
 
 
@@ -117,6 +118,32 @@ def proportionate_flow(schedule: FlowSchedule, steps: Sequence[AffineStep], trai
     weights = _native_weights(steps, trained)
     zeta = math.fsum(weights.values()) / math.fsum(schedule.dt[index] for index in weights)
     return _credit(steps, {index: zeta * schedule.dt[index] for index in weights})
+
+
+def tilted(schedule: Schedule, steps: Sequence[AffineStep], trained: Sequence[int], *, slope: float) -> Credit:
+    """Proportionate credit times a ramp in time, from 1 + slope at the first trained step to 1 - slope at the last.
+
+    Ours, beyond the paper: a `slope` above 0 favours early, noisy steps, below 0 late ones, and 0 is `reweight` or, for
+    flow, `proportionate_flow` exactly. Time is counted in steps for diffusion, each of which covers as much; for flow
+    it is that of a step's middle. A common factor keeps the native mean, as in the other kinds. Raises CreditError
+    unless -1 < slope < 1, where every weight is positive, and unless `steps` are as many as the schedule's.
+    """
+    if not -1 < slope < 1:
+        raise CreditError(f"got slope {slope}; expected a number between -1 and 1, so that every weight is positive")
+    if len(steps) != len(schedule):
+        raise CreditError(f"got {len(steps)} steps for a schedule of {len(schedule)}; make the steps from the schedule")
+    weights = _native_weights(steps, trained)
+    if isinstance(schedule, FlowSchedule):
+        covered = {index: schedule.dt[index] for index in weights}
+        passed = {index: -(schedule.times[index] + schedule.times[index + 1]) / 2 for index in weights}
+    else:
+        covered = dict.fromkeys(weights, 1.0)
+        passed = {index: float(index) for index in weights}
+    first, last = min(passed.values()), max(passed.values())
+    middle, half = (first + last) / 2, (last - first) / 2 or 1.0
+    shares = {index: covered[index] * (1 - slope * (passed[index] - middle) / half) for index in weights}
+    zeta = math.fsum(weights.values()) / math.fsum(shares.values())
+    return _credit(steps, {index: zeta * share for index, share in shares.items()})
 
 
 def _at_root(

@@ -12,7 +12,7 @@ from pcpo_ray.errors import CreditError
 from pcpo_ray.models import Denoiser
 from pcpo_ray.schedule import DiffusionSchedule, FlowSchedule, Schedule
 from pcpo_ray.trajectory import Conditioning, seed_of
-from pcpo_ray.transitions import AffineStep, ddim, flow
+from pcpo_ray.transitions import AffineStep, coefficients_preserving, ddim, flow
 
 
 def device_here() -> torch.device:
@@ -80,11 +80,17 @@ def native_steps(sampling: config.Sampling, schedule: Schedule) -> tuple[AffineS
     if isinstance(schedule, DiffusionSchedule):
         assert isinstance(process, config.Ddim)  # config.Run has checked it
         return ddim.steps(schedule, eta=process.eta)
-    if isinstance(process, config.ConstantNoise):
-        levels = flow.constant_noise(schedule, process.eta)
-    else:
-        assert isinstance(process, config.RatioNoise)
-        levels = flow.ratio_noise(schedule, process.a)
+    match process:
+        case config.CoefficientsPreserving(eta=eta):
+            return coefficients_preserving.steps(schedule, coefficients_preserving.renewed_noise(schedule, eta))
+        case config.ProportionateNoise(zeta=zeta):
+            return coefficients_preserving.steps(schedule, coefficients_preserving.proportionate_noise(schedule, zeta))
+        case config.ConstantNoise(eta=eta):
+            levels = flow.constant_noise(schedule, eta)
+        case config.RatioNoise(a=a):
+            levels = flow.ratio_noise(schedule, a)
+        case config.Ddim():
+            raise AssertionError("config.Run has checked it")
     return flow.steps(schedule, (*levels[:-1], 0.0))
 
 
@@ -136,6 +142,8 @@ def plan(kind: config.Credit, sampling: config.Sampling, schedule: Schedule) -> 
             return credit.reweight(steps, trained)
         case config.Interpolate(w_star=w_star):
             return credit.interpolate(steps, trained, w_star=w_star)
+        case config.Tilted(slope=slope):
+            return credit.tilted(schedule, steps, trained, slope=slope)
     if isinstance(schedule, FlowSchedule):
         return credit.proportionate_flow(schedule, steps, trained)
     assert isinstance(sampling.process, config.Ddim)

@@ -33,6 +33,8 @@ REWARDS = {
     "clip_score": ("cosine", "how well picture and prompt agree, to a CLIP model"),
     "shapes_oracle": ("share of facts", "the share of the prompt's facts that the picture shows, as measured in it"),
     "shapes_oracle_all": ("share of pictures", "1 where the picture shows every fact of the prompt, else 0"),
+    "shapes_layout": ("share of facts", "the share that the picture shows of what the prompt says of number and place"),
+    "grain": ("levels", "how rough the picture's surfaces are, as noise of so many levels of 0 to 255 would make them"),
     "jpeg_compressibility": ("-kB", "minus the picture's size as a JPEG: higher means smaller, plainer pictures"),
     "jpeg_incompressibility": ("kB", "the picture's size as a JPEG: higher means more detail, or more noise"),
     "aesthetic": ("1 to 10", "how much people would like the picture, whatever the prompt, to LAION's predictor"),

@@ -32,6 +32,11 @@ WRONG = {
     "credit.kind=proportionat": ["credit.kind", "'proportionat'", "'proportionate'"],
     "credit.kind=proportionate": ["credit.kind", "stable_diffusion", "reweight"],
     "sampling.process={kind: ratio_noise}": ["sampling.process.kind", "ddim"],
+    "sampling.process={kind: proportionate_noise}": ["sampling.process.kind", "ddim"],
+    "sampling.process={kind: proportionate_noise, zeta: 0}": ["zeta", "greater than 0"],
+    "sampling.process={kind: coefficients_preserving, eta: 1.5}": ["eta", "1.5", "less than or equal to 1"],
+    "credit={kind: tilted}": ["slope", "missing"],
+    "credit={kind: tilted, slope: 1}": ["credit.slope", "less than 1"],
     "rollout.images=1": ["rollout.images is 1", "advantage.kind=batch"],
     "optimizer.updates=9": ["optimizer.updates is 9", "rollout.prompts"],
     "model={kind: stable_diffusion, path: shapes-sd, dtype: float16}": [
@@ -51,6 +56,29 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(path, tmp_path):
     copy = tmp_path / "config.yaml"
     copy.write_text(config_file.dump(run))
     assert config_file.load(copy) == run
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sampling.process={kind: coefficients_preserving, eta: 0.3}",
+        "sampling.process={kind: proportionate_noise}",
+        "sampling.process={kind: proportionate_noise, zeta: 20}",
+        "credit={kind: tilted, slope: -0.5}",
+        "rewards=[{kind: shapes_layout}, {kind: grain, weight: -1}]",
+    ],
+)
+def test_a_key_that_no_shipped_config_sets_survives_a_round_trip(override, tmp_path):
+    run = config_file.load(SHAPES.with_stem("shapes_pcpo_flux"), [override])
+    path, _, value = override.partition("=")
+    said = yaml.safe_load(config_file.dump(run))
+    for key in path.split("."):
+        said = said[key]
+    asked = yaml.safe_load(value)
+    for one, other in zip(said, asked, strict=True) if isinstance(asked, list) else [(said, asked)]:
+        assert one.items() >= other.items()
+    (tmp_path / "config.yaml").write_text(config_file.dump(run))
+    assert config_file.load(tmp_path / "config.yaml") == run
 
 
 @pytest.mark.parametrize(

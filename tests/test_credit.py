@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -219,3 +220,57 @@ def test_flow_credit_needs_the_schedule_that_its_steps_came_from():
     schedule, steps, _ = dance(16)
     with pytest.raises(CreditError, match="got 15 steps for a schedule of 16"):
         credit.proportionate_flow(schedule, steps[:15], range(15))
+
+
+@given(diffusion_schedules(), st.floats(-0.99, 0.99), st.data())
+def test_tilted_diffusion_credit_is_a_ramp_that_keeps_the_mean(schedule, slope, data):
+    trained = sorted(data.draw(st.sets(st.integers(0, len(schedule) - 1), min_size=1)))
+    steps = ddim.steps(schedule)
+    made = credit.tilted(schedule, steps, trained, slope=slope)
+    weights = over(trained, made.weights)
+    assert made.steps == steps and made.trained == tuple(trained) and min(weights) > 0
+    assert mean(weights) == pytest.approx(mean(steps[index].weight for index in trained), rel=1e-12)
+    if len(trained) > 1:
+        assert weights[0] / weights[-1] == pytest.approx((1 + slope) / (1 - slope), rel=1e-9)
+        slopes = [(b - a) / (j - i) for (i, a), (j, b) in pairwise(zip(trained, weights, strict=True))]
+        assert slopes == pytest.approx([slopes[0]] * len(slopes), rel=1e-6, abs=1e-12)
+
+
+@given(flow_schedules(), st.floats(-0.99, 0.99))
+def test_tilted_flow_credit_is_time_covered_times_a_ramp_in_time(schedule, slope):
+    steps = flow.steps(schedule, flow.constant_noise(schedule, 0.3))
+    made = credit.tilted(schedule, steps, range(len(schedule)), slope=slope)
+    assert mean(made.weights) == pytest.approx(mean(step.weight for step in steps), rel=1e-12)
+    middles = [(now + after) / 2 for now, after in pairwise(schedule.times)]
+    ramp = [1 + slope * (2 * (m - middles[-1]) / (middles[0] - middles[-1]) - 1) for m in middles]
+    zetas = [weight / dt / height for weight, dt, height in zip(made.weights, schedule.dt, ramp, strict=True)]
+    assert zetas == pytest.approx([zetas[0]] * len(zetas), rel=1e-9)
+
+
+def test_a_slope_above_0_favours_early_steps_and_below_0_late_ones():
+    for schedule, steps in ((SCHEDULE, STEPS), dance(16)[:2]):
+        level, early, late = (credit.tilted(schedule, steps, range(16), slope=slope) for slope in (0.0, 0.5, -0.5))
+        assert early.weights[0] > level.weights[0] > late.weights[0]
+        assert early.weights[15] < level.weights[15] < late.weights[15]
+
+
+@pytest.mark.parametrize("trained", [range(50), range(48), (3, 7, 30)])
+def test_without_a_slope_tilted_credit_is_reweight_to_the_bit(trained):
+    assert credit.tilted(SCHEDULE, STEPS, trained, slope=0.0) == credit.reweight(STEPS, trained)
+
+
+@pytest.mark.parametrize("trained", [range(16), range(15), (2,)])
+def test_without_a_slope_tilted_credit_is_proportionate_to_the_bit(trained):
+    schedule, steps, expected = dance(16, trained=trained)
+    assert credit.tilted(schedule, steps, trained, slope=0.0) == expected
+
+
+@pytest.mark.parametrize("slope", [-1.0, 1.0, 2.0, math.nan])
+def test_a_slope_that_leaves_a_weight_not_positive_is_refused(slope):
+    with pytest.raises(CreditError, match="between -1 and 1"):
+        credit.tilted(SCHEDULE, STEPS, range(50), slope=slope)
+
+
+def test_tilted_credit_needs_the_schedule_that_its_steps_came_from():
+    with pytest.raises(CreditError, match="got 49 steps for a schedule of 50"):
+        credit.tilted(SCHEDULE, STEPS[:49], range(49), slope=0.5)

@@ -93,3 +93,37 @@ def test_a_window_wider_than_the_trained_steps_is_refused():
     with pytest.raises(CreditError, match=r"sampling\.subset\.size is 4, of 3"):
         policy.plan(config.Native(), sampling, schedule)
     policy.plan(config.Native(), dataclasses.replace(sampling, trained_steps=4), schedule)
+
+
+FLOW_PROCESSES = [
+    config.ConstantNoise(),
+    config.RatioNoise(),
+    config.CoefficientsPreserving(),
+    config.ProportionateNoise(),
+    config.ProportionateNoise(zeta=14.0),
+]
+
+
+@pytest.mark.parametrize("process", FLOW_PROCESSES, ids=str)
+def test_every_flow_process_draws_noise_at_each_step_but_the_last(process):
+    schedule = FlowSchedule.shifted(steps=16, shift=3.0)
+    steps = policy.native_steps(config.Sampling(steps=16, process=process), schedule)
+    assert [step.std > 0 for step in steps] == [True] * 15 + [False]
+    assert steps[-1] == policy.deterministic_steps(schedule)[-1]
+    for kind in (config.Native(), config.Reweight(), config.Proportionate(), config.Tilted(slope=-0.5)):
+        plan = policy.plan(kind, config.Sampling(steps=16, process=process), schedule)
+        assert plan.steps == steps and plan.trained == tuple(range(15)) and min(plan.weights[:15]) > 0
+
+
+def test_a_zeta_out_of_reach_is_refused_before_a_run_starts():
+    sampling = config.Sampling(steps=16, process=config.ProportionateNoise(zeta=14.0), shift=1.0)
+    with pytest.raises(CreditError, match=r"sampling\.process\.zeta"):
+        policy.plan(config.Native(), sampling, FlowSchedule.shifted(steps=16, shift=1.0))
+
+
+@pytest.mark.parametrize("model", ["small_sd", "small_flux"])
+def test_tilted_credit_samples_as_the_native_one(model, request):
+    folder = request.getfixturevalue(model)
+    tilted = Policy(small.run(folder, credit="{kind: tilted, slope: 0.5}"), CPU)
+    assert tilted.credit.steps == tilted.native
+    assert len(set(tilted.credit.weights)) > 1

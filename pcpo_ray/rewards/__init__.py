@@ -65,7 +65,11 @@ def load(reward: config.Reward, device: torch.device) -> Reward:
         case config.ShapesOracle(kind=kind):
             from pcpo_ray.rewards.shapes_oracle import ShapesOracle
 
-            return ShapesOracle(all_facts=kind == "shapes_oracle_all")
+            return ShapesOracle(kind)
+        case config.Grain():
+            from pcpo_ray.rewards.grain import Grain
+
+            return Grain()
         case config.Aesthetic(model=model, weights=weights, head=head):
             from pcpo_ray.rewards.aesthetic import Aesthetic
 

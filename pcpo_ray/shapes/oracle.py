@@ -25,6 +25,7 @@ COLOUR_REACH = 80.0  # RGB distance past which a colour has no name
 SHAPE_REACH = 0.72  # least overlap (intersection over union) with a template
 SMALL_BELOW = 19.0  # extent in pixels; drawn things measure 12 to 16 or 22 to 27
 MOST_THINGS = 6
+LAYOUT = ("count", "relation", "position")
 
 _GRID = 20
 
@@ -59,6 +60,12 @@ class Verdict:
     def accuracy(self) -> float:
         """Share of the facts that hold, 0 to 1."""
         return sum(self.facts.values()) / len(self.facts)
+
+    @property
+    def layout(self) -> float:
+        """Share of the facts of where things are that hold: the count, and the relation or position if one is said."""
+        found = [held for fact, held in self.facts.items() if fact in LAYOUT]
+        return sum(found) / len(found)
 
     @property
     def right(self) -> bool:

@@ -84,13 +84,25 @@ SWITCHES = {
     "updates and epochs": ["optimizer.updates=2", "optimizer.epochs=2"],
     "running mean": ["optimizer.average=0.9"],
     "detached guidance": ["sampling.guidance_scale=3.0", "sampling.detach_unconditional=true"],
+    "tilted credit": ["credit={kind: tilted, slope: 0.5}"],
     "sum of advantages": ["rewards=[{kind: clip_score}, {kind: jpeg_compressibility}]", "combine=advantages"],
 }
 
 
-@pytest.mark.parametrize("config", ["shapes_pcpo", "shapes_pcpo_flux"])
-@pytest.mark.parametrize("switch", SWITCHES)
+SWITCHES_OF_FLOW = {
+    "coefficients preserving": ["sampling.process={kind: coefficients_preserving}", "credit.kind=native"],
+    "proportionate noise": ["sampling.process={kind: proportionate_noise}", "credit.kind=native"],
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "switch"),
+    [
+        *((config, switch) for switch in SWITCHES for config in ("shapes_pcpo", "shapes_pcpo_flux")),
+        *(("shapes_pcpo_flux", switch) for switch in SWITCHES_OF_FLOW),
+    ],
+)
 def test_a_switch_runs_on_the_embedded_world(config, switch, tmp_path):
     few = "evaluation.quality.neighbours=2"  # of four pictures
-    run = config_file.load(CONFIGS / f"{config}.yaml", [*SMALLER, few, *SWITCHES[switch]])
+    run = config_file.load(CONFIGS / f"{config}.yaml", [*SMALLER, few, *{**SWITCHES, **SWITCHES_OF_FLOW}[switch]])
     assert len(two_steps(run, tmp_path / "run", local=True)) == 2

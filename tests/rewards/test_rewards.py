@@ -40,6 +40,8 @@ def all_kinds(clip_folder):
         config.ClipScore(kind="clip_score", model=str(clip_folder)),
         config.ShapesOracle(kind="shapes_oracle"),
         config.ShapesOracle(kind="shapes_oracle_all"),
+        config.ShapesOracle(kind="shapes_layout"),
+        config.Grain(kind="grain"),
     ]
 
 
@@ -86,6 +88,53 @@ def test_the_oracle_gives_drawn_pictures_their_captions():
     assert rewards.load(config.ShapesOracle(kind="shapes_oracle_all"), CPU).score(PICTURES, TEXTS) == [1, 1, 1]
     wrong = rewards.load(config.ShapesOracle(kind="shapes_oracle"), CPU).score(PICTURES, TEXTS[::-1])
     assert wrong[0] < 1 > wrong[2]
+
+
+def drawn(text, seed=0):
+    return draw(parse(text), seed)[None]
+
+
+@pytest.mark.parametrize(
+    ("shown", "asked", "expected"),
+    [
+        ("a red circle above a blue square", "a red circle above a blue square", 1),
+        ("a small red circle above a blue square", "a large red circle above a blue square", 1),
+        ("a red circle above a blue star", "a green circle above a blue square", 1),
+        ("a red circle below a blue square", "a red circle above a blue square", 1 / 2),
+        ("a red circle to the left of a blue square", "a red circle above a blue square", 1 / 2),
+        ("a red circle", "a red circle above a blue square", 0),
+        ("a red circle", "a red circle and a blue square", 0),
+        ("a large black star at the top", "a small red circle at the top", 1),
+        ("a red circle at the bottom", "a red circle at the top", 1 / 2),
+        ("a green star above a blue star", "a red circle", 0),
+        ("a green star", "a red circle", 1),
+    ],
+)
+def test_layout_is_number_and_place_whatever_stands_there(shown, asked, expected):
+    reward = rewards.load(config.ShapesOracle(kind="shapes_layout"), CPU)
+    for seed in range(5):
+        assert reward.score(drawn(shown, seed), [asked]) == pytest.approx([expected]), seed
+
+
+def test_surfaces_without_noise_have_no_grain_whatever_they_show():
+    reward = rewards.load(config.Grain(kind="grain"), CPU)
+    many = np.concatenate([drawn(text, seed) for text in [*TEXTS, "a large black square"] for seed in range(5)])
+    assert reward.score(many, [""] * len(many)) == [0] * len(many)
+
+
+@pytest.mark.parametrize("deviation", [3, 10])
+def test_grain_is_the_deviation_of_noise_and_hardly_knows_what_it_lies_on(deviation):
+    reward = rewards.load(config.Grain(kind="grain"), CPU)
+    noise = np.random.default_rng(0).normal(0, deviation, (64, 64, 3))
+    grey = np.clip(np.full((64, 64, 3), 128) + noise, 0, 255).round().astype(np.uint8)[None]
+    assert reward.score(grey, [""]) == pytest.approx([deviation], rel=0.03)
+    busy = np.clip(PICTURES + noise, 0, 255).round().astype(np.uint8)
+    assert reward.score(busy, [""] * 3) == pytest.approx([deviation] * 3, rel=0.25)
+
+
+def test_a_picture_too_small_for_grain_has_no_score():
+    reward = rewards.load(config.Grain(kind="grain"), CPU)
+    assert np.isnan(reward.score(np.zeros((1, 2, 9, 3), np.uint8), [""])).all()
 
 
 def test_a_reward_of_ones_own_is_found_in_the_working_folder(tmp_path, monkeypatch):
