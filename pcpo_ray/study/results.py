@@ -239,9 +239,9 @@ class Results:
         highest = np.array([np.nanmax(arm.held_out(), axis=1) for arm in self.arms.values()])
         return [float(value) for value in highest.min(0)]
 
-    def at_matched(self, arm: Arm, name: str) -> Estimate:
-        """A reward or quality where each run first has the matched reward."""
-        return statistics.interval(arm.at(name, statistics.reached(arm.curves(), self.matched).times))
+    def at_matched(self, arm: Arm, name: str) -> Float[np.ndarray, " P"]:
+        """A reward or quality of each seed's run where it first has the matched reward."""
+        return arm.at(name, statistics.reached(arm.curves(), self.matched).times)
 
 
 def read(study: Study, folder: Path) -> Results:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 from rich.markup import escape
 
-from pcpo_ray.evaluation import Estimate
+from pcpo_ray.evaluation import TOTAL, Estimate
 from pcpo_ray.report import number
 from pcpo_ray.study import statistics
 from pcpo_ray.study.results import Arm, Comparison, Results
@@ -51,8 +52,8 @@ def _outcome(results: Results) -> Table:
         heads,
         [_row(arm, compared.get(name)) for name, arm in results.arms.items()],
         [
-            f"{seeds} seeds. reward: mean over seeds with its 95% t-interval. change: against the arm named, seed by "
-            "seed, with the 95% t-interval of the paired differences.",
+            f"{seeds} seeds. reward: mean over seeds, ± half its 95% t-interval. change: against the arm named, seed "
+            "by seed, ± half the 95% t-interval of the paired differences.",
             _power(seeds, len(results.comparisons)),
             "clipped: the clip fraction, share of (picture, step) pairs with |log ratio| above the clip range, over "
             "all updates; first: of the first update alone. gradient: its norm before it is cut, mean over updates. "
@@ -65,7 +66,7 @@ def _row(arm: Arm, comparison: Comparison | None) -> list[str]:
     found = ["", "", "", ""]
     if comparison is not None:
         found = [
-            estimate(comparison.change, signed=True, digits=3),
+            within(comparison.change, signed=True, digits=3),
             comparison.other,
             p(comparison.p),
             p(comparison.adjusted),
@@ -75,7 +76,7 @@ def _row(arm: Arm, comparison: Comparison | None) -> list[str]:
     return [
         arm.name,
         f"{arm.rate:g}",
-        estimate(statistics.interval(arm.held_out()[:, -1])),
+        within(statistics.interval(arm.held_out()[:, -1])),
         *found,
         *(f"{100 * np.mean(values):.1f}%" for values in (clipped, clipped[:, 0])),
         number(float(np.mean(arm.trained("gradient_norm")))),
@@ -123,25 +124,33 @@ def _targets(results: Results) -> Table:
     )
 
 
+def _levels(other: str) -> str:
+    """What stands in the cells that `_compared` writes."""
+    return (
+        f"± half the 95% t-interval; in brackets the difference from {other}, seed by seed, ± half its 95% t-interval."
+    )
+
+
 def _matched(results: Results) -> Table:
-    first, names = results.first, _measures(results)
+    first, arms = results.first, results.arms
     level = statistics.interval(np.array(results.matched))
     start = statistics.interval(first.held_out()[:, 0])
+    times = [float(np.mean(statistics.reached(arm.curves(), results.matched).times)) for arm in arms.values()]
+    rows = []
+    for measure in _measures(results):
+        found = {name: results.at_matched(arm, measure) for name, arm in arms.items()}
+        others = [results.study.against(name) for name in arms]
+        rows.append(
+            [measure, *(_compared(found[name], found.get(o or "")) for name, o in zip(arms, others, strict=True))]
+        )
     return Table(
         "At the same held-out reward",
-        ["arm", "updates", *names],
-        [
-            [
-                name,
-                f"{np.mean(statistics.reached(arm.curves(), results.matched).times):.1f}",
-                *(estimate(results.at_matched(arm, one)) for one in names),
-            ]
-            for name, arm in results.arms.items()
-        ],
+        ["measure", *arms],
+        [["updates", *(f"{time:.1f}" for time in times)], *rows],
         [
             "Where each run first has the highest reward that the runs of all arms reach at its seed: "
             f"{number(level.mean)} on average, {number(level.mean - start.mean, '+')} from {first.name}'s start. Means "
-            "over seeds with 95% t-intervals, straight between evaluations.",
+            f"over seeds, straight between evaluations; {_levels('the arm compared with')}",
         ],
     )
 
@@ -158,21 +167,32 @@ def _measures(results: Results) -> list[str]:
 
 
 def _start(results: Results) -> Table:
-    """What each way of sampling makes of the model before training: a row for all arms that make the same of it."""
-    names = _measures(results)
-    rows: dict[tuple[str, ...], list[str]] = {}
+    """What each way of sampling makes of the model before training: a column for all arms that make the same of it."""
+    measures = [TOTAL, *_measures(results)]
+    alike: dict[bytes, list[str]] = {}
     for name, arm in results.arms.items():
-        cells = tuple(estimate(statistics.interval(arm.held_out(one)[:, 0])) for one in names)
-        rows.setdefault(cells, []).append(name)
+        alike.setdefault(b"".join(arm.held_out(one)[:, 0].tobytes() for one in measures), []).append(name)
+    rows = []
+    for measure in measures:
+        found = [results.arms[names[0]].held_out(measure)[:, 0] for names in alike.values()]
+        rows.append([measure, _compared(found[0], None), *(_compared(one, found[0]) for one in found[1:])])
     return Table(
         "Before training",
-        ["arms", *names],
-        [[", ".join(arms), *cells] for cells, arms in rows.items()],
+        ["measure", *(", ".join(names) for names in alike.values())],
+        rows,
         [
-            "At the first evaluation, of the model as it is. Means over seeds with 95% t-intervals; arms with the same "
-            "numbers share a row: they sample alike."
+            "At the first evaluation, of the model as it is; arms that sample alike share a column. Means over seeds; "
+            f"{_levels(results.first.name)}"
         ],
     )
+
+
+def _compared(values: Float[np.ndarray, " P"], others: Float[np.ndarray, " P"] | None) -> str:
+    """Its mean over seeds, and how much it differs from the others' at the same seeds."""
+    found = statistics.interval(values)
+    if others is None:
+        return within(found)
+    return f"{found.mean:#.4g} ({within(statistics.interval(values - others), signed=True, digits=2)})"
 
 
 def _search(results: Results) -> Table:
@@ -200,6 +220,15 @@ def estimate(value: Estimate, *, signed: bool = False, digits: int = 4) -> str:
         return "-"
     form = f"{'+' if signed else ''}#.{digits}g"
     return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
+
+
+def within(value: Estimate, *, signed: bool = False, digits: int = 4) -> str:
+    """A mean and half of its t-interval, to as many decimal places."""
+    if not math.isfinite(value.mean):
+        return "-"
+    shown = f"{value.mean:{'+' if signed else ''}#.{digits}g}"
+    places = len(shown.partition(".")[2])
+    return f"{shown} ± {(value.high - value.low) / 2:.{places}f}"
 
 
 def speed(value: statistics.Speed) -> str:
@@ -234,7 +263,7 @@ def show(results: Results, console: Console) -> None:
     for table in tables(results):
         drawn = Drawn(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
         for head in table.heads:
-            drawn.add_column(head)
+            drawn.add_column(head, overflow="fold")
         for row in table.rows:
             drawn.add_row(*map(escape, row))
         console.print(drawn)

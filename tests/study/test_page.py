@@ -30,7 +30,7 @@ def visible(html):
 
 def test_a_reader_finds_every_arm_the_difference_and_what_the_test_can_find(texts):
     for text in (texts[0], visible(texts[1])):
-        assert "Held-out reward after 4 updates" in text and "+0.100 (" in text
+        assert "Held-out reward after 4 updates" in text and "+0.100 ±" in text
         assert "it cannot be below 0.25" in text and "no difference can be significant at 0.05" in text
         assert "2.00 (2.00 to 2.00)" in text
         assert "vendi" in text and "frechet" in text
@@ -39,16 +39,16 @@ def test_a_reader_finds_every_arm_the_difference_and_what_the_test_can_find(text
     assert "backend: in-process" in words
 
 
-def test_arms_that_sample_alike_share_a_row_before_training_and_others_have_their_own(tmp_path):
+def test_arms_that_sample_alike_share_a_column_before_training_and_others_have_their_own(tmp_path):
     study = stored.study(arms={name: {} for name in ("one", "alike", "other")})
     start = {"one": 0.5, "alike": 0.5, "other": 0.6}
     stored.store(tmp_path, plan.main_runs(study, {}), lambda planned, step: start[planned.arm] + step, quality=True)
     page.write(results.read(study, tmp_path), tmp_path / "study.yaml")
     table = (tmp_path / "table.md").read_text(encoding="utf-8").partition("## Before training")[2]
-    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
-    assert [row[0] for row in rows] == ["| one, alike", "| other"]
-    assert rows[0][1].startswith("0.5000") and rows[1][1].startswith("0.6000")
-    assert rows[0][-2:] == ["2.000 (2.000 to 2.000)", "3.000 (3.000 to 3.000) |"]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert rows[0] == ["measure", "one, alike", "other"]
+    assert rows[2] == ["reward", "0.5000 ± 0.0000", "0.6000 (+0.10 ± 0.00)"]
+    assert {"frechet", "vendi"} < {row[0] for row in rows} and {len(row) for row in rows} == {3}
 
 
 def test_markdown_has_a_cell_for_every_head(texts):
