@@ -254,9 +254,9 @@ def plan(
 
 @app.command()
 def study(
-    path: Annotated[Path, typer.Argument(metavar="STUDY", help="A study, such as configs/studies/diffusion.yaml.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Studies, such as configs/studies/*.yaml.")],
     local: Local = False,
-    runs: Annotated[Path, typer.Option(help="The study's folder is RUNS/<name>.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="A study's folder is RUNS/<name>.")] = Path("runs"),
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time; by default as many as the machine has cores for.")
     ] = None,
@@ -267,7 +267,7 @@ def study(
     """Compare arms on the same seeds; the same again keeps the runs that are whole and goes on with the others."""
     from pcpo_ray.study import running
 
-    running.command(path, runs, local=local, jobs=jobs, report_only=report_only, console=Console())
+    running.command(paths, runs, local=local, jobs=jobs, report_only=report_only, console=Console())
 
 
 for command in operate.COMMANDS:

@@ -158,12 +158,28 @@ def default_jobs(study: Study, *, local: bool) -> int:
     return max(1, len(os.sched_getaffinity(0)) // most)
 
 
-def command(path: Path, runs: Path, *, local: bool, jobs: int | None, report_only: bool, console: Console) -> None:
-    """`pcpo-ray study`: make the runs that are wanting, then the table and the page."""
-    study = plan.load(path)
-    plan.check(study)
-    folder = runs / study.name
+def command(
+    paths: Sequence[Path], runs: Path, *, local: bool, jobs: int | None, report_only: bool, console: Console
+) -> None:
+    """`pcpo-ray study`: of one study after the other, make the runs that are wanting, then the table and the page.
 
+    Raises the PcpoError of any study before the first begins.
+    """
+    studies = [plan.load(path) for path in paths]
+    names = [study.name for study in studies]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise StudyError(
+            f"several of {[str(path) for path in paths]} have the name {twice}; give each a name of its own"
+        )
+    for study in studies:
+        plan.check(study)
+    for study, path in zip(studies, paths, strict=True):
+        _one(study, path, runs / study.name, local=local, jobs=jobs, report_only=report_only, console=console)
+
+
+def _one(
+    study: Study, path: Path, folder: Path, *, local: bool, jobs: int | None, report_only: bool, console: Console
+) -> None:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -146,3 +146,13 @@ def test_as_many_runs_go_on_as_there_are_cores_for_their_threads(monkeypatch):
     assert running.default_jobs(stored.study(set={"workers.learner.threads": 3}), local=True) == 2
     assert running.default_jobs(stored.study(set={"workers.learner.threads": 99}), local=True) == 1
     assert running.default_jobs(stored.study(), local=False) == 1
+
+
+def test_of_several_studies_none_begins_where_one_is_wrong(command, small_sd, tmp_path):
+    one, other = (written(tmp_path / f"{name}.yaml", small_sd) for name in ("one", "other"))
+    status, _, errors = command("study", one, other, "--local", "--runs", tmp_path / "runs")
+    assert status == 1 and "['tiny']" in errors and "a name of its own" in errors
+    written(other, small_sd, name="unequal", arms={"a": {}, "b": {"set": {"steps": 3}}})
+    status, _, errors = command("study", one, other, "--local", "--runs", tmp_path / "runs")
+    assert status == 1 and "unequal" in errors and "steps" in errors
+    assert not (tmp_path / "runs").exists()
