@@ -233,15 +233,10 @@ class Results:
             for row, (arm, other) in enumerate(pairs)
         ]
 
-    @cached_property
-    def matched(self) -> list[float]:
-        """At each seed the highest reward that every arm's run has at some evaluation."""
-        highest = np.array([np.nanmax(arm.held_out(), axis=1) for arm in self.arms.values()])
-        return [float(value) for value in highest.min(0)]
-
-    def at_matched(self, arm: Arm, name: str) -> Float[np.ndarray, " P"]:
-        """A reward or quality of each seed's run where it first has the matched reward."""
-        return arm.at(name, statistics.reached(arm.curves(), self.matched).times)
+    def matched(self, arm: Arm, other: Arm) -> tuple[statistics.Reached, statistics.Reached]:
+        """When each of two arms' runs first has the highest reward that both have at some evaluation, seed by seed."""
+        highest = np.minimum(*(np.nanmax(one.held_out(), axis=1) for one in (arm, other))).tolist()
+        return statistics.reached(arm.curves(), highest), statistics.reached(other.curves(), highest)
 
 
 def read(study: Study, folder: Path) -> Results:

@@ -126,31 +126,25 @@ def _targets(results: Results) -> Table:
 
 def _levels(other: str) -> str:
     """What stands in the cells that `_compared` writes."""
-    return (
-        f"± half the 95% t-interval; in brackets the difference from {other}, seed by seed, ± half its 95% t-interval."
-    )
+    return f"in brackets the difference from {other}, seed by seed, ± half its 95% t-interval."
 
 
 def _matched(results: Results) -> Table:
-    first, arms = results.first, results.arms
-    level = statistics.interval(np.array(results.matched))
-    start = statistics.interval(first.held_out()[:, 0])
-    times = [float(np.mean(statistics.reached(arm.curves(), results.matched).times)) for arm in arms.values()]
-    rows = []
-    for measure in _measures(results):
-        found = {name: results.at_matched(arm, measure) for name, arm in arms.items()}
-        others = [results.study.against(name) for name in arms]
-        rows.append(
-            [measure, *(_compared(found[name], found.get(o or "")) for name, o in zip(arms, others, strict=True))]
-        )
+    compared = [(results.arms[one.arm], results.arms[one.other]) for one in results.comparisons]
+    times = [results.matched(*pair) for pair in compared]
+    both = list(zip(compared, times, strict=True))
+    rows = [["updates", *(_compared(own.times, others.times) for own, others in times)]]
+    for name in (TOTAL, *_measures(results)):
+        values = [(arm.at(name, own.times), other.at(name, others.times)) for (arm, other), (own, others) in both]
+        rows.append([name, *(_compared(*pair) for pair in values)])
     return Table(
         "At the same held-out reward",
-        ["measure", *arms],
-        [["updates", *(f"{time:.1f}" for time in times)], *rows],
+        ["measure", *(f"{arm.name} against {other.name}" for arm, other in compared)],
+        rows,
         [
-            "Where each run first has the highest reward that the runs of all arms reach at its seed: "
-            f"{number(level.mean)} on average, {number(level.mean - start.mean, '+')} from {first.name}'s start. Means "
-            f"over seeds, straight between evaluations; {_levels('the arm compared with')}",
+            "Of two arms that are compared, where each run first has the highest reward that both reach at its seed; one "
+            "that is never as low is read at its start, which the row of the reward shows. "
+            f"Means over seeds, straight between evaluations; {_levels('the arm compared with')}",
         ],
     )
 
@@ -181,8 +175,8 @@ def _start(results: Results) -> Table:
         ["measure", *(", ".join(names) for names in alike.values())],
         rows,
         [
-            "At the first evaluation, of the model as it is; arms that sample alike share a column. Means over seeds; "
-            f"{_levels(results.first.name)}"
+            "At the first evaluation, of the model as it is; arms that sample alike share a column. Means over seeds, "
+            f"± half the 95% t-interval; {_levels(results.first.name)}"
         ],
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pcpo_ray.errors import StudyError
-from pcpo_ray.study import plan, results, statistics, table
+from pcpo_ray.study import plan, results, table
 from tests.study import stored
 
 GAINS = {"ddpo": 0.1, "pcpo": 0.2}
@@ -60,15 +60,17 @@ def test_quality_is_read_at_the_same_reward(tmp_path):
     study = stored.study()
     stored.store(tmp_path, plan.main_runs(study, {}), stored.rising(GAINS), quality=True)
     found = results.read(study, tmp_path)
-    assert found.matched == pytest.approx([0.61, 0.62, 0.63])  # where ddpo ends
-    ddpo, pcpo = (found.at_matched(found.arms[name], "vendi") for name in ("ddpo", "pcpo"))
-    assert ddpo.mean() == pytest.approx(6) and pcpo.mean() == pytest.approx(4)
-    assert (found.at_matched(found.arms["pcpo"], "frechet") == 3).all()
-    assert found.at_matched(found.arms["pcpo"], "shapes_oracle") == pytest.approx([0.39, 0.38, 0.37])
+    ddpo, pcpo = (found.arms[name] for name in ("ddpo", "pcpo"))
+    own, others = found.matched(pcpo, ddpo)
+    assert ddpo.at(results.TOTAL, others.times) == pytest.approx([0.61, 0.62, 0.63])  # where ddpo ends
+    assert pcpo.at(results.TOTAL, own.times) == pytest.approx([0.61, 0.62, 0.63])
+    assert ddpo.at("vendi", others.times).mean() == pytest.approx(6)
+    assert pcpo.at("vendi", own.times).mean() == pytest.approx(4)
+    assert (pcpo.at("frechet", own.times) == 3).all()
     (matched,) = (one for one in table.tables(found) if "same held-out" in one.title)
-    (row,) = (row for row in matched.rows if row[0] == "vendi")
-    assert matched.heads == ["measure", "ddpo", "pcpo"]
-    assert row == ["vendi", table.within(statistics.interval(ddpo)), "4.000 (-2.0 ± 0.0)"]
+    assert matched.heads == ["measure", "pcpo against ddpo"]
+    rows = dict(matched.rows)
+    assert rows["reward"] == "0.6200 (+0.0 ± 0.0)" and rows["vendi"] == "4.000 (-2.0 ± 0.0)"
 
 
 def test_evaluations_without_quality_leave_its_columns_out(tmp_path):
@@ -77,7 +79,7 @@ def test_evaluations_without_quality_leave_its_columns_out(tmp_path):
     stored.store(tmp_path, wanted[1:], stored.rising(GAINS), quality=True)
     stored.store(tmp_path, wanted[:1], stored.rising(GAINS))
     matched = next(one for one in table.tables(results.read(study, tmp_path)) if "same held-out" in one.title)
-    assert [row[0] for row in matched.rows] == ["updates", "clip_score", "shapes_oracle"]
+    assert [row[0] for row in matched.rows] == ["updates", "reward", "clip_score", "shapes_oracle"]
 
 
 def test_the_search_keeps_each_arms_best_rate_and_of_equal_ones_the_lowest(tmp_path):
