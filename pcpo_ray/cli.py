@@ -116,8 +116,11 @@ def train(
 
 
 @app.command()
-def evaluate(folder: RunPlace, local: Local = False) -> None:
-    """Evaluate a run's newest checkpoint as its config says; prints means, 95% intervals and the pictures' quality."""
+def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False) -> None:
+    """Evaluate a run's newest checkpoint; prints means, 95% intervals and the pictures' quality.
+
+    Overrides, such as evaluation.count=256 or sampling.guidance_scale=3, change how it is evaluated, not the run.
+    """
     from pcpo_ray import quality
     from pcpo_ray import runs as running
     from pcpo_ray.folder import RunFolder
@@ -127,7 +130,7 @@ def evaluate(folder: RunPlace, local: Local = False) -> None:
     console = Console()
     with contextlib.ExitStack() as ending:
         home = ending.enter_context(RunFolder.of(folder).fetched(records=True))
-        run = running.read(home.local)
+        run = running.read(home.local, overrides or [])
         running.check(run)
         found = running.newest_step(home, console.print)
         stages = running.stages(run, local=local, say=console.print)

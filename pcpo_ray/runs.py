@@ -4,7 +4,7 @@ import dataclasses
 import os
 import platform
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -118,16 +118,20 @@ def resume(
     return Recorder.reopen(folder, run, -1 if found is None else found, url=url), found
 
 
-def read(folder: Path) -> config.Run:
-    """The config of a run. Raises RunError, naming those that are there, if there is no such run."""
+def read(folder: Path, overrides: Sequence[str] = ()) -> config.Run:
+    """The config of a run, with overrides `a.b.c=value`.
+
+    Raises RunError, naming those that are there, if there is no such run; ConfigError for a wrong override.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         there = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))
         raise RunError(f"there is no run at {folder}; in {folder.parent} there are {there or 'none'}")
     try:
-        return config_file.load(path)
+        run = config_file.load(path)
     except ConfigError as error:
         raise RunError(f"{path} is not a config of this version: {error}") from None
+    return config_file.load(path, overrides) if overrides else run
 
 
 def newest_step(home: RunFolder, say: Callable[[str], None]) -> int:

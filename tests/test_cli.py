@@ -190,3 +190,7 @@ def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_eva
     assert status == 0
     assert "small, step 3, 2 held-out prompts" in said
     assert "jpeg_compressibility: " in said
+    status, said, _ = command("evaluate", folder, "evaluation.count=3", "--local")
+    assert status == 0 and "small, step 3, 3 held-out prompts" in said
+    status, _, errors = command("evaluate", folder, "evaluation.cuont=3", "--local")
+    assert status == 1 and "did you mean 'count'?" in errors

@@ -142,8 +142,8 @@ def _matched(results: Results) -> Table:
         ["measure", *(f"{arm.name} against {other.name}" for arm, other in compared)],
         rows,
         [
-            "Of two arms that are compared, where each run first has the highest reward that both reach at its seed; one "
-            "that is never as low is read at its start, which the row of the reward shows. "
+            "Of two arms that are compared, where each run first has the highest reward that both reach at its seed; "
+            "one that is never as low is read at its start, which the row of the reward shows. "
             f"Means over seeds, straight between evaluations; {_levels('the arm compared with')}",
         ],
     )
