@@ -221,8 +221,9 @@ def within(value: Estimate, *, signed: bool = False, digits: int = 4) -> str:
     if not math.isfinite(value.mean):
         return "-"
     shown = f"{value.mean:{'+' if signed else ''}#.{digits}g}"
+    half = (value.high - value.low) / 2
     places = len(shown.partition(".")[2])
-    return f"{shown} ± {(value.high - value.low) / 2:.{places}f}"
+    return f"{shown} ± {half:.1e}" if "e" in shown else f"{shown} ± {half:.{places}f}"
 
 
 def speed(value: statistics.Speed) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pcpo_ray.errors import StudyError
+from pcpo_ray.evaluation import Estimate
 from pcpo_ray.study import plan, results, table
 from tests.study import stored
 
@@ -197,3 +198,12 @@ def _with(arm, levels):
     found = results.Arm(arm.name, arm.rate, arm.records)
     object.__setattr__(found, "held_out", lambda name="reward": levels)
     return found
+
+
+@pytest.mark.parametrize(
+    "mean, half, text",
+    [(0.76, 0.01, "0.7600 ± 0.0100"), (-0.0123, 0.4, "-0.01230 ± 0.40000"), (12.5, 1.26, "12.50 ± 1.26"),
+     (-1.5e-7, 4e-7, "-1.500e-07 ± 4.0e-07"), (float("nan"), 0.0, "-")],
+)  # fmt: skip
+def test_a_mean_has_half_of_its_interval_to_as_many_places(mean, half, text):
+    assert table.within(Estimate(mean=mean, low=mean - half, high=mean + half)) == text
