@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pcpo_ray.errors import StudyError
-from pcpo_ray.evaluation import Estimate
+from pcpo_ray.evaluation import TOTAL, Estimate
 from pcpo_ray.study import plan, results, table
 from tests.study import stored
 
@@ -63,8 +63,8 @@ def test_quality_is_read_at_the_same_reward(tmp_path):
     found = results.read(study, tmp_path)
     ddpo, pcpo = (found.arms[name] for name in ("ddpo", "pcpo"))
     own, others = found.matched(pcpo, ddpo)
-    assert ddpo.at(results.TOTAL, others.times) == pytest.approx([0.61, 0.62, 0.63])  # where ddpo ends
-    assert pcpo.at(results.TOTAL, own.times) == pytest.approx([0.61, 0.62, 0.63])
+    assert ddpo.at(TOTAL, others.times) == pytest.approx([0.61, 0.62, 0.63])  # where ddpo ends
+    assert pcpo.at(TOTAL, own.times) == pytest.approx([0.61, 0.62, 0.63])
     assert ddpo.at("vendi", others.times).mean() == pytest.approx(6)
     assert pcpo.at("vendi", own.times).mean() == pytest.approx(4)
     assert (pcpo.at("frechet", own.times) == 3).all()
