@@ -1,8 +1,10 @@
 """CLIP models, as embeddings of unit length: open_clip's and those in transformers' format."""
 
 import json
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,16 @@ from pcpo_ray.rewards.pictures import rgb
 CHUNK = 64
 """Pictures that go through a model at once."""
 
+REMEMBERED = 4096
+"""Calls of `texts` whose embeddings are kept; a thousand numbers take 4 kB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """What makes pixels of pictures and tokens of texts, and the two towers; `scale` is exp(logit_scale).
 
-    N pictures or texts, E embedding dimensions. Embeddings are in float32 and of unit length.
+    N pictures or texts, E embedding dimensions. Embeddings are in float32 and of unit length. `normal` is the mean and
+    deviation by which alone `preprocess` changes RGB pictures of `side` x `side` pixels, where it is such a one.
     """
 
     scale: float
@@ -32,24 +38,43 @@ class Clip:
     tokenize: Callable[[Sequence[str]], Any]
     encode_images: Callable[[Tensor], Tensor]
     encode_texts: Callable[[Any], Tensor]
+    side: int = 0
+    normal: tuple[Tensor, Tensor] | None = None
+    known: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    last: list[tuple["weakref.ref[np.ndarray]", Tensor]] = field(default_factory=list)
 
     @torch.inference_mode()
     def images(self, images: UInt8[np.ndarray, "N H W 3"]) -> Float[Tensor, "N E"]:
-        pictures = rgb(images)
+        """Rewards that are given the same pictures one after the other share what the first has computed."""
+        if self.last and self.last[0][0]() is images:
+            return self.last[0][1]
         parts = []
-        for start in range(0, len(pictures), CHUNK):
-            pixels = torch.stack([self.preprocess(picture) for picture in pictures[start : start + CHUNK]])
+        for start in range(0, len(images), CHUNK):
+            pixels = self.pixels(images[start : start + CHUNK])
             with self._half():
                 parts.append(self.encode_images(pixels.to(self.device)))
-        return _unit(torch.cat(parts))
+        embedded = _unit(torch.cat(parts))
+        self.last[:] = [(weakref.ref(images), embedded)]
+        return embedded
+
+    def pixels(self, images: UInt8[np.ndarray, "N H W 3"]) -> Float[Tensor, "N 3 side side"]:
+        """What the network sees: all at once where they only have to be normalised, else on torch's threads."""
+        if self.normal is not None and images.dtype == np.uint8 and images.shape[1:] == (self.side, self.side, 3):
+            return normalised(images, *self.normal)
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            return torch.stack(list(threads.map(self.preprocess, rgb(images))))
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "N E"]:
-        """A text that occurs twice is encoded once."""
-        distinct = list(dict.fromkeys(texts))
-        with self._half():
-            embedded = self.encode_texts(self.tokenize(distinct).to(self.device))
-        rows: Tensor = _unit(embedded)[[distinct.index(text) for text in texts]]
+        """A text that occurs twice is encoded once; what was asked for before is not encoded again."""
+        distinct = tuple(dict.fromkeys(texts))
+        if distinct not in self.known:
+            with self._half():
+                embedded = self.encode_texts(self.tokenize(list(distinct)).to(self.device))
+            if len(self.known) == REMEMBERED:
+                del self.known[next(iter(self.known))]
+            self.known[distinct] = _unit(embedded)
+        rows: Tensor = self.known[distinct][[distinct.index(text) for text in texts]]
         return rows
 
     def _half(self) -> torch.autocast:
@@ -60,6 +85,28 @@ def cosines(clip: Clip, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[
     """cos(picture, its own prompt)."""
     products: list[float] = (clip.images(images) * clip.texts(prompts)).sum(dim=1).tolist()
     return products
+
+
+def normalised(
+    images: UInt8[np.ndarray, "N H W 3"], mean: Float[Tensor, "3 1 1"], deviation: Float[Tensor, "3 1 1"]
+) -> Float[Tensor, "N 3 H W"]:
+    """Bytes as 0..1, less the mean, by the deviation: what torchvision's ToTensor and Normalize do to each."""
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(torch.float32).div(255)
+    return pixels.sub_(mean).div_(deviation)
+
+
+def _normal_of(preprocess: Any, side: int) -> tuple[Tensor, Tensor] | None:
+    """The mean and deviation, seen to be all that `preprocess` does to pictures of that size; else None."""
+    from torchvision.transforms import Normalize
+
+    last = getattr(preprocess, "transforms", [None])[-1]
+    if not isinstance(last, Normalize):
+        return None
+    mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in (last.mean, last.std))
+    count = np.arange(3 * side * side)
+    every = ((count + count // 256) % 256).astype(np.uint8).reshape(1, side, side, 3)
+    same = torch.equal(normalised(every, mean, deviation)[0], preprocess(rgb(every)[0]))
+    return (mean, deviation) if same else None
 
 
 def _unit(embedded: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
@@ -138,6 +185,8 @@ def _open_clip(name: str, file: str | None, device: torch.device) -> Clip:
 
     network, preprocess = open_clip.create_model_from_pretrained(name, pretrained=file, device=device)
     network.eval()
+    size = network.visual.image_size
+    side = size[0] if isinstance(size, tuple) else size
     return Clip(
         scale=float(network.logit_scale.detach().exp()),
         device=device,
@@ -145,6 +194,8 @@ def _open_clip(name: str, file: str | None, device: torch.device) -> Clip:
         tokenize=open_clip.get_tokenizer(name),
         encode_images=network.encode_image,
         encode_texts=network.encode_text,
+        side=side,
+        normal=_normal_of(preprocess, side),
     )
 
 
