@@ -6,6 +6,7 @@ Both sides hold the same names and shapes, or nothing is loaded: a sync that bin
 import hashlib
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,9 +127,12 @@ def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:
             f"expected {list(manifest.sizes)}, by their manifest"
         )
     for entry in manifest.entries:
-        raw = torch.from_numpy(weights.buckets[entry.bucket][entry.offset : entry.offset + entry.bytes].copy())
-        with torch.no_grad():
-            parameters[entry.name].copy_(raw.view(getattr(torch, entry.dtype)).reshape(entry.shape))
+        sent_bytes = weights.buckets[entry.bucket][entry.offset : entry.offset + entry.bytes]
+        value = parameters[entry.name].data
+        if value.device.type == "cpu" and value.is_contiguous():
+            _bytes(value)[:] = sent_bytes  # its own memory
+        else:
+            value.copy_(torch.from_numpy(sent_bytes.copy()).view(value.dtype).reshape(value.shape))
     arrived = checksum(parameters)
     if arrived != manifest.checksum:
         raise WeightsError(
@@ -138,12 +142,21 @@ def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:
 
 
 def checksum(parameters: Mapping[str, Tensor]) -> str:
-    """Of names, dtypes, shapes and bytes, in the order of the names."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(parameters):
-        parameter = parameters[name]
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(_bytes(parameter).data)
+    """Of names, dtypes, shapes and bytes, in the order of the names: the SHA-256 of each parameter's SHA-256.
+
+    It takes as many threads as torch computes with. Processors have instructions for SHA-256; with them BLAKE2b takes
+    twice as long, without them half.
+    """
+    names, count = sorted(parameters), torch.get_num_threads()
+
+    def share(first: int) -> dict[str, bytes]:
+        return {name: hashlib.sha256(_bytes(parameters[name]).data).digest() for name in names[first::count]}
+
+    with ThreadPoolExecutor(count) as threads:
+        found = {name: part for parts in threads.map(share, range(count)) for name, part in parts.items()}
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name} {parameters[name].dtype} {tuple(parameters[name].shape)}".encode() + found[name])
     return digest.hexdigest()
 
 

@@ -27,6 +27,13 @@ def test_every_dtype_arrives_to_the_bit_with_the_same_checksum():
     assert all(torch.equal(here[name], value) for name, value in sent.items())
 
 
+def test_a_parameter_that_lies_otherwise_in_memory_gets_its_values_too():
+    sent, here = parameters(), parameters(a=torch.zeros(2, 3).T)
+    assert not here["a"].is_contiguous()
+    weights.apply(weights.pack(4, sent), here)
+    assert all(torch.equal(here[name], value) for name, value in sent.items())
+
+
 @pytest.mark.parametrize(("bucket", "sizes"), [(1000, (46,)), (24, (24, 22)), (30, (24, 22)), (11, (24, 10, 12))])
 def test_buckets_hold_whole_parameters_and_no_more_than_they_may(bucket, sizes):
     sent, here = parameters(), parameters()
@@ -98,6 +105,16 @@ def test_what_was_packed_does_not_follow_the_learner():
     here = parameters()
     weights.apply(packed, here)
     assert torch.equal(here["a"] + 1, sent["a"])
+
+
+def test_the_checksum_does_not_depend_on_the_number_of_threads():
+    made = parameters(**{f"layer {n}": torch.randn(50, n + 1) for n in range(20)})
+    one = weights.checksum(made)
+    torch.set_num_threads(4)
+    try:
+        assert weights.checksum(made) == one
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_the_checksum_knows_names_and_bytes_but_not_the_order_of_parameters():
