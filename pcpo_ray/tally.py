@@ -20,7 +20,7 @@ class Tally:
         self._published: dict[tuple[int, bool], float] = {}
         self._versions: dict[str, int] = {}
         self._waiting: dict[Task, int] = {}
-        self._peak = 0
+        self._held = self._peak = 0
         self.largest = 0
         """Bytes of the largest group sampled so far, trajectory and images."""
         self._lag, self._used = 0.0, 0
@@ -43,9 +43,10 @@ class Tally:
             self._lag += max(0.0, now - since - rollout.seconds)
             self._used += 1
         self._versions[rollout.worker] = max(task.version, self._versions.get(rollout.worker, 0))
+        self._held += rollout.bytes - self._waiting.get(task, 0)
         self._waiting[task] = rollout.bytes
         self.largest = max(self.largest, rollout.bytes)
-        self._peak = max(self._peak, sum(self._waiting.values()))
+        self._peak = max(self._peak, self._held)
 
     def scored(self, scored: Scored) -> None:
         """A group has been scored, or misses scores."""
@@ -57,11 +58,12 @@ class Tally:
     def taken(self, tasks: Sequence[Task]) -> None:
         """These groups wait no longer."""
         for task in tasks:
-            self._waiting.pop(task, None)
+            self._held -= self._waiting.pop(task, 0)
 
     def forget(self) -> None:
         """Nothing waits any longer: what was under way is given up."""
         self._waiting.clear()
+        self._held = 0
         self._published.clear()
 
     def step(self, version: int, at_work: Sequence[str]) -> Mapping[str, Any]:
@@ -78,5 +80,5 @@ class Tally:
             "buffer_bytes": self._peak,
         }
         self._lag, self._used = 0.0, 0
-        self._peak = sum(self._waiting.values())
+        self._peak = self._held
         return found

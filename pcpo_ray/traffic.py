@@ -76,6 +76,8 @@ class Traffic:
         """What each sampler last sampled with."""
         self.awaited = ""
         self.ledger: Ledger[Task, Scored] = Ledger()
+        self.missing: set[Task] = set()
+        """Of the tasks being gathered."""
         self.watchdog = Watchdog(limit=run.workers.task_timeout, quiet=QUIET, now=time.monotonic())
 
     def enter(self, phase: str) -> None:
@@ -116,10 +118,11 @@ class Traffic:
         Here and not in the midst of an update, so that what was learned can be kept.
         """
         self.watchdog.progress(time.monotonic())
-        while missing := self.ledger.missing(tasks):
+        self.missing = self.ledger.missing(tasks)  # counted once: a batch may have thousands
+        while self.missing:
             if self.exhausted is not None:
                 raise self.exhausted
-            self._pump(f"{missing} of {len(tasks)} groups of step {tasks[0].step}")
+            self._pump(f"{len(self.missing)} of {len(tasks)} groups of step {tasks[0].step}")
         self.tally.taken(tasks)
         return self.ledger.take(tasks)
 
@@ -159,6 +162,7 @@ class Traffic:
             self.phases.work("scorers", scored.seconds, self.phase)
             self.tally.scored(scored)
             self.ledger.done(scored.rollout.task, scored)
+            self.missing.discard(scored.rollout.task)
             self._count_failures(scored)
         if line := self.watchdog.check(now, f"{awaited}; {len(self.ledger)} groups are in flight"):
             self.say(line)

@@ -31,9 +31,9 @@ class Ledger(Generic[Key, Result]):
         del self._in_flight[key]
         self._done[key] = result
 
-    def missing(self, keys: Sequence[Key]) -> int:
-        """How many of the keys are not done."""
-        return sum(key not in self._done for key in keys)
+    def missing(self, keys: Sequence[Key]) -> set[Key]:
+        """Those of the keys that are not done."""
+        return {key for key in keys if key not in self._done}
 
     def take(self, keys: Sequence[Key]) -> list[Result]:
         """The results of keys that are done, in their order; they are forgotten then."""
