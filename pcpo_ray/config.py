@@ -549,7 +549,10 @@ class Optimizer:
     """AdamW. A batch is split into `updates` optimizer steps, and gone through `epochs` times.
 
     `average` is the decay of a running mean of the weights (null: none), which is then what evaluations, `sample` and
-    the exported adapter use; samplers go on with the weights themselves.
+    the exported adapter use; samplers go on with the weights themselves. `micro_batch` images at a step go through the
+    network at once, of several groups (null: as many as with the sampler, sampling.batch). `auto` tries the sampler's
+    number and its doubles in the first update, and goes on with the fastest that predicts the same bits; a run that is
+    resumed keeps it.
     """
 
     learning_rate: Positive = 3e-4
@@ -562,6 +565,7 @@ class Optimizer:
     average: Annotated[float, NUMBER, Gt(0), Lt(1)] | None = None
     max_gradient_norm: Positive = 1.0
     mixed_precision: Literal["no", "bf16"] = "no"
+    micro_batch: Count | Literal["auto"] | None = None
 
 
 @config
@@ -834,6 +838,11 @@ class Run:
             raise ValueError(
                 "optimizer.mixed_precision is bf16 with model.dtype=float16, and torch does not mix these half types; "
                 "set model.dtype to float32 or bfloat16"
+            )
+        if self.optimizer.micro_batch == "auto" and self.workers.learner.strategy == "fsdp2":
+            raise ValueError(
+                "optimizer.micro_batch is auto with workers.learner.strategy=fsdp2, whose ranks cannot try it apart; "
+                "give a number, or leave it null"
             )
         if self.sampling.shift is not None and not self.model.flow:
             raise ValueError(f"sampling.shift is for flow models; leave it out with model.kind={self.model.kind}")

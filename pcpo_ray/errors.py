@@ -11,6 +11,7 @@
     ├── CheckpointError    a checkpoint that is cut short or belongs to another run
     ├── RunError           a run folder
     ├── StudyError         a study's arms, seeds or stored runs
+    ├── BenchError         a benchmark that failed, or results that cannot be compared
     ├── WeightsError       weights that did not arrive as they were sent
     ├── ClusterError       a worker, a deadline or resources of the cluster
     ├── TrainingError      an update that must not go on
@@ -63,6 +64,10 @@ class RunError(PcpoError):
 
 class StudyError(PcpoError):
     """Arms that cannot be compared, runs of a study that are missing, or were made otherwise."""
+
+
+class BenchError(PcpoError):
+    """A benchmark that failed, or results that cannot be read or compared."""
 
 
 class WeightsError(PcpoError):

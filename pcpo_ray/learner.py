@@ -10,16 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pcpo_ray import canary, checkpoint, config, minibatches, objective, ranks, weights
+from pcpo_ray import canary, checkpoint, config, micro_batches, minibatches, objective, ranks, weights
 from pcpo_ray.average import Average
 from pcpo_ray.credit import Credit
 from pcpo_ray.errors import TrainingError
+from pcpo_ray.packed import Packed, unpack
 from pcpo_ray.policy import Policy
 from pcpo_ray.ranks import Rank
 from pcpo_ray.stages import State, Update
 from pcpo_ray.trajectory import Conditioning, Trajectory
 
-Group = tuple[int, Trajectory | None, Sequence[float]]
+Group = tuple[int, Trajectory | Packed | None, Sequence[float]]
 """The version that sampled it, its trajectory (None where another rank learns it), its images' advantages."""
 
 FIRST_RATIO_LIMIT = 1e-6
@@ -31,7 +32,8 @@ ALONE = Rank()
 class Learner:
     """Trains what is trainable with AdamW, in lock-step with the other ranks. `version` counts the batches learned.
 
-    `clip_ranges` and `factors` are each step's clip range and what its loss is multiplied by.
+    `clip_ranges` and `factors` are each step's clip range and what its loss is multiplied by; `micro_batch` are the
+    images that go through the network at once, None where as many as with the sampler, or not yet found.
     """
 
     def __init__(self, run: config.Run, device: torch.device, rank: Rank = ALONE) -> None:
@@ -56,6 +58,8 @@ class Learner:
             eps=optimization.epsilon,
             weight_decay=optimization.weight_decay,
         )
+        wanted = optimization.micro_batch
+        self.micro_batch = None if wanted == "auto" else wanted
         self.accelerator = Accelerator(mixed_precision=optimization.mixed_precision, cpu=device.type == "cpu")
         self.policy.denoiser.module, self.optimizer = self.accelerator.prepare(self.policy.denoiser.module, optimizer)
         self.average = None if optimization.average is None else Average(self.parameters.values(), optimization.average)
@@ -74,6 +78,7 @@ class Learner:
         diagnostics = objective.StepDiagnostics(len(self.policy.schedule))
         parts = minibatches.of(self.run.optimizer, len(batch), seed=self.run.seed, step=step)
         shares = [minibatches.share(part, self.rank.index, self.rank.count) for part in parts]
+        found = self._find_micro_batch(batch, len(parts[0]), shares[0])
         # in the first optimizer step the log-ratio itself is the lag: nothing has moved since
         lags = self._lags(batch, sorted({n for own in shares for n in own})) if len(parts) > 1 else {}
         taken = []
@@ -93,6 +98,7 @@ class Learner:
             first_log_ratio=float(self.rank.largest(first.to(self.policy.device))),
             diagnostics={"overall": diagnostics.overall(), "per_timestep": self._per_timestep(diagnostics)},
             seconds=time.perf_counter() - started,
+            micro_batch=found,
         )
 
     def _merge(self, diagnostics: objective.StepDiagnostics) -> None:
@@ -111,39 +117,86 @@ class Learner:
             for place in own:
                 trajectory = batch[place][1]
                 assert trajectory is not None
-                opened = trajectory.to(self.policy.device)
+                opened, steps = self._open(trajectory), micro_batches.steps_of(trajectory)
                 found[place] = torch.zeros(opened.log_probs.shape, device=self.policy.device)
-                for rows, conditioning in self._micro_batches(opened):
-                    for k in range(len(opened.steps)):
-                        prediction = self._predict(opened, rows, k, conditioning)
-                        found[place][rows, k] = self._log_ratio(prediction, opened, rows, k)
+                for rows, conditioning in micro_batches.split(opened, self._sampled(len(opened))):
+                    for k, index in enumerate(steps):
+                        prediction = self._predict(opened, rows, k, index, conditioning)
+                        found[place][rows, k] = self._log_ratio(prediction, opened, rows, k, index)
                         passes += 1
             if self.rank.sharded:
                 for _ in range(int(self.rank.largest(torch.tensor(passes, device=self.policy.device))) - passes):
                     canary.output(self.policy)
         return found
 
-    def _predict(self, trajectory: Trajectory, rows: slice, k: int, conditioning: Conditioning) -> Tensor:
-        """The present prediction at the k-th trained step, rounded as the sampler's was."""
-        prediction = self.policy.predict(trajectory.latents[rows, k], int(trajectory.steps[k]), conditioning)
+    def _open(self, trajectory: Trajectory | Packed) -> Trajectory:
+        """On the learner's device; what came packed is opened anew each time, so that few groups lie open at once."""
+        opened = unpack(self.policy, trajectory) if isinstance(trajectory, Packed) else trajectory
+        return opened.to(self.policy.device)
+
+    def _sampled(self, images: int) -> int:
+        """How many of a group's images went through the network at once when they were sampled."""
+        return min(self.run.sampling.batch or images, images)
+
+    def _find_micro_batch(self, batch: Sequence[Group], count: int, own: Sequence[int]) -> micro_batches.Found | None:
+        """Where optimizer.micro_batch is auto and not yet known, choose it, by trying it on a minibatch.
+
+        That has `count` groups, of which this rank learns its `own`; all ranks choose the same.
+        """
+        if self.run.optimizer.micro_batch != "auto" or self.micro_batch is not None:
+            return None
+        sampled, images = self._sampled(self.run.rollout.images), self.run.rollout.images
+        sizes = micro_batches.candidates(sampled, images, max(1, count // self.rank.count))
+        taken = torch.zeros(len(sizes), dtype=torch.float64)  # of a rank that learns nothing
+        held = {place: (batch[place][0], t) for place in own if (t := batch[place][1]) is not None}
+        if held:
+            (places, *_) = sorted(micro_batches.parts(held, sizes[-1]), key=len, reverse=True)
+            taken = self._measure(sizes, sampled, [held[place][1] for place in places])
+        found = micro_batches.Found.of(sizes, self.rank.total(taken.to(self.policy.device)).tolist())
+        self.micro_batch = found.size
+        return found
+
+    def _measure(self, sizes: Sequence[int], sampled: int, groups: Sequence[Trajectory | Packed]) -> Tensor:
+        """Seconds an image by size (micro_batches.measure), of groups that were sampled `sampled` images at once."""
+        opened, steps = [self._open(group) for group in groups], micro_batches.steps_of(groups[0])
+        joined = micro_batches.join(opened)
+
+        def predicted(trajectory: Trajectory, size: int, k: int) -> Tensor:
+            pieces = micro_batches.split(trajectory, size)
+            return torch.cat([self._predict(trajectory, rows, k, steps[k], texts) for rows, texts in pieces])
+
+        @torch.no_grad()
+        def same(size: int) -> bool:
+            return len(joined) >= size and all(
+                torch.equal(predicted(joined, size, k), torch.cat([predicted(one, sampled, k) for one in opened]))
+                for k in {0, len(steps) - 1}
+            )
+
+        def learn(size: int) -> None:
+            k, (rows, texts) = len(steps) // 2, next(micro_batches.split(joined, size))
+            self.accelerator.backward(self._predict(joined, rows, k, steps[k], texts).square().mean())
+
+        taken = micro_batches.measure(sizes, same, learn, self.policy.device)
+        self.optimizer.zero_grad()
+        return taken
+
+    def _predict(
+        self, trajectory: Trajectory, rows: slice, k: int, index: int, conditioning: Conditioning
+    ) -> Float[Tensor, "B ..."]:
+        """The present prediction at the k-th trained step, `index` of all, rounded as the sampler's was."""
+        prediction = self.policy.predict(trajectory.latents[rows, k], index, conditioning)
         return objective.rounded(prediction, trajectory.predictions.dtype)
 
-    def _log_ratio(self, prediction: Tensor, trajectory: Trajectory, rows: slice, k: int) -> Float[Tensor, " B"]:
-        index, plan = int(trajectory.steps[k]), self.policy.credit
+    def _log_ratio(
+        self, prediction: Tensor, trajectory: Trajectory, rows: slice, k: int, index: int
+    ) -> Float[Tensor, " B"]:
+        plan = self.policy.credit
         terms = (prediction, trajectory.predictions[rows, k], trajectory.noises[rows, k])
         if self.run.objective.log_ratio == "replay":
             step, latents = plan.steps[index], trajectory.latents[rows, k]
-            next_latents, _ = step.draw(latents, *terms[1:])  # the bits that the sampler went on with
+            next_latents = step.moved(latents, *terms[1:])  # the bits that the sampler went on with
             return step.log_prob(next_latents, latents, prediction) - trajectory.log_probs[rows, k]
         return objective.log_ratio(*terms, weight=plan.weights[index], sign=plan.steps[index].sign)
-
-    def _micro_batches(self, trajectory: Trajectory) -> Iterator[tuple[slice, Conditioning]]:
-        """Rows that go through the network at once, as they did when they were sampled, with their conditioning."""
-        size = self.run.sampling.batch or len(trajectory)
-        for start in range(0, len(trajectory), size):
-            rows = slice(start, min(start + size, len(trajectory)))
-            count = rows.stop - start
-            yield rows, {name: row.expand(count, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
 
     def _minibatch(
         self,
@@ -158,26 +211,32 @@ class Learner:
         Returns the loss, the mean KL divergence from the reference, which it contains, and the gradient's norm.
         """
         device = self.policy.device
-        opened = {place: trajectory for place, (_, trajectory, _) in groups.items() if trajectory is not None}
-        assert opened.keys() == groups.keys()
-        counted = sum(len(trajectory) * len(trajectory.steps) for trajectory in opened.values())
+        found = {place: trajectory for place, (_, trajectory, _) in groups.items() if trajectory is not None}
+        assert found.keys() == groups.keys()
+        counted = sum(len(trajectory) * len(trajectory.steps) for trajectory in found.values())
         pairs = int(self.rank.total(torch.tensor(counted, device=device)))
-        passes = sum(len(t.steps) * -(-len(t) // (self.run.sampling.batch or len(t))) for t in opened.values())
-        most = int(self.rank.largest(torch.tensor(passes, device=device)))
-        total = torch.zeros(2, device=device)
-        for place, (version, _, advantages) in groups.items():
-            corrected = version < self.version and self.run.objective.correction is not None
+        parts = micro_batches.parts({place: (groups[place][0], t) for place, t in found.items()}, self.micro_batch)
+        total, passes = torch.zeros(2, device=device), 0
+        for places in parts:
+            first, version = found[places[0]], groups[places[0]][0]
+            size, steps = self.micro_batch or self._sampled(len(first)), micro_batches.steps_of(first)
+            passes += len(steps) * -(-len(places) * len(first) // size)
+            advantages = [value for place in places for value in groups[place][2]]
             total += self._accumulate(
-                opened[place].to(device),
+                micro_batches.join([self._open(found[place]) for place in places]),
+                steps,
                 torch.tensor(advantages, dtype=torch.float32, device=device),
                 pairs,
                 diagnostics,
-                unchanged=unchanged,
-                lags=lags.get(place),
-                corrected=corrected,
+                size=size,
+                lags=torch.cat([lags[place] for place in places]) if lags else None,
+                corrected=version < self.version and self.run.objective.correction is not None,
             )
+        diagnostics.count()
+        if unchanged and self.run.objective.log_ratio == "decomposed":
+            self._check_unchanged(diagnostics.max_log_ratio.tolist())
         if self.rank.sharded:
-            self._keep_up(most - passes)
+            self._keep_up(int(self.rank.largest(torch.tensor(passes, device=device))) - passes)
         self.rank.total(total)
         self.rank.add_gradients(self.parameters.values())
         norm = ranks.whole(
@@ -211,24 +270,23 @@ class Learner:
     def _accumulate(
         self,
         trajectory: Trajectory,
+        steps: Sequence[int],
         advantages: Float[Tensor, " N"],
         pairs: int,
         diagnostics: objective.StepDiagnostics,
         *,
-        unchanged: bool,
+        size: int,
         lags: Float[Tensor, "N K"] | None,
         corrected: bool,
     ) -> Tensor:
-        """Add one group's share of the gradient, at the micro-batch shape that the group was sampled with."""
+        """Add a trajectory's share of the gradient, `size` images at once. Nothing here waits for the device."""
         plan, settings = self.policy.credit, self.run.objective
         summed = torch.zeros(2, device=self.policy.device)
-        for rows, conditioning in self._micro_batches(trajectory):
+        for rows, conditioning in micro_batches.split(trajectory, size):
             advantage = advantages[rows]
-            for k, index in enumerate(trajectory.steps.tolist()):
-                prediction = self._predict(trajectory, rows, k, conditioning)
-                log_ratio = self._log_ratio(prediction, trajectory, rows, k)
-                if unchanged and settings.log_ratio == "decomposed":
-                    self._check_unchanged(index, log_ratio)
+            for k, index in enumerate(steps):
+                prediction = self._predict(trajectory, rows, k, index, conditioning)
+                log_ratio = self._log_ratio(prediction, trajectory, rows, k, index)
                 factor: float | Tensor = self.factors[index]
                 if corrected:
                     lag = log_ratio.detach() if lags is None else lags[rows, k]
@@ -265,13 +323,16 @@ class Learner:
         weight = plan.mix[index] * plan.steps[index].weight
         return objective.kl_divergence(prediction, reference, weight=weight).sum()
 
-    def _check_unchanged(self, index: int, log_ratio: Tensor) -> None:
-        largest = float(log_ratio.detach().abs().max())
-        if not largest <= FIRST_RATIO_LIMIT:
+    def _check_unchanged(self, log_ratios: Sequence[float]) -> None:
+        """Of all steps the greatest |log-ratio|, each."""
+        largest = max(log_ratios)
+        if largest > FIRST_RATIO_LIMIT:
+            index = log_ratios.index(largest)
             raise TrainingError(
                 f"at the weights that sampled (version {self.version}), step {index} has log-ratio {largest:.3g}; "
                 f"expected 0 (at most {FIRST_RATIO_LIMIT:g}): sampler and learner do not compute the same prediction. "
-                "Use the same dtype, sampling.batch and kernels on both, or model.dtype=float32"
+                "Use the same dtype, sampling.batch and kernels on both, model.dtype=float32, or "
+                "optimizer.micro_batch=auto or null"
             )
 
     def _per_timestep(self, diagnostics: objective.StepDiagnostics) -> Mapping[str, Sequence[float | None]]:
@@ -375,6 +436,8 @@ class Learner:
             ]
             self.average.restore(means, updates=int(taken))
         self.version = loaded.version
+        if self.run.optimizer.micro_batch == "auto":
+            self.micro_batch = loaded.state.micro_batch
         return loaded.state
 
 

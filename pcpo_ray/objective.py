@@ -138,8 +138,9 @@ class StepDiagnostics:
     )  # fmt: skip
 
     def __init__(self, steps: int) -> None:
-        self.sums = torch.zeros(len(self.SUMS), steps, dtype=torch.float64)
-        self.max_log_ratio = torch.zeros(steps, dtype=torch.float64)  # of |log rho|
+        self._sums = torch.zeros(len(self.SUMS), steps, dtype=torch.float64)
+        self._max_log_ratio = torch.zeros(steps, dtype=torch.float64)
+        self._noted: list[tuple[int | Tensor, float, Tensor]] = []
 
     @torch.no_grad()
     def add(
@@ -152,31 +153,67 @@ class StepDiagnostics:
         clip_range: float,
         objective: Objective,
     ) -> None:
-        """Count B samples, all at `step` or each at its own.
+        """Note B samples, all at `step` or each at its own, without waiting for the device; `count` counts them.
 
-        Raises TrainingError for a log-ratio or gradient that is not finite, ConfigError for an unknown objective.
+        Raises ConfigError for an unknown objective.
         """
         stopped = inactive(log_ratio, advantage, clip_range=clip_range, objective=objective)
-        # one copy to the host a call: every .item() would wait for the device
-        values, norms, stops = torch.stack([log_ratio, gradient_norm, stopped.to(log_ratio)]).double().cpu()
-        where = torch.as_tensor(step).cpu().expand(len(values))
-        if not (values.isfinite() & norms.isfinite()).all():
+        self._noted.append((step, clip_range, torch.stack([log_ratio, gradient_norm, stopped.to(log_ratio)])))
+
+    def count(self) -> None:
+        """Count what was noted: one wait for the device, whatever the number of micro-batches.
+
+        Raises TrainingError for a log-ratio or gradient that is not finite; nothing of what was noted is counted then.
+        """
+        if not self._noted:
+            return
+        noted, self._noted = self._noted, []
+        values, norms, stops = torch.cat([part for _, _, part in noted], dim=1).cpu().double()
+        sizes = [part.shape[1] for _, _, part in noted]
+        where = torch.cat(
+            [torch.as_tensor(step).cpu().expand(size) for (step, _, _), size in zip(noted, sizes, strict=True)]
+        )
+        limits = torch.tensor([limit for _, limit, _ in noted], dtype=torch.float64)
+        limits = limits.repeat_interleave(torch.tensor(sizes))
+        finite = values.isfinite() & norms.isfinite()
+        if not finite.all():
             raise TrainingError(
-                f"at step {where.unique().tolist()} a log-ratio or its gradient is not finite: log-ratios "
-                f"{values.tolist()}, gradient norms {norms.tolist()}; lower the learning rate, or use a wider dtype"
+                f"at step {where[~finite].unique().tolist()} a log-ratio or its gradient is not finite: log-ratios "
+                f"{values[~finite].tolist()}, gradient norms {norms[~finite].tolist()}; lower the learning rate, or "
+                "use a wider dtype"
             )
         change = torch.expm1(values)
-        clipped = (values.abs() > clip_range).double()
+        clipped = (values.abs() > limits).double()
         squares = (change.square(), values, values.square())
         rows = torch.stack([torch.ones_like(values), change, *squares, clipped, stops, norms])
-        self.sums.index_add_(1, where, rows)
-        self.max_log_ratio.scatter_reduce_(0, where, values.abs(), reduce="amax")
+        self._sums.index_add_(1, where, rows)
+        self._max_log_ratio.scatter_reduce_(0, where, values.abs(), reduce="amax")
+
+    @property
+    def sums(self) -> Float[Tensor, "8 T"]:
+        """Of SUMS, at each step."""
+        self.count()
+        return self._sums
+
+    @sums.setter
+    def sums(self, value: Float[Tensor, "8 T"]) -> None:
+        self._sums = value
+
+    @property
+    def max_log_ratio(self) -> Float[Tensor, " T"]:
+        """The greatest |log rho| at each step."""
+        self.count()
+        return self._max_log_ratio
+
+    @max_log_ratio.setter
+    def max_log_ratio(self, value: Float[Tensor, " T"]) -> None:
+        self._max_log_ratio = value
 
     def merge(self, other: "StepDiagnostics") -> None:
         """Count what `other` has counted, of another rank or part of the update. Raises ValueError if its T differs."""
         if self.sums.shape != other.sums.shape:
             raise ValueError(f"got diagnostics of {other.sums.shape[1]} steps; expected {self.sums.shape[1]}, as here")
-        self.sums += other.sums
+        self.sums = self.sums + other.sums
         self.max_log_ratio = torch.maximum(self.max_log_ratio, other.max_log_ratio)
 
     def as_dict(self) -> dict[str, list[float]]:
@@ -243,6 +280,8 @@ def _change_and_noise(
     return prediction.to(dtype) - old_prediction.to(dtype), noise.to(dtype)
 
 
-def _per_sample(value: float | Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-    """A number, or one a sample, so shaped that it multiplies `like`."""
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 1))
+def _per_sample(value: float | Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> float | Float[Tensor, "B ..."]:
+    """A number as it is, or one a sample, so shaped that it multiplies `like`."""
+    if not isinstance(value, Tensor):
+        return value  # a tensor of it would have to be copied to the device
+    return value.to(like).reshape(-1, *[1] * (like.ndim - 1))

@@ -11,7 +11,7 @@ from pcpo_ray import config, credit, models
 from pcpo_ray.errors import CreditError
 from pcpo_ray.models import Denoiser
 from pcpo_ray.schedule import DiffusionSchedule, FlowSchedule, Schedule
-from pcpo_ray.trajectory import Conditioning, seed_of
+from pcpo_ray.trajectory import Conditioning, Task, generator, seed_of
 from pcpo_ray.transitions import AffineStep, coefficients_preserving, ddim, flow
 
 
@@ -49,6 +49,26 @@ class Policy:
             return self.credit.restricted(chosen)
         first = first_of_window(subset, len(trained), step, self.run.seed)
         return self.credit.restricted(trained[first : first + subset.size]).elsewhere(self.deterministic)
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """The dtype of what the network itself gives."""
+        dtype: torch.dtype = torch.bfloat16 if self.mixed else getattr(torch, self.run.model.dtype)
+        return dtype
+
+    def noise(self, task: Task) -> tuple[Float[Tensor, "N ..."], Float[Tensor, "N T ..."]]:
+        """A group's initial latents and each step's noise, from each sample's own seed, on the CPU in float32.
+
+        With sampling.shared_noise the initial latents come from the group's seed.
+        """
+        shape = (len(self.schedule), *self.denoiser.latent_shape)
+        initial, steps = [], []
+        for sample in range(task.images):
+            own = (self.run.seed, task.purpose, task.step, task.position, task.prompt.index, sample)
+            start = (*own[:-1], "shared") if self.run.sampling.shared_noise else own
+            initial.append(self.denoiser.initial_noise(generator(*start, "initial")))
+            steps.append(torch.randn(shape, generator=generator(*own, "steps")))
+        return torch.stack(initial), torch.stack(steps)
 
     def compose(self, adapters: Sequence[tuple[Mapping[str, Tensor], float]]) -> None:
         """From now on predict base + sum of strength (adapter - base) over (an adapter's parameters, its strength)."""

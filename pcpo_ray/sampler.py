@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pcpo_ray import canary, config, evaluation, prompts, weights
 from pcpo_ray.policy import Policy
-from pcpo_ray.trajectory import Conditioning, Task, Trajectory, generator
+from pcpo_ray.trajectory import Conditioning, Task, Trajectory
 
 AHEAD = 256
 """Texts, about, that are encoded in one go where workers share what they encode."""
@@ -68,7 +68,8 @@ class Sampler:
         credit = self.policy.credit_of(task.step, task.position) if training else self.policy.credit
         conditioning = denoiser.encode([task.prompt.text])
         dtype = getattr(torch, self.run.sampling.storage)
-        latents, noises = (drawn.to(dtype) for drawn in self.noise(task))
+        latents, noises = (drawn.to(dtype) for drawn in self.policy.noise(task))
+        latents = latents.to(self.policy.device)
         kept: dict[str, list[Tensor]] = {"latents": [], "predictions": [], "noises": [], "log_probs": []}
         for index, step in enumerate(credit.steps):
             predicted = self._predict(latents, index, conditioning, credit.mix[index])
@@ -84,20 +85,6 @@ class Sampler:
             return None, images
         stacked = {name: torch.stack(values, dim=1) for name, values in kept.items()}
         return Trajectory(steps=torch.tensor(credit.trained), conditioning=conditioning, **stacked), images
-
-    def noise(self, task: Task) -> tuple[Tensor, Tensor]:
-        """The group's initial latents (N, ...) and each step's noise (N, T, ...), from each sample's own seed.
-
-        With sampling.shared_noise the initial latents come from the group's seed.
-        """
-        shape = (len(self.policy.credit.steps), *self.policy.denoiser.latent_shape)
-        initial, steps = [], []
-        for sample in range(task.images):
-            own = (self.run.seed, task.purpose, task.step, task.position, task.prompt.index, sample)
-            start = (*own[:-1], "shared") if self.run.sampling.shared_noise else own
-            initial.append(self.policy.denoiser.initial_noise(generator(*start, "initial")))
-            steps.append(torch.randn(shape, generator=generator(*own, "steps")))
-        return torch.stack(initial).to(self.policy.device), torch.stack(steps)
 
     def _predict(self, latents: Tensor, index: int, conditioning: Conditioning, mix: float) -> tuple[Tensor, Tensor]:
         """The network's own prediction, and the one to step with (they differ under credit `interpolate`)."""

@@ -16,6 +16,7 @@ from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 
 if TYPE_CHECKING:
     from pcpo_ray.folder import RunFolder
+    from pcpo_ray.micro_batches import Found
 
 SHARE = 0.6
 """Of the cluster's object stores, for groups not yet learned; weights and what is on its way need the rest."""
@@ -43,6 +44,7 @@ class Update:
 
     `kl` is the mean divergence from the reference, None where objective.kl is 0.
     `first_log_ratio` is the largest |log-ratio| of the first optimizer step's images: 0 if the weights sampled them.
+    `micro_batch` is there where the learner has chosen it in this update (optimizer.micro_batch=auto).
     """
 
     version: int
@@ -52,6 +54,7 @@ class Update:
     first_log_ratio: float
     diagnostics: Mapping[str, Any]
     seconds: float
+    micro_batch: "Found | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +74,11 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What the driver keeps in a checkpoint beside the learner's own state."""
+    """What the driver keeps in a checkpoint beside the learner's own state; `micro_batch` if the learner chose it."""
 
     step: int
     histories: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    micro_batch: int | None = None
 
 
 class Samplers(Protocol):

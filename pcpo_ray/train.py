@@ -51,6 +51,7 @@ class Loop:
         self.max_staleness = run.rollout.max_staleness
         self.losses = 0
         self.histories = batches.make_histories(run)
+        self.micro_batch: int | None = None
         self.first_scores: Mapping[str, np.ndarray] | None = None
         self.alarms: Mapping[str, str] = {}
         self.assessor = quality.assessor(run, recorder.folder, say)
@@ -81,6 +82,7 @@ class Loop:
         """Continue from the checkpoint of a step."""
         state = self.stages.learner.restore(self.recorder.home, step)
         self.step = self.saved = state.step
+        self.micro_batch = state.micro_batch
         for name, history in self.histories.items():
             history.restore(state.histories[name])
         self.recorder.event("resumed", step=self.step, checkpoint=self.recorder.home.checkpoint(step).name)
@@ -272,7 +274,7 @@ class Loop:
         self.updating = None
         self.stages.learner.recover()
         found = self.recorder.home.newest(self.traffic.say)
-        self.step, self.saved = 0, None
+        self.step, self.saved, self.micro_batch = 0, None, None
         self.histories = batches.make_histories(self.run)
         if found is not None:
             self.restore(found)
@@ -290,6 +292,11 @@ class Loop:
         self.losses = 0
         if self.step == 1:
             self.recorder.event("first_update", max_log_ratio=update.first_log_ratio)
+        if update.micro_batch is not None:
+            self.micro_batch = update.micro_batch.size
+            self.recorder.event(
+                "micro_batch", step=self.step, images=self.micro_batch, seconds_an_image=update.micro_batch.seconds
+            )
         self._publish()
         seconds = time.perf_counter() - self.started
         phases, self.traffic.phases = self.traffic.phases, Phases()
@@ -408,7 +415,9 @@ class Loop:
         started = time.perf_counter()
         histories = {name: history.state() for name, history in self.histories.items()}
         self.recorder.home.push_records()  # before: a checkpoint must not outrun what led to it
-        self.stages.learner.save(self.recorder.home, State(step=self.step, histories=histories))
+        self.stages.learner.save(
+            self.recorder.home, State(step=self.step, histories=histories, micro_batch=self.micro_batch)
+        )
         healthy = None
         if self.run.monitors.action == "roll_back":
             healthy = self.recorder.home.newest_until(monitors.judge(self.run, self.recorder.metrics()).healthy)

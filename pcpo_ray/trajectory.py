@@ -66,10 +66,10 @@ def generator(*parts: int | str) -> torch.Generator:
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """The trained steps of one group. Raises TrainingError where the shapes disagree.
+    """The trained steps of one group, or of several one after the other. Raises TrainingError where shapes disagree.
 
-    `steps` are indices into the sampler's T steps, the same for the whole group; `predictions` are the network's own,
-    after guidance; `log_probs` are means over the latents' dimensions.
+    `steps` are indices into the sampler's T steps, the same for all; `predictions` are the network's own, after
+    guidance; `log_probs` are means over the latents' dimensions; `conditioning` has a row a group.
     """
 
     steps: Int[Tensor, " K"]
@@ -105,16 +105,6 @@ class Trajectory:
     def to(self, device: torch.device | str) -> "Trajectory":
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "conditioning"}
         return Trajectory(**moved, conditioning={k: v.to(device) for k, v in self.conditioning.items()})
-
-    def to_numpy(self) -> dict[str, Any]:
-        """Plain arrays for an object store, which hands numpy over without a copy."""
-        arrays = {f.name: to_numpy(getattr(self, f.name)) for f in fields(self) if f.name != "conditioning"}
-        return {**arrays, "conditioning": {k: to_numpy(v) for k, v in self.conditioning.items()}}
-
-    @classmethod
-    def from_numpy(cls, data: Mapping[str, Any]) -> "Trajectory":
-        tensors = {name: from_numpy(value) for name, value in data.items() if name != "conditioning"}
-        return cls(**tensors, conditioning={k: from_numpy(v) for k, v in data["conditioning"].items()})
 
 
 def to_numpy(tensor: Tensor) -> tuple[str, np.ndarray]:

@@ -43,6 +43,8 @@ WRONG = {
         "mixed_precision is bf16",
         "float32 or bfloat16",
     ],
+    "workers.learner={ranks: 2, strategy: fsdp2}": ["optimizer.micro_batch is auto", "give a number"],
+    "optimizer.micro_batch=0": ["optimizer.micro_batch", "greater than or equal to 1"],
     "objective.log_ratio=replay": ["objective.log_ratio is replay", "credit.kind=reweight", "credit.kind=native"],
     "sampling.trained_steps=21": ["sampling.trained_steps is 21", "of 8 steps"],
     "name=../elsewhere": ["name", "'../elsewhere'"],
@@ -92,7 +94,7 @@ def test_the_files_of_a_pair_differ_by_the_contribution_alone(baseline, method):
 @pytest.mark.parametrize("override", WRONG)
 def test_what_is_wrong_is_named_with_its_path_and_what_was_expected(override):
     with pytest.raises(ConfigError) as caught:
-        config_file.load(SHAPES, ["optimizer.mixed_precision=bf16", override])
+        config_file.load(SHAPES, ["optimizer.mixed_precision=bf16", "optimizer.micro_batch=auto", override])
     assert all(word in str(caught.value) for word in WRONG[override]), caught.value
 
 

@@ -6,9 +6,9 @@ import torch
 from pcpo_ray import minibatches, objective
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.learner import Learner
+from pcpo_ray.packed import pack
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.stages import State
-from pcpo_ray.trajectory import Trajectory
 from tests import small
 from tests.test_sampler import task
 
@@ -110,12 +110,15 @@ def test_equal_scores_leave_the_weights_as_they_are(small_sd):
     assert learner.weights().manifest.checksum == before
 
 
-def test_what_travels_as_numpy_is_learned_to_the_same_bits(small_sd):
-    sampler, learner = pair(small_sd)
-    _, other = pair(small_sd)
+@pytest.mark.parametrize("changes", [{}, {"optimizer__updates": 2, "optimizer__epochs": 2, "objective__correction": 2}])
+def test_what_travels_packed_is_learned_to_the_same_bits(small_sd, changes):
+    sampler, learner = pair(small_sd, **changes)
+    _, other = pair(small_sd, **changes)
     groups = batch(sampler, learner)
-    learner.update(1, groups)
-    other.update(1, [(v, Trajectory.from_numpy(t.to_numpy()), a) for v, t, a in groups])
+    travelled = [(v, pack(sampler.policy, task(position=n), t), a) for n, (v, t, a) in enumerate(groups)]
+    for step in (1, 2):
+        learner.update(step, groups)
+        other.update(step, travelled)
     assert learner.weights().manifest.checksum == other.weights().manifest.checksum
 
 

@@ -274,6 +274,16 @@ def test_samples_of_one_micro_batch_may_stand_at_steps_of_their_own():
     assert together.as_dict() == apart.as_dict()
 
 
+def test_each_micro_batch_is_counted_by_its_own_clip_range():
+    made = StepDiagnostics(2)
+    for step, clip_range in enumerate((XI, 3 * XI)):
+        made.add(
+            step, torch.full((2,), 2 * XI), torch.ones(2), torch.ones(2), clip_range=clip_range, objective="log_hinge"
+        )
+    summary = made.summary()
+    assert summary["clip_fraction"] == summary["inactive_fraction"] == [1.0, 0.0]
+
+
 def test_at_unchanged_weights_nothing_is_clipped_and_the_greatest_log_ratio_is_zero():
     made = StepDiagnostics(2)
     made.add(0, torch.zeros(4), torch.ones(4), torch.ones(4), clip_range=XI, objective="log_hinge")
@@ -298,6 +308,8 @@ def test_gradients_that_are_all_cut_off_have_no_shares():
 
 def test_a_log_ratio_that_is_not_finite_is_refused_and_not_counted():
     made = StepDiagnostics(3)
+    made.add(0, torch.zeros(2), torch.ones(2), torch.ones(2), clip_range=XI, objective="log_hinge")
+    made.add(1, torch.tensor([0.0, math.nan]), torch.ones(2), torch.ones(2), clip_range=XI, objective="log_hinge")
     with pytest.raises(TrainingError, match=r"at step \[1\] a log-ratio or its gradient is not finite"):
-        made.add(1, torch.tensor([0.0, math.nan]), torch.ones(2), torch.ones(2), clip_range=XI, objective="log_hinge")
+        made.count()
     assert made.overall()["ratio_mean"] is None

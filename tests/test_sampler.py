@@ -43,9 +43,9 @@ def test_a_task_gives_the_same_bits_whatever_was_sampled_before_it(small_sd):
 
 def test_every_part_of_a_task_and_of_the_seed_changes_the_noise(small_sd):
     sampler = Sampler(small.run(small_sd), CPU)
-    initial, steps = sampler.noise(task())
+    initial, steps = sampler.policy.noise(task())
     others = [
-        sampler.noise(changed)
+        sampler.policy.noise(changed)
         for changed in (
             task(step=2),
             task(position=1),
@@ -53,7 +53,7 @@ def test_every_part_of_a_task_and_of_the_seed_changes_the_noise(small_sd):
             task(purpose="evaluate"),
         )
     ]
-    others.append(Sampler(small.run(small_sd, seed=1), CPU).noise(task()))
+    others.append(Sampler(small.run(small_sd, seed=1), CPU).policy.noise(task()))
     for other_initial, other_steps in others:
         assert not torch.equal(initial, other_initial)
         assert not torch.equal(steps, other_steps)
@@ -62,7 +62,7 @@ def test_every_part_of_a_task_and_of_the_seed_changes_the_noise(small_sd):
 
 def test_an_image_has_the_same_noise_in_a_group_of_any_size(small_sd):
     sampler = Sampler(small.run(small_sd), CPU)
-    (few, _), (many, _) = sampler.noise(task(images=2)), sampler.noise(task(images=6))
+    (few, _), (many, _) = sampler.policy.noise(task(images=2)), sampler.policy.noise(task(images=6))
     assert torch.equal(few, many[:2])
 
 
@@ -113,10 +113,10 @@ def test_interpolation_steps_with_the_mixed_prediction_and_stores_the_networks_o
 
 def test_with_shared_noise_a_group_starts_from_one_noise_and_parts_ways(small_sd):
     sampler = Sampler(small.run(small_sd, sampling__shared_noise=True), CPU)
-    initial, steps = sampler.noise(task())
+    initial, steps = sampler.policy.noise(task())
     assert all(torch.equal(initial[0], other) for other in initial)
     assert not torch.equal(steps[0], steps[1])
-    assert not torch.equal(initial[0], sampler.noise(task(position=1))[0][0])
+    assert not torch.equal(initial[0], sampler.policy.noise(task(position=1))[0][0])
     _, images = sampler.sample(task())
     assert (images[0] != images[1]).any()
 

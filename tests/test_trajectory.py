@@ -69,18 +69,12 @@ def test_a_tensor_of_any_dtype_comes_back_from_numpy_to_the_bit(dtype):
     assert torch.equal(back, sent)
 
 
-def test_a_trajectory_comes_back_from_numpy_to_the_bit_from_read_only_arrays_too():
-    sent = trajectory()
-    data = sent.to_numpy()
-    for _, array in (value for name, value in data.items() if name != "conditioning"):
-        array.setflags(write=False)
-    back = Trajectory.from_numpy(data)
-    for field in ("steps", "latents", "predictions", "noises", "log_probs"):
-        assert torch.equal(getattr(back, field), getattr(sent, field)), field
-    assert back.conditioning["embeds"].dtype == torch.bfloat16
-    assert all(torch.equal(back.conditioning[name], value) for name, value in sent.conditioning.items())
-    back.latents.add_(1)
-    assert not torch.equal(back.latents, sent.latents)
+def test_a_read_only_array_comes_back_as_a_tensor_of_its_own():
+    name, array = to_numpy(torch.zeros(3))
+    array.setflags(write=False)
+    back = from_numpy((name, array))
+    back.add_(1)
+    assert array.tolist() == [0.0] * 3
 
 
 def test_its_length_is_its_images_and_moving_takes_the_conditioning_along():

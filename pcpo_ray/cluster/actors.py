@@ -12,20 +12,21 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
 from ray import exceptions
 
-from pcpo_ray import config, weights
+from pcpo_ray import config, memory, weights
 from pcpo_ray.stages import State, Update
-from pcpo_ray.trajectory import Task, Trajectory
+from pcpo_ray.trajectory import Task
 
 if TYPE_CHECKING:
     import torch
 
     from pcpo_ray.folder import RunFolder
+    from pcpo_ray.packed import Packed
     from pcpo_ray.ranks import Rank
 
 PULL_TIMEOUT = 600.0
@@ -82,6 +83,10 @@ class Worker(ABC):
         time.sleep(seconds)
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
+    def peak(self) -> memory.Peak:
+        """The most memory that the process has had."""
+        return memory.peak()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
@@ -98,12 +103,14 @@ class SamplerActor(Worker):
 
     def load(self) -> None:
         device = self.settle_in(self.run.workers.samplers)
+        from pcpo_ray.packed import pack
         from pcpo_ray.sampler import Sampler
 
+        self.pack = pack
         self.sampler = Sampler(self.run, device)
         self.checksum = ""
 
-    def sample(self, task: Task, pulled: Sequence[ray.ObjectRef]) -> tuple[Made, dict[str, Any] | None, np.ndarray]:
+    def sample(self, task: Task, pulled: Sequence[ray.ObjectRef]) -> "tuple[Made, Packed | None, np.ndarray]":
         """A group, with the weights of the task's version; three objects, of which the driver opens the first only.
 
         `pulled` are the references of the version's manifest and buckets, in a list, so that Ray hands them on
@@ -111,20 +118,26 @@ class SamplerActor(Worker):
         """
         started = time.perf_counter()
         if self.sampler.loaded != task.weights:
-            try:
-                manifest, *buckets = ray.get(list(pulled), timeout=PULL_TIMEOUT)
-            except (exceptions.ObjectLostError, exceptions.GetTimeoutError) as error:
-                raise WeightsGoneError(f"weights of version {task.version}: {error}") from None
-            self.checksum = self.sampler.load(weights.Weights(manifest=manifest, buckets=tuple(buckets)))
+            self.pull(task.version, pulled)
         self.sampler.prepare(task)
         trajectory, images = self.sampler.sample(task)
+        packed = None if trajectory is None else self.pack(self.sampler.policy, task, trajectory)
         made = Made(
-            bytes=images.nbytes + (0 if trajectory is None else trajectory.bytes),
+            bytes=images.nbytes + (0 if packed is None else packed.bytes),
             checksum=self.checksum,
             seconds=time.perf_counter() - started,
             worker=self.name,
         )
-        return made, None if trajectory is None else trajectory.to_numpy(), images
+        return made, packed, images
+
+    def pull(self, version: int, pulled: Sequence[ray.ObjectRef]) -> str:
+        """Load a version's weights from where they are; their checksum, as they now stand. Raises WeightsGoneError."""
+        try:
+            manifest, *buckets = ray.get(list(pulled), timeout=PULL_TIMEOUT)
+        except (exceptions.ObjectLostError, exceptions.GetTimeoutError) as error:
+            raise WeightsGoneError(f"weights of version {version}: {error}") from None
+        self.checksum = self.sampler.load(weights.Weights(manifest=manifest, buckets=tuple(buckets)))
+        return self.checksum
 
     def ping(self) -> None:
         """Answered between tasks, so by an idle sampler at once."""
@@ -206,12 +219,12 @@ class LearnerActor(Worker):
         versions: list[int],
         advantages: list[list[float]],
         own: list[int],
-        *trajectories: dict[str, Any],
+        *trajectories: "Packed",
     ) -> Update:
         """Learn a batch; the trajectories, of the groups at the places `own`, come as references that Ray resolved."""
-        opened = dict(zip(own, (Trajectory.from_numpy(data) for data in trajectories), strict=True))
+        packed = dict(zip(own, trajectories, strict=True))
         every = enumerate(zip(versions, advantages, strict=True))
-        return self.learner.update(step, [(version, opened.get(place), values) for place, (version, values) in every])
+        return self.learner.update(step, [(version, packed.get(place), values) for place, (version, values) in every])
 
     def buckets(self) -> int:
         """How many buckets the weights are sent in."""

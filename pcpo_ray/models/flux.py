@@ -1,6 +1,7 @@
 """FLUX.1: a transformer that predicts the velocity of packed latents, guided by an input or by a second branch."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,16 @@ class Flux(PipelineDenoiser):
             pooled_projections=conditioning["pooled"],
             encoder_hidden_states=embeds,
             txt_ids=torch.zeros(embeds.shape[1], 3, device=self.device, dtype=embeds.dtype),
-            img_ids=self.pipeline._prepare_latent_image_ids(count, *self.grid, self.device, embeds.dtype),
+            img_ids=self.places.to(embeds.dtype),
             return_dict=False,
         )[0]
         return velocity
+
+    @cached_property
+    def places(self) -> Float[Tensor, "tokens 3"]:
+        """Of each token; made once, as to copy them to the device would be to wait for it at every call."""
+        made: Tensor = self.pipeline._prepare_latent_image_ids(1, *self.grid, self.device, torch.float32)
+        return made
 
     def latents_of(self, latents: Float[Tensor, "B tokens channels"]) -> Float[Tensor, "B C h w"]:
         factor = self.pipeline.vae_scale_factor

@@ -1,5 +1,7 @@
 """Stable Diffusion XL: a UNet told, beside two encoders' texts, their pooled embedding and the picture's size."""
 
+from functools import cached_property
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,16 +28,23 @@ class StableDiffusionXL(StableDiffusion):
             return super().encode_empty()
         return {name: torch.zeros_like(row) for name, row in self.encode_text("").items()}
 
+    @cached_property
+    def sizes(self) -> Float[Tensor, "1 6"]:
+        """Original size, where the crop begins, target size: a whole picture of the size asked for.
+
+        Made once, as to copy them to the device would be to wait for it at every call.
+        """
+        numbers = [self.height, self.width, 0, 0, self.height, self.width]
+        return torch.tensor([numbers], dtype=torch.float32, device=self.device)
+
     def forward(
         self, latents: Float[Tensor, "B C h w"], timestep: float, conditioning: Conditioning
     ) -> Float[Tensor, "B C h w"]:
         pooled = conditioning["pooled"]
-        # original size, where the crop begins, target size: a whole picture of the size asked for
-        sizes = [self.height, self.width, 0, 0, self.height, self.width]
-        time_ids = torch.tensor([sizes], dtype=pooled.dtype, device=self.device).expand(len(latents), -1)
+        time_ids = self.sizes.to(pooled.dtype).expand(len(latents), -1)
         prediction: Tensor = self.module(
             latents,
-            torch.tensor(int(timestep), device=self.device),
+            torch.full((), int(timestep), device=self.device),
             encoder_hidden_states=conditioning["embeds"],
             added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
             return_dict=False,

@@ -1,5 +1,6 @@
 """Stable Diffusion 1.x and 2.x: a UNet that predicts the noise or the velocity."""
 
+import inspect
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -31,9 +32,7 @@ class StableDiffusion(PipelineDenoiser):
     @cached_property
     def alpha_bars(self) -> list[float]:
         """Of the training schedule, by timestep."""
-        from diffusers import DDIMScheduler
-
-        alpha_bars: Tensor = DDIMScheduler.from_config(self.pipeline.scheduler.config).alphas_cumprod
+        alpha_bars: Tensor = ddim(self.pipeline.scheduler.config).alphas_cumprod
         return alpha_bars.double().tolist()
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -47,7 +46,7 @@ class StableDiffusion(PipelineDenoiser):
     ) -> Float[Tensor, "B C h w"]:
         prediction: Tensor = self.module(
             latents,
-            torch.tensor(int(timestep), device=self.device),
+            torch.full((), int(timestep), device=self.device),
             encoder_hidden_states=conditioning["embeds"],
             return_dict=False,
         )[0]
@@ -64,11 +63,23 @@ class StableDiffusion(PipelineDenoiser):
         return noise
 
 
-def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedule:
-    """The steps that diffusers' DDIM takes with this scheduler config. Raises ScheduleError and ModelError."""
+def ddim(scheduler_config: Mapping[str, Any]) -> Any:
+    """diffusers' DDIMScheduler with the config of any scheduler of its kind: what `from_config` gives.
+
+    That imports every other scheduler, and scipy with them, to tell whose the unknown keys are.
+    """
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler.from_config(scheduler_config)
+    known = inspect.signature(DDIMScheduler.__init__).parameters
+    default = scheduler_config.get("_use_default_values", ())
+    return DDIMScheduler(
+        **{name: value for name, value in scheduler_config.items() if name in known and name not in default}
+    )
+
+
+def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedule:
+    """The steps that diffusers' DDIM takes with this scheduler config. Raises ScheduleError and ModelError."""
+    scheduler = ddim(scheduler_config)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ModelError(
             f"the scheduler's prediction_type is {scheduler.config.prediction_type!r}; "

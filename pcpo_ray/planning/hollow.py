@@ -92,6 +92,14 @@ class Hollow:
         """Of one image, in float32."""
         return 4 * torch.Size(self.denoiser.latent_shape).numel()
 
+    @property
+    def plain(self) -> bool:
+        """Whether a prediction is what the network itself gives, in its own dtype."""
+        latents, _ = self._inputs(1)
+        with self.mode:
+            left = self.denoiser.parametrised(latents, latents, self.timestep) is latents
+        return left and not self.denoiser.guided
+
     def _inputs(self, rows: int) -> tuple[Tensor, dict[str, Tensor]]:
         conditioning, _ = self.encoded
         with self.mode:

@@ -9,8 +9,9 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from pcpo_ray import models, policy
-from pcpo_ray.config import Full, Model, Run, Sampling
+from pcpo_ray import models, packed, policy
+from pcpo_ray.config import Full, Model, Run, Sampling, Window
+from pcpo_ray.credit import Credit
 from pcpo_ray.models.pipeline import KEPT
 from pcpo_ray.planning import scoring
 from pcpo_ray.planning.gpus import CONTEXT, SLACK
@@ -52,7 +53,7 @@ class Store:
 
     groups: int
     trajectory: int
-    """Of one group."""
+    """Of one group, packed."""
     pictures: int
     """Of one group."""
     others: Mapping[str, int]
@@ -79,19 +80,54 @@ def hollow_of(run: Run) -> Hollow:
     return hollow(run.model, plain)
 
 
+def credit_of(run: Run) -> Credit:
+    """Of all steps that are trained at some batch. Raises CreditError and ScheduleError."""
+    schedule = models.schedule_of(models.folder_of(run.model, weights=False), run.model, run.sampling)
+    return policy.plan(run.credit, run.sampling, schedule)
+
+
 def trained_steps(run: Run) -> int:
     """How many steps of a trajectory are kept to be trained on. Raises CreditError and ScheduleError."""
-    schedule = models.schedule_of(models.folder_of(run.model, weights=False), run.model, run.sampling)
-    return policy.kept(run.sampling.subset, len(policy.plan(run.credit, run.sampling, schedule).trained))
+    return policy.kept(run.sampling.subset, len(credit_of(run).trained))
+
+
+def sent_steps(run: Run) -> int:
+    """Of how many of these the latents are sent, at most (packed.py)."""
+    credit, subset = credit_of(run), run.sampling.subset
+    trained = credit.trained
+    if isinstance(subset, Window):
+        places = range(len(trained) - subset.size + 1)
+        return max(len(packed.sent_steps(credit.restricted(trained[at : at + subset.size]))) for at in places)
+    count = policy.kept(subset, len(trained))
+    if subset is None or any(credit.mix[index] != 1 for index in trained):
+        return min(count, len(packed.sent_steps(credit)) + len(trained) - count)
+    return min(count, len(trained) - count)  # a step that was left out before each
 
 
 def trajectory_of(run: Run) -> int:
-    """The bytes of one group's trajectory."""
+    """The bytes of one group's trajectory as it is sent, at most."""
+    model = hollow_of(run)
+    storage: int = getattr(torch, run.sampling.storage).itemsize
+    computed = 2 if run.optimizer.mixed_precision == "bf16" else getattr(torch, run.model.dtype).itemsize
+    prediction = min(storage, computed) if model.plain else storage
+    latents = model.latents // FLOAT
+    steps = trained_steps(run)
+    an_image = latents * (steps * prediction + sent_steps(run) * storage) + FLOAT * steps
+    return run.rollout.images * an_image + size_of(*model.encoded[0].values())
+
+
+def opened_of(run: Run) -> int:
+    """The bytes of one group's trajectory as it is learned from."""
     model, steps = hollow_of(run), trained_steps(run)
     pairs = run.rollout.images * steps
     index = torch.long.itemsize * steps
     latents: int = model.latents * getattr(torch, run.sampling.storage).itemsize // FLOAT
     return 3 * pairs * latents + FLOAT * pairs + index + size_of(*model.encoded[0].values())
+
+
+def noise_of(run: Run) -> int:
+    """The bytes of one group's noise, drawn at all steps."""
+    return run.rollout.images * run.sampling.steps * hollow_of(run).latents
 
 
 def pictures_of(run: Run, images: int) -> int:
@@ -128,7 +164,9 @@ def store(run: Run) -> Store:
 def learner(run: Run) -> Memory:
     """One of the learner's ranks."""
     model, role = hollow_of(run), run.workers.learner
-    gpu, rows = role.gpus > 0, rows_of(run)
+    gpu, micro_batch = role.gpus > 0, run.optimizer.micro_batch
+    rows = micro_batch if isinstance(micro_batch, int) else rows_of(run)  # auto tries no more than there is room for
+    together = max(1, rows // run.rollout.images)
     sharded = role.strategy == "fsdp2" and role.ranks > 1
     parts = role.ranks if sharded else 1
     trained = size_of(*model.trained.values())
@@ -136,8 +174,10 @@ def learner(run: Run) -> Memory:
     precise = sum(p.numel() * max(FLOAT, p.element_size()) for p in model.trained.values())
     moments = 2 * trained // parts + FLOAT * len(model.trained)
     pass_ = model.learning(rows, mixed=run.optimizer.mixed_precision == "bf16", kl=run.objective.kl > 0, gpu=gpu)
-    own = math.ceil(run.rollout.prompts / role.ranks) * trajectory_of(run)
-    sent = {"its groups' trajectories": own, "the weights that it sent last": trained}
+    opened, noise = {"a group's trajectory": opened_of(run)}, noise_of(run)
+    if together > 1:
+        opened = {f"{together} groups' trajectories": together * opened_of(run)}
+    sent = {"the weights that it sent last": trained}
     full = isinstance(run.model.train, Full)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
     largest = max(p.nbytes for p in model.trained.values())
@@ -152,9 +192,11 @@ def learner(run: Run) -> Memory:
             "AdamW's two moments": moments,
             **({} if run.optimizer.average is None else {"running mean of the weights": precise // parts}),
             **_other_parts(model),
-            **({"a group's trajectory": trajectory_of(run)} if gpu else sent),
+            **opened,
+            **({} if gpu else sent),
         },
         phases={
+            **({} if gpu else {"drawing a group's noise": noise}),
             f"forward and backward, {rows} {'image' if rows == 1 else 'images'} at once": pass_
             + (gathered(model.network) if sharded else 0),
             "AdamW's step": trained // parts if gpu else 3 * largest,  # one parameter after the other on the CPU
@@ -162,7 +204,7 @@ def learner(run: Run) -> Memory:
             **({"adding up the ranks' gradients": 2 * trained} if role.ranks > 1 and not sharded else {}),
             **({"text encoders, while a checkpoint is written": encoders} if full else {}),
         },
-        beside=sent if gpu else {},
+        beside={**sent, **opened, "a group's noise": noise} if gpu else {},
     )
 
 
@@ -171,9 +213,9 @@ def sampler(run: Run) -> Memory:
     model, role = hollow_of(run), run.workers.samplers
     gpu, rows, steps = role.gpus > 0, rows_of(run), trained_steps(run)
     images, decoded = run.rollout.images, max(run.rollout.images, run.evaluation.images)
-    trajectory, pictures = trajectory_of(run), pictures_of(run, decoded)
+    trajectory, pictures = opened_of(run), pictures_of(run, decoded)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
-    noises = images * run.sampling.steps * model.latents
+    noises = noise_of(run)
     kept = images * steps * model.latents * (3 if gpu else 2)  # on the CPU a step's noise is a part of all noise
     conditioning, encoding = model.encoded
     distinct = run.steps * run.rollout.prompts

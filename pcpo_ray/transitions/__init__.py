@@ -48,9 +48,16 @@ class AffineStep:
         The log-probability is that of the noise itself, so rounding x_next to a half type cannot change it. +inf for
         a step without noise, a point mass.
         """
-        noise = _precise(noise)
-        mean = self._mean(latents, prediction)
-        return (mean + self.std * noise).to(latents.dtype), self._log_density(noise)
+        return self.moved(latents, prediction, noise), self._log_density(_precise(noise))
+
+    def moved(
+        self, latents: Float[Tensor, "B ..."], prediction: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."]
+    ) -> Float[Tensor, "B ..."]:
+        """The next latents, in the dtype of `latents`: the same bits for the same input, on every device.
+
+        Each of its operations is rounded as IEEE 754 says, element by element, so their order fixes the bits.
+        """
+        return (self._mean(latents, prediction) + self.std * _precise(noise)).to(latents.dtype)
 
     def log_prob(
         self, next_latents: Float[Tensor, "B ..."], latents: Float[Tensor, "B ..."], prediction: Float[Tensor, "B ..."]

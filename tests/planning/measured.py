@@ -17,9 +17,10 @@ import torch
 
 from pcpo_ray import config_file
 from pcpo_ray.learner import Learner
+from pcpo_ray.packed import pack
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.scorer import Scorer
-from pcpo_ray.trajectory import Prompt, Task, Trajectory
+from pcpo_ray.trajectory import Prompt, Task
 
 CPU = torch.device("cpu")
 
@@ -56,16 +57,15 @@ def score(run):
     return scorer, images, scorer.score(task_of(run), images)
 
 
-def learn(run, trajectory):
+def learn(run, packed):
     """Two updates; the second has all that AdamW keeps."""
     learner = Learner(run, CPU)
-    batch = [(0, Trajectory.from_numpy(trajectory), np.linspace(-1, 1, run.rollout.images).tolist())]
-    batch += [(0, Trajectory.from_numpy(trajectory), batch[0][2]) for _ in range(run.rollout.prompts - 1)]
-    packed = None
+    batch = [(0, packed, np.linspace(-1, 1, run.rollout.images).tolist())] * run.rollout.prompts
+    sent = None
     for step in (1, 2):
         learner.update(step, batch)
-        packed = learner.weights()
-    return learner, batch, packed
+        sent = learner.weights()
+    return learner, batch, sent
 
 
 def grown(work):
@@ -82,14 +82,14 @@ def main(path: str) -> None:
     rollout = dataclasses.replace(run.rollout, images=2, prompts=1)
     optimizer = dataclasses.replace(run.optimizer, updates=1)
     little = dataclasses.replace(run, rollout=rollout, optimizer=optimizer)
-    _, (trajectory, _) = sample(little)
-    learn(little, trajectory.to_numpy())
+    sampler, (trajectory, _) = sample(little)
+    learn(little, pack(sampler.policy, task_of(little), trajectory))
     score(little)
     found = {"scorer": grown(lambda: score(run))[0]}
     found["sampler"], (sampler, (trajectory, pictures)) = grown(lambda: sample(run))
-    data = trajectory.to_numpy()
+    packed = pack(sampler.policy, task_of(run), trajectory)
     del sampler, trajectory, pictures
-    found["learner"] = grown(lambda: learn(run, data))[0]
+    found["learner"] = grown(lambda: learn(run, packed))[0]
     print(json.dumps(found))
 
 

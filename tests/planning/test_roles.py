@@ -1,5 +1,6 @@
 """What roles and object stores are planned to hold is what they are then seen to hold."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,13 +13,15 @@ import torch
 
 from pcpo_ray import config_file
 from pcpo_ray.learner import Learner
+from pcpo_ray.packed import pack
 from pcpo_ray.planning import roles
 from pcpo_ray.planning.gpus import CONTEXT, SLACK
 from pcpo_ray.sampler import Sampler
-from pcpo_ray.weights import pack
+from pcpo_ray.tally import Tally
+from pcpo_ray.trajectory import Handle, Rollout
+from pcpo_ray.weights import layout
 from tests import small
-from tests.planning import measured
-from tests.test_train import go
+from tests.planning import measured, real
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -26,29 +29,75 @@ ROOT = Path(__file__).parents[2]
 TRAJECTORIES = [
     ("small_sd", {}),
     ("small_sd", {"sampling__trained_steps": 2, "model__dtype": "bfloat16"}),
+    ("small_sd", {"credit__kind": "interpolate", "sampling__storage": "float16"}),
     ("small_sdxl", {"sampling__shared_noise": "true", "sampling__batch": 2}),
-    ("small_sd3", {"sampling__subset": "{kind: share, share: 0.6}"}),
-    ("small_flux", {"sampling__subset": "{kind: window, size: 2}"}),
+    ("small_flux", {"model__dtype": "bfloat16"}),
+    ("small_flux", {"optimizer__mixed_precision": "bf16", "sampling__guidance_scale": 3}),
+    ("small_flux", {"sampling__subset": "{kind: window, size: 3}"}),
     ("small_flux", {"sampling__height": 32, "rollout__images": 3}),
 ]
+PARTS = [
+    ("small_sd3", {"sampling__subset": "{kind: share, share: 0.6}"}),
+    ("small_sd", {"sampling__subset": "{kind: share, share: 0.4}", "credit__kind": "interpolate"}),
+    ("small_flux", {"sampling__subset": "{kind: window, size: 2, order: random}"}),
+]
+
+
+def sent(run, step=1):
+    """What is sent of a group, its trajectory as it was sampled, and its images."""
+    sampler = Sampler(run, CPU)
+    for parameter in sampler.policy.denoiser.trainable().values():
+        parameter.data.add_(0.1)
+    asked = dataclasses.replace(measured.task_of(run), step=step)
+    trajectory, images = sampler.sample(asked)
+    return pack(sampler.policy, asked, trajectory), trajectory, images
 
 
 @pytest.mark.parametrize(("fixture", "changes"), TRAJECTORIES)
 def test_a_groups_bytes_are_the_sampled_ones_exactly(request, fixture, changes):
     run = small.run(request.getfixturevalue(fixture), **changes)
-    trajectory, images = Sampler(run, CPU).sample(measured.task_of(run))
-    assert roles.trajectory_of(run) == trajectory.bytes
+    packed, trajectory, images = sent(run)
+    assert roles.trajectory_of(run) == packed.bytes
+    assert roles.opened_of(run) == trajectory.bytes
     assert roles.pictures_of(run, run.rollout.images) == images.nbytes
 
 
+@pytest.mark.parametrize(("fixture", "changes"), PARTS)
+def test_of_a_part_of_the_steps_the_most_is_planned_that_a_batch_has(request, fixture, changes):
+    run = small.run(request.getfixturevalue(fixture), **changes, sampling__steps=6)
+    found = [sent(run, step)[0].bytes for step in range(1, 9)]
+    assert max(found) == roles.trajectory_of(run)
+    assert min(found) < max(found)
+
+
+def test_512_samples_of_flux_s_size_and_a_batch_ahead_fit_8_gb_of_object_store(tmp_path):
+    """16 x 64 x 64 latents, 16 steps of which 15 are trained; the weights are an adapter of rank 128."""
+    recipe = config_file.load(ROOT / "configs" / "flux_pcpo_hpsv21.yaml")
+    model = dataclasses.replace(recipe.model, path=str(real.flux(tmp_path / "flux")), dtype="bfloat16")
+    sampling = dataclasses.replace(recipe.sampling, height=512, width=512, subset=None)
+    rollout = dataclasses.replace(recipe.rollout, prompts=32, images=16, max_staleness=1)
+    run = dataclasses.replace(recipe, model=model, sampling=sampling, rollout=rollout)
+    assert (roles.hollow_of(run).latents, roles.trained_steps(run)) == (4 * 16 * 64 * 64, 15)
+    predictions = 16 * 15 * 16 * 64 * 64 * 2
+    assert predictions < roles.trajectory_of(run) < 1.2 * predictions  # a tenth and more is the text's
+    assert roles.store(run).needed < 8e9
+
+
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_what_waits_to_be_learned_comes_to_the_stores_bytes_and_no_higher(small_sd, tmp_path, staleness):
-    run = small.run(small_sd, steps=4, rollout__max_staleness=staleness, evaluation__every=4)
-    steps = [row for row in go(run, tmp_path / "run").metrics() if row["kind"] == "train"]
-    planned = roles.store(run)
-    assert max(row["buffer_bytes"] for row in steps) == planned.groups // (
-        staleness + 1
-    )  # one process samples as asked
+def test_what_waits_to_be_learned_comes_to_the_stores_bytes_and_no_higher(small_sd, staleness):
+    run = small.run(small_sd, rollout__max_staleness=staleness)
+    planned, tally = roles.store(run), Tally()
+    packed, _, images = sent(run)
+    for step in range(1, staleness + 2):
+        for position in range(run.rollout.prompts):
+            task = dataclasses.replace(measured.task_of(run, position), step=step)
+            handle = Handle(reference=None)
+            size = packed.bytes + images.nbytes
+            rollout = Rollout(
+                task=task, trajectory=handle, images=handle, bytes=size, checksum="", seconds=0.0, worker="a"
+            )
+            tally.sampled(rollout, 0.0)
+    assert tally.step(0, [])["buffer_bytes"] == planned.groups
     assert planned.groups == (staleness + 1) * 3 * (planned.trajectory + planned.pictures)
 
 
@@ -76,11 +125,11 @@ def test_weights_gradients_and_moments_are_the_learners_exactly(request, fixture
     trained = sum(p.nbytes for p in learner.parameters.values())
     network = sum(p.nbytes for p in (*learner.policy.denoiser.module.parameters(),))
     buffers = sum(b.nbytes for b in learner.policy.denoiser.module.buffers())
-    assert held["trained weights"] == trained == sum(pack(1, learner.parameters).manifest.sizes)
+    assert held["trained weights"] == trained == sum(layout(learner.parameters)[1])
     assert held["denoising network, frozen"] == network + buffers - trained
     assert held["gradients"] == gradients[0]
     assert held["AdamW's two moments"] == sum(v.nbytes for s in learner.optimizer.state.values() for v in s.values())
-    assert held["its groups' trajectories"] == trajectory.bytes
+    assert held["a group's trajectory"] == trajectory.bytes
     if learner.average is not None:
         assert held["running mean of the weights"] == sum(value.nbytes for value in learner.average.values)
 
@@ -140,6 +189,14 @@ def test_processes_grow_by_what_was_planned_within_a_fifth(small_sd, tmp_path, m
         assert seen[planned.role] == pytest.approx(planned.total, rel=0.2), planned
 
 
+def test_a_learner_of_several_groups_at_once_has_them_and_their_images(small_sd):
+    alone, together = (roles.learner(small.run(small_sd, optimizer__micro_batch=size)) for size in ("null", 8))
+    assert together.held["2 groups' trajectories"] == 2 * alone.held["a group's trajectory"]
+    (phase,) = (name for name in together.phases if name.startswith("forward and backward, 8 images at once"))
+    assert together.phases[phase] > alone.phases["forward and backward, 4 images at once"]
+    assert roles.learner(small.run(small_sd, optimizer__micro_batch="auto")) == alone
+
+
 def test_ranks_share_what_fsdp2_cuts_and_copy_what_ddp_does(small_flux):
     settings = {"model__train": "{kind: full}", "rollout__prompts": 4}
     alone, ddp, fsdp2 = (
@@ -148,7 +205,6 @@ def test_ranks_share_what_fsdp2_cuts_and_copy_what_ddp_does(small_flux):
     )
     for name in ("trained weights", "gradients"):
         assert alone.held[name] == ddp.held[name] == 2 * fsdp2.held[name]
-    assert ddp.held["its groups' trajectories"] == alone.held["its groups' trajectories"] / 2
     assert "adding up the ranks' gradients" in ddp.phases
     passes = [max(memory.phases.values()) for memory in (alone, fsdp2)]
     assert passes[1] > passes[0]
