@@ -1,4 +1,4 @@
-"""pcpo-ray train | evaluate | sample | report | study, and the commands of `pcpo_ray.operate`."""
+"""pcpo-ray train | evaluate | sample | report | plan | study | bench, and the commands of `pcpo_ray.operate`."""
 
 import contextlib
 import shlex
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pcpo_ray import __version__, operate
+from pcpo_ray import __version__, bench, operate
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError, RunError
 
 app = typer.Typer(
@@ -275,6 +275,7 @@ def study(
 
 for command in operate.COMMANDS:
     app.command()(command)
+app.add_typer(bench.app, name="bench")
 
 
 def _version(value: bool) -> None:

@@ -1,0 +1,130 @@
+"""The learner: an update of a whole batch, against bare forwards and backwards of its (sample, step) pairs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcpo_ray import config
+from pcpo_ray.bench import bare, work
+from pcpo_ray.bench.rows import Goal, Row, Say, alternate, timed
+from pcpo_ray.errors import BenchError
+from pcpo_ray.learner import Learner
+from pcpo_ray.policy import Policy, device_here
+from pcpo_ray.trajectory import Conditioning, Trajectory
+
+RATE = 1e-12
+"""So small that the weights stay those that sampled: every repeat is a first update, and does the same."""
+
+Pairs = Mapping[int, tuple[Tensor, Conditioning]]
+"""Latents and conditioning, a row a sample, by the step that they are learned at."""
+
+
+def measured_on(run: config.Run) -> config.Run:
+    return dataclasses.replace(run, optimizer=dataclasses.replace(run.optimizer, learning_rate=RATE))
+
+
+def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
+    """A repeat is one update on all groups of a batch, and one bare pass over the same pairs."""
+    device = device_here()
+    say("sampling a batch")
+    groups = work.sampled(run, device)
+    trajectories = [group.trajectory for group in groups]
+    torch.set_num_threads(run.workers.learner.threads)
+    learner = Learner(run, device)
+    policy = learner.policy
+    count = run.optimizer.epochs * sum(len(one) * len(one.steps) for one in trajectories)
+    advantages = np.linspace(-1.0, 1.0, run.rollout.images).tolist()
+
+    def update() -> float:
+        batch = [(learner.version, group.packed, advantages) for group in groups]  # as they reach it
+        return count / timed(lambda: learner.update(learner.version + 1, batch))
+
+    pairs = _pairs(trajectories, device)
+    tried = {
+        size: _tried(policy, pairs, size, run.objective.kl > 0)
+        for size in work.sizes(max(len(latents) for latents, _ in pairs.values()))
+    }
+    fitting = {size: found for size, found in tried.items() if found is not None}
+    if not fitting:
+        raise BenchError(f"not even micro-batches of {min(tried)} fit the device; use a smaller model")
+    best = max(fitting, key=lambda size: fitting[size])
+    say(f"bare pairs/s by micro-batch: {', '.join(f'{size}: {found:.4g}' for size, found in fitting.items())}")
+    calls = [call for step in pairs for call in _calls(policy, pairs, step, best)] * run.optimizer.epochs
+
+    def network() -> float:
+        return count / timed(lambda: _pass(policy, calls, run.objective.kl > 0))
+
+    figures, limits = alternate(update, network, repeats, say)
+    row = Row(
+        name="learner",
+        unit="pairs/s",
+        figures=figures,
+        limits=limits,
+        limit="forward and backward of the same (sample, step) pairs, nothing else, at the best micro-batch",
+        goal=Goal(bound="at least", value=0.95),
+        facts={
+            "pairs": count,
+            "the learner's micro-batch": learner.micro_batch or run.sampling.batch or run.rollout.images,
+            "best micro-batch": best,
+            "bare pairs/s by micro-batch": {str(size): found for size, found in fitting.items()},
+            "dtype": run.model.dtype,
+        },
+    )
+    return [row]
+
+
+def _pairs(trajectories: Sequence[Trajectory], device: torch.device) -> Pairs:
+    """All groups' rows, together by step."""
+    parts: dict[int, list[tuple[Tensor, Conditioning]]] = {}
+    for trajectory in trajectories:
+        count = len(trajectory)
+        conditioning = {name: row.expand(count, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
+        for k, step in enumerate(trajectory.steps.tolist()):
+            parts.setdefault(step, []).append((trajectory.latents[:, k], conditioning))
+    return {
+        step: (
+            torch.cat([latents for latents, _ in found]).to(device),
+            {name: torch.cat([rows[name] for _, rows in found]).to(device) for name in found[0][1]},
+        )
+        for step, found in parts.items()
+    }
+
+
+def _calls(policy: Policy, pairs: Pairs, step: int, size: int) -> list[bare.Call]:
+    """A step's rows, so many at a time."""
+    latents, conditioning = pairs[step]
+    return [
+        bare.call(
+            policy,
+            latents[start : start + size],
+            step,
+            {name: rows[start : start + size] for name, rows in conditioning.items()},
+        )
+        for start in range(0, len(latents), size)
+    ]
+
+
+def _tried(policy: Policy, pairs: Pairs, size: int, reference: bool) -> float | None:
+    """Pairs/s at one step with micro-batches of a size, the better of two; None where the device has no room."""
+    step = next(iter(pairs))
+    calls = _calls(policy, pairs, step, size)
+    try:
+        _pass(policy, calls[:1], reference)
+        seconds = min(timed(lambda: _pass(policy, calls, reference)) for _ in range(2))
+    except torch.OutOfMemoryError:
+        return None
+    return len(pairs[step][0]) / seconds
+
+
+def _pass(policy: Policy, calls: Sequence[bare.Call], reference: bool) -> None:
+    """Forward and backward of each call, after the reference's forward where the objective needs one."""
+    for call in calls:
+        if reference:
+            with torch.no_grad():
+                bare.reference(policy, call)
+        bare.forward(policy, call).float().square().mean().backward()
+    for parameter in policy.denoiser.trainable().values():
+        parameter.grad = None

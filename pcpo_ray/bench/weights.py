@@ -1,0 +1,130 @@
+"""New weights: from publishing until all samplers have acknowledged them, against one copy of their bytes a process."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pcpo_ray import config, runs
+from pcpo_ray.bench import work
+from pcpo_ray.bench.rows import Goal, Row, Say, alternate
+from pcpo_ray.bench.waiting import DEADLINE, answers, until
+from pcpo_ray.errors import BenchError
+
+if TYPE_CHECKING:
+    from pcpo_ray.cluster import RayStages
+
+R = TypeVar("R", config.Role, config.LearnerRole)
+
+SAMPLERS = 4
+SHARE = 0.15
+"""Of a core, and of a GPU where the role has one: all workers are to be on one node."""
+
+SMALL = 64 * 2**20
+"""Bytes, of an adapter: below, what counts is the time itself."""
+
+SECONDS_OF_SMALL = Goal(bound="at most", value=0.2, of="figure")
+COPIES_OF_LARGE = Goal(bound="at most", value=3.0)
+
+COPIES = 5
+
+
+def measured_on(run: config.Run) -> config.Run:
+    """The config's model on `SAMPLERS` samplers; the reward is one that loads nothing."""
+    workers = run.workers
+    return dataclasses.replace(
+        run,
+        rewards=(config.Jpeg(kind="jpeg_compressibility"),),
+        evaluation=config.Evaluation(),
+        workers=dataclasses.replace(
+            workers,
+            samplers=work.counted(_small(workers.samplers), SAMPLERS),
+            scorers=work.counted(_small(workers.scorers), 1),
+            learner=_small(workers.learner),
+            start_timeout=DEADLINE,
+            task_timeout=DEADLINE,
+        ),
+    )
+
+
+def _small(role: R) -> R:
+    return dataclasses.replace(role, cpus=SHARE, gpus=SHARE if role.gpus else 0.0)
+
+
+def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
+    """A repeat is one version to all samplers, and one copy of as many bytes in as many processes at once."""
+    stages = cast("RayStages", runs.stages(run, local=False, say=say))
+    try:
+        measured, size = _measured(run, stages, repeats, say)
+    finally:
+        stages.close()
+    if size > SMALL:
+        return [measured]
+    other = Row(
+        name="weights, full fine-tuning",
+        unit="s",
+        goal=COPIES_OF_LARGE,
+        unmeasured=f"the config trains {size / 1e6:.3g} MB; give it a larger model and model.train='{{kind: full}}'",
+    )
+    return [measured, other]
+
+
+def _measured(run: config.Run, stages: "RayStages", repeats: int, say: Say) -> tuple[Row, int]:
+    """The row, and how many bytes were sent."""
+
+    def ready() -> bool | None:
+        stages.samplers.collect()
+        return stages.sizes()["samplers"].ready == SAMPLERS or None
+
+    until(stages, ready, f"{SAMPLERS} samplers")
+    published = stages.learner.publish(oldest=0)
+
+    def acknowledged() -> float:
+        started = time.perf_counter()
+        sent = stages.learner.publish(oldest=0)
+        references = stages.learner.versions[sent.version, sent.averaged]
+        members = stages.samplers.members()
+        pulling = [
+            actor.pull.remote(sent.version, references) for name, actor in members.items() if name not in sent.received
+        ]
+        for checksum in answers(pulling, "samplers to pull"):
+            if checksum != sent.checksum:
+                raise BenchError(f"a sampler has weights of checksum {checksum}; published were {sent.checksum}")
+        return time.perf_counter() - started
+
+    copied = _copier(published.bytes)
+    figures, limits = alternate(acknowledged, copied, repeats, say)
+    megabytes = published.bytes / 1e6
+    row = Row(
+        name=f"weights, {megabytes:.3g} MB, {run.workers.sync}",
+        unit="s",
+        figures=figures,
+        limits=limits,
+        limit=f"one copy of the bytes in each of {SAMPLERS} processes at once, the slowest of them",
+        goal=SECONDS_OF_SMALL if published.bytes <= SMALL else COPIES_OF_LARGE,
+        facts={"trained": run.model.train.kind, "samplers": SAMPLERS},
+    )
+    return row, published.bytes
+
+
+def _copier(size: int) -> Any:
+    """What copies so many bytes in as many processes as there are samplers; its seconds are those of the slowest."""
+    import ray
+
+    copying = ray.remote(num_cpus=0)(_copy_seconds)
+    return lambda: max(answers([copying.remote(size) for _ in range(SAMPLERS)], "processes to copy"))
+
+
+def _copy_seconds(size: int) -> float:
+    """Of one copy of so many bytes, the median of `COPIES`, to memory that was used before."""
+    import statistics
+
+    import numpy as np
+
+    source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
+    found = []
+    for _ in range(COPIES):
+        started = time.perf_counter()
+        np.copyto(target, source)
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
