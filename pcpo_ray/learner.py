@@ -112,21 +112,19 @@ class Learner:
         if self.run.objective.correction is None:
             return {}
         found: dict[int, Tensor] = {}
-        passes = 0
+        held = {place: trajectory for place in own if (trajectory := batch[place][1]) is not None}
+        assert len(held) == len(own)
+        more = self._passes_more(sum(self._passes(one, 1, self._sampled(len(one))) for one in held.values()))
         with torch.no_grad():
-            for place in own:
-                trajectory = batch[place][1]
-                assert trajectory is not None
+            for place, trajectory in held.items():
                 opened, steps = self._open(trajectory), micro_batches.steps_of(trajectory)
                 found[place] = torch.zeros(opened.log_probs.shape, device=self.policy.device)
                 for rows, conditioning in micro_batches.split(opened, self._sampled(len(opened))):
                     for k, index in enumerate(steps):
                         prediction = self._predict(opened, rows, k, index, conditioning)
                         found[place][rows, k] = self._log_ratio(prediction, opened, rows, k, index)
-                        passes += 1
-            if self.rank.sharded:
-                for _ in range(int(self.rank.largest(torch.tensor(passes, device=self.policy.device))) - passes):
-                    canary.output(self.policy)
+            for _ in range(more):
+                canary.output(self.policy)
         return found
 
     def _open(self, trajectory: Trajectory | Packed) -> Trajectory:
@@ -216,15 +214,17 @@ class Learner:
         counted = sum(len(trajectory) * len(trajectory.steps) for trajectory in found.values())
         pairs = int(self.rank.total(torch.tensor(counted, device=device)))
         parts = micro_batches.parts({place: (groups[place][0], t) for place, t in found.items()}, self.micro_batch)
-        total, passes = torch.zeros(2, device=device), 0
-        for places in parts:
+        sizes = [self.micro_batch or self._sampled(len(found[places[0]])) for places in parts]
+        more = self._passes_more(
+            sum(self._passes(found[places[0]], len(places), size) for places, size in zip(parts, sizes, strict=True))
+        )
+        total = torch.zeros(2, device=device)
+        for places, size in zip(parts, sizes, strict=True):
             first, version = found[places[0]], groups[places[0]][0]
-            size, steps = self.micro_batch or self._sampled(len(first)), micro_batches.steps_of(first)
-            passes += len(steps) * -(-len(places) * len(first) // size)
             advantages = [value for place in places for value in groups[place][2]]
             total += self._accumulate(
                 micro_batches.join([self._open(found[place]) for place in places]),
-                steps,
+                micro_batches.steps_of(first),
                 torch.tensor(advantages, dtype=torch.float32, device=device),
                 pairs,
                 diagnostics,
@@ -235,8 +235,7 @@ class Learner:
         diagnostics.count()
         if unchanged and self.run.objective.log_ratio == "decomposed":
             self._check_unchanged(diagnostics.max_log_ratio.tolist())
-        if self.rank.sharded:
-            self._keep_up(int(self.rank.largest(torch.tensor(passes, device=device))) - passes)
+        self._keep_up(more)
         self.rank.total(total)
         self.rank.add_gradients(self.parameters.values())
         norm = ranks.whole(
@@ -253,6 +252,20 @@ class Learner:
             self.average.update()
         loss, divergence = total.tolist()
         return loss, divergence, float(norm)
+
+    @staticmethod
+    def _passes(trajectory: Trajectory | Packed, groups: int, size: int) -> int:
+        """How often so many groups like this one go through the network, `size` images at once."""
+        return len(trajectory.steps) * -(-groups * len(trajectory) // size)
+
+    def _passes_more(self, passes: int) -> int:
+        """How many passes fewer this rank has than the one with the most, where all gather parameters together.
+
+        To be asked before the first of them: meanwhile other ranks would wait for it in a pass.
+        """
+        if not self.rank.sharded:
+            return 0
+        return int(self.rank.largest(torch.tensor(passes, device=self.policy.device))) - passes
 
     def _keep_up(self, passes: int) -> None:
         """Pass through the network so often more, as the rank with the most to learn: parts are gathered by all."""
