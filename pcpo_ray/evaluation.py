@@ -4,15 +4,15 @@ Every evaluation of a run draws the same noise, so two of them are compared imag
 not independent: intervals resample prompts, not images.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
 
-from pcpo_ray import config
+from pcpo_ray import config, quality
 from pcpo_ray.prompts import PromptSource
-from pcpo_ray.trajectory import Prompt, Scored, Task, seed_of
+from pcpo_ray.trajectory import Handle, Prompt, Scored, Task, seed_of
 
 TOTAL = config.TOTAL
 
@@ -27,29 +27,69 @@ class Estimate:
 
 
 def tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
-    """The evaluation's groups: the same prompts, positions and noise at every version."""
+    """The evaluation: the same prompts, positions, noise and tasks at every version.
+
+    As many prompts a task as have no more images than a group to train on: what fits then fits now.
+    """
     return _tasks(run, source.batch(1, min(run.evaluation.count, len(source))), version, first=0)
 
 
 def training_tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
-    """The groups of training prompts that are evaluated besides, at positions after all others."""
+    """The training prompts that are evaluated besides, at positions after all others."""
     prompts = source.batch(1, min(run.evaluation.train_count, len(source)))
     return _tasks(run, prompts, version, first=run.evaluation.count)
 
 
 def _tasks(run: config.Run, prompts: Sequence[Prompt], version: int, *, first: int) -> list[Task]:
-    return [
-        Task(
+    found = []
+    for together in _together(prompts, max(1, run.rollout.images // run.evaluation.images)):
+        task = Task(
             step=0,
-            position=first + n,
-            prompt=prompt,
+            position=first,
+            prompt=together[0],
             images=run.evaluation.images,
             version=version,
             purpose="evaluate",
             averaged=run.optimizer.average is not None,
+            more=tuple(together[1:]),
         )
-        for n, prompt in enumerate(prompts)
-    ]
+        found.append(task)
+        first += len(together)
+    return found
+
+
+def _together(prompts: Sequence[Prompt], most: int) -> Iterator[list[Prompt]]:
+    """At most so many at once, and no text twice: a reward may tell prompts by their texts."""
+    part: list[Prompt] = []
+    for prompt in prompts:
+        if len(part) == most or any(prompt.text == other.text for other in part):
+            yield part
+            part = []
+        part.append(prompt)
+    if part:
+        yield part
+
+
+def by_prompt(scored: Sequence[Scored]) -> list[Scored]:
+    """A group a prompt, in the order of their positions."""
+    return [part for one in scored for part in _apart(one)]
+
+
+def _apart(scored: Scored) -> Iterator[Scored]:
+    task = scored.rollout.task
+    for n, prompt in enumerate(task.prompts):
+        rows = slice(n * task.images, (n + 1) * task.images)
+        rollout = replace(
+            scored.rollout,
+            task=replace(task, position=task.position + n, prompt=prompt, more=()),
+            images=Handle(reference=scored.rollout.images.reference, rows=rows),
+        )
+        yield replace(
+            scored,
+            rollout=rollout,
+            scores={name: values[rows] for name, values in scored.scores.items()},
+            measured=quality.rows_of(scored.measured, rows),
+        )
 
 
 def table(run: config.Run, scored: Sequence[Scored]) -> dict[str, Float[np.ndarray, "P N"]]:

@@ -207,7 +207,7 @@ class LocalStages:
 
     def fetch(self, handle: Handle) -> np.ndarray:
         images: np.ndarray = handle.reference
-        return images
+        return images if handle.rows is None else images[handle.rows]
 
     def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:
         raise ClusterError("a run in one process has one sampler and one scorer; train on Ray (without --local)")

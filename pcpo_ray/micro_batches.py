@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray.packed import Packed
-from pcpo_ray.trajectory import Conditioning, Trajectory
+from pcpo_ray.trajectory import Conditioning, Trajectory, of_rows
 
 MOST = 8
 """Times the images that the sampler has at once, at most: memory grows as much, and speed hardly any more."""
@@ -85,16 +85,9 @@ def join(trajectories: Sequence[Trajectory]) -> Trajectory:
 
 def split(trajectory: Trajectory, size: int) -> Iterator[tuple[slice, Conditioning]]:
     """Rows that go through the network at once, with their conditioning."""
-    texts = len(next(iter(trajectory.conditioning.values())))
     for start in range(0, len(trajectory), size):
         rows = slice(start, min(start + size, len(trajectory)))
-        if texts == 1:
-            count = rows.stop - start
-            yield rows, {name: row.expand(count, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
-        else:
-            each = len(trajectory) // texts
-            whose = torch.arange(start, rows.stop, device=trajectory.latents.device) // each
-            yield rows, {name: row[whose] for name, row in trajectory.conditioning.items()}
+        yield rows, of_rows(trajectory.conditioning, rows, len(trajectory))
 
 
 def candidates(sampled: int, images: int, groups: int) -> list[int]:

@@ -57,17 +57,18 @@ class Policy:
         return dtype
 
     def noise(self, task: Task) -> tuple[Float[Tensor, "N ..."], Float[Tensor, "N T ..."]]:
-        """A group's initial latents and each step's noise, from each sample's own seed, on the CPU in float32.
+        """A task's initial latents and each step's noise, from each sample's own seed, on the CPU in float32.
 
         With sampling.shared_noise the initial latents come from the group's seed.
         """
         shape = (len(self.schedule), *self.denoiser.latent_shape)
         initial, steps = [], []
-        for sample in range(task.images):
-            own = (self.run.seed, task.purpose, task.step, task.position, task.prompt.index, sample)
-            start = (*own[:-1], "shared") if self.run.sampling.shared_noise else own
-            initial.append(self.denoiser.initial_noise(generator(*start, "initial")))
-            steps.append(torch.randn(shape, generator=generator(*own, "steps")))
+        for position, prompt in enumerate(task.prompts, task.position):
+            for sample in range(task.images):
+                own = (self.run.seed, task.purpose, task.step, position, prompt.index, sample)
+                start = (*own[:-1], "shared") if self.run.sampling.shared_noise else own
+                initial.append(self.denoiser.initial_noise(generator(*start, "initial")))
+                steps.append(torch.randn(shape, generator=generator(*own, "steps")))
         return torch.stack(initial), torch.stack(steps)
 
     def compose(self, adapters: Sequence[tuple[Mapping[str, Tensor], float]]) -> None:

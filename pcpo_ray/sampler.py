@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pcpo_ray import canary, config, evaluation, prompts, weights
 from pcpo_ray.policy import Policy
-from pcpo_ray.trajectory import Conditioning, Task, Trajectory
+from pcpo_ray.trajectory import Conditioning, Task, Trajectory, of_rows
 
 AHEAD = 256
 """Texts, about, that are encoded in one go where workers share what they encode."""
@@ -48,7 +48,7 @@ class Sampler:
         self.prepared.add(block)
         if block == 0:
             source = prompts.load(self.run.evaluation.prompts, seed=self.run.seed)
-            drawn = [asked.prompt for asked in evaluation.tasks(self.run, source, 0)]
+            drawn = [prompt for asked in evaluation.tasks(self.run, source, 0) for prompt in asked.prompts]
         else:
             source = prompts.load(self.run.prompts, seed=self.run.seed)
             last = min(block * steps, self.run.steps)
@@ -61,12 +61,12 @@ class Sampler:
 
     @torch.no_grad()
     def sample(self, task: Task) -> tuple[Trajectory | None, UInt8[ndarray, "N H W 3"]]:
-        """N images of the task's prompt, and the trajectory of the trained steps unless the task is an evaluation."""
+        """The task's N images, and the trajectory of the trained steps unless the task is an evaluation."""
         denoiser = self.policy.denoiser
         training = task.purpose == "train"
         # evaluations sample in one and the same way, whatever part of the steps a batch is trained on
         credit = self.policy.credit_of(task.step, task.position) if training else self.policy.credit
-        conditioning = denoiser.encode([task.prompt.text])
+        conditioning = denoiser.encode([prompt.text for prompt in task.prompts])
         dtype = getattr(torch, self.run.sampling.storage)
         latents, noises = (drawn.to(dtype) for drawn in self.policy.noise(task))
         latents = latents.to(self.policy.device)
@@ -89,13 +89,16 @@ class Sampler:
     def _predict(self, latents: Tensor, index: int, conditioning: Conditioning, mix: float) -> tuple[Tensor, Tensor]:
         """The network's own prediction, and the one to step with (they differ under credit `interpolate`)."""
         own, mixed = [], []
-        for rows in latents.split(self.run.sampling.batch or len(latents)):
-            repeated = {name: row.expand(len(rows), *row.shape[1:]) for name, row in conditioning.items()}
-            prediction = self.policy.predict(rows, index, repeated)
+        count = len(latents)
+        size = self.run.sampling.batch or count
+        for start in range(0, count, size):
+            rows = slice(start, min(start + size, count))
+            texts = of_rows(conditioning, rows, count)
+            prediction = self.policy.predict(latents[rows], index, texts)
             own.append(prediction)
             if mix != 1.0:
                 with self.policy.denoiser.without_adapter():
-                    reference = self.policy.predict(rows, index, repeated)
+                    reference = self.policy.predict(latents[rows], index, texts)
                 prediction = reference + mix * (prediction - reference)
             mixed.append(prediction)
         return torch.cat(own), torch.cat(mixed)

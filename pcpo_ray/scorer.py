@@ -32,7 +32,7 @@ class Scorer:
         The last is empty for a group to train on, and where it failed: then the cause is under `quality`.
         """
         names = self.trained if task.purpose == "train" else list(self.rewards)
-        prompts = [task.prompt.text] * len(images)
+        prompts = task.texts
         scores, failures = {}, {}
         for name in names:
             try:
@@ -47,7 +47,7 @@ class Scorer:
         measured: Mapping[str, np.ndarray] = {}
         if self.measures is not None and task.purpose == "evaluate":
             try:
-                measured = self.measures(images)
+                measured = self.measures(images, each=task.images)
             except Exception as error:  # a network may raise anything; the loop counts it as it does rewards
                 failures[QUALITY] = "".join(traceback.format_exception_only(error)).strip()
         return scores, failures, measured

@@ -185,7 +185,12 @@ class Traffic:
             return
         self.failed_in_a_row += 1
         task = scored.rollout.task
-        self.event("missing_scores", step=task.step, prompt=task.prompt.text, causes=dict(scored.failures))
+        self.event(
+            "missing_scores",
+            step=task.step,
+            prompt="; ".join(prompt.text for prompt in task.prompts),
+            causes=dict(scored.failures),
+        )
         if self.failed_in_a_row > self.failures:
             self.exhausted = RewardError(
                 f"{self.failed_in_a_row} groups in a row miss scores (rollout.reward_failures={self.failures}); "

@@ -437,7 +437,7 @@ class Loop:
 def evaluated(
     run: config.Run, traffic: Traffic, held_out: PromptSource, version: int, *, oldest: int, prompts: PromptSource
 ) -> tuple[list[Scored], list[Scored]]:
-    """The evaluation's groups at a version that has been published: of held-out prompts, and of training prompts.
+    """The evaluation at a version that has been published, a group a prompt: of held-out prompts, and of training ones.
 
     Versions before `oldest` are not needed.
     """
@@ -449,7 +449,7 @@ def evaluated(
     tasks += evaluation.training_tasks(run, prompts, version)
     traffic.submit(tasks)
     scored = traffic.gather(tasks)
-    return scored[:count], scored[count:]
+    return evaluation.by_prompt(scored[:count]), evaluation.by_prompt(scored[count:])
 
 
 def summary(

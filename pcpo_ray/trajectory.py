@@ -36,7 +36,8 @@ class Task:
 
     `step` is the update that the group belongs to (for an evaluation: 0, so that every evaluation draws the same
     noise), `position` its place in the batch, `purpose` whether a trajectory is wanted, `averaged` whether it is to be
-    sampled with the version's running mean.
+    sampled with the version's running mean. `more` are an evaluation's prompts at the positions after, each with as
+    many images: they go through the network together.
     """
 
     step: int
@@ -46,6 +47,16 @@ class Task:
     version: int
     purpose: Literal["train", "evaluate"]
     averaged: bool = False
+    more: tuple[Prompt, ...] = ()
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return (self.prompt, *self.more)
+
+    @property
+    def texts(self) -> list[str]:
+        """Of each image, its prompt's."""
+        return [prompt.text for prompt in self.prompts for _ in range(self.images)]
 
     @property
     def weights(self) -> tuple[int, bool]:
@@ -62,6 +73,16 @@ def seed_of(*parts: int | str) -> int:
 def generator(*parts: int | str) -> torch.Generator:
     """A CPU generator seeded by `seed_of(*parts)`: noise is drawn on the CPU, so it is the same on every device."""
     return torch.Generator().manual_seed(seed_of(*parts))
+
+
+def of_rows(conditioning: Conditioning, rows: slice, count: int) -> Conditioning:
+    """A row for each image at `rows` of `count`, all texts having as many images one after the other."""
+    texts = len(next(iter(conditioning.values())))
+    if texts == 1:
+        return {name: row.expand(rows.stop - rows.start, *row.shape[1:]) for name, row in conditioning.items()}
+    device = next(iter(conditioning.values())).device
+    whose = torch.arange(rows.start, rows.stop, device=device) // (count // texts)
+    return {name: row[whose] for name, row in conditioning.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +143,13 @@ def from_numpy(value: tuple[str, np.ndarray]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Handle:
-    """Stands for something large that stays where it was made; only who needs it opens it."""
+    """Stands for something large that stays where it was made; only who needs it opens it.
+
+    `rows` are those that are meant of an array's (None: all).
+    """
 
     reference: Any
+    rows: slice | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

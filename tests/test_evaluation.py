@@ -59,6 +59,41 @@ def test_every_evaluation_asks_for_the_same_groups_at_another_version():
     ]
 
 
+def test_a_task_has_as_many_prompts_as_a_group_to_train_on_has_room_for_and_no_text_twice():
+    run = small.run("model", rollout__images=6, evaluation__count=9, evaluation__images=2)
+    held_out = PromptSource([f"prompt {n}" for n in range(9)], seed=0, origin="test")
+    tasks = evaluation.tasks(run, held_out, 0)
+    assert [(task.position, len(task.prompts)) for task in tasks] == [(0, 3), (3, 3), (6, 3)]
+    drawn = held_out.batch(1, 9)
+    assert [prompt for task in tasks for prompt in task.prompts] == drawn
+    twice = PromptSource(["a", "b", "b", "a"], seed=0, origin="test")
+    texts = [prompt.text for prompt in twice.batch(1, 4)]
+    run = small.run("model", rollout__images=8, evaluation__count=4, evaluation__images=2)
+    tasks = evaluation.tasks(run, twice, 0)
+    assert [prompt.text for task in tasks for prompt in task.prompts] == texts
+    assert len(tasks) > 1 and all(len(set(task.texts)) == len(task.prompts) for task in tasks)
+
+
+def test_what_was_sampled_together_is_told_apart_prompt_by_prompt():
+    first, *more = (Prompt(index=n, text=f"prompt {n}") for n in range(3))
+    task = Task(
+        step=0, position=4, prompt=first, images=2, version=7, purpose="evaluate", averaged=True, more=tuple(more)
+    )
+    images = Handle(reference=np.arange(6))
+    rollout = Rollout(task=task, trajectory=None, images=images, bytes=9, checksum="c", seconds=1.0, worker="w")
+    measured = {"features": np.arange(12).reshape(6, 2), "size": np.array([8, 8]), "lpips": np.arange(6)}
+    whole = Scored(rollout=rollout, scores={"r": [0, 1, 2, 3, 4, np.nan]}, failures={}, seconds=1.0, measured=measured)
+    parts = evaluation.by_prompt([whole])
+    assert [part.rollout.task.position for part in parts] == [4, 5, 6]
+    assert [part.rollout.task.prompts for part in parts] == [(prompt,) for prompt in (first, *more)]
+    assert all(part.rollout.task.weights == (7, True) for part in parts)
+    assert [list(part.scores["r"]) for part in parts[:2]] == [[0, 1], [2, 3]]
+    assert [part.missing for part in parts] == [False, False, True]
+    assert [part.rollout.images.rows for part in parts] == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    assert parts[1].measured["features"].tolist() == [[4, 5], [6, 7]] and parts[1].measured["lpips"].tolist() == [2, 3]
+    assert parts[1].measured["size"].tolist() == [8, 8]
+
+
 def test_a_small_source_is_evaluated_whole_and_no_prompt_twice():
     tasks = evaluation.tasks(small.run("model"), PromptSource(["a"], seed=0, origin="test"), 0)
     assert [task.prompt.text for task in tasks] == ["a"]
@@ -115,6 +150,6 @@ def test_training_prompts_are_groups_of_their_own_at_the_same_noise_every_time()
     source = PromptSource([f"prompt {n}" for n in range(9)], seed=0, origin="test")
     first, last = evaluation.training_tasks(run, source, 0), evaluation.training_tasks(run, source, 4)
     assert [dataclasses.replace(task, version=4) for task in first] == last
-    assert [task.position for task in first] == [3, 4]
+    assert [(task.position, len(task.prompts)) for task in first] == [(3, 2)]
     assert not set(first) & set(evaluation.tasks(run, source, 0))
     assert evaluation.training_tasks(small.run("model"), source, 0) == []

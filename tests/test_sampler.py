@@ -1,5 +1,6 @@
 """The sampler is a pure function of (run seed, task, weights)."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,6 +65,28 @@ def test_an_image_has_the_same_noise_in_a_group_of_any_size(small_sd):
     sampler = Sampler(small.run(small_sd), CPU)
     (few, _), (many, _) = sampler.policy.noise(task(images=2)), sampler.policy.noise(task(images=6))
     assert torch.equal(few, many[:2])
+
+
+def test_prompts_that_are_sampled_together_have_each_its_own_noise_and_text(small_sd):
+    sampler = Sampler(small.run(small_sd), CPU)
+    texts = ["a red circle above a blue square", "a small green ring", "two yellow stars"]
+    first, *more = (Prompt(index=5 + n, text=text) for n, text in enumerate(texts))
+    alone = [
+        task(purpose="evaluate", images=2, prompt=prompt, position=3 + n) for n, prompt in enumerate((first, *more))
+    ]
+    together = task(purpose="evaluate", images=2, prompt=first, position=3, more=tuple(more))
+    assert together.texts == [text for text in texts for _ in range(2)]
+    for one, other in zip(
+        sampler.policy.noise(together), zip(*map(sampler.policy.noise, alone), strict=True), strict=True
+    ):
+        assert torch.equal(one, torch.cat(other))
+    none, images = sampler.sample(together)
+    assert none is None
+    expected = np.concatenate([sampler.sample(one)[1] for one in alone])
+    apart = images.astype(int) - expected.astype(int)
+    assert np.abs(apart).max() <= 1  # another number of images at once may round otherwise
+    swapped = sampler.sample(task(purpose="evaluate", images=2, prompt=more[0], position=3, more=(first, more[1])))[1]
+    assert np.abs(swapped.astype(int) - expected.astype(int)).max() > 1
 
 
 def test_the_trajectory_is_the_chain_that_was_sampled(small_sd):
@@ -152,10 +175,10 @@ def test_texts_are_encoded_ahead_once_for_all_who_share_a_cache(small_sd, tmp_pa
     drawn = {prompt.text for step in (1, 2) for prompt in source.batch(step, run.rollout.prompts)}
     first.prepare(task())
     assert sorted(entered) == sorted(drawn)
-    held_out = [asked.prompt.text for asked in evaluation.tasks(run, prompts.load(run.evaluation.prompts, seed=0), 0)]
+    held_out = evaluation.tasks(run, prompts.load(run.evaluation.prompts, seed=0), 0)
     second.prepare(task(step=2))
     second.prepare(task(step=0, purpose="evaluate"))
-    assert sorted(entered) == sorted(drawn | set(held_out))
+    assert sorted(entered) == sorted(drawn | {prompt.text for asked in held_out for prompt in asked.prompts})
 
 
 def test_without_a_shared_cache_no_text_is_encoded_ahead(small_sd, monkeypatch):

@@ -150,7 +150,7 @@ class RayStages:
 
     def fetch(self, handle: Handle) -> np.ndarray:
         images: np.ndarray = get(handle.reference, self.run.workers.task_timeout, "images")
-        return images
+        return images if handle.rows is None else images[handle.rows]
 
     def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:
         for pool, count in ((self.samplers, samplers), (self.scorers, scorers)):

@@ -41,11 +41,20 @@ class Measures:
         self.extract = features.load(quality.features, device)
         self.lpips = None if quality.lpips is None else diversity.load_lpips(quality.lpips, device)
 
-    def __call__(self, images: UInt8[np.ndarray, "N H W 3"]) -> Measured:
+    def __call__(self, images: UInt8[np.ndarray, "N H W 3"], *, each: int) -> Measured:
+        """Of pictures of several prompts, `each` of every one after those of the last."""
         found = {"features": self.extract(images), "size": np.array(images.shape[1:3])}
         if not np.isfinite(found["features"]).all():
             raise QualityError("features that are no numbers")
-        return found if self.lpips is None else {**found, "lpips": self.lpips(images)}
+        if self.lpips is None:
+            return found
+        groups = [self.lpips(images[start : start + each]) for start in range(0, len(images), each)]
+        return {**found, "lpips": np.concatenate(groups)}
+
+
+def rows_of(measured: Measured, rows: slice) -> Measured:
+    """Of these pictures alone."""
+    return {name: value if name == "size" else value[rows] for name, value in measured.items()}
 
 
 def assessor(run: config.Run, folder: Path, say: Callable[[str], None]) -> "Assessor | None":

@@ -42,6 +42,22 @@ def test_a_scorer_measures_evaluations_alone_where_the_pictures_are():
     assert Scorer(small.run("model"), CPU).score(task(), images())[2] == {}
 
 
+def test_pictures_of_several_prompts_are_compared_inside_each():
+    measures = Scorer(small.run("model", evaluation__quality=CLIP), CPU).measures
+    assert measures is not None
+    seen = []
+
+    def distances(images):
+        seen.append(len(images))
+        return np.full(len(images), float(len(seen)))
+
+    measures.lpips = distances
+    found = measures(images(count=6), each=2)
+    assert seen == [2, 2, 2] and found["lpips"].tolist() == [1, 1, 2, 2, 3, 3]
+    np.testing.assert_array_equal(found["features"], measures.extract(images(count=6)))
+    assert quality.rows_of(found, slice(2, 4))["lpips"].tolist() == [2, 2]
+
+
 def test_features_that_fail_are_missing_with_their_cause_and_the_scores_are_not():
     scorer = Scorer(small.run("model", evaluation__quality=CLIP), CPU)
     scorer.measures.extract = lambda images: np.full((len(images), 4), np.nan)
@@ -179,4 +195,4 @@ def test_an_evaluation_of_both_kinds_of_prompts_asks_for_different_groups(small_
     run = small.run(small_sd, prompts="{kind: shapes, split: held_out}", evaluation__train_count=2)
     prompts, held_out = runs.sources(run)
     tasks = [*evaluation.tasks(run, held_out, 0), *evaluation.training_tasks(run, prompts, 0)]
-    assert len(set(tasks)) == 4
+    assert [len(task.prompts) for task in tasks] == [2, 2] and len(set(tasks)) == 2
