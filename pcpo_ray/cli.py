@@ -67,7 +67,7 @@ def train(
     resume = resume or (resume_if_started and home.started())
     console = Console()
     with Display(run, console) as display, running.ended_by_signals(), contextlib.ExitStack() as ending:
-        running.check(run)
+        ending.enter_context(running.begun(run, local=local, say=display.say))
         found = None
         if resume:
             recorder, found = running.resume(folder, run, display.say, url=home.url)
@@ -131,8 +131,8 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
     with contextlib.ExitStack() as ending:
         home = ending.enter_context(RunFolder.of(folder).fetched(records=True))
         run = running.read(home.local, overrides or [])
-        running.check(run)
         found = running.newest_step(home, console.print)
+        ending.enter_context(running.begun(run, local=local, say=console.print))
         stages = running.stages(run, local=local, say=console.print)
         ending.callback(stages.close)
         step = stages.learner.restore(home, found).step

@@ -26,13 +26,41 @@ FREE_TO_CHANGE = ("steps", "workers", "trackers", "checkpoints", "monitors")
 
 def check(run: config.Run) -> None:
     """See that a run can start, without loading a model. Raises the PcpoError of what is wrong."""
-    folder = models.folder_of(run.model)
+    check_files(run)
+    check_steps(run)
+
+
+def check_files(run: config.Run) -> None:
+    """That all that the run reads is there."""
+    models.folder_of(run.model)
     for reward in (*run.rewards, *run.evaluation.rewards):
         rewards.check(reward)
     quality.check(run)
     prompts.load(run.prompts, seed=run.seed)
     prompts.load(run.evaluation.prompts, seed=run.seed)
+
+
+def check_steps(run: config.Run) -> None:
+    """That the sampler's steps can carry the credit. The first time takes seconds, in which diffusers is imported."""
+    folder = models.folder_of(run.model)
     policy.plan(run.credit, run.sampling, models.schedule_of(folder, run.model, run.sampling))
+
+
+@contextmanager
+def begun(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Iterator[None]:
+    """Inside, the run has been seen to be one that can start, and Ray is there; what was started here ends with it.
+
+    Raises what `check` raises, and ClusterError.
+    """
+    check_files(run)
+    if local:
+        check_steps(run)
+        yield
+        return
+    from pcpo_ray.cluster import joined
+
+    with joined(run, say, meanwhile=lambda: check_steps(run)):
+        yield
 
 
 def sources(run: config.Run) -> tuple[prompts.PromptSource, prompts.PromptSource]:

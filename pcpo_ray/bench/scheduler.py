@@ -1,6 +1,7 @@
 """The scheduler: what the driver's own work costs a task, with few and with many in flight. Nothing is sampled."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,7 +30,8 @@ class InstantPool(Generic[Item, Result]):
     """A role's pool, whose workers are done as soon as they are asked: what Ray's pool decides, without Ray."""
 
     def __init__(self, name: str, finish: Callable[[Item, str], Result]) -> None:
-        self.pool: Pool[Item] = Pool(name, Limits())
+        # no hedges: beside tasks that take no time, whichever is under way at a pause of the machine seems late
+        self.pool: Pool[Item] = Pool(name, Limits(hedge=math.inf))
         self.finish = finish
         self.held: list[Send[Item]] = []
         self.done: list[Result] = []

@@ -10,7 +10,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -84,13 +85,11 @@ class RayScorers(RolePool[Rollout, Scored]):
 
 
 class RayStages:
-    """The three stages on Ray. `close` ends the actors, and Ray itself where `connect` started it."""
+    """The three stages on Ray. `close` ends the actors, and what was started for them (`ending`)."""
 
-    def __init__(
-        self, run: config.Run, *, owns_ray: bool, desk: Desk | None = None, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, run: config.Run, *, desk: Desk | None = None, say: Callable[[str], None]) -> None:
         self.run = run
-        self.owns_ray = owns_ray
+        self.ending = contextlib.ExitStack()
         self.closed = False
         launcher = Launcher(run=run)
         self.desk = desk
@@ -191,8 +190,7 @@ class RayStages:
         self.samplers.close()
         self.scorers.close()
         self.learner.close()
-        if self.owns_ray:
-            ray.shutdown()
+        self.ending.close()
 
 
 def connect(run: config.Run, say: Callable[[str], None] = lambda line: None, *, announced: bool = False) -> RayStages:
@@ -202,21 +200,39 @@ def connect(run: config.Run, say: Callable[[str], None] = lambda line: None, *, 
     Raises ClusterError when the cluster cannot be reached, is too small, or its workers are not ready in time, and
     where a run of that name is going on.
     """
-    owns_ray = not ray.is_initialized()
     with contextlib.ExitStack() as unless_ready:
-        if owns_ray:
-            unless_ready.callback(ray.shutdown)
-            address = os.environ.get("RAY_ADDRESS", "local")
-            dashboard = _started() if address == "local" else attach(address)
-            if dashboard:
-                say(f"Ray dashboard: http://{dashboard}")
-            short = short_of(asked_for(run.workers), ray.cluster_resources())
-            if short and address == "local":  # it will not grow
-                raise ClusterError(f"this machine is too small: {short}; lower workers.*.workers, cpus or gpus")
+        if not ray.is_initialized():
+            unless_ready.enter_context(joined(run, say))
         desk = Desk(run.name, status.starting(run)) if announced else None
-        found = RayStages(run, owns_ray=owns_ray, desk=desk, say=say)
-        unless_ready.pop_all()
+        found = RayStages(run, desk=desk, say=say)
+        found.ending = unless_ready.pop_all()
     return found
+
+
+@contextlib.contextmanager
+def joined(
+    run: config.Run, say: Callable[[str], None], *, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Inside, this process belongs to the cluster that RAY_ADDRESS names, or to one of this machine's own.
+
+    Starting one takes seconds of waiting, and `meanwhile` is done in a thread beside. Raises what that raises, and
+    ClusterError when the cluster cannot be reached or is too small.
+    """
+    with contextlib.ExitStack() as ending:
+        ending.callback(ray.shutdown)
+        address = os.environ.get("RAY_ADDRESS", "local")
+        with ThreadPoolExecutor(1) as beside:
+            done = beside.submit(meanwhile)
+            try:
+                dashboard = _started() if address == "local" else attach(address)
+            finally:
+                done.result()  # its error says more than one of Ray's
+        if dashboard:
+            say(f"Ray dashboard: http://{dashboard}")
+        short = short_of(asked_for(run.workers), ray.cluster_resources())
+        if short and address == "local":  # it will not grow
+            raise ClusterError(f"this machine is too small: {short}; lower workers.*.workers, cpus or gpus")
+        yield
 
 
 def _started() -> str:
