@@ -22,6 +22,7 @@ BENCHES = {
     "scoring": "Images/s scored, against the bare forward of the rewards' networks at the best batch.",
     "scheduler": "The driver's microseconds a task, with 10 to 10,000 tasks in flight (no work, no Ray).",
     "weights": "Seconds from publishing until 4 samplers have acknowledged, against one copy a process (on Ray).",
+    "store": "MB that 512 samples of FLUX's size make an object store of 8 GB put on disk (simulated work, on Ray).",
     "loop": "Seconds a step with a batch ahead, against the slowest role alone (simulated work, on Ray).",
     "grow": "Seconds a step with 1 to 8 samplers and 64 to 1,024 samples (simulated work, on Ray).",
     "backends": "Seconds a step on Ray against in this process, one worker a role, and each role's peak memory.",

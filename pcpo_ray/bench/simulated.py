@@ -73,7 +73,7 @@ def run(denoiser: type[Sleeping], *, samplers: int, prompts: int, scoring: float
             "steps": 1,
             "model": {
                 "kind": "custom",
-                "denoiser": f"{__name__}:{denoiser.__name__}",
+                "denoiser": f"{denoiser.__module__}:{denoiser.__name__}",
                 "family": "diffusion",
                 "path": "shapes-sd",
             },

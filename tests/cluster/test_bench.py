@@ -1,8 +1,13 @@
 """Benchmarks that need Ray: what they measure is there, and adds up."""
 
+import subprocess
+import sys
+
 import pytest
 
-from pcpo_ray.bench import backends, weights
+from pcpo_ray import config_file
+from pcpo_ray.bench import backends, results, store, weights
+from pcpo_ray.errors import BenchError
 from tests import small
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
@@ -26,3 +31,21 @@ def test_a_step_is_timed_on_both_backends_and_every_role_says_its_peak(small_sd)
     roles = [peak.name.removeprefix("peak memory, ").partition("-")[0] for peak in peaks]
     assert roles[:3] == ["sampler", "scorer", "learner"] and roles[3].startswith("driver")
     assert all(peak.unit == "MiB" and 50 < peak.figures[0] < 10_000 for peak in peaks)
+
+
+def test_the_object_store_is_measured_in_a_process_whose_ray_has_no_other(small_sd):
+    with pytest.raises(BenchError, match="measure in another process"):
+        store.measure(store.measured_on(small.run(small_sd)), 1, lambda line: None)
+
+
+@pytest.mark.chaos
+def test_512_samples_of_flux_size_pass_through_8_gb_and_nothing_is_spilled(small_sd, tmp_path):
+    path, out = tmp_path / "small.yaml", tmp_path / "a.json"
+    path.write_text(config_file.dump(small.run(small_sd)))
+    command = [sys.executable, "-m", "pcpo_ray.cli", "bench", "store", str(path), "--out", str(out)]
+    subprocess.run(command, check=True, timeout=500, capture_output=True, text=True)
+    (row,) = results.read(out).benches[0].rows
+    assert row.reached and row.figures == (0.0,)
+    # predictions of 16 steps in float32, and a picture, of each: all of it has been there at once
+    sample = 16 * 16 * 64 * 64 * 4 + 512 * 512 * 3
+    assert 512 * sample < row.facts["of it taken by the batch at most, MB"] * 1e6 < 1.02 * 512 * sample
