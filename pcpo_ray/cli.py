@@ -68,6 +68,7 @@ def train(
     console = Console()
     with Display(run, console) as display, running.ended_by_signals(), contextlib.ExitStack() as ending:
         ending.enter_context(running.begun(run, local=local, say=display.say))
+        ending.enter_context(running.ended_by_signals())  # again: starting Ray has put its own handler in place
         found = None
         if resume:
             recorder, found = running.resume(folder, run, display.say, url=home.url)
@@ -90,9 +91,8 @@ def train(
             if found is not None:
                 loop.restore(found)
                 display.say(f"resuming {run.name} after step {loop.step}")
-            with running.ended_by_signals():  # again: starting Ray has put its own handler in place
-                loop.train()
-                ended = loop.error
+            loop.train()
+            ended = loop.error
         except KeyboardInterrupt:
             options = [*(["--local"] if local else []), *([] if runs == "runs" else ["--runs", runs])]
             again = shlex.join(["pcpo-ray", "train", str(config), *(overrides or []), *options, "--resume"])

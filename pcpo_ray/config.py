@@ -552,7 +552,8 @@ class Optimizer:
     the exported adapter use; samplers go on with the weights themselves. `micro_batch` images at a step go through the
     network at once, of several groups (null: as many as with the sampler, sampling.batch). `auto` tries the sampler's
     number and its doubles in the first update, and goes on with the fastest that predicts the same bits; a run that is
-    resumed keeps it.
+    resumed from a checkpoint keeps it. Gradients are summed up in another order then, so that two runs, or one that is
+    lost before its first checkpoint, are the same to the bit where the choice is: give the number for that.
     """
 
     learning_rate: Positive = 3e-4

@@ -172,9 +172,15 @@ class Learner:
 
         def learn(size: int) -> None:
             k, (rows, texts) = len(steps) // 2, next(micro_batches.split(joined, size))
+            if self.run.objective.kl:
+                with torch.no_grad(), self.policy.denoiser.without_adapter():
+                    self._predict(joined, rows, k, steps[k], texts)
             self.accelerator.backward(self._predict(joined, rows, k, steps[k], texts).square().mean())
 
+        # AdamW's two moments, which the first step makes, must have room beside
+        moments = [torch.empty_like(p) for p in self.parameters.values() if p not in self.optimizer.state for _ in "12"]
         taken = micro_batches.measure(sizes, same, learn, self.policy.device)
+        del moments
         self.optimizer.zero_grad()
         return taken
 

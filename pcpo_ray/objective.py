@@ -126,6 +126,10 @@ def gradient_norm(
     return norm * (1 - inactive(log_ratio, advantage, clip_range=clip_range, objective=objective))
 
 
+SHOWN = 5
+"""Numbers that are not finite, in an error."""
+
+
 class StepDiagnostics:
     """What a surrogate does at each of a trajectory's T steps, added up over the micro-batches of an update.
 
@@ -177,10 +181,11 @@ class StepDiagnostics:
         limits = limits.repeat_interleave(torch.tensor(sizes))
         finite = values.isfinite() & norms.isfinite()
         if not finite.all():
+            some = [found[~finite][:SHOWN].tolist() for found in (values, norms)]
             raise TrainingError(
-                f"at step {where[~finite].unique().tolist()} a log-ratio or its gradient is not finite: log-ratios "
-                f"{values[~finite].tolist()}, gradient norms {norms[~finite].tolist()}; lower the learning rate, or "
-                "use a wider dtype"
+                f"at step {where[~finite].unique().tolist()} a log-ratio or its gradient is not finite, of "
+                f"{int((~finite).sum())} (image, step) pairs: log-ratios {some[0]}, gradient norms {some[1]}, ...; "
+                "lower the learning rate, or use a wider dtype"
             )
         change = torch.expm1(values)
         clipped = (values.abs() > limits).double()

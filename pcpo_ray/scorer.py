@@ -35,15 +35,9 @@ class Scorer:
         prompts = task.texts
         scores, failures = {}, {}
         for name in names:
-            try:
-                scores[name] = _checked(self.rewards[name].score(images, prompts), len(images))
-            except Exception as error:  # a user's reward may raise anything; the loop counts it and stops when it lasts
-                scores[name] = [float("nan")] * len(images)
-                failures[name] = "".join(traceback.format_exception_only(error)).strip()
-            else:
-                if not np.isfinite(scores[name]).all():
-                    failures[name] = f"scores that are no numbers: {scores[name]}"
-                    scores[name] = [value if np.isfinite(value) else float("nan") for value in scores[name]]
+            scores[name], cause = _scored(self.rewards[name], images, prompts, each=task.images)
+            if cause:
+                failures[name] = cause
         measured: Mapping[str, np.ndarray] = {}
         if self.measures is not None and task.purpose == "evaluate":
             try:
@@ -51,6 +45,24 @@ class Scorer:
             except Exception as error:  # a network may raise anything; the loop counts it as it does rewards
                 failures[QUALITY] = "".join(traceback.format_exception_only(error)).strip()
         return scores, failures, measured
+
+
+def _scored(
+    reward: rewards.Reward, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str], *, each: int
+) -> tuple[list[float], str]:
+    """Scores, and the cause of those that are missing. Where it fails for several prompts, each is scored by itself."""
+    try:
+        scores = _checked(reward.score(images, prompts), len(images))
+    except Exception as error:  # a user's reward may raise anything; the loop counts it and stops when it lasts
+        if len(images) <= each:
+            return [float("nan")] * len(images), "".join(traceback.format_exception_only(error)).strip()
+        places = [slice(start, start + each) for start in range(0, len(images), each)]
+        parts = [_scored(reward, images[rows], prompts[rows], each=each) for rows in places]
+        causes = dict.fromkeys(cause for _, cause in parts if cause)
+        return [score for found, _ in parts for score in found], "; ".join(causes)
+    if np.isfinite(scores).all():
+        return scores, ""
+    return [score if np.isfinite(score) else float("nan") for score in scores], f"scores that are no numbers: {scores}"
 
 
 def _checked(values: Sequence[float], count: int) -> list[float]:

@@ -3,14 +3,13 @@
 Both sides hold the same names and shapes, or nothing is loaded: a sync that binds nothing must not look like one.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from pcpo_ray.errors import WeightsError
@@ -142,21 +141,16 @@ def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:
 
 
 def checksum(parameters: Mapping[str, Tensor]) -> str:
-    """Of names, dtypes, shapes and bytes, in the order of the names: the SHA-256 of each parameter's SHA-256.
+    """Of names, dtypes, shapes and bytes, in the order of the names: XXH3 in 128 bits.
 
-    It takes as many threads as torch computes with. Processors have instructions for SHA-256; with them BLAKE2b takes
-    twice as long, without them half.
+    It tells of whatever goes wrong by accident, about as fast as memory is read; SHA-256 takes six times as long, with
+    the instructions that processors have for it.
     """
-    names, count = sorted(parameters), torch.get_num_threads()
-
-    def share(first: int) -> dict[str, bytes]:
-        return {name: hashlib.sha256(_bytes(parameters[name]).data).digest() for name in names[first::count]}
-
-    with ThreadPoolExecutor(count) as threads:
-        found = {name: part for parts in threads.map(share, range(count)) for name, part in parts.items()}
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(f"{name} {parameters[name].dtype} {tuple(parameters[name].shape)}".encode() + found[name])
+    digest = xxhash.xxh3_128()
+    for name in sorted(parameters):
+        parameter = parameters[name]
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(_bytes(parameter).data)
     return digest.hexdigest()
 
 

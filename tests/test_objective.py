@@ -313,3 +313,9 @@ def test_a_log_ratio_that_is_not_finite_is_refused_and_not_counted():
     with pytest.raises(TrainingError, match=r"at step \[1\] a log-ratio or its gradient is not finite"):
         made.count()
     assert made.overall()["ratio_mean"] is None
+    made.add(
+        1, torch.full((10_000,), math.nan), torch.ones(10_000), torch.ones(10_000), clip_range=XI, objective="log_hinge"
+    )
+    with pytest.raises(TrainingError, match=r"of 10000 \(image, step\) pairs") as raised:
+        made.count()
+    assert len(str(raised.value)) < 400

@@ -64,6 +64,28 @@ def test_a_reward_that_fails_is_missing_whole_and_takes_no_other_with_it(small_s
     assert np.isfinite(scores["jpeg_compressibility"]).all()
 
 
+class Picky:
+    """A reward that cannot score one of the texts."""
+
+    def score(self, images, prompts):
+        if "bad" in prompts:
+            raise ValueError("no idea what bad is")
+        return [float(len(prompt)) for prompt in prompts]
+
+
+def test_a_prompt_that_cannot_be_scored_costs_none_of_those_beside_it_theirs(small_sd):
+    run = small.run(small_sd, evaluation__rewards="[{kind: 'tests.test_scorer:Picky'}]")
+    prompts = [Prompt(index=n, text=text) for n, text in enumerate(["one", "bad", "three"])]
+    together = Task(
+        step=0, position=0, prompt=prompts[0], images=2, version=0, purpose="evaluate", more=tuple(prompts[1:])
+    )
+    images = np.concatenate([IMAGES, IMAGES[:2]])
+    scores, failures, _ = scorer.Scorer(run, torch.device("cpu")).score(together, images)
+    np.testing.assert_array_equal(scores["Picky"], [3, 3, math.nan, math.nan, 5, 5])
+    assert failures == {"Picky": "ValueError: no idea what bad is"}
+    assert np.isfinite(scores["jpeg_compressibility"]).all()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_no_number_is_missing_with_its_cause_and_its_siblings_stay(small_sd, bad):
     scores, failures = scored(small_sd, [1.0, bad, 0.0, 2.0])

@@ -165,7 +165,7 @@ def learner(run: Run) -> Memory:
     """One of the learner's ranks."""
     model, role = hollow_of(run), run.workers.learner
     gpu, micro_batch = role.gpus > 0, run.optimizer.micro_batch
-    rows = micro_batch if isinstance(micro_batch, int) else rows_of(run)  # auto tries no more than there is room for
+    rows = micro_batch if isinstance(micro_batch, int) else rows_of(run)  # auto goes up to where a GPU is full
     together = max(1, rows // run.rollout.images)
     sharded = role.strategy == "fsdp2" and role.ranks > 1
     parts = role.ranks if sharded else 1
