@@ -57,14 +57,8 @@ def begun(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Iterat
         check_steps(run)
         yield
         return
-    import ray
-
     from pcpo_ray.cluster import joined
 
-    if ray.is_initialized():  # by who calls, who will end it
-        check_steps(run)
-        yield
-        return
     with joined(run, say, meanwhile=lambda: check_steps(run)):
         yield
 

@@ -201,8 +201,7 @@ def connect(run: config.Run, say: Callable[[str], None] = lambda line: None, *, 
     where a run of that name is going on.
     """
     with contextlib.ExitStack() as unless_ready:
-        if not ray.is_initialized():
-            unless_ready.enter_context(joined(run, say))
+        unless_ready.enter_context(joined(run, say))
         desk = Desk(run.name, status.starting(run)) if announced else None
         found = RayStages(run, desk=desk, say=say)
         found.ending = unless_ready.pop_all()
@@ -215,9 +214,15 @@ def joined(
 ) -> Iterator[None]:
     """Inside, this process belongs to the cluster that RAY_ADDRESS names, or to one of this machine's own.
 
+    One that it belongs to already, it stays with.
+
     Starting one takes seconds of waiting, and `meanwhile` is done in a thread beside. Raises what that raises, and
     ClusterError when the cluster cannot be reached or is too small.
     """
+    if ray.is_initialized():
+        meanwhile()
+        yield
+        return
     with contextlib.ExitStack() as ending:
         ending.callback(ray.shutdown)
         address = os.environ.get("RAY_ADDRESS", "local")
