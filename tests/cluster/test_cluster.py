@@ -12,7 +12,7 @@ import ray
 
 from pcpo_ray import checkpoint, runs
 from pcpo_ray.cluster import connect, controller
-from pcpo_ray.errors import ClusterError, CreditError, PcpoError, RewardError, RunError
+from pcpo_ray.errors import ClusterError, PcpoError, RewardError, RunError, ScheduleError
 from pcpo_ray.operate.caller import Caller
 from pcpo_ray.request import Request
 from pcpo_ray.trajectory import Task
@@ -303,6 +303,6 @@ def test_samplers_come_and_go_in_mid_run_and_change_no_bit(small_sd, tmp_path):
 def test_a_ray_that_was_there_before_is_used_and_left_there(small_sd):
     with runs.begun(small.run(small_sd), local=False, say=lambda line: None):
         assert ray.is_initialized()
-    with pytest.raises(CreditError), runs.begun(small.run(small_sd, sampling__steps=1), local=False, say=print):
+    with pytest.raises(ScheduleError), runs.begun(small.run(small_sd, sampling__steps=1001), local=False, say=print):
         pytest.fail("it must not begin")
     assert ray.is_initialized()
