@@ -12,12 +12,12 @@ could be crossed by their m predictions as well: fewer bytes only where m is 1 a
 Shapes: N images of a group, K trained steps, `...` one image's latents.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from pcpo_ray.credit import Credit
@@ -128,7 +128,7 @@ def _narrow(predictions: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _digest(trajectory: Trajectory) -> str:
     """Of what `unpack` computes: latents and noise."""
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     for tensor in (trajectory.latents, trajectory.noises):
         digest.update(to_numpy(tensor)[1].data)
     return digest.hexdigest()

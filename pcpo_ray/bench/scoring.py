@@ -39,7 +39,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
                 raise BenchError(f"a reward gave no scores, so there is nothing to measure: {failures}")
 
     scored()
-    prompts = [task.prompt.text for task in asked for _ in range(task.images)]
+    prompts = [text for task in asked for text in task.texts]
     forwards = {name: _forward(scorer.rewards[name], pictures, prompts) for name in scorer.trained}
     tried = {name: _tried(forward, len(pictures)) for name, forward in forwards.items()}
     best = {name: min(found, key=lambda size: found[size]) for name, found in tried.items()}
