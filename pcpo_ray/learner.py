@@ -365,10 +365,13 @@ class Learner:
         }
         return {name: [values[index] for index in trained] for name, values in columns.items()}
 
-    def weights(self, *, averaged: bool = False) -> weights.Weights:
-        """A copy of what is trained, to send, or of its running mean. The first rank's; fsdp2's others assist."""
+    def weights(self, *, averaged: bool = False, over: weights.Weights | None = None) -> weights.Weights:
+        """A copy of what is trained, to send, or of its running mean; it may take the memory of `over`.
+
+        The first rank's; fsdp2's others assist.
+        """
         with self._sent(averaged) as (parameters, predicted):
-            return weights.pack(self.version, parameters, averaged=averaged, canary=predicted)
+            return weights.pack(self.version, parameters, averaged=averaged, canary=predicted, over=over)
 
     def assist(self, *, averaged: bool = False) -> None:
         """Have the first rank gather what it sends."""

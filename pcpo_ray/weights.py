@@ -6,6 +6,7 @@ Both sides hold the same names and shapes, or nothing is loaded: a sync that bin
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from pcpo_ray.errors import WeightsError
 
 BUCKET = 256 * 2**20
 """Bytes of a bucket, at most, unless one parameter alone has more."""
+
+PIECE = 2**18
+"""Bytes that are copied and counted in one go, so that a core counts what its cache still holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +94,24 @@ def pack(
     averaged: bool = False,
     canary: tuple[float, ...] = (),
     bucket: int = BUCKET,
+    over: Weights | None = None,
 ) -> Weights:
-    """A copy of the parameters' bytes. Raises WeightsError if there are none."""
+    """A copy of the parameters' bytes; in the memory of `over`, which nobody needs any more, where it fits.
+
+    Memory that is new to a process costs it several times the copy. Raises WeightsError if there are no parameters.
+    """
     entries, sizes = layout(parameters, bucket)
-    buckets = tuple(np.empty(size, np.uint8) for size in sizes)
-    for entry in entries:
-        buckets[entry.bucket][entry.offset : entry.offset + entry.bytes] = _bytes(parameters[entry.name])
+    if over is not None and over.manifest.sizes == sizes:
+        buckets = over.buckets
+    else:
+        buckets = tuple(np.empty(size, np.uint8) for size in sizes)
+    digest = xxhash.xxh3_128()
+    for entry in sorted(entries, key=attrgetter("name")):
+        parameter = parameters[entry.name]
+        digest.update(_header(entry.name, parameter))
+        _copy(_part(buckets, entry), _bytes(parameter), digest)
     manifest = Manifest(
-        version=version, averaged=averaged, entries=entries, sizes=sizes, checksum=checksum(parameters), canary=canary
+        version=version, averaged=averaged, entries=entries, sizes=sizes, checksum=digest.hexdigest(), canary=canary
     )
     return Weights(manifest=manifest, buckets=buckets)
 
@@ -125,14 +139,16 @@ def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:
             f"weights of version {manifest.version} arrived in buckets of {list(arrived_sizes)} bytes; "
             f"expected {list(manifest.sizes)}, by their manifest"
         )
-    for entry in manifest.entries:
-        sent_bytes = weights.buckets[entry.bucket][entry.offset : entry.offset + entry.bytes]
-        value = parameters[entry.name].data
+    digest = xxhash.xxh3_128()
+    for entry in sorted(manifest.entries, key=attrgetter("name")):
+        value, sent_bytes = parameters[entry.name].data, _part(weights.buckets, entry)
+        digest.update(_header(entry.name, value))
         if value.device.type == "cpu" and value.is_contiguous():
-            _bytes(value)[:] = sent_bytes  # its own memory
+            _copy(_bytes(value), sent_bytes, digest)  # to its own memory
         else:
             value.copy_(torch.from_numpy(sent_bytes.copy()).view(value.dtype).reshape(value.shape))
-    arrived = checksum(parameters)
+            digest.update(_bytes(value).data)
+    arrived = digest.hexdigest()
     if arrived != manifest.checksum:
         raise WeightsError(
             f"weights of version {manifest.version} arrived with checksum {arrived}; sent was {manifest.checksum}"
@@ -148,10 +164,25 @@ def checksum(parameters: Mapping[str, Tensor]) -> str:
     """
     digest = xxhash.xxh3_128()
     for name in sorted(parameters):
-        parameter = parameters[name]
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(_bytes(parameter).data)
+        digest.update(_header(name, parameters[name]))
+        digest.update(_bytes(parameters[name]).data)
     return digest.hexdigest()
+
+
+def _header(name: str, parameter: Tensor) -> bytes:
+    return f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode()
+
+
+def _copy(target: np.ndarray, source: np.ndarray, digest: xxhash.xxh3_128) -> None:
+    """Copy bytes, and count them where they arrived."""
+    for start in range(0, len(source), PIECE):
+        piece = slice(start, start + PIECE)
+        target[piece] = source[piece]
+        digest.update(target[piece].data)
+
+
+def _part(buckets: tuple[np.ndarray, ...], entry: Entry) -> np.ndarray:
+    return buckets[entry.bucket][entry.offset : entry.offset + entry.bytes]
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

@@ -115,3 +115,22 @@ def test_the_checksum_knows_names_and_bytes_but_not_the_order_of_parameters():
     with torch.no_grad():
         one["c"][1] = 0.0  # it was -0.0, which is equal to it
     assert weights.checksum(swapped) != weights.checksum(one)
+
+
+def test_memory_of_weights_that_are_no_longer_needed_is_taken_where_it_fits():
+    old, new, larger = parameters(), parameters(), parameters(d=torch.randn(4))
+    before = weights.pack(1, old)
+    held = before.buckets[0]
+    packed = weights.pack(2, new, over=before)
+    assert packed.buckets[0] is held
+    assert packed.manifest == weights.pack(2, new).manifest
+    here = parameters()
+    weights.apply(packed, here)
+    assert all(torch.equal(here[name], value) for name, value in new.items())
+    assert weights.pack(3, larger, over=packed).buckets[0] is not held
+
+
+def test_a_parameter_of_several_pieces_arrives_whole():
+    sent, here = parameters(a=torch.randn(weights.PIECE // 2 + 3)), parameters(a=torch.zeros(weights.PIECE // 2 + 3))
+    assert weights.apply(weights.pack(1, sent), here) == weights.checksum(sent)
+    assert torch.equal(here["a"], sent["a"])

@@ -1,11 +1,14 @@
 """New weights: from publishing until all samplers have acknowledged them, against one copy of their bytes a process."""
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pcpo_ray import config, runs
+import numpy as np
+
+from pcpo_ray import config, runs, weights
 from pcpo_ray.bench import work
 from pcpo_ray.bench.rows import Goal, Row, Say, alternate
 from pcpo_ray.bench.waiting import DEADLINE, answers, until
@@ -107,24 +110,31 @@ def _measured(run: config.Run, stages: "RayStages", repeats: int, say: Say) -> t
     return row, published.bytes
 
 
+class Copies:
+    """A process that copies so many bytes, a bucket at a time, between pieces of memory that it has used before.
+
+    A process of its own throughout: a task's would come and go, and its imports take the processors from the samplers.
+    """
+
+    def __init__(self, size: int) -> None:
+        bucket = min(size, weights.BUCKET)
+        self.parts = [slice(min(bucket, size - done)) for done in range(0, size, bucket)]
+        self.source, self.target = np.ones(bucket, np.uint8), np.zeros(bucket, np.uint8)
+
+    def seconds(self) -> float:
+        """Of one copy, the median of `COPIES`."""
+        found = []
+        for _ in range(COPIES):
+            started = time.perf_counter()
+            for part in self.parts:
+                np.copyto(self.target[part], self.source[part])
+            found.append(time.perf_counter() - started)
+        return statistics.median(found)
+
+
 def _copier(size: int) -> Any:
     """What copies so many bytes in as many processes as there are samplers; its seconds are those of the slowest."""
     import ray
 
-    copying = ray.remote(num_cpus=0)(_copy_seconds)
-    return lambda: max(answers([copying.remote(size) for _ in range(SAMPLERS)], "processes to copy"))
-
-
-def _copy_seconds(size: int) -> float:
-    """Of one copy of so many bytes, the median of `COPIES`, to memory that was used before."""
-    import statistics
-
-    import numpy as np
-
-    source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
-    found = []
-    for _ in range(COPIES):
-        started = time.perf_counter()
-        np.copyto(target, source)
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
+    copying = [ray.remote(num_cpus=0)(Copies).remote(size) for _ in range(SAMPLERS)]
+    return lambda: max(answers([actor.seconds.remote() for actor in copying], "processes to copy"))

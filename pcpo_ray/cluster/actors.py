@@ -184,6 +184,7 @@ class LearnerActor(Worker):
         super().__init__(run, name, search_path)
         self.index = index
         self.rank: "Rank | None" = None
+        self.packed: weights.Weights | None = None
 
     def meet(self) -> tuple[str, int]:
         """Open a place where processes can meet, and say where it is; it closes when the next one opens."""
@@ -231,8 +232,11 @@ class LearnerActor(Worker):
         return len(weights.layout(self.learner.parameters)[1])
 
     def weights(self, averaged: bool) -> tuple[weights.Manifest, *tuple[np.ndarray, ...]]:
-        """The manifest and its buckets, each an object of its own. The first rank's."""
-        self.packed = self.learner.weights(averaged=averaged)
+        """The manifest and its buckets, each an object of its own. The first rank's.
+
+        Ray has copied the buckets sent before, so their memory is free.
+        """
+        self.packed = self.learner.weights(averaged=averaged, over=self.packed)
         return self.packed.manifest, *self.packed.buckets
 
     def send(self, address: tuple[str, int], size: int, deadline: float) -> None:
@@ -241,6 +245,7 @@ class LearnerActor(Worker):
 
         from pcpo_ray import ranks
 
+        assert self.packed is not None  # the driver has their manifest
         device = self.learner.policy.device
         group = ranks.Sync(index=0, count=size, address=address, timeout=deadline, device=device)
         for bucket in self.packed.buckets:
