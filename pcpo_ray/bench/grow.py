@@ -6,7 +6,7 @@ from pcpo_ray import config
 from pcpo_ray.bench import simulated
 from pcpo_ray.bench.rows import Row, Say
 from pcpo_ray.bench.simulated import IMAGES
-from pcpo_ray.bench.waiting import until
+from pcpo_ray.bench.waiting import settled
 from pcpo_ray.train import Loop
 
 SAMPLERS = (1, 2, 4, 8)
@@ -60,9 +60,4 @@ def sleeps(samplers: int, groups: int) -> float:
 def _resize(loop: Loop, samplers: int) -> None:
     """Have so many samplers at work."""
     loop.stages.resize(samplers=samplers)
-
-    def settled() -> bool | None:
-        loop.stages.samplers.collect()
-        return loop.stages.sizes()["samplers"].ready == samplers or None
-
-    until(loop.stages, settled, f"{samplers} samplers")
+    settled(loop.stages, samplers)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pcpo_ray import batches, config
 from pcpo_ray.bench import simulated, work
 from pcpo_ray.bench.rows import Goal, Row, Say, alternate, spread
-from pcpo_ray.bench.waiting import until
+from pcpo_ray.bench.waiting import collected, until
 from pcpo_ray.train import Loop
-from pcpo_ray.trajectory import Rollout, Scored
 
 STEPS = 4
 """The first fills the pipe and nothing is sampled in the last: those between are measured."""
@@ -56,28 +55,16 @@ def alone(loop: Loop) -> dict[str, float]:
     asked = work.tasks(loop.run, step, loop.step)
     spent: dict[str, float] = {}
 
-    rollouts: list[Rollout] = []
-
-    def sampled() -> bool | None:
-        rollouts.extend(stages.samplers.collect())
-        return len(rollouts) == len(asked) or None
-
     started = time.perf_counter()
     for task in asked:
         stages.samplers.submit(task)
-    until(stages, sampled, "samplers")
+    rollouts = collected(stages, stages.samplers.collect, len(asked), "samplers")
     spent["samplers"] = time.perf_counter() - started
-
-    scored: list[Scored] = []
-
-    def all_scored() -> bool | None:
-        scored.extend(stages.scorers.collect())
-        return len(scored) == len(asked) or None
 
     started = time.perf_counter()
     for rollout in rollouts:
         stages.scorers.submit(rollout)
-    until(stages, all_scored, "scorers")
+    scored = collected(stages, stages.scorers.collect, len(asked), "scorers")
     spent["scorers"] = time.perf_counter() - started
 
     scored.sort(key=lambda group: group.rollout.task.position)

@@ -23,6 +23,27 @@ def until(stages: Stages, found: Callable[[], T | None], awaited: str) -> T:
     return value
 
 
+def collected(stages: Stages, collect: Callable[[], list[T]], count: int, awaited: str) -> list[T]:
+    """What `collect` gives, bit by bit, until there are so many."""
+    found: list[T] = []
+
+    def complete() -> list[T] | None:
+        found.extend(collect())
+        return found if len(found) == count else None
+
+    return until(stages, complete, awaited)
+
+
+def settled(stages: Stages, samplers: int) -> None:
+    """Wait until so many samplers are ready."""
+
+    def ready() -> bool | None:
+        stages.samplers.collect()
+        return stages.sizes()["samplers"].ready == samplers or None
+
+    until(stages, ready, f"{samplers} samplers")
+
+
 def answers(references: list[Any], awaited: str) -> list[Any]:
     """Of Ray's references. Raises BenchError at the deadline."""
     import ray

@@ -11,7 +11,7 @@ import numpy as np
 from pcpo_ray import config, runs, weights
 from pcpo_ray.bench import work
 from pcpo_ray.bench.rows import Goal, Row, Say, alternate
-from pcpo_ray.bench.waiting import DEADLINE, answers, until
+from pcpo_ray.bench.waiting import DEADLINE, answers, settled
 from pcpo_ray.errors import BenchError
 
 if TYPE_CHECKING:
@@ -74,12 +74,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
 def _measured(run: config.Run, stages: "RayStages", repeats: int, say: Say) -> tuple[Row, int]:
     """The row, and how many bytes were sent."""
-
-    def ready() -> bool | None:
-        stages.samplers.collect()
-        return stages.sizes()["samplers"].ready == SAMPLERS or None
-
-    until(stages, ready, f"{SAMPLERS} samplers")
+    settled(stages, SAMPLERS)
     published = stages.learner.publish(oldest=0)
 
     def acknowledged() -> float:
