@@ -116,7 +116,9 @@ def test_words_that_are_no_paths_may_be_names_of_folders_left_out(folder, tmp_pa
     (folder / ".gitignore").write_text("lora/\nsmall/\nshapes/\n")
     for name in ("lora", "small", "shapes"):
         (folder / name).mkdir()
-    package.pack(folder, folder / "small.yaml", run(), tmp_path / "package.zip")
+        (folder / name / "left_out.bin").touch()
+    _, found = packed(folder, folder / "small.yaml", run(), tmp_path)
+    assert sorted(found) == sorted([*NEEDED, ".gitignore"])
 
 
 def test_a_folder_that_is_too_large_is_an_error_that_names_the_largest_files(folder, tmp_path):

@@ -1,9 +1,11 @@
 """A study's file is read whole or refused; arms that are compared are equal where they must be."""
 
+import statistics
 from pathlib import Path
 
 import pytest
 
+from pcpo_ray import models, policy
 from pcpo_ray.errors import ConfigError, StudyError
 from pcpo_ray.study import plan
 from tests.study import stored
@@ -143,4 +145,14 @@ def test_an_arm_is_measured_by_the_one_it_is_compared_with():
 
 def test_all_four_credits_of_a_schedule_have_the_same_mean_weight():
     kinds = ("native", "reweight", "variance", "interpolate")
-    plan.check(stored.study(arms={kind: {"set": {"credit": {"kind": kind}}} for kind in kinds}))
+    study = stored.study(arms={kind: {"set": {"credit": {"kind": kind}}} for kind in kinds})
+    plan.check(study)
+    weights = {}
+    for kind in kinds:
+        run = plan.planned(study, kind, study.seeds[0]).run
+        folder = models.folder_of(run.model)
+        schedule = models.schedule_of(folder, run.model, run.sampling)
+        weights[kind] = policy.plan(run.credit, run.sampling, schedule).weights
+    assert statistics.pstdev(weights["native"]) > 0.1 * statistics.mean(weights["native"])
+    for kind in kinds[1:]:
+        assert statistics.mean(weights[kind]) == pytest.approx(statistics.mean(weights["native"]), rel=1e-6)

@@ -132,8 +132,9 @@ def test_arms_that_were_changed_since_are_named_with_what_changed(tmp_path):
 
 
 def test_what_does_not_change_the_learning_may_differ(tmp_path):
-    made(tmp_path)
-    results.read(stored.study(set={"checkpoints.keep": 5, "workers.samplers.threads": 2}), tmp_path)
+    study = made(tmp_path)
+    other = stored.study(set={"checkpoints.keep": 5, "workers.samplers.threads": 2})
+    assert results.read(other, tmp_path).arms == results.read(study, tmp_path).arms
 
 
 def test_runs_of_another_version_of_the_config_are_named(tmp_path):
