@@ -2,14 +2,17 @@
 
 import dataclasses
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+import psutil
 
 from pcpo_ray import config, runs, weights
-from pcpo_ray.bench import work
+from pcpo_ray.bench import large, simulated, work
 from pcpo_ray.bench.rows import Goal, Row, Say, alternate
 from pcpo_ray.bench.waiting import DEADLINE, answers, settled
 from pcpo_ray.errors import BenchError
@@ -30,6 +33,9 @@ SECONDS_OF_SMALL = Goal(bound="at most", value=0.2, of="figure")
 COPIES_OF_LARGE = Goal(bound="at most", value=3.0)
 
 COPIES = 5
+
+NEEDED = 20 * 10**9
+"""Bytes of memory that a whole network takes: learner, samplers, two versions in the object store, the copies."""
 
 
 def measured_on(run: config.Run) -> config.Run:
@@ -55,25 +61,41 @@ def _small(role: R) -> R:
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """A repeat is one version to all samplers, and one copy of as many bytes in as many processes at once."""
+    """A repeat is one version to all samplers, and one copy of as many bytes in as many processes at once.
+
+    Of the config's weights, and where they are few, of those of a whole network too, whatever the config.
+    """
+    free = psutil.virtual_memory().available  # afterwards, processes that are ending still have some
+    own, size = _measured(run, repeats, say)
+    return [own] if size > SMALL else [own, _of_a_whole_network(run, free, repeats, say)]
+
+
+def _of_a_whole_network(run: config.Run, free: int, repeats: int, say: Say) -> Row:
+    if free < NEEDED:
+        return Row(
+            name="weights, a whole network",
+            unit="s",
+            goal=COPIES_OF_LARGE,
+            unmeasured=f"it takes {NEEDED / 1e9:.0f} GB of memory, and {free / 1e9:.1f} are free",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        say(f"writing a model of {large.BYTES / 1e9:.3g} GB to {folder}")
+        model = large.write(Path(folder) / "large")
+        made = simulated.run(simulated.Sleeping, samplers=SAMPLERS, prompts=1, scoring=0.0)
+        row, _ = _measured(dataclasses.replace(made, model=model, workers=run.workers), repeats, say)
+    return row
+
+
+def _measured(run: config.Run, repeats: int, say: Say) -> tuple[Row, int]:
+    """The row, and how many bytes were sent."""
     stages = cast("RayStages", runs.stages(run, local=False, say=say))
     try:
-        measured, size = _measured(run, stages, repeats, say)
+        return _sent(run, stages, repeats, say)
     finally:
         stages.close()
-    if size > SMALL:
-        return [measured]
-    other = Row(
-        name="weights, full fine-tuning",
-        unit="s",
-        goal=COPIES_OF_LARGE,
-        unmeasured=f"the config trains {size / 1e6:.3g} MB; give it a larger model and model.train='{{kind: full}}'",
-    )
-    return [measured, other]
 
 
-def _measured(run: config.Run, stages: "RayStages", repeats: int, say: Say) -> tuple[Row, int]:
-    """The row, and how many bytes were sent."""
+def _sent(run: config.Run, stages: "RayStages", repeats: int, say: Say) -> tuple[Row, int]:
     settled(stages, SAMPLERS)
     published = stages.learner.publish(oldest=0)
 
@@ -92,9 +114,8 @@ def _measured(run: config.Run, stages: "RayStages", repeats: int, say: Say) -> t
 
     copied = _copier(published.bytes)
     figures, limits = alternate(acknowledged, copied, repeats, say)
-    megabytes = published.bytes / 1e6
     row = Row(
-        name=f"weights, {megabytes:.3g} MB, {run.workers.sync}",
+        name=f"weights, {_size(published.bytes)}, {run.workers.sync}",
         unit="s",
         figures=figures,
         limits=limits,
@@ -103,6 +124,10 @@ def _measured(run: config.Run, stages: "RayStages", repeats: int, say: Say) -> t
         facts={"trained": run.model.train.kind, "samplers": SAMPLERS},
     )
     return row, published.bytes
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"
 
 
 class Copies:
