@@ -91,7 +91,8 @@ def train(
             if found is not None:
                 loop.restore(found)
                 display.say(f"resuming {run.name} after step {loop.step}")
-            loop.train()
+            with running.settled():
+                loop.train()
             ended = loop.error
         except KeyboardInterrupt:
             options = [*(["--local"] if local else []), *([] if runs == "runs" else ["--runs", runs])]

@@ -108,12 +108,16 @@ class Learner:
             setattr(diagnostics, name, merged.cpu())
 
     def _lags(self, batch: Sequence[Group], own: Sequence[int]) -> dict[int, Float[Tensor, "N K"]]:
-        """Of each of this rank's groups: the log-ratios of the weights as they are now to those that sampled it."""
+        """Of this rank's older groups: the log-ratios of the weights as they are now to those that sampled each."""
         if self.run.objective.correction is None:
             return {}
         found: dict[int, Tensor] = {}
-        held = {place: trajectory for place in own if (trajectory := batch[place][1]) is not None}
-        assert len(held) == len(own)
+        held = {}
+        for place in own:
+            version, trajectory, _ = batch[place]
+            assert trajectory is not None
+            if version < self.version:
+                held[place] = trajectory
         more = self._passes_more(sum(self._passes(one, 1, self._sampled(len(one))) for one in held.values()))
         with torch.no_grad():
             for place, trajectory in held.items():
@@ -235,7 +239,7 @@ class Learner:
                 pairs,
                 diagnostics,
                 size=size,
-                lags=torch.cat([lags[place] for place in places]) if lags else None,
+                lags=torch.cat([lags[place] for place in places]) if places[0] in lags else None,
                 corrected=version < self.version and self.run.objective.correction is not None,
             )
         diagnostics.count()

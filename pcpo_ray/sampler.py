@@ -68,13 +68,13 @@ class Sampler:
         credit = self.policy.credit_of(task.step, task.position) if training else self.policy.credit
         conditioning = denoiser.encode([prompt.text for prompt in task.prompts])
         dtype = getattr(torch, self.run.sampling.storage)
-        latents, noises = (drawn.to(dtype) for drawn in self.policy.noise(task))
-        latents = latents.to(self.policy.device)
+        # all of it at once: a copy at each step would wait for the steps before
+        latents, noises = (drawn.to(dtype).to(self.policy.device) for drawn in self.policy.noise(task))
         kept: dict[str, list[Tensor]] = {"latents": [], "predictions": [], "noises": [], "log_probs": []}
         for index, step in enumerate(credit.steps):
             predicted = self._predict(latents, index, conditioning, credit.mix[index])
             prediction, drawn_with = (one.to(dtype) for one in predicted)
-            noise = noises[:, index].to(latents.device)
+            noise = noises[:, index]
             before = latents
             latents, log_prob = step.draw(before, drawn_with, noise)
             if training and index in credit.trained:

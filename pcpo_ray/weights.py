@@ -96,7 +96,7 @@ def pack(
     bucket: int = BUCKET,
     over: Weights | None = None,
 ) -> Weights:
-    """A copy of the parameters' bytes; in the memory of `over`, which nobody needs any more, where it fits.
+    """A copy of the parameters' bytes; in the memory of `over` where that fits, which is of no use afterwards.
 
     Memory that is new to a process costs it several times the copy. Raises WeightsError if there are no parameters.
     """
@@ -117,7 +117,7 @@ def pack(
 
 
 def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:
-    """Overwrite the parameters; returns the checksum counted over them afterwards.
+    """Overwrite the parameters; returns the checksum counted over each as it stands then.
 
     Raises WeightsError, before anything is changed, if names, shapes or dtypes differ between the two sides or bytes
     are missing, and afterwards if what arrived is not what was sent.

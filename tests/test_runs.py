@@ -1,5 +1,6 @@
 """What is checked before a model is loaded, and how a run is found again."""
 
+import gc
 import shutil
 from typing import Any
 
@@ -161,3 +162,19 @@ def test_the_verdict_claims_no_more_than_the_interval_shows(low, high, words):
     sentence = runs.verdict(Estimate(mean=(low + high) / 2, low=low, high=high), 64)
     assert words in sentence
     assert "64 images" in sentence
+
+
+def test_the_garbage_collector_leaves_alone_what_was_there_before_and_only_meanwhile():
+    with runs.settled():
+        kept = gc.get_freeze_count()
+        circle = []
+        circle.append(circle)
+        del circle
+        assert gc.collect() >= 1  # what comes afterwards it clears away as ever
+    assert kept > 10_000 and gc.get_freeze_count() == 0
+
+
+def test_it_is_unfrozen_where_a_run_fails():
+    with pytest.raises(ValueError, match="lost"), runs.settled():
+        raise ValueError("lost")
+    assert gc.get_freeze_count() == 0

@@ -1,4 +1,4 @@
-"""A model of a real size, made up: shapes-sd with a network of as many bytes as Stable Diffusion 1.5's in bfloat16.
+"""A model of a real size, made up: shapes-sd with a network of about the bytes of Stable Diffusion 1.5's in bfloat16.
 
 In float32, as a CPU computes; what it predicts is noise.
 """
@@ -15,6 +15,7 @@ WIDTHS = (224, 448, 896, 896)
 """Channels of the UNet's four levels: 0.7 of Stable Diffusion 1.5's, so half its parameters, of twice the bytes."""
 
 BYTES = 1_656_491_680
+"""Of its parameters."""
 
 
 def network(source: Path) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
-from pcpo_ray import config
+from pcpo_ray import config, runs
 from pcpo_ray.bench.rows import Goal, Row, Say, alternate
 from pcpo_ray.scheduling.pool import Limits, Pool, Send, Start
 from pcpo_ray.stages import Published, Stages
@@ -132,7 +132,8 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
     rows = []
     for in_flight in IN_FLIGHT:
         say(f"{in_flight} in flight")
-        figures, limits = alternate(partial(cost, run, in_flight), partial(cost, run, FEWEST), repeats, say)
+        with runs.settled():  # as the driver is
+            figures, limits = alternate(partial(cost, run, in_flight), partial(cost, run, FEWEST), repeats, say)
         rows.append(
             Row(
                 name=f"scheduler, {in_flight:,} in flight",

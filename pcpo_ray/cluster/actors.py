@@ -234,7 +234,7 @@ class LearnerActor(Worker):
     def weights(self, averaged: bool) -> tuple[weights.Manifest, *tuple[np.ndarray, ...]]:
         """The manifest and its buckets, each an object of its own. The first rank's.
 
-        Ray has copied the buckets sent before, so their memory is free.
+        Ray has copied those of the call before, and a broadcast of them has ended, so their memory is free.
         """
         self.packed = self.learner.weights(averaged=averaged, over=self.packed)
         return self.packed.manifest, *self.packed.buckets

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pcpo_ray.config import Sampling
+from pcpo_ray.models import schedulers
 from pcpo_ray.schedule import FlowSchedule
 
 
@@ -19,7 +20,7 @@ def schedule(
     from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
+    scheduler = schedulers.made(FlowMatchEulerDiscreteScheduler, scheduler_config)
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
     mu = calculate_shift(tokens, *(scheduler.config[name] for name in names))
     if sigmas is None:

@@ -1,6 +1,5 @@
 """Stable Diffusion 1.x and 2.x: a UNet that predicts the noise or the velocity."""
 
-import inspect
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from pcpo_ray.config import Sampling
 from pcpo_ray.errors import ModelError, ScheduleError
+from pcpo_ray.models import schedulers
 from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 from pcpo_ray.schedule import DiffusionSchedule
 from pcpo_ray.trajectory import Conditioning
@@ -64,17 +64,10 @@ class StableDiffusion(PipelineDenoiser):
 
 
 def ddim(scheduler_config: Mapping[str, Any]) -> Any:
-    """diffusers' DDIMScheduler with the config of any scheduler of its kind: what `from_config` gives.
-
-    That imports every other scheduler, and scipy with them, to tell whose the unknown keys are.
-    """
+    """diffusers' DDIMScheduler with the config of any scheduler of its kind."""
     from diffusers import DDIMScheduler
 
-    known = inspect.signature(DDIMScheduler.__init__).parameters
-    default = scheduler_config.get("_use_default_values", ())
-    return DDIMScheduler(
-        **{name: value for name, value in scheduler_config.items() if name in known and name not in default}
-    )
+    return schedulers.made(DDIMScheduler, scheduler_config)
 
 
 def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedule:

@@ -5,6 +5,7 @@ import torch
 from pcpo_ray import config, models
 from pcpo_ray.bench import large
 from pcpo_ray.models import folder_of
+from pcpo_ray.models.stable_diffusion import StableDiffusion
 
 
 def test_it_has_as_many_bytes_as_it_says():
@@ -20,8 +21,8 @@ def test_it_is_loaded_like_any_other_and_trained_whole(tmp_path, monkeypatch):
     model = large.write(tmp_path / "large")
     sampling = config.Sampling(steps=2, process=config.Ddim())
     denoiser = models.load(model, sampling, seed=0, device=torch.device("cpu"))
-    network = denoiser.pipeline.unet
-    assert len(denoiser.trainable()) == len(list(network.parameters()))
+    assert isinstance(denoiser, StableDiffusion)
+    assert len(denoiser.trainable()) == len(list(denoiser.pipeline.unet.parameters()))
     latents = denoiser.initial_noise(torch.Generator().manual_seed(0))[None]
     with torch.no_grad():
         assert denoiser.predict(latents, 500.0, denoiser.fixed_text()).isfinite().all()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pcpo_ray import config_file
-from pcpo_ray.bench import backends, results, store, weights
+from pcpo_ray.bench import backends, large, results, store, weights
 from pcpo_ray.errors import BenchError
 from tests import small
 
@@ -14,13 +14,24 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures
 
 
 @pytest.mark.parametrize("sync", ["pull", "broadcast"])
-def test_new_weights_are_timed_until_four_samplers_have_them(small_sd, sync):
+def test_new_weights_are_timed_until_four_samplers_have_them(small_sd, sync, monkeypatch):
+    monkeypatch.setattr(weights, "NEEDED", 10**18)
     run = weights.measured_on(small.run(small_sd, workers__sync=sync))
     row, full = weights.measure(run, 2, lambda line: None)
     assert row.name.startswith("weights, ") and row.name.endswith(sync)
     assert len(row.figures) == len(row.limits) == 2 and min(*row.figures, *row.limits) > 0
     assert row.goal.of == "figure" and row.goal.value == 0.2
-    assert full.unmeasured.startswith("the config trains 0.0") and full.goal.value == 3
+    assert full.name == f"weights, 1.66 GB, {sync}" and full.limit == row.limit and full.goal.value == 3
+    assert full.unmeasured.startswith("it takes 1000000000 GB of memory, and ")
+
+
+def test_a_made_up_network_is_sent_whole_beside_the_configs_adapter(small_sd, monkeypatch):
+    monkeypatch.setattr(weights, "NEEDED", 0)
+    monkeypatch.setattr(large, "WIDTHS", (64, 64, 64, 64))
+    run = weights.measured_on(small.run(small_sd))
+    own, whole = weights.measure(run, 2, lambda line: None)
+    assert (own.facts["trained"], whole.facts["trained"]) == ("lora", "full")
+    assert len(whole.figures) == len(whole.limits) == 2 and min(*whole.figures, *whole.limits) > 0
 
 
 def test_a_step_is_timed_on_both_backends_and_every_role_says_its_peak(small_sd):
