@@ -11,14 +11,13 @@ from pcpo_ray.models.stable_diffusion import StableDiffusion
 def test_it_has_as_many_bytes_as_it_says():
     shipped = config.Model(kind="stable_diffusion", path="shapes-sd")
     with torch.device("meta"):
-        made = large.network(folder_of(shipped))
+        made = large.network(folder_of(shipped), large.WIDTHS)
     assert sum(p.numel() * p.element_size() for p in made.parameters()) == large.BYTES
     assert 1.5e9 < large.BYTES < 1.8e9
 
 
-def test_it_is_loaded_like_any_other_and_trained_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(large, "WIDTHS", (64, 64, 64, 64))
-    model = large.write(tmp_path / "large")
+def test_it_is_loaded_like_any_other_and_trained_whole(tmp_path):
+    model = large.write(tmp_path / "large", (64, 64, 64, 64))
     sampling = config.Sampling(steps=2, process=config.Ddim())
     denoiser = models.load(model, sampling, seed=0, device=torch.device("cpu"))
     assert isinstance(denoiser, StableDiffusion)
