@@ -11,7 +11,7 @@ from pcpo_ray.bench.rows import Goal, Row, spread
 
 NUMBER = ".4g"
 
-WIDTH = 120
+WIDTH = 144
 """Characters of a line, at least: a narrower terminal breaks the lines of tables, and nothing is left out."""
 
 
@@ -73,7 +73,7 @@ def goal(wanted: Goal | None) -> str:
 
 
 def compare(pairs: Sequence[Compared], first: Results, second: Results, console: Console) -> None:
-    """Both files' ratios side by side; where a row has no limit, its figures."""
+    """Both files' ratios side by side, or the figures (`Row.judged`)."""
     say(console, f"first:  {first.made}, {machine(first.machine)}")
     say(console, f"second: {second.made}, {machine(second.machine)}")
     names = [{bench.name for bench in results.benches} for results in (first, second)]
@@ -98,9 +98,9 @@ def _table(*columns: str) -> Table:
 def _shown(row: Row) -> str:
     if row.unmeasured:
         return "unmeasured"
-    if not row.ratios:
-        return f"{spread(row.figures).median:{NUMBER}} {row.unit}"
-    found = spread(row.ratios)
+    found = spread(row.judged)
+    if row.judged is row.figures:
+        return f"{found.median:{NUMBER}} {row.unit}"
     return f"{found.median:.3f} ({found.low:.3f}..{found.high:.3f})"
 
 

@@ -94,7 +94,7 @@ def read(path: Path) -> Results:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A row in two files; `change` is the second's ratio by the first's (of figures, where there is no limit)."""
+    """A row in two files; `change` is the second's ratio by the first's, or its figure (`Row.judged`)."""
 
     bench: str
     first: Row
@@ -102,11 +102,11 @@ class Compared:
 
     @property
     def change(self) -> float | None:
-        """None where one of the two was not measured."""
+        """None where one of the two was not measured, and where the first is 0."""
         if self.first.unmeasured or self.second.unmeasured:
             return None
-        one, other = (spread(row.ratios or row.figures).median for row in (self.first, self.second))
-        return other / one
+        one, other = (spread(row.judged).median for row in (self.first, self.second))
+        return other / one if one else None
 
 
 def compare(first: Results, second: Results) -> list[Compared]:

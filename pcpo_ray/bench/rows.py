@@ -73,6 +73,12 @@ class Row:
         )
 
     @property
+    def judged(self) -> tuple[float, ...]:
+        """What rows are compared by: ratios, or figures where there are no limits or the goal is of these."""
+        of_figures = self.goal is not None and self.goal.of == "figure"
+        return self.figures if of_figures or not self.limits else self.ratios
+
+    @property
     def reached(self) -> bool | None:
         """Whether the goal is; None where there is none, or nothing was measured."""
         if self.goal is None or self.unmeasured:

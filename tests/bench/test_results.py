@@ -121,3 +121,17 @@ def test_tables_say_what_was_reached_what_was_missed_and_what_was_not_measured()
     assert any("learner, GPU" in line and "unmeasured" in line for line in shown) and "no GPU here" in text
     assert "limit: bare" in text and "a GPU's are unmeasured" in text
     assert "0.750 (0.500..1.000)" in text and "1.000" in text
+
+
+def test_a_row_whose_goal_is_of_its_figure_is_compared_by_it():
+    def adapter(value):
+        goal = Goal(bound="at most", value=0.2, of="figure")
+        return Row(name="weights", unit="s", figures=(value,), limits=(value / 7,), limit="a copy", goal=goal)
+
+    first, second = (found(bench(rows=(adapter(value),))) for value in (0.08, 0.12))
+    assert [pair.change for pair in compare(first, second)] == [pytest.approx(1.5)]
+
+
+def test_nothing_is_compared_with_a_figure_of_0_by_its_ratio():
+    first, second = (found(bench(rows=(row(figures=(value, value)),))) for value in (0.0, 1.0))
+    assert [pair.change for pair in compare(first, second)] == [None]
