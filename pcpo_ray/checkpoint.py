@@ -80,12 +80,11 @@ def write(
 @contextlib.contextmanager
 def unfinished(folder: Path) -> Iterator[None]:
     """While a checkpoint is written: where the disk does not take it, RunError, and nothing of it is left."""
-    try:
+    with contextlib.ExitStack() as unless_whole:
+        unless_whole.callback(shutil.rmtree, beside(folder), ignore_errors=True)
         with writing(folder):
             yield
-    except BaseException:
-        shutil.rmtree(beside(folder), ignore_errors=True)
-        raise
+        unless_whole.pop_all()
 
 
 def begin(folder: Path) -> None:

@@ -91,7 +91,7 @@ def train(
             if found is not None:
                 loop.restore(found)
                 display.say(f"resuming {run.name} after step {loop.step}")
-            with running.settled():
+            with running.frozen():
                 loop.train()
             ended = loop.error
         except KeyboardInterrupt:

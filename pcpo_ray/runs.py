@@ -48,11 +48,11 @@ def check_steps(run: config.Run) -> None:
 
 
 @contextmanager
-def settled() -> Iterator[None]:
+def frozen() -> Iterator[None]:
     """Inside, the garbage collector leaves alone what is there already.
 
-    That is some 100,000 objects, of modules mostly, which it would go through again and again while tasks come and go:
-    with 10,000 of them in flight, that would be a sixth of the driver's work.
+    That is some 200,000 objects, of modules mostly, which it would go through again and again while tasks come and go:
+    with 10,000 of them in flight, that was up to a third of the driver's work.
     """
     gc.collect()
     gc.freeze()

@@ -165,7 +165,7 @@ def test_the_verdict_claims_no_more_than_the_interval_shows(low, high, words):
 
 
 def test_the_garbage_collector_leaves_alone_what_was_there_before_and_only_meanwhile():
-    with runs.settled():
+    with runs.frozen():
         kept = gc.get_freeze_count()
         circle = []
         circle.append(circle)
@@ -175,6 +175,6 @@ def test_the_garbage_collector_leaves_alone_what_was_there_before_and_only_meanw
 
 
 def test_it_is_unfrozen_where_a_run_fails():
-    with pytest.raises(ValueError, match="lost"), runs.settled():
+    with pytest.raises(ValueError, match="lost"), runs.frozen():
         raise ValueError("lost")
     assert gc.get_freeze_count() == 0

@@ -99,7 +99,7 @@ def _shown(row: Row) -> str:
     if row.unmeasured:
         return "unmeasured"
     found = spread(row.judged)
-    if row.judged is row.figures:
+    if row.by_figure:
         return f"{found.median:{NUMBER}} {row.unit}"
     return f"{found.median:.3f} ({found.low:.3f}..{found.high:.3f})"
 

@@ -73,10 +73,14 @@ class Row:
         )
 
     @property
+    def by_figure(self) -> bool:
+        """Whether such rows are compared by their figures: where there are no limits, or the goal is of figures."""
+        return not self.limits or (self.goal is not None and self.goal.of == "figure")
+
+    @property
     def judged(self) -> tuple[float, ...]:
-        """What rows are compared by: ratios, or figures where there are no limits or the goal is of these."""
-        of_figures = self.goal is not None and self.goal.of == "figure"
-        return self.figures if of_figures or not self.limits else self.ratios
+        """What rows are compared by: ratios or figures."""
+        return self.figures if self.by_figure else self.ratios
 
     @property
     def reached(self) -> bool | None:

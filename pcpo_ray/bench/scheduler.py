@@ -132,7 +132,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
     rows = []
     for in_flight in IN_FLIGHT:
         say(f"{in_flight} in flight")
-        with runs.settled():  # as the driver is
+        with runs.frozen():  # as the driver is
             figures, limits = alternate(partial(cost, run, in_flight), partial(cost, run, FEWEST), repeats, say)
         rows.append(
             Row(
