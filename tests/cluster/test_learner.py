@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 
 import pytest
@@ -116,9 +117,9 @@ def test_a_lost_rank_brings_all_ranks_back_to_the_newest_checkpoint(small_sd, tm
         stages.learner.begin = beginning
 
     recorder = on_ray(run, tmp_path / "disturbed", disturb=disturb)
-    lost = max(step for step in begun if begun.count(step) == 2)
-    assert begun == sorted([1, 2, 3, 4, lost]) and lost in (3, 4)  # the third update may be done before the fault
-    assert f"a new learner goes on after step {lost - 1}" in (recorder.folder / "events.jsonl").read_text()
+    found = re.findall(r"a new learner goes on after step (\d)", (recorder.folder / "events.jsonl").read_text())
+    # the third update may be done before the fault; its loss is then seen when it is saved, or when the fourth begins
+    assert (found, begun) in [(["2"], [1, 2, 3, 3, 4]), (["3"], [1, 2, 3, 4]), (["3"], [1, 2, 3, 4, 4])]
     on_ray(run, tmp_path / "whole")
     assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "disturbed", 4))
 
