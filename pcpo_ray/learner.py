@@ -2,23 +2,24 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pcpo_ray import canary, checkpoint, config, micro_batches, minibatches, objective, ranks, weights
 from pcpo_ray.average import Average
 from pcpo_ray.credit import Credit
 from pcpo_ray.errors import TrainingError
+from pcpo_ray.micro_batches import Block, Pairs
 from pcpo_ray.packed import Packed, unpack
-from pcpo_ray.policy import Policy
+from pcpo_ray.policy import Policy, kept
 from pcpo_ray.ranks import Rank
 from pcpo_ray.stages import State, Update
-from pcpo_ray.trajectory import Conditioning, Trajectory
+from pcpo_ray.trajectory import Trajectory
 
 Group = tuple[int, Trajectory | Packed | None, Sequence[float]]
 """The version that sampled it, its trajectory (None where another rank learns it), its images' advantages."""
@@ -32,8 +33,9 @@ ALONE = Rank()
 class Learner:
     """Trains what is trainable with AdamW, in lock-step with the other ranks. `version` counts the batches learned.
 
-    `clip_ranges` and `factors` are each step's clip range and what its loss is multiplied by; `micro_batch` are the
-    images that go through the network at once, None where as many as with the sampler, or not yet found.
+    Of each of the T steps, on the device: `credits`, `signs`, `clip_ranges`, `factors` (what its loss is multiplied by)
+    and `own_weights` (those of the divergence from the reference). `micro_batch` are the (image, step) pairs that go
+    through the network at once, None where as many as with the sampler, or not yet found.
     """
 
     def __init__(self, run: config.Run, device: torch.device, rank: Rank = ALONE) -> None:
@@ -46,9 +48,14 @@ class Learner:
             ranks.shard(self.policy.denoiser.module, rank)
         self.version = 0
         plan, settings = self.policy.credit, run.objective
-        self.clip_ranges = scaled(plan, settings.clip_range, plan.weights if settings.clip_scale == "weight" else None)
         noises = [step.std for step in plan.steps]
-        self.factors = scaled(plan, 1.0, noises if settings.step_loss == "noise" else None)
+        self.credits = torch.tensor(plan.weights, device=device)
+        self.signs = torch.tensor([step.sign for step in plan.steps], device=device)
+        clip_ranges = scaled(plan, settings.clip_range, plan.weights if settings.clip_scale == "weight" else None)
+        self.clip_ranges = torch.tensor(clip_ranges, device=device)
+        self.factors = torch.tensor(scaled(plan, 1.0, noises if settings.step_loss == "noise" else None), device=device)
+        own = [mix * step.weight for mix, step in zip(plan.mix, plan.steps, strict=True)]
+        self.own_weights = torch.tensor(own, dtype=torch.float64, device=device)
         self.parameters = self.policy.denoiser.trainable()
         optimization = run.optimizer
         optimizer = torch.optim.AdamW(
@@ -111,25 +118,47 @@ class Learner:
         """Of this rank's older groups: the log-ratios of the weights as they are now to those that sampled each."""
         if self.run.objective.correction is None:
             return {}
-        found: dict[int, Tensor] = {}
-        held = {}
+        held: dict[int, Trajectory | Packed] = {}
         for place in own:
             version, trajectory, _ = batch[place]
             assert trajectory is not None
             if version < self.version:
                 held[place] = trajectory
-        more = self._passes_more(sum(self._passes(one, 1, self._sampled(len(one))) for one in held.values()))
+        passes = self._passes(held, self.micro_batch)
+        more = self._passes_more(len(passes))
+        shapes = {place: (len(one), len(one.steps)) for place, one in held.items()}
+        found = {place: torch.zeros(shape, device=self.policy.device) for place, shape in shapes.items()}
         with torch.no_grad():
-            for place, trajectory in held.items():
-                opened, steps = self._open(trajectory), micro_batches.steps_of(trajectory)
-                found[place] = torch.zeros(opened.log_probs.shape, device=self.policy.device)
-                for rows, conditioning in micro_batches.split(opened, self._sampled(len(opened))):
-                    for k, index in enumerate(steps):
-                        prediction = self._predict(opened, rows, k, index, conditioning)
-                        found[place][rows, k] = self._log_ratio(prediction, opened, rows, k, index)
+            for pairs in self._pairs(held, passes):
+                log_ratios = self._log_ratio(self._predict(pairs), pairs).split(pairs.lengths)
+                for block, log_ratio in zip(pairs.blocks, log_ratios, strict=True):
+                    found[block.place][block.rows, block.k] = log_ratio
             for _ in range(more):
                 canary.output(self.policy)
         return found
+
+    def _passes(self, groups: Mapping[int, Trajectory | Packed], size: int | None) -> list[list[Block]]:
+        return micro_batches.passes(groups, self.run.sampling.batch, size)
+
+    def _pairs(self, groups: Mapping[int, Trajectory | Packed], passes: Sequence[Sequence[Block]]) -> Iterator[Pairs]:
+        """Each pass's pairs on the device; only the groups of one pass lie open."""
+        opened: dict[int, Trajectory] = {}
+        for blocks, steps in zip(passes, self._told(passes, lambda block: [block.index] * len(block)), strict=True):
+            wanted = dict.fromkeys(block.place for block in blocks)
+            opened = {place: opened[place] for place in wanted if place in opened}
+            for place in wanted:
+                if place not in opened:
+                    opened[place] = self._open(groups[place])
+            yield micro_batches.gather(blocks, opened, steps)
+
+    def _told(
+        self, passes: Sequence[Sequence[Block]], of: Callable[[Block], Sequence[float]]
+    ) -> Sequence[Float[Tensor, " B"] | Int[Tensor, " B"]]:
+        """Numbers of each pass's pairs, on the device: all by one copy, as one a pass would be waited for at each."""
+        numbers = [number for blocks in passes for block in blocks for number in of(block)]
+        lengths = [sum(len(block) for block in blocks) for blocks in passes]
+        told: tuple[Tensor, ...] = torch.tensor(numbers).to(self.policy.device).split(lengths)
+        return told
 
     def _open(self, trajectory: Trajectory | Packed) -> Trajectory:
         """On the learner's device; what came packed is opened anew each time, so that few groups lie open at once."""
@@ -147,39 +176,38 @@ class Learner:
         """
         if self.run.optimizer.micro_batch != "auto" or self.micro_batch is not None:
             return None
-        sampled, images = self._sampled(self.run.rollout.images), self.run.rollout.images
-        sizes = micro_batches.candidates(sampled, images, max(1, count // self.rank.count))
+        steps = kept(self.run.sampling.subset, len(self.policy.credit.trained))
+        pairs = max(1, count // self.rank.count) * self.run.rollout.images * steps
+        sizes = micro_batches.candidates(self._sampled(self.run.rollout.images), pairs)
         taken = torch.zeros(len(sizes), dtype=torch.float64)  # of a rank that learns nothing
-        held = {place: (batch[place][0], t) for place in own if (t := batch[place][1]) is not None}
+        held = {place: t for place in own if (t := batch[place][1]) is not None}
         if held:
-            (places, *_) = sorted(micro_batches.parts(held, sizes[-1]), key=len, reverse=True)
-            taken = self._measure(sizes, sampled, [held[place][1] for place in places])
+            taken = self._measure(sizes, held)
         found = micro_batches.Found.of(sizes, self.rank.total(taken.to(self.policy.device)).tolist())
         self.micro_batch = found.size
         return found
 
-    def _measure(self, sizes: Sequence[int], sampled: int, groups: Sequence[Trajectory | Packed]) -> Tensor:
-        """Seconds an image by size (micro_batches.measure), of groups that were sampled `sampled` images at once."""
-        opened, steps = [self._open(group) for group in groups], micro_batches.steps_of(groups[0])
-        joined = micro_batches.join(opened)
-
-        def predicted(trajectory: Trajectory, size: int, k: int) -> Tensor:
-            pieces = micro_batches.split(trajectory, size)
-            return torch.cat([self._predict(trajectory, rows, k, steps[k], texts) for rows, texts in pieces])
+    def _measure(self, sizes: Sequence[int], groups: Mapping[int, Trajectory | Packed]) -> Tensor:
+        """Seconds a pair by size (micro_batches.measure), tried on some of these groups."""
+        longest = max(self._passes(groups, sizes[-1]), key=lambda blocks: sum(map(len, blocks)))
+        opened: dict[int, Trajectory | Packed] = {block.place: self._open(groups[block.place]) for block in longest}
 
         @torch.no_grad()
         def same(size: int) -> bool:
-            return len(joined) >= size and all(
-                torch.equal(predicted(joined, size, k), torch.cat([predicted(one, sampled, k) for one in opened]))
-                for k in {0, len(steps) - 1}
+            shapes: dict[tuple[int, int], list[list[Block]]] = {}
+            for blocks in self._passes(opened, size):
+                shapes.setdefault((len(blocks), len(blocks[0])), []).append(blocks)
+            tried = [blocks for alike in shapes.values() for blocks in (alike[0], alike[-1])]
+            return all(
+                torch.equal(self._predict(pairs), torch.cat([self._predict(one) for one in pairs.apart()]))
+                for pairs in self._pairs(opened, tried)
             )
 
         def learn(size: int) -> None:
-            k, (rows, texts) = len(steps) // 2, next(micro_batches.split(joined, size))
+            (pairs,) = self._pairs(opened, [longest[: max(1, size // len(longest[0]))]])
             if self.run.objective.kl:
-                with torch.no_grad(), self.policy.denoiser.without_adapter():
-                    self._predict(joined, rows, k, steps[k], texts)
-            self.accelerator.backward(self._predict(joined, rows, k, steps[k], texts).square().mean())
+                self._reference(pairs)
+            self.accelerator.backward(self._predict(pairs).square().mean())
 
         # AdamW's two moments, which the first step makes, must have room beside
         moments = [torch.empty_like(p) for p in self.parameters.values() if p not in self.optimizer.state for _ in "12"]
@@ -188,23 +216,31 @@ class Learner:
         self.optimizer.zero_grad()
         return taken
 
-    def _predict(
-        self, trajectory: Trajectory, rows: slice, k: int, index: int, conditioning: Conditioning
-    ) -> Float[Tensor, "B ..."]:
-        """The present prediction at the k-th trained step, `index` of all, rounded as the sampler's was."""
-        prediction = self.policy.predict(trajectory.latents[rows, k], index, conditioning)
-        return objective.rounded(prediction, trajectory.predictions.dtype)
+    def _predict(self, pairs: Pairs) -> Float[Tensor, "B ..."]:
+        """The present prediction, rounded as the sampler's was."""
+        prediction = self.policy.predict(pairs.latents, pairs.steps, pairs.conditioning)
+        return objective.rounded(prediction, pairs.predictions.dtype)
 
-    def _log_ratio(
-        self, prediction: Tensor, trajectory: Trajectory, rows: slice, k: int, index: int
-    ) -> Float[Tensor, " B"]:
-        plan = self.policy.credit
-        terms = (prediction, trajectory.predictions[rows, k], trajectory.noises[rows, k])
+    @torch.no_grad()
+    def _reference(self, pairs: Pairs) -> Float[Tensor, "B ..."]:
+        """The prediction without the adapter."""
+        with self.policy.denoiser.without_adapter():
+            return self.policy.predict(pairs.latents, pairs.steps, pairs.conditioning)
+
+    def _log_ratio(self, prediction: Float[Tensor, "B ..."], pairs: Pairs) -> Float[Tensor, " B"]:
         if self.run.objective.log_ratio == "replay":
-            step, latents = plan.steps[index], trajectory.latents[rows, k]
-            next_latents = step.moved(latents, *terms[1:])  # the bits that the sampler went on with
-            return step.log_prob(next_latents, latents, prediction) - trajectory.log_probs[rows, k]
-        return objective.log_ratio(*terms, weight=plan.weights[index], sign=plan.steps[index].sign)
+            return self._replayed(prediction, pairs)
+        weight, sign = self.credits[pairs.steps], self.signs[pairs.steps]
+        return objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
+
+    def _replayed(self, prediction: Float[Tensor, "B ..."], pairs: Pairs) -> Float[Tensor, " B"]:
+        """The log-ratio with the noise recovered from the bits that the sampler went on with."""
+        found = []
+        for one, predicted in zip(pairs.apart(), prediction.split(pairs.lengths), strict=True):
+            step = self.policy.credit.steps[one.blocks[0].index]
+            after = step.moved(one.latents, one.predictions, one.noises)
+            found.append(step.log_prob(after, one.latents, predicted) - one.log_probs)
+        return torch.cat(found)
 
     def _minibatch(
         self,
@@ -222,26 +258,14 @@ class Learner:
         found = {place: trajectory for place, (_, trajectory, _) in groups.items() if trajectory is not None}
         assert found.keys() == groups.keys()
         counted = sum(len(trajectory) * len(trajectory.steps) for trajectory in found.values())
-        pairs = int(self.rank.total(torch.tensor(counted, device=device)))
-        parts = micro_batches.parts({place: (groups[place][0], t) for place, t in found.items()}, self.micro_batch)
-        sizes = [self.micro_batch or self._sampled(len(found[places[0]])) for places in parts]
-        more = self._passes_more(
-            sum(self._passes(found[places[0]], len(places), size) for places, size in zip(parts, sizes, strict=True))
-        )
+        count = int(self.rank.total(torch.tensor(counted, device=device)))
+        passes = self._passes(found, self.micro_batch)
+        more = self._passes_more(len(passes))
+        advantages = self._told(passes, lambda block: groups[block.place][2][block.rows])
         total = torch.zeros(2, device=device)
-        for places, size in zip(parts, sizes, strict=True):
-            first, version = found[places[0]], groups[places[0]][0]
-            advantages = [value for place in places for value in groups[place][2]]
-            total += self._accumulate(
-                micro_batches.join([self._open(found[place]) for place in places]),
-                micro_batches.steps_of(first),
-                torch.tensor(advantages, dtype=torch.float32, device=device),
-                pairs,
-                diagnostics,
-                size=size,
-                lags=torch.cat([lags[place] for place in places]) if places[0] in lags else None,
-                corrected=version < self.version and self.run.objective.correction is not None,
-            )
+        older = {place for place in found if groups[place][0] < self.version}
+        for pairs, advantage in zip(self._pairs(found, passes), advantages, strict=True):
+            total += self._accumulate(pairs, advantage, lags, older, diagnostics, count=count)
         diagnostics.count()
         if unchanged and self.run.objective.log_ratio == "decomposed":
             self._check_unchanged(diagnostics.max_log_ratio.tolist())
@@ -262,11 +286,6 @@ class Learner:
             self.average.update()
         loss, divergence = total.tolist()
         return loss, divergence, float(norm)
-
-    @staticmethod
-    def _passes(trajectory: Trajectory | Packed, groups: int, size: int) -> int:
-        """How often so many groups like this one go through the network, `size` images at once."""
-        return len(trajectory.steps) * -(-groups * len(trajectory) // size)
 
     def _passes_more(self, passes: int) -> int:
         """How many passes fewer this rank has than the one with the most, where all gather parameters together.
@@ -292,59 +311,63 @@ class Learner:
 
     def _accumulate(
         self,
-        trajectory: Trajectory,
-        steps: Sequence[int],
-        advantages: Float[Tensor, " N"],
-        pairs: int,
+        pairs: Pairs,
+        advantage: Float[Tensor, " B"],
+        lags: Mapping[int, Float[Tensor, "N K"]],
+        older: Container[int],
         diagnostics: objective.StepDiagnostics,
         *,
-        size: int,
-        lags: Float[Tensor, "N K"] | None,
-        corrected: bool,
-    ) -> Tensor:
-        """Add a trajectory's share of the gradient, `size` images at once. Nothing here waits for the device."""
-        plan, settings = self.policy.credit, self.run.objective
-        summed = torch.zeros(2, device=self.policy.device)
-        for rows, conditioning in micro_batches.split(trajectory, size):
-            advantage = advantages[rows]
-            for k, index in enumerate(steps):
-                prediction = self._predict(trajectory, rows, k, index, conditioning)
-                log_ratio = self._log_ratio(prediction, trajectory, rows, k, index)
-                factor: float | Tensor = self.factors[index]
-                if corrected:
-                    lag = log_ratio.detach() if lags is None else lags[rows, k]
-                    log_ratio = log_ratio - lag
-                    factor = factor * objective.importance(lag, most=settings.correction or 1.0)
-                clip_range = self.clip_ranges[index]
-                surrogate = objective.log_hinge if settings.kind == "log_hinge" else objective.clipped_ratio
-                loss = (factor * surrogate(log_ratio, advantage, clip_range=clip_range)).sum() / pairs
-                divergence = torch.zeros_like(loss)
-                if settings.kl:
-                    divergence = self._divergence(trajectory.latents[rows, k], index, conditioning, prediction) / pairs
-                    loss = loss + settings.kl * divergence
-                self._backward(loss)
-                summed += torch.stack([loss.detach(), divergence.detach()])
-                norm = factor * objective.gradient_norm(
-                    prediction,
-                    trajectory.predictions[rows, k],
-                    trajectory.noises[rows, k],
-                    log_ratio,
-                    advantage,
-                    weight=plan.weights[index],
-                    sign=plan.steps[index].sign,
-                    clip_range=clip_range,
-                    objective=settings.kind,
-                )
-                diagnostics.add(index, log_ratio, advantage, norm, clip_range=clip_range, objective=settings.kind)
-        return summed
+        count: int,
+    ) -> Float[Tensor, "2"]:
+        """Add a pass's share of the gradient, of the mean over `count` pairs. Nothing here waits for the device.
 
-    def _divergence(self, latents: Tensor, index: int, conditioning: Conditioning, prediction: Tensor) -> Tensor:
-        """The sum, over the images, of the KL divergence from the reference at a step."""
-        with torch.no_grad(), self.policy.denoiser.without_adapter():
-            reference = self.policy.predict(latents, index, conditioning)
-        plan = self.policy.credit
-        weight = plan.mix[index] * plan.steps[index].weight
-        return objective.kl_divergence(prediction, reference, weight=weight).sum()
+        Returns the share of the loss, and of the divergence in it.
+        """
+        settings = self.run.objective
+        prediction = self._predict(pairs)
+        log_ratio = self._log_ratio(prediction, pairs)
+        clip_range, factor = self.clip_ranges[pairs.steps], self.factors[pairs.steps]
+        if settings.correction is not None:
+            lag = self._lag(pairs, log_ratio.detach(), lags, older)
+            log_ratio = log_ratio - lag
+            factor = factor * objective.importance(lag, most=settings.correction)
+        surrogate = objective.log_hinge if settings.kind == "log_hinge" else objective.clipped_ratio
+        loss = (factor * surrogate(log_ratio, advantage, clip_range=clip_range)).sum() / count
+        divergence = torch.zeros_like(loss)
+        if settings.kl:
+            own = self.own_weights[pairs.steps]
+            divergence = objective.kl_divergence(prediction, self._reference(pairs), weight=own).sum() / count
+            loss = loss + settings.kl * divergence
+        self._backward(loss)
+        norm = factor * objective.gradient_norm(
+            prediction,
+            pairs.predictions,
+            pairs.noises,
+            log_ratio,
+            advantage,
+            weight=self.credits[pairs.steps],
+            sign=self.signs[pairs.steps],
+            clip_range=clip_range,
+            objective=settings.kind,
+        )
+        diagnostics.add(pairs.steps, log_ratio, advantage, norm, clip_range=clip_range, objective=settings.kind)
+        return torch.stack([loss.detach(), divergence.detach()])
+
+    @staticmethod
+    def _lag(
+        pairs: Pairs, log_ratio: Float[Tensor, " B"], lags: Mapping[int, Float[Tensor, "N K"]], older: Container[int]
+    ) -> Float[Tensor, " B"]:
+        """Log-ratio of the weights that the update began with to those that sampled; 0 where they are the same.
+
+        `log_ratio` is the present one, which it is while nothing has moved: where `lags` has none.
+        """
+        found = []
+        for block, present in zip(pairs.blocks, log_ratio.split(pairs.lengths), strict=True):
+            if block.place not in older:
+                found.append(torch.zeros_like(present))
+            else:
+                found.append(lags[block.place][block.rows, block.k] if block.place in lags else present)
+        return torch.cat(found)
 
     def _check_unchanged(self, log_ratios: Sequence[float]) -> None:
         """Of all steps the greatest |log-ratio|, each."""

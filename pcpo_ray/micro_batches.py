@@ -1,19 +1,21 @@
-"""Micro-batches: the images that go through the network at once while one learns, and how many of them are best.
+"""Micro-batches: the (image, trained step) pairs that go through the network at once while one learns, and how many.
 
-All of one stand at the same trained step, and may be of several groups. The network is to predict the bits that the
-sampler stored, which was at another number of images: a processor's kernels may add up in another order for another
-shape. So a number is only taken where it was seen to give the same bits.
+Those of one pass may be of several groups and of several steps, so their number is the hardware's choice, not the
+trajectory's. The network is to predict the bits that the sampler stored, which was at another number of images: a
+processor's kernels may add up in another order for another shape. So a number is only taken where it was seen to give
+the same bits, and passes are made up of whole blocks: the images of a group that the sampler had through together.
 
-Shapes: N images, K trained steps.
+Shapes: N images of a group, K trained steps, B pairs of a pass, `...` one image's latents.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pcpo_ray.packed import Packed
@@ -28,7 +30,7 @@ LONGEST = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """How many images go through at once, and the seconds an image that each number took; None where no choice."""
+    """How many pairs go through at once, and the seconds a pair that each number took; None where no choice."""
 
     size: int
     seconds: Mapping[int, float | None]
@@ -40,29 +42,51 @@ class Found:
         return cls(size=min(zip(taken, sizes, strict=True))[1], seconds=seconds)
 
 
-def parts(groups: Mapping[int, tuple[int, Trajectory | Packed]], size: int | None) -> list[list[int]]:
-    """The places of groups (a version and a trajectory each) whose images go through together, at most `size` of them.
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Images of the group at `place`, at its k-th trained step, `index` of all."""
 
-    They are of one version and trained at the same steps, and 1, 2, 4, ... of them: what is left over at the end has
-    the shape of a half, a quarter, ..., and no other. In the groups' order; None leaves every group alone.
+    place: int
+    rows: slice
+    k: int
+    index: int
+
+    def __len__(self) -> int:
+        length: int = self.rows.stop - self.rows.start
+        return length
+
+
+def passes(groups: Mapping[int, Trajectory | Packed], sampled: int | None, size: int | None) -> list[list[Block]]:
+    """What goes through the network at once, pass for pass: together every image of the groups at every trained step.
+
+    Blocks are of `sampled` images (None: the whole group), and 1, 2, 4, ... of them make up at most `size` pairs: what
+    is left over at the end has the shape of a half, a quarter, ..., and no other. `size` None leaves each block alone;
+    one below `sampled` cuts blocks of its own. In the groups' order, so that few of them are needed at a time.
     """
-    if size is None:
-        return [[place] for place in groups]
-    alike: dict[Hashable, list[int]] = {}
-    for place, (version, trajectory) in groups.items():
-        rows = trajectory.conditioning.values()
-        shapes = tuple(tuple((row[1] if isinstance(row, tuple) else row).shape) for row in rows)
-        alike.setdefault((version, steps_of(trajectory), len(trajectory), shapes), []).append(place)
+    alike: dict[Hashable, list[Block]] = {}
+    for place, group in groups.items():
+        count = len(group)
+        length = min(count if sampled is None else sampled, count if size is None else size)
+        for start in range(0, count, length):
+            rows = slice(start, min(start + length, count))
+            blocks = [Block(place=place, rows=rows, k=k, index=index) for k, index in enumerate(steps_of(group))]
+            alike.setdefault((len(blocks[0]), _shapes(group)), []).extend(blocks)
     found = []
     for left in alike.values():
-        count = 1 << max(1, size // len(groups[left[0]][1])).bit_length() - 1
+        count = 1 << max(1, (size or 1) // len(left[0])).bit_length() - 1
         while left:
             while count > len(left):
                 count //= 2
             found.append(left[:count])
             left = left[count:]
-    order = list(groups)
-    return sorted(found, key=lambda part: order.index(part[0]))
+    order = {place: number for number, place in enumerate(groups)}
+    return sorted(found, key=lambda blocks: order[blocks[0].place])
+
+
+def _shapes(group: Trajectory | Packed) -> Hashable:
+    """Of a text's conditioning."""
+    rows = group.conditioning.values()
+    return tuple(tuple((row[1] if isinstance(row, tuple) else row).shape) for row in rows)
 
 
 def steps_of(trajectory: Trajectory | Packed) -> tuple[int, ...]:
@@ -70,42 +94,66 @@ def steps_of(trajectory: Trajectory | Packed) -> tuple[int, ...]:
     return tuple(int(index) for index in trajectory.steps)
 
 
-def join(trajectories: Sequence[Trajectory]) -> Trajectory:
-    """One of all their images, with a row of conditioning each."""
-    first = trajectories[0]
-    if len(trajectories) == 1:
-        return first
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """What one pass is made of, a row a pair; `steps` are indices into the sampler's T steps, `lengths` the blocks'."""
+
+    blocks: Sequence[Block]
+    steps: Int[Tensor, " B"]
+    latents: Float[Tensor, "B ..."]
+    predictions: Float[Tensor, "B ..."]
+    noises: Float[Tensor, "B ..."]
+    log_probs: Float[Tensor, " B"]
+    conditioning: Conditioning
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(block) for block in self.blocks]
+
+    def apart(self) -> list["Pairs"]:
+        """Each block by itself, as the sampler had it."""
+        ends = itertools.accumulate(self.lengths)
+        whole = [slice(end - len(block), end) for end, block in zip(ends, self.blocks, strict=True)]
+        names = ("steps", "latents", "predictions", "noises", "log_probs")
+        return [
+            Pairs(
+                blocks=[block],
+                **{name: getattr(self, name)[rows] for name in names},
+                conditioning={name: value[rows] for name, value in self.conditioning.items()},
+            )
+            for block, rows in zip(self.blocks, whole, strict=True)
+        ]
+
+
+def gather(blocks: Sequence[Block], groups: Mapping[int, Trajectory], steps: Int[Tensor, " B"]) -> Pairs:
+    """The pairs of one pass, of groups that lie open."""
     names = ("latents", "predictions", "noises", "log_probs")
-    return Trajectory(
-        steps=first.steps,
-        **{name: torch.cat([getattr(one, name) for one in trajectories]) for name in names},
-        conditioning={name: torch.cat([one.conditioning[name] for one in trajectories]) for name in first.conditioning},
+    texts = [of_rows(groups[one.place].conditioning, one.rows, len(groups[one.place])) for one in blocks]
+    return Pairs(
+        blocks=blocks,
+        steps=steps,
+        **{name: _together([getattr(groups[one.place], name)[one.rows, one.k] for one in blocks]) for name in names},
+        conditioning={name: _together([rows[name] for rows in texts]) for name in texts[0]},
     )
 
 
-def split(trajectory: Trajectory, size: int) -> Iterator[tuple[slice, Conditioning]]:
-    """Rows that go through the network at once, with their conditioning."""
-    for start in range(0, len(trajectory), size):
-        rows = slice(start, min(start + size, len(trajectory)))
-        yield rows, of_rows(trajectory.conditioning, rows, len(trajectory))
+def _together(rows: Sequence[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(tuple(rows))
 
 
-def candidates(sampled: int, images: int, groups: int) -> list[int]:
-    """The sampler's number, and its doubles that groups of so many images make up without a remainder."""
-    if images % sampled:
-        return [sampled]
+def candidates(sampled: int, pairs: int) -> list[int]:
+    """The sampler's number, and its doubles that so many pairs fill."""
     doubles = [sampled * 2**power for power in range(int(math.log2(MOST)) + 1)]
-    whole = [size for size in doubles if images % size == 0 or size % images == 0]
-    return [sampled, *(size for size in whole if sampled < size <= images * groups)]
+    return [sampled, *(size for size in doubles if sampled < size <= pairs)]
 
 
 def measure(
     sizes: Sequence[int], same: Callable[[int], bool], learn: Callable[[int], None], device: torch.device
 ) -> Float[Tensor, " sizes"]:
-    """Seconds an image that each of the `sizes` takes, the first being the sampler's own; inf from the first on that is
+    """Seconds a pair that each of the `sizes` takes, the first being the sampler's own; inf from the first on that is
     no choice: `same` says that it gives other bits, memory is not enough, or no time is left.
 
-    `learn` has so many images go forward and backward.
+    `learn` has so many pairs go forward and backward.
     """
     taken = torch.full((len(sizes),), math.inf, dtype=torch.float64)
     started = time.perf_counter()

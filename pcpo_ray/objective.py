@@ -6,6 +6,7 @@ Every log-ratio is the mean over D, not the sum: that is the quantity which publ
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -49,7 +50,7 @@ def rounded(prediction: Float[Tensor, "B ..."], dtype: torch.dtype) -> Float[Ten
 
 
 def clipped_ratio(
-    log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float
+    log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float | Float[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
     """PPO's loss plus A: max(-A (rho - 1), -A clip(rho - 1, -xi, xi)) (arXiv 1707.06347, equation 7).
 
@@ -57,25 +58,26 @@ def clipped_ratio(
     that this leaves out has no gradient. It equals the hinge max(0, xi |A| - A (rho - 1)) less the constant xi |A|.
     """
     change = torch.expm1(log_ratio)
-    return torch.maximum(-advantage * change, -advantage * change.clamp(-clip_range, clip_range))
+    return torch.maximum(-advantage * change, -advantage * change.clamp(-clip_range, clip_range))  # type: ignore[arg-type]  # torch knows no union
 
 
 def log_hinge(
-    log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float
+    log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float | Float[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
     """PCPO's loss: max(0, xi |A| - A log rho) (arXiv 2509.25774)."""
     return torch.relu(clip_range * advantage.abs() - advantage * log_ratio)
 
 
 def kl_divergence(
-    prediction: Float[Tensor, "B ..."], reference: Float[Tensor, "B ..."], *, weight: float
+    prediction: Float[Tensor, "B ..."], reference: Float[Tensor, "B ..."], *, weight: float | Float[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
     """KL(theta || reference) of a step's Gaussians, per dimension: w^2 mean(d^2) / 2, d the predictions' difference.
 
     `weight` is the step's own, |gain| / std, whatever credit it carries (Flow-GRPO, arXiv 2505.05470).
     """
     d = prediction.to(torch.promote_types(prediction.dtype, torch.float32)) - reference
-    return 0.5 * weight**2 * d.square().flatten(1).mean(1)
+    squares = d.square().flatten(1).mean(1)
+    return _per_sample(0.5 * weight**2, squares) * squares
 
 
 def importance(lag: Float[Tensor, " B"], *, most: float) -> Float[Tensor, " B"]:
@@ -87,7 +89,11 @@ def importance(lag: Float[Tensor, " B"], *, most: float) -> Float[Tensor, " B"]:
 
 
 def inactive(
-    log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float, objective: Objective
+    log_ratio: Float[Tensor, " B"],
+    advantage: Float[Tensor, " B"],
+    *,
+    clip_range: float | Float[Tensor, " B"],
+    objective: Objective,
 ) -> Float[Tensor, " B"]:
     """1 where the clip range cuts the surrogate's gradient off, else 0. Raises ConfigError for an unknown objective."""
     match objective:
@@ -110,7 +116,7 @@ def gradient_norm(
     *,
     weight: float | Float[Tensor, " B"],
     sign: float | Float[Tensor, " B"],
-    clip_range: float,
+    clip_range: float | Float[Tensor, " B"],
     objective: Objective,
 ) -> Float[Tensor, " B"]:
     """L2 norm of each sample's d loss / d prediction, in closed form: |A| r w / D ||s z + w d|| where active, else 0.
@@ -144,7 +150,7 @@ class StepDiagnostics:
     def __init__(self, steps: int) -> None:
         self._sums = torch.zeros(len(self.SUMS), steps, dtype=torch.float64)
         self._max_log_ratio = torch.zeros(steps, dtype=torch.float64)
-        self._noted: list[tuple[int | Tensor, float, Tensor]] = []
+        self._noted: list[tuple[int | Tensor, float | Tensor, Tensor]] = []
 
     @torch.no_grad()
     def add(
@@ -154,7 +160,7 @@ class StepDiagnostics:
         advantage: Float[Tensor, " B"],
         gradient_norm: Float[Tensor, " B"],
         *,
-        clip_range: float,
+        clip_range: float | Float[Tensor, " B"],
         objective: Objective,
     ) -> None:
         """Note B samples, all at `step` or each at its own, without waiting for the device; `count` counts them.
@@ -174,11 +180,8 @@ class StepDiagnostics:
         noted, self._noted = self._noted, []
         values, norms, stops = torch.cat([part for _, _, part in noted], dim=1).cpu().double()
         sizes = [part.shape[1] for _, _, part in noted]
-        where = torch.cat(
-            [torch.as_tensor(step).cpu().expand(size) for (step, _, _), size in zip(noted, sizes, strict=True)]
-        )
-        limits = torch.tensor([limit for _, limit, _ in noted], dtype=torch.float64)
-        limits = limits.repeat_interleave(torch.tensor(sizes))
+        where = _each([step for step, _, _ in noted], sizes, torch.int64)
+        limits = _each([limit for _, limit, _ in noted], sizes, torch.float64)
         finite = values.isfinite() & norms.isfinite()
         if not finite.all():
             some = [found[~finite][:SHOWN].tolist() for found in (values, norms)]
@@ -275,6 +278,12 @@ def _statistics(sums: list[float], max_log_ratio: float) -> dict[str, float | No
 def _deviation(summed: float, squared: float, count: float) -> float:
     """Of `count` values whose sum and sum of squares these are."""
     return math.sqrt(max(0.0, squared / count - (summed / count) ** 2))
+
+
+def _each(values: Sequence[float | Tensor], sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """On the CPU, one after the other: a tensor of a size as it is, a number so many times."""
+    found = [torch.as_tensor(value, dtype=dtype).cpu().expand(size) for value, size in zip(values, sizes, strict=True)]
+    return torch.cat(found)
 
 
 def _change_and_noise(

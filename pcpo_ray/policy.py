@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pcpo_ray import config, credit, models
@@ -28,6 +28,8 @@ class Policy:
         self.denoiser: Denoiser = models.load(run.model, run.sampling, seed=seed_of(run.seed, "adapter"), device=device)
         self.schedule = self.denoiser.schedule(run.sampling.steps)
         self.run = run
+        # all of them at once: a copy to the device at each step would be waited for
+        self.timesteps = torch.tensor(self.schedule.timesteps, dtype=torch.float32, device=device)
         self.native = native_steps(run.sampling, self.schedule)
         self.deterministic = deterministic_steps(self.schedule)
         self.credit = plan(run.credit, run.sampling, self.schedule)
@@ -75,8 +77,10 @@ class Policy:
         """From now on predict base + sum of strength (adapter - base) over (an adapter's parameters, its strength)."""
         self.composed = tuple(adapters)
 
-    def predict(self, latents: Float[Tensor, "B ..."], step: int, conditioning: Conditioning) -> Float[Tensor, "B ..."]:
-        """The network's prediction at step index `step`, the same bits wherever it is asked at the same B."""
+    def predict(
+        self, latents: Float[Tensor, "B ..."], step: int | Int[Tensor, " B"], conditioning: Conditioning
+    ) -> Float[Tensor, "B ..."]:
+        """The network's prediction at step index `step`, of all or of each: the same bits where asked at the same B."""
         if not self.composed:
             return self._predict(latents, step, conditioning)
         with self.denoiser.without_adapter():
@@ -89,10 +93,10 @@ class Policy:
         return total
 
     def _predict(
-        self, latents: Float[Tensor, "B ..."], step: int, conditioning: Conditioning
+        self, latents: Float[Tensor, "B ..."], step: int | Int[Tensor, " B"], conditioning: Conditioning
     ) -> Float[Tensor, "B ..."]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            return self.denoiser.predict(latents, self.schedule.timesteps[step], conditioning)
+            return self.denoiser.predict(latents, self.timesteps[step].expand(len(latents)), conditioning)
 
 
 def native_steps(sampling: config.Sampling, schedule: Schedule) -> tuple[AffineStep, ...]:

@@ -1,12 +1,13 @@
 """Which images go through the network together, and which number of them a learner chooses."""
 
 import math
+import weakref
 
 import pytest
 import torch
 
 from pcpo_ray import micro_batches
-from pcpo_ray.micro_batches import Found, candidates, join, measure, parts, split
+from pcpo_ray.micro_batches import Found, candidates, gather, measure, passes
 from pcpo_ray.packed import pack
 from pcpo_ray.sampler import Sampler
 from tests import small
@@ -17,68 +18,87 @@ from tests.test_trajectory import trajectory
 CPU = torch.device("cpu")
 
 
-def groups(*versions, **changes):
-    return {10 - place: (version, trajectory(**changes)) for place, version in enumerate(versions)}
+def groups(count, **changes):
+    return {10 - place: trajectory(**changes) for place in range(count)}
 
 
-def test_without_a_size_every_group_is_alone_in_its_order():
-    assert parts(groups(1, 1, 2), None) == [[10], [9], [8]]
+def places(found):
+    """Of each pass, its blocks' groups and steps."""
+    return [[(block.place, block.index) for block in blocks] for blocks in found]
+
+
+def test_without_a_size_every_block_is_alone_in_the_groups_order():
+    found = passes(groups(2), None, None)
+    assert places(found) == [[(10, 0)], [(10, 2)], [(10, 3)], [(9, 0)], [(9, 2)], [(9, 3)]]
+    assert [len(block) for blocks in found for block in blocks] == [2] * 6
 
 
 @pytest.mark.parametrize(
-    ("size", "found"),
-    [
-        (1, [[10], [9], [8], [7], [6]]),
-        (2, [[10], [9], [8], [7], [6]]),
-        (4, [[10, 9], [8, 7], [6]]),
-        (8, [[10, 9, 8, 7], [6]]),
-        (7, [[10, 9], [8, 7], [6]]),
-        (100, [[10, 9, 8, 7], [6]]),
-    ],
+    ("size", "lengths"),
+    [(2, [1] * 9), (3, [1] * 9), (4, [2, 2, 2, 2, 1]), (7, [2, 2, 2, 2, 1]), (8, [4, 4, 1]), (100, [8, 1])],
 )
-def test_groups_of_two_images_make_up_a_size_and_what_is_left_its_halves(size, found):
-    assert parts(groups(1, 1, 1, 1, 1), size) == found
+def test_blocks_of_two_images_make_up_a_size_and_what_is_left_its_halves(size, lengths):
+    found = passes(groups(3), None, size)
+    assert [len(blocks) for blocks in found] == lengths
+    in_order = [(place, index) for place in (10, 9, 8) for index in (0, 2, 3)]
+    assert [pair for blocks in places(found) for pair in blocks] == in_order
 
 
-def test_only_groups_of_one_version_and_the_same_steps_and_texts_go_together():
-    made = groups(1, 2, 1)
-    assert parts(made, 100) == [[10, 8], [9]]
-    made[8] = (1, trajectory(steps=torch.tensor([0, 1, 3])))
-    assert parts(made, 100) == [[10], [9], [8]]
-    made[8] = (1, trajectory(conditioning={"embeds": torch.zeros(1, 9), "mask": torch.tensor([[True, False]])}))
-    assert parts(made, 100) == [[10], [9], [8]]
+def test_groups_that_train_steps_of_their_own_share_a_pass():
+    made = groups(4)
+    made[9] = trajectory(steps=torch.tensor([1, 4, 5]))
+    assert places(passes(made, None, 8))[0] == [(10, 0), (10, 2), (10, 3), (9, 1)]
+
+
+def test_only_groups_whose_texts_have_one_shape_go_together():
+    made = groups(2)
+    made[9] = trajectory(conditioning={"embeds": torch.zeros(1, 9), "mask": torch.tensor([[True, False]])})
+    assert [{place for place, _ in blocks} for blocks in places(passes(made, None, 100))] == [{10}, {10}, {9}, {9}]
 
 
 def test_packed_groups_go_together_as_opened_ones_do(small_sd):
     sampler = Sampler(small.run(small_sd), CPU)
-    made = {n: (0, pack(sampler.policy, task(position=n), sampler.sample(task(position=n))[0])) for n in range(3)}
-    assert parts(made, 8) == [[0, 1], [2]]
-
-
-def test_joined_groups_are_split_with_each_image_s_own_text():
-    first, second = trajectory(), trajectory(conditioning={"embeds": torch.ones(1, 7), "mask": torch.zeros(1, 2)})
-    first = trajectory(conditioning={"embeds": torch.zeros(1, 7), "mask": torch.zeros(1, 2)})
-    joined = join([first, second])
-    assert len(joined) == 4 and torch.equal(joined.latents[2:], second.latents)
-    pieces = list(split(joined, 3))
-    assert [(rows.start, rows.stop) for rows, _ in pieces] == [(0, 3), (3, 4)]
-    assert [texts["embeds"][:, 0].tolist() for _, texts in pieces] == [[0.0, 0.0, 1.0], [1.0]]
-    assert join([first]) is first
+    made = {n: sampler.sample(task(position=n))[0] for n in range(3)}
+    sent = {n: pack(sampler.policy, task(position=n), one) for n, one in made.items()}
+    assert places(passes(sent, None, 8)) == places(passes(made, None, 8)) != []
 
 
 @pytest.mark.parametrize(
-    ("sampled", "images", "count", "sizes"),
+    ("sampled", "size", "rows"),
     [
-        (16, 16, 8, [16, 32, 64, 128]),
-        (16, 16, 3, [16, 32]),
-        (4, 16, 1, [4, 8, 16]),
-        (1, 12, 4, [1, 2, 4]),
-        (8, 24, 9, [8]),
-        (3, 4, 9, [3]),
+        (None, None, [(0, 2)]),
+        (1, None, [(0, 1), (1, 2)]),
+        (1, 8, [(0, 1), (1, 2)]),
+        (None, 1, [(0, 1), (1, 2)]),
+        (8, 8, [(0, 2)]),
     ],
 )
-def test_only_what_is_made_up_without_a_remainder_is_tried(sampled, images, count, sizes):
-    assert candidates(sampled, images, count) == sizes
+def test_a_block_is_what_the_sampler_had_at_once_or_less(sampled, size, rows):
+    found = [block for blocks in passes(groups(1), sampled, size) for block in blocks]
+    assert sorted({(block.rows.start, block.rows.stop) for block in found}) == rows
+
+
+def test_gathered_pairs_have_each_block_s_own_step_and_text_and_are_taken_apart_again():
+    texts = [{"embeds": torch.full((1, 7), float(n)), "mask": torch.full((1, 2), float(n))} for n in (0, 1)]
+    made = {n: trajectory(latents=torch.rand(2, 3, 4, 5) + n, conditioning=texts[n]) for n in (0, 1)}
+    (blocks, *_) = passes(made, 1, 8)
+    blocks = [*blocks[1:3], *passes({1: made[1]}, 1, 8)[0][:2]]
+    steps = torch.tensor([block.index for block in blocks])
+    pairs = gather(blocks, made, steps)
+    expected = [made[block.place].latents[block.rows, block.k] for block in blocks]
+    assert torch.equal(pairs.latents, torch.cat(expected))
+    assert pairs.conditioning["embeds"][:, 0].tolist() == [0.0, 0.0, 1.0, 1.0]
+    for number, (one, latents) in enumerate(zip(pairs.apart(), expected, strict=True)):
+        assert torch.equal(one.latents, latents) and one.steps.tolist() == [blocks[number].index]
+        assert one.blocks == [blocks[number]] and one.conditioning["mask"].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "pairs", "sizes"),
+    [(16, 512, [16, 32, 64, 128]), (16, 100, [16, 32, 64]), (4, 4, [4]), (3, 12, [3, 6, 12])],
+)
+def test_doubles_of_the_sampler_s_number_are_tried_as_far_as_there_are_pairs(sampled, pairs, sizes):
+    assert candidates(sampled, pairs) == sizes
 
 
 def test_numbers_with_other_bits_or_without_room_are_no_choice():
@@ -105,17 +125,68 @@ def test_the_fastest_is_found_and_what_was_no_choice_has_no_time():
     assert Found.of([8, 16], [math.inf, math.inf]).size == 8
 
 
-@pytest.mark.parametrize("changes", [{}, {"objective__kl": 0.1}, {"objective__correction": 2, "optimizer__updates": 2}])
-def test_images_of_several_groups_at_once_are_learned_as_each_group_alone(small_sd, changes):
-    sampler, learner = pair(small_sd, **changes)
-    _, other = pair(small_sd, **changes, optimizer__micro_batch=8)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective__kl": 0.1},
+        {"objective__log_ratio": "replay", "credit__kind": "native"},
+        {"objective__clip_scale": "weight", "credit__kind": "native", "objective__kind": "clipped_ratio"},
+        {"sampling__batch": 2, "sampling__subset": "{kind: share, share: 0.5}"},
+        {"sampling__guidance_scale": 3.0, "sampling__subset": "{kind: share, share: 0.5}"},
+    ],
+)
+@pytest.mark.parametrize("model", ["small_sd", "small_flux"])
+def test_pairs_of_several_groups_and_steps_at_once_are_learned_as_each_block_alone(request, model, changes):
+    folder = request.getfixturevalue(model)
+    sampler, learner = pair(folder, **changes)
+    _, other = pair(folder, **changes, optimizer__micro_batch=16)
     made = batch(sampler, learner, count=5)
     apart, together = learner.update(1, made), other.update(1, made)
     assert together.gradient_norm == pytest.approx(apart.gradient_norm, rel=1e-4)
-    assert together.loss == pytest.approx(apart.loss, rel=1e-4)
+    assert together.loss == pytest.approx(apart.loss, rel=1e-4, abs=1e-7)
     table = apart.diagnostics["per_timestep"]
     assert together.diagnostics["per_timestep"]["gradient_share"] == pytest.approx(table["gradient_share"], rel=1e-3)
     assert together.micro_batch is apart.micro_batch is None
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_old_and_fresh_groups_share_a_pass_and_only_the_old_are_weighed(small_sd, updates):
+    changes = {"objective__correction": 2, "optimizer__updates": updates, "optimizer__max_gradient_norm": 1e9}
+    sampler, learner = pair(small_sd, **changes)
+    _, other = pair(small_sd, **changes, optimizer__micro_batch=64)
+    old = batch(sampler, learner, count=4)
+    for one in (learner, other):
+        one.update(1, old)
+    fresh = batch(sampler, learner, count=4)
+    mixed = [group for both in zip(old[:2], fresh[:2], strict=True) for group in both]
+    assert [version for version, *_ in mixed] == [0, 1, 0, 1]
+    apart, together = learner.update(2, mixed), other.update(2, mixed)
+    assert together.gradient_norm == pytest.approx(apart.gradient_norm, rel=1e-3)
+    assert together.loss == pytest.approx(apart.loss, rel=1e-3)
+
+
+def test_no_pass_is_short_where_each_group_trains_steps_of_its_own(small_sd, monkeypatch):
+    changes = {"sampling__subset": "{kind: share, share: 0.5}", "sampling__steps": 8, "optimizer__micro_batch": 16}
+    sampler, learner = pair(small_sd, **changes)
+    made = batch(sampler, learner, count=4)
+    assert len({tuple(trajectory.steps.tolist()) for _, trajectory, _ in made}) > 1
+    passed, predict = [], learner.policy.predict
+    monkeypatch.setattr(
+        learner.policy, "predict", lambda latents, *rest: passed.append(len(latents)) or predict(latents, *rest)
+    )
+    learner.update(1, made)
+    assert passed == [16] * 4  # four groups of four images at four steps
+
+
+def test_only_the_groups_of_one_pass_lie_open(small_sd, monkeypatch):
+    sampler, learner = pair(small_sd, optimizer__micro_batch=8)
+    made = batch(sampler, learner, count=3)
+    opened, open_one = [], learner._open
+    monkeypatch.setattr(learner, "_open", lambda group: opened.append(weakref.ref(one := open_one(group))) or one)
+    sent = {n: pack(sampler.policy, task(position=n), one) for n, (_, one, _) in enumerate(made)}
+    lying = [sum(ref() is not None for ref in opened) for _ in learner._pairs(sent, learner._passes(sent, 8))]
+    assert len(opened) == 3 and max(lying) <= 2
 
 
 def test_the_learner_tries_what_it_has_and_keeps_to_what_it_found(small_flux, monkeypatch):
@@ -127,17 +198,17 @@ def test_the_learner_tries_what_it_has_and_keeps_to_what_it_found(small_flux, mo
             same(size)
             learn(size)
         seen.append(sizes)
-        return torch.tensor([0.3, 0.1, 0.2])
+        return torch.tensor([0.3, 0.1, 0.2, 0.4])
 
     monkeypatch.setattr(micro_batches, "measure", measured)
     made = batch(sampler, learner, count=5)
     first = learner.update(1, made)
     assert first.micro_batch is not None and first.micro_batch.size == learner.micro_batch == 8
     assert learner.update(2, made).micro_batch is None
-    assert seen == [[4, 8, 16]]
+    assert seen == [[4, 8, 16, 32]]
 
 
 def test_what_auto_chooses_predicts_the_sampler_s_bits(small_flux):
     sampler, learner = pair(small_flux, optimizer__micro_batch="auto")
     assert learner.update(1, batch(sampler, learner, count=3)).diagnostics["overall"]["max_log_ratio"] == 0.0
-    assert learner.micro_batch in (4, 8)
+    assert learner.micro_batch in (4, 8, 16, 32)

@@ -62,6 +62,8 @@ def test_the_pages_rewards_are_all_that_there_are():
     assert all(f"`{kind}`" in (ROOT / "models" / "README.md").read_text() for kind in models.CLASSES)
 
 
+TIMESTEPS = torch.tensor([501.0])
+
 OWN = {"model__kind": "custom", "model__denoiser": "my_models:LowerCase", "model__family": "diffusion"}
 
 
@@ -72,8 +74,8 @@ def test_the_pages_model_trains_and_predicts_as_its_pipeline_does(written, small
     own, plain = (models.load(r.model, r.sampling, seed=0, device=CPU) for r in (run, small.run(small_sd)))
     noise = own.initial_noise(generator(1))[None]
     with torch.no_grad():
-        shouted = own.predict(noise, 501, own.encode(["A RED CIRCLE"]))
-        assert torch.equal(shouted, plain.predict(noise, 501, plain.encode(["a red circle"])))
+        shouted = own.predict(noise, TIMESTEPS, own.encode(["A RED CIRCLE"]))
+        assert torch.equal(shouted, plain.predict(noise, TIMESTEPS, plain.encode(["a red circle"])))
     go(run, tmp_path / "run")
 
 

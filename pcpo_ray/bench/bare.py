@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pcpo_ray.models.pipeline import PipelineDenoiser
@@ -22,25 +22,27 @@ class Call:
     """One call of the network for B latents: with guidance, both branches in one batch of 2 B."""
 
     latents: Float[Tensor, "B ..."]
-    timestep: float
+    timesteps: Float[Tensor, " B"]
     conditioning: Conditioning
 
 
-def call(policy: Policy, latents: Float[Tensor, "B ..."], step: int, conditioning: Conditioning) -> Call:
-    """The call by which a policy predicts at a step; `conditioning` has B rows."""
-    timestep = policy.schedule.timesteps[step]
+def call(
+    policy: Policy, latents: Float[Tensor, "B ..."], step: int | Int[Tensor, " B"], conditioning: Conditioning
+) -> Call:
+    """The call by which a policy predicts at a step, or each latent at its own; `conditioning` has B rows."""
+    timesteps = policy.timesteps[step].expand(len(latents))
     inputs = latents.to(conditioning["embeds"].dtype)
     if not denoiser_of(policy).guided:
-        return Call(latents=inputs, timestep=timestep, conditioning=conditioning)
+        return Call(latents=inputs, timesteps=timesteps, conditioning=conditioning)
     names = [name for name in conditioning if not name.startswith("negative_")]
     doubled = {name: torch.cat([conditioning[f"negative_{name}"], conditioning[name]]) for name in names}
-    return Call(latents=torch.cat([inputs, inputs]), timestep=timestep, conditioning=doubled)
+    return Call(latents=torch.cat([inputs, inputs]), timesteps=torch.cat([timesteps, timesteps]), conditioning=doubled)
 
 
 def forward(policy: Policy, asked: Call) -> Tensor:
     """What the network gives, under the autocast that the policy predicts with."""
     with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.mixed):
-        return denoiser_of(policy).forward(asked.latents, asked.timestep, asked.conditioning)
+        return denoiser_of(policy).forward(asked.latents, asked.timesteps, asked.conditioning)
 
 
 def reference(policy: Policy, asked: Call) -> Tensor:

@@ -1,10 +1,11 @@
 """The learner: an update of a whole batch, against bare forwards and backwards of its (sample, step) pairs."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pcpo_ray import config
@@ -13,13 +14,22 @@ from pcpo_ray.bench.rows import Goal, Row, Say, alternate, timed
 from pcpo_ray.errors import BenchError
 from pcpo_ray.learner import Learner
 from pcpo_ray.policy import Policy, device_here
-from pcpo_ray.trajectory import Conditioning, Trajectory
+from pcpo_ray.trajectory import Conditioning, Trajectory, of_rows
+
+TRIED = 128
+"""Pairs that each size of a bare micro-batch is tried on."""
 
 RATE = 1e-12
 """So small that the weights stay those that sampled: every repeat is a first update, and does the same."""
 
-Pairs = Mapping[int, tuple[Tensor, Conditioning]]
-"""Latents and conditioning, a row a sample, by the step that they are learned at."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Every (sample, step) pair of a batch, a row a pair."""
+
+    latents: Float[Tensor, "B ..."]
+    steps: Int[Tensor, " B"]
+    conditioning: Conditioning
 
 
 def measured_on(run: config.Run) -> config.Run:
@@ -43,16 +53,13 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
         return count / timed(lambda: learner.update(learner.version + 1, batch))
 
     pairs = _pairs(trajectories, device)
-    tried = {
-        size: _tried(policy, pairs, size, run.objective.kl > 0)
-        for size in work.sizes(max(len(latents) for latents, _ in pairs.values()))
-    }
+    tried = {size: _tried(policy, pairs, size, run.objective.kl > 0) for size in work.sizes(len(pairs.latents))}
     fitting = {size: found for size, found in tried.items() if found is not None}
     if not fitting:
         raise BenchError(f"not even micro-batches of {min(tried)} fit the device; use a smaller model")
     best = max(fitting, key=lambda size: fitting[size])
     say(f"bare pairs/s by micro-batch: {', '.join(f'{size}: {found:.4g}' for size, found in fitting.items())}")
-    calls = [call for step in pairs for call in _calls(policy, pairs, step, best)] * run.optimizer.epochs
+    calls = _calls(policy, pairs, best) * run.optimizer.epochs
 
     def network() -> float:
         return count / timed(lambda: _pass(policy, calls, run.objective.kl > 0))
@@ -77,46 +84,37 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
 
 def _pairs(trajectories: Sequence[Trajectory], device: torch.device) -> Pairs:
-    """All groups' rows, together by step."""
-    parts: dict[int, list[tuple[Tensor, Conditioning]]] = {}
-    for trajectory in trajectories:
-        count = len(trajectory)
-        conditioning = {name: row.expand(count, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
-        for k, step in enumerate(trajectory.steps.tolist()):
-            parts.setdefault(step, []).append((trajectory.latents[:, k], conditioning))
-    return {
-        step: (
-            torch.cat([latents for latents, _ in found]).to(device),
-            {name: torch.cat([rows[name] for _, rows in found]).to(device) for name in found[0][1]},
-        )
-        for step, found in parts.items()
-    }
+    rows = [of_rows(one.conditioning, slice(0, len(one)), len(one)) for one in trajectories for _ in one.steps]
+    return Pairs(
+        latents=torch.cat([one.latents[:, k] for one in trajectories for k in range(len(one.steps))]).to(device),
+        steps=torch.cat([one.steps.repeat_interleave(len(one)) for one in trajectories]).to(device),
+        conditioning={name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]},
+    )
 
 
-def _calls(policy: Policy, pairs: Pairs, step: int, size: int) -> list[bare.Call]:
-    """A step's rows, so many at a time."""
-    latents, conditioning = pairs[step]
+def _calls(policy: Policy, pairs: Pairs, size: int) -> list[bare.Call]:
+    """So many pairs at a time, whatever the steps."""
+    every = [slice(start, start + size) for start in range(0, len(pairs.latents), size)]
     return [
         bare.call(
             policy,
-            latents[start : start + size],
-            step,
-            {name: rows[start : start + size] for name, rows in conditioning.items()},
+            pairs.latents[rows],
+            pairs.steps[rows],
+            {name: row[rows] for name, row in pairs.conditioning.items()},
         )
-        for start in range(0, len(latents), size)
+        for rows in every
     ]
 
 
 def _tried(policy: Policy, pairs: Pairs, size: int, reference: bool) -> float | None:
-    """Pairs/s at one step with micro-batches of a size, the better of two; None where the device has no room."""
-    step = next(iter(pairs))
-    calls = _calls(policy, pairs, step, size)
+    """Pairs/s with micro-batches of a size, the better of two; None where the device has no room."""
+    calls = _calls(policy, pairs, size)[: max(1, TRIED // size)]
     try:
         _pass(policy, calls[:1], reference)
         seconds = min(timed(lambda: _pass(policy, calls, reference)) for _ in range(2))
     except torch.OutOfMemoryError:
         return None
-    return len(pairs[step][0]) / seconds
+    return sum(min(size, len(pairs.latents)) for _ in calls) / seconds
 
 
 def _pass(policy: Policy, calls: Sequence[bare.Call], reference: bool) -> None:

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ class Sleeping(StableDiffusion):
         return self.fixed_text()
 
     def forward(
-        self, latents: Float[Tensor, "B C h w"], timestep: Any, conditioning: Conditioning
+        self, latents: Float[Tensor, "B C h w"], timesteps: Float[Tensor, " B"], conditioning: Conditioning
     ) -> Float[Tensor, "B C h w"]:
         time.sleep(len(latents) * (self.learn if torch.is_grad_enabled() else self.sample))
         return 0.0 * latents + self.trained.mean()  # the gradient must reach something

@@ -64,9 +64,9 @@ class Denoiser(Protocol):
         """One row that stands for a text, the same in every process, for the canary (canary.py)."""
 
     def predict(
-        self, latents: Float[Tensor, "B ..."], timestep: float, conditioning: Conditioning
+        self, latents: Float[Tensor, "B ..."], timesteps: Float[Tensor, " B"], conditioning: Conditioning
     ) -> Float[Tensor, "B ..."]:
-        """The network's prediction after guidance, in float32; `conditioning` has B rows."""
+        """The network's prediction after guidance, in float32; each image has a timestep and a text of its own."""
 
     def decode(self, latents: Float[Tensor, "B ..."]) -> UInt8[np.ndarray, "B H W 3"]:
         """The pictures."""

@@ -66,16 +66,15 @@ class Flux(PipelineDenoiser):
         return {"embeds": embeds, "pooled": pooled}
 
     def forward(
-        self, latents: Float[Tensor, "B tokens channels"], timestep: float, conditioning: Conditioning
+        self, latents: Float[Tensor, "B tokens channels"], timesteps: Float[Tensor, " B"], conditioning: Conditioning
     ) -> Float[Tensor, "B tokens channels"]:
         embeds, count = conditioning["embeds"], len(latents)
         guidance = None
         if self.distilled:
             guidance = torch.full((count,), self.sampling.guidance_scale, device=self.device)
-        times = torch.full((count,), timestep, device=self.device, dtype=torch.float32).to(latents.dtype)
         velocity: Tensor = self.module(
             hidden_states=latents,
-            timestep=times / 1000,
+            timestep=timesteps.to(latents.dtype) / 1000,
             guidance=guidance,
             pooled_projections=conditioning["pooled"],
             encoder_hidden_states=embeds,

@@ -230,29 +230,29 @@ class PipelineDenoiser(ABC):
         """One row, without guidance's."""
 
     def predict(
-        self, latents: Float[Tensor, "B ..."], timestep: float, conditioning: Conditioning
+        self, latents: Float[Tensor, "B ..."], timesteps: Float[Tensor, " B"], conditioning: Conditioning
     ) -> Float[Tensor, "B ..."]:
         """The network's prediction after guidance, in float32; both branches go through the network in one batch."""
         inputs = latents.to(conditioning["embeds"].dtype)
         if not self.guided:
-            return self.parametrised(self.forward(inputs, timestep, conditioning).float(), latents, timestep)
+            return self.parametrised(self.forward(inputs, timesteps, conditioning).float(), latents, timesteps)
         names = [name for name in conditioning if not name.startswith("negative_")]
         doubled = {name: torch.cat([conditioning[f"negative_{name}"], conditioning[name]]) for name in names}
-        both = self.forward(torch.cat([inputs, inputs]), timestep, doubled)
+        both = self.forward(torch.cat([inputs, inputs]), torch.cat([timesteps, timesteps]), doubled)
         unconditional, conditional = both.float().chunk(2)
         if self.sampling.detach_unconditional:
             unconditional = unconditional.detach()
         guided: Tensor = unconditional + self.sampling.guidance_scale * (conditional - unconditional)
-        return self.parametrised(guided, latents, timestep)
+        return self.parametrised(guided, latents, timesteps)
 
     @abstractmethod
     def forward(
-        self, latents: Float[Tensor, "B ..."], timestep: float, conditioning: Conditioning
+        self, latents: Float[Tensor, "B ..."], timesteps: Float[Tensor, " B"], conditioning: Conditioning
     ) -> Float[Tensor, "B ..."]:
         """One call of the network."""
 
     def parametrised(
-        self, prediction: Float[Tensor, "B ..."], latents: Float[Tensor, "B ..."], timestep: float
+        self, prediction: Float[Tensor, "B ..."], latents: Float[Tensor, "B ..."], timesteps: Float[Tensor, " B"]
     ) -> Float[Tensor, "B ..."]:
         """The network's output as the model's schedule wants it: the noise for diffusion, the velocity for flow."""
         return prediction

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,11 +39,11 @@ class StableDiffusion3(PipelineDenoiser):
         return {"embeds": embeds, "pooled": pooled}
 
     def forward(
-        self, latents: Float[Tensor, "B C h w"], timestep: float, conditioning: Conditioning
+        self, latents: Float[Tensor, "B C h w"], timesteps: Float[Tensor, " B"], conditioning: Conditioning
     ) -> Float[Tensor, "B C h w"]:
         velocity: Tensor = self.module(
             hidden_states=latents,
-            timestep=torch.full((len(latents),), timestep, device=self.device, dtype=torch.float32),
+            timestep=timesteps,
             encoder_hidden_states=conditioning["embeds"],
             pooled_projections=conditioning["pooled"],
             return_dict=False,

@@ -38,13 +38,13 @@ class StableDiffusionXL(StableDiffusion):
         return torch.tensor([numbers], dtype=torch.float32, device=self.device)
 
     def forward(
-        self, latents: Float[Tensor, "B C h w"], timestep: float, conditioning: Conditioning
+        self, latents: Float[Tensor, "B C h w"], timesteps: Float[Tensor, " B"], conditioning: Conditioning
     ) -> Float[Tensor, "B C h w"]:
         pooled = conditioning["pooled"]
         time_ids = self.sizes.to(pooled.dtype).expand(len(latents), -1)
         prediction: Tensor = self.module(
             latents,
-            torch.full((), int(timestep), device=self.device),
+            timesteps,
             encoder_hidden_states=conditioning["embeds"],
             added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
             return_dict=False,

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,10 +29,10 @@ class StableDiffusion(PipelineDenoiser):
         return schedule(scheduler_config, sampling.steps)
 
     @cached_property
-    def alpha_bars(self) -> list[float]:
-        """Of the training schedule, by timestep."""
+    def alpha_bars(self) -> Float[Tensor, " T"]:
+        """Of the training schedule, by timestep, in float64."""
         alpha_bars: Tensor = ddim(self.pipeline.scheduler.config).alphas_cumprod
-        return alpha_bars.double().tolist()
+        return alpha_bars.double().to(self.device)
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"embeds": (TOKENS, self.config.cross_attention_dim)}
@@ -42,25 +41,25 @@ class StableDiffusion(PipelineDenoiser):
         return {"embeds": self.pipeline.encode_prompt(text, self.device, 1, False)[0]}
 
     def forward(
-        self, latents: Float[Tensor, "B C h w"], timestep: float, conditioning: Conditioning
+        self, latents: Float[Tensor, "B C h w"], timesteps: Float[Tensor, " B"], conditioning: Conditioning
     ) -> Float[Tensor, "B C h w"]:
         prediction: Tensor = self.module(
             latents,
-            torch.full((), int(timestep), device=self.device),
+            timesteps,
             encoder_hidden_states=conditioning["embeds"],
             return_dict=False,
         )[0]
         return prediction
 
     def parametrised(
-        self, prediction: Float[Tensor, "B C h w"], latents: Float[Tensor, "B C h w"], timestep: float
+        self, prediction: Float[Tensor, "B C h w"], latents: Float[Tensor, "B C h w"], timesteps: Float[Tensor, " B"]
     ) -> Float[Tensor, "B C h w"]:
         """The noise; a velocity v (arXiv 2202.00512) stands for sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x."""
         if self.pipeline.scheduler.config.prediction_type == "epsilon":
             return prediction
-        alpha_bar = self.alpha_bars[int(timestep)]
-        noise: Tensor = alpha_bar**0.5 * prediction + (1 - alpha_bar) ** 0.5 * latents.float()
-        return noise
+        alpha_bar = self.alpha_bars[timesteps.long()].reshape(-1, *[1] * (latents.ndim - 1))
+        signal, noise = (share.sqrt().float() for share in (alpha_bar, 1 - alpha_bar))
+        return signal * prediction + noise * latents.float()
 
 
 def ddim(scheduler_config: Mapping[str, Any]) -> Any:

@@ -43,10 +43,10 @@ class Hollow:
             shell = shell_of(models.class_of(model))
             self.denoiser = shell(folder, bare, sampling, seed=0, device=torch.device("meta"))
             self.denoiser.load_encoders()
-        if isinstance(self.denoiser, StableDiffusion):
-            _ = self.denoiser.alpha_bars  # numbers, which cannot be had from tensors without data
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.denoiser.device = torch.device("cpu")
+        if isinstance(self.denoiser, StableDiffusion):
+            _ = self.denoiser.alpha_bars  # made once, and so no part of a call's memory
         with self.mode:
             for part in self.parts.values():
                 materialise(part)
@@ -95,46 +95,47 @@ class Hollow:
     @property
     def plain(self) -> bool:
         """Whether a prediction is what the network itself gives, in its own dtype."""
-        latents, _ = self._inputs(1)
+        latents, timesteps, _ = self._inputs(1)
         with self.mode:
-            left = self.denoiser.parametrised(latents, latents, self.timestep) is latents
+            left = self.denoiser.parametrised(latents, latents, timesteps) is latents
         return left and not self.denoiser.guided
 
-    def _inputs(self, rows: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _inputs(self, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Latents, timesteps and conditioning of so many images."""
         conditioning, _ = self.encoded
         with self.mode:
-            latents = torch.empty(rows, *self.denoiser.latent_shape)
+            latents, timesteps = torch.empty(rows, *self.denoiser.latent_shape), torch.full((rows,), self.timestep)
             repeated = {name: row.expand(rows, *row.shape[1:]) for name, row in conditioning.items()}
-        return latents, repeated
+        return latents, timesteps, repeated
 
-    def _predict(self, latents: Tensor, conditioning: dict[str, Tensor], *, mixed: bool) -> Tensor:
+    def _predict(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], *, mixed: bool) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            prediction: Tensor = self.denoiser.predict(latents, self.timestep, conditioning)
+            prediction: Tensor = self.denoiser.predict(latents, timesteps, conditioning)
         return prediction
 
     @cache  # noqa: B019 - as long as the model
     def predicting(self, rows: int, *, mixed: bool, gpu: bool) -> int:
         """The peak of a prediction of so many images without gradients."""
-        latents, conditioning = self._inputs(rows)
+        latents, timesteps, conditioning = self._inputs(rows)
         with self._run("a prediction", gpu=gpu) as live, torch.no_grad():
-            self._predict(latents, conditioning, mixed=mixed)
+            self._predict(latents, timesteps, conditioning, mixed=mixed)
         return live.peak
 
     @cache  # noqa: B019
     def learning(self, rows: int, *, mixed: bool, kl: bool, gpu: bool) -> int:
         """The peak of one micro-batch's forward and backward pass, where all gradients are there already."""
-        latents, conditioning = self._inputs(rows)
+        latents, timesteps, conditioning = self._inputs(rows)
         with self.mode:
             for parameter in self.trained.values():
                 parameter.grad = torch.zeros_like(parameter)
             old, noise, advantage = torch.empty_like(latents), torch.empty_like(latents), torch.empty(rows)
         with self._run("a backward pass", gpu=gpu) as live:
-            prediction = self._predict(latents, conditioning, mixed=mixed)
+            prediction = self._predict(latents, timesteps, conditioning, mixed=mixed)
             ratio = objective.log_ratio(prediction, old, noise, weight=1.0, sign=1.0)
             loss = objective.log_hinge(ratio, advantage, clip_range=1.0).sum()
             if kl:
                 with torch.no_grad(), self.denoiser.without_adapter():
-                    reference = self._predict(latents, conditioning, mixed=mixed)
+                    reference = self._predict(latents, timesteps, conditioning, mixed=mixed)
                 loss = loss + objective.kl_divergence(prediction, reference, weight=1.0).sum()
             # loss.backward would leave CudaRules outside, and a checkpoint's second pass would differ from its first
             engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
@@ -144,7 +145,7 @@ class Hollow:
     @cache  # noqa: B019
     def decoding(self, images: int, *, gpu: bool) -> int:
         """The peak of making pictures of so many images' latents."""
-        latents, _ = self._inputs(images)
+        latents, _, _ = self._inputs(images)
         with self._run("decoding", gpu=gpu) as live, torch.no_grad():
             self.denoiser.pixels(latents)
         return live.peak

@@ -17,9 +17,9 @@ def forwards(monkeypatch):
     """The batch shapes that went through the network, in order."""
     seen, forward = [], StableDiffusion.forward
 
-    def counted(self, latents, timestep, conditioning):
+    def counted(self, latents, timesteps, conditioning):
         seen.append(tuple(latents.shape))
-        return forward(self, latents, timestep, conditioning)
+        return forward(self, latents, timesteps, conditioning)
 
     monkeypatch.setattr(StableDiffusion, "forward", counted)
     return seen

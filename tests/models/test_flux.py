@@ -22,7 +22,7 @@ def deterministic(denoiser, noise, steps, texts=(TEXT,)):
     latents, schedule = noise, denoiser.schedule(steps)
     with torch.no_grad():
         for timestep, step in zip(schedule.timesteps, flow.steps(schedule, (0.0,) * steps), strict=True):
-            prediction = denoiser.predict(latents, timestep, denoiser.encode(texts))
+            prediction = denoiser.predict(latents, torch.full((len(latents),), timestep), denoiser.encode(texts))
             latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
     return latents
 
@@ -81,7 +81,9 @@ def test_the_guidance_scale_of_a_distilled_model_changes_its_prediction(small_fl
     low, high = (load(small_flux_dev, sampling__guidance_scale=scale) for scale in (1.0, 3.5))
     noise = low.initial_noise(generator(3))[None]
     with torch.no_grad():
-        one, other = (denoiser.predict(noise, 500.0, denoiser.encode([TEXT])) for denoiser in (low, high))
+        one, other = (
+            denoiser.predict(noise, torch.tensor([500.0]), denoiser.encode([TEXT])) for denoiser in (low, high)
+        )
     assert (one - other).abs().max() > 1e-4
 
 

@@ -62,7 +62,7 @@ def test_attention_is_torchs_own_kernel(model, request, monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
     with torch.no_grad():
-        denoiser.predict(denoiser.initial_noise(generator(0))[None], 501, conditioning)
+        denoiser.predict(denoiser.initial_noise(generator(0))[None], torch.tensor([501.0]), conditioning)
     assert called
 
 
@@ -125,7 +125,7 @@ def test_gradient_checkpointing_keeps_fewer_activations_and_changes_no_gradient(
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            predicted = denoiser.predict(latents, 501, denoiser.encode([TEXT]))
+            predicted = denoiser.predict(latents, torch.full((len(latents),), 501.0), denoiser.encode([TEXT]))
         kept.append(sum(saved.values()))
         predicted.square().sum().backward()
         gradients.append([parameter.grad for parameter in denoiser.trainable().values()])
@@ -207,13 +207,13 @@ def test_the_unconditional_branch_can_be_kept_out_of_the_gradient(small_sd):
         for parameter in denoiser.trainable().values():
             parameter.data.add_(0.1)
         latents, conditioning = torch.linspace(-1, 1, 256).reshape(1, 4, 8, 8), denoiser.encode([TEXT])
-        prediction = denoiser.predict(latents, 501, conditioning)
+        prediction = denoiser.predict(latents, torch.full((len(latents),), 501.0), conditioning)
         prediction.sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in denoiser.trainable().values()]))
         values.append(prediction.detach())
     assert torch.equal(*values)
     denoiser.module.zero_grad()
-    conditional = denoiser.forward(latents, 501, {"embeds": conditioning["embeds"]})
+    conditional = denoiser.forward(latents, torch.full((len(latents),), 501.0), {"embeds": conditioning["embeds"]})
     (3.0 * conditional).sum().backward()
     expected = torch.cat([p.grad.flatten() for p in denoiser.trainable().values()])
     assert torch.allclose(gradients[1], expected, rtol=1e-4, atol=1e-5)

@@ -30,7 +30,7 @@ def test_without_noise_its_latents_are_those_of_the_pipeline(small_sd3, tmp_path
     latents, schedule = noise, denoiser.schedule(5)
     with torch.no_grad():
         for timestep, step in zip(schedule.timesteps, flow.steps(schedule, (0.0,) * 5), strict=True):
-            prediction = denoiser.predict(latents, timestep, denoiser.encode(texts))
+            prediction = denoiser.predict(latents, torch.full((len(latents),), timestep), denoiser.encode(texts))
             latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
     without = {} if with_t5 else {"text_encoder_3": None, "tokenizer_3": None}
     pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **without)

@@ -43,7 +43,7 @@ def test_without_noise_its_latents_are_those_of_the_pipeline(small_sdxl, tmp_pat
     latents, schedule = noise, denoiser.schedule(5)
     with torch.no_grad():
         for timestep, step in zip(schedule.timesteps, ddim.steps(schedule, eta=0.0), strict=True):
-            prediction = denoiser.predict(latents, timestep, denoiser.encode(texts))
+            prediction = denoiser.predict(latents, torch.full((len(latents),), float(timestep)), denoiser.encode(texts))
             latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
     theirs = pictures_of_the_pipeline(folder, texts, noise, height=height, width=width, guidance_scale=scale)
     assert (latents - theirs).abs().max() < 1e-5

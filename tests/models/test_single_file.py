@@ -45,7 +45,11 @@ def outputs(denoiser):
     latents = torch.linspace(-1, 1, 4 * 8 * 8).reshape(1, 4, 8, 8)
     conditioning = denoiser.encode([TEXT])
     with torch.no_grad():
-        return conditioning["embeds"], denoiser.predict(latents, 501, conditioning), denoiser.decode(latents)
+        return (
+            conditioning["embeds"],
+            denoiser.predict(latents, torch.full((len(latents),), 501.0), conditioning),
+            denoiser.decode(latents),
+        )
 
 
 @pytest.mark.parametrize("model", ["small_sd", "small_sdxl", "small_sd3"])

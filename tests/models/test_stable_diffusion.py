@@ -43,7 +43,7 @@ def test_without_noise_its_image_is_that_of_the_pipeline(small_sd, tmp_path, sch
     schedule = denoiser.schedule(5)
     with torch.no_grad():
         for timestep, step in zip(schedule.timesteps, ddim.steps(schedule, eta=0.0), strict=True):
-            prediction = denoiser.predict(latents, timestep, denoiser.encode(texts))
+            prediction = denoiser.predict(latents, torch.full((len(latents),), float(timestep)), denoiser.encode(texts))
             latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -96,13 +96,13 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_can_be_left_out(small
     denoiser = load(small_sd)
     latents, conditioning = torch.randn(2, 4, 8, 8), denoiser.encode([TEXT, TEXT])
     with torch.no_grad():
-        first = denoiser.predict(latents, 501, conditioning)
+        first = denoiser.predict(latents, torch.full((len(latents),), 501.0), conditioning)
         for parameter in denoiser.trainable().values():
             parameter.add_(0.1)
-        changed = denoiser.predict(latents, 501, conditioning)
+        changed = denoiser.predict(latents, torch.full((len(latents),), 501.0), conditioning)
         with denoiser.without_adapter():
-            base = denoiser.predict(latents, 501, conditioning)
-        again = denoiser.predict(latents, 501, conditioning)
+            base = denoiser.predict(latents, torch.full((len(latents),), 501.0), conditioning)
+        again = denoiser.predict(latents, torch.full((len(latents),), 501.0), conditioning)
     assert not torch.equal(first, changed)
     assert torch.equal(first, base)
     assert torch.equal(changed, again)

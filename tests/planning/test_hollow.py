@@ -56,16 +56,16 @@ def test_passes_take_what_they_take_with_data(request, fixture, changes, checkpo
     latents = torch.stack([loaded.initial_noise(generator(n)) for n in range(rows)])
     old, noise, advantage = torch.zeros_like(latents), torch.zeros_like(latents), torch.ones(rows)
     conditioning = {name: row.expand(rows, *row.shape[1:]) for name, row in loaded.encode(["a red circle"]).items()}
-    timestep = loaded.schedule(run.sampling.steps).timesteps[0]
+    timesteps = torch.full((rows,), loaded.schedule(run.sampling.steps).timesteps[0])
     loaded.module.eval()
     with torch.no_grad(), Live() as predicted:
-        loaded.predict(latents, timestep, conditioning)
+        loaded.predict(latents, timesteps, conditioning)
     with torch.no_grad(), Live() as decoded:
         loaded.pixels(latents)
     for parameter in loaded.trainable().values():
         parameter.grad = torch.zeros_like(parameter)
     with Live() as learned:
-        prediction = loaded.predict(latents, timestep, conditioning)
+        prediction = loaded.predict(latents, timesteps, conditioning)
         ratio = objective.log_ratio(prediction, old, noise, weight=1.0, sign=1.0)
         objective.log_hinge(ratio, advantage, clip_range=1.0).sum().backward()
     assert hollow.predicting(rows, mixed=False, gpu=True) == pytest.approx(predicted.peak, rel=0.01)
@@ -112,10 +112,10 @@ OWN = """
 from pcpo_ray.models.stable_diffusion import StableDiffusion
 
 class Picky(StableDiffusion):
-    def forward(self, latents, timestep, conditioning):
+    def forward(self, latents, timesteps, conditioning):
         if float(latents.mean()) > 0:
             latents = -latents
-        return super().forward(latents, timestep, conditioning)
+        return super().forward(latents, timesteps, conditioning)
 """
 
 
