@@ -13,6 +13,7 @@ import torch
 
 from pcpo_ray import config_file
 from pcpo_ray.learner import Learner
+from pcpo_ray.micro_batches import passes
 from pcpo_ray.packed import pack
 from pcpo_ray.planning import roles
 from pcpo_ray.planning.gpus import CONTEXT, SLACK
@@ -22,6 +23,7 @@ from pcpo_ray.trajectory import Handle, Rollout
 from pcpo_ray.weights import layout
 from tests import small
 from tests.planning import measured, real
+from tests.test_trajectory import trajectory
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -189,11 +191,27 @@ def test_processes_grow_by_what_was_planned_within_a_fifth(small_sd, tmp_path, m
         assert seen[planned.role] == pytest.approx(planned.total, rel=0.2), planned
 
 
-def test_a_learner_of_several_groups_at_once_has_them_and_their_images(small_sd):
-    alone, together = (roles.learner(small.run(small_sd, optimizer__micro_batch=size)) for size in ("null", 8))
-    assert together.held["2 groups' trajectories"] == 2 * alone.held["a group's trajectory"]
-    (phase,) = (name for name in together.phases if name.startswith("forward and backward, 8 images at once"))
-    assert together.phases[phase] > alone.phases["forward and backward, 4 images at once"]
+@pytest.mark.parametrize("sampled", [None, 1, 2])
+@pytest.mark.parametrize("size", [1, 2, 4, 6, 8, 16, 40, 512])
+def test_so_many_groups_lie_open_as_a_pass_is_of_at_most(small_sd, sampled, size):
+    changes = {"sampling__batch": "null" if sampled is None else sampled, "rollout__images": 2, "rollout__prompts": 16}
+    run = small.run(small_sd, **changes, sampling__trained_steps=3)
+    found = passes({n: trajectory() for n in range(16)}, sampled, size)
+    most = max(len({block.place for block in blocks}) for blocks in found)
+    assert roles.groups_of_a_pass(run, size) == most
+
+
+def test_a_learner_of_more_pairs_at_once_has_a_copy_of_them_and_the_groups_they_are_of(small_sd):
+    alone, more, most = (roles.learner(small.run(small_sd, optimizer__micro_batch=n)) for n in ("null", 8, 32))
+    assert more.held == alone.held  # two steps of a group's
+    assert most.held["2 groups' trajectories"] == 2 * alone.held["a group's trajectory"]
+    passing = [
+        role.phases[f"forward and backward, {n} (image, step) pairs at once"]
+        for role, n in zip((alone, more, most), (4, 8, 32), strict=True)
+    ]
+    run = small.run(small_sd)
+    assert passing[1] - roles.pairs_of(run, 8) > 1.5 * passing[0]
+    assert passing[2] - roles.pairs_of(run, 32) == pytest.approx(4 * (passing[1] - roles.pairs_of(run, 8)), rel=0.2)
     assert roles.learner(small.run(small_sd, optimizer__micro_batch="auto")) == alone
 
 
