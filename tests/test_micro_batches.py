@@ -172,9 +172,12 @@ def test_no_pass_is_short_where_each_group_trains_steps_of_its_own(small_sd, mon
     made = batch(sampler, learner, count=4)
     assert len({tuple(trajectory.steps.tolist()) for _, trajectory, _ in made}) > 1
     passed, predict = [], learner.policy.predict
-    monkeypatch.setattr(
-        learner.policy, "predict", lambda latents, *rest: passed.append(len(latents)) or predict(latents, *rest)
-    )
+
+    def predicted(latents, *rest):
+        passed.append(len(latents))
+        return predict(latents, *rest)
+
+    monkeypatch.setattr(learner.policy, "predict", predicted)
     learner.update(1, made)
     assert passed == [16] * 4  # four groups of four images at four steps
 
@@ -183,7 +186,13 @@ def test_only_the_groups_of_one_pass_lie_open(small_sd, monkeypatch):
     sampler, learner = pair(small_sd, optimizer__micro_batch=8)
     made = batch(sampler, learner, count=3)
     opened, open_one = [], learner._open
-    monkeypatch.setattr(learner, "_open", lambda group: opened.append(weakref.ref(one := open_one(group))) or one)
+
+    def opening(group):
+        one = open_one(group)
+        opened.append(weakref.ref(one))
+        return one
+
+    monkeypatch.setattr(learner, "_open", opening)
     sent = {n: pack(sampler.policy, task(position=n), one) for n, (_, one, _) in enumerate(made)}
     lying = [sum(ref() is not None for ref in opened) for _ in learner._pairs(sent, learner._passes(sent, 8))]
     assert len(opened) == 3 and max(lying) <= 2
