@@ -549,12 +549,12 @@ class Optimizer:
     """AdamW. A batch is split into `updates` optimizer steps, and gone through `epochs` times.
 
     `average` is the decay of a running mean of the weights (null: none), which is then what evaluations, `sample` and
-    the exported adapter use; samplers go on with the weights themselves. `micro_batch` (image, step) pairs go through
-    the network at once, of any groups and steps (null: as many images, at one step, as with the sampler). `auto` tries
-    the sampler's number and its doubles in the first update, and goes on with the fastest that predicts the same bits;
-    a run that is resumed from a checkpoint keeps it. Gradients are summed up in another order then, so that two runs,
-    or one that is lost before its first checkpoint, are the same to the bit where the choice is: give the number for
-    that.
+    the exported adapter use; samplers go on with the weights themselves. At most `micro_batch` (image, step) pairs go
+    through the network at once, of any groups and steps (null: as many images, at one step, as with the sampler).
+    `auto` tries the sampler's number and its doubles in the first update, and goes on with the fastest that predicts
+    the same bits; a run that is resumed from a checkpoint keeps it. Gradients are summed up in another order then, so
+    that two runs, or one that is lost before its first checkpoint, are the same to the bit where the choice is: give
+    the number for that.
     """
 
     learning_rate: Positive = 3e-4

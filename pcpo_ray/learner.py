@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,9 @@ ALONE = Rank()
 class Learner:
     """Trains what is trainable with AdamW, in lock-step with the other ranks. `version` counts the batches learned.
 
-    Of each of the T steps, on the device: `credits`, `signs`, `clip_ranges`, `factors` (what its loss is multiplied by)
-    and `own_weights` (those of the divergence from the reference). `micro_batch` are the (image, step) pairs that go
-    through the network at once, None where as many as with the sampler, or not yet found.
+    Of each of the T steps, on the device: `credit_weights`, `signs`, `clip_ranges`, `factors` (what its loss is
+    multiplied by) and `own_weights` (those of the divergence from the reference). `micro_batch` are the (image, step)
+    pairs that go through the network at once, None where as many as with the sampler, or not yet found.
     """
 
     def __init__(self, run: config.Run, device: torch.device, rank: Rank = ALONE) -> None:
@@ -49,7 +49,7 @@ class Learner:
         self.version = 0
         plan, settings = self.policy.credit, run.objective
         noises = [step.std for step in plan.steps]
-        self.credits = torch.tensor(plan.weights, device=device)
+        self.credit_weights = torch.tensor(plan.weights, device=device)
         self.signs = torch.tensor([step.sign for step in plan.steps], device=device)
         clip_ranges = scaled(plan, settings.clip_range, plan.weights if settings.clip_scale == "weight" else None)
         self.clip_ranges = torch.tensor(clip_ranges, device=device)
@@ -133,6 +133,7 @@ class Learner:
                 log_ratios = self._log_ratio(self._predict(pairs), pairs).split(pairs.lengths)
                 for block, log_ratio in zip(pairs.blocks, log_ratios, strict=True):
                     found[block.place][block.rows, block.k] = log_ratio
+                del pairs  # as in _minibatch
             for _ in range(more):
                 canary.output(self.policy)
         return found
@@ -140,10 +141,13 @@ class Learner:
     def _passes(self, groups: Mapping[int, Trajectory | Packed], size: int | None) -> list[list[Block]]:
         return micro_batches.passes(groups, self.run.sampling.batch, size)
 
-    def _pairs(self, groups: Mapping[int, Trajectory | Packed], passes: Sequence[Sequence[Block]]) -> Iterator[Pairs]:
+    def _pairs(
+        self, groups: Mapping[int, Trajectory] | Mapping[int, Trajectory | Packed], passes: Sequence[Sequence[Block]]
+    ) -> Iterator[Pairs]:
         """Each pass's pairs on the device; only the groups of one pass lie open."""
         opened: dict[int, Trajectory] = {}
-        for blocks, steps in zip(passes, self._told(passes, lambda block: [block.index] * len(block)), strict=True):
+        every_step = self._told(passes, lambda block: [block.index] * len(block), torch.long)
+        for blocks, steps in zip(passes, every_step, strict=True):
             wanted = dict.fromkeys(block.place for block in blocks)
             opened = {place: opened[place] for place in wanted if place in opened}
             for place in wanted:
@@ -152,22 +156,18 @@ class Learner:
             yield micro_batches.gather(blocks, opened, steps)
 
     def _told(
-        self, passes: Sequence[Sequence[Block]], of: Callable[[Block], Sequence[float]]
+        self, passes: Sequence[Sequence[Block]], of: Callable[[Block], Sequence[float]], dtype: torch.dtype
     ) -> Sequence[Float[Tensor, " B"] | Int[Tensor, " B"]]:
         """Numbers of each pass's pairs, on the device: all by one copy, as one a pass would be waited for at each."""
         numbers = [number for blocks in passes for block in blocks for number in of(block)]
         lengths = [sum(len(block) for block in blocks) for blocks in passes]
-        told: tuple[Tensor, ...] = torch.tensor(numbers).to(self.policy.device).split(lengths)
+        told: tuple[Tensor, ...] = torch.tensor(numbers, dtype=dtype).to(self.policy.device).split(lengths)
         return told
 
     def _open(self, trajectory: Trajectory | Packed) -> Trajectory:
         """On the learner's device; what came packed is opened anew each time, so that few groups lie open at once."""
         opened = unpack(self.policy, trajectory) if isinstance(trajectory, Packed) else trajectory
         return opened.to(self.policy.device)
-
-    def _sampled(self, images: int) -> int:
-        """How many of a group's images went through the network at once when they were sampled."""
-        return min(self.run.sampling.batch or images, images)
 
     def _find_micro_batch(self, batch: Sequence[Group], count: int, own: Sequence[int]) -> micro_batches.Found | None:
         """Where optimizer.micro_batch is auto and not yet known, choose it, by trying it on a minibatch.
@@ -176,9 +176,9 @@ class Learner:
         """
         if self.run.optimizer.micro_batch != "auto" or self.micro_batch is not None:
             return None
-        steps = kept(self.run.sampling.subset, len(self.policy.credit.trained))
-        pairs = max(1, count // self.rank.count) * self.run.rollout.images * steps
-        sizes = micro_batches.candidates(self._sampled(self.run.rollout.images), pairs)
+        steps, images = kept(self.run.sampling.subset, len(self.policy.credit.trained)), self.run.rollout.images
+        most = max(1, count // self.rank.count) * images * steps
+        sizes = micro_batches.candidates(min(self.run.sampling.batch or images, images), most)
         taken = torch.zeros(len(sizes), dtype=torch.float64)  # of a rank that learns nothing
         held = {place: t for place in own if (t := batch[place][1]) is not None}
         if held:
@@ -188,19 +188,20 @@ class Learner:
         return found
 
     def _measure(self, sizes: Sequence[int], groups: Mapping[int, Trajectory | Packed]) -> Tensor:
-        """Seconds a pair by size (micro_batches.measure), tried on some of these groups."""
+        """Seconds a pair by size (micro_batches.measure), tried on these groups."""
         longest = max(self._passes(groups, sizes[-1]), key=lambda blocks: sum(map(len, blocks)))
-        opened: dict[int, Trajectory | Packed] = {block.place: self._open(groups[block.place]) for block in longest}
+        opened = {place: self._open(groups[place]) for place in {block.place for block in longest}}
 
         @torch.no_grad()
         def same(size: int) -> bool:
-            shapes: dict[tuple[int, int], list[list[Block]]] = {}
-            for blocks in self._passes(opened, size):
-                shapes.setdefault((len(blocks), len(blocks[0])), []).append(blocks)
+            shapes: dict[Hashable, list[list[Block]]] = {}
+            for blocks in self._passes(groups, size):
+                texts = micro_batches.shapes_of(groups[blocks[0].place])
+                shapes.setdefault((len(blocks), len(blocks[0]), texts), []).append(blocks)
             tried = [blocks for alike in shapes.values() for blocks in (alike[0], alike[-1])]
-            return all(
+            return len(longest) * len(longest[0]) >= size and all(
                 torch.equal(self._predict(pairs), torch.cat([self._predict(one) for one in pairs.apart()]))
-                for pairs in self._pairs(opened, tried)
+                for pairs in self._pairs(groups, tried)
             )
 
         def learn(size: int) -> None:
@@ -230,7 +231,7 @@ class Learner:
     def _log_ratio(self, prediction: Float[Tensor, "B ..."], pairs: Pairs) -> Float[Tensor, " B"]:
         if self.run.objective.log_ratio == "replay":
             return self._replayed(prediction, pairs)
-        weight, sign = self.credits[pairs.steps], self.signs[pairs.steps]
+        weight, sign = self.credit_weights[pairs.steps], self.signs[pairs.steps]
         return objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
 
     def _replayed(self, prediction: Float[Tensor, "B ..."], pairs: Pairs) -> Float[Tensor, " B"]:
@@ -261,11 +262,12 @@ class Learner:
         count = int(self.rank.total(torch.tensor(counted, device=device)))
         passes = self._passes(found, self.micro_batch)
         more = self._passes_more(len(passes))
-        advantages = self._told(passes, lambda block: groups[block.place][2][block.rows])
+        advantages = iter(self._told(passes, lambda block: groups[block.place][2][block.rows], torch.float32))
         total = torch.zeros(2, device=device)
         older = {place for place in found if groups[place][0] < self.version}
-        for pairs, advantage in zip(self._pairs(found, passes), advantages, strict=True):
-            total += self._accumulate(pairs, advantage, lags, older, diagnostics, count=count)
+        for pairs in self._pairs(found, passes):
+            total += self._accumulate(pairs, next(advantages), lags, older, diagnostics, count=count)
+            del pairs  # may be views of a group, which is not to lie beside the next one
         diagnostics.count()
         if unchanged and self.run.objective.log_ratio == "decomposed":
             self._check_unchanged(diagnostics.max_log_ratio.tolist())
@@ -328,9 +330,8 @@ class Learner:
         log_ratio = self._log_ratio(prediction, pairs)
         clip_range, factor = self.clip_ranges[pairs.steps], self.factors[pairs.steps]
         if settings.correction is not None:
-            lag = self._lag(pairs, log_ratio.detach(), lags, older)
-            log_ratio = log_ratio - lag
-            factor = factor * objective.importance(lag, most=settings.correction)
+            lag, importance = self._lag(pairs, log_ratio.detach(), lags, older, most=settings.correction)
+            log_ratio, factor = log_ratio - lag, factor * importance
         surrogate = objective.log_hinge if settings.kind == "log_hinge" else objective.clipped_ratio
         loss = (factor * surrogate(log_ratio, advantage, clip_range=clip_range)).sum() / count
         divergence = torch.zeros_like(loss)
@@ -345,7 +346,7 @@ class Learner:
             pairs.noises,
             log_ratio,
             advantage,
-            weight=self.credits[pairs.steps],
+            weight=self.credit_weights[pairs.steps],
             sign=self.signs[pairs.steps],
             clip_range=clip_range,
             objective=settings.kind,
@@ -355,19 +356,27 @@ class Learner:
 
     @staticmethod
     def _lag(
-        pairs: Pairs, log_ratio: Float[Tensor, " B"], lags: Mapping[int, Float[Tensor, "N K"]], older: Container[int]
-    ) -> Float[Tensor, " B"]:
-        """Log-ratio of the weights that the update began with to those that sampled; 0 where they are the same.
+        pairs: Pairs,
+        log_ratio: Float[Tensor, " B"],
+        lags: Mapping[int, Float[Tensor, "N K"]],
+        older: Container[int],
+        *,
+        most: float,
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Log-ratio of the weights that the update began with to those that sampled, and the importance of that.
 
-        `log_ratio` is the present one, which it is while nothing has moved: where `lags` has none.
+        `log_ratio` is the present one, which the lag is while nothing has moved: where `lags` has none. The pairs of
+        groups that are not older have lag 0 and importance 1.
         """
         found = []
         for block, present in zip(pairs.blocks, log_ratio.split(pairs.lengths), strict=True):
-            if block.place not in older:
-                found.append(torch.zeros_like(present))
+            if block.place in older:
+                lag = lags[block.place][block.rows, block.k] if block.place in lags else present
+                found.append((lag, objective.importance(lag, most=most)))
             else:
-                found.append(lags[block.place][block.rows, block.k] if block.place in lags else present)
-        return torch.cat(found)
+                found.append((torch.zeros_like(present), torch.ones_like(present)))
+        lag, importance = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return lag, importance
 
     def _check_unchanged(self, log_ratios: Sequence[float]) -> None:
         """Of all steps the greatest |log-ratio|, each."""

@@ -60,30 +60,31 @@ def passes(groups: Mapping[int, Trajectory | Packed], sampled: int | None, size:
     """What goes through the network at once, pass for pass: together every image of the groups at every trained step.
 
     Blocks are of `sampled` images (None: the whole group), and 1, 2, 4, ... of them make up at most `size` pairs: what
-    is left over at the end has the shape of a half, a quarter, ..., and no other. `size` None leaves each block alone;
-    one below `sampled` cuts blocks of its own. In the groups' order, so that few of them are needed at a time.
+    is left over at the end has the shape of a half, a quarter, ..., and no other. A group's last block may be of fewer
+    images; as many such make up a pass of their own. `size` None leaves each block alone; one below `sampled` cuts
+    blocks of its own. In the groups' order, so that few of them are needed at a time.
     """
-    alike: dict[Hashable, list[Block]] = {}
+    alike: dict[tuple[int, int, Hashable], list[Block]] = {}
     for place, group in groups.items():
         count = len(group)
         length = min(count if sampled is None else sampled, count if size is None else size)
         for start in range(0, count, length):
             rows = slice(start, min(start + length, count))
             blocks = [Block(place=place, rows=rows, k=k, index=index) for k, index in enumerate(steps_of(group))]
-            alike.setdefault((len(blocks[0]), _shapes(group)), []).extend(blocks)
+            alike.setdefault((length, len(blocks[0]), shapes_of(group)), []).extend(blocks)
     found = []
-    for left in alike.values():
-        count = 1 << max(1, (size or 1) // len(left[0])).bit_length() - 1
+    for (length, *_), left in alike.items():
+        count = 1 << max(1, (size or 1) // length).bit_length() - 1
         while left:
             while count > len(left):
                 count //= 2
             found.append(left[:count])
             left = left[count:]
     order = {place: number for number, place in enumerate(groups)}
-    return sorted(found, key=lambda blocks: order[blocks[0].place])
+    return sorted(found, key=lambda blocks: (order[blocks[0].place], order[blocks[-1].place]))
 
 
-def _shapes(group: Trajectory | Packed) -> Hashable:
+def shapes_of(group: Trajectory | Packed) -> Hashable:
     """Of a text's conditioning."""
     rows = group.conditioning.values()
     return tuple(tuple((row[1] if isinstance(row, tuple) else row).shape) for row in rows)
@@ -141,10 +142,10 @@ def _together(rows: Sequence[Tensor]) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(tuple(rows))
 
 
-def candidates(sampled: int, pairs: int) -> list[int]:
-    """The sampler's number, and its doubles that so many pairs fill."""
+def candidates(sampled: int, most: int) -> list[int]:
+    """The sampler's number, and its doubles up to `most`."""
     doubles = [sampled * 2**power for power in range(int(math.log2(MOST)) + 1)]
-    return [sampled, *(size for size in doubles if sampled < size <= pairs)]
+    return [sampled, *(size for size in doubles if sampled < size <= most)]
 
 
 def measure(

@@ -6,7 +6,6 @@ Every log-ratio is the mean over D, not the sum: that is the quantity which publ
 """
 
 import math
-from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -150,7 +149,7 @@ class StepDiagnostics:
     def __init__(self, steps: int) -> None:
         self._sums = torch.zeros(len(self.SUMS), steps, dtype=torch.float64)
         self._max_log_ratio = torch.zeros(steps, dtype=torch.float64)
-        self._noted: list[tuple[int | Tensor, float | Tensor, Tensor]] = []
+        self._noted: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def add(
@@ -168,20 +167,19 @@ class StepDiagnostics:
         Raises ConfigError for an unknown objective.
         """
         stopped = inactive(log_ratio, advantage, clip_range=clip_range, objective=objective)
-        self._noted.append((step, clip_range, torch.stack([log_ratio, gradient_norm, stopped.to(log_ratio)])))
+        steps, limits = (_each(value, log_ratio) for value in (step, clip_range))
+        self._noted.append((steps.long(), torch.stack([log_ratio, gradient_norm, stopped.to(log_ratio), limits])))
 
     def count(self) -> None:
-        """Count what was noted: one wait for the device, whatever the number of micro-batches.
+        """Count what was noted: a wait for the device, whatever the number of micro-batches.
 
         Raises TrainingError for a log-ratio or gradient that is not finite; nothing of what was noted is counted then.
         """
         if not self._noted:
             return
         noted, self._noted = self._noted, []
-        values, norms, stops = torch.cat([part for _, _, part in noted], dim=1).cpu().double()
-        sizes = [part.shape[1] for _, _, part in noted]
-        where = _each([step for step, _, _ in noted], sizes, torch.int64)
-        limits = _each([limit for _, limit, _ in noted], sizes, torch.float64)
+        where = torch.cat([steps for steps, _ in noted]).cpu()
+        values, norms, stops, limits = torch.cat([part for _, part in noted], dim=1).cpu().double()
         finite = values.isfinite() & norms.isfinite()
         if not finite.all():
             some = [found[~finite][:SHOWN].tolist() for found in (values, norms)]
@@ -280,10 +278,9 @@ def _deviation(summed: float, squared: float, count: float) -> float:
     return math.sqrt(max(0.0, squared / count - (summed / count) ** 2))
 
 
-def _each(values: Sequence[float | Tensor], sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """On the CPU, one after the other: a tensor of a size as it is, a number so many times."""
-    found = [torch.as_tensor(value, dtype=dtype).cpu().expand(size) for value, size in zip(values, sizes, strict=True)]
-    return torch.cat(found)
+def _each(value: float | Tensor, like: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """One a sample."""
+    return value.to(like) if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
 def _change_and_noise(

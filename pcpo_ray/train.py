@@ -295,7 +295,7 @@ class Loop:
         if update.micro_batch is not None:
             self.micro_batch = update.micro_batch.size
             self.recorder.event(
-                "micro_batch", step=self.step, images=self.micro_batch, seconds_an_image=update.micro_batch.seconds
+                "micro_batch", step=self.step, pairs=self.micro_batch, seconds_a_pair=update.micro_batch.seconds
             )
         self._publish()
         seconds = time.perf_counter() - self.started

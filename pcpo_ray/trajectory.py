@@ -87,10 +87,10 @@ def of_rows(conditioning: Conditioning, rows: slice, count: int) -> Conditioning
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """The trained steps of one group, or of several one after the other. Raises TrainingError where shapes disagree.
+    """The trained steps of one group. Raises TrainingError where shapes disagree.
 
-    `steps` are indices into the sampler's T steps, the same for all; `predictions` are the network's own, after
-    guidance; `log_probs` are means over the latents' dimensions; `conditioning` has a row a group.
+    `steps` are indices into the sampler's T steps; `predictions` are the network's own, after
+    guidance; `log_probs` are means over the latents' dimensions; `conditioning` has one row.
     """
 
     steps: Int[Tensor, " K"]

@@ -1,10 +1,10 @@
-"""Which images go through the network together, and which number of them a learner chooses."""
+"""Which (image, step) pairs go through the network together, and which number of them a learner chooses."""
 
 import math
-import weakref
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from pcpo_ray import micro_batches
 from pcpo_ray.micro_batches import Found, candidates, gather, measure, passes
@@ -78,6 +78,19 @@ def test_a_block_is_what_the_sampler_had_at_once_or_less(sampled, size, rows):
     assert sorted({(block.rows.start, block.rows.stop) for block in found}) == rows
 
 
+def test_what_is_left_of_a_group_goes_with_what_is_left_of_others_as_often_as_whole_blocks_do():
+    names = ("latents", "predictions", "noises")
+    made = {
+        n: trajectory(**{name: torch.zeros(4, 3, 4, 5) for name in names}, log_probs=torch.zeros(4, 3)) for n in (0, 1)
+    }
+    assert [[len(block) for block in blocks] for blocks in passes(made, 3, 3)] == [*[[3]] * 3, *[[1]] * 3] * 2
+    found = [[(block.place, len(block)) for block in blocks] for blocks in passes(made, 3, 6)]
+    whole, left = ([blocks for blocks in found if blocks[0][1] == n] for n in (3, 1))
+    assert whole == [[(0, 3), (0, 3)], [(0, 3), (1, 3)], [(1, 3), (1, 3)]]
+    assert left == [[(0, 1), (0, 1)], [(0, 1), (1, 1)], [(1, 1), (1, 1)]]
+    assert [blocks[-1][0] for blocks in found] == sorted(blocks[-1][0] for blocks in found)  # none is opened twice
+
+
 def test_gathered_pairs_have_each_block_s_own_step_and_text_and_are_taken_apart_again():
     texts = [{"embeds": torch.full((1, 7), float(n)), "mask": torch.full((1, 2), float(n))} for n in (0, 1)]
     made = {n: trajectory(latents=torch.rand(2, 3, 4, 5) + n, conditioning=texts[n]) for n in (0, 1)}
@@ -125,18 +138,24 @@ def test_the_fastest_is_found_and_what_was_no_choice_has_no_time():
     assert Found.of([8, 16], [math.inf, math.inf]).size == 8
 
 
+SETTINGS = [
+    {},
+    {"objective__kl": 0.1},
+    {"objective__log_ratio": "replay", "credit__kind": "native"},
+    {"objective__clip_scale": "weight", "credit__kind": "native", "objective__kind": "clipped_ratio"},
+    {"sampling__batch": 3},
+    {"sampling__batch": 2, "sampling__subset": "{kind: share, share: 0.5}"},
+    {"sampling__guidance_scale": 3.0, "sampling__subset": "{kind: share, share: 0.5}"},
+]
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("model", "changes"),
     [
-        {},
-        {"objective__kl": 0.1},
-        {"objective__log_ratio": "replay", "credit__kind": "native"},
-        {"objective__clip_scale": "weight", "credit__kind": "native", "objective__kind": "clipped_ratio"},
-        {"sampling__batch": 2, "sampling__subset": "{kind: share, share: 0.5}"},
-        {"sampling__guidance_scale": 3.0, "sampling__subset": "{kind: share, share: 0.5}"},
+        *((model, changes) for model in ("small_sd", "small_flux") for changes in SETTINGS),
+        ("small_sd", {"objective__kl": 0.1, "credit__kind": "interpolate"}),
     ],
 )
-@pytest.mark.parametrize("model", ["small_sd", "small_flux"])
 def test_pairs_of_several_groups_and_steps_at_once_are_learned_as_each_block_alone(request, model, changes):
     folder = request.getfixturevalue(model)
     sampler, learner = pair(folder, **changes)
@@ -151,7 +170,7 @@ def test_pairs_of_several_groups_and_steps_at_once_are_learned_as_each_block_alo
 
 
 @pytest.mark.parametrize("updates", [1, 2])
-def test_old_and_fresh_groups_share_a_pass_and_only_the_old_are_weighed(small_sd, updates):
+def test_old_and_fresh_groups_that_share_a_pass_are_learned_as_each_alone(small_sd, updates):
     changes = {"objective__correction": 2, "optimizer__updates": updates, "optimizer__max_gradient_norm": 1e9}
     sampler, learner = pair(small_sd, **changes)
     _, other = pair(small_sd, **changes, optimizer__micro_batch=64)
@@ -164,6 +183,14 @@ def test_old_and_fresh_groups_share_a_pass_and_only_the_old_are_weighed(small_sd
     apart, together = learner.update(2, mixed), other.update(2, mixed)
     assert together.gradient_norm == pytest.approx(apart.gradient_norm, rel=1e-3)
     assert together.loss == pytest.approx(apart.loss, rel=1e-3)
+
+
+def test_fresh_groups_are_not_weighed_however_low_the_limit(small_sd):
+    sampler, learner = pair(small_sd, optimizer__max_gradient_norm=1e9)
+    made = batch(sampler, learner)
+    _, limited = pair(small_sd, optimizer__max_gradient_norm=1e9, objective__correction=0.5)
+    assert limited.update(1, made).gradient_norm == learner.update(1, made).gradient_norm
+    assert limited.weights().manifest.checksum == learner.weights().manifest.checksum
 
 
 def test_no_pass_is_short_where_each_group_trains_steps_of_its_own(small_sd, monkeypatch):
@@ -182,20 +209,28 @@ def test_no_pass_is_short_where_each_group_trains_steps_of_its_own(small_sd, mon
     assert passed == [16] * 4  # four groups of four images at four steps
 
 
-def test_only_the_groups_of_one_pass_lie_open(small_sd, monkeypatch):
-    sampler, learner = pair(small_sd, optimizer__micro_batch=8)
-    made = batch(sampler, learner, count=3)
-    opened, open_one = [], learner._open
+@pytest.mark.parametrize(("size", "most"), [(4, 1), (8, 1), (32, 2)])
+def test_only_the_groups_of_one_pass_lie_open(small_sd, monkeypatch, size, most):
+    sampler, learner = pair(small_sd, optimizer__micro_batch=size)
+    made = batch(sampler, learner, count=4)
+    opened, lying, open_one, accumulate = [], [], learner._open, learner._accumulate
 
     def opening(group):
         one = open_one(group)
-        opened.append(weakref.ref(one))
+        opened.append(StorageWeakRef(one.latents.untyped_storage()))
         return one
 
     monkeypatch.setattr(learner, "_open", opening)
-    sent = {n: pack(sampler.policy, task(position=n), one) for n, (_, one, _) in enumerate(made)}
-    lying = [sum(ref() is not None for ref in opened) for _ in learner._pairs(sent, learner._passes(sent, 8))]
-    assert len(opened) == 3 and max(lying) <= 2
+
+    def accumulating(*arguments, **more):
+        lying.append(sum(not one.expired() for one in opened))
+        return accumulate(*arguments, **more)
+
+    monkeypatch.setattr(learner, "_accumulate", accumulating)
+    sent = [(0, pack(sampler.policy, task(position=n), one), values) for n, (_, one, values) in enumerate(made)]
+    del made
+    learner.update(1, sent)
+    assert len(opened) == 4 and max(lying) == most
 
 
 def test_the_learner_tries_what_it_has_and_keeps_to_what_it_found(small_flux, monkeypatch):

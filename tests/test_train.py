@@ -427,14 +427,14 @@ def test_evaluations_and_the_exported_adapter_use_the_running_mean(small_sd, tmp
 
 def test_a_resumed_run_keeps_the_micro_batch_that_it_had_found(small_sd, tmp_path, monkeypatch):
     run = small.run(small_sd, steps=4, optimizer__micro_batch="auto")
-    monkeypatch.setattr(micro_batches, "measure", lambda *_: torch.tensor([0.2, 0.1]))
+    monkeypatch.setattr(micro_batches, "measure", lambda *_: torch.tensor([0.4, 0.1, 0.2, 0.3]))
     monkeypatch.setattr(learner, "FIRST_RATIO_LIMIT", 1.0)  # what was not seen to give the same bits may not
     go(run, tmp_path / "whole")
     go(small.run(small_sd, steps=2, optimizer__micro_batch="auto"), tmp_path / "run")
     path = tmp_path / "run" / "events.jsonl"
     (event,) = [e for e in map(json.loads, path.read_text().splitlines()) if e["kind"] == "micro_batch"]
-    assert (event["step"], event["images"]) == (1, 8)
-    assert event["seconds_an_image"] == pytest.approx({"4": 0.2, "8": 0.1})
+    assert (event["step"], event["pairs"]) == (1, 8)
+    assert event["seconds_a_pair"] == pytest.approx({"4": 0.4, "8": 0.1, "16": 0.2, "32": 0.3})
     monkeypatch.setattr(micro_batches, "measure", lambda *_: pytest.fail("tried anew"))
     go(run, tmp_path / "run", found=2)
     assert same(parameters(tmp_path / "run", 4), parameters(tmp_path / "whole", 4))

@@ -24,7 +24,7 @@ RATE = 1e-12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pairs:
+class Batch:
     """Every (sample, step) pair of a batch, a row a pair."""
 
     latents: Float[Tensor, "B ..."]
@@ -52,14 +52,14 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
         batch = [(learner.version, group.packed, advantages) for group in groups]  # as they reach it
         return count / timed(lambda: learner.update(learner.version + 1, batch))
 
-    pairs = _pairs(trajectories, device)
-    tried = {size: _tried(policy, pairs, size, run.objective.kl > 0) for size in work.sizes(len(pairs.latents))}
+    joined = _joined(trajectories, device)
+    tried = {size: _tried(policy, joined, size, run.objective.kl > 0) for size in work.sizes(len(joined.latents))}
     fitting = {size: found for size, found in tried.items() if found is not None}
     if not fitting:
         raise BenchError(f"not even micro-batches of {min(tried)} fit the device; use a smaller model")
     best = max(fitting, key=lambda size: fitting[size])
     say(f"bare pairs/s by micro-batch: {', '.join(f'{size}: {found:.4g}' for size, found in fitting.items())}")
-    calls = _calls(policy, pairs, best) * run.optimizer.epochs
+    calls = _calls(policy, joined, best) * run.optimizer.epochs
 
     def network() -> float:
         return count / timed(lambda: _pass(policy, calls, run.objective.kl > 0))
@@ -83,38 +83,44 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
     return [row]
 
 
-def _pairs(trajectories: Sequence[Trajectory], device: torch.device) -> Pairs:
+def _joined(trajectories: Sequence[Trajectory], device: torch.device) -> Batch:
     rows = [of_rows(one.conditioning, slice(0, len(one)), len(one)) for one in trajectories for _ in one.steps]
-    return Pairs(
+    return Batch(
         latents=torch.cat([one.latents[:, k] for one in trajectories for k in range(len(one.steps))]).to(device),
         steps=torch.cat([one.steps.repeat_interleave(len(one)) for one in trajectories]).to(device),
         conditioning={name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]},
     )
 
 
-def _calls(policy: Policy, pairs: Pairs, size: int) -> list[bare.Call]:
+def _calls(policy: Policy, batch: Batch, size: int) -> list[bare.Call]:
     """So many pairs at a time, whatever the steps."""
-    every = [slice(start, start + size) for start in range(0, len(pairs.latents), size)]
+    every = [slice(start, start + size) for start in range(0, len(batch.latents), size)]
     return [
         bare.call(
             policy,
-            pairs.latents[rows],
-            pairs.steps[rows],
-            {name: row[rows] for name, row in pairs.conditioning.items()},
+            batch.latents[rows],
+            batch.steps[rows],
+            {name: row[rows] for name, row in batch.conditioning.items()},
         )
         for rows in every
     ]
 
 
-def _tried(policy: Policy, pairs: Pairs, size: int, reference: bool) -> float | None:
+def _tried(policy: Policy, batch: Batch, size: int, reference: bool) -> float | None:
     """Pairs/s with micro-batches of a size, the better of two; None where the device has no room."""
-    calls = _calls(policy, pairs, size)[: max(1, TRIED // size)]
+    few = slice(0, max(size, TRIED))
+    part = Batch(
+        latents=batch.latents[few],
+        steps=batch.steps[few],
+        conditioning={name: row[few] for name, row in batch.conditioning.items()},
+    )
     try:
+        calls = _calls(policy, part, size)
         _pass(policy, calls[:1], reference)
         seconds = min(timed(lambda: _pass(policy, calls, reference)) for _ in range(2))
     except torch.OutOfMemoryError:
         return None
-    return sum(min(size, len(pairs.latents)) for _ in calls) / seconds
+    return len(part.latents) / seconds
 
 
 def _pass(policy: Policy, calls: Sequence[bare.Call], reference: bool) -> None:

@@ -104,7 +104,10 @@ class Hollow:
         """Latents, timesteps and conditioning of so many images."""
         conditioning, _ = self.encoded
         with self.mode:
-            latents, timesteps = torch.empty(rows, *self.denoiser.latent_shape), torch.full((rows,), self.timestep)
+            latents, timesteps = (
+                torch.empty(rows, *self.denoiser.latent_shape),
+                torch.full((rows,), float(self.timestep)),
+            )
             repeated = {name: row.expand(rows, *row.shape[1:]) for name, row in conditioning.items()}
         return latents, timesteps, repeated
 

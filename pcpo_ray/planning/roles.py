@@ -125,21 +125,32 @@ def opened_of(run: Run) -> int:
     return 3 * pairs * latents + FLOAT * pairs + index + size_of(*model.encoded[0].values())
 
 
-def groups_of_a_pass(run: Run, rows: int) -> int:
-    """Of how many groups one pass of so many (image, step) pairs is, at most (micro_batches.passes)."""
-    block = min(rows_of(run), rows)
-    a_group = trained_steps(run) * -(-run.rollout.images // block)
-    total = a_group * -(-run.rollout.prompts // (run.optimizer.updates * run.workers.learner.ranks))
-    blocks = 1 << min(rows // block, total).bit_length() - 1
-    begins = range(0, total - blocks + 1, blocks)
-    return max((begin + blocks - 1) // a_group - begin // a_group + 1 for begin in begins)
+def pass_of(run: Run, size: int) -> tuple[int, int]:
+    """At a micro-batch of `size` (image, step) pairs: those of one pass, and the groups that they are of, at most.
+
+    As micro_batches.passes makes them of the groups that a rank learns in one optimizer step, or, where older ones are
+    weighed first, of all groups of a batch.
+    """
+    updates = run.optimizer.updates if run.objective.correction is None else 1
+    groups = -(-run.rollout.prompts // (updates * run.workers.learner.ranks))
+    block, steps = min(rows_of(run), size), trained_steps(run)
+    whole, last = divmod(run.rollout.images, block)
+    found = []
+    for images, a_group in ((block, steps * whole), (last, steps)):
+        if images:
+            blocks = 1 << min(size // block, a_group * groups).bit_length() - 1
+            begins = range(0, a_group * groups - blocks + 1, blocks)
+            spanned = [(begin + blocks - 1) // a_group - begin // a_group + 1 for begin in begins]
+            found.append((blocks * images, max(spanned)))
+    pairs, of_groups = zip(*found, strict=True)
+    return max(pairs), max(of_groups)
 
 
-def pairs_of(run: Run, rows: int) -> int:
-    """The bytes of what one pass is of, put together from several blocks."""
+def pairs_of(run: Run, count: int) -> int:
+    """The bytes of so many pairs' latents, predictions, noise and texts, copied out of their groups."""
     model = hollow_of(run)
     latents: int = model.latents * getattr(torch, run.sampling.storage).itemsize // FLOAT
-    return rows * (3 * latents + FLOAT + torch.long.itemsize + size_of(*model.encoded[0].values()))
+    return count * (3 * latents + FLOAT + torch.long.itemsize + size_of(*model.encoded[0].values()))
 
 
 def noise_of(run: Run) -> int:
@@ -182,8 +193,8 @@ def learner(run: Run) -> Memory:
     """One of the learner's ranks."""
     model, role = hollow_of(run), run.workers.learner
     gpu, micro_batch = role.gpus > 0, run.optimizer.micro_batch
-    rows = micro_batch if isinstance(micro_batch, int) else rows_of(run)  # auto goes up to where a GPU is full
-    together = groups_of_a_pass(run, rows)
+    size = micro_batch if isinstance(micro_batch, int) else rows_of(run)  # auto goes up to where a GPU is full
+    rows, together = pass_of(run, size)
     sharded = role.strategy == "fsdp2" and role.ranks > 1
     parts = role.ranks if sharded else 1
     trained = size_of(*model.trained.values())
@@ -194,7 +205,7 @@ def learner(run: Run) -> Memory:
     opened, noise = {"a group's trajectory": opened_of(run)}, noise_of(run)
     if together > 1:
         opened = {f"{together} groups' trajectories": together * opened_of(run)}
-    gathered_pairs = pairs_of(run, rows) if rows > rows_of(run) else 0
+    copied = pairs_of(run, rows) if rows > rows_of(run) else 0
     sent = {"the weights that it sent last": trained}
     full = isinstance(run.model.train, Full)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
@@ -216,7 +227,7 @@ def learner(run: Run) -> Memory:
         phases={
             **({} if gpu else {"drawing a group's noise": noise}),
             f"forward and backward, {rows} (image, step) pairs at once": pass_
-            + gathered_pairs
+            + copied
             + (gathered(model.network) if sharded else 0),
             "AdamW's step": trained // parts if gpu else 3 * largest,  # one parameter after the other on the CPU
             **({} if run.optimizer.average is None else {"sending the running mean": trained // parts}),

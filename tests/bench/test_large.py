@@ -24,4 +24,4 @@ def test_it_is_loaded_like_any_other_and_trained_whole(tmp_path):
     assert len(denoiser.trainable()) == len(list(denoiser.pipeline.unet.parameters()))
     latents = denoiser.initial_noise(torch.Generator().manual_seed(0))[None]
     with torch.no_grad():
-        assert denoiser.predict(latents, 500.0, denoiser.fixed_text()).isfinite().all()
+        assert denoiser.predict(latents, torch.tensor([500.0]), denoiser.fixed_text()).isfinite().all()

@@ -75,7 +75,7 @@ def test_every_repeat_of_an_update_starts_from_the_weights_that_sampled(small_sd
 def test_pairs_are_those_of_all_groups_at_their_steps(small_sd):
     run = small.run(small_sd, sampling__subset="{kind: share, share: 0.5}")
     trajectories = [group.trajectory for group in work.sampled(run, device_here())]
-    pairs = learner._pairs(trajectories, device_here())
+    pairs = learner._joined(trajectories, device_here())
     count = sum(len(one) * len(one.steps) for one in trajectories)
     assert len(pairs.latents) == len(pairs.steps) == len(pairs.conditioning["embeds"]) == count
     last = trajectories[-1]

@@ -56,7 +56,7 @@ def test_passes_take_what_they_take_with_data(request, fixture, changes, checkpo
     latents = torch.stack([loaded.initial_noise(generator(n)) for n in range(rows)])
     old, noise, advantage = torch.zeros_like(latents), torch.zeros_like(latents), torch.ones(rows)
     conditioning = {name: row.expand(rows, *row.shape[1:]) for name, row in loaded.encode(["a red circle"]).items()}
-    timesteps = torch.full((rows,), loaded.schedule(run.sampling.steps).timesteps[0])
+    timesteps = torch.full((rows,), float(loaded.schedule(run.sampling.steps).timesteps[0]))
     loaded.module.eval()
     with torch.no_grad(), Live() as predicted:
         loaded.predict(latents, timesteps, conditioning)

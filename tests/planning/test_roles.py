@@ -191,14 +191,18 @@ def test_processes_grow_by_what_was_planned_within_a_fifth(small_sd, tmp_path, m
         assert seen[planned.role] == pytest.approx(planned.total, rel=0.2), planned
 
 
-@pytest.mark.parametrize("sampled", [None, 1, 2])
+@pytest.mark.parametrize(("sampled", "images"), [(None, 2), (1, 2), (2, 2), (4, 6), (3, 7)])
 @pytest.mark.parametrize("size", [1, 2, 4, 6, 8, 16, 40, 512])
-def test_so_many_groups_lie_open_as_a_pass_is_of_at_most(small_sd, sampled, size):
-    changes = {"sampling__batch": "null" if sampled is None else sampled, "rollout__images": 2, "rollout__prompts": 16}
-    run = small.run(small_sd, **changes, sampling__trained_steps=3)
-    found = passes({n: trajectory() for n in range(16)}, sampled, size)
-    most = max(len({block.place for block in blocks}) for blocks in found)
-    assert roles.groups_of_a_pass(run, size) == most
+def test_a_pass_has_the_pairs_and_is_of_the_groups_that_are_planned(small_sd, sampled, images, size):
+    sampling = {"sampling__batch": "null" if sampled is None else sampled, "sampling__trained_steps": 3}
+    run = small.run(small_sd, **sampling, rollout__images=images, rollout__prompts=16)
+    shapes = {name: torch.zeros(images, 3, 4, 5) for name in ("latents", "predictions", "noises")}
+    group = trajectory(**shapes, log_probs=torch.zeros(images, 3))
+    found = passes({n: group for n in range(16)}, sampled, size)
+    groups = max(len({block.place for block in blocks}) for blocks in found)
+    assert roles.pass_of(run, size) == (max(sum(map(len, blocks)) for blocks in found), groups)
+    half = small.run(small_sd, **sampling, rollout__images=images, rollout__prompts=16, optimizer__updates=2)
+    assert roles.pass_of(half, size)[1] <= 8
 
 
 def test_a_learner_of_more_pairs_at_once_has_a_copy_of_them_and_the_groups_they_are_of(small_sd):
