@@ -201,7 +201,7 @@ class Learner:
             tried = [blocks for alike in shapes.values() for blocks in (alike[0], alike[-1])]
             return len(longest) * len(longest[0]) >= size and all(
                 torch.equal(self._predict(pairs), torch.cat([self._predict(one) for one in pairs.apart()]))
-                for pairs in self._pairs(groups, tried)
+                for pairs in self._pairs({**groups, **opened}, tried)
             )
 
         def learn(size: int) -> None:

@@ -89,8 +89,8 @@ def of_rows(conditioning: Conditioning, rows: slice, count: int) -> Conditioning
 class Trajectory:
     """The trained steps of one group. Raises TrainingError where shapes disagree.
 
-    `steps` are indices into the sampler's T steps; `predictions` are the network's own, after
-    guidance; `log_probs` are means over the latents' dimensions; `conditioning` has one row.
+    `steps` are indices into the sampler's T steps; `predictions` are the network's own, after guidance;
+    `log_probs` are means over the latents' dimensions; `conditioning` has one row.
     """
 
     steps: Int[Tensor, " K"]

@@ -31,6 +31,10 @@ class Batch:
     steps: Int[Tensor, " B"]
     conditioning: Conditioning
 
+    def __getitem__(self, rows: slice) -> "Batch":
+        conditioning = {name: row[rows] for name, row in self.conditioning.items()}
+        return Batch(latents=self.latents[rows], steps=self.steps[rows], conditioning=conditioning)
+
 
 def measured_on(run: config.Run) -> config.Run:
     return dataclasses.replace(run, optimizer=dataclasses.replace(run.optimizer, learning_rate=RATE))
@@ -94,26 +98,13 @@ def _joined(trajectories: Sequence[Trajectory], device: torch.device) -> Batch:
 
 def _calls(policy: Policy, batch: Batch, size: int) -> list[bare.Call]:
     """So many pairs at a time, whatever the steps."""
-    every = [slice(start, start + size) for start in range(0, len(batch.latents), size)]
-    return [
-        bare.call(
-            policy,
-            batch.latents[rows],
-            batch.steps[rows],
-            {name: row[rows] for name, row in batch.conditioning.items()},
-        )
-        for rows in every
-    ]
+    parts = [batch[start : start + size] for start in range(0, len(batch.latents), size)]
+    return [bare.call(policy, part.latents, part.steps, part.conditioning) for part in parts]
 
 
 def _tried(policy: Policy, batch: Batch, size: int, reference: bool) -> float | None:
     """Pairs/s with micro-batches of a size, the better of two; None where the device has no room."""
-    few = slice(0, max(size, TRIED))
-    part = Batch(
-        latents=batch.latents[few],
-        steps=batch.steps[few],
-        conditioning={name: row[few] for name, row in batch.conditioning.items()},
-    )
+    part = batch[: max(size, TRIED)]
     try:
         calls = _calls(policy, part, size)
         _pass(policy, calls[:1], reference)

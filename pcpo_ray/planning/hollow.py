@@ -104,10 +104,8 @@ class Hollow:
         """Latents, timesteps and conditioning of so many images."""
         conditioning, _ = self.encoded
         with self.mode:
-            latents, timesteps = (
-                torch.empty(rows, *self.denoiser.latent_shape),
-                torch.full((rows,), float(self.timestep)),
-            )
+            latents = torch.empty(rows, *self.denoiser.latent_shape)
+            timesteps = torch.full((rows,), float(self.timestep))
             repeated = {name: row.expand(rows, *row.shape[1:]) for name, row in conditioning.items()}
         return latents, timesteps, repeated
 
