@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from pcpo_ray import models, packed, policy
+from pcpo_ray import micro_batches, models, packed, policy
 from pcpo_ray.config import Full, Model, Run, Sampling, Window
 from pcpo_ray.credit import Credit
 from pcpo_ray.models.pipeline import KEPT
@@ -125,6 +125,21 @@ def opened_of(run: Run) -> int:
     return 3 * pairs * latents + FLOAT * pairs + index + size_of(*model.encoded[0].values())
 
 
+def micro_batch_of(run: Run) -> int:
+    """The (image, step) pairs that the learner is to have at once, at most.
+
+    `auto` on a CPU tries them, and so has them, before it chooses. A GPU's memory ends it (micro_batches.measure), so
+    there it needs no more than the sampler's number.
+    """
+    asked = run.optimizer.micro_batch
+    if isinstance(asked, int):
+        return asked
+    if asked is None or run.workers.learner.gpus > 0:
+        return rows_of(run)
+    groups = max(1, -(-run.rollout.prompts // run.optimizer.updates) // run.workers.learner.ranks)
+    return micro_batches.candidates(rows_of(run), groups * run.rollout.images * trained_steps(run))[-1]
+
+
 def pass_of(run: Run, size: int) -> tuple[int, int]:
     """At a micro-batch of `size` (image, step) pairs: those of one pass, and the groups that they are of, at most.
 
@@ -192,9 +207,8 @@ def store(run: Run) -> Store:
 def learner(run: Run) -> Memory:
     """One of the learner's ranks."""
     model, role = hollow_of(run), run.workers.learner
-    gpu, micro_batch = role.gpus > 0, run.optimizer.micro_batch
-    size = micro_batch if isinstance(micro_batch, int) else rows_of(run)  # auto goes up to where a GPU is full
-    rows, together = pass_of(run, size)
+    gpu = role.gpus > 0
+    rows, together = pass_of(run, micro_batch_of(run))
     sharded = role.strategy == "fsdp2" and role.ranks > 1
     parts = role.ranks if sharded else 1
     trained = size_of(*model.trained.values())

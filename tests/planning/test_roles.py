@@ -216,7 +216,19 @@ def test_a_learner_of_more_pairs_at_once_has_a_copy_of_them_and_the_groups_they_
     run = small.run(small_sd)
     assert passing[1] - roles.pairs_of(run, 8) > 1.5 * passing[0]
     assert passing[2] - roles.pairs_of(run, 32) == pytest.approx(4 * (passing[1] - roles.pairs_of(run, 8)), rel=0.2)
-    assert roles.learner(small.run(small_sd, optimizer__micro_batch="auto")) == alone
+
+
+@pytest.mark.parametrize(
+    ("prompts", "updates", "ranks", "most"), [(3, 1, 1, 16), (3, 2, 1, 16), (3, 2, 2, 8), (9, 1, 1, 32)]
+)
+def test_auto_on_a_cpu_is_planned_with_the_most_pairs_that_it_tries(small_sd, prompts, updates, ranks, most):
+    """Doubles of the sampler's 4 images, of the 8 (image, step) pairs of each group of a rank's minibatch."""
+    sampling = {"sampling__trained_steps": 2, "rollout__images": 4, "optimizer__micro_batch": "auto"}
+    batch = {"rollout__prompts": prompts, "optimizer__updates": updates}
+    run = small.run(small_sd, **sampling, **batch, workers__learner=f"{{ranks: {ranks}}}")
+    assert roles.micro_batch_of(run) == most
+    on_a_gpu = small.run(small_sd, **sampling, **batch, workers__learner=f"{{ranks: {ranks}, gpus: 1}}")
+    assert roles.micro_batch_of(on_a_gpu) == 4  # its memory ends it
 
 
 def test_ranks_share_what_fsdp2_cuts_and_copy_what_ddp_does(small_flux):
