@@ -19,7 +19,7 @@ from pcpo_ray.packed import Packed, unpack
 from pcpo_ray.policy import Policy, kept
 from pcpo_ray.ranks import Rank
 from pcpo_ray.stages import State, Update
-from pcpo_ray.trajectory import Trajectory
+from pcpo_ray.trajectory import Trajectory, sent_to
 
 Group = tuple[int, Trajectory | Packed | None, Sequence[float]]
 """The version that sampled it, its trajectory (None where another rank learns it), its images' advantages."""
@@ -161,7 +161,7 @@ class Learner:
         """Numbers of each pass's pairs, on the device: all by one copy, as one a pass would be waited for at each."""
         numbers = [number for blocks in passes for block in blocks for number in of(block)]
         lengths = [sum(len(block) for block in blocks) for blocks in passes]
-        told: tuple[Tensor, ...] = torch.tensor(numbers, dtype=dtype).to(self.policy.device).split(lengths)
+        told: tuple[Tensor, ...] = sent_to(torch.tensor(numbers, dtype=dtype), self.policy.device).split(lengths)
         return told
 
     def _open(self, trajectory: Trajectory | Packed) -> Trajectory:
@@ -212,10 +212,24 @@ class Learner:
 
         # AdamW's two moments, which the first step makes, must have room beside
         moments = [torch.empty_like(p) for p in self.parameters.values() if p not in self.optimizer.state for _ in "12"]
-        taken = micro_batches.measure(sizes, same, learn, self.policy.device)
+        with self._away_from_zero():
+            taken = micro_batches.measure(sizes, same, learn, self.policy.device)
         del moments
         self.optimizer.zero_grad()
         return taken
+
+    @contextlib.contextmanager
+    def _away_from_zero(self) -> Iterator[None]:
+        """Inside, no trained tensor is all zeros, as half of an adapter is at first: it then adds 0 to every bit."""
+        zeros = [p.data for p in self.parameters.values() if not p.any()]
+        drawing = torch.Generator(self.policy.device).manual_seed(0)
+        for values in zeros:
+            values.normal_(std=0.02, generator=drawing)
+        try:
+            yield
+        finally:
+            for values in zeros:
+                values.zero_()
 
     def _predict(self, pairs: Pairs) -> Float[Tensor, "B ..."]:
         """The present prediction, rounded as the sampler's was."""
@@ -387,7 +401,7 @@ class Learner:
                 f"at the weights that sampled (version {self.version}), step {index} has log-ratio {largest:.3g}; "
                 f"expected 0 (at most {FIRST_RATIO_LIMIT:g}): sampler and learner do not compute the same prediction. "
                 "Use the same dtype, sampling.batch and kernels on both, model.dtype=float32, or "
-                "optimizer.micro_batch=auto or null"
+                "optimizer.micro_batch=null"
             )
 
     def _per_timestep(self, diagnostics: objective.StepDiagnostics) -> Mapping[str, Sequence[float | None]]:

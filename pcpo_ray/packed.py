@@ -88,8 +88,8 @@ def unpack(policy: Policy, packed: Packed) -> Trajectory:
             f"the learner's config trains {credit.trained}: give both the same config"
         )
     storage = getattr(torch, policy.run.sampling.storage)
-    after, noises = policy.noise(task)
-    after, noises = after.to(storage), noises[:, list(packed.steps)].to(storage)
+    after = policy.initial_noise(task).to(storage)
+    noises = policy.step_noise(task)[:, list(packed.steps)].to(storage)
     predictions = from_numpy(packed.predictions).to(storage)
     latents = torch.empty_like(predictions)
     sent = dict(zip(sent_steps(credit), from_numpy(packed.latents).unbind(1), strict=True))

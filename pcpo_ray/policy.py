@@ -25,6 +25,8 @@ class Policy:
 
     def __init__(self, run: config.Run, device: torch.device) -> None:
         self.device = device
+        if device.type == "cuda":  # its backward pass in half precision gives NaN at some shapes (pytorch #196678)
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.denoiser: Denoiser = models.load(run.model, run.sampling, seed=seed_of(run.seed, "adapter"), device=device)
         self.schedule = self.denoiser.schedule(run.sampling.steps)
         self.run = run
@@ -58,20 +60,23 @@ class Policy:
         dtype: torch.dtype = torch.bfloat16 if self.mixed else getattr(torch, self.run.model.dtype)
         return dtype
 
-    def noise(self, task: Task) -> tuple[Float[Tensor, "N ..."], Float[Tensor, "N T ..."]]:
-        """A task's initial latents and each step's noise, from each sample's own seed, on the CPU in float32.
+    def initial_noise(self, task: Task) -> Float[Tensor, "N ..."]:
+        """A task's initial latents, each from its sample's own seed, on the CPU in float32.
 
-        With sampling.shared_noise the initial latents come from the group's seed.
+        With sampling.shared_noise they come from the group's seed.
         """
-        shape = (len(self.schedule), *self.denoiser.latent_shape)
-        initial, steps = [], []
-        for position, prompt in enumerate(task.prompts, task.position):
-            for sample in range(task.images):
-                own = (self.run.seed, task.purpose, task.step, position, prompt.index, sample)
-                start = (*own[:-1], "shared") if self.run.sampling.shared_noise else own
-                initial.append(self.denoiser.initial_noise(generator(*start, "initial")))
-                steps.append(torch.randn(shape, generator=generator(*own, "steps")))
-        return torch.stack(initial), torch.stack(steps)
+        seeds = seeds_of(task, self.run.seed)
+        if self.run.sampling.shared_noise:
+            seeds = [(*own[:-1], "shared") for own in seeds]
+        return torch.stack([self.denoiser.initial_noise(generator(*own, "initial")) for own in seeds])
+
+    def step_noise(self, task: Task) -> Float[Tensor, "N T ..."]:
+        """The noise of each of a task's steps, from each sample's own seed, on the CPU in float32."""
+        seeds = seeds_of(task, self.run.seed)
+        drawn = torch.empty(len(seeds), len(self.schedule), *self.denoiser.latent_shape)
+        for row, own in zip(drawn, seeds, strict=True):
+            row.normal_(generator=generator(*own, "steps"))
+        return drawn
 
     def compose(self, adapters: Sequence[tuple[Mapping[str, Tensor], float]]) -> None:
         """From now on predict base + sum of strength (adapter - base) over (an adapter's parameters, its strength)."""
@@ -97,6 +102,15 @@ class Policy:
     ) -> Float[Tensor, "B ..."]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             return self.denoiser.predict(latents, self.timesteps[step].expand(len(latents)), conditioning)
+
+
+def seeds_of(task: Task, seed: int) -> list[tuple[int | str, ...]]:
+    """What each sample's noise is drawn from."""
+    return [
+        (seed, task.purpose, task.step, position, prompt.index, sample)
+        for position, prompt in enumerate(task.prompts, task.position)
+        for sample in range(task.images)
+    ]
 
 
 def native_steps(sampling: config.Sampling, schedule: Schedule) -> tuple[AffineStep, ...]:

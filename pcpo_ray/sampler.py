@@ -1,5 +1,7 @@
 """The sampler: a task in, a group's images and trajectory out. Pure in (run seed, task, weights)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import UInt8
 from numpy import ndarray
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from pcpo_ray import canary, config, evaluation, prompts, weights
 from pcpo_ray.policy import Policy
-from pcpo_ray.trajectory import Conditioning, Task, Trajectory, of_rows
+from pcpo_ray.trajectory import Conditioning, Task, Trajectory, of_rows, sent_to
 
 AHEAD = 256
 """Texts, about, that are encoded in one go where workers share what they encode."""
@@ -68,12 +70,15 @@ class Sampler:
         credit = self.policy.credit_of(task.step, task.position) if training else self.policy.credit
         conditioning = denoiser.encode([prompt.text for prompt in task.prompts])
         dtype = getattr(torch, self.run.sampling.storage)
-        # all of it at once: a copy at each step would wait for the steps before
-        latents, noises = (drawn.to(dtype).to(self.policy.device) for drawn in self.policy.noise(task))
+        texts = self._texts(conditioning, len(task.texts))
+        latents = sent_to(self.policy.initial_noise(task).to(dtype), self.policy.device)
+        noises = None
         kept: dict[str, list[Tensor]] = {"latents": [], "predictions": [], "noises": [], "log_probs": []}
         for index, step in enumerate(credit.steps):
-            predicted = self._predict(latents, index, conditioning, credit.mix[index])
+            predicted = self._predict(latents, index, texts, credit.mix[index])
             prediction, drawn_with = (one.to(dtype) for one in predicted)
+            if noises is None:  # all of it, while a GPU makes the first prediction
+                noises = sent_to(self.policy.step_noise(task).to(dtype), self.policy.device)
             noise = noises[:, index]
             before = latents
             latents, log_prob = step.draw(before, drawn_with, noise)
@@ -86,19 +91,23 @@ class Sampler:
         stacked = {name: torch.stack(values, dim=1) for name, values in kept.items()}
         return Trajectory(steps=torch.tensor(credit.trained), conditioning=conditioning, **stacked), images
 
-    def _predict(self, latents: Tensor, index: int, conditioning: Conditioning, mix: float) -> tuple[Tensor, Tensor]:
+    def _texts(self, conditioning: Conditioning, count: int) -> list[tuple[slice, Conditioning]]:
+        """The images that go through the network together, and a text for each."""
+        size = self.run.sampling.batch or count
+        parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        return [(rows, of_rows(conditioning, rows, count)) for rows in parts]
+
+    def _predict(
+        self, latents: Tensor, index: int, texts: Sequence[tuple[slice, Conditioning]], mix: float
+    ) -> tuple[Tensor, Tensor]:
         """The network's own prediction, and the one to step with (they differ under credit `interpolate`)."""
         own, mixed = [], []
-        count = len(latents)
-        size = self.run.sampling.batch or count
-        for start in range(0, count, size):
-            rows = slice(start, min(start + size, count))
-            texts = of_rows(conditioning, rows, count)
-            prediction = self.policy.predict(latents[rows], index, texts)
+        for rows, conditioning in texts:
+            prediction = self.policy.predict(latents[rows], index, conditioning)
             own.append(prediction)
             if mix != 1.0:
                 with self.policy.denoiser.without_adapter():
-                    reference = self.policy.predict(latents[rows], index, texts)
+                    reference = self.policy.predict(latents[rows], index, conditioning)
                 prediction = reference + mix * (prediction - reference)
             mixed.append(prediction)
         return torch.cat(own), torch.cat(mixed)

@@ -76,13 +76,23 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def of_rows(conditioning: Conditioning, rows: slice, count: int) -> Conditioning:
-    """A row for each image at `rows` of `count`, all texts having as many images one after the other."""
+    """A row for each image at `rows` of `count`, all texts having as many images one after the other.
+
+    Rows of their own, all in one piece of memory: for one row that stands for all, kernels may add up in another order.
+    """
     texts = len(next(iter(conditioning.values())))
     if texts == 1:
-        return {name: row.expand(rows.stop - rows.start, *row.shape[1:]) for name, row in conditioning.items()}
+        return {name: row.repeat(rows.stop - rows.start, *[1] * (row.ndim - 1)) for name, row in conditioning.items()}
     device = next(iter(conditioning.values())).device
     whose = torch.arange(rows.start, rows.stop, device=device) // (count // texts)
     return {name: row[whose] for name, row in conditioning.items()}
+
+
+def sent_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. From the CPU to a GPU nobody waits: what the GPU has still to do goes on meanwhile."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +133,9 @@ class Trajectory:
         tensors = [getattr(self, f.name) for f in fields(self) if f.name != "conditioning"]
         return sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *self.conditioning.values()))
 
-    def to(self, device: torch.device | str) -> "Trajectory":
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "conditioning"}
-        return Trajectory(**moved, conditioning={k: v.to(device) for k, v in self.conditioning.items()})
+    def to(self, device: torch.device) -> "Trajectory":
+        moved = {f.name: sent_to(getattr(self, f.name), device) for f in fields(self) if f.name != "conditioning"}
+        return Trajectory(**moved, conditioning={k: sent_to(v, device) for k, v in self.conditioning.items()})
 
 
 def to_numpy(tensor: Tensor) -> tuple[str, np.ndarray]:

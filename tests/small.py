@@ -280,3 +280,9 @@ def run(path: Path, **changes) -> config.Run:
     for key, value in changes.items():
         config_file.set_key(data, f"{key.replace('__', '.')}={value}")
     return config_file.parse(data)
+
+
+def without_weights(model: Path, folder: Path) -> Path:
+    """A copy of a model's folder that has its JSON and text files only."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    return folder

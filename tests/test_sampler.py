@@ -42,11 +42,15 @@ def test_a_task_gives_the_same_bits_whatever_was_sampled_before_it(small_sd):
     assert (images == expected).all()
 
 
+def noise(sampler, asked):
+    return sampler.policy.initial_noise(asked), sampler.policy.step_noise(asked)
+
+
 def test_every_part_of_a_task_and_of_the_seed_changes_the_noise(small_sd):
     sampler = Sampler(small.run(small_sd), CPU)
-    initial, steps = sampler.policy.noise(task())
+    initial, steps = noise(sampler, task())
     others = [
-        sampler.policy.noise(changed)
+        noise(sampler, changed)
         for changed in (
             task(step=2),
             task(position=1),
@@ -54,7 +58,7 @@ def test_every_part_of_a_task_and_of_the_seed_changes_the_noise(small_sd):
             task(purpose="evaluate"),
         )
     ]
-    others.append(Sampler(small.run(small_sd, seed=1), CPU).policy.noise(task()))
+    others.append(noise(Sampler(small.run(small_sd, seed=1), CPU), task()))
     for other_initial, other_steps in others:
         assert not torch.equal(initial, other_initial)
         assert not torch.equal(steps, other_steps)
@@ -63,7 +67,7 @@ def test_every_part_of_a_task_and_of_the_seed_changes_the_noise(small_sd):
 
 def test_an_image_has_the_same_noise_in_a_group_of_any_size(small_sd):
     sampler = Sampler(small.run(small_sd), CPU)
-    (few, _), (many, _) = sampler.policy.noise(task(images=2)), sampler.policy.noise(task(images=6))
+    (few, _), (many, _) = noise(sampler, task(images=2)), noise(sampler, task(images=6))
     assert torch.equal(few, many[:2])
 
 
@@ -77,7 +81,7 @@ def test_prompts_that_are_sampled_together_have_each_its_own_noise_and_text(smal
     together = task(purpose="evaluate", images=2, prompt=first, position=3, more=tuple(more))
     assert together.texts == [text for text in texts for _ in range(2)]
     for one, other in zip(
-        sampler.policy.noise(together), zip(*map(sampler.policy.noise, alone), strict=True), strict=True
+        noise(sampler, together), zip(*(noise(sampler, one) for one in alone), strict=True), strict=True
     ):
         assert torch.equal(one, torch.cat(other))
     none, images = sampler.sample(together)
@@ -136,10 +140,10 @@ def test_interpolation_steps_with_the_mixed_prediction_and_stores_the_networks_o
 
 def test_with_shared_noise_a_group_starts_from_one_noise_and_parts_ways(small_sd):
     sampler = Sampler(small.run(small_sd, sampling__shared_noise=True), CPU)
-    initial, steps = sampler.policy.noise(task())
+    initial, steps = noise(sampler, task())
     assert all(torch.equal(initial[0], other) for other in initial)
     assert not torch.equal(steps[0], steps[1])
-    assert not torch.equal(initial[0], sampler.policy.noise(task(position=1))[0][0])
+    assert not torch.equal(initial[0], noise(sampler, task(position=1))[0][0])
     _, images = sampler.sample(task())
     assert (images[0] != images[1]).any()
 

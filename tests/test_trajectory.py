@@ -78,7 +78,7 @@ def test_a_read_only_array_comes_back_as_a_tensor_of_its_own():
 
 
 def test_its_length_is_its_images_and_moving_takes_the_conditioning_along():
-    moved = trajectory().to("meta")
+    moved = trajectory().to(torch.device("meta"))
     assert len(moved) == 2
     assert {moved.latents.device.type, moved.steps.device.type, moved.conditioning["mask"].device.type} == {"meta"}
 

@@ -54,6 +54,19 @@ def bench(
     raise typer.Exit
 
 
+@app.command("made-up", help="Write a published model with weights made up, for a config's model.path.")
+def _made_up(
+    name: Annotated[str, typer.Argument(help="sd15, sd35m or flux; clip-l or clip-h for a reward.")],
+    folder: Annotated[Path, typer.Argument(help="Where, in the libraries' format; it is not to be there yet.")],
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    from pcpo_ray.bench import made_up, page
+    from pcpo_ray.policy import device_here
+
+    made_up.write(name, folder, dtype, device_here())
+    page.say(page.wide(), f"{name}, made up, in {dtype}: {folder}")
+
+
 def _command(names: list[str]) -> Callable[..., None]:
     def command(config: Config = CONFIG, overrides: Overrides = None, repeats: Repeats = 5, out: Out = None) -> None:
         from pcpo_ray.bench import page, running

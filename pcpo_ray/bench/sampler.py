@@ -11,6 +11,7 @@ from pcpo_ray.bench.rows import Goal, Row, Say, alternate, timed
 from pcpo_ray.packed import pack
 from pcpo_ray.policy import device_here
 from pcpo_ray.sampler import Sampler
+from pcpo_ray.trajectory import of_rows
 
 GOALS = {"cpu": 0.95, "cuda": 0.97}
 
@@ -33,7 +34,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
         return task.images / timed(handed_over)
 
-    latents = policy.noise(task)[0].to(device)
+    latents = policy.initial_noise(task).to(device)
     rows = latents.split(run.sampling.batch or len(latents))
     with torch.no_grad():
         conditioning = policy.denoiser.encode([task.prompt.text])
@@ -43,7 +44,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
                     policy,
                     part,
                     step,
-                    {name: row.expand(len(part), *row.shape[1:]) for name, row in conditioning.items()},
+                    of_rows(conditioning, slice(0, len(part)), len(latents)),
                 ),
                 mix,
             )

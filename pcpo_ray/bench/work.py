@@ -40,7 +40,7 @@ def sampled(run: config.Run, device: torch.device) -> list[Sampled]:
         trajectory, pictures = sampler.sample(task)
         assert trajectory is not None
         crossing = pack(sampler.policy, task, trajectory)
-        found.append(Sampled(trajectory=trajectory.to("cpu"), pictures=pictures, packed=crossing))
+        found.append(Sampled(trajectory=trajectory.to(torch.device("cpu")), pictures=pictures, packed=crossing))
     return found
 
 

@@ -236,21 +236,27 @@ def class_in(library: str, name: str) -> Any:
 
 def network(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """A network on the meta device, as its folder's config describes it."""
-    made: nn.Module
-    try:
-        with torch.device("meta"):
-            if hasattr(cls, "load_config"):
-                made = cls.from_config(cls.load_config(folder, local_files_only=True))
-            else:
-                made = cls(cls.config_class.from_pretrained(folder, local_files_only=True))
-    except Exception as error:  # whatever a library makes of a config that is cut short
-        raise ModelError(
-            f"{folder}: no {cls.__name__} can be made of its config: {error}; copy the folder's JSON files again"
-        ) from error
+    with torch.device("meta"):
+        made = new(cls, folder)
     nn.Module.to(made, dtype)  # diffusers' own warns
     if dtype is torch.float16:  # T5 overflows in parts, which it therefore leaves as they were
         precise = getattr(made, "_keep_in_fp32_modules", None) or ()
         for name, part in made.named_modules():
             if name.rpartition(".")[2] in precise:
                 nn.Module.float(part)
+    return made
+
+
+def new(cls: Any, folder: Path) -> nn.Module:
+    """A network as its folder's config describes it, with the weights that its class begins with. Raises ModelError."""
+    made: nn.Module
+    try:
+        if hasattr(cls, "load_config"):
+            made = cls.from_config(cls.load_config(folder, local_files_only=True))
+        else:
+            made = cls(cls.config_class.from_pretrained(folder, local_files_only=True))
+    except Exception as error:  # whatever a library makes of a config that is cut short
+        raise ModelError(
+            f"{folder}: no {cls.__name__} can be made of its config: {error}; copy the folder's JSON files again"
+        ) from error
     return made

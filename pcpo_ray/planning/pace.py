@@ -73,7 +73,7 @@ def probe(run: Run, say: Callable[[str], None]) -> Pace:
     sampler.prepare(task)
     (trajectory, pictures), seconds["samplers"] = _second_time(lambda: sampler.sample(task))
     assert trajectory is not None
-    trajectory = trajectory.to("cpu")
+    trajectory = trajectory.to(torch.device("cpu"))
     del sampler
     _tidy()
 

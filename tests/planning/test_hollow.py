@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from pcpo_ray import models, objective
+from pcpo_ray.bench import published
 from pcpo_ray.errors import ModelError
 from pcpo_ray.planning.hollow import Hollow, size_of, size_of_module
 from pcpo_ray.planning.live import Live
 from pcpo_ray.trajectory import generator
 from tests import small
-from tests.planning import real
 
 CPU = torch.device("cpu")
 GUIDED = {"sampling__guidance_scale": 2.0}
@@ -80,8 +80,8 @@ def test_passes_take_what_they_take_with_data(request, fixture, changes, checkpo
 @pytest.mark.parametrize(
     ("write", "kind", "sizes"),
     [
-        (real.stable_diffusion, "stable_diffusion", {"unet": 859_520_964, "vae": 83_653_863}),
-        (real.flux, "flux", {"transformer": 11_901_408_320, "vae": 83_819_683, "text_encoder_2": 4_762_310_656}),
+        (published.stable_diffusion, "stable_diffusion", {"unet": 859_520_964, "vae": 83_653_863}),
+        (published.flux, "flux", {"transformer": 11_901_408_320, "vae": 83_819_683, "text_encoder_2": 4_762_310_656}),
     ],
 )
 def test_published_models_have_their_published_sizes_without_their_memory(tmp_path, write, kind, sizes):
@@ -95,7 +95,7 @@ def test_published_models_have_their_published_sizes_without_their_memory(tmp_pa
 
 
 def test_weights_are_not_looked_for_and_configs_are(small_flux, tmp_path):
-    folder = real.without_weights(small_flux, tmp_path / "small-flux")
+    folder = small.without_weights(small_flux, tmp_path / "small-flux")
     run = small.run(folder)
     assert size_of_module(Hollow(run.model, run.sampling).network) > 0
     (folder / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL", "block_out_channels": "many"}')

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pcpo_ray import config_file, planning
+from pcpo_ray.bench import published
 from pcpo_ray.config_file import dump
 from pcpo_ray.planning import page, roles
 from tests import small
-from tests.planning import real
 from tests.test_train import go
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -32,7 +32,7 @@ def elsewhere(asked, model, rewards):
 @pytest.fixture
 def path(small_flux, tmp_path):
     """A config whose model has JSON files only."""
-    folder = real.without_weights(small_flux, tmp_path / "small-flux")
+    folder = small.without_weights(small_flux, tmp_path / "small-flux")
     found = tmp_path / "small.yaml"
     found.write_text(dump(small.run(folder, rewards="[{kind: clip_score}]")))
     return found
@@ -43,7 +43,7 @@ def test_every_shipped_config_is_planned(config, request, tmp_path):
     """With small models in place of those whose folders are the user's to fill."""
     asked = config_file.load(config)
     folder = tmp_path / "model"
-    real.without_weights(request.getfixturevalue(SMALL[asked.model.kind]), folder)
+    small.without_weights(request.getfixturevalue(SMALL[asked.model.kind]), folder)
     overrides = elsewhere(asked, folder, dict.fromkeys(REWARDS, "shapes-clip"))
     overrides += ["sampling.height=64", "sampling.width=64"]
     planned = planning.plan(config_file.load(config, overrides))
@@ -57,8 +57,10 @@ def test_every_shipped_config_is_planned(config, request, tmp_path):
 def test_every_published_recipe_fits_80_gib(config, tmp_path):
     """At its real size, of the models' JSON files, which a machine's memory could not hold."""
     asked = config_file.load(config)
-    write = {"stable_diffusion": real.stable_diffusion, "sd3": real.sd3, "flux": real.flux}[asked.model.kind]
-    rewards = {kind: real.clip(tmp_path / name, large=name == "clip-h") for kind, name in REWARDS.items()}
+    write = {"stable_diffusion": published.stable_diffusion, "sd3": published.sd3, "flux": published.flux}[
+        asked.model.kind
+    ]
+    rewards = {kind: published.clip(tmp_path / name, large=name == "clip-h") for kind, name in REWARDS.items()}
     run = config_file.load(config, elsewhere(asked, write(tmp_path / "model"), rewards))
     verdicts = planning.judge(planning.plan(run), planning.Room(gpu="H100"))
     assert [verdict.what for verdict in verdicts if verdict.fits] == ["sampler", "scorer", "learner"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pcpo_ray import config_file
+from pcpo_ray.bench import published
 from pcpo_ray.learner import Learner
 from pcpo_ray.micro_batches import passes
 from pcpo_ray.packed import pack
@@ -22,7 +23,7 @@ from pcpo_ray.tally import Tally
 from pcpo_ray.trajectory import Handle, Rollout
 from pcpo_ray.weights import layout
 from tests import small
-from tests.planning import measured, real
+from tests.planning import measured
 from tests.test_trajectory import trajectory
 
 CPU = torch.device("cpu")
@@ -75,7 +76,7 @@ def test_of_a_part_of_the_steps_the_most_is_planned_that_a_batch_has(request, fi
 def test_512_samples_of_flux_s_size_and_a_batch_ahead_fit_8_gb_of_object_store(tmp_path):
     """16 x 64 x 64 latents, 16 steps of which 15 are trained; the weights are an adapter of rank 128."""
     recipe = config_file.load(ROOT / "configs" / "flux_pcpo_hpsv21.yaml")
-    model = dataclasses.replace(recipe.model, path=str(real.flux(tmp_path / "flux")), dtype="bfloat16")
+    model = dataclasses.replace(recipe.model, path=str(published.flux(tmp_path / "flux")), dtype="bfloat16")
     sampling = dataclasses.replace(recipe.sampling, height=512, width=512, subset=None)
     rollout = dataclasses.replace(recipe.rollout, prompts=32, images=16, max_staleness=1)
     run = dataclasses.replace(recipe, model=model, sampling=sampling, rollout=rollout)

@@ -1,9 +1,12 @@
-"""The JSON files of published models, as their folders have them, without weights: what a plan needs of them."""
+"""The JSON files of published models, as their folders have them, without weights: what a plan needs of them.
+
+The tokenizers are those of the embedded models, which split any text; a published one has a larger vocabulary.
+"""
 
 import json
-import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer, t5_tokenizer
 
@@ -22,9 +25,9 @@ T5_XXL = dict(
 )
 
 
-def write(folder: Path, pipeline: str, **parts) -> Path:
+def write(folder: Path, pipeline: str, **parts: tuple[str | None, str | None, Any]) -> Path:
     """A pipeline's folder: each part is (library, class, its config or what saves it, whether it has weights)."""
-    index = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
+    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
     for name, (library, cls, saved) in parts.items():
         index[name] = [library, cls]
         if library is not None:
@@ -37,17 +40,17 @@ def write(folder: Path, pipeline: str, **parts) -> Path:
     return folder
 
 
-def tokenizer(made, length: int):
+def tokenizer(made: Any, length: int) -> Any:
     made.model_max_length = length
     return made
 
 
-def network(cls, **settings):
+def network(cls: str, **settings: Any) -> dict[str, Any]:
     """A diffusers network's config."""
     return {"_class_name": cls, **settings}
 
 
-def vae(channels: int):
+def vae(channels: int) -> dict[str, Any]:
     quantised = channels == 4
     return network(
         "AutoencoderKL",
@@ -64,12 +67,12 @@ def vae(channels: int):
     )
 
 
-def text_config(kind: str, **settings):
+def text_config(kind: str, **settings: Any) -> dict[str, Any]:
     return {"model_type": kind, **settings}
 
 
 @cache
-def _schedulers():
+def _schedulers() -> tuple[Any, Any]:
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
     ddim = DDIMScheduler(
@@ -173,10 +176,4 @@ def clip(folder: Path, *, large: bool) -> Path:
         projection_dim=text["projection_dim"],
     )
     CLIPConfig(text_config=text, vision_config=vision, projection_dim=text["projection_dim"]).save_pretrained(folder)
-    return folder
-
-
-def without_weights(model: Path, folder: Path) -> Path:
-    """A copy of a model's folder that has its JSON and text files only."""
-    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
     return folder

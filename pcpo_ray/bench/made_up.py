@@ -1,0 +1,81 @@
+"""Published models with weights made up: to measure speed and memory where the real ones are not at hand."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from pcpo_ray.bench import published
+from pcpo_ray.errors import BenchError
+from pcpo_ray.planning.hollow import class_in, new
+
+MODELS: Mapping[str, Callable[[Path], Path]] = {
+    "sd15": published.stable_diffusion,
+    "sd35m": published.sd3,
+    "flux": published.flux,
+    "clip-l": lambda folder: published.clip(folder, large=False),
+    "clip-h": lambda folder: published.clip(folder, large=True),
+}
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def write(name: str, folder: Path, dtype: str, device: torch.device) -> None:
+    """Write the model, its weights drawn on `device` as its classes draw them before they are trained.
+
+    Each text encoder has its width and one layer: a run encodes every text once. Raises BenchError.
+    """
+    if name not in MODELS:
+        raise BenchError(f"no model {name!r} is known; expected one of {', '.join(MODELS)}")
+    if folder.exists():
+        raise BenchError(f"{folder} is there already; give a folder that is not, or take it as it is")
+    if dtype not in DTYPES:
+        raise BenchError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
+    MODELS[name](folder)
+    with _drawing(getattr(torch, dtype), device):
+        if (folder / "model_index.json").is_file():
+            _pipeline(folder)
+        else:
+            _clip(folder)
+
+
+@contextmanager
+def _drawing(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Inside, networks are made on the device and in the dtype, from a fixed seed."""
+    before = torch.get_default_dtype()
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _pipeline(folder: Path) -> None:
+    for name, (library, kind) in _networks(folder).items():
+        path = folder / name / "config.json"
+        cls = class_in(library, kind)
+        if name.startswith("text_encoder"):
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings["num_layers" if settings["model_type"] == "t5" else "num_hidden_layers"] = 1
+            path.write_text(json.dumps(settings), encoding="utf-8")
+        new(cls, folder / name).save_pretrained(folder / name)  # type: ignore[operator]
+
+
+def _networks(folder: Path) -> dict[str, tuple[str, str]]:
+    """The parts that have weights, by the pipeline's index."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return {name: tuple(value) for name, value in index.items() if (folder / name / "config.json").is_file()}
+
+
+def _clip(folder: Path) -> None:
+    from transformers import CLIPImageProcessor, CLIPModel
+
+    from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer
+
+    new(CLIPModel, folder).save_pretrained(folder)  # type: ignore[operator]
+    CLIPImageProcessor().save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
