@@ -70,7 +70,7 @@ class Hollow:
 
     @contextlib.contextmanager
     def _run(self, what: str, *, gpu: bool = True) -> Iterator[Live]:
-        live = Live(reorders=not gpu)
+        live = Live("cuda" if gpu else "cpu")
         try:
             with self.mode, live, CudaRules() if gpu else contextlib.nullcontext():
                 yield live

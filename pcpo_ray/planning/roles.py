@@ -219,7 +219,7 @@ def learner(run: Run) -> Memory:
     opened, noise = {"a group's trajectory": opened_of(run)}, noise_of(run)
     if together > 1:
         opened = {f"{together} groups' trajectories": together * opened_of(run)}
-    copied = pairs_of(run, rows) if rows > rows_of(run) else 0
+    copied = pairs_of(run, rows) if rows > rows_of(run) else rows * size_of(*model.encoded[0].values())
     sent = {"the weights that it sent last": trained}
     full = isinstance(run.model.train, Full)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
@@ -260,8 +260,9 @@ def sampler(run: Run) -> Memory:
     trajectory, pictures = opened_of(run), pictures_of(run, decoded)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
     noises = noise_of(run)
-    kept = images * steps * model.latents * (3 if gpu else 2)  # on the CPU a step's noise is a part of all noise
     conditioning, encoding = model.encoded
+    kept = images * steps * model.latents * (3 if gpu else 2)  # on the CPU a step's noise is a part of all noise
+    kept += images * size_of(*conditioning.values())
     distinct = run.steps * run.rollout.prompts
     texts = size_of(*conditioning.values()) * (distinct if run.model.text_cache is None else min(KEPT, distinct))
     predicting = model.predicting(rows, mixed=run.optimizer.mixed_precision == "bf16", gpu=gpu)

@@ -58,13 +58,13 @@ def test_passes_take_what_they_take_with_data(request, fixture, changes, checkpo
     conditioning = {name: row.expand(rows, *row.shape[1:]) for name, row in loaded.encode(["a red circle"]).items()}
     timesteps = torch.full((rows,), float(loaded.schedule(run.sampling.steps).timesteps[0]))
     loaded.module.eval()
-    with torch.no_grad(), Live() as predicted:
+    with torch.no_grad(), Live("cuda") as predicted:
         loaded.predict(latents, timesteps, conditioning)
-    with torch.no_grad(), Live() as decoded:
+    with torch.no_grad(), Live("cuda") as decoded:
         loaded.pixels(latents)
     for parameter in loaded.trainable().values():
         parameter.grad = torch.zeros_like(parameter)
-    with Live() as learned:
+    with Live("cuda") as learned:
         prediction = loaded.predict(latents, timesteps, conditioning)
         ratio = objective.log_ratio(prediction, old, noise, weight=1.0, sign=1.0)
         objective.log_hinge(ratio, advantage, clip_range=1.0).sum().backward()

@@ -46,12 +46,13 @@ def test_what_a_layer_keeps_for_its_backward_pass_counts_until_then():
     assert 0 <= live.now <= 64 and live.peak > kept
 
 
-@pytest.mark.parametrize("reorders", [False, True])
-def test_on_the_cpu_a_convolution_holds_its_largest_tensor_once_more(reorders):
-    with Live(reorders=reorders) as live:
+@pytest.mark.parametrize(("kernels", "narrow", "wider"), [(None, 0, 0), ("cpu", 0, 1), ("cuda", 1, 1)])
+def test_a_convolution_has_copies_in_a_layout_of_its_own(kernels, narrow, wider):
+    """On the CPU its largest tensor once more; on a GPU what comes in and what comes out."""
+    with Live(kernels) as live:
         nn.functional.conv2d(torch.zeros(4, 8, 64, 64), torch.zeros(16, 8, 3, 3), padding=1)
     outcome, wide = 4 * 8 * 64 * 64 * 4 + 16 * 8 * 9 * 4, 4 * 16 * 64 * 64 * 4
-    assert live.peak == outcome + wide + (wide if reorders else 0)
+    assert live.peak == outcome + wide + narrow * 4 * 8 * 64 * 64 * 4 + wider * wide
 
 
 @pytest.mark.parametrize("foreach", [False, True])
