@@ -15,10 +15,10 @@ class Live(TorchDispatchMode):
     """Inside, every tensor's storage is counted from when it is made until nobody holds it: `now`, and its `peak`.
 
     Counts what torch's operators give back, on any device and on fake tensors; not what a kernel needs only while it
-    runs, nor what an allocator rounds up or keeps. Convolutions of the `kernels` named are taken to have copies besides,
-    in a layout of their own: oneDNN's ("cpu") one more of the largest tensor that they see, cuDNN's ("cuda") on their
-    way forward one of what comes in and one of what comes out. That is the most: seen on an H100, a VAE's decoder took
-    it with one picture at once, and half of it with four and with sixteen.
+    runs, nor what an allocator rounds up or keeps. The `kernels` named are taken to make copies for a convolution, in a
+    layout of their own: oneDNN's ("cpu") one of the largest tensor that it sees, cuDNN's ("cuda") on the way forward
+    one of what comes in and one of what comes out. A VAE's decoder on an H100 had these with one picture at once, and
+    less with four and sixteen.
     """
 
     def __init__(self, kernels: Literal["cpu", "cuda"] | None = None) -> None:

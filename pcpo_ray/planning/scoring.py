@@ -52,7 +52,8 @@ def measure(found: Clip, images: int, half: bool) -> tuple[int, int]:
     network.requires_grad_(False).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         materialise(network)
-        with Live("cuda" if half else "cpu") as live, torch.no_grad(), torch.autocast("cpu", torch.float16, enabled=half):
+        live = Live("cuda" if half else "cpu")
+        with live, torch.no_grad(), torch.autocast("cpu", torch.float16, enabled=half):
             pixels = torch.empty(min(images, clip.CHUNK), 3, side, side)
             tokens = torch.zeros(1, length, dtype=torch.long)
             if found[1]:
