@@ -220,7 +220,10 @@ class Learner:
 
     @contextlib.contextmanager
     def _away_from_zero(self) -> Iterator[None]:
-        """Inside, no trained tensor is all zeros, as half of an adapter is at first: it then adds 0 to every bit."""
+        """Inside, no trained tensor is all zeros, as half of an adapter is at first, which so has no part in any bit.
+
+        0.02 is about what diffusers draws weights with.
+        """
         zeros = [p.data for p in self.parameters.values() if not p.any()]
         drawing = torch.Generator(self.policy.device).manual_seed(0)
         for values in zeros:

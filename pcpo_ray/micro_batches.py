@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pcpo_ray.packed import Packed
-from pcpo_ray.trajectory import Conditioning, Trajectory, of_rows
+from pcpo_ray.trajectory import Conditioning, Trajectory, in_one_piece, of_rows
 
 MOST = 8
 """Times the images that the sampler has at once, at most: memory grows as much, and speed hardly any more."""
@@ -134,7 +134,7 @@ def gather(blocks: Sequence[Block], groups: Mapping[int, Trajectory], steps: Int
         blocks=blocks,
         steps=steps,
         **{name: _together([getattr(groups[one.place], name)[one.rows, one.k] for one in blocks]) for name in names},
-        conditioning={name: _together([rows[name] for rows in texts]) for name in texts[0]},
+        conditioning=in_one_piece({name: _together([rows[name] for rows in texts]) for name in texts[0]}),
     )
 
 

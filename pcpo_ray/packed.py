@@ -1,6 +1,7 @@
 """Packed: a trajectory as it crosses processes, its predictions and little else; opened again to the same bits.
 
-Noise is drawn again from its seeds (Policy.noise), and latents are computed again by the affine recursion
+Noise is drawn again from its seeds (Policy.initial_noise, step_noise), and latents are computed again by the affine
+recursion
 
     x_next = scale * x + gain * prediction + std * z
 

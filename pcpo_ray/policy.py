@@ -25,7 +25,9 @@ class Policy:
 
     def __init__(self, run: config.Run, device: torch.device) -> None:
         self.device = device
-        if device.type == "cuda":  # its backward pass in half precision gives NaN at some shapes (pytorch #196678)
+        if device.type == "cuda":
+            # for the whole process: in bf16 its backward pass gave NaN for a small FLUX (H100, torch 2.11, cuDNN 9.19),
+            # and for others at other shapes (pytorch #196678)
             torch.backends.cuda.enable_cudnn_sdp(False)
         self.denoiser: Denoiser = models.load(run.model, run.sampling, seed=seed_of(run.seed, "adapter"), device=device)
         self.schedule = self.denoiser.schedule(run.sampling.steps)
@@ -65,18 +67,26 @@ class Policy:
 
         With sampling.shared_noise they come from the group's seed.
         """
-        seeds = seeds_of(task, self.run.seed)
+        samples = self._samples(task)
         if self.run.sampling.shared_noise:
-            seeds = [(*own[:-1], "shared") for own in seeds]
-        return torch.stack([self.denoiser.initial_noise(generator(*own, "initial")) for own in seeds])
+            samples = [(*own[:-1], "shared") for own in samples]
+        return torch.stack([self.denoiser.initial_noise(generator(*own, "initial")) for own in samples])
 
     def step_noise(self, task: Task) -> Float[Tensor, "N T ..."]:
         """The noise of each of a task's steps, from each sample's own seed, on the CPU in float32."""
-        seeds = seeds_of(task, self.run.seed)
-        drawn = torch.empty(len(seeds), len(self.schedule), *self.denoiser.latent_shape)
-        for row, own in zip(drawn, seeds, strict=True):
+        samples = self._samples(task)
+        drawn = torch.empty(len(samples), len(self.schedule), *self.denoiser.latent_shape)
+        for row, own in zip(drawn, samples, strict=True):
             row.normal_(generator=generator(*own, "steps"))
         return drawn
+
+    def _samples(self, task: Task) -> list[tuple[int | str, ...]]:
+        """What each sample's seeds are made of."""
+        return [
+            (self.run.seed, task.purpose, task.step, position, prompt.index, sample)
+            for position, prompt in enumerate(task.prompts, task.position)
+            for sample in range(task.images)
+        ]
 
     def compose(self, adapters: Sequence[tuple[Mapping[str, Tensor], float]]) -> None:
         """From now on predict base + sum of strength (adapter - base) over (an adapter's parameters, its strength)."""
@@ -102,15 +112,6 @@ class Policy:
     ) -> Float[Tensor, "B ..."]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             return self.denoiser.predict(latents, self.timesteps[step].expand(len(latents)), conditioning)
-
-
-def seeds_of(task: Task, seed: int) -> list[tuple[int | str, ...]]:
-    """What each sample's noise is drawn from."""
-    return [
-        (seed, task.purpose, task.step, position, prompt.index, sample)
-        for position, prompt in enumerate(task.prompts, task.position)
-        for sample in range(task.images)
-    ]
 
 
 def native_steps(sampling: config.Sampling, schedule: Schedule) -> tuple[AffineStep, ...]:

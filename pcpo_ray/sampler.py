@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pcpo_ray import canary, config, evaluation, prompts, weights
 from pcpo_ray.policy import Policy
-from pcpo_ray.trajectory import Conditioning, Task, Trajectory, of_rows, sent_to
+from pcpo_ray.trajectory import Conditioning, Task, Trajectory, in_one_piece, of_rows, sent_to
 
 AHEAD = 256
 """Texts, about, that are encoded in one go where workers share what they encode."""
@@ -95,7 +95,7 @@ class Sampler:
         """The images that go through the network together, and a text for each."""
         size = self.run.sampling.batch or count
         parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-        return [(rows, of_rows(conditioning, rows, count)) for rows in parts]
+        return [(rows, in_one_piece(of_rows(conditioning, rows, count))) for rows in parts]
 
     def _predict(
         self, latents: Tensor, index: int, texts: Sequence[tuple[slice, Conditioning]], mix: float

@@ -76,16 +76,18 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def of_rows(conditioning: Conditioning, rows: slice, count: int) -> Conditioning:
-    """A row for each image at `rows` of `count`, all texts having as many images one after the other.
-
-    Rows of their own, all in one piece of memory: for one row that stands for all, kernels may add up in another order.
-    """
+    """A row for each image at `rows` of `count`, all texts having as many images one after the other; may be views."""
     texts = len(next(iter(conditioning.values())))
     if texts == 1:
-        return {name: row.repeat(rows.stop - rows.start, *[1] * (row.ndim - 1)) for name, row in conditioning.items()}
+        return {name: row.expand(rows.stop - rows.start, *row.shape[1:]) for name, row in conditioning.items()}
     device = next(iter(conditioning.values())).device
     whose = torch.arange(rows.start, rows.stop, device=device) // (count // texts)
     return {name: row[whose] for name, row in conditioning.items()}
+
+
+def in_one_piece(conditioning: Conditioning) -> Conditioning:
+    """With a row of memory for each row: with one that stands for all, kernels may add up in another order."""
+    return {name: rows.contiguous() for name, rows in conditioning.items()}
 
 
 def sent_to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -253,10 +253,15 @@ def test_the_learner_tries_what_it_has_and_keeps_to_what_it_found(small_flux, mo
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_auto_chooses_predicts_the_sampler_s_bits(small_flux, dtype):
+def test_the_most_pairs_that_auto_may_choose_predict_the_samplers_bits(small_flux, monkeypatch, dtype):
     sampler, learner = pair(small_flux, optimizer__micro_batch="auto", model__dtype=dtype)
+
+    def measured(sizes, same, learn, device):
+        return torch.tensor([1 / size if same(size) else math.inf for size in sizes])
+
+    monkeypatch.setattr(micro_batches, "measure", measured)
     assert learner.update(1, batch(sampler, learner, count=3)).diagnostics["overall"]["max_log_ratio"] == 0.0
-    assert learner.micro_batch in (4, 8, 16, 32)
+    assert learner.micro_batch is not None
 
 
 def test_auto_is_not_misled_by_an_adapter_that_is_still_zero(small_sd, monkeypatch):

@@ -17,6 +17,8 @@ from pcpo_ray.trajectory import (
     Trajectory,
     from_numpy,
     generator,
+    in_one_piece,
+    of_rows,
     seed_of,
     to_numpy,
 )
@@ -112,3 +114,12 @@ def test_one_missing_score_makes_its_images_total_missing_and_marks_the_group():
     assert total[1] == 22.0
     assert group.missing
     assert not scored(a=[0.0, 0.0]).missing
+
+
+@pytest.mark.parametrize(("texts", "whose"), [(1, [0, 0, 0]), (2, [0, 0, 1]), (6, [1, 2, 3])])
+def test_images_have_their_own_texts_rows_each_in_memory_of_its_own(texts, whose):
+    conditioning = {"embeds": torch.randn(texts, 5, 3), "pooled": torch.randn(texts, 3)}
+    found = in_one_piece(of_rows(conditioning, slice(1, 4), 6))
+    for name, rows in found.items():
+        assert torch.equal(rows, conditioning[name][whose])
+        assert rows.is_contiguous() and rows.untyped_storage().nbytes() == rows.nbytes

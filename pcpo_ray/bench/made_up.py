@@ -1,6 +1,7 @@
 """Published models with weights made up: to measure speed and memory where the real ones are not at hand."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 from pcpo_ray.bench import published
 from pcpo_ray.errors import BenchError
-from pcpo_ray.planning.hollow import class_in, new
+from pcpo_ray.planning.hollow import class_in, made_of_config
 
 MODELS: Mapping[str, Callable[[Path], Path]] = {
     "sd15": published.stable_diffusion,
@@ -33,12 +34,21 @@ def write(name: str, folder: Path, dtype: str, device: torch.device) -> None:
         raise BenchError(f"{folder} is there already; give a folder that is not, or take it as it is")
     if dtype not in DTYPES:
         raise BenchError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
-    MODELS[name](folder)
-    with _drawing(getattr(torch, dtype), device):
-        if (folder / "model_index.json").is_file():
-            _pipeline(folder)
-        else:
-            _clip(folder)
+    beside = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(beside, ignore_errors=True)
+    MODELS[name](beside)
+    try:
+        with _drawing(getattr(torch, dtype), device):
+            if (beside / "model_index.json").is_file():
+                _pipeline(beside)
+            else:
+                _clip(beside)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        shutil.rmtree(beside)
+        raise BenchError(
+            f"{name} in {dtype} does not fit the memory of {device}: {error}; use --dtype bfloat16, or a smaller model"
+        ) from None
+    beside.rename(folder)
 
 
 @contextmanager
@@ -62,7 +72,7 @@ def _pipeline(folder: Path) -> None:
             settings = json.loads(path.read_text(encoding="utf-8"))
             settings["num_layers" if settings["model_type"] == "t5" else "num_hidden_layers"] = 1
             path.write_text(json.dumps(settings), encoding="utf-8")
-        new(cls, folder / name).save_pretrained(folder / name)  # type: ignore[operator]
+        made_of_config(cls, folder / name).save_pretrained(folder / name)  # type: ignore[operator]
 
 
 def _networks(folder: Path) -> dict[str, tuple[str, str]]:
@@ -76,6 +86,6 @@ def _clip(folder: Path) -> None:
 
     from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer
 
-    new(CLIPModel, folder).save_pretrained(folder)  # type: ignore[operator]
+    made_of_config(CLIPModel, folder).save_pretrained(folder)  # type: ignore[operator]
     CLIPImageProcessor().save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)

@@ -25,7 +25,7 @@ T5_XXL = dict(
 )
 
 
-def write(folder: Path, pipeline: str, **parts: tuple[str | None, str | None, Any]) -> Path:
+def _write(folder: Path, pipeline: str, **parts: tuple[str | None, str | None, Any]) -> Path:
     """A pipeline's folder: each part is (library, class, its config or what saves it, whether it has weights)."""
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
     for name, (library, cls, saved) in parts.items():
@@ -98,7 +98,7 @@ def stable_diffusion(folder: Path) -> Path:
         down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
         up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
     )
-    return write(
+    return _write(
         folder,
         "StableDiffusionPipeline",
         vae=("diffusers", "AutoencoderKL", vae(4)),
@@ -113,7 +113,7 @@ def stable_diffusion(folder: Path) -> Path:
 
 def flux(folder: Path) -> Path:
     """FLUX.1-dev."""
-    return write(
+    return _write(
         folder,
         "FluxPipeline",
         vae=("diffusers", "AutoencoderKL", vae(16)),
@@ -141,7 +141,7 @@ def sd3(folder: Path) -> Path:
         qk_norm="rms_norm",
     )
     projected = "CLIPTextModelWithProjection"
-    return write(
+    return _write(
         folder,
         "StableDiffusion3Pipeline",
         vae=("diffusers", "AutoencoderKL", vae(16)),

@@ -11,7 +11,7 @@ from pcpo_ray.bench.rows import Goal, Row, Say, alternate, timed
 from pcpo_ray.packed import pack
 from pcpo_ray.policy import device_here
 from pcpo_ray.sampler import Sampler
-from pcpo_ray.trajectory import of_rows
+from pcpo_ray.trajectory import in_one_piece, of_rows
 
 GOALS = {"cpu": 0.95, "cuda": 0.97}
 
@@ -38,18 +38,11 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
     rows = latents.split(run.sampling.batch or len(latents))
     with torch.no_grad():
         conditioning = policy.denoiser.encode([task.prompt.text])
+        texts = [in_one_piece(of_rows(conditioning, slice(0, len(part)), len(latents))) for part in rows]
         calls = [
-            (
-                bare.call(
-                    policy,
-                    part,
-                    step,
-                    of_rows(conditioning, slice(0, len(part)), len(latents)),
-                ),
-                mix,
-            )
+            (bare.call(policy, part, step, text), mix)
             for step, mix in enumerate(policy.credit_of(task.step, task.position).mix)
-            for part in rows
+            for part, text in zip(rows, texts, strict=True)
         ]
 
     @torch.no_grad()

@@ -237,7 +237,7 @@ def class_in(library: str, name: str) -> Any:
 def network(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """A network on the meta device, as its folder's config describes it."""
     with torch.device("meta"):
-        made = new(cls, folder)
+        made = made_of_config(cls, folder)
     nn.Module.to(made, dtype)  # diffusers' own warns
     if dtype is torch.float16:  # T5 overflows in parts, which it therefore leaves as they were
         precise = getattr(made, "_keep_in_fp32_modules", None) or ()
@@ -247,14 +247,16 @@ def network(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     return made
 
 
-def new(cls: Any, folder: Path) -> nn.Module:
-    """A network as its folder's config describes it, with the weights that its class begins with. Raises ModelError."""
+def made_of_config(cls: Any, folder: Path) -> nn.Module:
+    """A network on the default device, as its folder's config describes it. Raises ModelError."""
     made: nn.Module
     try:
         if hasattr(cls, "load_config"):
             made = cls.from_config(cls.load_config(folder, local_files_only=True))
         else:
             made = cls(cls.config_class.from_pretrained(folder, local_files_only=True))
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     except Exception as error:  # whatever a library makes of a config that is cut short
         raise ModelError(
             f"{folder}: no {cls.__name__} can be made of its config: {error}; copy the folder's JSON files again"

@@ -14,11 +14,10 @@ CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
 class Live(TorchDispatchMode):
     """Inside, every tensor's storage is counted from when it is made until nobody holds it: `now`, and its `peak`.
 
-    Counts what torch's operators give back, on any device and on fake tensors; not what a kernel needs only while it
-    runs, nor what an allocator rounds up or keeps. The `kernels` named are taken to make copies for a convolution, in a
-    layout of their own: oneDNN's ("cpu") one of the largest tensor that it sees, cuDNN's ("cuda") on the way forward
-    one of what comes in and one of what comes out. A VAE's decoder on an H100 had these with one picture at once, and
-    less with four and sixteen.
+    Counts what torch's operators give back, on any device and on fake tensors; not what an allocator rounds up or
+    keeps, nor what a kernel needs only while it runs. But a convolution has copies in a layout of its own, by the
+    `kernels` named: oneDNN's ("cpu") one of the largest tensor that it sees, cuDNN's ("cuda") on the way forward one of
+    what comes in and one of what comes out (docs/bench: a decoder that was seen to have these, or fewer).
     """
 
     def __init__(self, kernels: Literal["cpu", "cuda"] | None = None) -> None:

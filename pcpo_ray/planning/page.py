@@ -34,7 +34,7 @@ def show(planned: Plan, console: Console) -> None:
         lines.append(
             "on CPUs this is what tensors take, beside Python and its libraries (some 0.6 GiB a process). glibc keeps "
             "what is given back: learners of small models came to 1.1 to 3.1 times as much; with "
-            "MALLOC_MMAP_THRESHOLD_=131072 in the workers' environment, all roles stayed within a tenth"
+            "MALLOC_MMAP_THRESHOLD_=131072 in the workers' environment, all roles stayed within a fifth of it"
         )
     if any(role.gpus for role in planned.roles):
         lines.append(

@@ -128,8 +128,8 @@ def opened_of(run: Run) -> int:
 def micro_batch_of(run: Run) -> int:
     """The (image, step) pairs that the learner is to have at once, at most.
 
-    `auto` on a CPU tries them, and so has them, before it chooses. A GPU's memory ends it (micro_batches.measure), so
-    there it needs no more than the sampler's number.
+    `auto` on a CPU has gone forward and backward with them before it chooses. A GPU's memory ends its tries
+    (micro_batches.measure), so there it needs no more than the sampler's number.
     """
     asked = run.optimizer.micro_batch
     if isinstance(asked, int):
@@ -166,6 +166,11 @@ def pairs_of(run: Run, count: int) -> int:
     model = hollow_of(run)
     latents: int = model.latents * getattr(torch, run.sampling.storage).itemsize // FLOAT
     return count * (3 * latents + FLOAT + torch.long.itemsize + size_of(*model.encoded[0].values()))
+
+
+def pinned(size: int) -> dict[str, int]:
+    """Of so many bytes on their way to a GPU: torch keeps the memory, rounded up to a power of two."""
+    return {"pinned, on the way to the GPU": 1 << max(0, size - 1).bit_length()}
 
 
 def noise_of(run: Run) -> int:
@@ -248,7 +253,7 @@ def learner(run: Run) -> Memory:
             **({"adding up the ranks' gradients": 2 * trained} if role.ranks > 1 and not sharded else {}),
             **({"text encoders, while a checkpoint is written": encoders} if full else {}),
         },
-        beside={**sent, **opened, "a group's noise": noise} if gpu else {},
+        beside={**sent, **opened, "a group's noise": noise, **pinned(opened_of(run))} if gpu else {},
     )
 
 
@@ -282,7 +287,7 @@ def sampler(run: Run) -> Memory:
             f"decoding {decoded} images": kept + model.decoding(decoded, gpu=gpu),
             "putting the trajectory together": kept + trajectory,
         },
-        beside={**host, "a group's trajectory and pictures": trajectory + pictures} if gpu else {},
+        beside={**host, "a group's trajectory and pictures": trajectory + pictures, **pinned(noises)} if gpu else {},
     )
 
 

@@ -75,8 +75,9 @@ def for_learner(run: Run) -> Iterator[Overrides]:
     """More time for less memory first, then another precision, another number of trained weights, more processes."""
     if not run.model.gradient_checkpointing:
         yield ("model.gradient_checkpointing=true",)
-    as_sampled = ("optimizer.micro_batch=null",) if run.optimizer.micro_batch is not None else ()
-    if as_sampled:
+    more = roles.micro_batch_of(run) > roles.rows_of(run)
+    as_sampled = ("optimizer.micro_batch=null",) if more or isinstance(run.optimizer.micro_batch, int) else ()
+    if more:
         yield as_sampled
     yield from ((*smaller, *as_sampled) for smaller in _smaller_batches(run))
     yield from _half(run)

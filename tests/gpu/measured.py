@@ -33,12 +33,11 @@ def taken(work):
 
 def main(path, overrides):
     run = config_file.load(path, overrides)
-    measured.CPU = torch.device("cuda")
-    found = {}
-    found["sampler"], (sampler, (trajectory, pictures)) = taken(lambda: measured.sample(run))
+    found, gpu = {}, torch.device("cuda")
+    found["sampler"], (sampler, (trajectory, pictures)) = taken(lambda: measured.sample(run, gpu))
     packed = pack(sampler.policy, measured.task_of(run), trajectory)
     del sampler, trajectory, pictures
-    found["learner"], made = taken(lambda: measured.learn(run, packed))
+    found["learner"], made = taken(lambda: measured.learn(run, packed, gpu))
     del made
     for role in (roles.sampler, roles.learner):
         planned = role(run)

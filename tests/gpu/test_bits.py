@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from pcpo_ray.learner import Learner
+from pcpo_ray.learner import FIRST_RATIO_LIMIT, Learner
 from pcpo_ray.packed import pack, unpack
 from pcpo_ray.policy import Policy
 from pcpo_ray.sampler import Sampler
@@ -56,8 +56,8 @@ def test_at_unchanged_weights_the_learner_predicts_what_the_sampler_stored(reque
             trajectory, _ = sampler.sample(task)
             batch.append((step - 1, pack(sampler.policy, task, trajectory), [1.0, -1.0, 0.5, -0.5]))
         update = learner.update(step, batch)
-        # a number of one's own may give other bits, of which the learner itself would complain
-        assert update.first_log_ratio == 0.0 or isinstance(run.optimizer.micro_batch, int)
+        # a number of one's own may give other bits
+        assert update.first_log_ratio <= (FIRST_RATIO_LIMIT if isinstance(run.optimizer.micro_batch, int) else 0.0)
         assert update.gradient_norm > 0
         sent = learner.weights()
         assert sampler.load(sent) == sent.manifest.checksum

@@ -46,8 +46,8 @@ def task_of(run, position=0):
     return Task(step=1, position=position, prompt=prompt, images=run.rollout.images, version=0, purpose="train")
 
 
-def sample(run):
-    sampler = Sampler(run, CPU)
+def sample(run, device=CPU):
+    sampler = Sampler(run, device)
     return sampler, sampler.sample(task_of(run))
 
 
@@ -57,9 +57,9 @@ def score(run):
     return scorer, images, scorer.score(task_of(run), images)
 
 
-def learn(run, packed):
+def learn(run, packed, device=CPU):
     """Two updates; the second has all that AdamW keeps."""
-    learner = Learner(run, CPU)
+    learner = Learner(run, device)
     batch = [(0, packed, np.linspace(-1, 1, run.rollout.images).tolist())] * run.rollout.prompts
     sent = None
     for step in (1, 2):

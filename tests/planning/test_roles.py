@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pcpo_ray import config_file
+from pcpo_ray import config_file, micro_batches, minibatches
 from pcpo_ray.bench import published
 from pcpo_ray.learner import Learner
 from pcpo_ray.micro_batches import passes
 from pcpo_ray.packed import pack
 from pcpo_ray.planning import roles
 from pcpo_ray.planning.gpus import CONTEXT, SLACK
+from pcpo_ray.ranks import Rank
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.tally import Tally
 from pcpo_ray.trajectory import Handle, Rollout
@@ -222,12 +223,27 @@ def test_a_learner_of_more_pairs_at_once_has_a_copy_of_them_and_the_groups_they_
 @pytest.mark.parametrize(
     ("prompts", "updates", "ranks", "most"), [(3, 1, 1, 16), (3, 2, 1, 16), (3, 2, 2, 8), (9, 1, 1, 32)]
 )
-def test_auto_on_a_cpu_is_planned_with_the_most_pairs_that_it_tries(small_sd, prompts, updates, ranks, most):
+def test_auto_on_a_cpu_is_planned_with_the_most_pairs_that_it_tries(
+    small_sd, monkeypatch, prompts, updates, ranks, most
+):
     """Doubles of the sampler's 4 images, of the 8 (image, step) pairs of each group of a rank's minibatch."""
     sampling = {"sampling__trained_steps": 2, "rollout__images": 4, "optimizer__micro_batch": "auto"}
     batch = {"rollout__prompts": prompts, "optimizer__updates": updates}
     run = small.run(small_sd, **sampling, **batch, workers__learner=f"{{ranks: {ranks}}}")
-    assert roles.micro_batch_of(run) == most
+    tried = []
+
+    def measured(sizes, *rest):
+        tried.extend(sizes)
+        return torch.ones(len(sizes), dtype=torch.float64)
+
+    monkeypatch.setattr(micro_batches, "measure", measured)
+    monkeypatch.setattr(Rank, "total", lambda rank, tensor: tensor)  # the other rank is not there
+    learner = Learner(run, CPU, Rank(index=0, count=ranks))
+    shapes = {name: torch.zeros(4, 2, 4, 5) for name in ("latents", "predictions", "noises")}
+    group = trajectory(**shapes, log_probs=torch.zeros(4, 2), steps=torch.tensor([0, 1]))
+    part = minibatches.of(run.optimizer, prompts, seed=0, step=1)[0]
+    learner._find_micro_batch([(0, group, [])] * prompts, len(part), minibatches.share(part, 0, ranks))
+    assert roles.micro_batch_of(run) == tried[-1] == most
     on_a_gpu = small.run(small_sd, **sampling, **batch, workers__learner=f"{{ranks: {ranks}, gpus: 1}}")
     assert roles.micro_batch_of(on_a_gpu) == 4  # its memory ends it
 

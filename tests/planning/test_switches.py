@@ -66,6 +66,15 @@ def test_a_learner_too_large_by_a_little_is_told_the_gentlest_switch_that_is_eno
     assert judged(run, "learner", card(needed)).fits
 
 
+def test_auto_is_given_up_only_where_that_needs_less(small_flux, card):
+    """On a CPU, where it tries what it may; a GPU's memory ends it, so there is nothing to win."""
+    changes = {"optimizer__micro_batch": "auto", "rollout__images": 8, "model__gradient_checkpointing": "true"}
+    first = next(switches.for_learner(small.run(small_flux, **changes)))
+    assert first == ("optimizer.micro_batch=null",)
+    run = small.run(small_flux, **GPU, **changes)
+    assert not any("micro_batch" in one for overrides in switches.for_learner(run) for one in overrides)
+
+
 def test_a_sampler_is_told_how_to_decode_in_less(small_flux, card):
     run = small.run(small_flux, **GPU, sampling__height=64, sampling__width=64, rollout__images=16)
     needed = roles.sampler(run).total
