@@ -6,9 +6,7 @@ The tokenizers are those of the embedded models, which split any text; a publish
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer, t5_tokenizer
+from typing import Any, Literal
 
 CLIP_L = dict(
     hidden_size=768,
@@ -40,7 +38,10 @@ def _write(folder: Path, pipeline: str, **parts: tuple[str | None, str | None, A
     return folder
 
 
-def tokenizer(made: Any, length: int) -> Any:
+def _tokenizer(kind: Literal["clip", "t5"], length: int) -> Any:
+    from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer, t5_tokenizer
+
+    made = {"clip": clip_tokenizer, "t5": t5_tokenizer}[kind]()
     made.model_max_length = length
     return made
 
@@ -103,7 +104,7 @@ def stable_diffusion(folder: Path) -> Path:
         "StableDiffusionPipeline",
         vae=("diffusers", "AutoencoderKL", vae(4)),
         text_encoder=("transformers", "CLIPTextModel", text_config("clip_text_model", **CLIP_L)),
-        tokenizer=("transformers", "CLIPTokenizer", tokenizer(clip_tokenizer(), 77)),
+        tokenizer=("transformers", "CLIPTokenizer", _tokenizer("clip", 77)),
         unet=("diffusers", "UNet2DConditionModel", unet),
         scheduler=("diffusers", "DDIMScheduler", _schedulers()[0]),
         safety_checker=(None, None, None),
@@ -118,9 +119,9 @@ def flux(folder: Path) -> Path:
         "FluxPipeline",
         vae=("diffusers", "AutoencoderKL", vae(16)),
         text_encoder=("transformers", "CLIPTextModel", text_config("clip_text_model", **CLIP_L)),
-        tokenizer=("transformers", "CLIPTokenizer", tokenizer(clip_tokenizer(), 77)),
+        tokenizer=("transformers", "CLIPTokenizer", _tokenizer("clip", 77)),
         text_encoder_2=("transformers", "T5EncoderModel", text_config("t5", **T5_XXL)),
-        tokenizer_2=("transformers", "T5TokenizerFast", tokenizer(t5_tokenizer(), 512)),
+        tokenizer_2=("transformers", "T5TokenizerFast", _tokenizer("t5", 512)),
         transformer=("diffusers", "FluxTransformer2DModel", network("FluxTransformer2DModel", guidance_embeds=True)),
         scheduler=("diffusers", "FlowMatchEulerDiscreteScheduler", _schedulers()[1]),
     )
@@ -146,15 +147,15 @@ def sd3(folder: Path) -> Path:
         "StableDiffusion3Pipeline",
         vae=("diffusers", "AutoencoderKL", vae(16)),
         text_encoder=("transformers", projected, text_config("clip_text_model", **CLIP_L)),
-        tokenizer=("transformers", "CLIPTokenizer", tokenizer(clip_tokenizer(), 77)),
+        tokenizer=("transformers", "CLIPTokenizer", _tokenizer("clip", 77)),
         text_encoder_2=(
             "transformers",
             projected,
             text_config("clip_text_model", **{**CLIP_G, "projection_dim": 1280}),
         ),
-        tokenizer_2=("transformers", "CLIPTokenizer", tokenizer(clip_tokenizer(), 77)),
+        tokenizer_2=("transformers", "CLIPTokenizer", _tokenizer("clip", 77)),
         text_encoder_3=("transformers", "T5EncoderModel", text_config("t5", **T5_XXL)),
-        tokenizer_3=("transformers", "T5TokenizerFast", tokenizer(t5_tokenizer(), 256)),
+        tokenizer_3=("transformers", "T5TokenizerFast", _tokenizer("t5", 256)),
         transformer=("diffusers", "SD3Transformer2DModel", transformer),
         scheduler=("diffusers", "FlowMatchEulerDiscreteScheduler", _schedulers()[1]),
     )
