@@ -1,7 +1,8 @@
 """Configs as files: `load` reads a YAML file, `dump` writes the resolved one.
 
 Unknown keys, wrong types and values out of range are errors that name the full path, the value and what was expected;
-overrides are `a.b.c=value`, read as YAML.
+overrides are `a.b.c=value`, read as YAML. A key that is given twice is an error too, in a file, in an override and by
+two overrides: YAML's readers would take the last one.
 """
 
 import dataclasses
@@ -38,6 +39,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     Raises ConfigError naming the file, the full path of the key, what was got and what was expected.
     """
     data = read(path)
+    check_overrides(overrides)
     for override in overrides:
         set_key(data, override)
     return parse(data, source=str(path))
@@ -53,12 +55,76 @@ def read(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from None
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        data = _parsed(text)
+    except _KeyTwiceError as twice:
+        raise ConfigError(f"{path}: {twice}") from None
+    except NOT_YAML as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}; expected keys such as name, model, rewards")
     return data
+
+
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises for a text: ValueError for a date such as 2024-13-45, RecursionError for a thousand brackets."""
+
+
+class _KeyTwiceError(Exception):
+    """A mapping names a key twice."""
+
+
+def _parsed(text: str) -> Any:
+    """A YAML text's value. Raises _KeyTwiceError, or one of NOT_YAML."""
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_once(loader, root, "", set())
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _check_once(loader: yaml.SafeLoader, node: yaml.Node, path: str, seen: set[int]) -> None:
+    """See that no mapping in a node has a key twice. What `<<` merges in may be named again: that is its purpose."""
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for place, item in enumerate(node.value):
+            _check_once(loader, item, f"{path}{place}.", seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[Any, int] = {}
+        for key_node, value in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # refused by the loader
+            merge = key_node.tag == "tag:yaml.org,2002:merge"
+            key, line = "<<" if merge else loader.construct_object(key_node), key_node.start_mark.line + 1
+            if key in lines:
+                where = f"line {line}" if line == lines[key] else f"lines {lines[key]} and {line}"
+                raise _KeyTwiceError(f"{path}{key} is given twice, in {where}; leave one of them out")
+            lines[key] = line
+            _check_once(loader, value, path if merge else f"{path}{key}.", seen)
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """See that no override takes back what one before it has set. Raises ConfigError that names both."""
+    leaves: dict[str, str] = {}
+    for override in overrides:
+        path, value = _override(override)
+        for leaf, other in leaves.items():
+            if f"{leaf}.".startswith(f"{path}."):
+                raise ConfigError(f"{other} and {override} both set {leaf}; leave one of them out")
+        leaves |= dict.fromkeys(_leaves(path, value), override)
+
+
+def _leaves(path: str, value: Any) -> list[str]:
+    """The paths of a value's parts that have no parts themselves; what is empty counts as nothing set."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if parts is None:
+        return [path]
+    return [leaf for key, part in parts for leaf in _leaves(f"{path}.{key}", part)]
 
 
 def parse(data: Mapping[str, Any], *, source: str = "config") -> Run:
@@ -89,13 +155,7 @@ def plain(value: Any) -> dict[str, Any]:
 
 def set_key(data: dict[str, Any], override: str) -> None:
     """Set the key that `a.b.c=value` names, the value read as YAML, in a config's plain data. Raises ConfigError."""
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"override {override!r}: expected a.b.c=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+    path, value = _override(override)
     *parents, last = path.split(".")
     node: Any = data
     for depth, key in enumerate(parents):
@@ -111,6 +171,19 @@ def set_key(data: dict[str, Any], override: str) -> None:
         node[last] = value
     else:
         raise ConfigError(f"override {override!r}: {'.'.join(parents)} is {node!r}, which has no keys")
+
+
+def _override(override: str) -> tuple[str, Any]:
+    """The path and the value of `a.b.c=value`."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"override {override!r}: expected a.b.c=value")
+    try:
+        return path, _parsed(text)
+    except _KeyTwiceError as twice:
+        raise ConfigError(f"override {override!r}: {path}.{twice}") from None
+    except NOT_YAML as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
 
 
 def _explain(detail: Any, root: type) -> str:

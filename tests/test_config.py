@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pcpo_ray import config_file
+from pcpo_ray.config import Lora
 from pcpo_ray.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -93,8 +94,11 @@ def test_the_files_of_a_pair_differ_by_the_contribution_alone(baseline, method):
 
 @pytest.mark.parametrize("override", WRONG)
 def test_what_is_wrong_is_named_with_its_path_and_what_was_expected(override):
+    others = ["optimizer.mixed_precision=bf16", "optimizer.micro_batch=auto"]
+    if override.startswith("optimizer.micro_batch"):
+        others = []
     with pytest.raises(ConfigError) as caught:
-        config_file.load(SHAPES, ["optimizer.mixed_precision=bf16", "optimizer.micro_batch=auto", override])
+        config_file.load(SHAPES, [*others, override])
     assert all(word in str(caught.value) for word in WRONG[override]), caught.value
 
 
@@ -192,3 +196,68 @@ def test_infinities_in_the_options_of_a_custom_reward_survive_a_round_trip(tmp_p
     run = config_file.load(SHAPES, ["rewards=[{kind: 'mine:Other', options: {limit: .inf, range: [-.inf, 1]}}]"])
     (tmp_path / "config.yaml").write_text(config_file.dump(run))
     assert config_file.load(tmp_path / "config.yaml") == run
+
+
+TWICE = {
+    "name: a\nsteps: 3\nname: b\n": "name is given twice, in lines 1 and 3",
+    "name: a\nsampling:\n  steps: 3\n  shift: 1\n  steps: 3\n": "sampling.steps is given twice, in lines 3 and 5",
+    "a:\n- {kind: grain}\n- {kind: grain, weight: 1,\n   weight: 2}": "a.1.weight is given twice, in lines 3 and 4",
+    "rollout: {prompts: 1, images: 2, prompts: 3}": "rollout.prompts is given twice, in line 1",
+    "'name': a\n\"name\": b\n": "name is given twice",
+    "a: &x {b: {c: 1, c: 2}}\nd: *x\n": "a.b.c is given twice",
+    "1: a\n0x1: b\n": "1 is given twice",
+    "x: &x {a: 1}\ny: &y {b: 2}\nz:\n  <<: *x\n  <<: *y\n": "z.<< is given twice, in lines 4 and 5",
+    "x: &x {a: 1, a: 2}\nz: {<<: *x}\n": "x.a is given twice",
+    "z: {<<: {a: 1, a: 2}}\n": "z.a is given twice",
+}
+
+
+@pytest.mark.parametrize("text", TWICE)
+def test_a_key_given_twice_is_refused_with_its_path_and_lines(tmp_path, text):
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"twice\.yaml: {TWICE[text]}"):
+        config_file.read(tmp_path / "twice.yaml")
+
+
+def test_what_is_merged_in_may_be_named_again_and_an_alias_used_twice(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text("one: &one {a: 1, b: 2}\ntwo: {<<: *one, b: 3}\nboth: {<<: [{b: 4}, *one], c: 5}\nthree: *one\n")
+    found = config_file.read(path)
+    assert found["two"] == {"a": 1, "b": 3} and found["both"] == {"a": 1, "b": 4, "c": 5}
+    assert found["three"] == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    "text", ["date: 2024-13-45", "a: " + 2000 * "[", "a: !!python/name:os.system", "a: 1\n---\na: 2"]
+)
+def test_a_text_that_yaml_cannot_read_is_a_named_error(tmp_path, text):
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"odd\.yaml is not YAML"):
+        config_file.read(tmp_path / "odd.yaml")
+
+
+def test_a_key_given_twice_inside_an_override_is_refused():
+    with pytest.raises(ConfigError, match=r"rollout\.prompts is given twice, in line 1"):
+        config_file.load(SHAPES, ["rollout={prompts: 2, images: 4, prompts: 3}"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "key"),
+    [
+        ("steps=3", "steps=4", "steps"),
+        ("steps=3", "steps=3", "steps"),
+        ("optimizer.learning_rate=1e-3", "optimizer={updates: 2}", "optimizer.learning_rate"),
+        ("model.train={kind: lora, rank: 8}", "model.train.rank=4", "model.train.rank"),
+        ("rewards=[{kind: grain, weight: 2}]", "rewards.0.weight=3", "rewards.0.weight"),
+        ("credit=null", "credit={kind: native}", "credit"),
+    ],
+)
+def test_two_overrides_that_set_the_same_are_refused_with_both(one, other, key):
+    with pytest.raises(ConfigError) as caught:
+        config_file.load(SHAPES, [one, "seed=1", other])
+    assert str(caught.value) == f"{one} and {other} both set {key}; leave one of them out"
+
+
+def test_an_override_may_add_to_what_one_before_it_has_set():
+    run = config_file.load(SHAPES, ["model.train={kind: lora}", "model.train.rank=3", "steps=5"])
+    assert run.model.train == Lora(rank=3) and run.steps == 5

@@ -1,6 +1,7 @@
 """A study's file, and the runs that it asks for."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,6 +82,13 @@ class Study:
             arms = [name for name, arm in self.arms.items() if RATE in arm.set]
             if arms or RATE in self.set:
                 raise ValueError(f"{RATE} is set by {arms or 'the study'} and searched for; do one of them")
+        for where, keys in (("set", self.set), *((f"arms.{name}.set", arm.set) for name, arm in self.arms.items())):
+            if own := sorted({"name", "seed"} & {*keys}):
+                raise ValueError(f"{where} sets {own}, which a study gives each run itself (seeds, seed_offset)")
+            try:
+                config_file.check_overrides(_overrides(keys))
+            except ConfigError as error:
+                raise ValueError(f"{where}: {error}") from None
         seen: list[str] = []
         for name, arm in self.arms.items():
             if not name or Path(name).name != name or name.startswith("."):
@@ -124,11 +132,19 @@ def planned(study: Study, arm: str, seed: int, *, rate: float | None = None, sea
     name = f"{study.name}-{arm}" + (f"-rate{rate:g}" if searching else "") + f"-seed{seed}"
     chosen = {} if rate is None else {RATE: rate}
     own = {"name": name, "seed": seed + study.arms[arm].seed_offset}
-    keys = {**study.set, **study.arms[arm].set, **chosen, **own}
-    for key, value in keys.items():
-        config_file.set_key(data, f"{key}={yaml.safe_dump(value, default_flow_style=True)}")
+    for override in _overrides({**study.set, **study.arms[arm].set, **chosen, **own}):
+        config_file.set_key(data, override)
     run = config_file.parse(data, source=f"study {study.name}, arm {arm}")
     return Planned(arm=arm, seed=seed, run=run, rate=rate if searching else None)
+
+
+def _overrides(keys: Mapping[str, Any]) -> list[str]:
+    """Keys and their values as `a.b.c=value`."""
+
+    def text(value: Any) -> str:
+        return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+
+    return [f"{key}={text(value)}" for key, value in keys.items()]
 
 
 def search_runs(study: Study) -> list[Planned]:

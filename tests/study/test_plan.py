@@ -78,6 +78,12 @@ WRONG = [
     ({"arms": {"ddpo": {"varies": ["steps"]}, "pcpo": {}}}, ["arms.ddpo is the first"]),
     ({"arms": {"../x": {}, "pcpo": {}}}, ["'../x'", "one folder name"]),
     ({"name": "a/b"}, ["name", "'a/b'"]),
+    ({"set": {"seed": 5}}, ["set sets ['seed']", "a study gives each run itself"]),
+    ({"arms": arms(set={"name": "mine"})}, ["arms.pcpo.set sets ['name']"]),
+    (
+        {"set": {"optimizer.learning_rate": 1e-3, "optimizer": {"updates": 2}}},
+        ["set: optimizer.learning_rate=0.001 and optimizer={updates: 2} both set optimizer.learning_rate"],
+    ),
     ({"search": {"rates": [1e-3, 2e-3], "seeds": [1]}}, ["search.seeds", "[1]"]),
     ({"search": {"rates": [1e-3], "seeds": [9]}}, ["search.rates", "at least 2"]),
     (
