@@ -45,8 +45,9 @@ def config(cls: type[T]) -> type[T]:
 class Lora:
     """Low-rank adapters on the layers whose names end in one of `targets`; `init` is how their A is drawn (B is 0).
 
-    `start` is a LoRA that diffusers reads (a folder or file; a run's checkpoint is one) to begin from, of the same
-    rank, alpha and targets. The reference of objective.kl stays the model without any adapter.
+    `start` is a LoRA to begin from, of the same rank and layers: a run's checkpoint, a file that diffusers reads, or
+    PEFT's own folder. What it changes is kept exactly: a scale other than alpha / rank goes into B. The reference of
+    objective.kl stays the model without any adapter.
     """
 
     kind: Literal["lora"] = "lora"

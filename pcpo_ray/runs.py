@@ -18,6 +18,7 @@ from pcpo_ray import config, config_file, evaluation, models, monitors, policy, 
 from pcpo_ray.errors import AlarmError, ClusterError, ConfigError, RunError
 from pcpo_ray.folder import RunFolder
 from pcpo_ray.meter import Meter, Metered, Silent
+from pcpo_ray.models import lora_file
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import Stages
 
@@ -34,6 +35,8 @@ def check(run: config.Run) -> None:
 def check_files(run: config.Run) -> None:
     """That all that the run reads is there."""
     models.folder_of(run.model)
+    if isinstance(run.model.train, config.Lora) and run.model.train.start is not None:
+        lora_file.find(Path(run.model.train.start))
     for reward in (*run.rewards, *run.evaluation.rewards):
         rewards.check(reward)
     quality.check(run)

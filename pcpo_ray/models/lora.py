@@ -1,6 +1,6 @@
 """Low-rank adapters through peft, written so that `pipe.load_lora_weights(folder)` reads them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pcpo_ray.config import Lora
 from pcpo_ray.errors import ModelError
+from pcpo_ray.models import lora_file
 
 
 def attach(module: nn.Module, config: Lora, *, seed: int) -> None:
@@ -35,51 +36,80 @@ def attach(module: nn.Module, config: Lora, *, seed: int) -> None:
 
 
 def start(pipeline: Any, part: str, config: Lora) -> None:
-    """Overwrite the adapter of `pipeline.<part>` with `config.start`'s. Raises ModelError unless it fits exactly."""
-    from diffusers.utils import convert_unet_state_dict_to_peft
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    """Give the adapter of `pipeline.<part>` the update that `config.start` has in each layer.
 
-    module, source = getattr(pipeline, part), str(config.start)
-    if not Path(source).exists():
-        raise ModelError(f"model.train.start: nothing at {source}; expected a LoRA's folder or .safetensors file")
-    try:
-        read = pipeline.lora_state_dict(source, return_lora_metadata=True, local_files_only=True)
-    except Exception as error:  # a file of another format raises whatever its converters meet first
-        raise ModelError(f"model.train.start: {source} cannot be read as a LoRA: {error}") from error
-    weights, metadata = read[0], read[-1] or {}
-    alphas = {float(value) for value in (read[1] or {}).values()} if len(read) == 3 else set()
-    foreign = sorted(name for name in weights if not name.startswith(f"{part}."))
-    sent = {name.removeprefix(f"{part}."): weight for name, weight in weights.items() if name not in foreign}
-    if sent and not any("lora_A" in name for name in sent):
-        sent = convert_unet_state_dict_to_peft(sent)
-    here = get_peft_model_state_dict(module)
-    missing, foreign = sorted(here.keys() - sent.keys()), foreign + sorted(sent.keys() - here.keys())
-    other = [name for name in here.keys() & sent.keys() if here[name].shape != sent[name].shape]
-    if missing or foreign or other:
-        detail = [f"{name}: {tuple(sent[name].shape)}, here {tuple(here[name].shape)}" for name in sorted(other)[:3]]
-        raise ModelError(
-            f"model.train.start: {source} does not fit the adapter of model.train: {len(missing)} weights are not in "
-            f"it {missing[:3]}, {len(foreign)} have no place here {foreign[:3]}, {len(other)} have another shape "
-            f"{detail}; set model.train's targets and rank to its own"
+    What its scale there is other than here goes into B, and of a file of several ranks the lesser ones leave rows of A
+    as they were drawn, their columns of B being 0. Raises ModelError unless model.train has its layers and its rank.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    module: nn.Module = getattr(pipeline, part)
+    here = {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+    updates = lora_file.read(pipeline, part, Path(str(config.start)))
+    _check_fit(config, updates, here, _adaptable(module))
+    for name, update in updates.items():
+        a, b = here[name].lora_A["default"].weight, here[name].lora_B["default"].weight
+        if a.shape[1:] != update.a.shape[1:] or b.shape[0] != update.b.shape[0] or b.shape[2:] != update.b.shape[2:]:
+            got, expected = ((tuple(x.shape), tuple(y.shape)) for x, y in ((update.a, update.b), (a, b)))
+            raise lora_file.refused(config.start, f"has A and B of shapes {got} for {name}, here {expected}")
+        with torch.no_grad():
+            a[: update.rank] = update.a
+            b[:, : update.rank] = update.b * (update.scale / here[name].scaling["default"])
+
+
+def _check_fit(
+    config: Lora, updates: Mapping[str, lora_file.Update], here: Mapping[str, nn.Module], adaptable: Sequence[str]
+) -> None:
+    """Raise ModelError with what to write unless model.train has the rank and the layers of the file."""
+    rank = max(update.rank for update in updates.values())
+    needed = [] if rank == config.rank else [f"model.train.rank={rank}"]
+    if updates.keys() != here.keys():
+        needed.append(f"model.train.targets=[{', '.join(_endings(updates.keys(), adaptable))}]")
+    if needed:
+        scales = {update.scale for update in updates.values()}
+        alphas = sorted({scale * rank for scale in scales})
+        if len(alphas) == 1 and alphas[0] != config.alpha:
+            needed.append(f"model.train.alpha={alphas[0]:g}")
+        raise lora_file.refused(
+            config.start,
+            f"has rank {rank} on {len(updates)} layers; model.train has rank {config.rank} on {len(here)}, of which "
+            f"{len(updates.keys() & here.keys())} are the same. To begin from it, set {' '.join(needed)}",
         )
-    alphas |= {float(metadata[key]) for key in (f"{part}.lora_alpha",) if key in metadata}
-    if (alphas or {float(config.rank)}) != {config.alpha}:  # a file that does not say means alpha = rank
-        raise ModelError(
-            f"model.train.start: {source} has alpha {sorted(alphas) or config.rank}; model.train.alpha is "
-            f"{config.alpha:g}, which would scale it otherwise: set it to the same"
-        )
-    set_peft_model_state_dict(module, sent)
+
+
+def _adaptable(module: nn.Module) -> list[str]:
+    """Names of the layers that an adapter can be on, with one or without."""
+    names = (name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+    return [name.removesuffix(".base_layer") for name in names if ".lora_" not in name]
+
+
+def _endings(chosen: Set[str], names: Sequence[str]) -> list[str]:
+    """The shortest endings that all of `chosen` have and no other of `names`, as model.train.targets has them."""
+    found = set()
+    for name in chosen:
+        parts = name.split(".")
+        endings = (".".join(parts[start:]) for start in reversed(range(len(parts))) if not parts[start].isdigit())
+        found.add(next(end for end in endings if all(n in chosen for n in names if f".{n}".endswith(f".{end}"))))
+    return sorted(found)
 
 
 def save(pipeline: Any, part: str, parameters: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the adapter of `pipeline.<part>`, whose parameters have these values, with its rank and alpha."""
+    """Write the adapter of `pipeline.<part>`, whose parameters have these values, scaled to an alpha equal to its rank.
+
+    So it is of the same strength to readers that ask for its alpha in other places, or not at all.
+    """
     from peft import get_peft_model_state_dict
 
     module = getattr(pipeline, part)
+    peft = module.peft_config["default"]
+    matrices = get_peft_model_state_dict(module, state_dict=dict(parameters))
     pipeline.save_lora_weights(
         folder,
         **{
-            f"{part}_lora_layers": get_peft_model_state_dict(module, state_dict=dict(parameters)),
-            f"{part}_lora_adapter_metadata": module.peft_config["default"].to_dict(),
+            f"{part}_lora_layers": {
+                name: weight * (peft.lora_alpha / peft.r) if ".lora_B." in name else weight
+                for name, weight in matrices.items()
+            },
+            f"{part}_lora_adapter_metadata": {**peft.to_dict(), "lora_alpha": peft.r},
         },
     )

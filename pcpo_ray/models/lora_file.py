@@ -1,0 +1,270 @@
+"""What a LoRA file says: the change of each layer, of whoever wrote it. What it says and we cannot keep is refused."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pcpo_ray.errors import ModelError
+
+PEFT = "adapter_model"
+"""Stem of the file in a folder that PEFT's own `save_pretrained` wrote, beside its adapter_config.json."""
+
+FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", f"{PEFT}.safetensors", f"{PEFT}.bin")
+"""Names that a folder's LoRA has, the first that is there counting."""
+
+MATRIX = re.compile(r"lora\w*[._](?P<which>A|B|up|down)\.weight$")
+"""How the names of A and B end in every layout: lora_A.weight, lora_down.weight, to_q_lora.down.weight and so on."""
+
+ENCODERS = re.compile(r"(lora_te\d?_|(base_model\.model\.)?(text_encoder|text_model|cond_stage_model|conditioner))")
+"""How the names of a text encoder's weights begin."""
+
+OWN = re.compile(r"(?P<layer>.+)\.(lora_[AB]\.weight|alpha)")
+"""A name that needs no converter, of a layer of the network."""
+
+SCALING = frozenset({"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"})
+"""PEFT's settings of which the scale is made."""
+
+# fmt: off
+WITHOUT_EFFECT = frozenset({
+    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout",
+    "megatron_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision",
+    "runtime_config", "target_modules", "task_type", "velora_config",
+})
+# fmt: on
+"""PEFT's settings that say how a LoRA was trained or which layers it has; its weights mean the same with any value."""
+
+STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Values of PEFT's `init_lora_weights` that leave the network's own weights as they are."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """The change of one layer's weight: `scale` * `b` @ `a`, both float32."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+def refused(what: object, why: str) -> ModelError:
+    """The error of a LoRA that is not begun from."""
+    return ModelError(f"model.train.start: {what} {why}")
+
+
+def find(source: Path) -> Path:
+    """The file that `source` names, or the one in that folder. Raises ModelError."""
+    if source.is_file():
+        return source
+    if not source.exists():
+        raise refused(source, "is not there: nothing at that path; expected a LoRA's folder or file")
+    for name in FILES:
+        if (source / name).is_file():
+            return source / name
+    steps = sorted(step for step in (source / "checkpoints").glob("step-*") if (step / FILES[0]).is_file())
+    if steps:
+        raise refused(source, f"is a run's folder; name one of its checkpoints, the newest is {steps[-1]}")
+    others = sorted(path for path in source.iterdir() if path.suffix == ".safetensors")
+    if len(others) != 1:
+        held = [path.name for path in others[:3]]
+        raise refused(
+            source, f"has none of {', '.join(FILES)}, and {len(others)} other LoRA files {held}; name the file"
+        )
+    return others[0]
+
+
+def read(pipeline: Any, part: str, source: Path) -> dict[str, Update]:
+    """The update of each layer of `pipeline.<part>` that the LoRA has, as `pipe.load_lora_weights` would scale it.
+
+    Raises ModelError where it is damaged, holds anything but such updates, or readers would differ about a scale.
+    """
+    file = find(source)
+    weights = _weights(file)
+    _check(file, weights)
+    settings = _settings(file, part)
+    matrices, alphas = _matrices(file, pipeline, part, weights)
+    pairs = _pairs(file, getattr(pipeline, part), matrices)
+    ups = sum(int(weight.count_nonzero()) for name, weight in weights.items() if _is_up(name))
+    kept = sum(int(b.count_nonzero()) for _, b in pairs.values())
+    if ups != kept:  # a file that has layers in two layouts at once: converters take one of them
+        raise refused(file, f"has {ups} numbers of B that are not 0, and its converter keeps {kept}; write it anew")
+    scales = _scales(file, {layer: a.shape[0] for layer, (a, _) in pairs.items()}, settings, alphas)
+    return {layer: Update(a=a, b=b, scale=scales[layer]) for layer, (a, b) in pairs.items()}
+
+
+def _weights(file: Path) -> dict[str, Tensor]:
+    """All that the file holds, in float32, which every narrower dtype fits into."""
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        return {name: weight.float() for name, weight in found.items()}
+    except Exception as error:  # a file of another format raises whatever its reader meets first
+        raise refused(file, f"cannot be read as a LoRA: {error}") from error
+
+
+def _check(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Raise ModelError unless all weights are finite and the parts of a plain LoRA of the denoising network."""
+    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if broken:
+        raise refused(file, f"has {len(broken)} weights that are not finite {broken[:3]}; it was damaged in training")
+    encoders = [name for name in weights if ENCODERS.match(name)]
+    if encoders:
+        raise refused(
+            file,
+            f"changes a text encoder too, by {len(encoders)} of its {len(weights)} weights {encoders[:3]}. A run has "
+            "the text encoders as the model's folder has them, so that these would be left out: save it without them",
+        )
+    others = [name for name in weights if not MATRIX.search(name) and not name.endswith(".alpha")]
+    if others or not weights:
+        raise refused(
+            file,
+            f"has {len(others)} weights that are no A, B or alpha of a LoRA {others[:3]}; a DoRA, a LoHa, a LoKr and "
+            "trained biases or norms cannot be begun from",
+        )
+
+
+def _settings(file: Path, part: str) -> dict[str, Any] | None:
+    """What PEFT's config says, which diffusers keeps in the file and PEFT beside it; None where there is none."""
+    from safetensors import safe_open
+
+    if file.stem == PEFT:
+        beside = file.with_name("adapter_config.json")
+        if not beside.is_file():
+            raise refused(file, f"has no {beside.name} beside it, which says its scale; copy it too")
+        text = beside.read_text(encoding="utf-8")
+    elif file.suffix == ".safetensors":
+        with safe_open(file, "pt") as opened:
+            text = (opened.metadata() or {}).get("lora_adapter_metadata", "")
+    else:
+        text = ""
+    if not text:
+        return None
+    try:
+        said = {key.removeprefix(f"{part}."): value for key, value in json.loads(text).items()}
+    except (ValueError, AttributeError) as error:
+        raise refused(file, f"says its settings in what is no JSON object: {error}") from error
+    settings = {key: value for key, value in said.items() if "." not in key}  # a dot is another part's
+    odd = {key: settings[key] for key in settings.keys() - SCALING - WITHOUT_EFFECT if settings[key]}
+    if odd.get("bias") == "none":
+        del odd["bias"]
+    if odd.get("init_lora_weights") in STARTS:
+        del odd["init_lora_weights"]
+    if str(settings.get("peft_type") or "LORA").rpartition(".")[2] != "LORA":
+        odd["peft_type"] = settings["peft_type"]
+    if odd:
+        raise refused(file, f"says {odd}: more than a plain LoRA, which is all that can be begun from")
+    return {key: settings[key] for key in settings.keys() & SCALING}
+
+
+def _is_up(name: str) -> bool:
+    found = MATRIX.search(name)
+    return found is not None and found["which"] in ("B", "up")
+
+
+def _matrices(
+    file: Path, pipeline: Any, part: str, weights: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """A and B as LAYER.lora_A.weight and LAYER.lora_B.weight; the alphas that are not yet in them, as diffusers names
+    them."""
+    layers = {name for name, _ in getattr(pipeline, part).named_modules()}
+    plain = {name.removeprefix("base_model.model.").removeprefix(f"{part}."): weights[name] for name in weights}
+    if all(found and found["layer"] in layers for found in map(OWN.fullmatch, plain)):
+        alphas = {name: float(weight) for name, weight in plain.items() if name.endswith(".alpha")}
+        return {name: weight for name, weight in plain.items() if name not in alphas}, alphas
+    options = {"unet_config": pipeline.unet.config} if part == "unet" else {}
+    try:
+        read = pipeline.lora_state_dict(dict(weights), return_alphas=True, return_lora_metadata=True, **options)
+    except Exception as error:  # names that diffusers does not know raise whatever its converters meet first
+        raise refused(file, f"has names that diffusers does not understand: {error}") from error
+    alphas = read[1] if len(read) == 3 and read[1] else {}
+    return _own_names(read[0], part), {name.removeprefix(f"{part}."): float(alphas[name]) for name in alphas}
+
+
+def _own_names(found: Mapping[str, T], part: str) -> dict[str, T]:
+    """The same under the network's names of its layers, with PEFT's endings."""
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    own: dict[str, T] = convert_unet_state_dict_to_peft({name.removeprefix(f"{part}."): found[name] for name in found})
+    return own
+
+
+def _pairs(file: Path, module: nn.Module, matrices: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B of each layer, seen to belong together and to a layer of `module`."""
+    layers = {name for name, _ in module.named_modules()}
+    named = list(dict.fromkeys(name.partition(".lora_")[0] for name in matrices))
+    foreign = [layer for layer in named if layer not in layers]
+    if foreign:
+        raise refused(
+            file,
+            f"has layers that have no place here, {len(foreign)} of {len(named)} {foreign[:3]}: it is another "
+            "architecture's, or has names that diffusers does not read for this one",
+        )
+    pairs = {}
+    for layer in named:
+        a, b = (matrices.get(f"{layer}.lora_{which}.weight") for which in "AB")
+        if a is None or b is None or a.shape[0] != b.shape[1]:
+            shapes = [None if matrix is None else tuple(matrix.shape) for matrix in (a, b)]
+            raise refused(file, f"has A and B of shapes {shapes} for {layer}; expected both, of one rank")
+        pairs[layer] = (a, b)
+    return pairs
+
+
+def _scales(
+    file: Path, ranks: Mapping[str, int], settings: Mapping[str, Any] | None, alphas: Mapping[str, float]
+) -> dict[str, float]:
+    """What each layer's B @ A is multiplied with: by PEFT's settings or by the file's alphas, and 1 without either."""
+    from diffusers.utils import get_peft_kwargs
+
+    if settings is not None and alphas:
+        raise refused(file, "says its scale twice, in its settings and as alphas; readers take the one or the other")
+    if settings is not None:
+        return _by_settings(file, ranks, settings)
+    if any(not (math.isfinite(alpha) and alpha > 0) for alpha in alphas.values()):
+        raise refused(file, f"has alphas {sorted(set(alphas.values()))[:3]}; expected numbers above 0")
+    matrices = {f"{layer}.lora_B.weight": rank for layer, rank in ranks.items()}
+    settings = get_peft_kwargs({f"^{name}": rank for name, rank in matrices.items()}, alphas, matrices)
+    drawn = _by_settings(file, ranks, settings)
+    layers = _own_names({name.removesuffix(".alpha"): alpha for name, alpha in alphas.items()}, "")
+    said = {name.removesuffix(".lora_A.weight"): alpha for name, alpha in layers.items()}
+    for layer, rank in ranks.items():
+        own = said.get(layer, rank) / rank
+        if not math.isclose(own, drawn[layer]):
+            raise refused(
+                file,
+                f"has alphas that readers take in two ways: {layer} is scaled by {own:g} by its own, by "
+                f"{drawn[layer]:g} in diffusers. Multiply each layer's B by its alpha / rank, and leave the alphas out",
+            )
+    return drawn
+
+
+def _by_settings(file: Path, ranks: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, float]:
+    """The scales that PEFT gives to layers of these ranks."""
+    from peft import LoraConfig
+    from peft.utils.other import get_pattern_key
+
+    scales = {}
+    try:
+        config = LoraConfig(**{key: settings[key] for key in settings.keys() & SCALING})
+        for layer, rank in ranks.items():
+            said = config.rank_pattern.get(get_pattern_key(config.rank_pattern, layer), config.r)
+            alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, layer), config.lora_alpha)
+            if said != rank:
+                raise refused(file, f"says rank {said} of {layer}, whose A and B have {rank}")
+            scales[layer] = float(alpha) / (math.sqrt(rank) if config.use_rslora else rank)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise refused(file, f"says settings that PEFT cannot use: {error}") from error
+    return scales
