@@ -27,6 +27,9 @@ Fraction = Annotated[float, NUMBER, Ge(0), Lt(1)]
 TOTAL = "reward"
 """The name of the weighted sum of a run's rewards, beside their own."""
 
+OUR_NAMES = (TOTAL, "step", "prompt", "position", "sample", "version", "worker", "advantage", "quality")
+"""What stands beside the rewards' names, in a run's tables and where scores are said to be missing."""
+
 T = TypeVar("T")
 STRICT = {"extra": "forbid", "allow_inf_nan": False}
 
@@ -375,6 +378,10 @@ Objective = Annotated[ClippedRatio | LogHinge, Discriminator("kind")]
 # -- rewards -----------------------------------------------------------------------------------------------------------
 
 
+Label = Annotated[str, StringConstraints(pattern=r"^\S+( \S+)*$")]
+"""The name of a reward's scores, where the user gives it: words with one space between."""
+
+
 class NamedByKind:
     """What every shipped reward has: its kind is the name of its scores."""
 
@@ -475,7 +482,7 @@ class Remote:
     kind: Literal["remote"]
     url: Annotated[str, StringConstraints(pattern="^https?://")]
     weight: Annotated[float, NUMBER] = 1.0
-    label: str = "remote"
+    label: Label = "remote"
     timeout: Positive = 60.0
     retries: NonNegativeInt = 3
     format: Literal["json", "npz"] = "json"
@@ -487,15 +494,19 @@ class Remote:
 
 @config
 class CustomReward:
-    """A class of the user's own, `kind` being `package.module:Class`, built with `options`."""
+    """A class of the user's own, `kind` being `package.module:Class`, built with `options`.
+
+    `label` names the scores (null: the class does).
+    """
 
     kind: str
     weight: Annotated[float, NUMBER] = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    label: Label | None = None
 
     @property
     def name(self) -> str:
-        return self.kind.rpartition(":")[2]
+        return self.label or self.kind.rpartition(":")[2]
 
 
 SHIPPED_REWARDS = {
@@ -806,17 +817,27 @@ class Run:
             raise ValueError(f"name is {self.name!r}; expected one folder name, without slashes or a leading dot")
         if not self.rewards:
             raise ValueError("rewards is empty; give at least one reward to train on")
+        for reward in (*self.rewards, *self.evaluation.rewards):
+            if reward.name in OUR_NAMES or (reward.name != reward.kind and reward.name in SHIPPED_REWARDS):
+                raise ValueError(
+                    f"the reward {reward.kind} is named {reward.name!r}, as something else is ({', '.join(OUR_NAMES)}, "
+                    "and the shipped rewards have their names); give it another `label`"
+                )
         for where, rewards in (("rewards", self.rewards), ("evaluation.rewards", self.evaluation.rewards)):
             names = [reward.name for reward in rewards]
             if len(set(names)) != len(names):
-                raise ValueError(f"{where} names the same reward twice: {names}; give each one once")
+                raise ValueError(
+                    f"{where} names the same reward twice: {names}; give each one once, and where two classes of your "
+                    "own have one name, or one class stands there twice, give each a `label`"
+                )
         trained = {reward.name: dataclasses.replace(reward, weight=1.0) for reward in self.rewards}
         for reward in self.evaluation.rewards:
             other = dataclasses.replace(reward, weight=1.0)
             if trained.get(reward.name, other) != other:
                 raise ValueError(
                     f"evaluation.rewards has another {reward.name} than rewards, and one name is one column of scores; "
-                    "give both the same settings, or leave it out of evaluation.rewards (it is evaluated anyway)"
+                    "give both the same settings, or leave it out of evaluation.rewards (it is evaluated anyway), or "
+                    "give one of your own a `label`"
                 )
         if isinstance(self.advantage, GroupAdvantage) and self.rollout.images < 2:
             raise ValueError(
@@ -829,9 +850,6 @@ class Run:
         ):
             if images < 2 and any(isinstance(reward, Diversity) for reward in rewards):
                 raise ValueError(f"{path} is {images}, and diversity compares a prompt's images; use at least 2")
-        names = [reward.name for reward in (*self.rewards, *self.evaluation.rewards)]
-        if TOTAL in names:
-            raise ValueError(f"a reward is named {TOTAL!r}, as the weighted sum of all is; give its class another name")
         if self.optimizer.updates > self.rollout.prompts:
             raise ValueError(
                 f"optimizer.updates is {self.optimizer.updates}, for {self.rollout.prompts} groups a batch; "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pcpo_ray import config_file
+from pcpo_ray import config, config_file
 from pcpo_ray.config import Lora
 from pcpo_ray.errors import ConfigError
 
@@ -185,11 +185,37 @@ def test_whatever_stands_anywhere_is_read_or_refused_by_its_path(value):
             assert config_file.parse(yaml.safe_load(config_file.dump(run))) == run
 
 
-def test_diversity_of_a_single_image_and_a_reward_named_as_the_total_are_refused():
+def test_diversity_of_a_single_image_is_refused():
     with pytest.raises(ConfigError, match=r"evaluation\.images is 1, and diversity compares"):
         config_file.load(SHAPES, ["evaluation.images=1"])
-    with pytest.raises(ConfigError, match="named 'reward', as the weighted sum"):
-        config_file.load(SHAPES, ["rewards=[{kind: 'mine:reward'}]"])
+
+
+@pytest.mark.parametrize("name", [*config.OUR_NAMES, "clip_score", "diversity", "jpeg_compressibility"])
+@pytest.mark.parametrize("key", ["rewards", "evaluation.rewards"])
+def test_a_reward_of_the_users_own_named_as_something_of_ours_is_refused(name, key):
+    for reward in (
+        f"{{kind: 'mine:{name}'}}",
+        f"{{kind: 'mine:Good', label: {name}}}",
+        f"{{kind: remote, url: 'http://127.0.0.1:1', label: {name}}}",
+    ):
+        with pytest.raises(ConfigError, match=rf"named '{name}', as something else is .*give it another `label`"):
+            config_file.load(SHAPES, [f"{key}=[{reward}]"])
+
+
+def test_two_rewards_of_one_class_name_are_told_apart_by_their_labels():
+    two = ["{kind: 'mine:Judge', options: {about: hands}", "{kind: 'yours:Judge'"]
+    with pytest.raises(ConfigError, match=r"the same reward twice: \['Judge', 'Judge'\]; .*give each a `label`"):
+        config_file.load(SHAPES, [f"rewards=[{two[0]}}}, {two[1]}}}]"])
+    with pytest.raises(ConfigError, match=r"another Judge than rewards.*`label`"):
+        config_file.load(SHAPES, [f"rewards=[{two[0]}}}]", f"evaluation.rewards=[{two[1]}}}]"])
+    run = config_file.load(SHAPES, [f"rewards=[{two[0]}, label: hands}}, {two[1]}}}]"])
+    assert [reward.name for reward in run.rewards] == ["hands", "Judge"]
+
+
+@pytest.mark.parametrize("label", ["''", "' '", "'two  spaces'", "' led'", '"a\\nb"'])
+def test_a_label_is_words_with_one_space_between(label):
+    with pytest.raises(ConfigError, match="label"):
+        config_file.load(SHAPES, [f"rewards=[{{kind: 'mine:Judge', label: {label}}}]"])
 
 
 def test_infinities_in_the_options_of_a_custom_reward_survive_a_round_trip(tmp_path):

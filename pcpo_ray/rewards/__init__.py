@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError
-from pcpo_ray.own import own_class
+from pcpo_ray.own import apart, own_class, told
 from pcpo_ray.rewards import clip
 
 
@@ -48,7 +48,27 @@ def check(reward: config.Reward) -> None:
 
 
 def load(reward: config.Reward, device: torch.device) -> Reward:
-    """The reward that a config names, ready to score. Raises RewardError."""
+    """The reward that a config names, ready to score. Raises RewardError.
+
+    What it does to the process while it is built, nobody else sees (own.py).
+    """
+    if not isinstance(reward, config.CustomReward):
+        with apart(reward.kind):
+            return _shipped(reward, device)
+    found = _class_of(reward)
+    try:
+        with apart(reward.kind):
+            made = found(**reward.options)
+    except Exception as error:  # a class of the user's own may raise anything while it is built
+        raise RewardError(
+            f"reward {reward.kind!r} cannot be built with options {dict(reward.options)}: {told(error)}"
+        ) from error
+    if not isinstance(made, Reward):
+        raise RewardError(f"{reward.kind} made a {type(made).__name__} without a score method")
+    return made
+
+
+def _shipped(reward: config.Reward, device: torch.device) -> Reward:
     match reward:
         case config.Jpeg(kind=kind, quality=quality):
             from pcpo_ray.rewards.jpeg import Jpeg
@@ -86,16 +106,7 @@ def load(reward: config.Reward, device: torch.device) -> Reward:
             from pcpo_ray.rewards.remote import Remote
 
             return Remote(url, timeout=timeout, retries=retries, format=format)
-    try:
-        made = _class_of(reward)(**reward.options)
-    except Exception as error:  # as may its class while it is built
-        raise RewardError(
-            f"reward {reward.kind!r} cannot be built with options {dict(reward.options)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(made, Reward):
-        raise RewardError(f"{reward.kind} made a {type(made).__name__} without a score method")
-    return made
+    raise AssertionError(reward)
 
 
 def _class_of(reward: config.CustomReward) -> Any:
@@ -104,7 +115,7 @@ def _class_of(reward: config.CustomReward) -> Any:
         found = own_class(reward.kind)
     except Exception as error:  # the user's module may raise anything while it is imported
         raise RewardError(
-            f"reward {reward.kind!r}: {type(error).__name__}: {error}; expected an importable package.module:Class"
+            f"reward {reward.kind!r}: {told(error)}; expected an importable package.module:Class"
         ) from error
     method = getattr(found, "score", None)
     expected = "expected a class with a method score(self, images, prompts) that returns one number an image"

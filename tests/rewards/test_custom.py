@@ -14,6 +14,7 @@ MODULES = {
     "typo": "class Reward:\n    def score(self, images, prompts):\n        return images prompts\n",
     "crash": "raise ZeroDivisionError('while imported')\n",
     "lacks": "import no_such_library\n",
+    "quits": "import sys\nsys.exit(2)\n",
     "mine": """
 class Plain:
     def score(self, images, prompts):
@@ -29,6 +30,12 @@ class Fixed:
 class Unready:
     def __init__(self, path="weights.pt"):
         raise FileNotFoundError(path)
+    def score(self, images, prompts):
+        return [0.0] * len(images)
+
+class Quits:
+    def __init__(self):
+        raise SystemExit("no licence")
     def score(self, images, prompts):
         return [0.0] * len(images)
 
@@ -69,6 +76,7 @@ def test_any_class_with_the_method_will_do_without_inheriting_anything():
         ("typo:Reward", "SyntaxError: invalid syntax"),
         ("crash:Reward", "ZeroDivisionError: while imported"),
         ("lacks:Reward", "no_such_library"),
+        ("quits:Reward", r"SystemExit: 2, which would end the whole process \(.*quits\.py, line 2\)"),
         ("mine:Absent", "no attribute 'Absent'"),
         ("mine:", "is no reward"),
         ("mine:Plain:score", "invalid format"),
@@ -93,3 +101,23 @@ def test_a_class_that_cannot_be_built_is_named_with_its_options_and_the_cause():
     rewards.check(custom("mine:Unready", path="x.pt"))
     with pytest.raises(RewardError, match=r"'mine:Unready' .* options \{'path': 'x.pt'\}: FileNotFoundError: x.pt"):
         rewards.load(custom("mine:Unready", path="x.pt"), torch.device("cpu"))
+
+
+def test_a_class_that_ends_the_process_while_it_is_built_is_named_with_the_line():
+    rewards.check(custom("mine:Quits"))
+    with pytest.raises(RewardError, match=r"(?s)'mine:Quits' .*SystemExit: no licence, .*mine\.py, line \d+\)"):
+        rewards.load(custom("mine:Quits"), torch.device("cpu"))
+
+
+def test_after_a_reward_that_ended_the_process_the_mended_command_starts(small_sd, command, tmp_path):
+    from pcpo_ray import config_file
+    from tests import small
+
+    (tmp_path / "sd.yaml").write_text(config_file.dump(small.run(small_sd, steps=1)))
+    asked = ("train", "sd.yaml", "--local", "rewards=[{kind: 'mine:Quits'}]")
+    status, _, told = command(*asked)
+    assert status == 1 and "SystemExit: no licence" in told and "mine.py, line" in told
+    text = MODULES["mine"].replace('raise SystemExit("no licence")', "pass")
+    (tmp_path / "mine.py").write_text(text)
+    sys.modules.pop("mine")
+    assert command(*asked)[0] == 0
