@@ -656,6 +656,19 @@ class Quality:
 
 
 @config
+class EvaluationSampling:
+    """How evaluations sample where that is not as in training; what is null is as in training.
+
+    `deterministic` leaves the noise out (a flow's ODE, DDIM with eta 0). Each image starts from noise of its own, and
+    steps with the network's own prediction.
+    """
+
+    steps: Count | None = None
+    guidance_scale: NonNegative | None = None
+    deterministic: bool = False
+
+
+@config
 class Evaluation:
     """On `count` prompts with `images` images each, at fixed seeds: before, every `every` steps, and at the end.
 
@@ -670,6 +683,7 @@ class Evaluation:
     every: Count = 10
     rewards: tuple[Reward, ...] = ()
     quality: Quality | None = None
+    sampling: EvaluationSampling | None = None
 
     def __post_init__(self) -> None:
         quality = self.quality
@@ -879,6 +893,13 @@ class Run:
                 f"objective.log_ratio is replay with credit.kind={self.credit.kind}, and a replay has its sampler's "
                 "own weights; set credit.kind=native, or objective.log_ratio=decomposed"
             )
+        own = self.evaluation.sampling
+        if own is not None and not own.deterministic and self.credit.kind in ("released", "variance", "interpolate"):
+            raise ValueError(
+                f"evaluation.sampling has the sampler's noise with credit.kind={self.credit.kind}, which is a sampler "
+                "of its own at sampling.steps; set evaluation.sampling.deterministic=true, or leave evaluation.sampling "
+                "out to evaluate as in training"
+            )
         if isinstance(self.model.train, Full):
             for asks, what in (
                 (isinstance(self.credit, Interpolate), "credit.kind=interpolate"),
@@ -886,6 +907,16 @@ class Run:
             ):
                 if asks:
                     raise ValueError(f"{what} needs the reference under an adapter; set model.train.kind=lora")
+
+    @property
+    def evaluated(self) -> Sampling:
+        """How evaluations sample: as training does, but for what evaluation.sampling says."""
+        own = self.evaluation.sampling
+        if own is None:
+            return self.sampling
+        asked = {"steps": own.steps, "guidance_scale": own.guidance_scale}
+        changed = {name: value for name, value in asked.items() if value is not None}
+        return dataclasses.replace(self.sampling, **changed, trained_steps=None, subset=None, shared_noise=False)
 
 
 DIFFUSION_KINDS = {

@@ -1,6 +1,9 @@
 """What sampler and learner must build alike: the denoiser, the steps of its schedule, and the credit they carry."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +23,16 @@ def device_here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to sample from a denoiser: its settings, the schedule, its timesteps on the device, and the steps."""
+
+    sampling: config.Sampling
+    schedule: Schedule
+    timesteps: Float[Tensor, " T"]
+    credit: credit.Credit
+
+
 class Policy:
     """A denoiser and the T steps by which a run samples from it."""
 
@@ -32,8 +45,8 @@ class Policy:
         self.denoiser: Denoiser = models.load(run.model, run.sampling, seed=seed_of(run.seed, "adapter"), device=device)
         self.schedule = self.denoiser.schedule(run.sampling.steps)
         self.run = run
-        # all of them at once: a copy to the device at each step would be waited for
-        self.timesteps = torch.tensor(self.schedule.timesteps, dtype=torch.float32, device=device)
+        self.sampling = run.sampling
+        self.timesteps = self._timesteps(self.schedule)
         self.native = native_steps(run.sampling, self.schedule)
         self.deterministic = deterministic_steps(self.schedule)
         self.credit = plan(run.credit, run.sampling, self.schedule)
@@ -56,6 +69,42 @@ class Policy:
         first = first_of_window(subset, len(trained), step, self.run.seed)
         return self.credit.restricted(trained[first : first + subset.size]).elsewhere(self.deterministic)
 
+    def _timesteps(self, schedule: Schedule) -> Float[Tensor, " T"]:
+        """All of them at once: a copy to the device at each step would be waited for."""
+        return torch.tensor(schedule.timesteps, dtype=torch.float32, device=self.device)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, encode, predict and draw noise as evaluations sample (config.Evaluation.sampling)."""
+        if self.run.evaluation.sampling is None:
+            yield
+            return
+        training = (self.sampling, self.schedule, self.timesteps, self.credit)
+        way = self._evaluation
+        with self.denoiser.sampling_as(way.sampling):
+            self.sampling, self.schedule, self.timesteps, self.credit = (
+                way.sampling,
+                way.schedule,
+                way.timesteps,
+                way.credit,
+            )
+            try:
+                yield
+            finally:
+                self.sampling, self.schedule, self.timesteps, self.credit = training
+
+    @cached_property
+    def _evaluation(self) -> Way:
+        sampling = self.run.evaluated
+        with self.denoiser.sampling_as(sampling):
+            schedule = self.denoiser.schedule(sampling.steps)
+        return Way(
+            sampling=sampling,
+            schedule=schedule,
+            timesteps=self._timesteps(schedule),
+            credit=evaluation_credit(self.run, schedule),
+        )
+
     @property
     def computes_in(self) -> torch.dtype:
         """The dtype of what the network itself gives."""
@@ -68,14 +117,20 @@ class Policy:
         With sampling.shared_noise they come from the group's seed.
         """
         samples = self._samples(task)
-        if self.run.sampling.shared_noise:
+        if self.sampling.shared_noise:
             samples = [(*own[:-1], "shared") for own in samples]
         return torch.stack([self.denoiser.initial_noise(generator(*own, "initial")) for own in samples])
 
     def step_noise(self, task: Task) -> Float[Tensor, "N T ..."]:
-        """The noise of each of a task's steps, from each sample's own seed, on the CPU in float32."""
+        """The noise of each of a task's steps, from each sample's own seed, on the CPU in float32.
+
+        Zeros that take no memory where no step has any.
+        """
         samples = self._samples(task)
-        drawn = torch.empty(len(samples), len(self.schedule), *self.denoiser.latent_shape)
+        shape = (len(samples), len(self.schedule), *self.denoiser.latent_shape)
+        if all(step.std == 0 for step in self.credit.steps):
+            return torch.zeros(1, device=self.device).expand(shape)
+        drawn = torch.empty(shape)
         for row, own in zip(drawn, samples, strict=True):
             row.normal_(generator=generator(*own, "steps"))
         return drawn
@@ -139,6 +194,17 @@ def deterministic_steps(schedule: Schedule) -> tuple[AffineStep, ...]:
     if isinstance(schedule, DiffusionSchedule):
         return ddim.steps(schedule, eta=0.0)
     return flow.steps(schedule, (0.0,) * len(schedule))
+
+
+def evaluation_credit(run: config.Run, schedule: Schedule) -> credit.Credit:
+    """The steps of an evaluation that samples in a way of its own: the process's or the ODE's, none of them trained.
+
+    They step with the network's own prediction. Raises ScheduleError.
+    """
+    assert run.evaluation.sampling is not None
+    deterministic = run.evaluation.sampling.deterministic
+    steps = deterministic_steps(schedule) if deterministic else native_steps(run.evaluated, schedule)
+    return credit.Credit(steps=steps, weights=(0.0,) * len(steps), mix=(1.0,) * len(steps), trained=())
 
 
 def kept(subset: config.ShareOfSteps | config.Window | None, trained: int) -> int:

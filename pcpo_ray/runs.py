@@ -48,6 +48,8 @@ def check_steps(run: config.Run) -> None:
     """That the sampler's steps can carry the credit. The first time takes seconds, in which diffusers is imported."""
     folder = models.folder_of(run.model)
     policy.plan(run.credit, run.sampling, models.schedule_of(folder, run.model, run.sampling))
+    if run.evaluation.sampling is not None:
+        policy.evaluation_credit(run, models.schedule_of(folder, run.model, run.evaluated))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The sampler: a task in, a group's images and trajectory out. Pure in (run seed, task, weights)."""
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -64,6 +65,10 @@ class Sampler:
     @torch.no_grad()
     def sample(self, task: Task) -> tuple[Trajectory | None, UInt8[ndarray, "N H W 3"]]:
         """The task's N images, and the trajectory of the trained steps unless the task is an evaluation."""
+        with self.policy.evaluating() if task.purpose == "evaluate" else contextlib.nullcontext():
+            return self._sample(task)
+
+    def _sample(self, task: Task) -> tuple[Trajectory | None, UInt8[ndarray, "N H W 3"]]:
         denoiser = self.policy.denoiser
         training = task.purpose == "train"
         # evaluations sample in one and the same way, whatever part of the steps a batch is trained on

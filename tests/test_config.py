@@ -47,6 +47,8 @@ WRONG = {
     "workers.learner={ranks: 2, strategy: fsdp2}": ["optimizer.micro_batch is auto", "give a number"],
     "optimizer.micro_batch=0": ["optimizer.micro_batch", "greater than or equal to 1"],
     "objective.log_ratio=replay": ["objective.log_ratio is replay", "credit.kind=reweight", "credit.kind=native"],
+    "evaluation.sampling={steps: 0}": ["evaluation.sampling.steps", "greater than or equal to 1"],
+    "evaluation.sampling={eta: 0}": ["evaluation.sampling.eta"],
     "sampling.trained_steps=21": ["sampling.trained_steps is 21", "of 8 steps"],
     "name=../elsewhere": ["name", "'../elsewhere'"],
     "trackers=[tensorbord]": ["trackers.0", "'tensorbord'"],
@@ -112,6 +114,14 @@ def test_a_reward_watched_under_a_trained_ones_name_has_its_settings_or_is_refus
         config_file.load(SHAPES, ["evaluation.rewards=[{kind: clip_score, model: other}]"])
     same = "evaluation.rewards=[{kind: clip_score, weight: 2}, {kind: diversity, weight: 3}]"
     assert len(config_file.load(SHAPES, [same]).evaluation.rewards) == 2
+
+
+@pytest.mark.parametrize("credit", ["released", "variance", "interpolate"])
+def test_a_credit_that_changes_the_sampler_is_evaluated_by_it_or_without_noise(credit):
+    own = [f"credit={{kind: {credit}}}", "evaluation.sampling={steps: 4}"]
+    with pytest.raises(ConfigError, match=rf"credit\.kind={credit}.*evaluation\.sampling\.deterministic=true"):
+        config_file.load(SHAPES, own)
+    assert config_file.load(SHAPES, [own[0], "evaluation.sampling={steps: 4, deterministic: true}"])
 
 
 def test_interpolation_without_an_adapter_is_refused():

@@ -164,6 +164,68 @@ def test_evaluations_sample_the_same_way_whatever_is_trained(small_flux):
     assert (plain == windowed).all()
 
 
+OWN = {  # guidance as in training, and the evaluation's
+    "small_sd": (1.0, 3.0),
+    "small_sdxl": (3.0, 1.0),
+    "small_sd3": (2.0, 4.5),
+    "small_flux": (1.0, 2.0),
+    "small_flux_dev": (1.0, 3.5),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_an_evaluation_of_its_own_steps_and_guidance_is_what_a_run_with_them_draws(request, kind):
+    folder, (training, evaluated) = request.getfixturevalue(kind), OWN[kind]
+    own = small.run(
+        folder,
+        sampling__guidance_scale=training,
+        sampling__trained_steps=2,
+        evaluation__sampling=f"{{steps: 6, guidance_scale: {evaluated}}}",
+    )
+    sampler, asked = Sampler(own, CPU), task(purpose="evaluate", step=0)
+    before, _ = sampler.sample(task())
+    _, images = sampler.sample(asked)
+    after, _ = sampler.sample(task())
+    assert same(before, after) and before.conditioning.keys() == after.conditioning.keys()
+    whole = small.run(folder, sampling__steps=6, sampling__guidance_scale=evaluated, credit__kind="native")
+    assert (images == Sampler(whole, CPU).sample(asked)[1]).all()
+    plain = small.run(folder, sampling__guidance_scale=training, sampling__trained_steps=2)
+    assert (images != Sampler(plain, CPU).sample(asked)[1]).any()
+
+
+def test_a_deterministic_evaluation_is_the_pipelines_own(small_flux):
+    from diffusers import FluxPipeline
+
+    run = small.run(small_flux, evaluation__sampling="{steps: 6, guidance_scale: 3, deterministic: true}")
+    sampler, asked = Sampler(run, CPU), task(purpose="evaluate", step=0)
+    _, images = sampler.sample(asked)
+    pipeline = FluxPipeline.from_pretrained(small_flux)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        asked.texts,
+        negative_prompt=[""] * 4,
+        latents=sampler.policy.initial_noise(asked),
+        true_cfg_scale=3.0,
+        num_inference_steps=6,
+        height=16,
+        width=16,
+        max_sequence_length=16,
+        output_type="np",
+    ).images
+    assert np.abs(images.astype(int) - (theirs * 255).round().astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["small_sd", "small_sd3"])
+def test_a_deterministic_evaluation_draws_no_noise_and_starts_each_image_from_its_own(request, kind, monkeypatch):
+    own = {"sampling__shared_noise": True, "evaluation__sampling": "{deterministic: true}"}
+    sampler = Sampler(small.run(request.getfixturevalue(kind), **own), CPU)
+    _, images = sampler.sample(task(purpose="evaluate", step=0))
+    assert len({image.tobytes() for image in images}) == 4
+    with sampler.policy.evaluating():
+        assert not sampler.policy.step_noise(task(purpose="evaluate")).any()
+    assert sampler.policy.step_noise(task()).all()
+
+
 def test_texts_are_encoded_ahead_once_for_all_who_share_a_cache(small_sd, tmp_path, monkeypatch):
     run = small.run(small_sd, model__text_cache=tmp_path)
     first, second = Sampler(run, CPU), Sampler(run, CPU)

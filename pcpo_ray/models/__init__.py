@@ -57,6 +57,9 @@ class Denoiser(Protocol):
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """What `predict` needs of the texts, one row a text, with what guidance needs besides."""
 
+    def sampling_as(self, sampling: Sampling) -> AbstractContextManager[None]:
+        """A context in which `encode`, `predict` and `schedule` follow other settings than the run's."""
+
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode texts that will be asked for, so that `encode` only has to find them."""
 

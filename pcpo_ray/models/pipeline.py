@@ -124,6 +124,15 @@ class PipelineDenoiser(ABC):
             for name in self.encoders:
                 getattr(self.pipeline, name).to("cpu")
 
+    @contextlib.contextmanager
+    def sampling_as(self, sampling: Sampling) -> Iterator[None]:
+        """Inside, encode and predict with these settings (guidance) in place of the run's."""
+        before, self.sampling = self.sampling, sampling
+        try:
+            yield
+        finally:
+            self.sampling = before
+
     def default_size(self) -> int:
         """Pixels a side where the config names none."""
         return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)

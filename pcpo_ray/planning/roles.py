@@ -74,10 +74,10 @@ def hollow(model: Model, sampling: Sampling) -> Hollow:
     return Hollow(model, sampling)
 
 
-def hollow_of(run: Run) -> Hollow:
-    """The run's model without data."""
-    plain = dataclasses.replace(run.sampling, trained_steps=None, subset=None, batch=None)
-    return hollow(run.model, plain)
+def hollow_of(run: Run, sampling: Sampling | None = None) -> Hollow:
+    """The run's model without data, sampled from as in training, or in another way."""
+    plain = dataclasses.replace(sampling or run.sampling, trained_steps=None, subset=None, batch=None)
+    return hollow(run.model, dataclasses.replace(plain, shared_noise=False))
 
 
 def credit_of(run: Run) -> Credit:
@@ -264,7 +264,7 @@ def sampler(run: Run) -> Memory:
     images, decoded = run.rollout.images, max(run.rollout.images, run.evaluation.images)
     trajectory, pictures = opened_of(run), pictures_of(run, decoded)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
-    noises = noise_of(run)
+    evaluated, noises = evaluating(run, gpu=gpu), max(noise_of(run), evaluation_noise_of(run))
     conditioning, encoding = model.encoded
     kept = images * steps * model.latents * (3 if gpu else 2)  # on the CPU a step's noise is a part of all noise
     kept += images * size_of(*conditioning.values())
@@ -284,11 +284,33 @@ def sampler(run: Run) -> Memory:
         phases={
             "encoding a text": encoding + (encoders if gpu else 0),
             f"a prediction, {rows} {'image' if rows == 1 else 'images'} at once": kept + predicting,
+            **evaluated,
             f"decoding {decoded} images": kept + model.decoding(decoded, gpu=gpu),
             "putting the trajectory together": kept + trajectory,
         },
         beside={**host, "a group's trajectory and pictures": trajectory + pictures, **pinned(noises)} if gpu else {},
     )
+
+
+def evaluating(run: Run, *, gpu: bool) -> dict[str, int]:
+    """The phase of an evaluation that samples in a way of its own; none where it samples as training does."""
+    if run.evaluation.sampling is None:
+        return {}
+    model = hollow_of(run, run.evaluated)
+    images = max(run.rollout.images, run.evaluation.images)  # evaluation.tasks fills a group
+    rows = min(run.sampling.batch or images, images)
+    texts = images * size_of(*model.encoded[0].values())
+    predicting = model.predicting(rows, mixed=run.optimizer.mixed_precision == "bf16", gpu=gpu)
+    name = f"an evaluation's prediction, {rows} {'image' if rows == 1 else 'images'} at once"
+    return {name: texts + 2 * images * model.latents + predicting}
+
+
+def evaluation_noise_of(run: Run) -> int:
+    """The bytes of the noise of one evaluation task, drawn at all steps."""
+    if run.evaluation.sampling is not None and run.evaluation.sampling.deterministic:
+        return 0
+    images: int = max(run.rollout.images, run.evaluation.images)
+    return images * run.evaluated.steps * hollow_of(run).latents
 
 
 def scorer(run: Run) -> Memory:
