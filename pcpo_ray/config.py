@@ -897,8 +897,8 @@ class Run:
         if own is not None and not own.deterministic and self.credit.kind in ("released", "variance", "interpolate"):
             raise ValueError(
                 f"evaluation.sampling has the sampler's noise with credit.kind={self.credit.kind}, which is a sampler "
-                "of its own at sampling.steps; set evaluation.sampling.deterministic=true, or leave evaluation.sampling "
-                "out to evaluate as in training"
+                "of its own at sampling.steps; set evaluation.sampling.deterministic=true, or leave "
+                "evaluation.sampling out to evaluate as in training"
             )
         if isinstance(self.model.train, Full):
             for asks, what in (
@@ -914,9 +914,15 @@ class Run:
         own = self.evaluation.sampling
         if own is None:
             return self.sampling
-        asked = {"steps": own.steps, "guidance_scale": own.guidance_scale}
-        changed = {name: value for name, value in asked.items() if value is not None}
-        return dataclasses.replace(self.sampling, **changed, trained_steps=None, subset=None, shared_noise=False)
+        guidance = self.sampling.guidance_scale if own.guidance_scale is None else own.guidance_scale
+        return dataclasses.replace(
+            self.sampling,
+            steps=own.steps or self.sampling.steps,
+            guidance_scale=guidance,
+            trained_steps=None,
+            subset=None,
+            shared_noise=False,
+        )
 
 
 DIFFUSION_KINDS = {
