@@ -45,7 +45,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a model; the run's folder is RUNS/<name>."""
-    from pcpo_ray import config_file
+    from pcpo_ray import config_file, inputs
     from pcpo_ray import runs as running
     from pcpo_ray.folder import RunFolder
     from pcpo_ray.progress import Display
@@ -73,8 +73,9 @@ def train(
         if resume:
             recorder, found = running.resume(folder, run, display.say, url=home.url)
         else:
+            began = inputs.digests(inputs.of_run(run))
             home.claim_new(display.say)
-            recorder = Recorder.create(folder, run, url=home.url)
+            recorder = Recorder.create(folder, run, url=home.url, began=began)
         if home.url is not None:
             display.say(f"{home.place} is worked on in {folder}")
         ending.callback(recorder.close)
@@ -122,7 +123,7 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
 
     Overrides, such as evaluation.count=256 or sampling.guidance_scale=3, change how it is evaluated, not the run.
     """
-    from pcpo_ray import quality
+    from pcpo_ray import inputs, quality
     from pcpo_ray import runs as running
     from pcpo_ray.folder import RunFolder
     from pcpo_ray.traffic import Traffic, trouble
@@ -134,6 +135,8 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
         run = running.read(home.local, overrides or [])
         found = running.newest_step(home, console.print)
         ending.enter_context(running.begun(run, local=local, say=console.print))
+        for line in running.changed_inputs(home.local, inputs.of_run(run)):
+            console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
         stages = running.stages(run, local=local, say=console.print)
         ending.callback(stages.close)
         step = stages.learner.restore(home, found).step
@@ -180,7 +183,7 @@ def sample(
 
     With strengths, base + sum of strength x (adapter - base) is what is drawn with, a cell a combination.
     """
-    from pcpo_ray import drawing
+    from pcpo_ray import drawing, inputs
     from pcpo_ray import runs as running
     from pcpo_ray.folder import RunFolder
 
@@ -194,6 +197,8 @@ def sample(
 
         here = fetched(folder)
         run = running.read(here)
+        for line in running.changed_inputs(here, inputs.of_model(run.model)):
+            console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
         if composed:
             adapters = [drawing.parse(f"{here}={strength}"), *(drawing.parse(text, fetched) for text in also or [])]
             drawing.grid(adapters, prompt, images=images, seed=seed, out=out, say=console.print)

@@ -153,6 +153,32 @@ def plain(value: Any) -> dict[str, Any]:
     return data
 
 
+def differing(one: Any, other: Any, path: str = "") -> dict[str, str]:
+    """By key `a.b.c`, in what two configs' plain data differ, in words. Of another kind, the kind alone is named."""
+    if one == other:
+        return {}
+    below = f"{path}." if path else ""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        if one.get("kind") != other.get("kind"):
+            return {f"{below}kind": f"was {_said(one.get('kind'))}, now {_said(other.get('kind'))}"}
+        parts = {key: (one.get(key), other.get(key)) for key in [*one, *(key for key in other if key not in one)]}
+        return {key: text for part, both in parts.items() for key, text in differing(*both, f"{below}{part}").items()}
+    lists = isinstance(one, list | tuple) and isinstance(other, list | tuple)
+    if lists and len(one) == len(other):
+        both = enumerate(zip(one, other, strict=True))
+        return {key: text for n, pair in both for key, text in differing(*pair, f"{below}{n}").items()}
+    return {path: f"was {_said(one)}, now {_said(other)}"}
+
+
+def _said(value: Any) -> str:
+    """A value, in as few words as tell which it is."""
+    if isinstance(value, Mapping):
+        return f"kind {value['kind']}" if "kind" in value else "given"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_said(item) for item in value)}]"
+    return "null" if value is None else repr(value)
+
+
 def set_key(data: dict[str, Any], override: str) -> None:
     """Set the key that `a.b.c=value` names, the value read as YAML, in a config's plain data. Raises ConfigError."""
     path, value = _override(override)

@@ -31,7 +31,7 @@ from pcpo_ray.disk import writing
 from pcpo_ray.errors import CheckpointError, RunError
 from pcpo_ray.storage import Storage, child, is_url, shown
 
-CONFIG, WRITER = "config.yaml", ".writer"
+CONFIG, INPUTS, WRITER = "config.yaml", "inputs.json", ".writer"
 CHECKPOINTS = "checkpoints"
 SET_ASIDE = "set-aside"
 """Where checkpoints are that a roll-back left behind: none of them is the run's newest."""
@@ -255,7 +255,8 @@ class RunFolder:
 
     @contextlib.contextmanager
     def fetched(self, *, records: bool = False, newest: bool = False, say: Say = print) -> Iterator["RunFolder"]:
-        """The run's folder to read from, its own where it is on this machine; else a temporary one, with its config.
+        """The run's folder to read from, its own where it is on this machine; else a temporary one, with its config and
+        what it began with.
 
         With `records` all that was recorded is there, with `newest` the newest whole checkpoint, if there is one.
         Raises RunError if there is no run.
@@ -279,6 +280,8 @@ class RunFolder:
             else:
                 read.local.mkdir()
                 (read.local / CONFIG).write_bytes(config)
+                if (began := storage.read(INPUTS)) is not None:
+                    (read.local / INPUTS).write_bytes(began)
             if newest and (step := read._newest_stored(say)) is not None:
                 read.fetch_checkpoint(step)
             yield read

@@ -1,7 +1,8 @@
 """The run folder: everything a run leaves behind, readable while it goes on and after it was killed.
 
-config.yaml     resolved                        metrics.jsonl       a line a step, a line an evaluation
-events.jsonl    faults, versions, endings       images/             the evaluations' pictures
+config.yaml     resolved                        inputs.json         see inputs.py
+metrics.jsonl   a line a step or evaluation     events.jsonl        faults, versions, endings
+images/         the evaluations' pictures
 scores.parquet/ a row a training sample         evaluations.parquet/ a row an evaluated image (a file a step each)
 features/       see quality/ (a file a step)
 checkpoints/    see checkpoint.py               report.html         see report.py
@@ -18,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import config, config_file
+from pcpo_ray import config, config_file, inputs
 from pcpo_ray.disk import writing
 from pcpo_ray.errors import RunError
-from pcpo_ray.folder import RunFolder
+from pcpo_ray.folder import INPUTS, RunFolder
 from pcpo_ray.meter import Meter, Silent
 
 RECENT = 50
@@ -40,8 +41,13 @@ class Recorder:
         self._trackers: list[Any] = []
 
     @classmethod
-    def create(cls, folder: Path, run: config.Run, *, url: str | None = None) -> "Recorder":
-        """A new run's folder, kept at a URL too. Raises RunError if it exists or cannot be written."""
+    def create(
+        cls, folder: Path, run: config.Run, *, url: str | None = None, began: inputs.Digests | None = None
+    ) -> "Recorder":
+        """A new run's folder, kept at a URL too, with what the files held that it begins with.
+
+        Raises RunError if it exists or cannot be written.
+        """
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -53,6 +59,8 @@ class Recorder:
         recorder = cls(RunFolder(local=folder, url=url), run)
         try:
             recorder._replace("config.yaml", config_file.dump(run))
+            if began is not None:
+                recorder._replace(INPUTS, inputs.dump(began))
             recorder.home.claim()
         except RunError:
             shutil.rmtree(folder, ignore_errors=True)

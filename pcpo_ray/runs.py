@@ -7,6 +7,7 @@ import platform
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import config, config_file, evaluation, models, monitors, policy, prompts, quality, rewards
+from pcpo_ray import config, config_file, evaluation, inputs, models, monitors, policy, prompts, quality, rewards
 from pcpo_ray.errors import AlarmError, ClusterError, ConfigError, RunError
 from pcpo_ray.folder import RunFolder
 from pcpo_ray.meter import Meter, Metered, Silent
@@ -24,6 +25,12 @@ from pcpo_ray.stages import Stages
 
 FREE_TO_CHANGE = ("steps", "workers", "trackers", "checkpoints", "monitors")
 """Keys that a resumed run may have otherwise: none of them changes what the steps until then would have been."""
+
+SAID = 5
+"""How many differences are named in one message."""
+
+PLACES = ("model.text_cache", "evaluation.quality.cache")
+"""Keys that say where something is kept, and not what."""
 
 
 def check(run: config.Run) -> None:
@@ -144,27 +151,74 @@ def resume(
 ) -> tuple[Recorder, int | None]:
     """The run's recorder and the step of the checkpoint to continue from (None where there is none yet).
 
-    Raises RunError if there is no such run, or if `run` differs from it in what cannot change under way, and AlarmError
-    if its monitors ended it and are still the same.
+    Raises RunError if there is no such run, or if `run` or a file that it points to differs from it in what cannot
+    change under way, and AlarmError if its monitors ended it and are still the same.
     """
     home = RunFolder(local=folder, url=url)
     home.take_over(say)
     if not (folder / "config.yaml").is_file():
         raise RunError(f"there is no run at {folder} to resume; leave out --resume to start it")
-    old, new = dataclasses.asdict(read(folder)), dataclasses.asdict(run)
-    changed = [key for key in old if old[key] != new[key] and key not in FREE_TO_CHANGE]
-    if changed:
-        detail = "; ".join(f"{key} was {old[key]}, now {new[key]}" for key in changed)
+    changed = changes(folder, run, free=FREE_TO_CHANGE)
+    if changed.config or changed.files:
+        detail = [f"another config: {_some(changed.config)}"] if changed.config else []
+        detail += [f"other files: {_some(changed.files)}"] if changed.files else []
         raise RunError(
-            f"{home.place} was started with another config: {detail}; give it back, or start under another name"
+            f"{home.place} was started with {' and '.join(detail)}; give it back, or start under another name"
         )
     alarm = monitors.ending(folder)
-    if alarm and old["monitors"] == new["monitors"]:
+    if alarm and read(folder).monitors == run.monitors:
         raise AlarmError(alarm)
+    if inputs.read(folder) is None:
+        say(f"{home.place} has no inputs.json: whether its prompts, model and rewards are as they were is not known")
+    for text in changed.code:
+        say(f"{text}; it goes on with the code as it is now")
     found = home.newest(say)
     if found is None:
         say(f"{home.place} has no checkpoint yet: starting from step 0")
-    return Recorder.reopen(folder, run, -1 if found is None else found, url=url), found
+    recorder = Recorder.reopen(folder, run, -1 if found is None else found, url=url)
+    if changed.code:
+        recorder.event("code_changed", changed=changed.code)
+    return recorder, found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """In what a run is no more what it was, in words: its config, the files that it points to, and the user's code."""
+
+    config: Sequence[str]
+    files: Sequence[str]
+    code: Sequence[str]
+
+
+def changes(folder: Path, run: config.Run, *, free: Sequence[str], known: dict[Path, str] | None = None) -> Changes:
+    """In what `run` differs from the run in a folder, but for keys that are `free`. What has moved does not differ.
+
+    Digests of files that are `known` are not made again.
+    """
+    began, files = inputs.read(folder) or {}, inputs.of_run(run)
+    now = inputs.digests(files, known)
+    moved = {key for key in began.keys() & now.keys() if not inputs.is_code(key)}
+    of_config = config_file.differing(dataclasses.asdict(read(folder)), dataclasses.asdict(run))
+    others = tuple(f"{key}." for key in (*free, *PLACES))
+    found = list(inputs.changed(began, files, now))
+    return Changes(
+        config=[
+            f"{key} {text}" for key, text in of_config.items() if key not in moved and not f"{key}.".startswith(others)
+        ],
+        files=[text for key, text in found if not inputs.is_code(key)],
+        code=[text for key, text in found if inputs.is_code(key)],
+    )
+
+
+def changed_inputs(folder: Path, files: inputs.Files) -> list[str]:
+    """Which of these files are not what the run in a folder began with, in words."""
+    return [text for _, text in inputs.changed(inputs.read(folder) or {}, files, inputs.digests(files))]
+
+
+def _some(texts: Sequence[str]) -> str:
+    """The first of them, and how many there are besides."""
+    more = [f"{len(texts) - SAID} more"] if len(texts) > SAID else []
+    return "; ".join([*texts[:SAID], *more])
 
 
 def read(folder: Path, overrides: Sequence[str] = ()) -> config.Run:

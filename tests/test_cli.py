@@ -187,10 +187,13 @@ def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_eva
         status, _, errors = command("sample", folder, "a red circle", "--with", asked)
         assert status == 1 and errors.startswith("error: ") and words in errors
     status, said, _ = command("evaluate", folder, "--local")
-    assert status == 0
+    assert status == 0 and "note: " not in said
     assert "small, step 3, 2 held-out prompts" in said
     assert "jpeg_compressibility: " in said
-    status, said, _ = command("evaluate", folder, "evaluation.count=3", "--local")
+    other = shutil.copytree(small_sd, tmp_path / "other-sd")
+    (other / "vae" / "config.json").write_text((other / "vae" / "config.json").read_text() + " ")
+    status, said, _ = command("evaluate", folder, "evaluation.count=3", f"model.path={other}", "--local")
     assert status == 0 and "small, step 3, 3 held-out prompts" in said
+    assert f"note: model.path: {other}/vae/config.json is not the file that the run began with" in said
     status, _, errors = command("evaluate", folder, "evaluation.cuont=3", "--local")
     assert status == 1 and "did you mean 'count'?" in errors

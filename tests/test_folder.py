@@ -11,7 +11,7 @@ import pytest
 
 from pcpo_ray import checkpoint, config_file
 from pcpo_ray.errors import CheckpointError, RunError
-from pcpo_ray.folder import CONFIG, WRITER, RunFolder
+from pcpo_ray.folder import CONFIG, INPUTS, WRITER, RunFolder
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.storage import Storage
 from tests import s3, small
@@ -330,11 +330,15 @@ def test_a_run_in_storage_is_trained_resumed_drawn_from_evaluated_and_reported(
     status, said, errors = command("train", path, "--local", "--runs", stored, "--resume-if-started")
     assert (status, errors) == (0, "")
     assert f"{run.place} is worked on in {run.local}" in said.replace("\n", "")
-    assert {"report.html", CONFIG} <= set(Storage(run.url).names())
+    assert {"report.html", CONFIG, INPUTS} <= set(Storage(run.url).names())
     status, _, errors = command("train", path, "--local", "--runs", stored)
     assert status == 1 and "exists; continue it with --resume" in errors
 
     machine("machine-b")
+    other = shutil.copytree(small_sd, tmp_path / "other-sd")
+    (other / "unet" / "config.json").write_text((other / "unet" / "config.json").read_text() + " ")
+    status, _, errors = command("train", path, f"model.path={other}", "--local", "--runs", stored, "--resume")
+    assert status == 1 and f"{other}/unet/config.json is not the file that the run began with" in errors
     status, said, errors = command("train", path, "steps=3", "--local", "--runs", stored, "--resume-if-started")
     assert (status, errors) == (0, "")
     assert "resuming small after step 2" in said

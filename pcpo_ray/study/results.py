@@ -3,7 +3,6 @@
 P seeds by E evaluations or U updates.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,11 +36,12 @@ def finished(folder: Path, run: config.Run) -> bool:
 
 def check_stored(study: Study, folder: Path, wanted: Sequence[Planned]) -> None:
     """See that runs which are there, whole or not, are those that are wanted. Raises StudyError that names them."""
-    wrong = []
+    wrong: list[str] = []
+    known: dict[Path, str] = {}
     for one in wanted:
         path = folder / one.run.name
         if (path / "config.yaml").is_file():
-            wrong += _changed(path, one.run)
+            wrong += _changed(path, one.run, known)
     if wrong:
         raise StudyError(
             "\n".join(
@@ -54,16 +54,14 @@ def check_stored(study: Study, folder: Path, wanted: Sequence[Planned]) -> None:
         )
 
 
-def _changed(path: Path, wanted: config.Run) -> list[str]:
-    """In which keys a stored run is another than the one wanted; that it is of another version of the config."""
+def _changed(path: Path, wanted: config.Run, known: dict[Path, str]) -> list[str]:
+    """In what a stored run is another than the one wanted; that it is of another version of the config."""
     try:
-        one, two = dataclasses.asdict(runs.read(path)), dataclasses.asdict(wanted)
+        found = runs.changes(path, wanted, free=FREE, known=known)
     except RunError as error:
         return [f"  {path.name}: {error}"]
-    changed = [key for key in one if key not in FREE and one[key] != two[key]]
-    if not changed:
-        return []
-    return [f"  {path.name}: " + "; ".join(f"{key} was {one[key]}, is now {two[key]}" for key in changed)]
+    changed = [*found.config, *found.files, *found.code]
+    return [f"  {path.name}: {'; '.join(changed)}"] if changed else []
 
 
 def chosen(study: Study, folder: Path) -> dict[str, float]:

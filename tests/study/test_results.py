@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from pcpo_ray import inputs
 from pcpo_ray.errors import StudyError
 from pcpo_ray.evaluation import TOTAL, Estimate
 from pcpo_ray.study import plan, results, table
@@ -96,6 +97,25 @@ def test_the_search_keeps_each_arms_best_rate_and_of_equal_ones_the_lowest(tmp_p
     assert searched.rows == [["ddpo", "0.6000 *", "0.3000"], ["pcpo", "0.3000", "0.3000 *"]]
 
 
+def test_a_stored_run_that_began_with_other_files_is_none_of_the_study(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat")
+    study = stored.study(set={"prompts": {"kind": "file", "path": str(prompts)}})
+    wanted = plan.main_runs(study, {})
+    stored.store(tmp_path, wanted, stored.rising(GAINS))
+    began = inputs.dump(inputs.digests(inputs.of_run(wanted[0].run)))
+    for one in wanted[1:]:
+        (tmp_path / one.run.name / "inputs.json").write_text(began)
+    results.check_stored(study, tmp_path, wanted)
+    prompts.write_text("a dog")
+    with pytest.raises(StudyError) as caught:
+        results.check_stored(study, tmp_path, wanted)
+    first, *others = str(caught.value).splitlines()
+    assert "has 5 runs of other arms; delete them" in first
+    said = f"prompts.path: {prompts} is not the file that the run began with"
+    assert others == [f"  {one.run.name}: {said}" for one in wanted[1:]]
+
+
 def test_missing_seeds_are_named(tmp_path):
     study = made(tmp_path)
     shutil.rmtree(tmp_path / "small-pcpo-seed2")
@@ -127,7 +147,7 @@ def test_arms_that_were_changed_since_are_named_with_what_changed(tmp_path):
     with pytest.raises(StudyError) as raised:
         results.read(changed, tmp_path)
     message = str(raised.value)
-    assert "3 runs of other arms" in message and "small-pcpo-seed1: objective was" in message
+    assert "3 runs of other arms" in message and "small-pcpo-seed1: objective.kind was 'log_hinge'," in message
     assert "small-ddpo" not in message and "delete them, or give the study another name" in message
 
 
