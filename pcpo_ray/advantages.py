@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pcpo_ray.errors import ConfigError, TrainingError
+
+ULPS = 4
+"""Units in the last place of float32 by which a network's sums differ with the order of their terms."""
 
 
 def group_relative(
@@ -43,6 +46,28 @@ def degenerate_groups(scores: Float[Tensor, "P G"]) -> int:
     """How many groups have equal scores throughout, and so nothing to learn from."""
     values = _checked(scores)
     return int((values.amax(1) == values.amin(1)).sum())
+
+
+def rounding(scores: Float[Tensor, "P G"]) -> Float[Tensor, " P"]:
+    """How far apart a group's scores may be by rounding alone, in the scores' unit.
+
+    `ULPS` units in the last place of the group's largest, in float32, or one in bfloat16 or float16 where all scores
+    that are not whole numbers are numbers of that type: then a reward has computed in it.
+    """
+    values = _checked(scores)
+    _, exponent = torch.frexp(values.abs().amax(1))
+    whole = bool((values == values.round()).all())
+    for dtype in (torch.bfloat16, torch.float16):
+        if not whole and bool((values.to(dtype).double() == values).all()):
+            return torch.ldexp(torch.full_like(values[:, 0], torch.finfo(dtype).eps), exponent - 1)
+    return torch.ldexp(torch.full_like(values[:, 0], ULPS * torch.finfo(torch.float32).eps), exponent - 1)
+
+
+def apart_by_rounding(scores: Float[Tensor, "P G"], tolerance: Float[Tensor, " P"]) -> Bool[Tensor, " P"]:
+    """The groups whose scores differ, and by no more than their `tolerance`: their relative advantages mean nothing."""
+    values = _checked(scores)
+    spread = values.amax(1) - values.amin(1)
+    return (spread > 0) & (spread <= tolerance)
 
 
 def batch_relative(scores: Float[Tensor, "P G"], *, epsilon: float) -> Float[Tensor, "P G"]:
@@ -113,10 +138,16 @@ def _checked(scores: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
 
 
 def _center_and_deviation(values: Float[Tensor, " n"], correction: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean and deviation; of equal values exactly that value and 0, which a rounded mean would miss."""
+    """Mean and deviation; of equal values exactly that value and 0, which a rounded mean would miss.
+
+    Raises TrainingError for values so large that their squares are infinite.
+    """
     if values.amax() == values.amin():
         return values[0], torch.zeros_like(values[0])
-    return values.mean(), values.std(correction=correction)
+    center, deviation = values.mean(), values.std(correction=correction)
+    if not deviation.isfinite():
+        raise TrainingError(f"got scores up to {float(values.abs().amax()):g}, too large to compare; scale the reward")
+    return center, deviation
 
 
 def _divide(change: Float[Tensor, "..."], scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

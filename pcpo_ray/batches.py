@@ -52,11 +52,15 @@ def weigh(
     if not whole:
         raise RewardError(f"step {step}: all {len(scored)} groups miss scores: {dict(scored[0].failures)}")
     weights = {reward.name: reward.weight for reward in run.rewards}
-    totals = torch.tensor(np.stack([group.total(weights) for group in whole]))
+    totals = _scores(whole, weights)
     prompts = [group.rollout.task.prompt.text for group in whole]
     values = torch.zeros_like(totals)
+    rounding = {name: advantages.rounding(_scores(whole, {name: 1.0})) for name in weights}
+    rounded = torch.zeros(len(whole), dtype=torch.bool)
     for name, parts in columns(run).items():
-        scores = torch.tensor(np.stack([group.total(parts) for group in whole]))
+        scores = _scores(whole, parts)
+        tolerance = torch.stack([abs(weight) * rounding[part] for part, weight in parts.items()]).sum(0)
+        rounded |= advantages.apart_by_rounding(scores, tolerance)
         own = normalised(run.advantage, scores, prompts, histories.get(name))
         values += own if name == TOTAL else weights[name] * own
     values = advantages.clip_advantage(values, run.advantage.clip)
@@ -70,9 +74,29 @@ def weigh(
         "rewards": {name: float(np.mean([group.scores[name] for group in whole])) for name in weights},
         "advantage_abs_mean": float(values.abs().mean()),
         "degenerate_groups": advantages.degenerate_groups(totals),
+        "rounding_groups": int(rounded.sum()),
         "dropped_groups": len(scored) - len(whole),
     }
     return Batch(groups=groups, metrics=metrics)
+
+
+def _scores(scored: Sequence[Scored], weights: Mapping[str, float]) -> Float[Tensor, "P G"]:
+    """The weighted sum of the rewards named in `weights`, a row a group."""
+    return torch.tensor(np.stack([group.total(weights) for group in scored]))
+
+
+def rounding_told(run: config.Run, batch: Batch) -> str:
+    """A line on the groups whose scores differ by rounding only; empty where there is none."""
+    count = batch.metrics["rounding_groups"]
+    if not count:
+        return ""
+    alone = isinstance(run.advantage, config.GroupAdvantage) and run.advantage.scale == "group"
+    return (
+        f"the scores of {count} of {len(batch.groups)} groups differ by rounding only"
+        + (", and their advantages are as large as any other group's" if alone else "")
+        + "; rounding_groups in metrics.jsonl counts them. A reward that is computed in half precision, or that is the "
+        "same for all images of a prompt, does that"
+    )
 
 
 def normalised(

@@ -66,7 +66,7 @@ class Loop:
         self.traffic = Traffic(run, stages, event=event, say=say)
         self.traffic.asked = self._serve
         self.traffic.entered = recorder.meter.phase
-        self.stopping = self.full = False
+        self.stopping = self.full = self.rounding = False
         self.steady: dict[str, int] = {}
         # for status.py
         self.state, self.error = "starting", ""
@@ -241,6 +241,10 @@ class Loop:
 
     def _learn(self, scored: Sequence[Scored]) -> None:
         batch = batches.weigh(self.run, scored, self.histories, self.step + 1)
+        if not self.rounding and (line := batches.rounding_told(self.run, batch)):
+            self.rounding = True
+            self.recorder.event("rounding", step=self.step + 1, message=line)
+            self.traffic.say(line)
         self.recorder.samples("scores.parquet", self.step + 1, batches.score_columns(scored, batch))
         self.updating = batch
         self.traffic.enter("learn")

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pcpo_ray import advantages
 from pcpo_ray.advantages import PromptHistory, batch_relative, clip_advantage, degenerate_groups, group_relative
 from pcpo_ray.errors import ConfigError, TrainingError
 
@@ -140,3 +141,35 @@ def test_scores_that_are_no_groups_are_refused(shape):
 
 def test_a_clipped_advantage_stays_within_the_limit():
     assert clip_advantage(torch.tensor([-7.0, -5.0, 0.3, 9.0]), 5.0).tolist() == pytest.approx([-5.0, -5.0, 0.3, 5.0])
+
+
+@pytest.mark.parametrize("value", [0.3, -0.7, 22.2, 1e-3, -100.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_scores_that_differ_in_the_last_bit_of_their_type_are_apart_by_rounding(value, dtype):
+    value = torch.tensor(value, dtype=dtype)
+    following = value + torch.finfo(dtype).eps * 2 ** value.abs().log2().floor()
+    scores = torch.stack([value, following, value])[None].double()
+    assert scores[0, 0] != scores[0, 1]
+    assert advantages.apart_by_rounding(scores, advantages.rounding(scores)).tolist() == [True]
+    assert advantages.degenerate_groups(scores) == 0
+    far = torch.stack([value, 1.05 * value, value])[None].double()
+    assert advantages.apart_by_rounding(far, advantages.rounding(far)).tolist() == [False]
+
+
+def test_equal_scores_whole_numbers_and_small_true_differences_are_not_apart_by_rounding():
+    for rows in (
+        [5.0, 5.0],
+        [200.0, 201.0],
+        [0.0, 1.0],
+        [0.0, 1e-20],
+        [30.001, 30.002],
+        [-1.0, 1.0],
+        [0.25, 0.2500011],
+    ):
+        scores = torch.tensor([rows], dtype=torch.float64)
+        assert not advantages.apart_by_rounding(scores, advantages.rounding(scores)).any(), rows
+
+
+def test_scores_too_large_to_compare_are_refused():
+    with pytest.raises(TrainingError, match=r"scores up to 1e\+200, too large to compare"):
+        advantages.batch_relative(torch.tensor([[1e200, 0.0]], dtype=torch.float64), epsilon=0.0)

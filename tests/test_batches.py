@@ -1,9 +1,14 @@
 """From scored groups to a batch."""
 
+import json
+
+import numpy as np
 import pytest
 
-from pcpo_ray import batches
+from pcpo_ray import batches, runs
 from pcpo_ray.errors import RewardError
+from pcpo_ray.recorder import Recorder
+from pcpo_ray.train import Loop
 from pcpo_ray.trajectory import Handle, Prompt, Rollout, Scored, Task
 from tests import small
 
@@ -65,3 +70,50 @@ def test_each_reward_has_a_history_of_its_own(small_sd):
 def test_a_sum_of_advantages_is_clipped_as_one(small_sd):
     run = small.run(small_sd, rewards=REWARDS, combine="advantages", advantage="{kind: group, clip: 0.5}")
     assert batches.weigh(run, scored([TWO]), {}, 1).groups[0].advantages == [-0.5, 0.5]
+
+
+def counted(run, totals):
+    return batches.weigh(run, scored(totals), {}, 1).metrics["rounding_groups"]
+
+
+def test_groups_whose_scores_differ_by_rounding_only_are_counted_and_told(small_sd):
+    groups = [[-30.1, -30.1 * (1 + 2**-23)], [-30.1, -30.1], [-30.1, -30.2]]
+    run = small.run(small_sd)
+    batch = batches.weigh(run, scored(groups), {}, 1)
+    assert batch.metrics["rounding_groups"] == batch.metrics["degenerate_groups"] == 1
+    assert abs(batch.groups[0].advantages[0]) == pytest.approx(2**-0.5, rel=0.01)
+    told = batches.rounding_told(run, batch)
+    assert told.startswith("the scores of 1 of 3 groups differ by rounding only, and their advantages are as large as")
+    whole = small.run(small_sd, advantage="{kind: batch}")
+    assert "as large as" not in batches.rounding_told(whole, batch)
+    assert batches.rounding_told(run, batches.weigh(run, scored(groups[1:]), {}, 1)) == ""
+
+
+def test_several_rewards_round_together_in_their_sum_and_apart_by_themselves(small_sd):
+    near = 0.3 + 2**-26
+    both = {"jpeg_compressibility": [-30.1, -30.2], "shapes_oracle": [0.3, near]}
+    against = {"jpeg_compressibility": [-0.1, -0.3], "shapes_oracle": [0.2, 0.6 + 1e-9]}  # their sum is the same
+    assert counted(small.run(small_sd, rewards=REWARDS), [both]) == 0
+    assert counted(small.run(small_sd, rewards=REWARDS, combine="advantages"), [both]) == 1
+    assert counted(small.run(small_sd, rewards=REWARDS), [against]) == 1
+
+
+class Dull:
+    """A reward that is the same for all images but for the last bit."""
+
+    def score(self, images, prompts):
+        return 0.3 + 2**-26 * np.arange(len(images))
+
+
+def test_a_run_says_once_that_scores_differ_by_rounding_only(small_sd, tmp_path):
+    run = small.run(small_sd, rewards="[{kind: 'tests.test_batches:Dull'}]", rollout__images=2)
+    recorder = Recorder.create(tmp_path / "run", run)
+    prompts, held_out = runs.sources(run)
+    said = []
+    stages = runs.stages(run, local=True, say=print)
+    Loop(run, stages, recorder, prompts=prompts, held_out=held_out, say=said.append).train()
+    steps = [row for row in recorder.metrics() if row["kind"] == "train"]
+    assert [row["rounding_groups"] for row in steps] == [run.rollout.prompts] * 2
+    assert sum("differ by rounding only" in line for line in said) == 1
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["kind"] == "rounding"] == [1]

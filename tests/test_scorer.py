@@ -68,6 +68,16 @@ def test_a_reward_that_fails_is_missing_whole_and_takes_no_other_with_it(small_s
     assert np.isfinite(scores["jpeg_compressibility"]).all()
 
 
+class Exits:
+    """A reward that ends its process when it is built."""
+
+    def __init__(self):
+        sys.exit("no licence")
+
+    def score(self, images, prompts):
+        return [0.0] * len(images)
+
+
 class Picky:
     """A reward that cannot score one of the texts."""
 

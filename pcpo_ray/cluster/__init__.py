@@ -33,13 +33,22 @@ from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 class RolePool(WorkerPool[Item, Result]):
     """A pool of one role's actors, as many as its config says."""
 
-    def __init__(self, name: str, launcher: Launcher, cls: type, role: config.Role, send: Sends[Item, Result]) -> None:
+    def __init__(
+        self,
+        name: str,
+        launcher: Launcher,
+        cls: type,
+        role: config.Role,
+        send: Sends[Item, Result],
+        hint: str = "",
+    ) -> None:
         super().__init__(
             name,
             lambda worker: launcher.start(cls, role, worker),
             send,
             workers=role.workers,
             silence=launcher.run.workers.silence_timeout,
+            hint=hint,
         )
 
 
@@ -72,7 +81,13 @@ class RayScorers(RolePool[Rollout, Scored]):
     """A pool of scorer actors."""
 
     def __init__(self, launcher: Launcher) -> None:
-        super().__init__("scorer", launcher, actors.ScorerActor, launcher.run.workers.scorers, self._score)
+        run = launcher.run
+        names = ", ".join(dict.fromkeys(reward.name for reward in (*run.rewards, *run.evaluation.rewards)))
+        hint = (
+            f"; a reward ({names}) that holds Python's lock for so long, as a loop in C may, looks dead: let it "
+            "release the lock, or raise workers.silence_timeout"
+        )
+        super().__init__("scorer", launcher, actors.ScorerActor, run.workers.scorers, self._score, hint)
 
     def _score(self, actor: Any, rollout: Rollout) -> tuple[Any, Callable[[Any], Scored]]:
         reference = actor.score.remote(rollout.task, rollout.images.reference)
@@ -94,6 +109,7 @@ class RayStages:
         launcher = Launcher(run=run)
         self.desk = desk
         self.looked = 0.0
+        self.early: list[str] = []
         self.learner = RayLearner(launcher)
         self.samplers = RaySamplers(launcher, self.learner)
         self.scorers = RayScorers(launcher)
@@ -115,6 +131,7 @@ class RayStages:
         while True:
             self.samplers.collect()
             self.scorers.collect()
+            self.early = self.faults()
             sizes = {**self.sizes(), "learner": Size(wanted=1, ready=int(self.learner.ready()))}
             if all(size.ready for size in sizes.values()):
                 return
@@ -123,14 +140,12 @@ class RayStages:
             if time.monotonic() > deadline:
                 missing = [f"{role} ({size.ready} of {size.wanted})" for role, size in sizes.items() if not size.ready]
                 free = ray.available_resources()
+                short = short_of(asked, ray.cluster_resources())
                 raise ClusterError(
                     f"not ready after {timeout:g} s (workers.start_timeout): {', '.join(missing)}; asked for was "
                     f"{asked}, free is { ({name: free.get(name, 0.0) for name in asked}) }"
-                    + (
-                        f"; the cluster is too small: {short}"
-                        if (short := short_of(asked, ray.cluster_resources()))
-                        else ""
-                    )
+                    + (f"; the cluster is too small: {short}" if short else "")
+                    + (f"; {len(self.early)} faults meanwhile, the last: {self.early[-1]}" if self.early else "")
                 )
             self.wait(0.5)
 
@@ -179,7 +194,8 @@ class RayStages:
             self.desk.end(status)
 
     def faults(self) -> list[str]:
-        return [*self.samplers.faults(), *self.scorers.faults(), *self.learner.faults()]
+        early, self.early = self.early, []
+        return [*early, *self.samplers.faults(), *self.scorers.faults(), *self.learner.faults()]
 
     def close(self) -> None:
         if self.closed:

@@ -45,9 +45,10 @@ class WorkerPool(Generic[Item, Result]):
         *,
         workers: int,
         silence: float,
+        hint: str = "",
     ) -> None:
         self.name, self.launch, self.send = name, launch, send
-        self.pool: Pool[Item] = Pool(name, Limits(silence=silence))
+        self.pool: Pool[Item] = Pool(name, Limits(silence=silence), hint)
         self.actors: dict[str, Any] = {}
         self.nodes: dict[str, str] = {}
         self.calls: dict[ray.ObjectRef, Call[Item, Result]] = {}

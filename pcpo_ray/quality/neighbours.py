@@ -2,6 +2,8 @@
 
 Precision and recall: Kynkäänniemi et al. 2019 (arXiv 1904.06991); density and coverage: Naeem et al. 2020
 (arXiv 2002.09797), less moved by outliers. A ball is around a picture and reaches to its k-th nearest in its own set.
+A picture on a ball's surface is inside for precision and recall, and outside for density and coverage, as in the
+authors' code of each (and of dgm-eval): so a set against itself has density 1, and ties count as published.
 """
 
 import numpy as np
@@ -24,19 +26,19 @@ def compare(made: Float[np.ndarray, "N E"], reference: Float[np.ndarray, "M E"],
     """Precision, recall, density and coverage of N pictures made against M of a reference; both above k."""
     ours, theirs = (torch.from_numpy(np.asarray(values, np.float64)) for values in (made, reference))
     our_radii, their_radii = radii(ours, k), radii(theirs, k)
-    within_theirs, held, near = [], torch.zeros(len(theirs), dtype=torch.bool), torch.full((len(theirs),), torch.inf)
-    near = near.double()
+    precise, balls, held = [], [], torch.zeros(len(theirs), dtype=torch.bool)
+    near = torch.full((len(theirs),), torch.inf, dtype=torch.float64)
     for rows, reach in zip(ours.split(ROWS), our_radii.split(ROWS), strict=True):
         distances = _distances(rows, theirs)
-        within_theirs.append((distances <= their_radii).sum(dim=1))
+        precise.append((distances <= their_radii).any(dim=1))
+        balls.append((distances < their_radii).sum(dim=1))
         held |= (distances <= reach[:, None]).any(dim=0)
         near = torch.minimum(near, distances.amin(dim=0))
-    balls = torch.cat(within_theirs)
     return {
-        "precision": float((balls > 0).double().mean()),
+        "precision": float(torch.cat(precise).double().mean()),
         "recall": float(held.double().mean()),
-        "density": float(balls.double().mean() / k),
-        "coverage": float((near <= their_radii).double().mean()),
+        "density": float(torch.cat(balls).double().mean() / k),
+        "coverage": float((near < their_radii).double().mean()),
     }
 
 

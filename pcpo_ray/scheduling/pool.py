@@ -90,10 +90,13 @@ class _Entry(Generic[Item]):
 
 
 class Pool(Generic[Item]):
-    """`name` begins its workers' names, which are never used twice. Times are seconds on the driver's clock."""
+    """`name` begins its workers' names, which are never used twice. Times are seconds on the driver's clock.
 
-    def __init__(self, name: str, limits: Limits) -> None:
-        self.name, self.limits = name, limits
+    `hint` says what may keep a worker of this kind silent, and what to do about it.
+    """
+
+    def __init__(self, name: str, limits: Limits, hint: str = "") -> None:
+        self.name, self.limits, self.hint = name, limits, hint
         self.wanted = 0
         self.workers: dict[str, _Worker] = {}
         self.mended: list[str] = []
@@ -224,7 +227,8 @@ class Pool(Generic[Item]):
         for name, worker in list(self.workers.items()):
             silent = now - worker.heard
             if worker.state is not State.STARTING and silent > self.limits.silence:
-                self.died(name, f"it was silent for {silent:.0f} s", now, "silent")
+                limit = f"workers.silence_timeout={self.limits.silence:g}"
+                self.died(name, f"it was silent for {silent:.0f} s ({limit}){self.hint}", now, "silent")
                 self._actions.append(Stop(name))
         self._fit(now)
         self._hedge(now)

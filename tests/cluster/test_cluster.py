@@ -135,6 +135,12 @@ def test_an_error_in_a_worker_arrives_as_it_was_raised(small_sd, tmp_path):
         stages.close()
 
 
+def test_a_reward_that_ends_its_process_while_it_is_built_is_named_at_once(small_sd):
+    words = r"(?s)SystemExit: no licence, which would end the whole process \(.*test_scorer\.py, line \d+\)"
+    with pytest.raises(RewardError, match=words):  # not a ClusterError at the deadline
+        connect(small.run(small_sd, rewards="[{kind: 'tests.test_scorer:Exits'}]"))
+
+
 def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path):
     import shutil
 

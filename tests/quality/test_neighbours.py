@@ -15,15 +15,19 @@ def brute(made, reference, k):
     def near(point, centre, radius):
         return np.linalg.norm(point - centre) <= radius
 
+    def inner(point, centre, radius):
+        return np.linalg.norm(point - centre) < radius
+
     theirs = [reach(reference, n, k) for n in range(len(reference))]
     ours = [reach(made, n, k) for n in range(len(made))]
     inside = [[near(point, centre, r) for centre, r in zip(reference, theirs, strict=True)] for point in made]
     held = [any(near(point, centre, r) for centre, r in zip(made, ours, strict=True)) for point in reference]
-    covered = [any(near(point, centre, r) for point in made) for centre, r in zip(reference, theirs, strict=True)]
+    balls = [[inner(point, centre, r) for centre, r in zip(reference, theirs, strict=True)] for point in made]
+    covered = [any(inner(point, centre, r) for point in made) for centre, r in zip(reference, theirs, strict=True)]
     return {
         "precision": np.mean([any(row) for row in inside]),
         "recall": np.mean(held),
-        "density": np.sum(inside) / (k * len(made)),
+        "density": np.sum(balls) / (k * len(made)),
         "coverage": np.mean(covered),
     }
 
@@ -43,10 +47,21 @@ def test_they_do_not_depend_on_how_many_rows_are_held_at_once(monkeypatch):
     assert neighbours.compare(made, reference, 3) == whole
 
 
-def test_a_set_against_itself_is_all_precise_recalled_and_covered():
-    points = np.random.default_rng(0).normal(size=(40, 8))
-    found = neighbours.compare(points, points, 5)
-    assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_set_against_itself_is_all_precise_recalled_covered_and_of_density_one(dtype):
+    points = np.random.default_rng(0).normal(size=(40, 8)).astype(dtype)
+    assert neighbours.compare(points, points, 5) == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
+
+
+def test_ties_on_a_balls_surface_count_as_in_each_papers_own_code():
+    grid = np.array([[x, y] for x in range(4) for y in range(4)], np.float64)
+    shifted = grid + np.array([0, 1])
+    assert neighbours.compare(shifted, grid, 3) == pytest.approx(brute(shifted, grid, 3))
+    line = np.array([[0.0], [1.0], [2.0], [3.0]])
+    found = neighbours.compare(line + 4, line, 1)  # only 4 is within reach of any, of 3 alone, and just so
+    assert (found["precision"], found["recall"], found["density"], found["coverage"]) == (0.25, 0.25, 0, 0)
+    twins = np.zeros((5, 2))  # balls without an inside
+    assert neighbours.compare(twins, twins, 2) == {"precision": 1, "recall": 1, "density": 0, "coverage": 0}
 
 
 def test_pictures_of_one_mode_only_are_precise_and_lack_recall_and_coverage():

@@ -128,6 +128,17 @@ def test_a_worker_that_is_silent_is_given_up():
     assert pool.take() == [Start("w-2"), Send(other, ticket, "a"), Stop(worker)]
 
 
+def test_what_is_said_of_a_silent_worker_names_the_limit_and_what_may_be_the_cause():
+    pool = Pool("scorer", Limits(depth=1, silence=10.0), "; a reward (Red) may hold Python's lock")
+    pool.resize(1, 0.0)
+    pool.ready("scorer-0", 0.0)
+    pool.tick(11.0)
+    expected = (
+        "scorer-0 is gone: it was silent for 11 s (workers.silence_timeout=10); a reward (Red) may hold Python's lock"
+    )
+    assert pool.faults() == [expected]
+
+
 def test_what_takes_long_is_given_to_an_idle_worker_too_and_counts_once():
     pool = pool_of(2, depth=1, hedge=3.0)
     for n in range(6):
