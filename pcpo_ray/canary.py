@@ -5,6 +5,7 @@ otherwise, bound elsewhere). So the learner sends what it predicts with a versio
 predict the same before it counts.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,9 +43,15 @@ def check(here: Sequence[float], sent: Sequence[float], *, dtype: str, version: 
         raise WeightsError(
             f"the canary of version {version} has {len(here)} values here, {len(sent)} where it was sent"
         )
+    for where, values in (("the learner", sent), ("this sampler", here)):
+        if not all(map(math.isfinite, values)):
+            raise WeightsError(
+                f"with the weights of version {version} the prediction of {where} is not finite; set model.dtype (now "
+                f"{dtype}) to float32 or bfloat16, or optimizer.mixed_precision=no"
+            )
     scale = max(abs(value) for value in sent) or 1.0
     for mine, theirs in zip(here, sent, strict=True):
-        if not abs(mine - theirs) / scale <= LIMITS[dtype]:  # a NaN is no agreement either
+        if abs(mine - theirs) / scale > LIMITS[dtype]:
             raise WeightsError(
                 f"with the weights of version {version} this sampler predicts {mine:.6g} on the canary input, the "
                 f"learner {theirs:.6g} (of at most {scale:.3g}; {dtype} may differ by {LIMITS[dtype]:g} of it): "

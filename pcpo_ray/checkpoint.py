@@ -1,6 +1,6 @@
 """Checkpoints: `step-000123/`, written beside and renamed, so that one is there whole or not at all.
 
-trainable.safetensors   what is trained, exactly        optimizer.safetensors   AdamW's moments, exactly
+trainable.safetensors   what is trained, in float32     optimizer.safetensors   AdamW's moments, exactly
 averaged.safetensors    its running mean, if the run keeps one
 state.json              version, the driver's state, the checksum of every other file (written last)
 and what diffusers loads: pytorch_lora_weights.safetensors, or a pipeline in model/
@@ -199,9 +199,12 @@ def prune(run: Path, keep: int, spared: Path | None = None) -> None:
 
 
 def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Overwrite `parameters`. Raises CheckpointError if names, shapes or dtypes are not those of the checkpoint."""
+    """Overwrite `parameters`, rounding the saved float32 values where these are of a narrower dtype.
+
+    Raises CheckpointError if names or shapes are not those of the checkpoint, or what it holds is not float32.
+    """
     there = {name: (value.dtype, value.shape) for name, value in saved.items()}
-    here = {name: (p.dtype, p.shape) for name, p in parameters.items()}
+    here = {name: (torch.float32, p.shape) for name, p in parameters.items()}
     if there != here:
         differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
         raise CheckpointError(

@@ -346,9 +346,11 @@ class Surrogate:
     spreads in proportion to its weight. `step_loss` noise: each step's loss is multiplied, outside the clip, by its
     noise's deviation over the mean deviation (TempFlow-GRPO, arXiv 2508.04324). `kl` times the KL divergence from the
     reference, the model under the adapter, is added to the loss. `correction` (null: none) weighs what older weights
-    sampled by the ratio of the present ones to those, at most this much, and takes log-ratios against the present ones.
-    `log_ratio` replay is the difference of two log-probabilities of the stored latents, as in code that has no
-    decomposed one: rounding makes it differ from 0 at equal weights, so no run is stopped for that. For comparisons.
+    sampled by the ratio of the present density to theirs, at most this much (V-trace, arXiv 1802.01561), and takes
+    log-ratios against the present weights. `log_ratio` replay is the difference of two log-probabilities of the stored
+    latents, as in code that has no decomposed one: rounding makes it differ from 0 at equal weights, so no run is
+    stopped for that. For comparisons. `flow_cps` is that of Flow-CPS as published (arXiv 2509.05952), whose
+    log-probability leaves out 1 / (2 std^2): 2 std^2 times the decomposed one.
     """
 
     clip_range: Positive = 1e-4
@@ -356,7 +358,7 @@ class Surrogate:
     step_loss: Literal["uniform", "noise"] = "uniform"
     kl: NonNegative = 0.0
     correction: Positive | None = None
-    log_ratio: Literal["decomposed", "replay"] = "decomposed"
+    log_ratio: Literal["decomposed", "replay", "flow_cps"] = "decomposed"
 
 
 @config
@@ -888,10 +890,16 @@ class Run:
                     f"{path} is {kind!r}, which model.kind={self.model.kind} does not have; "
                     f"expected one of {list(kinds[path])}"
                 )
-        if self.objective.log_ratio == "replay" and self.credit.kind != "native":
+        if self.objective.log_ratio != "decomposed" and self.credit.kind != "native":
             raise ValueError(
-                f"objective.log_ratio is replay with credit.kind={self.credit.kind}, and a replay has its sampler's "
-                "own weights; set credit.kind=native, or objective.log_ratio=decomposed"
+                f"objective.log_ratio is {self.objective.log_ratio} with credit.kind={self.credit.kind}, and that "
+                "log-ratio has its sampler's own weights; set credit.kind=native, or objective.log_ratio=decomposed"
+            )
+        if self.objective.log_ratio == "flow_cps" and not isinstance(self.sampling.process, CoefficientsPreserving):
+            raise ValueError(
+                f"objective.log_ratio is flow_cps with sampling.process.kind={self.sampling.process.kind}; it is the "
+                "published loss of Flow-CPS: set sampling.process.kind=coefficients_preserving, or "
+                "objective.log_ratio=decomposed"
             )
         own = self.evaluation.sampling
         if own is not None and not own.deterministic and self.credit.kind in ("released", "variance", "interpolate"):

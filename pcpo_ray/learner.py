@@ -1,6 +1,7 @@
 """The learner: weighted rollouts in, one batch's updates to the weights. One rank's process."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from torch import Tensor
 from pcpo_ray import canary, checkpoint, config, micro_batches, minibatches, objective, ranks, weights
 from pcpo_ray.average import Average
 from pcpo_ray.credit import Credit
-from pcpo_ray.errors import TrainingError
+from pcpo_ray.errors import CheckpointError, TrainingError
+from pcpo_ray.masters import Masters
 from pcpo_ray.micro_batches import Block, Pairs
+from pcpo_ray.movement import Movement
 from pcpo_ray.packed import Packed, unpack
 from pcpo_ray.policy import Policy, kept
 from pcpo_ray.ranks import Rank
@@ -23,6 +26,9 @@ from pcpo_ray.trajectory import Trajectory, sent_to
 
 Group = tuple[int, Trajectory | Packed | None, Sequence[float]]
 """The version that sampled it, its trajectory (None where another rank learns it), its images' advantages."""
+
+BAD_GRADIENTS = 3
+"""Optimizer steps in a row that may be skipped, as their gradient is not finite; one more ends the run."""
 
 FIRST_RATIO_LIMIT = 1e-6
 """Largest |log-ratio| allowed where the weights are those that sampled: above it, sampling and learning differ."""
@@ -33,9 +39,10 @@ ALONE = Rank()
 class Learner:
     """Trains what is trainable with AdamW, in lock-step with the other ranks. `version` counts the batches learned.
 
-    Of each of the T steps, on the device: `credit_weights`, `signs`, `clip_ranges`, `factors` (what its loss is
-    multiplied by) and `own_weights` (those of the divergence from the reference). `micro_batch` are the (image, step)
-    pairs that go through the network at once, None where as many as with the sampler, or not yet found.
+    `parameters` are the network's, `masters` the float32 weights that AdamW steps (masters.py). Of each of the T steps,
+    on the device: `credit_weights`, `signs`, `clip_ranges`, `factors` (what its loss is multiplied by), `scales` (what
+    its log-ratio is) and `own_weights` (those of its sampler). `micro_batch` are the (image, step) pairs that go
+    through the network at once, None where as many as with the sampler, or not yet found.
     """
 
     def __init__(self, run: config.Run, device: torch.device, rank: Rank = ALONE) -> None:
@@ -44,9 +51,11 @@ class Learner:
         self.run = run
         self.rank = rank
         self.policy = Policy(run, device)
+        self.dtypes = {name: parameter.dtype for name, parameter in self.policy.denoiser.trainable().items()}
         if rank.sharded:
             ranks.shard(self.policy.denoiser.module, rank)
         self.version = 0
+        self.bad_gradients = 0
         plan, settings = self.policy.credit, run.objective
         noises = [step.std for step in plan.steps]
         self.credit_weights = torch.tensor(plan.weights, device=device)
@@ -56,10 +65,13 @@ class Learner:
         self.factors = torch.tensor(scaled(plan, 1.0, noises if settings.step_loss == "noise" else None), device=device)
         own = [mix * step.weight for mix, step in zip(plan.mix, plan.steps, strict=True)]
         self.own_weights = torch.tensor(own, dtype=torch.float64, device=device)
+        published = settings.log_ratio == "flow_cps"
+        self.scales = torch.tensor([2 * std**2 if published else 1.0 for std in noises], device=device)
         self.parameters = self.policy.denoiser.trainable()
+        self.masters = Masters(self.parameters)
         optimization = run.optimizer
         optimizer = torch.optim.AdamW(
-            self.parameters.values(),
+            self.masters.values.values(),
             lr=optimization.learning_rate,
             betas=(optimization.beta1, optimization.beta2),
             eps=optimization.epsilon,
@@ -69,15 +81,18 @@ class Learner:
         self.micro_batch = None if wanted == "auto" else wanted
         self.accelerator = Accelerator(mixed_precision=optimization.mixed_precision, cpu=device.type == "cpu")
         self.policy.denoiser.module, self.optimizer = self.accelerator.prepare(self.policy.denoiser.module, optimizer)
-        self.average = None if optimization.average is None else Average(self.parameters.values(), optimization.average)
+        weights_here = self.masters.values.values()
+        self.average = None if optimization.average is None else Average(weights_here, optimization.average)
+        self.loss_scale = 1.0
+        self.importances: list[Float[Tensor, "4"]] = []
         # dropout would make the ratio at unchanged weights differ from 1
         self.policy.denoiser.module.eval()
 
     def update(self, step: int, batch: Sequence[Group]) -> Update:
         """Learn one batch, giving version `step`; every rank gets the whole list, and the same answer.
 
-        Raises TrainingError if `step` is not the next one, if a log-ratio at unchanged weights is not 0, and if a
-        gradient is not finite.
+        Raises TrainingError if `step` is not the next one, if a log-ratio at unchanged weights is not 0, if a log-ratio
+        or a weight is not finite, and if that holds for more than BAD_GRADIENTS optimizer steps' gradients in a row.
         """
         started = time.perf_counter()
         if step != self.version + 1:
@@ -86,6 +101,7 @@ class Learner:
         parts = minibatches.of(self.run.optimizer, len(batch), seed=self.run.seed, step=step)
         shares = [minibatches.share(part, self.rank.index, self.rank.count) for part in parts]
         found = self._find_micro_batch(batch, len(parts[0]), shares[0])
+        movement = Movement(self.masters.values.values(), self.rank)
         # in the first optimizer step the log-ratio itself is the lag: nothing has moved since
         lags = self._lags(batch, sorted({n for own in shares for n in own})) if len(parts) > 1 else {}
         taken = []
@@ -94,14 +110,20 @@ class Learner:
             taken.append(self._minibatch({n: batch[n] for n in own}, lags, diagnostics, unchanged=fresh))
             if part == 0:
                 first = diagnostics.max_log_ratio.max()
+        moved = movement.measured(step)
         self.version = step
         self._merge(diagnostics)
         losses, divergences, norms = zip(*taken, strict=True)
+        good = [norm for norm in norms if norm is not None]
         return Update(
             version=step,
             loss=float(np.mean(losses)),
             kl=float(np.mean(divergences)) if self.run.objective.kl else None,
-            gradient_norm=float(np.mean(norms)),
+            gradient_norm=float(np.mean(good)) if good else math.nan,
+            skipped=len(norms) - len(good),
+            update_ratio=moved.update_ratio,
+            moved_fraction=moved.moved_fraction,
+            importance=self._importance_seen(),
             first_log_ratio=float(self.rank.largest(first.to(self.policy.device))),
             diagnostics={"overall": diagnostics.overall(), "per_timestep": self._per_timestep(diagnostics)},
             seconds=time.perf_counter() - started,
@@ -114,8 +136,8 @@ class Learner:
             merged = reduce(getattr(diagnostics, name).to(self.policy.device))
             setattr(diagnostics, name, merged.cpu())
 
-    def _lags(self, batch: Sequence[Group], own: Sequence[int]) -> dict[int, Float[Tensor, "N K"]]:
-        """Of this rank's older groups: the log-ratios of the weights as they are now to those that sampled each."""
+    def _lags(self, batch: Sequence[Group], own: Sequence[int]) -> dict[int, Float[Tensor, "N K 2"]]:
+        """Compare the weights as they are now with those that sampled each of this rank's older groups (`_lag_now`)."""
         if self.run.objective.correction is None:
             return {}
         held: dict[int, Trajectory | Packed] = {}
@@ -127,12 +149,13 @@ class Learner:
         passes = self._passes(held, self.micro_batch)
         more = self._passes_more(len(passes))
         shapes = {place: (len(one), len(one.steps)) for place, one in held.items()}
-        found = {place: torch.zeros(shape, device=self.policy.device) for place, shape in shapes.items()}
+        found = {place: torch.zeros(*shape, 2, device=self.policy.device) for place, shape in shapes.items()}
         with torch.no_grad():
             for pairs in self._pairs(held, passes):
-                log_ratios = self._log_ratio(self._predict(pairs), pairs).split(pairs.lengths)
-                for block, log_ratio in zip(pairs.blocks, log_ratios, strict=True):
-                    found[block.place][block.rows, block.k] = log_ratio
+                prediction = self._predict(pairs)
+                lag = self._lag_now(prediction, self._log_ratio(prediction, pairs), pairs)
+                for block, one in zip(pairs.blocks, lag.split(pairs.lengths), strict=True):
+                    found[block.place][block.rows, block.k] = one
                 del pairs  # as in _minibatch
             for _ in range(more):
                 canary.output(self.policy)
@@ -211,7 +234,8 @@ class Learner:
             self.accelerator.backward(self._predict(pairs).square().mean())
 
         # AdamW's two moments, which the first step makes, must have room beside
-        moments = [torch.empty_like(p) for p in self.parameters.values() if p not in self.optimizer.state for _ in "12"]
+        fresh = [p for p in self.masters.values.values() if p not in self.optimizer.state]
+        moments = [torch.empty_like(parameter) for parameter in fresh for _ in "12"]
         with self._away_from_zero():
             taken = micro_batches.measure(sizes, same, learn, self.policy.device)
         del moments
@@ -249,7 +273,8 @@ class Learner:
         if self.run.objective.log_ratio == "replay":
             return self._replayed(prediction, pairs)
         weight, sign = self.credit_weights[pairs.steps], self.signs[pairs.steps]
-        return objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
+        found = objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
+        return self.scales[pairs.steps] * found
 
     def _replayed(self, prediction: Float[Tensor, "B ..."], pairs: Pairs) -> Float[Tensor, " B"]:
         """The log-ratio with the noise recovered from the bits that the sampler went on with."""
@@ -263,14 +288,15 @@ class Learner:
     def _minibatch(
         self,
         groups: Mapping[int, Group],
-        lags: Mapping[int, Float[Tensor, "N K"]],
+        lags: Mapping[int, Float[Tensor, "N K 2"]],
         diagnostics: objective.StepDiagnostics,
         *,
         unchanged: bool,
-    ) -> tuple[float, float, float]:
+    ) -> tuple[float, float, float | None]:
         """One optimizer step on the mean loss over all ranks' (image, trained step) pairs, of which `groups` are own.
 
-        Returns the loss, the mean KL divergence from the reference, which it contains, and the gradient's norm.
+        Returns the loss, the mean KL divergence from the reference, which it contains, and the gradient's norm; None
+        where that is not finite and the optimizer step was skipped.
         """
         device = self.policy.device
         found = {place: trajectory for place, (_, trajectory, _) in groups.items() if trajectory is not None}
@@ -281,30 +307,60 @@ class Learner:
         more = self._passes_more(len(passes))
         advantages = iter(self._told(passes, lambda block: groups[block.place][2][block.rows], torch.float32))
         total = torch.zeros(2, device=device)
+        self.loss_scale = self._scale_for(count)
         older = {place for place in found if groups[place][0] < self.version}
         for pairs in self._pairs(found, passes):
             total += self._accumulate(pairs, next(advantages), lags, older, diagnostics, count=count)
             del pairs  # may be views of a group, which is not to lie beside the next one
         diagnostics.count()
-        if unchanged and self.run.objective.log_ratio == "decomposed":
+        if unchanged and self.run.objective.log_ratio != "replay":
             self._check_unchanged(diagnostics.max_log_ratio.tolist())
         self._keep_up(more)
         self.rank.total(total)
-        self.rank.add_gradients(self.parameters.values())
-        norm = ranks.whole(
-            self.accelerator.clip_grad_norm_(self.parameters.values(), self.run.optimizer.max_gradient_norm)
-        )
-        if not torch.isfinite(norm):
-            raise TrainingError(
-                f"the gradient's norm is {float(norm)} in the update from version {self.version}; "
-                "lower optimizer.learning_rate, or set optimizer.mixed_precision=no"
-            )
-        self.optimizer.step()
+        norm = self._step()
+        loss, divergence = total.tolist()
+        return loss, divergence, norm
+
+    def _step(self) -> float | None:
+        """Clip the gradient and make AdamW's step; the norm before clipping.
+
+        A gradient that is not finite changes nothing and has no norm: None. Raises TrainingError after more than
+        BAD_GRADIENTS of them in a row.
+        """
+        trained = list(self.masters.values.values())
+        self.rank.add_gradients(trained)
+        if self.loss_scale != 1.0:
+            torch._foreach_div_([p.grad for p in trained if p.grad is not None], self.loss_scale)
+        most = self.run.optimizer.max_gradient_norm
+        norm = float(ranks.whole(self.accelerator.clip_grad_norm_(trained, most)))
+        if math.isfinite(norm):
+            self.bad_gradients = 0
+            self.optimizer.step()
+            self.masters.write_back()
+        else:
+            self.bad_gradients += 1
         self.optimizer.zero_grad()
+        if self.bad_gradients > BAD_GRADIENTS:
+            raise TrainingError(
+                f"{self.bad_gradients} gradients in a row are not finite (norm {norm}), in the update from version "
+                f"{self.version}; lower optimizer.learning_rate, set optimizer.mixed_precision=no, or set model.dtype "
+                f"(now {self.run.model.dtype}) to bfloat16 or float32"
+            )
+        if not math.isfinite(norm):
+            return None
         if self.average is not None:
             self.average.update()
-        loss, divergence = total.tolist()
-        return loss, divergence, float(norm)
+        return norm
+
+    def _scale_for(self, count: int) -> float:
+        """A power of two for the loss, so that float16 does not round the gradients of a mean over `count` pairs to 0.
+
+        Each pair's gradient of its prediction, about |A| w z / (count D), then is about |A| w z. 1 for other dtypes.
+        """
+        if torch.float16 not in (self.policy.computes_in, *self.dtypes.values()):
+            return 1.0
+        dimensions = math.prod(self.policy.denoiser.latent_shape)
+        return 2.0 ** round(math.log2(count * dimensions))
 
     def _passes_more(self, passes: int) -> int:
         """How many passes fewer this rank has than the one with the most, where all gather parameters together.
@@ -326,13 +382,13 @@ class Learner:
 
     def _backward(self, loss: Tensor) -> None:
         # fully_shard gives the mean of the ranks' gradients; wanted is their sum
-        self.accelerator.backward(loss * self.rank.count if self.rank.sharded else loss)
+        self.accelerator.backward(loss * self.loss_scale * (self.rank.count if self.rank.sharded else 1))
 
     def _accumulate(
         self,
         pairs: Pairs,
         advantage: Float[Tensor, " B"],
-        lags: Mapping[int, Float[Tensor, "N K"]],
+        lags: Mapping[int, Float[Tensor, "N K 2"]],
         older: Container[int],
         diagnostics: objective.StepDiagnostics,
         *,
@@ -347,7 +403,7 @@ class Learner:
         log_ratio = self._log_ratio(prediction, pairs)
         clip_range, factor = self.clip_ranges[pairs.steps], self.factors[pairs.steps]
         if settings.correction is not None:
-            lag, importance = self._lag(pairs, log_ratio.detach(), lags, older, most=settings.correction)
+            lag, importance = self._lag(prediction, log_ratio, pairs, lags, older)
             log_ratio, factor = log_ratio - lag, factor * importance
         surrogate = objective.log_hinge if settings.kind == "log_hinge" else objective.clipped_ratio
         loss = (factor * surrogate(log_ratio, advantage, clip_range=clip_range)).sum() / count
@@ -357,43 +413,71 @@ class Learner:
             divergence = objective.kl_divergence(prediction, self._reference(pairs), weight=own).sum() / count
             loss = loss + settings.kl * divergence
         self._backward(loss)
-        norm = factor * objective.gradient_norm(
-            prediction,
-            pairs.predictions,
-            pairs.noises,
-            log_ratio,
-            advantage,
-            weight=self.credit_weights[pairs.steps],
-            sign=self.signs[pairs.steps],
-            clip_range=clip_range,
-            objective=settings.kind,
+        norm = (
+            factor
+            * self.scales[pairs.steps]
+            * objective.gradient_norm(
+                prediction,
+                pairs.predictions,
+                pairs.noises,
+                log_ratio,
+                advantage,
+                weight=self.credit_weights[pairs.steps],
+                sign=self.signs[pairs.steps],
+                clip_range=clip_range,
+                objective=settings.kind,
+            )
         )
         diagnostics.add(pairs.steps, log_ratio, advantage, norm, clip_range=clip_range, objective=settings.kind)
         return torch.stack([loss.detach(), divergence.detach()])
 
-    @staticmethod
+    @torch.no_grad()
+    def _lag_now(
+        self, prediction: Float[Tensor, "B ..."], log_ratio: Float[Tensor, " B"], pairs: Pairs
+    ) -> Float[Tensor, "B 2"]:
+        """Compare the weights as they are now with those that sampled: the log-ratio that the loss is made of, and that
+        of the sampler's own densities, which the importance is made of."""
+        weight, sign = self.own_weights[pairs.steps], self.signs[pairs.steps]
+        own = objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
+        return torch.stack([log_ratio.detach(), own], dim=1)
+
+    @torch.no_grad()
     def _lag(
-        pairs: Pairs,
+        self,
+        prediction: Float[Tensor, "B ..."],
         log_ratio: Float[Tensor, " B"],
-        lags: Mapping[int, Float[Tensor, "N K"]],
+        pairs: Pairs,
+        lags: Mapping[int, Float[Tensor, "N K 2"]],
         older: Container[int],
-        *,
-        most: float,
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Log-ratio of the weights that the update began with to those that sampled, and the importance of that.
 
-        `log_ratio` is the present one, which the lag is while nothing has moved: where `lags` has none. The pairs of
-        groups that are not older have lag 0 and importance 1.
+        While nothing has moved, and `lags` has none, it is the present one. The pairs of groups that are not older have
+        lag 0 and importance 1.
         """
-        found = []
-        for block, present in zip(pairs.blocks, log_ratio.split(pairs.lengths), strict=True):
-            if block.place in older:
-                lag = lags[block.place][block.rows, block.k] if block.place in lags else present
-                found.append((lag, objective.importance(lag, most=most)))
-            else:
-                found.append((torch.zeros_like(present), torch.ones_like(present)))
-        lag, importance = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return lag, importance
+        if not any(block.place in older for block in pairs.blocks):
+            return torch.zeros_like(log_ratio), torch.ones_like(log_ratio)
+        old = torch.tensor([block.place in older for block in pairs.blocks for _ in range(len(block))])
+        old = sent_to(old, self.policy.device)
+        now = self._lag_now(prediction, log_ratio, pairs)
+        begun = [
+            lags[block.place][block.rows, block.k] if block.place in lags else present
+            for block, present in zip(pairs.blocks, now.split(pairs.lengths), strict=True)
+        ]
+        lag, own = torch.cat(begun).unbind(1)
+        most = self.run.objective.correction
+        assert most is not None
+        importance = objective.importance(own, dimensions=pairs.latents[0].numel(), most=most)
+        self.importances.append(objective.spread(importance[old], most=most))
+        return torch.where(old, lag, 0.0), torch.where(old, importance, 1.0)
+
+    def _importance_seen(self) -> Mapping[str, float] | None:
+        """The spread of this update's importance weights on all ranks; None where nothing was older."""
+        noted, self.importances = self.importances, []
+        sums = torch.stack(noted).sum(0) if noted else torch.zeros(4, dtype=torch.float64, device=self.policy.device)
+        if self.run.objective.correction is None:
+            return None
+        return objective.spread_in_numbers(self.rank.total(sums).tolist())
 
     def _check_unchanged(self, log_ratios: Sequence[float]) -> None:
         """Of all steps the greatest |log-ratio|, each."""
@@ -431,11 +515,29 @@ class Learner:
         with self._sent(averaged):
             pass
 
+    def buckets(self) -> int:
+        """How many buckets the weights are sent in."""
+        return len(weights.layout(self._of_network())[1])
+
+    def _of_network(self) -> dict[str, Tensor]:
+        """The trained weights as samplers hold them: in the network's own dtype."""
+        return {name: parameter.detach().to(self.dtypes[name]) for name, parameter in self.parameters.items()}
+
     @contextlib.contextmanager
     def _sent(self, averaged: bool) -> Iterator[tuple[dict[str, Tensor], tuple[float, ...]]]:
         with self._exported() if averaged else contextlib.nullcontext():
-            predicted = canary.prediction(self.policy)
-            yield self._gathered(self.parameters, dict.fromkeys(self.parameters, 0)), predicted
+            predicted = self._predicts()
+            yield self._gathered(self._of_network(), dict.fromkeys(self.parameters, 0)), predicted
+
+    def _predicts(self) -> tuple[float, ...]:
+        """The canary's prediction. Raises TrainingError where it is not finite, so that nobody could go on from it."""
+        predicted = canary.prediction(self.policy)
+        if not np.isfinite(predicted).all():
+            raise TrainingError(
+                f"with the weights of version {self.version} the network's prediction is not finite; set model.dtype "
+                f"(now {self.run.model.dtype}) to float32 or bfloat16, or optimizer.mixed_precision=no"
+            )
+        return predicted
 
     def _gathered(self, tensors: Mapping[str, Tensor], writers: Mapping[str, int]) -> dict[str, Tensor]:
         """Those of the tensors that this rank is to have whole; a tensor in parts is gathered by all ranks together."""
@@ -449,24 +551,33 @@ class Learner:
     @contextlib.contextmanager
     def _exported(self) -> Iterator[None]:
         """Inside, the parameters are what users are to get: the running mean, where there is one."""
-        with contextlib.nullcontext() if self.average is None else self.average.applied():
+        if self.average is None:
             yield
+            return
+        try:
+            with self.average.applied():
+                self.masters.write_back()
+                yield
+        finally:
+            self.masters.write_back()
 
     def save(self, folder: Path, state: State) -> None:
         """Write a checkpoint that `restore` continues from exactly, and that diffusers can load.
 
-        With fsdp2 every rank must be asked; each writes a part.
+        With fsdp2 every rank must be asked; each writes a part. Raises TrainingError, and writes nothing, where nobody
+        could go on from it: with these weights, or their running mean, the network's prediction is not finite.
         """
+        self._predicts()
         moments = {
             f"{name}/{key}": torch.as_tensor(value)
-            for name, parameter in self.parameters.items()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
+            for name, master in self.masters.values.items()
+            for key, value in self.optimizer.state.get(master, {}).items()
         }
         averaged = {} if self.average is None else dict(zip(self.parameters, self.average.values, strict=True))
         parts = self.rank.count if self.rank.sharded else 1
         held = [
             self._gathered(tensors, ranks.owners({name: t.nbytes for name, t in tensors.items()}, parts))
-            for tensors in (self.parameters, averaged, moments)
+            for tensors in (self.masters.values, averaged, moments)
         ]
         with checkpoint.unfinished(folder):
             if self.rank.first:
@@ -474,7 +585,9 @@ class Learner:
             self._together()
             checkpoint.write_part(folder, *held, part=self.rank.index, parts=parts)
             with self._exported():
-                exported = self._gathered(self.parameters, dict.fromkeys(self.parameters, 0))
+                if self.average is not None:
+                    self._predicts()
+                exported = self._gathered(self._of_network(), dict.fromkeys(self.parameters, 0))
                 if self.rank.first:
                     self.policy.denoiser.save(checkpoint.beside(folder), exported)
             self._together()
@@ -488,16 +601,21 @@ class Learner:
             self.rank.wait()
 
     def restore(self, folder: Path) -> State:
-        """Take over parameters, optimizer and version. Raises CheckpointError, before anything is changed."""
+        """Take over parameters, optimizer and version.
+
+        Raises CheckpointError: before anything is changed if files or shapes are wrong, and afterwards if nobody could
+        go on from these weights.
+        """
         loaded = checkpoint.read(folder)
-        checkpoint.load_parameters(folder, loaded.parameters, self.parameters)
+        checkpoint.load_parameters(folder, loaded.parameters, self.masters.values)
+        self.masters.write_back()
         moments: dict[str, dict[str, Tensor]] = {}
         for key, value in loaded.optimizer.items():
             name, _, kind = key.rpartition("/")
             moments.setdefault(name, {})[kind] = value
         self.optimizer.state.clear()
         for name, values in moments.items():
-            parameter = self.parameters[name]
+            parameter = self.masters.values[name]
             self.optimizer.state[parameter] = {
                 # AdamW keeps its step count on the CPU
                 key: value if key == "step" else ranks.place(value, parameter)
@@ -511,6 +629,10 @@ class Learner:
             ]
             self.average.restore(means, updates=int(taken))
         self.version = loaded.version
+        try:
+            self._predicts()
+        except TrainingError as error:
+            raise CheckpointError(f"checkpoint {folder} cannot be continued: {error}") from None
         if self.run.optimizer.micro_batch == "auto":
             self.micro_batch = loaded.state.micro_batch
         return loaded.state

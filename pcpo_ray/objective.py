@@ -6,6 +6,7 @@ Every log-ratio is the mean over D, not the sum: that is the quantity which publ
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -79,12 +80,37 @@ def kl_divergence(
     return _per_sample(0.5 * weight**2, squares) * squares
 
 
-def importance(lag: Float[Tensor, " B"], *, most: float) -> Float[Tensor, " B"]:
-    """min(exp(lag), most), `lag` the log-ratio of the weights that learn to those that sampled (arXiv 1802.01561).
+def importance(lag: Float[Tensor, " B"], *, dimensions: int, most: float) -> Float[Tensor, " B"]:
+    """min(ratio of densities, most): V-trace's truncated importance weight (arXiv 1802.01561, equation 1).
 
-    The surrogate is then taken of log rho - lag, the log-ratio to the weights that learn (arXiv 2110.00641).
+    `lag` is the mean log-ratio per dimension, at the sampler's own weights, of the policy that learns to the one that
+    sampled; the ratio of the two densities of a step is exp(`dimensions` * lag). The surrogate is then taken of the
+    log-ratio to the policy that learns (decoupled PPO, arXiv 2110.00641).
     """
-    return lag.exp().clamp(max=most)
+    return (dimensions * lag).clamp(max=math.log(most)).exp()
+
+
+def spread(weights: Float[Tensor, " n"], *, most: float) -> Float[Tensor, "4"]:
+    """The n importance weights as sums, which add up over passes and ranks: n, of w, of w^2, how many are truncated."""
+    w = weights.double()
+    truncated = (weights >= most * (1 - 1e-6)).double()
+    return torch.stack([torch.ones_like(w).sum(), w.sum(), w.square().sum(), truncated.sum()])
+
+
+def spread_in_numbers(sums: Sequence[float]) -> dict[str, float] | None:
+    """The importance weights' `mean`, `std`, `truncated` fraction and `effective` fraction; None where there are none.
+
+    The effective fraction is (sum w)^2 / (n sum w^2): how much of the sample an equally weighted one would need.
+    """
+    count, total, squares, truncated = sums
+    if not count:
+        return None
+    return {
+        "mean": total / count,
+        "std": _deviation(total, squares, count),
+        "truncated": truncated / count,
+        "effective": total**2 / (count * squares) if squares else 0.0,
+    }
 
 
 def inactive(

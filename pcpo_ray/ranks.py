@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from pcpo_ray.errors import ModelError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
@@ -102,17 +104,32 @@ class Sync:
 def shard(module: nn.Module, rank: Rank) -> None:
     """Leave each rank its part of every parameter, in place: the blocks that diffusers does not split, then the rest.
 
-    Each is given back as soon as it was computed with, so that `named_parameters` are always the parts.
+    Each is given back as soon as it was computed with, so that `named_parameters` are always the parts. Trained weights
+    in half precision get float32 parts: they are gathered in their own dtype, and their gradients are reduced in
+    float32. An adapter's weights are float32 already. Raises ModelError for trained weights of two dtypes.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     device = next(module.parameters()).device.type
     mesh = init_device_mesh(device, (rank.count,))
+    trained = sorted({parameter.dtype for parameter in module.parameters() if parameter.requires_grad}, key=str)
+    if len(trained) > 1:
+        raise ModelError(
+            f"the network's own weights are of {trained}, and workers.learner.strategy=fsdp2 gathers all in one dtype; "
+            "use model.dtype=float32, workers.learner.strategy=ddp, or model.train.kind=lora"
+        )
+    policy = MixedPrecisionPolicy()
+    if trained != [torch.float32]:
+        (dtype,) = trained
+        # inputs stay as they are: a timestep rounded to bfloat16 is another timestep
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.float()
     whole = set(getattr(module, "_no_split_modules", None) or ())
     for part in [part for part in module.modules() if type(part).__name__ in whole][::-1]:  # inner ones first
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
-    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from pcpo_ray import canary, config, evaluation, prompts, weights
+from pcpo_ray.errors import TrainingError
 from pcpo_ray.policy import Policy
 from pcpo_ray.trajectory import Conditioning, Task, Trajectory, in_one_piece, of_rows, sent_to
 
@@ -33,7 +34,8 @@ class Sampler:
         manifest = received.manifest
         checksum = weights.apply(received, self.policy.denoiser.trainable())
         predicted = canary.prediction(self.policy)
-        canary.check(predicted, manifest.canary, dtype=self.run.model.dtype, version=manifest.version)
+        computed_in = str(self.policy.computes_in).removeprefix("torch.")
+        canary.check(predicted, manifest.canary, dtype=computed_in, version=manifest.version)
         self.loaded = manifest.key
         return checksum
 
@@ -90,11 +92,24 @@ class Sampler:
             if training and index in credit.trained:
                 for name, value in zip(kept, (before, prediction, noise, log_prob), strict=True):
                     kept[name].append(value)
+        self._check_finite(latents, task)
         images = denoiser.decode(latents.float())
         if not training:
             return None, images
         stacked = {name: torch.stack(values, dim=1) for name, values in kept.items()}
         return Trajectory(steps=torch.tensor(credit.trained), conditioning=conditioning, **stacked), images
+
+    def _check_finite(self, latents: Tensor, task: Task) -> None:
+        """Raise TrainingError unless an image's last latents are finite.
+
+        A prediction that is not stays in the latents to the end, so this looks once and waits for a GPU once.
+        """
+        if not latents.isfinite().all():
+            raise TrainingError(
+                f"the predictions for {task.prompt.text!r} (step {task.step}, version {task.version}) are not finite; "
+                f"set model.dtype (now {self.run.model.dtype}) and sampling.storage (now {self.run.sampling.storage}) "
+                "to float32 or bfloat16, or optimizer.mixed_precision=no"
+            )
 
     def _texts(self, conditioning: Conditioning, count: int) -> list[tuple[slice, Conditioning]]:
         """The images that go through the network together, and a text for each."""

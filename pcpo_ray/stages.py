@@ -42,7 +42,10 @@ class Weighted:
 class Update:
     """What one batch did to the weights: `version` after it, the diagnostics (objective.py), seconds of work.
 
-    `kl` is the mean divergence from the reference, None where objective.kl is 0.
+    `kl` is the mean divergence from the reference, None where objective.kl is 0. `gradient_norm` is the mean over the
+    optimizer steps that were taken, NaN if all were `skipped`, as their gradients were not finite. `update_ratio` and
+    `moved_fraction` say how far the weights moved (movement.py), `importance` how the importance weights of older
+    groups spread (objective.py), None where there are none.
     `first_log_ratio` is the largest |log-ratio| of the first optimizer step's images: 0 if the weights sampled them.
     `micro_batch` is there where the learner has chosen it in this update (optimizer.micro_batch=auto).
     """
@@ -51,6 +54,10 @@ class Update:
     loss: float
     kl: float | None
     gradient_norm: float
+    skipped: int
+    update_ratio: float
+    moved_fraction: float
+    importance: Mapping[str, float] | None
     first_log_ratio: float
     diagnostics: Mapping[str, Any]
     seconds: float

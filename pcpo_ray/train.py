@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import batches, config, evaluation, monitors, quality, runs, status
-from pcpo_ray.errors import RewardError
+from pcpo_ray import batches, config, evaluation, monitors, movement, quality, runs, status
+from pcpo_ray.errors import RewardError, TrainingError
 from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
@@ -56,6 +56,7 @@ class Loop:
         self.alarms: Mapping[str, str] = {}
         self.assessor = quality.assessor(run, recorder.folder, say)
         self.saved: int | None = None
+        self.moved: deque[Mapping[str, Any]] = deque(maxlen=movement.PATIENCE)
         self.started = time.perf_counter()
 
         def event(kind: str, **details: Any) -> None:
@@ -85,7 +86,13 @@ class Loop:
         self.micro_batch = state.micro_batch
         for name, history in self.histories.items():
             history.restore(state.histories[name])
+        self._remember_moved()
         self.recorder.event("resumed", step=self.step, checkpoint=self.recorder.home.checkpoint(step).name)
+
+    def _remember_moved(self) -> None:
+        """Take up the newest steps on record, so that a resumed run ends where an undisturbed one would."""
+        self.moved.clear()
+        self.moved.extend(row for row in self.recorder.metrics() if row["kind"] == "train" and row["step"] <= self.step)
 
     def train(self) -> None:
         """Run to the last step. A KeyboardInterrupt ends it after the update in progress, with a checkpoint."""
@@ -133,6 +140,7 @@ class Loop:
             self.state, self.started = "training", time.perf_counter()
             self._admit()
             self._learn(self._gather())  # no name here: it would hold the batch while the next one is sampled
+            self._check_moved()
             if self._evaluation_due():
                 self.evaluate()
             if self._alarmed():
@@ -141,6 +149,12 @@ class Loop:
                 self.save()
         self.recorder.event("finished", step=self.step)
         self.state = "finished"
+
+    def _check_moved(self) -> None:
+        """End the run, with a checkpoint, where it trains on nothing. Raises TrainingError, which says why."""
+        if why := movement.unmoved(self.moved):
+            self.save()
+            raise TrainingError(f"the run has stopped after step {self.step}, with a checkpoint: {why}")
 
     def _evaluation_due(self) -> bool:
         return self.step == self.run.steps or self.step % self.run.evaluation.every == 0
@@ -280,6 +294,7 @@ class Loop:
         found = self.recorder.home.newest(self.traffic.say)
         self.step, self.saved, self.micro_batch = 0, None, None
         self.histories = batches.make_histories(self.run)
+        self.moved.clear()
         if found is not None:
             self.restore(found)
         self.recorder.rewind(self.step if found is not None else -1)
@@ -315,6 +330,10 @@ class Loop:
             "loss": update.loss,
             **({} if update.kl is None else {"kl": update.kl}),
             "gradient_norm": update.gradient_norm,
+            "skipped_gradients": update.skipped,
+            "update_ratio": update.update_ratio,
+            "moved_fraction": update.moved_fraction,
+            **({} if update.importance is None else {"importance": update.importance}),
             **update.diagnostics["overall"],
             "per_timestep": update.diagnostics["per_timestep"],
             "seconds": seconds,
@@ -327,6 +346,12 @@ class Loop:
             "idle": idle_shares(self.stages.sizes(), phases.busy, seconds),
         }
         self._record("train", row)
+        self.moved.append(self.last["train"])
+        if update.skipped:
+            self.recorder.event("skipped", step=self.step, gradients=update.skipped)
+            self.traffic.say(
+                f"step {self.step}: {update.skipped} optimizer steps skipped, as their gradient is not finite"
+            )
         if self.run.workers.elastic:
             self._fit(phases, seconds)
 

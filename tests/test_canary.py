@@ -1,5 +1,7 @@
 """The canary finds out what equal bytes do not say: whether the network uses them."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -66,5 +68,16 @@ def test_the_difference_is_counted_against_the_largest_value():
         canary.check([1.0, 100.0], [1.02, 100.0], dtype="float32", version=1)
     with pytest.raises(WeightsError, match="1 values here, 2"):
         canary.check([1.0], [1.0, 2.0], dtype="float32", version=1)
-    with pytest.raises(WeightsError, match="predicts nan"):
-        canary.check([1.0, float("nan")], [1.0, 2.0], dtype="float32", version=1)
+    for here, sent, whose in (([float("nan")], [1.0], "this sampler"), ([1.0], [float("inf")], "the learner")):
+        with pytest.raises(WeightsError, match=f"prediction of {whose} is not finite; set model"):
+            canary.check(here, sent, dtype="float16", version=1)
+
+
+def test_a_float32_network_under_bf16_autocast_is_held_to_the_limit_of_bfloat16(small_sd):
+    """Autocast's bits differ between kinds of CPU by more than float32's limit."""
+    run = small.run(small_sd, optimizer__mixed_precision="bf16")
+    learner, sampler = trained(run), Sampler(run, CPU)
+    sent = learner.weights()
+    first, *others = sent.manifest.canary
+    other = dataclasses.replace(sent.manifest, canary=(first * (1 + 1e-3), *others))
+    sampler.load(dataclasses.replace(sent, manifest=other))

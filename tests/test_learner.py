@@ -1,11 +1,14 @@
 """The learner: what one update does, and what it refuses."""
 
+import json
+import math
+
 import pytest
 import torch
 
-from pcpo_ray import minibatches, objective
-from pcpo_ray.errors import TrainingError
-from pcpo_ray.learner import Learner
+from pcpo_ray import checkpoint, minibatches, objective
+from pcpo_ray.errors import CheckpointError, TrainingError, WeightsError
+from pcpo_ray.learner import BAD_GRADIENTS, Learner
 from pcpo_ray.packed import pack
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.stages import State
@@ -194,7 +197,8 @@ def test_the_divergence_pulls_back_to_the_reference(small_sd):
 def test_without_a_coefficient_no_divergence_is_computed(small_sd, monkeypatch):
     sampler, learner = pair(small_sd)
     monkeypatch.setattr(learner.policy.denoiser, "without_adapter", lambda: pytest.fail("asked for the reference"))
-    assert learner.update(1, batch(sampler, learner)).kl is None
+    update = learner.update(1, batch(sampler, learner))
+    assert update.kl is None and update.importance is None
 
 
 def test_epochs_go_through_the_batch_again(small_sd):
@@ -235,11 +239,11 @@ def test_a_step_s_loss_is_scaled_by_its_noise_outside_the_clip(small_flux):
 @pytest.mark.parametrize("updates", [1, 2])
 def test_a_truncated_correction_weighs_what_older_weights_sampled(small_sd, kind, updates):
     changes = {"objective__kind": kind, "objective__clip_range": 10, "optimizer__max_gradient_norm": 1e9}
-    sampler, learner = pair(small_sd, **changes, objective__correction=1.0001, optimizer__updates=updates)
+    sampler, learner = pair(small_sd, **changes, objective__correction=1.2, optimizer__updates=updates)
     groups = batch(sampler, learner)
     learner.update(1, groups)
     plan, moved = learner.policy.credit, {name: p.detach().clone() for name, p in learner.parameters.items()}
-    expected, largest = [], 0.0
+    expected, noted = [], []
     for place in minibatches.of(learner.run.optimizer, 2, seed=0, step=2)[0]:
         trajectory = groups[place][1]
         rows = {name: row.expand(4, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
@@ -251,19 +255,34 @@ def test_a_truncated_correction_weighs_what_older_weights_sampled(small_sd, kind
                 weight=plan.weights[index],
                 sign=plan.steps[index].sign,
             )
-            weight = ratio.detach().exp().clamp(max=1.0001)
+            with torch.no_grad():  # the ratio of the two densities of the sampler's own step, over all D dimensions
+                change = learner.policy.predict(trajectory.latents[:, k], index, rows) - trajectory.predictions[:, k]
+                step, z = plan.steps[index], trajectory.noises[:, k]
+                density = step.std * z - step.gain * change  # x_next less the present mean
+                ratio_of_densities = (0.5 * (z.square() - (density / step.std).square())).flatten(1).sum(1).exp()
+            weight = ratio_of_densities.clamp(max=1.2)
             # d rho / d log rho is 1 where the log-ratio to the weights that learn is 0
             expected.append(-torch.tensor(ADVANTAGES) * weight * (ratio - ratio.detach()))
-            largest = max(largest, float(weight.max()))
+            noted.append(weight)
     torch.cat(expected).mean().backward()
     norm = torch.stack([p.grad.norm() for p in learner.parameters.values() if p.grad is not None]).norm()
     learner.optimizer.zero_grad()
-    assert largest == pytest.approx(1.0001)
+    weights = torch.cat(noted)
+    assert float(weights.max()) == pytest.approx(1.2) and float(weights.min()) < 0.9
     assert all(torch.equal(moved[name], p) for name, p in learner.parameters.items())
     update = learner.update(2, groups)
     if updates == 1:
         assert update.gradient_norm == pytest.approx(float(norm), rel=1e-4)
         assert update.diagnostics["overall"]["max_log_ratio"] == 0  # against the weights that learn
+        assert update.importance == pytest.approx(
+            {
+                "mean": float(weights.mean()),
+                "std": float(weights.std(correction=0)),
+                "truncated": float((weights >= 1.2).float().mean()),
+                "effective": float(weights.sum() ** 2 / (len(weights) * weights.square().sum())),
+            },
+            rel=1e-4,
+        )
     else:
         assert update.diagnostics["overall"]["max_log_ratio"] > 0
 
@@ -301,3 +320,227 @@ def test_in_float32_a_replay_learns_what_the_decomposed_log_ratio_does(small_sd)
         found.append(learner.parameters)
     for name, value in found[0].items():
         assert torch.allclose(value, found[1][name], atol=2e-4), name
+
+
+# -- nothing trains on nothing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["small_sd", "small_flux"])
+def test_full_training_moves_half_precision_weights_as_it_moves_float32(model, request):
+    moved = {}
+    for dtype in ("float32", "bfloat16", "float16"):
+        changes = {"model__train": "{kind: full}", "model__dtype": dtype, "optimizer__learning_rate": 1e-6}
+        sampler, learner = pair(request.getfixturevalue(model), **changes)
+        begun = {name: value.detach().clone() for name, value in learner.masters.values.items()}
+        for step in (1, 2, 3):
+            update = learner.update(step, batch(sampler, learner))
+            assert update.diagnostics["overall"]["max_log_ratio"] == 0.0
+            assert update.moved_fraction > 0.95 and update.skipped == 0
+        moved[dtype] = {name: value.detach() - begun[name] for name, value in learner.masters.values.items()}
+        assert all(torch.equal(p, learner.masters.values[name].to(p.dtype)) for name, p in learner.parameters.items())
+        assert {p.dtype for p in learner.parameters.values()} == {getattr(torch, dtype)}
+    flat = {dtype: torch.cat([change.flatten() for change in one.values()]) for dtype, one in moved.items()}
+    for half in ("bfloat16", "float16"):
+        assert float(flat[half].norm() / flat["float32"].norm()) == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("train", ["{kind: lora, rank: 2, alpha: 2}", "{kind: full}"])
+def test_a_float16_gradient_keeps_its_direction_in_a_mean_over_many_pairs(small_sd, train):
+    found = {}
+    for dtype in ("float32", "float16"):
+        sampler, learner = pair(small_sd, model__train=train, model__dtype=dtype)
+        held = {0: batch(sampler, learner, count=1)[0][1]}
+        passes = learner._passes(held, None)
+        many = 2**14 * sum(len(block) for blocks in passes for block in blocks)
+        learner.loss_scale = learner._scale_for(many)
+        for pairs in learner._pairs(held, passes):
+            learner._accumulate(pairs, torch.tensor(ADVANTAGES), {}, (), objective.StepDiagnostics(4), count=many)
+        gradients = [p.grad for p in learner.masters.values.values() if p.grad is not None]
+        found[dtype] = torch.cat([gradient.flatten() for gradient in gradients]) / learner.loss_scale
+    assert float(torch.nn.functional.cosine_similarity(found["float32"], found["float16"], dim=0)) > 0.99
+    assert float(found["float16"].norm() / found["float32"].norm()) == pytest.approx(1, rel=0.05)
+
+
+def test_an_update_says_how_far_the_weights_moved(small_sd):
+    sampler, learner = pair(small_sd, optimizer__weight_decay=0.0)
+    before = {name: value.detach().clone() for name, value in learner.masters.values.items()}
+    update = learner.update(1, batch(sampler, learner))
+    pairs = [(before[name], value.detach()) for name, value in learner.masters.values.items()]
+    change = math.sqrt(sum(float((now - old).double().square().sum()) for old, now in pairs))
+    size = math.sqrt(sum(float(now.double().square().sum()) for _, now in pairs))
+    count = sum(now.numel() for _, now in pairs)
+    assert update.update_ratio == pytest.approx(change / size, rel=1e-6)
+    assert update.moved_fraction == pytest.approx(sum(int((now != old).sum()) for old, now in pairs) / count)
+    still = learner.update(2, [(1, trajectory, [0.0] * 4) for _, trajectory, _ in batch(sampler, learner)])
+    assert still.moved_fraction > 0  # AdamW's first moment goes on moving them
+
+
+def test_equal_scores_from_the_start_move_nothing_and_it_is_said(small_sd):
+    sampler, learner = pair(small_sd, optimizer__weight_decay=0.0)
+    update = learner.update(1, [(0, trajectory, [0.0] * 4) for _, trajectory, _ in batch(sampler, learner)])
+    assert (update.moved_fraction, update.update_ratio) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("average", ["null", 0.9])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_half_precision_checkpoint_has_the_masters_and_continues_to_the_bit(small_sd, tmp_path, dtype, average):
+    changes = {"model__train": "{kind: full}", "model__dtype": dtype, "optimizer__learning_rate": 1e-5}
+    sampler, learner = pair(small_sd, **changes, optimizer__average=average)
+    learner.update(1, batch(sampler, learner))
+    folder = tmp_path / "step-000001"
+    learner.save(folder, State(step=1))
+    saved = checkpoint.read(folder)
+    assert {value.dtype for value in (*saved.parameters.values(), *saved.averaged.values())} == {torch.float32}
+    _, other = pair(small_sd, **changes, optimizer__average=average)
+    other.restore(folder)
+    groups = batch(sampler, learner)
+    learner.update(2, groups)
+    other.update(2, groups)
+    assert all(torch.equal(value, other.masters.values[name]) for name, value in learner.masters.values.items())
+    assert learner.weights().manifest.checksum == other.weights().manifest.checksum
+    averaged = learner.weights(averaged=average != "null").manifest.checksum
+    assert averaged == other.weights(averaged=average != "null").manifest.checksum
+    drawn, _ = pair(small_sd, **changes)  # as `sample` loads it: into a network of the run's dtype
+    checkpoint.load_parameters(folder, saved.best, drawn.policy.denoiser.trainable())
+
+
+# -- numbers that are not finite ---------------------------------------------------------------------------------------
+
+
+def spoil(learner, times):
+    """Make the gradients of the next optimizer steps NaN, so many times."""
+    left, clip = [times], learner.accelerator.clip_grad_norm_
+
+    def clipped(parameters, most):
+        if left[0]:
+            left[0] -= 1
+            next(p for p in parameters if p.grad is not None).grad.fill_(float("nan"))
+        return clip(parameters, most)
+
+    learner.accelerator.clip_grad_norm_ = clipped
+
+
+def test_one_bad_gradient_is_skipped_and_counted(small_sd):
+    sampler, learner = pair(small_sd, optimizer__updates=2, optimizer__average=0.9)
+    spoil(learner, 1)
+    update = learner.update(1, batch(sampler, learner))
+    assert update.skipped == 1 and math.isfinite(update.gradient_norm) and update.moved_fraction > 0
+    assert learner.average.updates == 1
+    assert all(value.isfinite().all() for value in learner.masters.values.values())
+    spoil(learner, 2)
+    update = learner.update(2, batch(sampler, learner))
+    assert (update.skipped, update.moved_fraction) == (2, 0.0) and math.isnan(update.gradient_norm)
+
+
+def test_several_bad_gradients_in_a_row_end_the_run_also_across_updates(small_sd):
+    sampler, learner = pair(small_sd)
+    spoil(learner, BAD_GRADIENTS + 1)
+    for step in range(1, BAD_GRADIENTS + 1):
+        assert learner.update(step, batch(sampler, learner)).skipped == 1
+    with pytest.raises(TrainingError, match=f"{BAD_GRADIENTS + 1} gradients in a row are not finite"):
+        learner.update(BAD_GRADIENTS + 1, batch(sampler, learner))
+
+
+def test_weights_that_are_not_finite_after_an_update_end_the_run(small_sd):
+    sampler, learner = pair(small_sd)
+    groups, step = batch(sampler, learner), learner.optimizer.step
+
+    def overflowing():
+        step()
+        next(iter(learner.masters.values.values())).data.view(-1)[3] = float("inf")
+
+    learner.optimizer.step = overflowing
+    with pytest.raises(TrainingError, match="weights after update 1 are not finite"):
+        learner.update(1, groups)
+
+
+@pytest.mark.parametrize("average", ["null", 0.9])
+def test_no_checkpoint_is_written_that_nobody_could_continue(small_sd, tmp_path, average):
+    sampler, learner = pair(small_sd, optimizer__average=average)
+    learner.update(1, batch(sampler, learner))
+    broken = learner.masters.values if average == "null" else dict(enumerate(learner.average.values))
+    next(iter(broken.values())).data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="prediction is not finite"):
+        learner.save(tmp_path / "step-000001", State(step=1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_nobody_could_continue_is_refused_by_name(small_sd, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    _, learner = pair(small_sd)
+    folder = tmp_path / "step-000000"
+    learner.save(folder, State(step=0))
+    held = load_file(folder / "trainable.safetensors")
+    save_file({name: value.fill_(float("nan")) for name, value in held.items()}, folder / "trainable.safetensors")
+    state = json.loads((folder / "state.json").read_text())
+    state["files"]["trainable.safetensors"] = checkpoint._checksum(folder / "trainable.safetensors")
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="step-000000 cannot be continued"):
+        learner.restore(folder)
+
+
+def test_what_predicts_no_numbers_is_neither_sent_nor_blamed_on_the_transfer(small_sd):
+    sampler, learner = pair(small_sd)
+    sent = learner.weights()
+    next(iter(learner.masters.values.values())).data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="version 0 the network's prediction is not finite"):
+        learner.weights()
+    dict(sampler.policy.denoiser.module.named_parameters())["conv_in.bias"].data.fill_(float("nan"))
+    with pytest.raises(WeightsError, match="prediction of this sampler is not finite"):
+        sampler.load(sent)
+
+
+# -- settings off the defaults -----------------------------------------------------------------------------------------
+
+
+def test_the_published_loss_of_flow_cps_is_that_of_its_code(small_flux):
+    """log-prob = -(x_next - mean)^2, without 1 / (2 std^2) (arXiv 2509.05952's code)."""
+    process = "{kind: coefficients_preserving, eta: 0.7}"
+    changes = {"sampling__process": process, "credit__kind": "native", "optimizer__updates": 2}
+    sampler, learner = pair(small_flux, **changes, objective__log_ratio="flow_cps")
+    update = learner.update(1, batch(sampler, learner))
+    assert update.first_log_ratio == 0.0 and update.moved_fraction > 0
+    (_, trajectory, _), *_ = batch(sampler, learner)
+    learner.parameters["transformer_blocks.0.attn.to_q.lora_B.default.weight"].data.add_(0.02)
+    rows = {name: row.expand(4, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
+    for k, index in enumerate(trajectory.steps.tolist()):
+        step = learner.policy.credit.steps[index]
+        x, old, z = (getattr(trajectory, name)[:, k].double() for name in ("latents", "predictions", "noises"))
+        with torch.no_grad():
+            new = learner.policy.predict(trajectory.latents[:, k], index, rows).double()
+        drawn = step.scale * x + step.gain * old + step.std * z
+        log_probs = [-(drawn - (step.scale * x + step.gain * v)).square().flatten(1).mean(1) for v in (new, old)]
+        found = learner.scales[index] * objective.log_ratio(
+            new, old, z, weight=float(learner.credit_weights[index]), sign=step.sign
+        )
+        assert torch.allclose(found, log_probs[0] - log_probs[1], rtol=1e-5, atol=0)
+        assert float(found.abs().min()) > 0
+
+
+def test_the_divergence_under_interpolate_has_the_weight_of_the_mixed_prediction(small_sd):
+    """The sampler steps with reference + mix (policy - reference), so its Gaussians differ by mix times as much."""
+    _, learner = pair(small_sd, credit__kind="interpolate", objective__kl=0.1)
+    plan = learner.policy.credit
+    expected = [mix * step.weight for mix, step in zip(plan.mix, plan.steps, strict=True)]
+    assert learner.own_weights.tolist() == pytest.approx(expected)
+    assert max(plan.mix) > 1.1 and min(plan.mix) < 0.9
+
+
+@pytest.mark.parametrize("credit", ["{kind: tilted, slope: 0.5}", "reweight"])
+def test_clip_ranges_follow_the_weights_of_the_credit_not_of_the_sampler(small_sd, credit):
+    given = credit if credit.startswith("{") else f"{{kind: {credit}}}"
+    _, learner = pair(small_sd, objective__clip_scale="weight", credit=given, sampling__steps=8)
+    plan = learner.policy.credit
+    mean = sum(plan.weights[index] for index in plan.trained) / len(plan.trained)
+    assert learner.clip_ranges.tolist() == pytest.approx([0.01 * weight / mean for weight in plan.weights])
+    assert plan.weights != pytest.approx([step.weight for step in plan.steps])
+
+
+def test_a_first_minibatch_of_mixed_ages_is_not_held_to_a_log_ratio_of_zero(small_sd):
+    sampler, learner = pair(small_sd)
+    old = batch(sampler, learner, count=1)
+    learner.update(1, old)
+    fresh = batch(sampler, learner, count=1)
+    mixed = [fresh[0], old[0]]
+    assert learner.update(2, mixed).first_log_ratio > 1e-6

@@ -1,10 +1,13 @@
 """The sampler is a pure function of (run seed, task, weights)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from pcpo_ray import evaluation, prompts
+from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.stable_diffusion import StableDiffusion
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.trajectory import Prompt, Task
@@ -266,3 +269,11 @@ def test_a_trajectory_is_sampled_in_the_dtype_that_it_is_kept_in(small_sd, stora
     for k, step in enumerate(sampler.policy.credit.steps[:-1]):
         drawn, _ = step.draw(trajectory.latents[:, k], trajectory.predictions[:, k], trajectory.noises[:, k])
         assert torch.equal(drawn, trajectory.latents[:, k + 1])
+
+
+@pytest.mark.parametrize("purpose", ["train", "evaluate"])
+def test_a_prediction_that_is_not_finite_ends_where_it_arises(small_sd, purpose):
+    sampler = Sampler(small.run(small_sd), CPU)
+    dict(sampler.policy.denoiser.module.named_parameters())["conv_out.bias"].data[0] = float("nan")
+    with pytest.raises(TrainingError, match=r"predictions for .* are not finite; set model"):
+        sampler.sample(dataclasses.replace(task(), purpose=purpose))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pcpo_ray import checkpoint, config_file, learner, micro_batches, runs, train, weights
-from pcpo_ray.errors import ClusterError, RewardError
+from pcpo_ray.errors import ClusterError, RewardError, TrainingError
 from pcpo_ray.learner import Learner
 from pcpo_ray.local import LocalStages
 from pcpo_ray.recorder import Recorder
@@ -438,3 +438,36 @@ def test_a_resumed_run_keeps_the_micro_batch_that_it_had_found(small_sd, tmp_pat
     monkeypatch.setattr(micro_batches, "measure", lambda *_: pytest.fail("tried anew"))
     go(run, tmp_path / "run", found=2)
     assert same(parameters(tmp_path / "run", 4), parameters(tmp_path / "whole", 4))
+
+
+class Equal:
+    """A reward that finds all images equally good."""
+
+    def score(self, images, prompts):
+        return [1.0] * len(images)
+
+
+NOTHING = {
+    "weights did not move in the last 10 steps .*: all scores of a group were equal": {
+        "rewards": "[{kind: 'tests.test_train:Equal'}]"
+    },
+    "weights did not move in the last 10 steps .*; raise optimizer.learning_rate": {"optimizer__learning_rate": 1e-12},
+}
+
+
+@pytest.mark.parametrize("message", NOTHING)
+def test_a_run_that_trains_on_nothing_ends_with_a_checkpoint_and_its_cause(small_sd, tmp_path, message):
+    cheap = {"sampling__steps": 2, "rollout__prompts": 1, "evaluation__count": 1, "checkpoints__every": 100}
+    run = small.run(small_sd, steps=20, evaluation__every=100, **cheap, **NOTHING[message])
+    with pytest.raises(TrainingError, match=message):
+        go(run, tmp_path / "run")
+    assert checkpoint.newest(tmp_path / "run", pytest.fail) == checkpoint.folder_for(tmp_path / "run", 10)
+    with pytest.raises(TrainingError, match="after step 11, with a checkpoint"):  # nothing is forgotten by resuming
+        go(run, tmp_path / "run", found=10)
+
+
+def test_weights_that_move_let_a_run_go_on_and_every_step_says_how_far(small_sd, tmp_path):
+    recorder = go(small.run(small_sd, steps=2), tmp_path / "run")
+    rows = [row for row in recorder.metrics() if row["kind"] == "train"]
+    assert all(row["moved_fraction"] > 0.4 and 0 < row["update_ratio"] < 1 for row in rows)
+    assert [row["skipped_gradients"] for row in rows] == [0, 0]

@@ -229,7 +229,7 @@ class LearnerActor(Worker):
 
     def buckets(self) -> int:
         """How many buckets the weights are sent in."""
-        return len(weights.layout(self.learner.parameters)[1])
+        return self.learner.buckets()
 
     def weights(self, averaged: bool) -> tuple[weights.Manifest, *tuple[np.ndarray, ...]]:
         """The manifest and its buckets, each an object of its own. The first rank's.
