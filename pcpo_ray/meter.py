@@ -55,6 +55,8 @@ OF_A_STEP = {
     "loss": "loss",
     "kl": "kl",
     "gradient_norm": "gradient_norm",
+    "update_ratio": "update_ratio",
+    "moved_fraction": "moved_fraction",
     "sample_age": "sample_age",
     "oldest_sample": "sample_age_max",
     "sampler_behind": "sampler_behind",
@@ -190,6 +192,9 @@ def of_step(row: Mapping[str, Any]) -> Iterator[Change]:
         for timestep, value in zip(columns["timestep"], columns[key], strict=True):
             if value is not None:
                 yield change(name, value, timestep=f"{timestep:g}")
+    for statistic, value in row.get("importance", {}).items():
+        yield change("importance", value, statistic=statistic)
+    yield change("skipped_gradients", row["skipped_gradients"])
     yield change("updates", 1)
     yield change("step_seconds", row["seconds"])
     yield change("samples", row["samples"] / row["step"], purpose="train")

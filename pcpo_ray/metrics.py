@@ -73,6 +73,13 @@ HEALTH = (
     _gauge("loss", "", "Loss of the last update."),
     _gauge("kl", "", "KL divergence from the reference model.", when="objective.kl is above 0"),
     _gauge("gradient_norm", "", "L2 norm of the last update's gradient, before it is clipped."),
+    _gauge("update_ratio", "", "|update| / |weights| of the last step, both L2 norms over all trained weights."),
+    _gauge("moved_fraction", "", "Fraction of the trained weights whose bits the last step changed; near 0, nothing is "
+           "trained."),
+    _counter("skipped_gradients", "steps", "Optimizer steps skipped, as their gradient was not finite."),
+    _gauge("importance", "", "Importance weights of groups that older weights sampled: their mean, std, truncated "
+           "fraction and effective fraction.", "statistic",
+           when="objective.correction is given and the last batch had such groups"),
     _gauge("ratio_mean", "", "Mean ratio of new to old density, over images and trained timesteps."),
     _gauge("ratio_deviation", "", "Standard deviation of the ratio."),
     _gauge("log_ratio_deviation", "", "Standard deviation of the log-ratio."),

@@ -5,7 +5,7 @@
 
 Of a tensor with more than SAMPLED values, SAMPLED evenly spaced ones stand for all of them.
 
-A run whose weights do not move for PATIENCE steps in a row, or move by weight decay alone, trains on nothing, and ends.
+A run whose weights hardly move for PATIENCE steps in a row, or move by weight decay alone, trains on nothing, and ends.
 """
 
 import math
@@ -25,6 +25,9 @@ SAMPLED = 2**16
 LEAST_MOVED = 0.001
 """The moved fraction below which an update counts as one that changed nothing."""
 
+LEAST_RATIO = 1e-8
+"""The update ratio below which it does too; float32 tells weights apart that differ by 6e-8 of their size."""
+
 PATIENCE = 10
 
 
@@ -39,8 +42,7 @@ class Moved:
 def unmoved(steps: Iterable[Mapping[str, Any]]) -> str:
     """Why a run with these lines of metrics.jsonl, of kind train, trains on nothing; empty where it does train."""
     recent = list(steps)[-PATIENCE:]
-    still = [row["moved_fraction"] < LEAST_MOVED or row["gradient_norm"] == 0 for row in recent]
-    if len(recent) < PATIENCE or not all(still):
+    if len(recent) < PATIENCE or not all(map(_still, recent)):
         return ""
     last = recent[-1]
     if all(row["skipped_gradients"] for row in recent):
@@ -55,14 +57,17 @@ def unmoved(steps: Iterable[Mapping[str, Any]]) -> str:
             "objective.clip_range, or lower optimizer.learning_rate"
         )
     else:
-        why = (
-            f"an update is {last['update_ratio']:.1g} of the weights, below float32's spacing for most of them; raise "
-            "optimizer.learning_rate"
-        )
+        why = "an update is below what float32 can add to most weights; raise optimizer.learning_rate"
     return (
-        f"the weights did not move in the last {PATIENCE} steps ({last['moved_fraction']:.2%} of them changed in the "
-        f"last one, by {last['update_ratio']:.1g} of their size): {why}"
+        f"the weights did not move in the last {PATIENCE} steps (in the last one {last['moved_fraction']:.2%} of them "
+        f"changed, by {last['update_ratio']:.1g} of their size): {why}"
     )
+
+
+def _still(row: Mapping[str, Any]) -> bool:
+    """Whether a step changed nothing that training means."""
+    moved = row["moved_fraction"] >= LEAST_MOVED and row["update_ratio"] >= LEAST_RATIO
+    return not moved or row["gradient_norm"] == 0
 
 
 class Movement:

@@ -311,6 +311,9 @@ def _timesteps(record: Record) -> dict[str, Any] | None:
         "history": figures.history("clip_fraction", "Clip fraction", "share of pairs", steps, percent=True)
         if any(row["clip_fraction"] for row in steps)
         else None,
+        "moved": figures.history("moved_fraction", "Weights that moved", "fraction", steps, percent=True),
+        "update_size": figures.history("update_ratio", "Size of an update", "|update| / |weights|", steps),
+        "skipped": sum(row["skipped_gradients"] for row in steps),
         "kl": figures.history("kl", "KL divergence", "nats a dimension", steps) if "kl" in steps[0] else None,
     }
 

@@ -47,6 +47,9 @@ STEP = {
     "first_log_ratio": 0.0,
     "loss": 0.01,
     "gradient_norm": 2.0,
+    "skipped_gradients": 0,
+    "update_ratio": 1e-4,
+    "moved_fraction": 0.98,
     "ratio_mean": 1.0,
     "ratio_std": 0.1,
     "log_ratio_std": 0.1,
@@ -115,6 +118,13 @@ def test_each_timestep_is_a_label_and_one_that_was_not_trained_says_nothing_new(
 def test_what_a_row_does_not_have_makes_no_metric():
     assert ("kl",) not in told().values and told(kl=0.2)["kl"] == 0.2
     assert ("group_deviation",) not in told(group_deviation=None).values
+
+
+def test_how_far_the_weights_moved_and_what_was_skipped_are_told():
+    kept = told(skipped_gradients=2, importance={"mean": 0.9, "effective": 0.5})
+    assert (kept["moved_fraction"], kept["update_ratio"], kept["skipped_gradients"]) == (0.98, 1e-4, 2)
+    assert kept["importance", {"statistic": "effective"}] == 0.5
+    assert not [key for key in told().values if key[0] == "importance"]
 
 
 def test_only_fresh_samples_say_whether_the_first_ratio_is_one():

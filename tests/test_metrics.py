@@ -51,6 +51,8 @@ def run_in_one_process(small_sd, tmp_path_factory):
         small_sd,
         name="told",
         objective__kl=0.01,
+        objective__correction=2.0,
+        rollout__max_staleness=1,
         optimizer__average=0.9,
         rewards="[{kind: jpeg_compressibility}, {kind: 'tests.test_train:Failing', options: {every: 3}}]",
         evaluation__rewards="[{kind: diversity}]",

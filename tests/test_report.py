@@ -71,6 +71,9 @@ def learn(record, step, *, clipped=0.25, **more):
     values = {
         "reward_mean": 0.25,
         "clip_fraction": clipped,
+        "moved_fraction": 0.97,
+        "update_ratio": 1e-4,
+        "skipped_gradients": 0,
         "per_timestep": per_timestep,
         "seconds": 10.0,
         "samples": 128 * step,

@@ -87,6 +87,26 @@ ALERTS = (
         "at some timesteps only (Training: By timestep), credit is uneven: see credit.kind and objective.clip_scale.",
     ),
     Alert(
+        name="PcpoWeightsDoNotMove",
+        value=_now("moved_fraction"),
+        beyond="< 0.01",
+        lasting="5m",
+        severity="critical",
+        summary="{{ $labels.run }}: a step changed {{ $value | humanizePercentage }} of the trained weights.",
+        todo="Nothing is trained: scores within groups are equal, all pairs are clipped, or optimizer.learning_rate is "
+        "below what float32 can add. After 10 steps without movement the run stops by itself and says which it is.",
+    ),
+    Alert(
+        name="PcpoGradientsSkipped",
+        value=_grown(series("skipped_gradients", chosen=""), "15m"),
+        beyond="> 0",
+        lasting="0m",
+        severity="warning",
+        summary="{{ $labels.run }}: {{ $value }} optimizer steps were skipped, as their gradient was not finite.",
+        todo="One now and then costs a step. If they go on, lower optimizer.learning_rate or use a wider model.dtype; "
+        "more than 3 in a row end the run.",
+    ),
+    Alert(
         name="PcpoRewardNotANumber",
         value=_now("mean_missing", "reward", "purpose"),
         beyond="> 0",

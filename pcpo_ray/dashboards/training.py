@@ -112,6 +112,27 @@ HEALTH = Row(
             **FREE,
         ),
         chart("Gradient norm", "L2 norm before clipping.", Query(gauge("gradient_norm"), "norm")),
+        chart(
+            "Weights that moved",
+            "Fraction of the trained weights whose bits a step changed. Near 0, nothing is trained.",
+            Query(gauge("moved_fraction"), "moved"),
+            unit="percentunit",
+        ),
+        chart(
+            "Size of an update",
+            "|update| / |weights| of a step.",
+            Query(gauge("update_ratio"), "update"),
+        ),
+        chart(
+            "Skipped gradients",
+            "Optimizer steps skipped so far, as their gradient was not finite.",
+            Query(count("skipped_gradients"), "skipped"),
+        ),
+        chart(
+            "Importance of older samples",
+            "Spread of the importance weights (objective.correction).",
+            Query(gauge("importance", "statistic"), "{{statistic}}"),
+        ),
     ),
 )
 

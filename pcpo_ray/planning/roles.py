@@ -13,6 +13,7 @@ from pcpo_ray import micro_batches, models, packed, policy
 from pcpo_ray.config import Full, Model, Run, Sampling, Window
 from pcpo_ray.credit import Credit
 from pcpo_ray.models.pipeline import KEPT
+from pcpo_ray.movement import SAMPLED
 from pcpo_ray.planning import scoring
 from pcpo_ray.planning.gpus import CONTEXT, SLACK
 from pcpo_ray.planning.hollow import Hollow, size_of, size_of_module
@@ -218,8 +219,10 @@ def learner(run: Run) -> Memory:
     parts = role.ranks if sharded else 1
     trained = size_of(*model.trained.values())
     frozen = size_of_module(model.network) - trained
-    precise = sum(p.numel() * max(FLOAT, p.element_size()) for p in model.trained.values())
-    moments = 2 * trained // parts + FLOAT * len(model.trained)
+    precise = FLOAT * sum(p.numel() for p in model.trained.values())
+    copied_masters = FLOAT * sum(p.numel() for p in model.trained.values() if p.dtype is not torch.float32)
+    remembered = FLOAT * sum(min(p.numel() // parts, SAMPLED) for p in model.trained.values())
+    moments = 2 * precise // parts + FLOAT * len(model.trained)
     pass_ = model.learning(rows, mixed=run.optimizer.mixed_precision == "bf16", kl=run.objective.kl > 0, gpu=gpu)
     opened, noise = {"a group's trajectory": opened_of(run)}, noise_of(run)
     if together > 1:
@@ -228,16 +231,18 @@ def learner(run: Run) -> Memory:
     sent = {"the weights that it sent last": trained}
     full = isinstance(run.model.train, Full)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
-    largest = max(p.nbytes for p in model.trained.values())
+    largest = FLOAT * max(p.numel() for p in model.trained.values())
     return Memory(
         role="learner",
         processes=role.ranks,
         gpus=role.gpus,
         held={
             "denoising network, frozen": frozen // parts,
-            "trained weights": trained // parts,
-            "gradients": trained // parts,
+            "trained weights": (precise if sharded else trained) // parts,
+            **({"their float32 masters": copied_masters} if copied_masters and not sharded else {}),
+            "gradients": precise // parts,
             "AdamW's two moments": moments,
+            "weights before the update, sampled": remembered,
             **({} if run.optimizer.average is None else {"running mean of the weights": precise // parts}),
             **_other_parts(model),
             **opened,
@@ -248,9 +253,9 @@ def learner(run: Run) -> Memory:
             f"forward and backward, {rows} (image, step) pairs at once": pass_
             + copied
             + (gathered(model.network) if sharded else 0),
-            "AdamW's step": trained // parts if gpu else 3 * largest,  # one parameter after the other on the CPU
-            **({} if run.optimizer.average is None else {"sending the running mean": trained // parts}),
-            **({"adding up the ranks' gradients": 2 * trained} if role.ranks > 1 and not sharded else {}),
+            "AdamW's step": precise // parts if gpu else 3 * largest,  # one parameter after the other on the CPU
+            **({} if run.optimizer.average is None else {"sending the running mean": precise // parts}),
+            **({"adding up the ranks' gradients": 2 * precise} if role.ranks > 1 and not sharded else {}),
             **({"text encoders, while a checkpoint is written": encoders} if full else {}),
         },
         beside={**sent, **opened, "a group's noise": noise, **pinned(opened_of(run))} if gpu else {},
@@ -339,7 +344,7 @@ def gathered(network: nn.Module) -> int:
     """What fsdp2 has whole at once, at most, of a network that is cut as ranks.shard cuts it.
 
     The root's own parameters, those of a block and of the blocks around it; for the block that is fetched meanwhile,
-    the parameters and the buffer that they arrive in; for the one whose gradients leave, these and their buffer.
+    the parameters and the buffer they arrive in; for the one whose gradients leave, these and their float32 buffer.
     """
     names = set(getattr(network, "_no_split_modules", None) or ())
     blocks = [name for name, module in network.named_modules() if name and type(module).__name__ in names]
@@ -351,9 +356,10 @@ def gathered(network: nn.Module) -> int:
     for name, parameter in network.named_parameters():
         block = max(around(name), key=len)
         own[block] += parameter.nbytes
-        leaving[block] += parameter.nbytes * parameter.requires_grad
+        if parameter.requires_grad:
+            leaving[block] += parameter.nbytes + FLOAT * parameter.numel()
     chains = [sum(own[block] for block in around(name)) for name in own]
-    return max(chains) + 2 * max(own.values()) + 2 * max(leaving.values())
+    return max(chains) + 2 * max(own.values()) + max(leaving.values())
 
 
 def _other_parts(model: Hollow) -> dict[str, int]:

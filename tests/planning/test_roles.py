@@ -13,8 +13,9 @@ import torch
 
 from pcpo_ray import config_file, micro_batches, minibatches
 from pcpo_ray.bench import published
-from pcpo_ray.learner import Learner
+from pcpo_ray.learner import ALONE, Learner
 from pcpo_ray.micro_batches import passes
+from pcpo_ray.movement import Movement
 from pcpo_ray.packed import pack
 from pcpo_ray.planning import roles
 from pcpo_ray.planning.gpus import CONTEXT, SLACK
@@ -121,7 +122,7 @@ def test_weights_gradients_and_moments_are_the_learners_exactly(request, fixture
     optimizer_step, gradients = learner.optimizer.step, []
 
     def step():
-        gradients.append(sum(p.grad.nbytes for p in learner.parameters.values() if p.grad is not None))
+        gradients.append(sum(p.grad.nbytes for p in learner.masters.values.values() if p.grad is not None))
         optimizer_step()
 
     learner.optimizer.step = step
@@ -131,7 +132,11 @@ def test_weights_gradients_and_moments_are_the_learners_exactly(request, fixture
     buffers = sum(b.nbytes for b in learner.policy.denoiser.module.buffers())
     assert held["trained weights"] == trained == sum(layout(learner.parameters)[1])
     assert held["denoising network, frozen"] == network + buffers - trained
+    masters = [m for name, m in learner.masters.values.items() if m is not learner.parameters[name]]
+    assert held.get("their float32 masters", 0) == sum(master.nbytes for master in masters)
     assert held["gradients"] == gradients[0]
+    sampled = Movement(learner.masters.values.values(), ALONE).before
+    assert held["weights before the update, sampled"] == pytest.approx(sum(s.nbytes for s in sampled), rel=0.05)
     assert held["AdamW's two moments"] == sum(v.nbytes for s in learner.optimizer.state.values() for v in s.values())
     assert held["a group's trajectory"] == trajectory.bytes
     if learner.average is not None:
