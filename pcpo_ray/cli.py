@@ -137,6 +137,7 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
         ending.enter_context(running.begun(run, local=local, say=console.print))
         for line in running.changed_inputs(home.local, inputs.of_run(run)):
             console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+        assessor = quality.assessor(run, home.local, console.print)
         stages = running.stages(run, local=local, say=console.print)
         ending.callback(stages.close)
         step = stages.learner.restore(home, found).step
@@ -149,7 +150,7 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
         traffic.publish(oldest=step)
         prompts, held_out = running.sources(run)
         scored, seen = evaluated(run, traffic, held_out, step, oldest=step, prompts=prompts)
-        found_out = summary(run, scored, seen, quality.assessor(run, home.local, console.print))
+        found_out = summary(run, scored, seen, assessor)
     console.print(f"{run.name}, step {step}, {len(scored)} held-out prompts:")
     _print_estimates(console, found_out["rewards"])
     if seen:

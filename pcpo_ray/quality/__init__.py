@@ -58,15 +58,22 @@ def rows_of(measured: Measured, rows: slice) -> Measured:
 
 
 def assessor(run: config.Run, folder: Path, say: Callable[[str], None]) -> "Assessor | None":
-    """The driver's part of a run in `folder`; None where its config asks for no quality."""
+    """The driver's part of a run in `folder`, its reference ready; None where its config asks for no quality.
+
+    So what is wrong with a reference is said before anything is sampled. Raises QualityError.
+    """
     from pcpo_ray.policy import device_here
 
     wanted = run.evaluation.quality
-    return None if wanted is None else Assessor(wanted, folder, device_here(), say)
+    if wanted is None:
+        return None
+    found = Assessor(wanted, folder, device_here(), say)
+    found.prepare()
+    return found
 
 
 class Assessor:
-    """The driver's part, for a run in `folder`. The reference is had at the first use, and held."""
+    """The driver's part, for a run in `folder`. The reference is loaded once, and held."""
 
     def __init__(
         self,
@@ -77,6 +84,13 @@ class Assessor:
     ) -> None:
         self.quality, self.folder, self.device, self.say = quality, folder, device, say
         self._reference: reference.Reference | None = None
+
+    def prepare(self) -> None:
+        """Load the reference, where it is not the run's own first evaluation. Raises QualityError."""
+        if self.quality.reference is not None and not isinstance(self.quality.reference, config.BaseReference):
+            self._reference = reference.load(
+                self.quality, lambda: features.load(self.quality.features, self.device), self.say
+            )
 
     def __call__(self, measured: Sequence[Measured]) -> dict[str, float]:
         """The quality of an evaluation's groups; a group without features counts nowhere, and none at all is no number.
@@ -116,12 +130,9 @@ class Assessor:
     def _had(self, group: Measured) -> reference.Reference:
         height, width = (int(side) for side in group["size"])
         if self._reference is None:
-            if isinstance(self.quality.reference, config.BaseReference):
-                self._reference = reference.base(self._path(0), (height, width))
-            else:
-                self._reference = reference.load(
-                    self.quality, lambda: features.load(self.quality.features, self.device), self.say
-                )
+            self.prepare()
+        if self._reference is None:
+            self._reference = reference.base(self._path(0), (height, width))
         if self._reference.size != (height, width):
             wide = " x ".join(map(str, self._reference.size))
             raise QualityError(

@@ -5,10 +5,14 @@ times. So a changed picture or network is another entry, and no entry is ever wr
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -18,7 +22,14 @@ from pcpo_ray.disk import writing
 from pcpo_ray.errors import QualityError
 from pcpo_ray.quality import features, frechet
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+UNREAD = (".heic", ".heif", ".jxl", ".exr", ".hdr", ".svg", ".cr2", ".nef", ".arw", ".dng")
+"""Endings of pictures that cannot be read here: a set without them would be another."""
+
+MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "I;16", "I;16B", "I;16L", "I;16N")
+"""PIL's names for pictures whose black and white are known; with `I`, `F` or CMYK they are not."""
+
+ORIENTATION, QUARTER_TURNS, OPAQUE = 0x0112, 5, 255
+"""EXIF's number for how a picture is to be turned, from which value on it is by a quarter, and alpha's greatest."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Reference:
 
 
 def check(quality: config.Quality, size: tuple[int, int] | None = None) -> None:
-    """See, without loading a picture whole, that the reference can be used for pictures of `size` (None: unknown).
+    """See, by the heads of the pictures' files, that the reference can be used for pictures of `size` (None: unknown).
 
     Raises QualityError for pictures that are not there, too few, or of other sizes.
     """
@@ -50,34 +61,124 @@ def check(quality: config.Quality, size: tuple[int, int] | None = None) -> None:
 
 def pictures(path: str) -> list[Path]:
     """The files of a folder, by name, or of a .txt list, in its order. Raises QualityError where there are none."""
-    where = Path(path)
+    where = Path(path).expanduser()
     if where.is_dir():
-        found = sorted(file for file in where.rglob("*") if file.suffix.lower() in ENDINGS)
-    elif where.suffix == ".txt" and where.is_file():
-        found = [where.parent / line.strip() for line in where.read_text(encoding="utf-8").splitlines() if line.strip()]
-        absent = [file for file in found if not file.is_file()]
-        if absent:
-            raise QualityError(f"{where} names {len(absent)} pictures that are not there, such as {absent[0]}")
+        found = sorted(_pictures_below(where))
+    elif where.suffix.lower() == ".txt" and where.is_file():
+        found = _listed(where)
     else:
         raise QualityError(
             f"evaluation.quality.reference.path is {path}; expected a folder, or a .txt file with a path a line"
         )
     if not found:
-        raise QualityError(f"evaluation.quality.reference.path {path} has no pictures ({', '.join(ENDINGS)})")
+        raise QualityError(
+            f"evaluation.quality.reference.path {path} has no pictures (.png, .jpg, .webp and what else PIL reads)"
+        )
     return found
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    """Every picture in a folder; what is hidden, as thumbnails and checkpoints of editors are, is none."""
+    from PIL import Image
+
+    formats = Image.registered_extensions()
+    for file in folder.rglob("*"):
+        ending = file.suffix.lower()
+        if file.is_dir() or any(part.startswith(".") for part in file.relative_to(folder).parts):
+            continue
+        if ending in UNREAD:
+            raise QualityError(f"{file} is a picture that cannot be read here; save it as PNG, or take it out")
+        if formats.get(ending) in Image.OPEN:
+            yield file
+
+
+def _listed(where: Path) -> list[Path]:
+    """The files that a list names, a path a line, relative to the list's own folder."""
+    try:
+        text = where.read_bytes().decode("utf-8-sig")  # read_text would end lines at a lone \r
+    except UnicodeDecodeError as error:
+        raise QualityError(f"{where} is not UTF-8 ({error}); save it as UTF-8") from None
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    found = [where.parent / Path(line).expanduser() for line in lines if line.strip()]
+    absent = [file for file in found if not file.is_file()]
+    if absent:
+        raise QualityError(f"{where} names {len(absent)} pictures that are not there, such as {absent[0]}")
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A picture of which the head is read. Raises QualityError where it is none, or one that has no plain pixels."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(path)
+    except Exception as error:  # each format's reader raises what it likes
+        raise QualityError(f"{path} cannot be read as a picture: {error}; copy it again, or take it out") from None
+    with picture:
+        png = picture.format == "PNG" and picture.mode == "I"  # 16 bits, as older PIL calls it
+        if picture.mode not in MODES and not png:
+            raise QualityError(
+                f"{path} is a picture of mode {picture.mode}, in which nothing says what is black and what is white, "
+                "or how its inks look; save it in RGB with 8 bits a channel (sRGB)"
+            )
+        if getattr(picture, "is_animated", False) and picture.format != "MPO":  # whose others are previews
+            raise QualityError(f"{path} has several frames; save the one that counts by itself")
+        yield picture
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Height and width as a picture is looked at: cameras note a rotation beside it."""
+    from PIL import Image
+
+    with _opened(path) as picture:
+        try:
+            note = Image.Exif()
+            if picture.format == "PNG":  # whose own method would read it whole
+                note.load(picture.info.get("exif"))
+            else:
+                note = picture.getexif()
+            turned = note.get(ORIENTATION, 1) >= QUARTER_TURNS
+        except Exception as error:  # whatever malformed EXIF raises
+            raise QualityError(f"{path} has EXIF that cannot be read: {error}; save it without") from None
+        return (picture.width, picture.height) if turned else (picture.height, picture.width)
+
+
+def pixels(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture whole, as it is looked at. Raises QualityError where it is cut short, or transparent."""
+    from PIL import ImageFile, ImageOps
+
+    with _opened(path) as picture:
+        lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            shown = ImageOps.exif_transpose(picture)
+        except Exception as error:  # each format's reader raises what it likes
+            raise QualityError(
+                f"{path} cannot be read whole as a picture: {error}; copy it again, or take it out"
+            ) from None
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+        if shown.mode.startswith("I"):
+            grey = np.rint(np.asarray(shown).astype(np.float64) / 257).astype(np.uint8)  # 65535 is white
+            return np.repeat(grey[..., None], 3, axis=2)
+        if shown.has_transparency_data:
+            colours = np.asarray(shown.convert("RGBA"))
+            if colours[..., 3].min() < OPAQUE:
+                raise QualityError(
+                    f"{path} is transparent in places, and nothing says what is behind; save it on a background, "
+                    "without alpha"
+                )
+            return colours[..., :3].copy()
+        return np.asarray(shown.convert("RGB"))
 
 
 def _one_size(paths: list[Path], wanted: tuple[int, int] | None) -> tuple[int, int]:
     """The pictures' one height and width, from their files' heads."""
-    from PIL import Image
-
     found: dict[tuple[int, int], list[Path]] = {}
     for path in paths:
-        try:
-            with Image.open(path) as picture:
-                found.setdefault((picture.height, picture.width), []).append(path)
-        except OSError as error:
-            raise QualityError(f"{path} cannot be read as a picture: {error}") from None
+        found.setdefault(_size(path), []).append(path)
     expected = wanted or max(found, key=lambda size: len(found[size]))
     others = {size: some for size, some in found.items() if size != expected}
     if others:
@@ -108,8 +209,8 @@ def load(quality: config.Quality, extractor: Callable[[], features.Extractor], s
         case config.ImagesReference(path=path):
             paths = pictures(path)
             count, size = len(paths), _one_size(paths, None)
-            chunks = lambda: _opened(paths)  # noqa: E731
-            what = hashlib.blake2b(b"images")
+            chunks = lambda: _in_chunks(paths, size)  # noqa: E731
+            what = hashlib.blake2b(b"images, as they are looked at")
             for file in paths if quality.cache else ():
                 what.update(hashlib.blake2b(file.read_bytes()).digest())
         case _:
@@ -126,18 +227,25 @@ def load(quality: config.Quality, extractor: Callable[[], features.Extractor], s
     say(f"reference: features of {count} pictures")
     extract = extractor()
     found = np.concatenate([extract(chunk) for chunk in chunks()])
+    if not np.isfinite(found).all():
+        raise QualityError(
+            f"the features of {count} reference pictures are not all finite; see to the network's weights"
+        )
     if kept is not None:
         save(kept, found)
     return Reference(found, size)
 
 
 def save(path: Path, values: Float[np.ndarray, "N E"]) -> None:
-    """Write features, whole or not at all. Raises RunError where the disk does not take them."""
-    beside = path.with_name(f".{path.stem}.unfinished.npy")
+    """Write features, whole or not at all, whoever else is writing the same. Raises RunError where the disk is full."""
+    beside = path.with_name(f".{path.stem}.{uuid4().hex}.unfinished.npy")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(beside, values)
-        beside.rename(path)
+        try:
+            np.save(beside, values)
+            beside.rename(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> np.ndarray:
@@ -169,8 +277,11 @@ def _drawn(count: int, form: config.CaptionForm) -> Iterator[UInt8[np.ndarray, "
         yield np.stack([draw(parse(one.text), start + n) for n, one in enumerate(some)])
 
 
-def _opened(paths: list[Path]) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:
-    from PIL import Image
-
+def _in_chunks(paths: list[Path], size: tuple[int, int]) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:
     for start in range(0, len(paths), features.CHUNK):
-        yield np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths[start : start + features.CHUNK]])
+        some = paths[start : start + features.CHUNK]
+        found = [pixels(path) for path in some]
+        for path, picture in zip(some, found, strict=True):
+            if picture.shape[:2] != size:
+                raise QualityError(f"{path} is turned by EXIF at its end, where its head says nothing; save it upright")
+        yield np.stack(found)

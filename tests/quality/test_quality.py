@@ -103,6 +103,17 @@ def test_what_is_wrong_with_a_reference_is_said_before_a_run_starts(small_sd, tm
         runs.check(small.run(small_sd, evaluation__quality=wanted))
 
 
+def test_a_reference_picture_cut_short_is_named_before_anything_is_sampled(small_sd, tmp_path):
+    for n in range(3):
+        Image.fromarray(images(n)[0]).save(tmp_path / f"{n}.png")
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:-300])
+    wanted = f"{{features: {{kind: clip}}, neighbours: 2, reference: {{kind: images, path: '{tmp_path}'}}}}"
+    run = small.run(small_sd, evaluation__quality=wanted)
+    runs.check(run)
+    with pytest.raises(QualityError, match=r"2\.png cannot be read whole"):
+        quality.assessor(run, tmp_path / "run", print)
+
+
 def test_settings_that_cannot_be_measured_are_refused():
     for changes, words in [
         ({"evaluation__images": 1, "evaluation__quality": CLIP}, "evaluation.images is 1"),
