@@ -51,6 +51,7 @@ OF_A_STEP = {
     "reward_std": "reward_deviation",
     "group_deviation": "group_deviation",
     "degenerate_groups": "degenerate_groups",
+    "rounding_groups": "rounding_groups",
     "advantage_abs_mean": "advantage_magnitude",
     "loss": "loss",
     "kl": "kl",

@@ -52,6 +52,7 @@ LEARNING = (
         when="rollout.images is at least 2",
     ),
     _gauge("degenerate_groups", "groups", "Groups of the last batch with equal scores: nothing is learned from them."),
+    _gauge("rounding_groups", "groups", "Groups of the last batch whose scores differ by rounding only."),
     _gauge("advantage_magnitude", "", "Mean of the last batch's |advantage|."),
     _gauge("held_out", "", "Mean score on the held-out prompts in the last evaluation.", "reward"),
     _gauge("held_out_low", "", "Lower end of its 95% interval over prompts.", "reward"),

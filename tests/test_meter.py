@@ -42,6 +42,7 @@ STEP = {
     "rewards": {"clip_score": 0.5},
     "advantage_abs_mean": 0.75,
     "degenerate_groups": 1,
+    "rounding_groups": 2,
     "sample_age": 0.0,
     "oldest_sample": 0,
     "first_log_ratio": 0.0,
@@ -101,6 +102,7 @@ def told(**changes):
 
 def test_a_steps_numbers_are_gauges_and_what_it_took_is_counted():
     kept = told()
+    assert (kept["degenerate_groups"], kept["rounding_groups"]) == (1, 2)
     assert (kept["step"], kept["loss"], kept["clip_fraction"], kept["reward_deviation"]) == (4, 0.01, 0.3, 0.25)
     assert kept["reward", {"reward": "reward"}] == kept["reward", {"reward": "clip_score"}] == 0.5
     assert (kept["updates"], kept["step_seconds"], kept["samples", {"purpose": "train"}]) == (1, 10.0, 12)

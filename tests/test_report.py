@@ -81,6 +81,7 @@ def learn(record, step, *, clipped=0.25, **more):
         "idle": {"samplers": 0.37, "scorers": 0.9, "learner": 0.7},
         "dropped_groups": 1,
         "degenerate_groups": 0,
+        "rounding_groups": 0,
         **more,
     }
     record.record("train", step, values)

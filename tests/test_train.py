@@ -366,6 +366,26 @@ def test_a_learner_that_is_lost_again_and_again_ends_the_run(small_sd, tmp_path)
         go(run, tmp_path / "run", stages=stages)
 
 
+def test_losses_with_steps_learned_and_saved_between_them_do_not_add_up(small_sd, tmp_path):
+    steps = train.LOSSES + 2
+    run = small.run(small_sd, steps=steps, rollout__prompts=1, sampling__steps=2, evaluation__every=100)
+    stages = LocalStages(run)
+    begin, lost = stages.learner.begin, []
+
+    def once_a_step(step, batch):
+        if step not in lost:
+            lost.append(step)
+            raise LearnerLostError("killed")
+        begin(step, batch)
+
+    def recover():
+        stages.learner.learner = Learner(run, torch.device("cpu"))
+
+    stages.learner.begin, stages.learner.recover = once_a_step, recover
+    go(run, tmp_path / "run", stages=stages)
+    assert lost == list(range(1, steps + 1))
+
+
 def test_a_batch_whose_trajectories_are_gone_is_sampled_again_to_the_bit(small_sd, tmp_path):
     run = small.run(small_sd, steps=2)
     stages = LocalStages(run)

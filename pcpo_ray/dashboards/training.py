@@ -69,7 +69,8 @@ LEARNING = Row(
         chart(
             "Groups with nothing to learn",
             "Groups of a batch whose images all have the same score.",
-            Query(gauge("degenerate_groups"), "groups"),
+            Query(gauge("degenerate_groups"), "equal"),
+            Query(gauge("rounding_groups"), "differ by rounding"),
         ),
         chart(
             "Rewards without a score",
