@@ -468,7 +468,7 @@ class Learner:
         most = self.run.objective.correction
         assert most is not None
         importance = objective.importance(own, dimensions=pairs.latents[0].numel(), most=most)
-        self.importances.append(objective.spread(importance[old], most=most))
+        self.importances.append(objective.spread(importance, old, most=most))
         return torch.where(old, lag, 0.0), torch.where(old, importance, 1.0)
 
     def _importance_seen(self) -> Mapping[str, float] | None:

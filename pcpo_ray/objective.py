@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pcpo_ray.errors import ConfigError, TrainingError
@@ -90,11 +90,15 @@ def importance(lag: Float[Tensor, " B"], *, dimensions: int, most: float) -> Flo
     return (dimensions * lag).clamp(max=math.log(most)).exp()
 
 
-def spread(weights: Float[Tensor, " n"], *, most: float) -> Float[Tensor, "4"]:
-    """The n importance weights as sums, which add up over passes and ranks: n, of w, of w^2, how many are truncated."""
-    w = weights.double()
-    truncated = (weights >= most * (1 - 1e-6)).double()
-    return torch.stack([torch.ones_like(w).sum(), w.sum(), w.square().sum(), truncated.sum()])
+def spread(weights: Float[Tensor, " B"], counted: Bool[Tensor, " B"], *, most: float) -> Float[Tensor, "4"]:
+    """Sums over the importance weights that are `counted`, which add up over passes and ranks.
+
+    They are how many there are, of w, of w^2, and how many are truncated. Nothing here waits for the device.
+    """
+    count = counted.double()
+    w = weights.double() * count
+    truncated = (weights >= most * (1 - 1e-6)) * count
+    return torch.stack([count.sum(), w.sum(), w.square().sum(), truncated.sum()])
 
 
 def spread_in_numbers(sums: Sequence[float]) -> dict[str, float] | None:

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcpo_ray.errors import ConfigError, TrainingError
-from pcpo_ray.objective import StepDiagnostics, clipped_ratio, gradient_norm, inactive, log_hinge, log_ratio, rounded
+from pcpo_ray.objective import (
+    StepDiagnostics,
+    clipped_ratio,
+    gradient_norm,
+    importance,
+    inactive,
+    log_hinge,
+    log_ratio,
+    rounded,
+    spread,
+    spread_in_numbers,
+)
 from pcpo_ray.schedule import FlowSchedule
 from pcpo_ray.transitions import AffineStep, ddim, flow
 from tests.schedules import sd15
@@ -319,3 +330,30 @@ def test_a_log_ratio_that_is_not_finite_is_refused_and_not_counted():
     with pytest.raises(TrainingError, match=r"of 10000 \(image, step\) pairs") as raised:
         made.count()
     assert len(str(raised.value)) < 400
+
+
+def test_the_importance_is_the_truncated_ratio_of_a_steps_two_densities():
+    drawing = torch.Generator().manual_seed(0)
+    x, old, new, z = (torch.randn(5, 3, 4, dtype=torch.float64, generator=drawing) for _ in range(4))
+    new = old + 0.1 * new
+    step = AffineStep(scale=1.1, gain=-0.4, std=0.3)
+    drawn = step.scale * x + step.gain * old + step.std * z
+    ratio = torch.ones(5, dtype=torch.float64)
+    for prediction, sign in ((new, 1), (old, -1)):
+        density = torch.distributions.Normal(step.scale * x + step.gain * prediction, step.std)
+        ratio = ratio * (sign * density.log_prob(drawn).flatten(1).sum(1)).exp()
+    lag = log_ratio(new, old, z, weight=step.weight, sign=step.sign)
+    most = float(ratio.median())
+    found = importance(lag, dimensions=12, most=most)
+    torch.testing.assert_close(found, ratio.clamp(max=most), rtol=1e-12, atol=0)
+    assert 0 < int((ratio > most).sum()) < 5
+
+
+def test_the_spread_of_importance_weights_adds_up_over_passes():
+    weights = torch.tensor([0.5, 1.0, 2.0, 2.0, 1.0], dtype=torch.float64)
+    counted = torch.tensor([True, True, True, True, False])
+    parts = [spread(weights[rows], counted[rows], most=2.0) for rows in (slice(0, 2), slice(2, 5))]
+    assert spread_in_numbers((parts[0] + parts[1]).tolist()) == pytest.approx(
+        {"mean": 1.375, "std": weights[:4].std(correction=0).item(), "truncated": 0.5, "effective": 5.5**2 / (4 * 9.25)}
+    )
+    assert spread_in_numbers([0.0] * 4) is None
