@@ -13,7 +13,7 @@ from annotated_types import Len
 from pcpo_ray import config, config_file
 from pcpo_ray.config import NUMBER, NonNegativeInt, Positive
 from pcpo_ray.errors import ConfigError, StudyError
-from pcpo_ray.study.axes import Axis, differing
+from pcpo_ray.study import axes
 from pcpo_ray.study.statistics import MOST
 
 RATE = "optimizer.learning_rate"
@@ -23,13 +23,15 @@ RATE = "optimizer.learning_rate"
 class Arm:
     """Its config keys `a.b.c` and their values, beside the study's.
 
-    It is compared with the arm `against` (null: the first one), to which it must be equal on every axis (axes.py) but
-    those it `varies`. `seed_offset` is added to its runs' seeds: equal arms that are to differ by chance alone.
+    It is compared with the arm `against` (null: the first one), to which it must be equal in every key of the config,
+    and in what follows from several (axes.DERIVED), but those it `varies`; a block's name stands for all of its keys.
+    A learning rate that the study searches for is each arm's own. `seed_offset` is added to its runs' seeds: equal arms
+    that are to differ by chance alone.
     """
 
     set: Mapping[str, Any] = field(default_factory=dict)
     against: str | None = None
-    varies: tuple[Axis, ...] = ()
+    varies: tuple[str, ...] = ()
     seed_offset: NonNegativeInt = 0
 
 
@@ -179,7 +181,7 @@ def check(study: Study) -> None:
         except ConfigError as error:
             raise ConfigError(f"study {study.name}, arm {arm}: {error}") from None
     for arm, other in compared(study):
-        wrong = list(_wrong(arm, other, differing(found[arm], found[other]), study.arms[arm].varies))
+        wrong = list(_wrong(arm, other, found, study.arms[arm].varies))
         if wrong:
             raise StudyError("\n".join([f"study {study.name}: arm {arm} cannot be compared with {other}:", *wrong]))
 
@@ -189,13 +191,15 @@ def compared(study: Study) -> list[tuple[str, str]]:
     return [(arm, other) for arm in study.arms if (other := study.against(arm)) is not None]
 
 
-def _wrong(arm: str, other: str, different: Mapping[str, tuple[Any, Any]], varies: tuple[str, ...]) -> Iterator[str]:
-    for axis, (one, two) in different.items():
-        if axis not in varies:
+def _wrong(arm: str, other: str, found: Mapping[str, config.Run], varies: tuple[str, ...]) -> Iterator[str]:
+    different = axes.differing(found[arm], found[other])
+    for key, (one, two) in different.items():
+        if not any(axes.covers(declared, key) for declared in varies):
             yield (
-                f"  {axis}: {arm} has {one}, {other} has {two}; make them equal, or, if the study is about that, "
-                f"write `varies: [{axis}]` under the arm"
+                f"  {key}: {arm} has {one}, {other} has {two}; make them equal, or, if the study is about that, write "
+                f"`varies: [{key}]` under the arm"
             )
-    for axis in varies:
-        if axis not in different:
-            yield f"  {axis}: under `varies`, but the same in both; leave it out there"
+    for declared in varies:
+        if not any(axes.covers(declared, key) for key in different):
+            why = axes.unknown(declared, (found[arm], found[other])) or "the same in both; leave it out there"
+            yield f"  {declared}: under `varies`, but {why}"

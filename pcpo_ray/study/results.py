@@ -172,11 +172,13 @@ def _value(row: Mapping[str, Any], name: str) -> float:
 class Comparison:
     """An arm against another over the seeds: the reward at the end, and the updates to each target.
 
-    `p` values are those of the study's comparisons of the same thing together (Holm).
+    `p` values are those of the study's comparisons of the same thing together (Holm). `alike`: whether both draw their
+    evaluations with the same sampler, so that their difference is the weights' alone.
     """
 
     arm: str
     other: str
+    alike: bool
     change: Estimate
     p: float
     adjusted: float
@@ -222,6 +224,7 @@ class Results:
             Comparison(
                 arm=arm,
                 other=other,
+                alike=axes.same(*(axes.drawn(self.arms[name].run) for name in (arm, other))),
                 change=statistics.interval(changes[row]),
                 p=p[row],
                 adjusted=adjusted[row],

@@ -14,6 +14,9 @@ from pcpo_ray.report import number
 from pcpo_ray.study import statistics
 from pcpo_ray.study.results import Arm, Comparison, Results
 
+OTHER_SAMPLER = "†"
+"""Behind the name of an arm whose evaluations are drawn with another sampler."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -58,8 +61,25 @@ def _outcome(results: Results) -> Table:
             "clipped: the clip fraction, share of (picture, step) pairs with |log ratio| above the clip range, over "
             "all updates; first: of the first update alone. gradient: its norm before it is cut, mean over updates. "
             "s/update: median, evaluations not counted.",
+            *_samplers(results),
         ],
     )
+
+
+def _against(comparison: Comparison) -> str:
+    return comparison.other if comparison.alike else f"{comparison.other} {OTHER_SAMPLER}"
+
+
+def _samplers(results: Results) -> list[str]:
+    """Which differences are those of the weights and of the sampler together."""
+    found = [f"{one.arm} and {one.other}" for one in results.comparisons if not one.alike]
+    if not found:
+        return []
+    return [
+        f"{OTHER_SAMPLER} {'; '.join(found)}: each draws its evaluations with its own sampler, so that a difference is "
+        "what was learned and the sampler together. What the sampler does to the model as it is stands under Before "
+        "training; evaluation.sampling gives all arms one sampler."
+    ]
 
 
 def _row(arm: Arm, comparison: Comparison | None) -> list[str]:
@@ -67,7 +87,7 @@ def _row(arm: Arm, comparison: Comparison | None) -> list[str]:
     if comparison is not None:
         found = [
             within(comparison.change, signed=True, digits=3),
-            comparison.other,
+            _against(comparison),
             p(comparison.p),
             p(comparison.adjusted),
         ]
@@ -106,7 +126,7 @@ def _targets(results: Results) -> Table:
             row.append(f"> {when.end:g}" if when.median is None else f"{when.median:.1f}")
             compared = [comparison for comparison in results.comparisons if comparison.arm == name]
             for one in compared:
-                row += [speed(one.speeds[place]), one.other, p(one.speeds[place].p), p(one.speeds_adjusted[place])]
+                row += [speed(one.speeds[place]), _against(one), p(one.speeds[place].p), p(one.speeds_adjusted[place])]
             rows.append(row if compared else [*row, "", "", "", ""])
     start = f"above {study.first}'s reward before training at the same seed"
     meant = start if gain else "the held-out reward itself"
@@ -120,6 +140,7 @@ def _targets(results: Results) -> Table:
             "bootstrap interval over paired seeds, its percentiles widened for few seeds. A run that ends without "
             "reaching the target counts with its last update: > or < say on which side of the ratio the truth is then, "
             "and where both arms have such runs nothing follows (?). p as above, for each target by itself.",
+            *_samplers(results),
         ],
     )
 
@@ -139,12 +160,13 @@ def _matched(results: Results) -> Table:
         rows.append([name, *(_compared(*pair) for pair in values)])
     return Table(
         "At the same held-out reward",
-        ["measure", *(f"{arm.name} against {other.name}" for arm, other in compared)],
+        ["measure", *(f"{one.arm} against {_against(one)}" for one in results.comparisons)],
         rows,
         [
             "Of two arms that are compared, where each run first has the highest reward that both reach at its seed; "
             "one that is never as low is read at its start, which the row of the reward shows. "
             f"Means over seeds, straight between evaluations; {_levels('the arm compared with')}",
+            *_samplers(results),
         ],
     )
 

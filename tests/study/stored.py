@@ -31,7 +31,13 @@ def study(**changes):
     data = {
         "name": "small",
         "base": BASE,
-        "arms": {"ddpo": {}, "pcpo": {"set": {"objective.kind": "log_hinge", "credit.kind": "reweight"}}},
+        "arms": {
+            "ddpo": {},
+            "pcpo": {
+                "set": {"objective.kind": "log_hinge", "credit.kind": "reweight"},
+                "varies": ["objective.kind", "credit"],
+            },
+        },
         "seeds": [1, 2, 3],
         "targets": {"kind": "gain", "values": [0.05, 0.1]},
         **changes,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pcpo_ray.study import page, plan, results
+from pcpo_ray.study import page, plan, results, table
 from tests.study import stored
 
 GAINS = {"ddpo": 0.1, "pcpo": 0.2}
@@ -44,8 +44,8 @@ def test_arms_that_sample_alike_share_a_column_before_training_and_others_have_t
     start = {"one": 0.5, "alike": 0.5, "other": 0.6}
     stored.store(tmp_path, plan.main_runs(study, {}), lambda planned, step: start[planned.arm] + step, quality=True)
     page.write(results.read(study, tmp_path), tmp_path / "study.yaml")
-    table = (tmp_path / "table.md").read_text(encoding="utf-8").partition("## Before training")[2]
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    text = (tmp_path / "table.md").read_text(encoding="utf-8").partition("## Before training")[2]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert rows[0] == ["measure", "one, alike", "other"]
     assert rows[2] == ["reward", "0.5000 ± 0.0000", "0.6000 (+0.10 ± 0.00)"]
     assert {"frechet", "vendi"} < {row[0] for row in rows} and {len(row) for row in rows} == {3}
@@ -102,3 +102,23 @@ def test_more_arms_than_colours_are_told_apart_by_their_lines(tmp_path):
     _, html = page.write(results.read(study, tmp_path), tmp_path / "study.yaml")
     keys = re.findall(r'class="key( dashed)?" style="border-color: var\(--(\w+)\)"', html.read_text(encoding="utf-8"))
     assert len(keys) == 9 and len(set(keys)) == 9
+
+
+def test_arms_that_are_evaluated_with_samplers_of_their_own_are_marked_where_they_are_compared(tmp_path):
+    arms = {
+        "ddpo": {},
+        "hinge": {"set": {"objective.kind": "log_hinge"}, "varies": ["objective.kind"]},
+        "mixed": {"set": {"credit": {"kind": "interpolate"}}, "varies": ["credit"]},
+    }
+
+    def text(folder, **changes):
+        study = stored.study(arms=arms, seeds=[1, 2], **changes)
+        stored.store(folder, plan.main_runs(study, {}), stored.rising(dict(zip(arms, (0.1, 0.2, 0.3), strict=True))))
+        return table.markdown(results.read(study, folder))
+
+    own = text(tmp_path / "own")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in own.splitlines() if line[:1] == "|"]
+    assert {row[0]: row[4] for row in rows if row[0] in arms} == {"ddpo": "", "hinge": "ddpo", "mixed": "ddpo †"}
+    assert "mixed against ddpo †" in own and "hinge against ddpo |" in own
+    assert own.count("- † mixed and ddpo: each draws its evaluations with its own sampler") == 3
+    assert "†" not in text(tmp_path / "alike", set={"evaluation.sampling": {"deterministic": True}})

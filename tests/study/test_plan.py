@@ -1,13 +1,14 @@
 """A study's file is read whole or refused; arms that are compared are equal where they must be."""
 
+import dataclasses
 import statistics
 from pathlib import Path
 
 import pytest
 
-from pcpo_ray import models, policy
+from pcpo_ray import config, models, policy
 from pcpo_ray.errors import ConfigError, StudyError
-from pcpo_ray.study import plan
+from pcpo_ray.study import axes, plan
 from tests.study import stored
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yaml"))
@@ -73,7 +74,6 @@ WRONG = [
     ({"seeds": [1, 1]}, ["seeds names a seed twice"]),
     ({"arms": {"ddpo": {}}}, ["arms", "at least 2"]),
     ({"arms": arms(sets={})}, ["arms.pcpo.sets", "did you mean 'set'?"]),
-    ({"arms": arms(varies=["storge dtype"])}, ["arms.pcpo.varies.0", "'storge dtype'", "'storage dtype'"]),
     ({"arms": arms(against="pcpo")}, ["arms.pcpo.against", "an arm above it"]),
     ({"arms": {"ddpo": {"varies": ["steps"]}, "pcpo": {}}}, ["arms.ddpo is the first"]),
     ({"arms": {"../x": {}, "pcpo": {}}}, ["'../x'", "one folder name"]),
@@ -107,37 +107,110 @@ def test_a_wrong_key_of_an_arm_names_the_arm():
         plan.check(stored.study(arms=arms(set={"objective.clip_rnage": 1})))
 
 
-UNEQUAL: list[tuple[str, dict[str, object]]] = [
-    ("storage dtype", {"sampling.storage": "bfloat16"}),
-    ("storage dtype", {"optimizer.mixed_precision": "bf16"}),
-    ("trained steps", {"sampling.trained_steps": 2}),
-    ("trained steps", {"sampling.subset": {"kind": "window", "size": 2}}),
-    ("mean credit weight", {"credit": {"kind": "interpolate", "w_star": 0.1}}),
-    ("clip fraction", {"objective.clip_range": 1e-3}),
-    ("clip fraction", {"objective.clip_scale": "weight"}),
-    ("clip fraction", {"objective.log_ratio": "replay"}),
-    ("batch", {"rollout.images": 6}),
-    ("batch", {"optimizer.updates": 2}),
-    ("steps", {"steps": 5}),
-    ("rewards", {"rewards": [{"kind": "jpeg_compressibility"}]}),
-    ("prompts", {"prompts": {"kind": "shapes", "split": "held_out"}}),
-    ("evaluation", {"evaluation.count": 2}),
-    ("denoising", {"sampling.guidance_scale": 2.0}),
-    ("model", {"model.train": {"kind": "lora", "rank": 4}}),
-]
+UNEQUAL: dict[str, object] = {
+    "model.gradient_checkpointing": True,
+    "model.text_cache": "texts",
+    "prompts.split": "held_out",
+    "sampling.guidance_scale": 2.0,
+    "sampling.process.eta": 0.5,
+    "sampling.shared_noise": True,
+    "sampling.detach_unconditional": True,
+    "sampling.batch": 1,
+    "sampling.storage": "bfloat16",
+    "rewards": [{"kind": "jpeg_compressibility"}],
+    "combine": "advantages",
+    "credit": {"kind": "interpolate", "w_star": 0.1},
+    "advantage": {"kind": "batch"},
+    "advantage.scale": "batch",
+    "objective.kind": "log_hinge",
+    "objective.kl": 0.1,
+    "objective.correction": 2.0,
+    "objective.clip_range": 1e-3,
+    "objective.clip_scale": "weight",
+    "objective.step_loss": "noise",
+    "objective.log_ratio": "replay",
+    "rollout.images": 6,
+    "rollout.max_staleness": 1,
+    "optimizer.learning_rate": 1e-2,
+    "optimizer.weight_decay": 0.1,
+    "optimizer.average": 0.99,
+    "optimizer.max_gradient_norm": 0.5,
+    "optimizer.updates": 2,
+    "optimizer.mixed_precision": "bf16",
+    "steps": 5,
+    "evaluation.count": 2,
+    "monitors.action": "stop",
+    "workers.samplers.workers": 2,
+}
 
 
-@pytest.mark.parametrize("axis, keys", UNEQUAL, ids=str)
-def test_arms_that_are_unequal_are_refused_unless_the_study_is_about_that(axis, keys):
-    with pytest.raises(StudyError, match=rf"arm pcpo cannot be compared with ddpo:(.|\n)*  {axis}: pcpo has"):
-        plan.check(stored.study(arms=arms(set=keys)))
-    varied = ["trained steps", "mean credit weight"] if keys.get("sampling.trained_steps") else [axis]
-    plan.check(stored.study(arms=arms(set=keys, varies=varied)))
+@pytest.mark.parametrize("key, value", UNEQUAL.items(), ids=str)
+def test_every_key_in_which_arms_differ_is_refused_until_it_is_declared(key, value):
+    declared = [key, "mean credit weight"] if key in ("credit", "sampling.process.eta") else [key]
+    for missing in declared:
+        some = [one for one in declared if one != missing]
+        with pytest.raises(StudyError, match=rf"arm pcpo cannot be compared with ddpo:\n  {missing}: pcpo has"):
+            plan.check(stored.study(arms=arms(set={key: value}, varies=some)))
+    plan.check(stored.study(arms=arms(set={key: value}, varies=declared)))
+    plan.check(stored.study(arms=arms(set={key: value}, varies=[one.partition(".")[0] for one in declared])))
+
+
+def test_no_key_of_the_config_is_left_out_of_the_comparison():
+    one = plan.planned(stored.study(), "ddpo", 1).run
+    keys = {field.name for field in dataclasses.fields(one)}
+    assert {key.partition(".")[0] for key in UNEQUAL} | {"name", "seed", "checkpoints", "trackers"} == keys
+    assert axes.differing(one, dataclasses.replace(one, checkpoints=config.Checkpoints(every=1))).keys() == {
+        "checkpoints.every"
+    }
+
+
+@pytest.mark.parametrize(
+    "keys, declared",
+    [
+        ({"sampling.trained_steps": 2}, ["sampling.trained_steps", "trained steps", "mean credit weight"]),
+        ({"sampling.subset": {"kind": "window", "size": 2}}, ["sampling.subset", "trained steps"]),
+        ({"sampling.steps": 4}, ["sampling.steps", "trained steps", "mean credit weight"]),
+    ],
+    ids=str,
+)
+def test_what_follows_from_several_keys_is_declared_too(keys, declared):
+    for missing in declared:
+        with pytest.raises(StudyError, match=rf"  {missing}: pcpo has"):
+            plan.check(stored.study(arms=arms(set=keys, varies=[one for one in declared if one != missing])))
+    plan.check(stored.study(arms=arms(set=keys, varies=declared)))
 
 
 def test_what_does_not_vary_is_not_to_be_listed():
-    with pytest.raises(StudyError, match="steps: under `varies`, but the same in both"):
-        plan.check(stored.study(arms=arms(varies=["steps"])))
+    for declared in ("steps", "trained steps", "objective"):
+        with pytest.raises(StudyError, match=f"  {declared}: under `varies`, but the same in both; leave it out there"):
+            plan.check(stored.study(arms=arms(varies=[declared])))
+    with pytest.raises(StudyError, match=r"  objective\.kil: under `varies`, but no key .* mean 'objective\.kl'\?"):
+        plan.check(stored.study(arms=arms(varies=["objective.kil"])))
+
+
+def test_rates_that_are_searched_for_are_each_arms_own_and_not_declared():
+    study = stored.study(search={"rates": [1e-3, 2e-3], "seeds": [9]})
+    plan.check(study)
+    rates = {one.arm: one.run.optimizer.learning_rate for one in plan.main_runs(study, {"ddpo": 1e-3, "pcpo": 2e-3})}
+    assert rates == {"ddpo": 1e-3, "pcpo": 2e-3}
+
+
+def test_samplers_are_told_apart_by_what_they_draw_and_not_by_names():
+    base = plan.planned(stored.study(), "ddpo", 1).run
+
+    def alike(**changes):
+        return axes.same(axes.drawn(base), axes.drawn(dataclasses.replace(base, **changes)))
+
+    assert alike(credit=config.Reweight()) and alike(objective=config.LogHinge()) and alike(seed=9)
+    assert not alike(credit=config.Interpolate()) and not alike(credit=config.Released(w_star=30.0))
+    sampling = config.EvaluationSampling(deterministic=True)
+    mixed, plain = (
+        dataclasses.replace(base, credit=credit, evaluation=dataclasses.replace(base.evaluation, sampling=sampling))
+        for credit in (config.Interpolate(), config.Native())
+    )
+    assert axes.drawn(mixed) == axes.drawn(plain) != axes.drawn(base)
+    for keys in ({"process": config.Ddim(eta=0.5)}, {"steps": 4}, {"guidance_scale": 2.0}, {"shared_noise": True}):
+        assert not alike(sampling=dataclasses.replace(base.sampling, **keys))
 
 
 def test_an_arm_is_measured_by_the_one_it_is_compared_with():
@@ -151,7 +224,12 @@ def test_an_arm_is_measured_by_the_one_it_is_compared_with():
 
 def test_all_four_credits_of_a_schedule_have_the_same_mean_weight():
     kinds = ("native", "reweight", "variance", "interpolate")
-    study = stored.study(arms={kind: {"set": {"credit": {"kind": kind}}} for kind in kinds})
+    study = stored.study(
+        arms={
+            kind: {"set": {"credit": {"kind": kind}}, "varies": ["credit"] if kind != "native" else []}
+            for kind in kinds
+        }
+    )
     plan.check(study)
     weights = {}
     for kind in kinds:

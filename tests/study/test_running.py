@@ -24,7 +24,10 @@ def written(path, model, *, seconds=0.0, **changes):
     data = {
         "name": "tiny",
         "base": config_file.plain(run),
-        "arms": {"native": {"set": {"credit.kind": "native"}}, "pcpo": {"set": {"credit.kind": "reweight"}}},
+        "arms": {
+            "native": {"set": {"credit.kind": "native"}},
+            "pcpo": {"set": {"credit.kind": "reweight"}, "varies": ["credit"]},
+        },
         "seeds": [1, 2],
         "targets": {"kind": "gain", "values": [0.1]},
         **changes,
