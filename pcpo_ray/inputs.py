@@ -9,10 +9,11 @@ leaves them all as they were is not seen. What workers read on other machines is
 
 import inspect
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -87,8 +88,8 @@ def _of_reward(reward: config.Reward) -> Files:
             return {**_of_clip(model, None), **own}
         case config.Hps(weights=file):
             return {"weights": _itself(file)}
-        case config.CustomReward(kind=kind):
-            return {"kind": _code(kind)}
+        case config.CustomReward(kind=kind, options=options):
+            return {"kind": _code(kind), **_in_options(options, "options")}
     return {}
 
 
@@ -125,6 +126,15 @@ def _of_clip(model: str, weights: str | None) -> Files:
     return {"model": _folder_or_file(name.removeprefix("local-dir:"))}
 
 
+def _in_options(value: Any, key: str) -> Files:
+    """The files and folders that the options of a class of the user's own name."""
+    if isinstance(value, str):
+        files = _folder_or_file(value) if os.path.exists(value) else {}  # which takes any text, as Path.exists does not
+        return {key: files} if files else {}
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return {name: files for part, one in parts for name, files in _in_options(one, f"{key}.{part}").items()}
+
+
 def _code(name: str) -> Mapping[str, Path]:
     """The file of the module of a class of the user's own; none where it has no file."""
     try:
@@ -135,8 +145,16 @@ def _code(name: str) -> Mapping[str, Path]:
 
 
 def is_code(key: str) -> bool:
-    """Whether a key points to code, which may be mended under way, and not to data."""
+    """Whether a key names a class of the user's own."""
     return key == "model.denoiser" or key.endswith(".kind")
+
+
+def is_own(key: str) -> bool:
+    """Whether a key points to code of the user's own, which may be mended under way, or is an option of such code.
+
+    Code may write to what its options name.
+    """
+    return is_code(key) or ".options." in key
 
 
 def _itself(path: str | Path) -> Mapping[str, Path]:

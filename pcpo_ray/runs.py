@@ -170,24 +170,24 @@ def resume(
         raise AlarmError(alarm)
     if inputs.read(folder) is None:
         say(f"{home.place} has no inputs.json: whether its prompts, model and rewards are as they were is not known")
-    for text in changed.code:
-        say(f"{text}; it goes on with the code as it is now")
+    for text in changed.own:
+        say(f"{text}; it goes on with it as it is now")
     found = home.newest(say)
     if found is None:
         say(f"{home.place} has no checkpoint yet: starting from step 0")
     recorder = Recorder.reopen(folder, run, -1 if found is None else found, url=url)
-    if changed.code:
-        recorder.event("code_changed", changed=changed.code)
+    if changed.own:
+        recorder.event("code_changed", changed=changed.own)
     return recorder, found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """In what a run is no more what it was, in words: its config, the files that it points to, and the user's code."""
+    """In what a run is no more what it was, in words: its config, the files that it points to, the user's own code."""
 
     config: Sequence[str]
     files: Sequence[str]
-    code: Sequence[str]
+    own: Sequence[str]
 
 
 def changes(folder: Path, run: config.Run, *, free: Sequence[str], known: dict[Path, str] | None = None) -> Changes:
@@ -205,8 +205,8 @@ def changes(folder: Path, run: config.Run, *, free: Sequence[str], known: dict[P
         config=[
             f"{key} {text}" for key, text in of_config.items() if key not in moved and not f"{key}.".startswith(others)
         ],
-        files=[text for key, text in found if not inputs.is_code(key)],
-        code=[text for key, text in found if inputs.is_code(key)],
+        files=[text for key, text in found if not inputs.is_own(key)],
+        own=[text for key, text in found if inputs.is_own(key)],
     )
 
 

@@ -72,6 +72,12 @@ POINTED = [
     ),
     ("rewards", "[{kind: 'mine:Mine'}]", "rewards.0.kind", "mine.py"),
     (
+        "rewards",
+        f"[{{kind: 'mine:Mine', options: {{where: [{{file: clip.pt, n: 3, long: {5000 * 'x'}, odd: \"\\0\"}}]}}}}]",
+        "rewards.0.options.where.0.file",
+        "clip.pt",
+    ),
+    (
         "evaluation__rewards",
         "[{kind: diversity, model: ./pick}]",
         "evaluation.rewards.0.model",

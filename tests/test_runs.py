@@ -212,7 +212,7 @@ def test_code_that_was_mended_is_said_and_recorded_and_another_class_refused(sma
     said = []
     runs.resume(tmp_path / "run", run, said.append)
     changed = f"rewards.0.kind: {tmp_path}/mended.py is not the file that the run began with"
-    assert f"{changed}; it goes on with the code as it is now" in said
+    assert f"{changed}; it goes on with it as it is now" in said
     (event,) = map(json.loads, (tmp_path / "run" / "events.jsonl").read_text().splitlines())
     assert (event["kind"], event["changed"]) == ("code_changed", [changed])
     with pytest.raises(RunError, match=r"another config: rewards\.0\.kind was 'mended:One', now 'mended:Two'"):

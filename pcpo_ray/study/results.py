@@ -60,7 +60,7 @@ def _changed(path: Path, wanted: config.Run, known: dict[Path, str]) -> list[str
         found = runs.changes(path, wanted, free=FREE, known=known)
     except RunError as error:
         return [f"  {path.name}: {error}"]
-    changed = [*found.config, *found.files, *found.code]
+    changed = [*found.config, *found.files, *found.own]
     return [f"  {path.name}: {'; '.join(changed)}"] if changed else []
 
 
