@@ -128,7 +128,7 @@ def finish(folder: Path, *, version: int, state: State, parts: int = 1) -> None:
         )
     files = sorted(path for path in made.rglob("*") if path.is_file())
     sums = {str(path.relative_to(made)): _checksum(path) for path in files}
-    text = json.dumps({"version": version, "driver": asdict(state), "files": sums}, indent=1)
+    text = json.dumps({"version": version, "driver": asdict(state), "files": sums}, indent=1, allow_nan=False)
     (made / STATE).write_text(text, encoding="utf-8")
     for path in (*files, made / STATE):
         with path.open("rb") as file:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from pcpo_ray import __version__, bench, operate
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError, RunError
+from pcpo_ray.lines import shown
 
 app = typer.Typer(
     add_completion=False,
@@ -159,12 +160,13 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
     if "quality" in found_out:
         console.print(f"quality, of {len(scored) * run.evaluation.images} held-out pictures:")
         for name, value in found_out["quality"].items():
-            console.print(f"  {name}: {value:.4f}")
+            console.print(f"  {name}: {shown(value, '.4f')}")
 
 
 def _print_estimates(console: Console, estimates: Mapping[str, Mapping[str, float]]) -> None:
     for name, found in estimates.items():
-        console.print(f"  {name}: {found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})")
+        mean, low, high = (shown(found[key], ".4f") for key in ("mean", "low", "high"))
+        console.print(f"  {name}: {mean} ({low} to {high})")
 
 
 @app.command()

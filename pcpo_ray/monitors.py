@@ -10,7 +10,6 @@ in a row. All is a function of the lines of metrics.jsonl, so a resumed run judg
 number (a reward without scores) raises no alarm.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import config
+from pcpo_ray import config, lines
 from pcpo_ray.config import TOTAL
 
 NAMES = ("diversity", "deviation", "reward", "hacking")
@@ -89,7 +88,7 @@ def _spread(row: Row) -> float:
 def _deviation(settings: config.Monitors, evaluated: Sequence[Row], steps: Sequence[Row]) -> str:
     def between(start: int, end: int) -> float:
         known = [row["group_deviation"] for row in steps if start < row["step"] <= end]
-        known = [value for value in known if value is not None]
+        known = [value for value in known if value is not None and np.isfinite(value)]
         return float(np.mean(known)) if known else float("nan")
 
     first = between(evaluated[0]["step"], evaluated[1]["step"])
@@ -137,9 +136,7 @@ ENDINGS = ("stopped", "rolled_back")
 
 def ending(folder: Path) -> str:
     """The alarm that ended the run in a folder last, and what to do; empty if it did not end by one."""
-    path = folder / "events.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    found = [event for event in map(json.loads, filter(None, lines)) if event["kind"] in (*ENDINGS, "started")]
+    found = [event for event in lines.events(folder / "events.jsonl").rows if event["kind"] in (*ENDINGS, "started")]
     return str(found[-1].get("alarm", "")) if found else ""
 
 

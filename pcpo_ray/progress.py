@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pcpo_ray import config
 from pcpo_ray.evaluation import TOTAL
+from pcpo_ray.lines import shown
 
 
 class Display:
@@ -52,9 +53,11 @@ class Display:
 
     def _evaluated(self, row: Mapping[str, Any]) -> str:
         means = {name: value["mean"] for name, value in row["rewards"].items() if name != TOTAL}
-        text = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
+        text = ", ".join(f"{name} {shown(mean)}" for name, mean in means.items())
         measured = row.get("quality", {})
-        text += "".join(f", {name} {measured[name]:.3g}" for name in ("frechet", "pairwise") if name in measured)
+        text += "".join(
+            f", {name} {shown(measured[name], '.3g')}" for name in ("frechet", "pairwise") if name in measured
+        )
         self.shown[f"held-out ({row['images']} images, step {row['step']})"] = text
         return f"evaluation at step {row['step']}: {text}"
 
@@ -64,7 +67,7 @@ class Display:
         left = (self.run.steps - row["step"]) * sum(recent) / len(recent)
         idle = ", ".join(f"{role} {share:.0%}" for role, share in row["idle"].items())
         now = {
-            "reward": f"{row['reward_mean']:.4g} ± {row['reward_std']:.2g}",
+            "reward": f"{shown(row['reward_mean'])} ± {shown(row['reward_std'], '.2g')}",
             "clip fraction": f"{row['clip_fraction']:.1%}",
             "samples/s": f"{row['samples_per_second']:.1f}",
             "seconds left": f"{left:.0f}",

@@ -8,7 +8,6 @@ features/       see quality/ (a file a step)
 checkpoints/    see checkpoint.py               report.html         see report.py
 """
 
-import json
 import math
 import shutil
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import config, config_file, inputs
+from pcpo_ray import config, config_file, inputs, lines
 from pcpo_ray.disk import writing
 from pcpo_ray.errors import RunError
 from pcpo_ray.folder import INPUTS, RunFolder
@@ -38,6 +37,8 @@ class Recorder:
         self.run = run
         self.meter: Meter = Silent()
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self.mended: list[str] = []
+        """What `rewind` found damaged in the records, and did about it, in words."""
         self._trackers: list[Any] = []
 
     @classmethod
@@ -77,10 +78,18 @@ class Recorder:
         return recorder
 
     def rewind(self, step: int) -> None:
-        """Drop what was recorded past `step`: it is about to happen again."""
-        kept = [row for row in self.metrics() if row["step"] <= step]
-        self._replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
-        self._replace("events.jsonl", "".join(line + "\n" for line in self._lines("events.jsonl")))
+        """Drop what was recorded past `step`: it is about to happen again. Lines that are damaged go, a copy stays."""
+        metrics, events = lines.metrics(self.folder / "metrics.jsonl"), lines.events(self.folder / "events.jsonl")
+        for read in (metrics, events):
+            if read.damaged:
+                copy = read.path.with_name(f"{read.path.name}.damaged-{time.time_ns()}")
+                with writing(copy):
+                    shutil.copy(read.path, copy)
+                self.mended.append(f"{read}; they are left out from here on, {copy.name} keeps them")
+        self._replace("metrics.jsonl", "".join(f"{lines.text(row)}\n" for row in metrics.rows if row["step"] <= step))
+        self._replace("events.jsonl", "".join(f"{lines.text(row)}\n" for row in events.rows))
+        for message in self.mended:
+            self.event("damaged", message=message)
         for dataset in ("scores.parquet", "evaluations.parquet", "features"):
             for path in (self.folder / dataset).glob("step-*.*"):
                 if int(path.stem.removeprefix("step-")) > step:
@@ -115,8 +124,14 @@ class Recorder:
             self._trackers.append(tracker)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl; a last line that a kill cut short is left out."""
-        return [json.loads(line) for line in self._lines("metrics.jsonl")]
+        """All lines of metrics.jsonl; a last line that a kill cut short is left out.
+
+        Raises RunError where one is damaged.
+        """
+        found = lines.metrics(self.folder / "metrics.jsonl")
+        if found.damaged:
+            raise RunError(f"{found}; --resume goes on without them, and keeps a copy")
+        return found.rows
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Add a line to metrics.jsonl, and its numbers to the trackers."""
@@ -166,15 +181,10 @@ class Recorder:
         self.meter.close()
         self.meter = Silent()
 
-    def _lines(self, name: str) -> list[str]:
-        path = self.folder / name
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        return [line for line in lines[:-1] if line]  # what follows the last newline is unfinished
-
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         path = self.folder / name
         with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(f"{lines.text(row)}\n")
 
     def _replace(self, name: str, text: str) -> None:
         path, beside = self.folder / name, self.folder / f".{name}"

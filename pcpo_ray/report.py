@@ -6,7 +6,6 @@ gives the same bytes.
 
 import base64
 import io
-import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pcpo_ray import __version__, config, config_file, evaluation, figures, runs
+from pcpo_ray import __version__, config, config_file, evaluation, figures, lines, runs
 from pcpo_ray.disk import writing
 from pcpo_ray.evaluation import TOTAL, Estimate
 
@@ -73,6 +72,8 @@ class Record:
     steps: Sequence[dict[str, Any]]
     evaluated: Sequence[dict[str, Any]]
     events: Sequence[dict[str, Any]]
+    damaged: Sequence[str]
+    """Which lines could not be read, in words."""
 
     @cached_property
     def scores(self) -> dict[int, dict[str, np.ndarray]]:
@@ -105,13 +106,14 @@ class Record:
 def read(folder: Path) -> Record:
     """What a run's folder says. Raises RunError where there is no run."""
     run = runs.read(folder)
-    rows = lines(folder / "metrics.jsonl")
+    metrics, events = lines.metrics(folder / "metrics.jsonl"), lines.events(folder / "events.jsonl")
     return Record(
         folder=folder,
         run=run,
-        steps=[row for row in rows if row["kind"] == "train"],
-        evaluated=[row for row in rows if row["kind"] == "evaluation"],
-        events=lines(folder / "events.jsonl"),
+        steps=[row for row in metrics.rows if row["kind"] == "train"],
+        evaluated=[row for row in metrics.rows if row["kind"] == "evaluation"],
+        events=events.rows,
+        damaged=[str(read) for read in (metrics, events) if read.damaged],
     )
 
 
@@ -138,7 +140,7 @@ def write(folder: Path) -> Path:
         record=record,
         run=run,
         version=__version__,
-        state=_state(record),
+        state=" ".join([_state(record), *(f"Left out are {text}." for text in record.damaged)]),
         started=_started(record),
         verdict=verdict(record),
         pictures=_pictures(record),
@@ -343,14 +345,3 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """A file's JSON lines; one that a kill cut short is no line."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found

@@ -176,6 +176,8 @@ def resume(
     if found is None:
         say(f"{home.place} has no checkpoint yet: starting from step 0")
     recorder = Recorder.reopen(folder, run, -1 if found is None else found, url=url)
+    for text in recorder.mended:
+        say(text)
     if changed.own:
         recorder.event("code_changed", changed=changed.own)
     return recorder, found

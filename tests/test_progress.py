@@ -60,6 +60,17 @@ def shown():
     return show
 
 
+def test_numbers_that_are_none_are_dashes():
+    file = io.StringIO()
+    display = Display(small.run("model", steps=6), Console(file=file, width=120))
+    none = float("nan")
+    display.row({**learned(1, 8.0), "reward_mean": none, "reward_std": none})
+    rewards = {"aesthetic": {"mean": none}}
+    display.row({**evaluated(0), "rewards": rewards, "quality": {"frechet": none}})
+    first, second = file.getvalue().splitlines()
+    assert "reward - ± -;" in first and second == "evaluation at step 0: aesthetic -, frechet -"
+
+
 def test_elsewhere_each_step_and_evaluation_is_one_plain_line(shown):
     lines = shown(terminal=False).splitlines()
     assert lines[:2] == ["starting [in this process]", "evaluation at step 0: aesthetic 5.5"]

@@ -57,6 +57,37 @@ def test_lines_are_there_as_soon_as_they_are_recorded_numbers_that_are_none_incl
     assert [(row["kind"], row["message"]) for row in events(recorder)] == [("fault", "sampler-1 died")]
 
 
+def test_a_number_that_is_none_is_null_in_the_files_and_stays_it_after_a_resume(recorder, run):
+    recorder.record("train", 1, {"reward_mean": math.nan, "rewards": {"a": math.inf}})
+    recorder.event("missing", score=math.nan)
+    Recorder.reopen(recorder.folder, run, 1)
+    for name in ("metrics.jsonl", "events.jsonl"):
+        text = (recorder.folder / name).read_text()
+        assert "null" in text and "NaN" not in text and "Infinity" not in text
+    assert math.isnan(recorder.metrics()[0]["rewards"]["a"])
+
+
+@pytest.mark.parametrize("bad", [b"\0" * 300, b'{"kind": "train", "step": 2, "lo', b"\xff\xfe"])
+def test_lines_damaged_by_a_power_cut_are_named_kept_aside_and_end_nothing(recorder, run, bad):
+    for step in (1, 2, 3):
+        recorder.record("train", step, {"loss": step})
+        recorder.event("published", version=step)
+    for name in ("metrics.jsonl", "events.jsonl"):
+        path = recorder.folder / name
+        first, _, *rest = path.read_bytes().split(b"\n")
+        path.write_bytes(b"\n".join([first, bad, *rest]))
+    before = (recorder.folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2: not what a run records.*; --resume goes on without"):
+        recorder.metrics()
+    again = Recorder.reopen(recorder.folder, run, 3)
+    assert [row["step"] for row in again.metrics()] == [1, 3]
+    assert [row["version"] for row in events(again) if row["kind"] == "published"] == [1, 3]
+    (kept,) = recorder.folder.glob("metrics.jsonl.damaged-*")
+    assert kept.read_bytes() == before
+    assert [f"{name}.jsonl, line 2" in line for name, line in zip(("metrics", "events"), again.mended, strict=True)]
+    assert [row["message"] for row in events(again) if row["kind"] == "damaged"] == again.mended
+
+
 def test_a_line_cut_short_by_a_kill_is_left_out_and_gone_after_a_resume(recorder, run):
     recorder.record("train", 1, {"loss": 1.0})
     recorder.event("published", version=1)

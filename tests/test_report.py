@@ -288,3 +288,19 @@ def test_quality_and_alarms_are_on_the_page_in_plain_words(tmp_path):
     assert "Alarm at step 6, diversity: 25% of what it was." in words
     assert "ended after step 0 of 6 by its monitors: 25% of what it was: the run has stopped" in words
     assert page.count('aria-label="Fréchet distance against steps') == 1
+
+
+def test_numbers_that_are_none_and_damaged_lines_leave_the_rest_of_the_page(tmp_path):
+    quality = {"features": {"kind": "clip"}, "reference": {"kind": "shapes"}}
+    record = recorder(tmp_path / "run", evaluation={"count": len(PROMPTS), "images": 2, "quality": quality})
+    none = float("nan")
+    evaluate(record, 0, 0.0, quality={"frechet": none, "pairwise": 0.5})
+    for step in range(1, STEPS + 1):
+        learn(record, step, reward_mean=none if step == 2 else 0.25, gradient_norm=none)
+    evaluate(record, STEPS, 0.05, quality={"frechet": 0.5, "pairwise": none})
+    path = record.folder / "metrics.jsonl"
+    rows = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*rows[:3], b"\0" * 4096, *rows[4:]]))
+    words = visible(page(record.folder))
+    assert f"Left out are {path}, line 4: not what a run records" in words
+    assert "The held-out reward rose" in words and "nan" not in words.lower() and "- 0.5000" in words

@@ -229,6 +229,17 @@ def test_of_many_files_that_changed_some_are_named_and_the_rest_counted(small_sd
         runs.resume(tmp_path / "run", small.run(model), pytest.fail)
 
 
+def test_records_damaged_by_a_power_cut_are_said_at_a_resume(small_sd, tmp_path):
+    begun(tmp_path / "run", small.run(small_sd)).record("train", 1, {"loss": 1.0})
+    for name in ("metrics.jsonl", "events.jsonl"):
+        with (tmp_path / "run" / name).open("ab") as file:
+            file.write(b"\0" * 64 + b"\n")
+    said = []
+    runs.resume(tmp_path / "run", small.run(small_sd), said.append)
+    assert any("metrics.jsonl, line 2: not what a run records" in line for line in said)
+    assert any("events.jsonl, line 1: not what a run records" in line for line in said)
+
+
 def test_of_a_run_that_has_not_kept_what_it_began_with_that_is_said(small_sd, tmp_path):
     Recorder.create(tmp_path / "run", small.run(small_sd))
     said = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pcpo_ray import lines
 from pcpo_ray.bench.rows import Row, spread
 from pcpo_ray.config import Run
 from pcpo_ray.errors import BenchError
@@ -74,7 +75,9 @@ def write(results: Results, path: Path) -> None:
     """As JSON, every repeat's raw numbers in it; whole or not at all."""
     beside = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps(dataclasses.asdict(results), indent=1) + "\n", encoding="utf-8")
+    beside.write_text(
+        json.dumps(lines.plain(dataclasses.asdict(results)), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     beside.replace(path)
 
 

@@ -3,7 +3,6 @@
 They join a cluster that is there, at host:port, or reach it over HTTP at its dashboard's address; none starts one.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pcpo_ray.errors import ClusterError, RunError
+from pcpo_ray.lines import text
 
 TAKEN = 60.0
 """Seconds in which a run must take what it is asked."""
@@ -90,7 +90,7 @@ def status(
 
     caller = Caller(name, address)
     if as_json:
-        _each(caller.status, watch, lambda found: print(json.dumps(found), flush=True))
+        _each(caller.status, watch, lambda found: print(text(found), flush=True))
     else:
         _show(caller.status, watch)
 

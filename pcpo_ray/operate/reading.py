@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pcpo_ray.lines import shown
 from pcpo_ray.request import ENDED
 
 OLD = 30.0
@@ -55,9 +56,9 @@ def _version(version: int | None) -> str:
 def _reward(status: Mapping[str, Any]) -> str:
     found = []
     if status.get("reward") is not None:
-        found.append(f"{status['reward']:.4g} ± {status['reward_std']:.2g}")
+        found.append(f"{shown(status['reward'])} ± {shown(status['reward_std'], '.2g')}")
     if status.get("held_out"):
-        means = ", ".join(f"{name} {mean:.4g}" for name, mean in status["held_out"].items() if name != "reward")
+        means = ", ".join(f"{name} {shown(mean)}" for name, mean in status["held_out"].items() if name != "reward")
         found.append(f"held-out at step {status['held_out_step']}: {means}")
     return "; ".join(found)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from pcpo_ray import minibatches, prompts, runs
+from pcpo_ray import lines, minibatches, prompts, runs
 from pcpo_ray.config import Run
 from pcpo_ray.errors import RunError
 from pcpo_ray.learner import Learner
@@ -127,9 +126,8 @@ def recorded(folder: Path, run: Run) -> Pace:
             f"{folder} has another {', '.join(differing)} than this config, so its speed says nothing about it; "
             "plan the run's own config.yaml, or use --probe"
         )
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = [row for row in map(json.loads, lines) if row["kind"] == "train" and "busy_seconds" in row]
+    found = lines.metrics(folder / "metrics.jsonl").rows
+    rows = [row for row in found if row["kind"] == "train" and "busy_seconds" in row]
     if not rows:
         raise RunError(f"{folder} has recorded no step's busy seconds; let it take a step, or use --probe")
 

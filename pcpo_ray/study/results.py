@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pcpo_ray import config, figures, report, runs
+from pcpo_ray import config, figures, lines, report, runs
 from pcpo_ray.errors import RunError, StudyError
 from pcpo_ray.evaluation import TOTAL, Estimate
 from pcpo_ray.report import Record
@@ -30,7 +30,7 @@ def finished(folder: Path, run: config.Run) -> bool:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return False
-    last = {row["kind"]: row["step"] for row in report.lines(path)}
+    last = {row["kind"]: row["step"] for row in lines.metrics(path).rows}
     return all(last.get(kind) == run.steps for kind in ("train", "evaluation"))
 
 

@@ -82,3 +82,9 @@ def test_durations_are_in_the_unit_that_fits():
 def test_an_event_is_a_line_with_its_details():
     line = event({"time": 0.0, "kind": "resized", "why": "asked for", "samplers": 3})
     assert line.endswith(" resized: why asked for, samplers 3")
+
+
+def test_a_reward_that_is_no_number_is_a_dash():
+    none = float("nan")
+    found = lines({**STATUS, "reward": none, "reward_std": none, "held_out": {"clip_score": none}})
+    assert "reward     - ± -; held-out at step 10: clip_score -" in found
