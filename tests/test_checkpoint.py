@@ -62,6 +62,16 @@ def test_a_disk_that_fills_leaves_the_old_one_and_nothing_of_a_new_one(tmp_path)
     assert checkpoint.newest(tmp_path, pytest.fail) == checkpoint.folder_for(tmp_path, 2)
 
 
+def test_every_file_is_on_the_disk_before_a_checkpoint_has_its_name(tmp_path, monkeypatch):
+    safe = []
+    monkeypatch.setattr(os, "fsync", lambda file: safe.append(os.readlink(f"/proc/self/fd/{file}")))
+    folder = save(tmp_path, 1, export=lambda made: (made / "lora.safetensors").write_bytes(b"12345"))
+    made = checkpoint.beside(folder)
+    files = {str(made / path.name) for path in folder.iterdir()}
+    assert len(files) == 5 and files <= set(safe)
+    assert safe.index(str(made / "state.json")) > max(safe.index(file) for file in files if "state" not in file)
+
+
 def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 2, 10):
         save(tmp_path, step)

@@ -73,6 +73,17 @@ def test_diversity_is_the_pairwise_distance_or_else_the_reward():
     assert alarms(*measured, monitors__diversity=0.3) == {}
 
 
+def test_diversity_at_its_bound_is_not_below_it():
+    rows = [evaluation(0, diversity=0.5), *(evaluation(n, diversity=0.25) for n in (2, 4))]
+    assert alarms(*rows) == {}
+    assert list(alarms(*rows, evaluation(6, diversity=0.2499), evaluation(8, diversity=0.2499))) == ["diversity"]
+
+
+def test_a_step_without_a_deviation_leaves_that_of_the_others():
+    rows = [evaluation(0), step(1), step(2, NAN), evaluation(2), step(3, 0.05), step(4, NAN), evaluation(4)]
+    assert list(alarms(*rows, step(5, 0.05), step(6, None), evaluation(6))) == ["deviation"]
+
+
 def test_the_deviation_of_groups_is_compared_from_evaluation_to_evaluation():
     rows = [evaluation(0), step(1), step(2), evaluation(2), step(3, 0.05), step(4, 0.05), evaluation(4)]
     assert alarms(*rows) == {}

@@ -231,3 +231,29 @@ def test_a_second_worker_for_a_slow_task_is_counted():
     pool.submit("slow", 10.0)
     pool.tick(20.0)
     assert pool.setbacks["hedged"] == {"slow": 1}
+
+
+def test_a_worker_is_replaced_for_failures_in_a_row_and_not_for_those_of_its_whole_life():
+    pool = pool_of(1, depth=1, strikes=2, attempts=9)
+    for start in (0.0, 10.0, 20.0):
+        ticket = pool.submit(start, start)
+        assert sent(pool) == [("w-0", ticket)]
+        pool.failed("w-0", ticket, "CUDA error", start + 1)
+        assert sent(pool) == [("w-0", ticket)]
+        assert pool.finished("w-0", ticket, start + 2)
+    assert not pool.losses and list(pool.workers) == ["w-0"]
+
+
+def test_a_worker_that_is_leaving_goes_as_soon_as_another_has_finished_what_it_holds():
+    pool = pool_of(2, depth=1, hedge=3.0)
+    for n in range(6):
+        ticket = pool.submit(n, float(n))
+        pool.finished(sent(pool)[0][0], ticket, n + 1.0)
+    slow = pool.submit("slow", 10.0)
+    ((worker, _),) = sent(pool)
+    pool.tick(20.0)
+    ((other, _),) = sent(pool)
+    pool.drain(worker, 21.0)
+    assert Stop(worker) not in pool.take() and worker in pool.workers
+    assert pool.finished(other, slow, 22.0)
+    assert Stop(worker) in pool.take() and worker not in pool.workers

@@ -1,0 +1,46 @@
+"""Traffic: groups move between the stages, and none counts that was sampled with other weights than it was to be."""
+
+import pytest
+
+from pcpo_ray import evaluation, prompts
+from pcpo_ray.errors import TrainingError
+from pcpo_ray.local import LocalStages
+from pcpo_ray.traffic import Traffic
+from tests import small
+
+
+@pytest.fixture
+def run(small_sd):
+    return small.run(small_sd, evaluation__count=1)
+
+
+@pytest.fixture
+def stages(run):
+    found = LocalStages(run)
+    yield found
+    found.close()
+
+
+def test_a_rollout_sampled_with_other_weights_ends_the_run_with_both_checksums(run, stages):
+    traffic = Traffic(run, stages, event=lambda kind, **details: None, say=pytest.fail)
+    published = traffic.publish(oldest=0)
+    tasks = evaluation.tasks(run, prompts.load(run.prompts, seed=0), 0)
+    traffic.submit(tasks)
+    (scored,) = traffic.gather(tasks)
+    assert scored.rollout.checksum == published.checksum and traffic.versions == {"sampler-0": 0}
+    stages.samplers.checksum = "0123456789abcdef"  # as one says that has kept the weights of another life
+    traffic.submit(tasks)
+    with pytest.raises(TrainingError) as caught:
+        traffic.gather(tasks)
+    assert str(caught.value) == (
+        f"sampler-0 sampled with weights of checksum 0123456789abcdef; version 0 has {published.checksum}"
+    )
+
+
+def test_the_checksums_of_versions_that_nobody_asks_for_any_more_are_forgotten(run, stages):
+    traffic = Traffic(run, stages, event=lambda kind, **details: None, say=pytest.fail)
+    published = traffic.publish(oldest=0)
+    assert traffic.checksums == {(0, False): published.checksum}
+    traffic.checksums[-1, False] = "older"
+    traffic.publish(oldest=0)
+    assert traffic.checksums == {(0, False): published.checksum}
