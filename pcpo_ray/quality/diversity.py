@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from pcpo_ray import config
 from pcpo_ray.errors import QualityError
 from pcpo_ray.quality.features import CHUNK, check_file
+from pcpo_ray.rewards import clip
 
 Distances = Callable[[UInt8[np.ndarray, "N H W 3"]], Float[np.ndarray, " N"]]
 
@@ -62,6 +63,7 @@ def load_lpips(lpips: config.Lpips, device: torch.device) -> Distances:
         saved = torch.load(Path(lpips.weights), map_location="cpu", weights_only=True)
         backbone = {name: saved[f"features.{name.split('.', 1)[1]}"] for name in network.net.state_dict()}
         network.net.load_state_dict(backbone)
+        clip.check_finite(network, lpips.weights)
     except Exception as error:  # a file cut short, or another net's
         raise QualityError(
             f"evaluation.quality.lpips.weights is {lpips.weights}, which is not torchvision's "

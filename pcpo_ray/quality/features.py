@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pcpo_ray import config
 from pcpo_ray.errors import QualityError, RewardError
-from pcpo_ray.rewards import clip
+from pcpo_ray.rewards import clip, published
 from pcpo_ray.rewards.pictures import rgb
 
 CHUNK = 64
@@ -53,12 +53,18 @@ def check(features: Features) -> None:
                     + (f"a model of type {kind!r}" if path.is_file() else "no config.json")
                     + "; expected a folder of DINOv2 in transformers' format; download facebook/dinov2-large"
                 )
+            try:
+                published.check_folder(Path(model))
+            except RewardError as error:
+                raise QualityError(f"evaluation.quality.features: {error}") from None
 
 
 def check_file(path: str, where: str, what: str) -> None:
-    """Raise QualityError unless the file is there."""
+    """Raise QualityError unless the file is there, itself."""
     if not Path(path).is_file():
         raise QualityError(f"{where} is {path}, which is no file; download {what} and give its path")
+    if found := published.fault(Path(path)):
+        raise QualityError(f"{where}: {found}")
 
 
 def _model_type(path: Path) -> str | None:
@@ -112,6 +118,7 @@ def _inception(weights: str, device: torch.device) -> Callable[[np.ndarray], Ten
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+    clip.check_finite(network, weights)
     network = network.to(device).eval()
     return lambda images: network(torch.from_numpy(images.copy()).permute(0, 3, 1, 2).to(device))[0]
 
@@ -125,6 +132,7 @@ def _dino(folder: str, device: torch.device) -> Callable[[np.ndarray], Tensor]:
     absent = [*found["missing_keys"], *found["mismatched_keys"]]
     if absent:
         raise QualityError(f"its weights lack {len(absent)} of the model's parameters, such as {sorted(absent)[:3]}")
+    clip.check_finite(network, folder)
     network = network.to(device).eval()
     prepare = v2.Compose(
         [

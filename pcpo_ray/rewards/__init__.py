@@ -16,7 +16,10 @@ from jaxtyping import UInt8
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError
 from pcpo_ray.own import apart, own_class, told
-from pcpo_ray.rewards import clip
+from pcpo_ray.rewards import clip, published
+
+HPS_FILES = {"hps_v2.1": "HPS_v2.1_compressed.pt", "hps_v2.0": "HPS_v2_compressed.pt"}
+"""The authors' file of each: their shapes are the same."""
 
 
 @runtime_checkable
@@ -35,9 +38,14 @@ def check(reward: config.Reward) -> None:
         case config.ClipScore() | config.Diversity() | config.Aesthetic():
             clip.locate(reward.model, reward.weights)
             if isinstance(reward, config.Aesthetic):
+                from pcpo_ray.rewards import aesthetic
+
                 clip.check_file(reward.head, "aesthetic head (sac+logos+ava1-l14-linearMSE.pth)")
+                aesthetic.check(reward.model, reward.weights, reward.head)
         case config.PickScore():
             clip.locate(reward.model, None)
+            if other := published.other_than("PickScore_v1", Path(reward.model).absolute()):
+                raise RewardError(f"{reward.model} is {other}, not PickScore_v1; give the folder of that")
             if reward.processor is not None and not Path(reward.processor).is_dir():
                 raise RewardError(
                     f"no processor at {reward.processor}; expected the folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -45,6 +53,14 @@ def check(reward: config.Reward) -> None:
         case config.Hps():
             clip.check_file(reward.weights, "HPS weights (HPS_v2.1_compressed.pt or HPS_v2_compressed.pt)")
             clip.check_architecture(reward.architecture)
+            for kind, file in HPS_FILES.items():
+                if Path(reward.weights).name == file and kind != reward.kind:
+                    raise RewardError(f"{reward.weights} is the file of {kind}, not {reward.kind}; write kind: {kind}")
+            if reward.architecture.endswith(published.TWIN):
+                raise RewardError(
+                    f"{reward.kind} was trained with GELU, and {reward.architecture} has QuickGELU; write "
+                    f"architecture: {reward.architecture.removesuffix(published.TWIN)}"
+                )
 
 
 def load(reward: config.Reward, device: torch.device) -> Reward:

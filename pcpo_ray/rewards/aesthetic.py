@@ -1,6 +1,8 @@
 """The LAION aesthetic score (sac+logos+ava1-l14-linearMSE): linear layers on a CLIP embedding of unit length, 1..10."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,7 +10,10 @@ from jaxtyping import UInt8
 from torch import nn
 
 from pcpo_ray.errors import RewardError
-from pcpo_ray.rewards import clip
+from pcpo_ray.rewards import clip, published
+
+OPENAI = "ViT-L-14-quickgelu"
+LAION_WIDTH = 768
 
 
 class Aesthetic:
@@ -18,6 +23,7 @@ class Aesthetic:
     """
 
     def __init__(self, model: str, weights: str | None, head: str, device: torch.device) -> None:
+        check(model, weights, head)
         self.clip = clip.load(model, weights, device)
         self.head = load_head(head).to(device)
 
@@ -32,6 +38,42 @@ class Aesthetic:
             )
         scores: list[float] = self.head(features).squeeze(1).tolist()
         return scores
+
+
+def check(model: str, weights: str | None, head: str) -> None:
+    """See that LAION's head, which takes 768 numbers, gets them from the CLIP that it was trained on.
+
+    Others give as many, and scores would be plausible and wrong. Raises RewardError.
+    """
+    if load_head(head)[0].in_features != LAION_WIDTH:
+        return
+    wrong = _unlike_openai(model, weights)
+    if wrong:
+        raise RewardError(
+            f"the aesthetic head {head} was trained on OpenAI's ViT-L-14, and {weights or model} is {wrong}; write "
+            f"model: {OPENAI} with OpenAI's weights, or the folder of openai/clip-vit-large-patch14"
+        )
+
+
+def _unlike_openai(model: str, weights: str | None) -> str:
+    """What a CLIP model is instead of OpenAI's ViT-L-14; empty where it may be that."""
+    name, file = clip.locate(model, weights)
+    if file is not None:
+        known = published.check_activation(name, Path(file).absolute())
+        if name != OPENAI:
+            return f"a {name}"
+        return "" if known is None or known.tag in ("", "openai") else known.name
+    if name.startswith("local-dir:"):
+        path = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
+        described = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        vision, quick = described["vision_cfg"], described.get("quick_gelu", False)
+    else:
+        vision = json.loads((Path(name) / "config.json").read_text(encoding="utf-8")).get("vision_config", {})
+        quick = vision.get("hidden_act", "quick_gelu") == "quick_gelu"
+    if not quick:
+        return "one with GELU, as LAION's are, not QuickGELU"
+    size, patch = vision.get("image_size", 224), vision.get("patch_size", 32)
+    return "" if (size, patch) == (224, 14) else f"one for pictures of {size} with patches of {patch}, not 224 and 14"
 
 
 def layers(width: int) -> nn.Sequential:
@@ -59,4 +101,5 @@ def load_head(path: str) -> nn.Sequential:
             f"aesthetic head {path} cannot be loaded: {str(error)[:400]}; "
             "expected the layers of sac+logos+ava1-l14-linearMSE.pth"
         ) from error
+    clip.check_finite(head, f"aesthetic head {path}")
     return head.float().eval()

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pcpo_ray.errors import ModelError, RewardError
+from pcpo_ray.rewards import published
 from pcpo_ray.rewards.pictures import rgb
 
 CHUNK = 64
@@ -123,6 +124,7 @@ def locate(model: str, weights: str | None) -> tuple[str, str | None]:
     if weights is not None:
         check_file(weights, f"CLIP weights of {model}")
         check_architecture(model)
+        published.check_activation(model, Path(weights).absolute())
         return model, weights
     folder = Path(model)
     if "/" not in model and not folder.exists():
@@ -133,6 +135,7 @@ def locate(model: str, weights: str | None) -> tuple[str, str | None]:
         except ModelError as error:
             raise RewardError(f"{error}; for an architecture of open_clip's, give its `weights` file too") from None
     if (folder / "open_clip_config.json").is_file():
+        published.check_folder(folder)
         return f"local-dir:{folder}", None
     if _is_transformers(folder):
         return str(folder), None
@@ -143,9 +146,11 @@ def locate(model: str, weights: str | None) -> tuple[str, str | None]:
 
 
 def check_file(path: str, what: str) -> None:
-    """Raise RewardError unless the file is there."""
+    """Raise RewardError unless the file is there, itself."""
     if not Path(path).is_file():
         raise RewardError(f"no {what} at {path}; download the file and give its path")
+    if found := published.fault(Path(path)):
+        raise RewardError(found)
 
 
 def check_architecture(name: str) -> None:
@@ -158,10 +163,17 @@ def check_architecture(name: str) -> None:
 
 def _is_transformers(folder: Path) -> bool:
     path = folder / "config.json"
+    if not path.is_file():
+        return False
+    published.check_folder(folder)
     try:
-        return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == "clip"
+        described = json.loads(path.read_text(encoding="utf-8"))
+        found = described.get("model_type") == "clip"
     except (ValueError, AttributeError) as error:
         raise RewardError(f"{path} is not a config: {error}; copy it again from the model it belongs to") from None
+    if found:
+        published.check_transformers(folder, described)
+    return bool(found)
 
 
 @lru_cache(maxsize=2)
@@ -180,10 +192,62 @@ def load(model: str, weights: str | None, device: torch.device, processor: str |
         raise RewardError(f"CLIP model {model!r} cannot be loaded: {error}") from error
 
 
+def check_finite(network: torch.nn.Module, where: str) -> None:
+    """Raise RewardError for weights that are not finite, naming the first."""
+    for name, weight in network.state_dict().items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise RewardError(f"{where}: {name} has numbers that are not finite; copy the weights again")
+
+
+def _check_places(network: torch.nn.Module, name: str, file: str) -> None:
+    """Raise RewardError for weights of another picture size or text length: open_clip would interpolate them."""
+    expected = {
+        key: len(weight) for key, weight in network.state_dict().items() if key.endswith("positional_embedding")
+    }
+    for key, count in _places(file).items():
+        wanted = expected.get(key, expected.get(f"text.{key}", count))
+        if count != wanted:
+            raise RewardError(
+                f"{file} has {count} places in {key}, and {name} has {wanted}: it is of an architecture for another "
+                "picture size or text length; name that one as `model`"
+            )
+
+
+def _places(file: str) -> dict[str, int]:
+    """How many positions a file's embeddings of them have, by their names in open_clip's networks."""
+    if file.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        with safe_open(file, "pt") as opened:
+            found = {key: opened.get_slice(key).get_shape()[0] for key in opened.keys() if key.endswith(PLACES)}  # noqa: SIM118
+    elif published.is_torchscript(Path(file)):
+        held = torch.jit.load(file, map_location="cpu").state_dict()
+        found = {key: len(weight) for key, weight in held.items() if key.endswith(PLACES)}
+    else:
+        held = torch.load(file, map_location="cpu", weights_only=True)
+        held = held.get("state_dict", held)
+        found = {key: len(weight) for key, weight in held.items() if key.endswith(PLACES)}
+    return {key.removeprefix("module."): count for key, count in found.items()}
+
+
+PLACES = "positional_embedding"
+
+
 def _open_clip(name: str, file: str | None, device: torch.device) -> Clip:
     import open_clip
 
-    network, preprocess = open_clip.create_model_from_pretrained(name, pretrained=file, device=device)
+    origin = None if file is None else published.check_activation(name, Path(file).absolute())
+    preprocess_of = {} if origin is None else {f"image_{key}": value for key, value in origin.preprocess.items()}
+    network, preprocess = open_clip.create_model_from_pretrained(
+        name,
+        pretrained=file,
+        device=device,
+        weights_only=file is None or not published.is_torchscript(Path(file)),  # those hold no pickles of ours to run
+        **{key: value for key, value in preprocess_of.items() if key in PREPROCESS},
+    )
+    check_finite(network, file or name.removeprefix("local-dir:"))
+    if file is not None:
+        _check_places(network, name, file)
     network.eval()
     size = network.visual.image_size
     side = size[0] if isinstance(size, tuple) else size
@@ -199,6 +263,9 @@ def _open_clip(name: str, file: str | None, device: torch.device) -> Clip:
     )
 
 
+PREPROCESS = tuple(f"image_{name}" for name in published.PREPROCESS)
+
+
 def _transformers(folder: str, processor: str, device: torch.device) -> Clip:
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
@@ -206,12 +273,15 @@ def _transformers(folder: str, processor: str, device: torch.device) -> Clip:
     absent = [*found["missing_keys"], *found["mismatched_keys"]]
     if absent:
         raise RewardError(f"its weights lack {len(absent)} of the model's parameters, such as {sorted(absent)[:3]}")
+    check_finite(network, folder)
     network = network.to(device).eval()
     pixels = CLIPImageProcessor.from_pretrained(processor, local_files_only=True)
     tokenizer = CLIPTokenizer.from_pretrained(processor, local_files_only=True)
+    _check_processor(network.config, pixels, tokenizer, processor)
+    longest = network.config.text_config.max_position_embeddings  # whatever the tokenizer's own files say
 
     def tokenize(texts: Sequence[str]) -> Any:
-        return tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        return tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
 
     return Clip(
         scale=float(network.logit_scale.detach().exp()),
@@ -221,3 +291,21 @@ def _transformers(folder: str, processor: str, device: torch.device) -> Clip:
         encode_images=lambda batch: network.get_image_features(pixel_values=batch).pooler_output,
         encode_texts=lambda tokens: network.get_text_features(**tokens).pooler_output,
     )
+
+
+def _check_processor(described: Any, pixels: Any, tokenizer: Any, where: str) -> None:
+    """Raise RewardError where pictures or texts would be made ready for another network."""
+    from PIL import Image
+
+    side = described.vision_config.image_size
+    seen = pixels(images=Image.new("RGB", (side + 3, side + 7)), return_tensors="pt").pixel_values.shape[-2:]
+    if tuple(seen) != (side, side):
+        raise RewardError(f"{where} makes pictures of {tuple(seen)}, and the network takes {side} x {side}")
+    left_out = [name for name in ("do_resize", "do_rescale", "do_normalize") if not getattr(pixels, name)]
+    if left_out:
+        raise RewardError(f"{where}/preprocessor_config.json has {', '.join(left_out)} false, and CLIP needs them")
+    if len(tokenizer) != described.text_config.vocab_size:
+        raise RewardError(
+            f"{where} has a tokenizer of {len(tokenizer)} tokens, and the network {described.text_config.vocab_size}; "
+            "give the folder of the model's own processor"
+        )

@@ -29,6 +29,7 @@ class Hps:
                 f"HPS weights {weights} cannot be loaded into {architecture}: {str(error)[:400]}; "
                 "expected HPS_v2.1_compressed.pt or HPS_v2_compressed.pt of xswu/HPSv2"
             ) from error
+        clip.check_finite(network, f"HPS weights {weights}")
         network.eval()
         size = network.visual.image_size
         side = size[0] if isinstance(size, tuple) else size
