@@ -192,6 +192,8 @@ def sample(
 
     console = Console()
     composed = bool(also) or strength != "1"
+    if composed and base:
+        raise ConfigError("got --base, which is the model without adapters, with --strength or --with; give one")
     with contextlib.ExitStack() as ending:
 
         def fetched(place: str) -> Path:

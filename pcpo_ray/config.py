@@ -208,6 +208,11 @@ class Window:
     stride: Count = 1
     every: Count = 25
 
+    def __post_init__(self) -> None:
+        given = [f"{key} {value}" for key, value in (("stride", self.stride), ("every", self.every))]
+        if self.order == "random" and (self.stride, self.every) != (1, 25):
+            raise ValueError(f"{' and '.join(given)} with order random, which slides nowhere; leave them out")
+
 
 @config
 class Sampling:
@@ -237,6 +242,11 @@ class Sampling:
         if self.trained_steps is not None and self.trained_steps > self.steps:
             raise ValueError(
                 f"sampling.trained_steps is {self.trained_steps}, of {self.steps} steps; use at most those"
+            )
+        if self.detach_unconditional and self.guidance_scale == 1:
+            raise ValueError(
+                "sampling.detach_unconditional is true with guidance_scale 1, which has no unconditional branch; leave "
+                "it out, or guide"
             )
 
 
@@ -324,6 +334,12 @@ class HistoryAdvantage:
     minimum: Count = 16
     epsilon: NonNegative = 1e-6
     clip: Positive = 5.0
+
+    def __post_init__(self) -> None:
+        if self.minimum > self.buffer:
+            raise ValueError(
+                f"minimum is {self.minimum} of a buffer of {self.buffer}, which no prompt ever has; use at most that"
+            )
 
 
 @config
@@ -752,6 +768,8 @@ class Role:
     threads: Count = 1
 
     def __post_init__(self) -> None:
+        if self.max is None and self.min != 1:
+            raise ValueError(f"min is {self.min} without max, and only a pool with both changes; give max too")
         if self.max is not None and not self.min <= self.workers <= self.max:
             raise ValueError(f"workers is {self.workers}; expected {self.min} (min) to {self.max} (max)")
 
@@ -833,6 +851,8 @@ class Run:
             raise ValueError(f"name is {self.name!r}; expected one folder name, without slashes or a leading dot")
         if not self.rewards:
             raise ValueError("rewards is empty; give at least one reward to train on")
+        if not any(reward.weight for reward in self.rewards):
+            raise ValueError("rewards all have the weight 0, and nothing is trained on them; give one another weight")
         for reward in (*self.rewards, *self.evaluation.rewards):
             if reward.name in OUR_NAMES or (reward.name != reward.kind and reward.name in SHIPPED_REWARDS):
                 raise ValueError(

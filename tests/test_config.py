@@ -50,6 +50,11 @@ WRONG = {
     "evaluation.sampling={steps: 0}": ["evaluation.sampling.steps", "greater than or equal to 1"],
     "evaluation.sampling={eta: 0}": ["evaluation.sampling.eta"],
     "sampling.trained_steps=21": ["sampling.trained_steps is 21", "of 8 steps"],
+    "sampling.detach_unconditional=true": ["detach_unconditional is true with guidance_scale 1", "leave it out"],
+    "sampling.subset={kind: window, size: 2, order: random, every: 5}": ["every 5 with order random", "leave them out"],
+    "advantage={kind: prompt_history, buffer: 8}": ["advantage", "minimum is 16 of a buffer of 8"],
+    "rewards=[{kind: grain, weight: 0}, {kind: shapes_layout, weight: 0}]": ["rewards all have the weight 0"],
+    "workers.samplers={workers: 4, min: 2}": ["workers.samplers", "min is 2 without max"],
     "name=../elsewhere": ["name", "'../elsewhere'"],
     "trackers=[tensorbord]": ["trackers.0", "'tensorbord'"],
 }

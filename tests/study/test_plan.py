@@ -114,7 +114,6 @@ UNEQUAL: dict[str, object] = {
     "sampling.guidance_scale": 2.0,
     "sampling.process.eta": 0.5,
     "sampling.shared_noise": True,
-    "sampling.detach_unconditional": True,
     "sampling.batch": 1,
     "sampling.storage": "bfloat16",
     "rewards": [{"kind": "jpeg_compressibility"}],
