@@ -38,7 +38,7 @@ class Recorder:
         self.meter: Meter = Silent()
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.mended: list[str] = []
-        """What `rewind` found damaged in the records, and did about it, in words."""
+        """What the last `rewind` found damaged in the records, and did about it, in words."""
         self._trackers: list[Any] = []
 
     @classmethod
@@ -80,6 +80,7 @@ class Recorder:
     def rewind(self, step: int) -> None:
         """Drop what was recorded past `step`: it is about to happen again. Lines that are damaged go, a copy stays."""
         metrics, events = lines.metrics(self.folder / "metrics.jsonl"), lines.events(self.folder / "events.jsonl")
+        self.mended = []
         for read in (metrics, events):
             if read.damaged:
                 copy = read.path.with_name(f"{read.path.name}.damaged-{time.time_ns()}")
