@@ -24,10 +24,15 @@ def differing(one: config.Run, other: config.Run) -> dict[str, tuple[Any, Any]]:
     Where two blocks have other keys, as two kinds of credit may, the key is that of the block. Raises the PcpoError of
     a schedule or credit that cannot be.
     """
-    left, right = (_settings(run) for run in (one, other))
-    found = dict(_differences(left, right))
     mine, theirs = derived(one), derived(other)
-    return found | {name: (mine[name], theirs[name]) for name in DERIVED if not same(mine[name], theirs[name])}
+    return settings_differing(one, other) | {
+        name: (mine[name], theirs[name]) for name in DERIVED if not same(mine[name], theirs[name])
+    }
+
+
+def settings_differing(one: config.Run, other: config.Run) -> dict[str, tuple[Any, Any]]:
+    """`differing` without what follows from several keys, for which nothing of the model need be there."""
+    return dict(_differences(_settings(one), _settings(other)))
 
 
 def _settings(run: config.Run) -> dict[str, Any]:
