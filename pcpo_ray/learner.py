@@ -632,7 +632,9 @@ class Learner:
         try:
             self._predicts()
         except TrainingError as error:
-            raise CheckpointError(f"checkpoint {folder} cannot be continued: {error}") from None
+            raise CheckpointError(
+                f"checkpoint {folder} cannot be continued: {error}; delete it to go on from the one before"
+            ) from None
         if self.run.optimizer.micro_batch == "auto":
             self.micro_batch = loaded.state.micro_batch
         return loaded.state
