@@ -35,7 +35,7 @@ def check(features: Features) -> None:
     match features:
         case config.ClipFeatures(model=model, weights=weights):
             try:
-                clip.locate(model, weights)
+                clip.check(model, weights)
             except RewardError as error:
                 raise QualityError(f"evaluation.quality.features: {error}") from None
         case config.InceptionFeatures(weights=weights):

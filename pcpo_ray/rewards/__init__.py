@@ -36,14 +36,14 @@ def check(reward: config.Reward) -> None:
         case config.CustomReward():
             _class_of(reward)
         case config.ClipScore() | config.Diversity() | config.Aesthetic():
-            clip.locate(reward.model, reward.weights)
+            clip.check(reward.model, reward.weights)
             if isinstance(reward, config.Aesthetic):
                 from pcpo_ray.rewards import aesthetic
 
                 clip.check_file(reward.head, "aesthetic head (sac+logos+ava1-l14-linearMSE.pth)")
                 aesthetic.check(reward.model, reward.weights, reward.head)
         case config.PickScore():
-            clip.locate(reward.model, None)
+            clip.check(reward.model, None)
             if other := published.other_than("PickScore_v1", Path(reward.model).absolute()):
                 raise RewardError(f"{reward.model} is {other}, not PickScore_v1; give the folder of that")
             if reward.processor is not None and not Path(reward.processor).is_dir():

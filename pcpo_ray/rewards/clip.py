@@ -135,7 +135,6 @@ def locate(model: str, weights: str | None) -> tuple[str, str | None]:
         except ModelError as error:
             raise RewardError(f"{error}; for an architecture of open_clip's, give its `weights` file too") from None
     if (folder / "open_clip_config.json").is_file():
-        published.check_folder(folder)
         return f"local-dir:{folder}", None
     if _is_transformers(folder):
         return str(folder), None
@@ -143,6 +142,13 @@ def locate(model: str, weights: str | None) -> tuple[str, str | None]:
         f"CLIP model {model!r}: no open_clip_config.json in {folder}, and no config.json of model_type clip; "
         "expected open_clip's format or transformers'"
     )
+
+
+def check(model: str, weights: str | None) -> None:
+    """See, without loading it, that the model is there, its weights included. Raises RewardError."""
+    name, file = locate(model, weights)
+    if file is None:
+        published.check_folder(Path(name.removeprefix("local-dir:")))
 
 
 def check_file(path: str, what: str) -> None:
@@ -165,7 +171,8 @@ def _is_transformers(folder: Path) -> bool:
     path = folder / "config.json"
     if not path.is_file():
         return False
-    published.check_folder(folder)
+    if fault := published.fault(path):
+        raise RewardError(fault)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
         found = described.get("model_type") == "clip"
@@ -183,6 +190,7 @@ def load(model: str, weights: str | None, device: torch.device, processor: str |
     `processor` is a folder in transformers' format with the preprocessing and the tokenizer, where the model's own has
     none.
     """
+    check(model, weights)
     name, file = locate(model, weights)
     try:
         if file is None and not name.startswith("local-dir:"):

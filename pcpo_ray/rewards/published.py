@@ -52,10 +52,19 @@ def fault(path: Path) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise RewardError where git-lfs has not fetched a file of the folder."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and (found := fault(path)):
+    """Raise RewardError where git-lfs has not fetched what is read of a model's folder: texts, and the weights used."""
+    for path in (*sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt")), *_used(folder)):
+        if found := fault(path):
             raise RewardError(found)
+
+
+def _used(folder: Path) -> list[Path]:
+    """The files of weights that are read: open_clip's or transformers' own names first, safetensors before others."""
+    own = "open_clip_" if (folder / "open_clip_config.json").is_file() else "model"
+    for pattern in (f"{own}*.safetensors", "*.safetensors", "*.bin", "*.pth"):
+        if found := sorted(folder.glob(pattern)):
+            return found
+    return []
 
 
 def is_torchscript(file: Path) -> bool:

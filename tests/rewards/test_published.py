@@ -280,6 +280,11 @@ def test_placeholders_of_git_lfs_are_named_before_anything_is_loaded(tmp_path):
 
     folder = shutil.copytree(shapes.checkpoint("shapes-clip"), tmp_path / "clip")
     pointer("clip/open_clip_model.safetensors")
+    assert clip.locate(str(folder), None)  # what plan asks: it needs no weights
+    fetched = shutil.copytree(shapes.checkpoint("shapes-clip"), tmp_path / "fetched")
+    for name in ("open_clip_pytorch_model.bin", "model.safetensors", "tf_model.h5"):  # what nobody reads
+        pointer(f"fetched/{name}")
+    rewards.check(score(str(fetched)))
     words = r"is a git-lfs pointer, not the file itself: run git lfs pull"
     for kind in (
         score(str(folder)),
