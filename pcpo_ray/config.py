@@ -396,7 +396,7 @@ Objective = Annotated[ClippedRatio | LogHinge, Discriminator("kind")]
 # -- rewards -----------------------------------------------------------------------------------------------------------
 
 
-Label = Annotated[str, StringConstraints(pattern=r"^\S+( \S+)*$")]
+Label = Annotated[str, StringConstraints(pattern=r"^[^\s\p{C}]+( [^\s\p{C}]+)*$")]
 """The name of a reward's scores, where the user gives it: words with one space between."""
 
 

@@ -89,7 +89,11 @@ def _checked(values: Any, count: int) -> list[float]:
 
     Raises ValueError and TypeError for anything but one number an image.
     """
-    if isinstance(values, Iterable) and not hasattr(values, "shape") and not isinstance(values, (str, Mapping, Set)):
+    if (
+        isinstance(values, Iterable)
+        and not hasattr(values, "shape")
+        and not isinstance(values, (str, bytes, bytearray, Mapping, Set))
+    ):
         values = list(values)
     if _shape(values) != (count,):
         raise ValueError(

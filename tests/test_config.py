@@ -227,7 +227,7 @@ def test_two_rewards_of_one_class_name_are_told_apart_by_their_labels():
     assert [reward.name for reward in run.rewards] == ["hands", "Judge"]
 
 
-@pytest.mark.parametrize("label", ["''", "' '", "'two  spaces'", "' led'", '"a\\nb"'])
+@pytest.mark.parametrize("label", ["''", "' '", "'two  spaces'", "' led'", '"a\\nb"', '"a\\0b"', '"a\\u200bb"'])
 def test_a_label_is_words_with_one_space_between(label):
     with pytest.raises(ConfigError, match="label"):
         config_file.load(SHAPES, [f"rewards=[{{kind: 'mine:Judge', label: {label}}}]"])

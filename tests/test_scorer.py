@@ -175,6 +175,7 @@ def test_a_gpus_tensors_are_scores(monkeypatch):
         (lambda: {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}, "got a dict"),
         (lambda: {1.0, 2.0, 3.0, 4.0}, "got a set"),
         (lambda: "1234", "got a str"),
+        (lambda: b"1234", "got a bytes"),
         (lambda: [1.0, [2.0], 3.0, 4.0], "list"),
         (lambda: [1.0, 2.0, 3.0, 10**400], "OverflowError"),
         (lambda: sys.exit(2), r"SystemExit: 2, which would end the whole process \(.*test_scorer\.py, line \d+\)"),
