@@ -192,7 +192,7 @@ def test_a_resumed_run_may_not_have_another_method(small_sd, tmp_path):
     go(small.run(small_sd, steps=1), tmp_path / "run")
     from pcpo_ray.errors import RunError
 
-    with pytest.raises(RunError, match="credit was"):
+    with pytest.raises(RunError, match=r"credit\.kind was"):
         runs.resume(tmp_path / "run", small.run(small_sd, steps=2, credit__kind="native"), lambda line: None)
 
 
