@@ -128,7 +128,11 @@ def _check(file: Path, weights: Mapping[str, Tensor]) -> None:
             f"changes a text encoder too, by {len(encoders)} of its {len(weights)} weights {encoders[:3]}. A run has "
             "the text encoders as the model's folder has them, so that these would be left out: save it without them",
         )
-    others = [name for name in weights if not MATRIX.search(name) and not name.endswith(".alpha")]
+    others = [
+        name
+        for name, weight in weights.items()
+        if not (MATRIX.search(name) or (name.endswith(".alpha") and weight.numel() == 1))
+    ]
     if others or not weights:
         raise refused(
             file,
@@ -167,7 +171,7 @@ def _settings(file: Path, part: str) -> dict[str, Any] | None:
         odd["peft_type"] = settings["peft_type"]
     if odd:
         raise refused(file, f"says {odd}: more than a plain LoRA, which is all that can be begun from")
-    return {key: settings[key] for key in settings.keys() & SCALING}
+    return {key: settings[key] for key in settings.keys() & SCALING if settings[key] is not None}
 
 
 def _is_up(name: str) -> bool:

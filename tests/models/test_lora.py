@@ -129,7 +129,7 @@ def test_rank_stabilised_and_uneven_scales_are_as_diffusers_has_them(kind, pair,
         (
             {"use_rslora": True, "lora_alpha": 8},
             {"lora_alpha": 5},
-            {"alpha_pattern": {"to_k": 7, f"^{first}": 0.5}},
+            {"alpha_pattern": {"to_k": 7, f"^{first}": 0.5}, "modules_to_save": None},
             {},
         )
     ):
@@ -342,6 +342,7 @@ DORA = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
         ),
         (lambda w: {**w, f"{DORA}.alpha": torch.tensor(-1.0)}, r"alphas \[-1\.0\]; expected numbers above 0"),
         (lambda w: {**w, f"{DORA}.alpha": torch.tensor(1.0)}, "readers take in two ways"),
+        (lambda w: {**w, f"{DORA}.alpha": torch.ones(2)}, r"no A, B or alpha.*alpha"),
         (lambda w: {n: x for n, x in w.items() if "attn2" not in n}, r"targets=\[attn1\.to_k.*attn1\.to_v\]"),
         (
             lambda w: {n: torch.cat([x, x], int("lora_B" in n)) for n, x in w.items()},
