@@ -73,16 +73,18 @@ class Model:
     """A folder in diffusers' format, or the name of a model that the package ships (shapes-sd, shapes-flux).
 
     `single_file` is a `.safetensors` file in its authors' layout: what it holds is taken from it, everything else, and
-    all configs, from `path`. `gradient_checkpointing` computes activations twice instead of keeping them; `vae_tiling`
-    and `vae_slicing` decode a tile or a picture at a time. `text_cache` is a folder in which encoded texts are kept,
-    for all runs that share it, and workers encode ahead and together (null: each process encodes what it meets). With
-    kind custom, `denoiser` is `package.module:Class`, a class of the user's own (models/README.md), and `family` says
-    what it predicts.
+    all configs, from `path`. `variant` names the folder's files of weights (fp16: model.fp16.safetensors; null: those
+    without a variant). `gradient_checkpointing` computes activations twice instead of keeping them; `vae_tiling` and
+    `vae_slicing` decode a tile or a picture at a time. `text_cache` is a folder in which encoded texts are kept, for
+    all runs that share it, and workers encode ahead and together (null: each process encodes what it meets). With kind
+    custom, `denoiser` is `package.module:Class`, a class of the user's own (models/README.md), and `family` says what
+    it predicts.
     """
 
     kind: Literal["stable_diffusion", "sdxl", "sd3", "flux", "custom"]
     path: str
     single_file: str | None = None
+    variant: str | None = None
     denoiser: str | None = None
     family: Literal["diffusion", "flow"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -101,6 +103,10 @@ class Model:
                     f"model.{name} is {value!r} with model.kind={self.kind}; "
                     "give it with model.kind=custom, and only then"
                 )
+        if self.variant is not None and self.single_file is not None:
+            raise ValueError(
+                f"model.variant is {self.variant!r}, and model.single_file stands in the place of such files; give one"
+            )
 
     @property
     def flow(self) -> bool:

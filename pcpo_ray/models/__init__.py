@@ -5,12 +5,11 @@ stands in `transitions`, what credit it carries in `credit`.
 """
 
 import inspect
-import json
 import pkgutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 
 from pcpo_ray.config import Model, Sampling
 from pcpo_ray.errors import ModelError
+from pcpo_ray.models import files, single_file
+from pcpo_ray.models.described import read_json
 from pcpo_ray.own import own_class
 from pcpo_ray.schedule import Schedule
 from pcpo_ray.trajectory import Conditioning
@@ -101,28 +102,21 @@ def folder_of(model: Model, *, weights: bool = True) -> Path:
             f"model.path {model.path!r}: no {index.name} in {folder}; expected a folder in diffusers' format "
             "(pipe.save_pretrained(folder) writes one) or the name of a shipped model"
         )
-    described = _json(index)
+    described = read_json(index)
     got, expected = described.get("_class_name"), class_of(model).pipeline_class
     if got != expected:
         raise ModelError(f"{folder} holds a {got}; model.kind={model.kind} expects a {expected}")
-    if weights and model.single_file is not None and not Path(model.single_file).is_file():
-        raise ModelError(f"no file at model.single_file={model.single_file!r}; expected a .safetensors file")
-    for name, value in described.items():
-        if isinstance(value, list) and value[0] is not None and name not in UNUSED:
-            _check_part(folder / name, weights=weights and model.single_file is None)
+    if weights and model.single_file is not None:
+        single_file.check(Path(model.single_file))
+    parts = {
+        name: value
+        for name, value in described.items()
+        if isinstance(value, list) and value[0] is not None and name not in UNUSED
+    }
+    files.check_parts(folder, parts, weights=weights and model.single_file is None, variant=model.variant)
+    kind = class_of(model)
+    kind.check(kind.described(folder))
     return folder
-
-
-def _check_part(part: Path, *, weights: bool) -> None:
-    """Raise ModelError unless a part's folder is there, with weights where its config says that it is a network.
-
-    Without `weights`, a file of the authors' own has them.
-    """
-    if not part.is_dir():
-        raise ModelError(f"{part.parent} has no {part.name}; copy it from the model it was made from")
-    network = weights and (part / "config.json").is_file()
-    if network and not any(path.suffix in (".safetensors", ".bin") for path in part.iterdir()):
-        raise ModelError(f"{part} has no weights (*.safetensors or *.bin); copy them from the model it was made from")
 
 
 def class_of(model: Model) -> "type[PipelineDenoiser]":
@@ -150,25 +144,8 @@ def class_of(model: Model) -> "type[PipelineDenoiser]":
 
 def schedule_of(folder: Path, model: Model, sampling: Sampling) -> Schedule:
     """The schedule that the folder's scheduler gives, its weights left alone. Raises ScheduleError and ModelError."""
-    from pcpo_ray.models.pipeline import tokens_of
-
-    path, vae = folder / "scheduler" / "scheduler_config.json", folder / "vae" / "config.json"
-    for needed in (path, vae):
-        if not needed.is_file():
-            raise ModelError(f"{folder} has no {needed.relative_to(folder)}; copy it from the model it was made from")
-    factor = 2 ** (len(_json(vae)["block_out_channels"]) - 1)
-    tokens = tokens_of(sampling.height or 1024, sampling.width or 1024, factor)
-    return class_of(model).schedule_of(_json(path), sampling, tokens=tokens)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}; copy it again from the model it was made from") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} holds a {type(found).__name__}; expected an object of settings")
-    return found
+    kind = class_of(model)
+    return kind.schedule_in(kind.described(folder), sampling)
 
 
 def load(model: Model, sampling: Sampling, *, seed: int, device: torch.device) -> Denoiser:

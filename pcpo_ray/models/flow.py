@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pcpo_ray.config import Sampling
+from pcpo_ray.errors import ModelError
 from pcpo_ray.models import schedulers
 from pcpo_ray.schedule import FlowSchedule
 
@@ -13,18 +14,24 @@ def schedule(
 ) -> FlowSchedule:
     """The times of a FlowMatchEulerDiscreteScheduler that is handed `sigmas`, for pictures of that many tokens.
 
-    With sampling.shift, those of that shift on an even grid instead, as DanceGRPO's code samples. Raises ScheduleError.
+    With sampling.shift, those of that shift on an even grid instead, as DanceGRPO's code samples. Raises ScheduleError
+    and ModelError.
     """
+    settings = schedulers.understood(scheduler_config, schedulers.FLOW)
     if sampling.shift is not None:
         return FlowSchedule.shifted(steps=sampling.steps, shift=sampling.shift)
     from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-    scheduler = schedulers.made(FlowMatchEulerDiscreteScheduler, scheduler_config)
-    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    mu = calculate_shift(tokens, *(scheduler.config[name] for name in names))
+    scheduler, mu = schedulers.made(FlowMatchEulerDiscreteScheduler, settings), None
+    if scheduler.config.use_dynamic_shifting:
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        numbers = {name: scheduler.config[name] for name in names}
+        if None in numbers.values():
+            raise ModelError(f"the model's {schedulers.FILE} has use_dynamic_shifting with {numbers}; expected numbers")
+        mu = calculate_shift(tokens, *numbers.values())
     if sigmas is None:
-        scheduler.set_timesteps(sampling.steps, mu=mu)
+        schedulers.set_timesteps(scheduler, num_inference_steps=sampling.steps, mu=mu)
     else:
-        scheduler.set_timesteps(sigmas=list(sigmas), mu=mu)
+        schedulers.set_timesteps(scheduler, sigmas=list(sigmas), mu=mu)
     return FlowSchedule(times=tuple(float(t) for t in scheduler.sigmas))

@@ -21,6 +21,7 @@ class Flux(PipelineDenoiser):
 
     pipeline_class = "FluxPipeline"
     part = "transformer"
+    packed = 4
 
     @property
     def guided(self) -> bool:
@@ -41,6 +42,10 @@ class Flux(PipelineDenoiser):
     def latent_shape(self) -> tuple[int, ...]:
         rows, columns = self.grid
         return (rows * columns, self.config.in_channels)
+
+    @classmethod
+    def default_size(cls, network: Mapping[str, Any], factor: int) -> tuple[int, int]:
+        return 128 * factor, 128 * factor
 
     @classmethod
     def schedule_of(cls, scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int) -> FlowSchedule:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import random
 import shutil
 from abc import ABC, abstractmethod
@@ -18,21 +17,19 @@ from torch import Tensor, nn
 
 from pcpo_ray.config import Lora, Model, Sampling
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import UNUSED, lora, single_file
-from pcpo_ray.models.texts import TextCache
+from pcpo_ray.models import UNUSED, described, finite, lora, single_file
+from pcpo_ray.models.described import Described
+from pcpo_ray.models.texts import KeptTexts, TextCache
 from pcpo_ray.schedule import Schedule
 from pcpo_ray.trajectory import Conditioning, generator
-
-KEPT = 64
-"""Encoded texts that stay in memory where a cache on disk has them too; FLUX's take 4 MB each."""
 
 TOKENS = 8
 """Of a text that stands for any."""
 
 
-def tokens_of(height: int, width: int, factor: int) -> int:
-    """How many 2 x 2 patches of latents a picture has, of a VAE that makes `factor` pixels a side into one."""
-    return (height // (2 * factor)) * (width // (2 * factor))
+def tokens_of(height: int, width: int, factor: int, patch: int = 2) -> int:
+    """How many patches of latents an image has, of a VAE that makes `factor` pixels a side into one."""
+    return (height // (patch * factor)) * (width // (patch * factor))
 
 
 class PipelineDenoiser(ABC):
@@ -41,6 +38,8 @@ class PipelineDenoiser(ABC):
     pipeline_class: ClassVar[str]
     part: ClassVar[str]
     """Name of the denoising network among the pipeline's parts."""
+    packed: ClassVar[int | None] = None
+    """How many of the VAE's latents are one of the network's, which takes and gives nothing else; None: unknown."""
 
     def __init__(self, folder: Path, model: Model, sampling: Sampling, *, seed: int, device: torch.device) -> None:
         import diffusers
@@ -49,6 +48,7 @@ class PipelineDenoiser(ABC):
         for library in (diffusers, transformers):  # a bar a part, from every worker, is noise
             library.utils.logging.disable_progress_bar()
         self.folder = folder
+        self.description = self.described(folder)
         self.device = device
         self.model = model
         self.sampling = sampling
@@ -58,29 +58,23 @@ class PipelineDenoiser(ABC):
         vae = self.pipeline.vae
         if vae.dtype == torch.float16 and vae.config.force_upcast:  # SDXL's overflows in half precision
             vae.to(torch.float32)
-        if model.vae_tiling:
-            vae.enable_tiling()
-        if model.vae_slicing:
-            vae.enable_slicing()
-        for part in self.pipeline.components.values():
+        self._decode_in_parts(vae)
+        for name, part in self.pipeline.components.items():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
+                finite.check_weights(part, self._source(name), model.dtype)
         self.module: nn.Module = getattr(self.pipeline, self.part)
         if isinstance(model.train, Lora):
             lora.attach(self.module, model.train, seed=seed)
             if model.train.start is not None:
                 lora.start(self.pipeline, self.part, model.train)
+                finite.check_weights(self.module, f"model.train.start={model.train.start!r}", "float32")
         else:
             self.module.requires_grad_(True)
         if model.gradient_checkpointing:
             getattr(self.pipeline, self.part).enable_gradient_checkpointing()
-        size = self.pipeline.vae_scale_factor
-        self.height, self.width = sampling.height or self.default_size(), sampling.width or self.default_size()
-        if self.height % (2 * size) or self.width % (2 * size):
-            raise ModelError(
-                f"sampling.height x width is {self.height} x {self.width}; {folder.name} needs multiples of {2 * size}"
-            )
-        self._encoded: dict[str, Conditioning] = {}
+        self.height, self.width = self.size_in(self.description, sampling)
+        self._kept = KeptTexts()
         self.texts = None if model.text_cache is None else TextCache(model, folder)
 
     def _parts(self) -> dict[str, bool]:
@@ -90,6 +84,34 @@ class PipelineDenoiser(ABC):
     def _index(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
         return found
+
+    @classmethod
+    def described(cls, folder: Path) -> Described:
+        """What the folder's JSON files say. Raises ModelError."""
+        return described.described(folder, cls.pipeline_class, cls.part)
+
+    @classmethod
+    def check(cls, description: Described) -> None:
+        """Raise ModelError for what the folder says of its network and this class does not do."""
+        if cls.packed is not None:
+            described.check_channels(description, cls.part, cls.packed)
+
+    def _source(self, part: str) -> str:
+        """Where a part's weights are from, for who has to mend them."""
+        file = self.model.single_file
+        return str(self.folder / part) if file is None else f"model.single_file={file!r} or {self.folder / part}"
+
+    def _decode_in_parts(self, vae: Any) -> None:
+        for asked, name in ((self.model.vae_tiling, "tiling"), (self.model.vae_slicing, "slicing")):
+            if not asked:
+                continue
+            try:
+                getattr(vae, f"enable_{name}")()
+            except (AttributeError, NotImplementedError):
+                raise ModelError(
+                    f"model.vae_{name} is true, and the VAE of {self.folder} is a {type(vae).__name__}, which has no "
+                    f"{name}; set model.vae_{name}=false"
+                ) from None
 
     def _load(self, left_out: Collection[str]) -> Any:
         """The pipeline, on the CPU, without some of its parts."""
@@ -105,7 +127,9 @@ class PipelineDenoiser(ABC):
         if self.model.single_file is not None:
             return single_file.load(pipeline_class, Path(self.model.single_file), self.folder, dtype, missing)
         try:
-            return pipeline_class.from_pretrained(self.folder, dtype=dtype, local_files_only=True, **missing)
+            return pipeline_class.from_pretrained(
+                self.folder, dtype=dtype, variant=self.model.variant, local_files_only=True, **missing
+            )
         except Exception as error:  # a file cut short raises whatever its own format's reader raises
             raise ModelError(f"{self.folder} cannot be loaded as a {self.pipeline_class}: {error}") from error
 
@@ -115,6 +139,8 @@ class PipelineDenoiser(ABC):
         if any(getattr(self.pipeline, name) is None for name in self.encoders):
             loaded = self._load({name for name in self._parts() if not name.startswith(("text_encoder", "tokenizer"))})
             parts = {name: getattr(loaded, name).requires_grad_(False).eval() for name in self.encoders}
+            for name, part in parts.items():
+                finite.check_weights(part, self._source(name), self.model.dtype)
             self.pipeline.register_modules(**parts)
         for name in self.encoders:
             getattr(self.pipeline, name).to(self.device)
@@ -133,13 +159,45 @@ class PipelineDenoiser(ABC):
         finally:
             self.sampling = before
 
-    def default_size(self) -> int:
-        """Pixels a side where the config names none."""
-        return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
+    @classmethod
+    def default_size(cls, network: Mapping[str, Any], factor: int) -> tuple[int, int]:
+        """Pixels down and across where the config names none, of the network's config. Raises ModelError."""
+        size = network.get("sample_size")
+        if not size:
+            raise ModelError(
+                f"sampling.height and width are null, and {cls.part}/config.json has no sample_size; set both"
+            )
+        rows, columns = (size, size) if isinstance(size, int) else size
+        return rows * factor, columns * factor
+
+    @classmethod
+    def size_in(cls, description: Described, sampling: Sampling) -> tuple[int, int]:
+        """Pixels down and across. Raises ModelError for what the VAE and the network cannot divide."""
+        height, width = sampling.height, sampling.width
+        if height is None or width is None:
+            rows, columns = cls.default_size(description.network, description.factor)
+            height, width = height or rows, width or columns
+        least = 2 * description.factor
+        if height % least or width % least:
+            raise ModelError(
+                f"sampling.height x width is {height} x {width}; {description.folder.name} needs multiples of {least}"
+            )
+        return height, width
 
     def schedule(self, steps: int) -> Schedule:
-        sampling = dataclasses.replace(self.sampling, steps=steps, trained_steps=None)
-        return self.schedule_of(self.pipeline.scheduler.config, sampling, tokens=self.tokens)
+        return self.schedule_in(self.description, dataclasses.replace(self.sampling, steps=steps, trained_steps=None))
+
+    @classmethod
+    def schedule_in(cls, description: Described, sampling: Sampling) -> Schedule:
+        """The steps that the folder's scheduler takes, for images of the size asked for. Raises as `schedule_of`."""
+        height, width = cls.size_in(description, sampling)
+        tokens = tokens_of(height, width, description.factor, cls.patch_of(description.network))
+        return cls.schedule_of(description.scheduler, sampling, tokens=tokens)
+
+    @classmethod
+    def patch_of(cls, network: Mapping[str, Any]) -> int:
+        """Latents a side of what the pipeline counts as a token, for a flow model's dynamic shift."""
+        return 2
 
     @classmethod
     @abstractmethod
@@ -150,19 +208,14 @@ class PipelineDenoiser(ABC):
         """
 
     @property
-    def tokens(self) -> int:
-        """Of 2 x 2 latents: what a flow model's dynamic shift depends on."""
-        return tokens_of(self.height, self.width, self.pipeline.vae_scale_factor)
-
-    @property
     def guided(self) -> bool:
-        """Whether a prediction needs the unconditional branch."""
-        return self.sampling.guidance_scale != 1.0
+        """Whether a prediction needs the unconditional branch: above 1, as in diffusers' pipelines."""
+        return self.sampling.guidance_scale > 1.0
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """One row a text; with guidance, the unconditional branch's beside them as `negative_...`."""
-        self.prepare(texts)
-        rows = [self.encode_text(text) for text in texts]
+        found = self._encode_all(texts)
+        rows = [found[text] for text in texts]
         if self.guided:
             empty = {f"negative_{name}": row for name, row in self.encode_empty().items()}
             rows = [{**row, **empty} for row in rows]
@@ -189,37 +242,52 @@ class PipelineDenoiser(ABC):
         return self.encode_text("")
 
     def encode_text(self, text: str) -> Conditioning:
-        """One row on the CPU, without guidance's; a text is encoded once."""
-        self.prepare([text])
-        if text not in self._encoded:
-            assert self.texts is not None
-            self._keep(text, self.texts.get(text))
-        return self._encoded[text]
+        """One row on the CPU, without guidance's."""
+        return self._encode_all([text])[text]
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode what no cache holds, the encoders on the device once for all of it.
 
         Workers that share a cache on disk and are given the same texts share the work.
         """
-        if all(self._holds(text) for text in texts):
+        missing = [text for text in dict.fromkeys(texts) if not self._holds(text)]
+        random.SystemRandom().shuffle(missing)  # each worker in an order of its own, so that they seldom meet
+        for _ in self._encoded_anew(missing):
+            pass
+
+    def _encode_all(self, texts: Sequence[str]) -> dict[str, Conditioning]:
+        """A row for each distinct text, whether or not memory has room for all of them at once."""
+        found = {text: self._found(text) for text in texts}
+        missing = [text for text, encoded in found.items() if encoded is None]
+        found.update(self._encoded_anew(missing))
+        return {text: encoded for text, encoded in found.items() if encoded is not None}
+
+    def _encoded_anew(self, texts: Sequence[str]) -> Iterator[tuple[str, Conditioning]]:
+        """The texts' rows, which are kept; those that another worker has written meanwhile are read."""
+        if not texts:
             return
-        order = list(dict.fromkeys(texts))
-        random.Random(os.getpid()).shuffle(order)  # each worker in an order of its own, so that they seldom meet
         with torch.no_grad(), self.text_encoders():
-            for text in order:
-                if not self._holds(text):
+            for text in texts:
+                encoded = self._found(text)
+                if encoded is None:
                     encoded = {name: row.cpu() for name, row in self.encode_one(text).items()}
+                    finite.check_text(encoded, text, self.model.dtype)
                     if self.texts is not None:
                         self.texts.put(text, encoded)
-                    self._keep(text, encoded)
+                    self._kept.put(text, encoded)
+                yield text, encoded
+
+    def _found(self, text: str) -> Conditioning | None:
+        """The text's row, where memory or the cache on disk has it."""
+        encoded = self._kept.get(text)
+        if encoded is None and self.texts is not None and text in self.texts:
+            encoded = self.texts.get(text)
+            finite.check_text(encoded, text, self.model.dtype, self.texts.path(text))
+            self._kept.put(text, encoded)
+        return encoded
 
     def _holds(self, text: str) -> bool:
-        return text in self._encoded or (self.texts is not None and text in self.texts)
-
-    def _keep(self, text: str, encoded: Conditioning) -> None:
-        self._encoded[text] = encoded
-        if self.texts is not None and len(self._encoded) > KEPT:
-            del self._encoded[next(iter(self._encoded))]
+        return text in self._kept or (self.texts is not None and text in self.texts)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -276,10 +344,18 @@ class PipelineDenoiser(ABC):
 
     @torch.no_grad()
     def pixels(self, latents: Float[Tensor, "B ..."]) -> UInt8[Tensor, "B H W 3"]:
-        """The pictures, on the device."""
-        vae = self.pipeline.vae
-        scaled = self.latents_of(latents) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        """The images, on the device. Raises ModelError where the decoder gives numbers that are not finite."""
+        vae, scaled = self.pipeline.vae, self.latents_of(latents)
+        mean, std, shift = (getattr(vae.config, key, None) for key in described.FACTORS)
+        if std is not None:
+            scaled = scaled * _by_channel(std, scaled)
+        scaled = scaled / vae.config.scaling_factor
+        if mean is not None:
+            scaled = scaled + _by_channel(mean, scaled)
+        if shift:
+            scaled = scaled + shift
         pictures = vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
+        finite.check_images(pictures, latents, self.model.dtype)
         pixels: Tensor = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1)
 
@@ -308,7 +384,9 @@ class PipelineDenoiser(ABC):
         with init_empty_weights():  # a network of its own, as a rank's may hold but parts of its parameters
             whole = getattr(diffusers, self._index()[self.part][1]).from_config(network.config)
         buffers = {name: value for name, value in network.named_buffers() if name in whole.state_dict()}
-        whole.load_state_dict({**buffers, **parameters}, assign=True)
+        dtype = getattr(torch, self.model.dtype)  # the parameters may be float32 masters
+        written = {name: value.to(dtype) for name, value in parameters.items()}
+        whole.load_state_dict({**buffers, **written}, assign=True)
         with self.text_encoders():  # the folder is to be whole
             try:
                 self.pipeline.register_modules(**{self.part: whole})
@@ -328,3 +406,7 @@ class PipelineDenoiser(ABC):
         if "requires_safety_checker" in own:
             saved["requires_safety_checker"] = own["requires_safety_checker"]
         path.write_text(json.dumps(saved, indent=2), encoding="utf-8")
+
+
+def _by_channel(values: Sequence[float], latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "1 C 1 1"]:
+    return torch.tensor(values, device=latents.device, dtype=latents.dtype).reshape(1, -1, 1, 1)

@@ -20,6 +20,11 @@ class StableDiffusion3(PipelineDenoiser):
 
     pipeline_class = "StableDiffusion3Pipeline"
     part = "transformer"
+    packed = 1
+
+    @classmethod
+    def patch_of(cls, network: Mapping[str, Any]) -> int:
+        return int(network.get("patch_size", 2))
 
     @classmethod
     def schedule_of(cls, scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int) -> FlowSchedule:

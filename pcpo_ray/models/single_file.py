@@ -8,9 +8,32 @@ import torch
 from torch import nn
 
 from pcpo_ray.errors import ModelError
+from pcpo_ray.models.files import check_no_pointers
 
 VAE = ("first_stage_model.", "vae.")
 """How the names of a VAE's weights begin in such files, where they hold one."""
+
+
+CONVERT = (
+    'python -c "import torch, safetensors.torch as s; '
+    "w = torch.load({old!r}, map_location='cpu', weights_only=False); w = w.get('state_dict', w); "
+    "s.save_file({{k: v.clone(memory_format=torch.contiguous_format) for k, v in w.items() if torch.is_tensor(v)}}, "
+    '{new!r})"'
+)
+"""Makes a safetensors file of a pickled one."""
+
+
+def check(file: Path) -> None:
+    """Raise ModelError unless it is there and, as far as can be seen without reading it, a safetensors file."""
+    if not file.is_file():
+        raise ModelError(f"no file at model.single_file={str(file)!r}; expected a .safetensors file")
+    check_no_pointers([file])
+    if file.suffix != ".safetensors":
+        command = CONVERT.format(old=str(file), new=str(file.with_suffix(".safetensors")))
+        raise ModelError(
+            f"model.single_file={str(file)!r} is not a .safetensors file; convert it, if you trust where it is from "
+            f"(pickled files may run code), by {command}"
+        )
 
 
 def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, left_out: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 from pcpo_ray.config import Sampling
 from pcpo_ray.errors import ModelError, ScheduleError
 from pcpo_ray.models import schedulers
+from pcpo_ray.models.described import Described
 from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 from pcpo_ray.schedule import DiffusionSchedule
 from pcpo_ray.trajectory import Conditioning
@@ -20,9 +21,16 @@ class StableDiffusion(PipelineDenoiser):
 
     pipeline_class = "StableDiffusionPipeline"
     part = "unet"
+    packed = 1
 
-    def default_size(self) -> int:
-        return int(self.config.sample_size * self.pipeline.vae_scale_factor)
+    @classmethod
+    def check(cls, description: Described) -> None:
+        super().check(description)
+        if description.network.get("time_cond_proj_dim") is not None:
+            raise ModelError(
+                f"{description.folder / cls.part} has time_cond_proj_dim: a UNet distilled to be told the guidance "
+                "scale, which it is not told here; expected null: take the model that it was distilled from"
+            )
 
     @classmethod
     def schedule_of(cls, scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int) -> DiffusionSchedule:
@@ -31,7 +39,7 @@ class StableDiffusion(PipelineDenoiser):
     @cached_property
     def alpha_bars(self) -> Float[Tensor, " T"]:
         """Of the training schedule, by timestep, in float64."""
-        alpha_bars: Tensor = ddim(self.pipeline.scheduler.config).alphas_cumprod
+        alpha_bars: Tensor = ddim(self.description.scheduler).alphas_cumprod
         return alpha_bars.double().to(self.device)
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -55,18 +63,24 @@ class StableDiffusion(PipelineDenoiser):
         self, prediction: Float[Tensor, "B C h w"], latents: Float[Tensor, "B C h w"], timesteps: Float[Tensor, " B"]
     ) -> Float[Tensor, "B C h w"]:
         """The noise; a velocity v (arXiv 2202.00512) stands for sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x."""
-        if self.pipeline.scheduler.config.prediction_type == "epsilon":
+        if self.description.scheduler.get("prediction_type", "epsilon") == "epsilon":
             return prediction
         alpha_bar = self.alpha_bars[timesteps.long()].reshape(-1, *[1] * (latents.ndim - 1))
         signal, noise = (share.sqrt().float() for share in (alpha_bar, 1 - alpha_bar))
         return signal * prediction + noise * latents.float()
 
 
+LEADING = (
+    f'write "timestep_spacing": "leading" and "steps_offset": 1 in the model\'s {schedulers.FILE}, so that the steps '
+    "begin a little before"
+)
+
+
 def ddim(scheduler_config: Mapping[str, Any]) -> Any:
-    """diffusers' DDIMScheduler with the config of any scheduler of its kind."""
+    """diffusers' DDIMScheduler with the config of any scheduler of its kind. Raises ModelError."""
     from diffusers import DDIMScheduler
 
-    return schedulers.made(DDIMScheduler, scheduler_config)
+    return schedulers.made(DDIMScheduler, schedulers.understood(scheduler_config, schedulers.DIFFUSION))
 
 
 def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedule:
@@ -74,19 +88,31 @@ def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedu
     scheduler = ddim(scheduler_config)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ModelError(
-            f"the scheduler's prediction_type is {scheduler.config.prediction_type!r}; "
+            f"the model's {schedulers.FILE} has prediction_type: {scheduler.config.prediction_type!r}; "
             "expected 'epsilon' or 'v_prediction'"
         )
     train_steps = scheduler.config.num_train_timesteps
     if steps > train_steps:
         raise ScheduleError(f"sampling.steps is {steps}; the model was trained on {train_steps}: use at most those")
-    scheduler.set_timesteps(steps)
+    schedulers.set_timesteps(scheduler, num_inference_steps=steps)
     alpha_bar = scheduler.alphas_cumprod.double()
     timesteps = [int(t) for t in scheduler.timesteps]
     if timesteps[0] >= train_steps:  # the offset takes them past the end
         raise ScheduleError(
             f"sampling.steps is {steps}, which begin at timestep {timesteps[0]} (the scheduler's steps_offset is "
             f"{scheduler.config.steps_offset}); the model knows 0 to {train_steps - 1}: use fewer steps"
+        )
+    if len(alpha_bar) < train_steps:
+        raise ModelError(
+            f"the model's {schedulers.FILE} has {len(alpha_bar)} trained_betas for num_train_timesteps: {train_steps}; "
+            "expected as many"
+        )
+    if alpha_bar[timesteps[0]] == 0:
+        at_the_end = "use fewer steps" if scheduler.config.timestep_spacing == "leading" else LEADING
+        raise ScheduleError(
+            f"sampling.steps is {steps}, which begin at timestep {timesteps[0]}, where the model's noise schedule "
+            f"leaves no signal at all (alpha_bar is 0, as rescale_betas_zero_snr makes it) and a step of DDIM with "
+            f"noise has no ratio of probabilities; {at_the_end}"
         )
     # DDIMScheduler itself takes the step before as t minus the stride, whatever the spacing
     before = [t - train_steps // steps for t in timesteps]

@@ -12,7 +12,7 @@ from torch import nn
 from pcpo_ray import micro_batches, models, packed, policy
 from pcpo_ray.config import Full, Model, Run, Sampling, Window
 from pcpo_ray.credit import Credit
-from pcpo_ray.models.pipeline import KEPT
+from pcpo_ray.models.texts import KEPT
 from pcpo_ray.movement import SAMPLED
 from pcpo_ray.planning import scoring
 from pcpo_ray.planning.gpus import CONTEXT, SLACK
@@ -274,7 +274,7 @@ def sampler(run: Run) -> Memory:
     kept = images * steps * model.latents * (3 if gpu else 2)  # on the CPU a step's noise is a part of all noise
     kept += images * size_of(*conditioning.values())
     distinct = run.steps * run.rollout.prompts
-    texts = size_of(*conditioning.values()) * (distinct if run.model.text_cache is None else min(KEPT, distinct))
+    texts = min(KEPT, distinct * size_of(*conditioning.values()))
     predicting = model.predicting(rows, mixed=run.optimizer.mixed_precision == "bf16", gpu=gpu)
     host = {
         "text encoders, once they were needed": encoders,

@@ -1,0 +1,128 @@
+"""What a model's folder says of it in its JSON files, as its pipeline has it once it is loaded.
+
+Check, plan, study and run all take it from here, so that what is checked is what is run.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pcpo_ray.errors import ModelError
+from pcpo_ray.models import schedulers
+
+VAES = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny")
+"""The classes of VAE that are understood."""
+
+VAE_KEYS = {
+    "StableDiffusionPipeline": frozenset[str](),
+    "StableDiffusionXLPipeline": frozenset({"latents_mean", "latents_std"}),
+    "StableDiffusion3Pipeline": frozenset({"shift_factor"}),
+    "FluxPipeline": frozenset({"shift_factor"}),
+}
+"""Which of FACTORS the pipeline makes images of latents with."""
+
+FACTORS = ("latents_mean", "latents_std", "shift_factor")
+"""What a VAE's config may say of its latents, beside the scaling_factor that all pipelines read."""
+
+BLOCKS = ("decoder_block_out_channels", "up_block_out_channels", "block_out_channels")
+"""Where the config of one of VAES says how often it doubles the size, less one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """The configs of scheduler, denoising network and VAE; `factor` pixels a side are one of the VAE's latents."""
+
+    folder: Path
+    scheduler: Mapping[str, Any]
+    network: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    factor: int
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of settings. Raises ModelError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path.parents[1]} has no {path.parent.name}/{path.name}; copy it from the model it was made from"
+        ) from None
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}; copy it again from the model it was made from") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} holds a {type(found).__name__}; expected an object of settings")
+    return found
+
+
+def described(folder: Path, pipeline_class: str, part: str) -> Described:
+    """The model in the folder, whose denoising network is `part`. Raises ModelError."""
+    scheduler, network, vae = (
+        read_json(folder / name) for name in (schedulers.FILE, f"{part}/config.json", "vae/config.json")
+    )
+    path = folder / "vae" / "config.json"
+    _check_vae(vae, path, pipeline_class)
+    entry = read_json(folder / "model_index.json").get("scheduler")
+    index_class = entry[1] if isinstance(entry, list) else None
+    return Described(
+        folder=folder,
+        scheduler=schedulers.as_loaded(scheduler, pipeline_class, index_class),
+        network=_network_as_loaded(network, pipeline_class),
+        vae=vae,
+        factor=_factor(vae, path),
+    )
+
+
+def _network_as_loaded(network: dict[str, Any], pipeline_class: str) -> dict[str, Any]:
+    """StableDiffusionPipeline takes a size below 64 in a config of before diffusers 0.9 for a mistake."""
+    size, version = network.get("sample_size"), re.match(r"(\d+)\.(\d+)", network.get("_diffusers_version", ""))
+    early = version is not None and (int(version[1]), int(version[2])) < (0, 9)
+    if pipeline_class == "StableDiffusionPipeline" and early and isinstance(size, int) and size < 64:
+        return {**network, "sample_size": 64}
+    return network
+
+
+def _check_vae(vae: Mapping[str, Any], path: Path, pipeline_class: str) -> None:
+    """Raise ModelError unless the pipeline makes images of latents as the VAE's config says, and the code here too."""
+    applied = VAE_KEYS.get(pipeline_class)
+    if applied is None:  # a pipeline of the user's own choice
+        return
+    name = vae.get("_class_name", VAES[0])
+    if name not in VAES:
+        raise ModelError(f"{path} is of a {name}, which is not understood here; expected one of {', '.join(VAES)}")
+    ignored = [f"{key}: {vae[key]}" for key in FACTORS if vae.get(key) and key not in applied]
+    if ignored:
+        raise ModelError(
+            f"{path} has {', '.join(ignored)}, which {pipeline_class} does not read; expected null: write that there "
+            "if the model does without, or take the VAE that belongs to it"
+        )
+    if bool(vae.get("latents_mean")) != bool(vae.get("latents_std")):
+        raise ModelError(f"{path} has one of latents_mean and latents_std; expected both, or null for both")
+    if not vae.get("scaling_factor", 1):
+        raise ModelError(
+            f"{path} has scaling_factor: {json.dumps(vae['scaling_factor'])}; expected the number that latents were "
+            "multiplied by in training (0.18215 for Stable Diffusion 1 and 2, 0.13025 for SDXL)"
+        )
+
+
+def _factor(vae: Mapping[str, Any], path: Path) -> int:
+    """How many pixels a side are one latent. Raises ModelError."""
+    blocks = next((vae[key] for key in BLOCKS if vae.get(key)), None)
+    if not isinstance(blocks, list):
+        raise ModelError(f"{path} has no {BLOCKS[-1]}; copy it again from the model it was made from")
+    return int(2 ** (len(blocks) - 1))
+
+
+def check_channels(description: Described, part: str, patch: int) -> None:
+    """Raise ModelError unless the network takes latents alone, `patch` of them together, and gives as many numbers."""
+    network, latents = description.network, description.vae.get("latent_channels", 4)
+    taken = network.get("in_channels", patch * latents)
+    given = network.get("out_channels") or taken
+    if not taken == given == patch * latents:
+        raise ModelError(
+            f"{description.folder / part} takes {taken} channels and gives {given}, of latents of {latents}; expected "
+            f"{patch * latents} of both: it was trained for another pipeline (inpainting, editing, upscaling), or the "
+            "VAE is another model's"
+        )

@@ -1,0 +1,86 @@
+"""What a model's parts need on disk, seen without loading anything."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pcpo_ray.errors import ModelError
+from pcpo_ray.models.described import read_json
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+WEIGHTS = (".safetensors", ".bin")
+VARIANT = re.compile(r"[^.]+?(?:-\d+-of-\d+)?(?:\.(?P<variant>.+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+"""A file of weights: `model.safetensors`, `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`."""
+
+
+def check_parts(folder: Path, parts: Mapping[str, Any], *, weights: bool, variant: str | None) -> None:
+    """Raise ModelError unless each part is there, whole as far as can be seen; without `weights`, but for these.
+
+    `parts` are as in model_index.json: a library and a class by name. A part has the weights of its `variant`, or, as
+    in diffusers, those of none where it lacks them.
+    """
+    for name in parts:
+        if not (folder / name).is_dir():
+            raise ModelError(f"{folder} has no {name}; copy it from the model it was made from")
+        check_no_pointers(path for path in sorted((folder / name).rglob("*")) if weights or path.suffix not in WEIGHTS)
+    if weights:
+        networks = [folder / name for name in parts if (folder / name / "config.json").is_file()]
+        _check_weights({path: _variants(path) for path in networks}, folder, variant)
+    for name, (_, kind) in parts.items():
+        if "CLIPTokenizer" in kind:
+            _check_length(folder, name)
+
+
+def check_no_pointers(paths: Iterable[Path]) -> None:
+    """Raise ModelError for a file that git-lfs has not fetched."""
+    for path in paths:
+        if not path.is_file() or path.stat().st_size > 1024:
+            continue
+        with path.open("rb") as file:
+            pointer = file.read(len(POINTER)) == POINTER
+        if pointer:
+            raise ModelError(f"{path} is a git-lfs pointer, not the file itself: run git lfs pull where it is kept")
+
+
+def _variants(part: Path) -> dict[str | None, list[str]]:
+    """A part's files of weights, by variant."""
+    found: dict[str | None, list[str]] = {}
+    for path in sorted(part.iterdir()):
+        matched = VARIANT.fullmatch(path.name)
+        if matched is not None:
+            found.setdefault(matched["variant"], []).append(path.name)
+    return found
+
+
+def _check_weights(networks: Mapping[Path, Mapping[str | None, list[str]]], folder: Path, variant: str | None) -> None:
+    for part, found in networks.items():
+        if not found:
+            raise ModelError(
+                f"{part} has no weights (*.safetensors or *.bin); copy them from the model it was made from"
+            )
+        if None not in found and variant not in found:
+            name, files = next(iter(found.items()))
+            raise ModelError(
+                f"{part} has weights of the variant {name!r} only ({', '.join(files)}), and model.variant is "
+                f"{variant!r}: set model.variant={name}"
+            )
+    there = sorted({name for found in networks.values() for name in found if name is not None})
+    if variant is not None and variant not in there:
+        raise ModelError(
+            f"no part of {folder} has weights of model.variant={variant!r}; expected one of {there or 'null only'}"
+        )
+
+
+def _check_length(folder: Path, name: str) -> None:
+    """Raise ModelError unless a tokenizer that pads to its greatest length has one, no greater than its encoder's."""
+    encoder = folder / name.replace("tokenizer", "text_encoder") / "config.json"
+    if not encoder.is_file():
+        return
+    path, most = folder / name / "tokenizer_config.json", read_json(encoder).get("max_position_embeddings", 77)
+    length = read_json(path).get("model_max_length") if path.is_file() else None
+    if not isinstance(length, int) or length > most:
+        raise ModelError(
+            f"{path} has model_max_length: {length}, and texts are padded to it; expected at most {most}, which is all "
+            f'that {encoder.parent.name} reads: write "model_max_length": {most} there'
+        )

@@ -1,0 +1,147 @@
+"""What a model's parts lack on disk is said before anything is loaded."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pcpo_ray import models
+from pcpo_ray.errors import ConfigError, ModelError
+from pcpo_ray.models.files import VARIANT
+from tests import small
+
+CPU = torch.device("cpu")
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 3438354725\n"
+
+
+def load(run):
+    return models.load(run.model, run.sampling, seed=0, device=CPU)
+
+
+def copied(model, folder):
+    return shutil.copytree(model, folder / model.name)
+
+
+def named(folder, variant, parts):
+    """The folder, the weights of these parts renamed to a variant's."""
+    for part in parts:
+        for path in (folder / part).glob("*.safetensors"):
+            path.rename(path.with_suffix(f".{variant}.safetensors"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+    ],
+)
+def test_a_git_lfs_pointer_is_named(small_sd, tmp_path, file):
+    folder = copied(small_sd, tmp_path)
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text(POINTER)
+    with pytest.raises(ModelError, match=rf"{file} is a git-lfs pointer.*git lfs pull"):
+        models.folder_of(small.run(folder).model)
+    plan_needs = not file.endswith(".safetensors")
+    if not plan_needs:
+        models.folder_of(small.run(folder).model, weights=False)
+
+
+def test_a_single_file_that_is_a_pointer_is_named(small_sd, tmp_path):
+    (tmp_path / "model.safetensors").write_text(POINTER)
+    with pytest.raises(ModelError, match=r"model\.safetensors is a git-lfs pointer"):
+        models.folder_of(small.run(small_sd, model__single_file=tmp_path / "model.safetensors").model)
+
+
+def test_a_checkpoint_of_another_format_comes_with_the_command_that_converts_it(small_sd, tmp_path):
+    old = tmp_path / "v1.ckpt"
+    shared = torch.ones(2, 2)
+    torch.save({"state_dict": {"a": shared, "b": shared.T}, "global_step": 470000}, old)
+    with pytest.raises(ModelError, match=r"not a \.safetensors file; convert it") as caught:
+        models.folder_of(small.run(small_sd, model__single_file=old).model)
+    python, option, code = shlex.split(str(caught.value).rpartition(" by ")[2])
+    assert (python, option) == ("python", "-c")
+    exec(code, {})
+    from safetensors.torch import load_file
+
+    assert load_file(tmp_path / "v1.safetensors").keys() == {"a", "b"}
+
+
+def test_a_folder_of_a_variant_only_names_it_and_is_loaded_by_it(small_sd, tmp_path):
+    folder = named(copied(small_sd, tmp_path), "fp16", ["unet", "vae", "text_encoder"])
+    with pytest.raises(ModelError, match=r"variant 'fp16' only \(.*\.fp16\.safetensors\).*set model\.variant=fp16"):
+        models.folder_of(small.run(folder).model)
+    with pytest.raises(ModelError, match=r"model\.variant is 'bf16': set model\.variant=fp16"):
+        models.folder_of(small.run(folder, model__variant="bf16").model)
+    run, plain = small.run(folder, model__variant="fp16"), small.run(small_sd)
+    one, other = load(run), load(plain)
+    assert torch.equal(one.encode(["a ring"])["embeds"], other.encode(["a ring"])["embeds"])
+    ours, theirs = (denoiser.pipeline.unet.state_dict() for denoiser in (one, other))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_part_without_the_variant_has_the_weights_of_none_as_in_diffusers(small_sd, tmp_path):
+    folder = named(copied(small_sd, tmp_path), "fp16", ["unet"])
+    run = small.run(folder, model__variant="fp16")
+    assert load(run).encode(["a ring"])
+
+
+def test_a_variant_that_no_part_has_is_refused_with_those_there_are(small_sd, tmp_path):
+    folder = copied(small_sd, tmp_path)
+    with pytest.raises(ModelError, match=r"model\.variant='fp16'; expected one of null only"):
+        models.folder_of(small.run(folder, model__variant="fp16").model)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.non_ema.safetensors"))
+    with pytest.raises(ModelError, match=r"expected one of \['non_ema'\]"):
+        models.folder_of(small.run(folder, model__variant="fp16").model)
+    models.folder_of(small.run(folder).model)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("model.safetensors", None),
+        ("pytorch_model.bin", None),
+        ("model-00001-of-00002.safetensors", None),
+        ("model.fp16.safetensors", "fp16"),
+        ("diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "fp16"),
+        ("diffusion_pytorch_model-00001-of-00002.fp16.bin", "fp16"),
+        ("diffusion_pytorch_model.non_ema.bin", "non_ema"),
+    ],
+)
+def test_a_files_variant_is_what_diffusers_calls_so(name, variant):
+    matched = VARIANT.fullmatch(name)
+    assert matched is not None and matched["variant"] == variant
+
+
+def test_a_variant_with_a_single_file_is_refused(small_sd):
+    with pytest.raises(ConfigError, match=r"model\.variant.*single_file"):
+        small.run(small_sd, model__variant="fp16", model__single_file="file.safetensors")
+
+
+@pytest.mark.parametrize("model", ["small_sd", "small_sdxl", "small_sd3", "small_flux"])
+@pytest.mark.parametrize("length", [None, 10**30, 1000])
+def test_a_tokenizer_without_a_length_is_named_and_the_advice_helps(request, tmp_path, model, length):
+    folder = copied(request.getfixturevalue(model), tmp_path)
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings["model_max_length"] = length
+    path.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
+    with pytest.raises(ModelError, match=r'tokenizer_config\.json .*write "model_max_length": 16 there'):
+        models.folder_of(small.run(folder).model)
+    path.write_text(json.dumps({**settings, "model_max_length": 16}))
+    models.folder_of(small.run(folder).model)
+
+
+def test_a_tokenizer_without_a_config_is_named(small_sd, tmp_path):
+    folder = copied(small_sd, tmp_path)
+    Path(folder / "tokenizer" / "tokenizer_config.json").unlink()
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json has model_max_length: None"):
+        models.folder_of(small.run(folder).model)
