@@ -5,7 +5,7 @@ Check, plan, study and run all take it from here, so that what is checked is wha
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def _check_vae(vae: Mapping[str, Any], path: Path, pipeline_class: str) -> None:
 def _factor(vae: Mapping[str, Any], path: Path) -> int:
     """How many pixels a side are one latent. Raises ModelError."""
     blocks = next((vae[key] for key in BLOCKS if vae.get(key)), None)
-    if not isinstance(blocks, list):
+    if not isinstance(blocks, Sized):
         raise ModelError(f"{path} has no {BLOCKS[-1]}; copy it again from the model it was made from")
     return int(2 ** (len(blocks) - 1))
 

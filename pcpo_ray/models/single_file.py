@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pcpo_ray.errors import ModelError
+from pcpo_ray.models.described import read_json
 from pcpo_ray.models.files import check_no_pointers
 
 VAE = ("first_stage_model.", "vae.")
@@ -41,7 +42,7 @@ def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, lef
 
     Raises ModelError for a file that is not whole, is no such pipeline's, or has other sizes than `folder` describes.
     """
-    from diffusers import AutoencoderKL
+    import diffusers
     from safetensors import SafetensorError, safe_open
 
     parts: dict[str, Any] = dict(left_out)
@@ -49,7 +50,8 @@ def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, lef
         with safe_open(file, "pt") as opened:
             names = list(opened.keys())
         if "vae" not in left_out and not any(name.startswith(VAE) for name in names):
-            parts["vae"] = AutoencoderKL.from_pretrained(folder / "vae", dtype=dtype, local_files_only=True)
+            vae = getattr(diffusers, read_json(folder / "vae" / "config.json").get("_class_name", "AutoencoderKL"))
+            parts["vae"] = vae.from_pretrained(folder / "vae", dtype=dtype, local_files_only=True)
         pipeline = pipeline_class.from_single_file(  # type: ignore[attr-defined]
             str(file), config=str(folder), dtype=dtype, local_files_only=True, **parts
         )

@@ -71,6 +71,17 @@ def test_a_whole_model(model, request, tmp_path):
     assert (drawn(plain(tmp_path), noise) == pictures).all()
 
 
+def test_a_whole_model_trained_in_more_precision_is_written_in_the_models_dtype(small_sd, tmp_path):
+    from safetensors.torch import load_file
+
+    denoiser = load(small_sd, model__train="{kind: full}", model__dtype="bfloat16")
+    masters = {name: value.detach().float() + 1e-3 for name, value in denoiser.trainable().items()}
+    denoiser.save(tmp_path, masters)
+    written = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(written[name], value.bfloat16()) for name, value in masters.items())
+    assert {value.dtype for value in written.values()} == {torch.bfloat16}
+
+
 @ALL
 def test_pictures_of_the_same_latents(model, request):
     path = request.getfixturevalue(model)
