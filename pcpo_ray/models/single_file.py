@@ -25,14 +25,16 @@ CONVERT = (
 
 
 def check(file: Path) -> None:
-    """Raise ModelError unless it is there and, as far as can be seen without reading it, a safetensors file."""
+    """Raise ModelError unless it is there, and neither a pointer of git-lfs nor pickled."""
     if not file.is_file():
         raise ModelError(f"no file at model.single_file={str(file)!r}; expected a .safetensors file")
     check_no_pointers([file])
-    if file.suffix != ".safetensors":
+    with file.open("rb") as opened:
+        pickled = opened.read(4).startswith((b"PK\x03\x04", b"\x80"))  # as torch.save writes, and as it once did
+    if pickled:
         command = CONVERT.format(old=str(file), new=str(file.with_suffix(".safetensors")))
         raise ModelError(
-            f"model.single_file={str(file)!r} is not a .safetensors file; convert it, if you trust where it is from "
+            f"model.single_file={str(file)!r} is a pickled file, not a .safetensors one; convert it, if you trust where it is from "
             f"(pickled files may run code), by {command}"
         )
 

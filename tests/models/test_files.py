@@ -64,7 +64,7 @@ def test_a_checkpoint_of_another_format_comes_with_the_command_that_converts_it(
     old = tmp_path / "v1.ckpt"
     shared = torch.ones(2, 2)
     torch.save({"state_dict": {"a": shared, "b": shared.T}, "global_step": 470000}, old)
-    with pytest.raises(ModelError, match=r"not a \.safetensors file; convert it") as caught:
+    with pytest.raises(ModelError, match=r"a pickled file, not a \.safetensors one; convert it") as caught:
         models.folder_of(small.run(small_sd, model__single_file=old).model)
     python, option, code = shlex.split(str(caught.value).rpartition(" by ")[2])
     assert (python, option) == ("python", "-c")
