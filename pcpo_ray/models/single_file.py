@@ -30,12 +30,12 @@ def check(file: Path) -> None:
         raise ModelError(f"no file at model.single_file={str(file)!r}; expected a .safetensors file")
     check_no_pointers([file])
     with file.open("rb") as opened:
-        pickled = opened.read(4).startswith((b"PK\x03\x04", b"\x80"))  # as torch.save writes, and as it once did
-    if pickled:
+        head = opened.read(9)
+    if head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{":  # torch.save's, today's and of old
         command = CONVERT.format(old=str(file), new=str(file.with_suffix(".safetensors")))
         raise ModelError(
-            f"model.single_file={str(file)!r} is a pickled file, not a .safetensors one; convert it, if you trust where it is from "
-            f"(pickled files may run code), by {command}"
+            f"model.single_file={str(file)!r} is a pickled file, not a .safetensors one; convert it, if you trust "
+            f"where it is from (pickled files may run code), by {command}"
         )
 
 
