@@ -114,8 +114,6 @@ def folder_of(model: Model, *, weights: bool = True) -> Path:
         if isinstance(value, list) and value[0] is not None and name not in UNUSED
     }
     files.check_parts(folder, parts, weights=weights and model.single_file is None, variant=model.variant)
-    kind = class_of(model)
-    kind.check(kind.described(folder))
     return folder
 
 

@@ -87,8 +87,10 @@ class PipelineDenoiser(ABC):
 
     @classmethod
     def described(cls, folder: Path) -> Described:
-        """What the folder's JSON files say. Raises ModelError."""
-        return described.described(folder, cls.pipeline_class, cls.part)
+        """What the folder's JSON files say. Raises ModelError for what is not understood."""
+        description = described.described(folder, cls.pipeline_class, cls.part)
+        cls.check(description)
+        return description
 
     @classmethod
     def check(cls, description: Described) -> None:

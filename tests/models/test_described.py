@@ -30,6 +30,11 @@ def load(path, **changes):
     return models.load(run.model, run.sampling, seed=0, device=CPU)
 
 
+def schedule_of(run):
+    """As check, plan and study have it: nothing is loaded."""
+    return models.schedule_of(models.folder_of(run.model), run.model, run.sampling)
+
+
 def of_the_pipeline(folder, latents, **parts):
     """What the folder's own pipeline makes of latents after its last step."""
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **parts)
@@ -116,7 +121,7 @@ def test_other_vaes_decode_as_in_their_pipelines(small_sd, tmp_path):
 def test_a_vae_that_is_not_understood_is_refused_before_it_is_loaded(request, tmp_path, model, changes, words):
     run = small.run(rewritten(request.getfixturevalue(model), tmp_path, "vae", **changes))
     with pytest.raises(ModelError, match=words):
-        models.folder_of(run.model)
+        schedule_of(run)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,7 @@ def test_a_vae_that_is_not_understood_is_refused_before_it_is_loaded(request, tm
 def test_a_network_for_another_pipeline_is_refused_before_it_is_loaded(request, tmp_path, model, part, changes, words):
     run = small.run(rewritten(request.getfixturevalue(model), tmp_path, part, **changes))
     with pytest.raises(ModelError, match=words):
-        models.folder_of(run.model)
+        schedule_of(run)
 
 
 @pytest.mark.parametrize(
@@ -166,9 +171,8 @@ def test_a_network_without_a_size_asks_for_one(small_sd, tmp_path):
     folder = rewritten(small_sd, tmp_path, "unet", sample_size=None)
     run = small.run(folder, sampling__height="null", sampling__width="null")
     with pytest.raises(ModelError, match=r"sampling\.height and width are null.*set both"):
-        models.schedule_of(models.folder_of(run.model), run.model, run.sampling)
-    run = small.run(folder)
-    assert len(models.schedule_of(models.folder_of(run.model), run.model, run.sampling)) == 4
+        schedule_of(run)
+    assert len(schedule_of(small.run(folder))) == 4
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5])
