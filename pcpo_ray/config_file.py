@@ -8,8 +8,10 @@ two overrides: YAML's readers would take the last one.
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -135,7 +137,8 @@ def parse(data: Mapping[str, Any], *, source: str = "config") -> Run:
 def parse_as(cls: type[T], data: Mapping[str, Any], *, source: str) -> T:
     """`parse` for another config class, such as a study's."""
     try:
-        return TypeAdapter(cls).validate_python(data)
+        found: T = _adapter(cls).validate_python(data)  # type: ignore[arg-type]  # mypy takes a class for unhashable
+        return found
     except ValidationError as error:
         lines = [_explain(detail, cls) for detail in error.errors(include_url=False)]
         raise ConfigError("\n".join([f"{source}: {len(lines)} wrong", *(f"  {line}" for line in lines)])) from None
@@ -149,8 +152,14 @@ def dump(value: Any) -> str:
 def plain(value: Any) -> dict[str, Any]:
     """The resolved config as plain data; `parse` gives the same value back."""
     # as Python values: pydantic's JSON mode would write the infinities of a custom reward's options as null
-    data: dict[str, Any] = TypeAdapter(type(value)).dump_python(value)
+    data: dict[str, Any] = _adapter(type(value)).dump_python(value)  # type: ignore[arg-type]
     return data
+
+
+@lru_cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    """What reads and writes a config class, which takes longer to make than to use."""
+    return TypeAdapter(cls)
 
 
 def differing(one: Any, other: Any, path: str = "") -> dict[str, str]:
@@ -243,6 +252,8 @@ def _walk(location: Sequence[Any], root: type) -> tuple[list[str], type | None, 
         if tagged and len(options) > 1:
             annotation = tagged[0]
             continue
+        if not options and get_origin(annotation) in (Union, UnionType):
+            continue  # one of a union of plain types, in pydantic's own words
         keys.append(str(part))
         plain_type = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
         if get_origin(plain_type) is Mapping:

@@ -45,6 +45,7 @@ WRONG = {
         "float32 or bfloat16",
     ],
     "workers.learner={ranks: 2, strategy: fsdp2}": ["optimizer.micro_batch is auto", "give a number"],
+    "optimizer.micro_batch=all": ["optimizer.micro_batch: got 'all'", "integer", "'auto'"],
     "optimizer.micro_batch=0": ["optimizer.micro_batch", "greater than or equal to 1"],
     "objective.log_ratio=replay": ["objective.log_ratio is replay", "credit.kind=reweight", "credit.kind=native"],
     "evaluation.sampling={steps: 0}": ["evaluation.sampling.steps", "greater than or equal to 1"],
