@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pcpo_ray.errors import ModelError
+from pcpo_ray.models import files
 
 PEFT = "adapter_model"
 """Stem of the file in a folder that PEFT's own `save_pretrained` wrote, beside its adapter_config.json."""
@@ -66,7 +67,13 @@ def refused(what: object, why: str) -> ModelError:
 
 
 def find(source: Path) -> Path:
-    """The file that `source` names, or the one in that folder. Raises ModelError."""
+    """The file that `source` names, or the one in that folder. Raises ModelError, also for a git-lfs pointer."""
+    file = _named(source)
+    files.check_no_pointers([file])
+    return file
+
+
+def _named(source: Path) -> Path:
     if source.is_file():
         return source
     if not source.exists():

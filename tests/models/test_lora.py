@@ -445,3 +445,6 @@ def test_a_start_that_is_not_there_is_seen_before_anything_is_loaded(small_sd, t
     run = small.run(hollow, model__train=f"{{kind: lora, start: {tmp_path / 'nowhere'}}}")
     with pytest.raises(ModelError, match="nothing at"):
         runs.check(run)
+    (tmp_path / "nowhere").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match="nowhere is a git-lfs pointer"):
+        runs.check(run)
