@@ -956,6 +956,7 @@ class Run:
             trained_steps=None,
             subset=None,
             shared_noise=False,
+            detach_unconditional=False,
         )
 
 

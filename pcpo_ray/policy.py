@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pcpo_ray import config, credit, models
-from pcpo_ray.errors import CreditError
+from pcpo_ray.errors import CreditError, ScheduleError
 from pcpo_ray.models import Denoiser
 from pcpo_ray.schedule import DiffusionSchedule, FlowSchedule, Schedule
 from pcpo_ray.trajectory import Conditioning, Task, generator, seed_of
@@ -203,7 +203,8 @@ def evaluation_credit(run: config.Run, schedule: Schedule) -> credit.Credit:
     """
     assert run.evaluation.sampling is not None
     deterministic = run.evaluation.sampling.deterministic
-    steps = deterministic_steps(schedule) if deterministic else native_steps(run.evaluated, schedule)
+    with _named(f"evaluation.sampling.steps={len(schedule)}, sampling.process.kind={run.sampling.process.kind}"):
+        steps = deterministic_steps(schedule) if deterministic else native_steps(run.evaluated, schedule)
     return credit.Credit(steps=steps, weights=(0.0,) * len(steps), mix=(1.0,) * len(steps), trained=())
 
 
@@ -228,8 +229,16 @@ def first_of_window(window: config.Window, trained: int, step: int, seed: int) -
 
 
 def plan(kind: config.Credit, sampling: config.Sampling, schedule: Schedule) -> credit.Credit:
-    """The steps to sample with and the weights they carry. Raises CreditError."""
-    steps = native_steps(sampling, schedule)
+    """The steps to sample with and the weights they carry. Raises CreditError and ScheduleError."""
+    of_steps = ", ".join(
+        [
+            f"sampling.steps={sampling.steps}",
+            *([] if sampling.trained_steps is None else [f"sampling.trained_steps={sampling.trained_steps}"]),
+            f"sampling.process.kind={sampling.process.kind}",
+        ]
+    )
+    with _named(of_steps):
+        steps = native_steps(sampling, schedule)
     noisy = [index for index, step in enumerate(steps) if step.std > 0]
     if not noisy:
         raise CreditError(
@@ -241,6 +250,26 @@ def plan(kind: config.Credit, sampling: config.Sampling, schedule: Schedule) -> 
         raise CreditError(
             f"sampling.subset.size is {sampling.subset.size}, of {len(trained)} trained steps; use at most those"
         )
+    with _named(f"credit.kind={kind.kind}, {of_steps}"):
+        return _carrying(kind, sampling, schedule, steps, trained)
+
+
+@contextlib.contextmanager
+def _named(keys: str) -> Iterator[None]:
+    """Say which keys it was, where what is raised inside knows numbers only."""
+    try:
+        yield
+    except (CreditError, ScheduleError) as error:
+        raise type(error)(f"{keys}: {error}") from None
+
+
+def _carrying(
+    kind: config.Credit,
+    sampling: config.Sampling,
+    schedule: Schedule,
+    steps: Sequence[AffineStep],
+    trained: Sequence[int],
+) -> credit.Credit:
     match kind:
         case config.Native():
             return credit.native(steps, trained)

@@ -59,7 +59,16 @@ def test_a_run_that_can_start_passes_without_its_weights_being_touched(hollow_sd
         ({"evaluation__rewards": "[{kind: 'json:loads'}]"}, RewardError, "no reward"),
         ({"rewards": "[{kind: clip_score, model: no/clip}]"}, RewardError, "no/clip"),
         ({"sampling__steps": 1001}, ScheduleError, "is 1001; .* trained on 1000"),
-        ({"credit": "{kind: variance, w_star: 1.0e-9}"}, CreditError, "w_star|w\\*"),
+        (
+            {"credit": "{kind: variance, w_star: 1.0e-9}"},
+            CreditError,
+            r"credit\.kind=variance, sampling\.steps=4.* w_star",
+        ),
+        (
+            {"sampling__process": "{kind: ddim, eta: 9}"},
+            ScheduleError,
+            r"sampling\.process\.kind=ddim: .*a smaller eta",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(hollow_sd, changes, error, words):
@@ -87,8 +96,15 @@ def test_weights_cut_short_are_a_named_error(small_sd, tmp_path, part):
 
 
 def test_a_flow_whose_last_step_would_have_to_be_trained_is_refused(hollow_flux):
-    with pytest.raises(CreditError):
+    with pytest.raises(CreditError, match=r"sampling\.trained_steps=4.*leave it untrained"):
         runs.check(small.run(hollow_flux, sampling__trained_steps=4))
+
+
+def test_an_evaluation_that_is_not_guided_has_no_branch_to_detach(hollow_sd):
+    changes = {"sampling__guidance_scale": 2, "sampling__detach_unconditional": True}
+    run = small.run(hollow_sd, **changes, evaluation__sampling="{guidance_scale: 1, deterministic: true}")
+    runs.check(run)
+    assert run.sampling.detach_unconditional and not run.evaluated.detach_unconditional
 
 
 def test_what_is_not_there_to_resume_is_said(small_sd, tmp_path):
