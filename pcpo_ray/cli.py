@@ -50,6 +50,7 @@ def train(
     from pcpo_ray import runs as running
     from pcpo_ray.folder import RunFolder
     from pcpo_ray.progress import Display
+    from pcpo_ray.prompts import said
     from pcpo_ray.recorder import Recorder
     from pcpo_ray.report import read, verdict, write
     from pcpo_ray.train import Loop
@@ -87,8 +88,11 @@ def train(
             display.say("starting " + ("in this process" if local else "workers on Ray"))
             stages = running.stages(run, local=local, say=display.say, announced=True)
             ending.callback(stages.close)
-            recorder.event("started", **running.surroundings(local))
             prompts, held_out = running.sources(run)
+            told = said(run, prompts, held_out)
+            for line in told:
+                display.say(line)
+            recorder.event("started", **running.surroundings(local), prompts=told)
             loop = Loop(run, stages, recorder, prompts=prompts, held_out=held_out, report=display.row, say=display.say)
             if found is not None:
                 loop.restore(found)
@@ -133,10 +137,12 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
     console = Console()
     with contextlib.ExitStack() as ending:
         home = ending.enter_context(RunFolder.of(folder).fetched(records=True))
-        run = running.read(home.local, overrides or [])
+        run = running.read_to_evaluate(home.local, overrides or [])
         found = running.newest_step(home, console.print)
         ending.enter_context(running.begun(run, local=local, say=console.print))
         for line in running.changed_inputs(home.local, inputs.of_run(run)):
+            if line.startswith("prompts."):
+                raise RunError(f"{line}, and it says what is held out; give it back")
             console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
         assessor = quality.assessor(run, home.local, console.print)
         stages = running.stages(run, local=local, say=console.print)
@@ -152,21 +158,22 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
         prompts, held_out = running.sources(run)
         scored, seen = evaluated(run, traffic, held_out, step, oldest=step, prompts=prompts)
         found_out = summary(run, scored, seen, assessor)
-    console.print(f"{run.name}, step {step}, {len(scored)} held-out prompts:")
+    console.print(f"{run.name}, step {step}, {len(scored)} {run.of_evaluation('prompts')}:")
     _print_estimates(console, found_out["rewards"])
     if seen:
         console.print(f"{len(seen)} training prompts:")
         _print_estimates(console, found_out["train_rewards"])
     if "quality" in found_out:
-        console.print(f"quality, of {len(scored) * run.evaluation.images} held-out pictures:")
+        console.print(f"quality, of {len(scored) * run.evaluation.images} {run.of_evaluation('pictures')}:")
         for name, value in found_out["quality"].items():
             console.print(f"  {name}: {shown(value, '.4f')}")
 
 
-def _print_estimates(console: Console, estimates: Mapping[str, Mapping[str, float]]) -> None:
+def _print_estimates(console: Console, estimates: Mapping[str, Mapping[str, float | None]]) -> None:
     for name, found in estimates.items():
         mean, low, high = (shown(found[key], ".4f") for key in ("mean", "low", "high"))
-        console.print(f"  {name}: {mean} ({low} to {high})")
+        interval = "no interval, from so few prompts" if found["low"] is None else f"{low} to {high}"
+        console.print(f"  {name}: {mean} ({interval})")
 
 
 @app.command()

@@ -27,6 +27,9 @@ Fraction = Annotated[float, NUMBER, Ge(0), Lt(1)]
 TOTAL = "reward"
 """The name of the weighted sum of a run's rewards, beside their own."""
 
+FEWEST = 6
+"""Prompts that an interval is from at least: of fewer, chance gives all the same sign in more than 1 case of 20."""
+
 OUR_NAMES = (TOTAL, "step", "prompt", "position", "sample", "version", "worker", "advantage", "quality")
 """What stands beside the rewards' names, in a run's tables and where scores are said to be missing."""
 
@@ -131,7 +134,7 @@ class ShapesPrompts:
 
 @config
 class PromptFile:
-    """A text file (a prompt a line), or CSV, JSONL or Parquet with a column of prompts."""
+    """A text file (a prompt a line), or CSV, JSON, JSONL or Parquet with a column of prompts."""
 
     kind: Literal["file"] = "file"
     path: str
@@ -696,11 +699,15 @@ class EvaluationSampling:
 class Evaluation:
     """On `count` prompts with `images` images each, at fixed seeds: before, every `every` steps, and at the end.
 
+    `prompts` null holds a part of the run's own file out, by hash (prompts.split), or takes the embedded world's
+    captions of the other split. Texts that are equal but for case and spaces count once. `held_out` false allows
+    training prompts, as some papers' protocols do (with `prompts` null: those), and no page calls them held out then.
     `train_count` training prompts are evaluated besides: what is gained there and not on the others was learned by
-    heart.
+    heart. `sampling` null samples as in training.
     """
 
-    prompts: Prompts = field(default_factory=lambda: ShapesPrompts(split="held_out"))
+    prompts: Prompts | None = None
+    held_out: bool = True
     count: Count = 32
     train_count: NonNegativeInt = 0
     images: Count = 2
@@ -710,6 +717,11 @@ class Evaluation:
     sampling: EvaluationSampling | None = None
 
     def __post_init__(self) -> None:
+        if self.prompts is None and not self.held_out and self.train_count:
+            raise ValueError(
+                f"evaluation.train_count is {self.train_count} with evaluation.held_out=false and no "
+                "evaluation.prompts, which are training prompts already; leave one of the two out"
+            )
         quality = self.quality
         if quality is None:
             return
@@ -735,7 +747,7 @@ class Evaluation:
 class Monitors:
     """What to do (`action`) when evaluations show that the run collapses or hacks its reward (monitors.py).
 
-    An alarm is raised when a condition holds at `patience` evaluations in a row: held-out `diversity`, or the
+    An alarm is raised when a condition holds at `patience` evaluations in a row: their `diversity`, or the
     `deviation` of rewards within a training group, below that share of what it was at first; the trained reward, or
     one that is only watched while the trained one rises, down by `fall` standard deviations of its scores and clearly.
     `warn` goes on; `stop` ends the run with a checkpoint; `roll_back` ends it at the newest checkpoint from before.
@@ -941,6 +953,13 @@ class Run:
             ):
                 if asks:
                     raise ValueError(f"{what} needs the reference under an adapter; set model.train.kind=lora")
+
+    def of_evaluation(self, noun: str) -> str:
+        """The noun, of what evaluations are on: "held-out reward", or "reward of training prompts"."""
+        if self.evaluation.held_out:
+            return f"held-out {noun}"
+        which = "training prompts" if self.evaluation.prompts in (None, self.prompts) else "prompts not held out"
+        return which if noun == "prompts" else f"{noun} of {which}"
 
     @property
     def evaluated(self) -> Sampling:

@@ -1,10 +1,11 @@
 """Evaluation on fixed prompts and seeds, and intervals for what it finds.
 
 Every evaluation of a run draws the same noise, so two of them are compared image by image. Images of one prompt are
-not independent: intervals resample prompts, not images.
+not independent, nor are the same text's at two places: intervals resample prompts, each text being one.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -14,16 +15,31 @@ from pcpo_ray import config, quality
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.trajectory import Handle, Prompt, Scored, Task, seed_of
 
-TOTAL = config.TOTAL
+TOTAL, FEWEST = config.TOTAL, config.FEWEST
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over images, and its 95% bootstrap interval over prompts (equal to it when there is one prompt)."""
+    """A mean over images, and its 95% bootstrap interval over prompts; NaN bounds for fewer than `FEWEST`."""
 
     mean: float
     low: float
     high: float
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an interval."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def row(self) -> dict[str, float | None]:
+        """As it is recorded: what is no number is null."""
+        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+
+    @classmethod
+    def of(cls, row: Mapping[str, float | None]) -> "Estimate":
+        """What `row` recorded."""
+        mean, low, high = (math.nan if value is None else value for value in (row["mean"], row["low"], row["high"]))
+        return cls(mean=mean, low=low, high=high)
 
 
 def tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
@@ -31,21 +47,22 @@ def tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
 
     As many prompts a task as have no more images than a group to train on: what fits then fits now.
     """
-    return _tasks(run, source.batch(1, min(run.evaluation.count, len(source))), version, first=0)
+    return _tasks(run, source.distinct(run.evaluation.count), version, first=0)
 
 
 def training_tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
     """The training prompts that are evaluated besides, at positions after all others."""
-    prompts = source.batch(1, min(run.evaluation.train_count, len(source)))
-    return _tasks(run, prompts, version, first=run.evaluation.count)
+    return _tasks(run, source.distinct(run.evaluation.train_count), version, first=run.evaluation.count)
 
 
 def _tasks(run: config.Run, prompts: Sequence[Prompt], version: int, *, first: int) -> list[Task]:
     found = []
-    for together in _together(prompts, max(1, run.rollout.images // run.evaluation.images)):
+    size = max(1, run.rollout.images // run.evaluation.images)
+    for begin in range(0, len(prompts), size):
+        together = prompts[begin : begin + size]
         task = Task(
             step=0,
-            position=first,
+            position=first + begin,
             prompt=together[0],
             images=run.evaluation.images,
             version=version,
@@ -54,20 +71,7 @@ def _tasks(run: config.Run, prompts: Sequence[Prompt], version: int, *, first: i
             more=tuple(together[1:]),
         )
         found.append(task)
-        first += len(together)
     return found
-
-
-def _together(prompts: Sequence[Prompt], most: int) -> Iterator[list[Prompt]]:
-    """At most so many at once, and no text twice: a reward may tell prompts by their texts."""
-    part: list[Prompt] = []
-    for prompt in prompts:
-        if len(part) == most or any(prompt.text == other.text for other in part):
-            yield part
-            part = []
-        part.append(prompt)
-    if part:
-        yield part
 
 
 def by_prompt(scored: Sequence[Scored]) -> list[Scored]:
@@ -101,12 +105,17 @@ def table(run: config.Run, scored: Sequence[Scored]) -> dict[str, Float[np.ndarr
 
 
 def estimate(values: Float[np.ndarray, "P N"]) -> Estimate:
-    """Of the mean over prompts, each counting with the mean of its images that have a score; NaN if none has."""
+    """Of the mean over prompts, each counting with the mean of its images that have a score; NaN if none has.
+
+    Rows are independent: a row has a text of its own (`tasks`).
+    """
     per_prompt = [row[np.isfinite(row)].mean() for row in values if np.isfinite(row).any()]
     if not per_prompt:
         return Estimate(mean=float("nan"), low=float("nan"), high=float("nan"))
     means = np.array(per_prompt)
-    if len(means) < 2 or np.ptp(means) == 0:
+    if len(means) < FEWEST:
+        return Estimate(mean=float(means.mean()), low=math.nan, high=math.nan)
+    if np.ptp(means) == 0:
         return Estimate(mean=float(means.mean()), low=float(means.mean()), high=float(means.mean()))
     from scipy.stats import bootstrap
 
@@ -121,11 +130,13 @@ def paired(before: Float[np.ndarray, "P N"], after: Float[np.ndarray, "P N"]) ->
     return estimate(after - before)
 
 
-def change(before: Float[np.ndarray, "P N"], after: Float[np.ndarray, "P N"]) -> dict[str, float]:
-    """`paired`, as numbers, and its mean in `deviations`: standard deviations of all scores before and after.
+def change(before: Float[np.ndarray, "P N"], after: Float[np.ndarray, "P N"]) -> dict[str, float | None]:
+    """`paired`, as recorded, and its mean in `deviations`: standard deviations of all scores before and after.
 
     Scores that were all the same, and now are all others, have changed by 2.
     """
     found = paired(before, after)
+    if math.isnan(found.mean):
+        return {**found.row(), "deviations": None}
     spread = float(np.nanstd(np.stack([before, after])))
-    return {**asdict(found), "deviations": found.mean / spread if spread else 0.0}
+    return {**found.row(), "deviations": found.mean / spread if spread else 0.0}

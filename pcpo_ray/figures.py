@@ -160,13 +160,19 @@ def _inline(svg: str, name: str, description: str) -> Markup:
 
 
 def reward(
-    name: str, title: str, unit: str, evaluated: Mapping[int, Estimate], training: Mapping[int, float] | None = None
+    name: str,
+    title: str,
+    unit: str,
+    evaluated: Mapping[int, Estimate],
+    training: Mapping[int, float] | None = None,
+    *,
+    prompts: str,
 ) -> Markup | None:
-    """A held-out reward's mean by step with its 95% interval, and the training batches' by the step they came from.
+    """An evaluated reward's mean by step with its 95% interval, and the training batches' by the step they came from.
 
-    None where fewer than two evaluations have scores.
+    `prompts` names those of evaluations. None where fewer than two evaluations have scores.
     """
-    held_out = _estimates("held-out prompts, 95% interval", evaluated)
+    held_out = _estimates(f"{prompts}, 95% interval", evaluated)
     if np.isfinite(held_out.y).sum() < 2:
         return None
     batches = training or {}
@@ -176,7 +182,7 @@ def reward(
 
 
 def change(name: str, title: str, unit: str, changed: Mapping[int, Estimate]) -> Markup:
-    """How much a held-out reward differs from the first evaluation's, by step, with 95% intervals."""
+    """How much an evaluated reward differs from the first evaluation's, by step, with 95% intervals."""
     curve = _estimates("change", changed)
     description = f"Change of {title} since the first evaluation, with 95% intervals: {_ends(curve)}"
     return chart(name, description, [curve], Axes(x="step", y=f"change, {unit}", reference=0))

@@ -207,19 +207,24 @@ def of_step(row: Mapping[str, Any]) -> Iterator[Change]:
 def of_evaluation(row: Mapping[str, Any]) -> Iterator[Change]:
     """A line of kind evaluation."""
     for reward, found in row["rewards"].items():
-        yield change("held_out", found["mean"], reward=reward)
-        yield change("held_out_low", found["low"], reward=reward)
-        yield change("held_out_high", found["high"], reward=reward)
-        yield change("mean_missing", math.isnan(found["mean"]), reward=reward, purpose="evaluate")
+        yield change("evaluation_score", _number(found["mean"]), reward=reward)
+        yield change("evaluation_score_low", _number(found["low"]), reward=reward)
+        yield change("evaluation_score_high", _number(found["high"]), reward=reward)
+        yield change("mean_missing", math.isnan(_number(found["mean"])), reward=reward, purpose="evaluate")
     for reward, found in row.get("train_rewards", {}).items():
-        yield change("train_prompts", found["mean"], reward=reward)
+        yield change("train_prompts", _number(found["mean"]), reward=reward)
     for measure, value in row.get("quality", {}).items():
-        yield change("quality", value, measure=measure)
+        yield change("quality", _number(value), measure=measure)
     for monitor in MONITORS:
         yield change("alarm", monitor in row["alarms"], monitor=monitor)
     yield change("evaluations", 1)
     yield change("samples", row["images"], purpose="evaluate")
     yield from _times({"evaluate": row["seconds"]}, row["busy_seconds"], row["workers"])
+
+
+def _number(value: float | None) -> float:
+    """A gauge's value: what was recorded as null is NaN to Prometheus."""
+    return math.nan if value is None else value
 
 
 def of_event(kind: str, details: Mapping[str, Any]) -> Iterator[Change]:

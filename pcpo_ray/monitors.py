@@ -7,7 +7,8 @@
 
 Each is a condition on one evaluation against the first; it is an alarm once it holds at `monitors.patience` evaluations
 in a row. All is a function of the lines of metrics.jsonl, so a resumed run judges as an uninterrupted one. What has no
-number (a reward without scores) raises no alarm.
+number (a reward without scores) raises no alarm, nor does an evaluation of fewer prompts than an interval is from
+(config.FEWEST): it says nothing of other prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import config, lines
-from pcpo_ray.config import TOTAL
+from pcpo_ray.config import FEWEST, TOTAL
 
 NAMES = ("diversity", "deviation", "reward", "hacking")
 Row = Mapping[str, Any]
@@ -53,9 +54,9 @@ def conditions(run: config.Run, evaluated: Sequence[Row], steps: Sequence[Row]) 
     if len(evaluated) < 2:
         return {}
     found = {
-        "diversity": _diversity(run.monitors, evaluated),
+        "diversity": _diversity(run, evaluated),
         "deviation": _deviation(run.monitors, evaluated, steps),
-        "reward": _reward(run.monitors, evaluated[-1]),
+        "reward": _reward(run, evaluated[-1]),
         "hacking": _hacking(run, evaluated[-1]),
     }
     return {name: text for name, text in found.items() if text}
@@ -68,21 +69,23 @@ def watched(run: config.Run) -> list[str]:
     return [reward.name for reward in others if reward.name not in trained]
 
 
-def _diversity(settings: config.Monitors, evaluated: Sequence[Row]) -> str:
+def _diversity(run: config.Run, evaluated: Sequence[Row]) -> str:
+    settings = run.monitors
     first, now = (_spread(row) for row in (evaluated[0], evaluated[-1]))
-    if not now < settings.diversity * first:
+    if evaluated[-1].get("prompts", 0) < FEWEST or not now < settings.diversity * first:
         return ""
     return (
-        f"held-out diversity inside a prompt is {now:.4g}, {now / first:.0%} of what it was at first ({first:.4g}; "
-        f"monitors.diversity {settings.diversity:.0%})"
+        f"{run.of_evaluation('diversity')} inside a prompt is {now:.4g}, {now / first:.0%} of what it was at "
+        f"first ({first:.4g}; monitors.diversity {settings.diversity:.0%})"
     )
 
 
 def _spread(row: Row) -> float:
-    """Mean distance between a prompt's pictures, from quality or else the reward; NaN where neither is evaluated."""
-    if "pairwise" in row.get("quality", {}):
-        return float(row["quality"]["pairwise"])
-    return float(row["rewards"]["diversity"]["mean"]) if "diversity" in row["rewards"] else float("nan")
+    """Mean distance between a prompt's pictures, from quality or else the reward; NaN where neither is known."""
+    found = row.get("quality", {}).get("pairwise")
+    if found is None and "diversity" in row["rewards"]:
+        found = row["rewards"]["diversity"]["mean"]
+    return float("nan") if found is None else float(found)
 
 
 def _deviation(settings: config.Monitors, evaluated: Sequence[Row], steps: Sequence[Row]) -> str:
@@ -101,24 +104,29 @@ def _deviation(settings: config.Monitors, evaluated: Sequence[Row], steps: Seque
     )
 
 
-def _reward(settings: config.Monitors, row: Row) -> str:
+def _reward(run: config.Run, row: Row) -> str:
     fallen = row["changes"][TOTAL]
-    return f"the held-out reward fell: {_said(fallen)}" if _fell(settings, fallen) else ""
+    return f"the {run.of_evaluation('reward')} fell: {_said(fallen)}" if _fell(run.monitors, fallen) else ""
 
 
 def _hacking(run: config.Run, row: Row) -> str:
     changes = row["changes"]
-    if not changes[TOTAL]["low"] > 0:
+    if not _bound(changes[TOTAL], "low") > 0:
         return ""
     fallen = [name for name in watched(run) if name in changes and _fell(run.monitors, changes[name])]
     if not fallen:
         return ""
     falls = ", ".join(f"{name} fell: {_said(changes[name])}" for name in fallen)
-    return f"the held-out reward rose ({changes[TOTAL]['mean']:+.4g}) while {falls}"
+    return f"the {run.of_evaluation('reward')} rose ({changes[TOTAL]['mean']:+.4g}) while {falls}"
 
 
-def _fell(settings: config.Monitors, change: Mapping[str, float]) -> bool:
-    return change["high"] < 0 and change["deviations"] <= -settings.fall
+def _fell(settings: config.Monitors, change: Mapping[str, Any]) -> bool:
+    return _bound(change, "high") < 0 and change["deviations"] <= -settings.fall
+
+
+def _bound(change: Mapping[str, Any], name: str) -> float:
+    """One end of a change's interval; NaN, which is neither above 0 nor below, where there is none."""
+    return float("nan") if change[name] is None else float(change[name])
 
 
 def _said(change: Mapping[str, float]) -> str:

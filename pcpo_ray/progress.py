@@ -58,7 +58,7 @@ class Display:
         text += "".join(
             f", {name} {shown(measured[name], '.3g')}" for name in ("frechet", "pairwise") if name in measured
         )
-        self.shown[f"held-out ({row['images']} images, step {row['step']})"] = text
+        self.shown[f"{self.run.of_evaluation('prompts')} ({row['images']} images, step {row['step']})"] = text
         return f"evaluation at step {row['step']}: {text}"
 
     def _learned(self, row: Mapping[str, Any]) -> str:

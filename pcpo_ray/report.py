@@ -59,7 +59,7 @@ PHASES = {
     "learn": ("learning", "the update of the weights"),
     "publish": ("publishing", "handing the new weights to the samplers"),
     "rest": ("the rest of a step", "advantages, and recording the samples"),
-    "evaluation": ("evaluation", "held-out pictures and their scores"),
+    "evaluation": ("evaluation", "its pictures and their scores"),
 }
 
 
@@ -81,6 +81,11 @@ class Record:
         return {row["step"]: runs.evaluations(self.folder, row["step"]) for row in self.evaluated}
 
     @property
+    def prompts(self) -> int:
+        """How many are evaluated: no more than there are."""
+        return next((len(found[TOTAL]) for found in self.scores.values()), self.run.evaluation.count)
+
+    @property
     def done(self) -> int:
         """Updates made."""
         return int(self.steps[-1]["step"]) if self.steps else 0
@@ -92,7 +97,7 @@ class Record:
 
     def levels(self, name: str) -> dict[int, Estimate]:
         """A reward's mean by step evaluated."""
-        return {row["step"]: Estimate(**row["rewards"][name]) for row in self.evaluated}
+        return {row["step"]: Estimate.of(row["rewards"][name]) for row in self.evaluated}
 
     def changes(self, name: str) -> dict[int, Estimate]:
         """By step evaluated, how much a reward differs from the first evaluation's at the same prompts and seeds."""
@@ -141,6 +146,7 @@ def write(folder: Path) -> Path:
         run=run,
         version=__version__,
         state=" ".join([_state(record), *(f"Left out are {text}." for text in record.damaged)]),
+        evaluated=record.prompts,
         started=_started(record),
         verdict=verdict(record),
         pictures=_pictures(record),
@@ -181,7 +187,7 @@ def _started(record: Record) -> str:
 
 
 def verdict(record: Record) -> dict[str, Any]:
-    """Did the trained total rise on held-out prompts: `tone` for the colour, the sentence, and what limits it."""
+    """Did the trained total rise on the evaluated prompts: `tone` for the colour, the sentence, what limits it."""
     if len(record.scores) < 2:
         missing = "only the one before training" if record.scores else "none"
         text = f"No verdict: it compares two evaluations, and there is {missing}."
@@ -196,16 +202,20 @@ def verdict(record: Record) -> dict[str, Any]:
         notes.append(f"{both.size - pictures} of {both.size} pictures miss a score and are left out.")
     if not pictures:
         return {"tone": "none", "text": "No verdict: no picture has a score before and after.", "notes": notes}
-    if prompts == 1:
-        notes.append("One prompt gives no interval, so this says nothing about other prompts.")
-        return {"tone": "unclear", "text": f"On one held-out prompt: {changed.mean:+.4f}.", "notes": notes}
+    if not record.run.evaluation.held_out:
+        notes.append("Training may have seen these prompts, so it says nothing about prompts that it has not seen.")
+    if not changed.bounded:
+        reward, on = record.run.of_evaluation("reward"), "1 prompt" if prompts == 1 else f"{prompts} prompts"
+        text = f"The {reward} changed by {changed.mean:+.4f} on {on}: no verdict."
+        notes.append(f"Fewer than {evaluation.FEWEST} prompts give no interval: this says nothing about other prompts.")
+        return {"tone": "unclear", "text": text, "notes": notes}
     tone = "rose" if changed.low > 0 else "fell" if changed.high < 0 else "unclear"
     notes.append(
         f"The interval is for other prompts like these {prompts}; it says nothing about another training seed."
     )
     if prompts < 10:
         notes.append("From so few prompts it comes out too narrow.")
-    return {"tone": tone, "text": runs.verdict(changed, pictures), "notes": notes}
+    return {"tone": tone, "text": runs.verdict(record.run, changed, pictures), "notes": notes}
 
 
 def _rewards(record: Record) -> list[dict[str, Any]]:
@@ -236,7 +246,14 @@ def _rewards(record: Record) -> list[dict[str, Any]]:
                 "before": levels[min(levels)].mean,
                 "after": levels[max(levels)].mean if compared else math.nan,
                 "change": changes[max(levels)] if compared else None,
-                "level": figures.reward(f"reward-{place}", name, unit, levels, batches if key == TOTAL else None),
+                "level": figures.reward(
+                    f"reward-{place}",
+                    name,
+                    unit,
+                    levels,
+                    batches if key == TOTAL else None,
+                    prompts=record.run.of_evaluation("prompts"),
+                ),
                 "changes": figures.change("change", name, unit, changes) if compared and key == TOTAL else None,
             }
         )
@@ -335,9 +352,9 @@ def _idle(record: Record) -> list[tuple[str, float]]:
     return [(role, math.fsum(row["idle"][role] * row["seconds"] for row in record.steps) / total) for role in roles]
 
 
-def number(value: float, sign: str = "") -> str:
+def number(value: float | None, sign: str = "") -> str:
     """Four significant digits, or a dash for what is not there; `sign` "+" shows the plus too."""
-    return f"{value:{sign}#.4g}" if math.isfinite(value) else "-"
+    return "-" if value is None or not math.isfinite(value) else f"{value:{sign}#.4g}"
 
 
 def duration(seconds: float) -> str:

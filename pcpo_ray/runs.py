@@ -47,8 +47,7 @@ def check_files(run: config.Run) -> None:
     for reward in (*run.rewards, *run.evaluation.rewards):
         rewards.check(reward)
     quality.check(run)
-    prompts.load(run.prompts, seed=run.seed)
-    prompts.load(run.evaluation.prompts, seed=run.seed)
+    prompts.sources(run)
 
 
 def check_steps(run: config.Run) -> None:
@@ -93,7 +92,7 @@ def begun(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Iterat
 
 def sources(run: config.Run) -> tuple[prompts.PromptSource, prompts.PromptSource]:
     """The training prompts, and those of evaluations."""
-    return prompts.load(run.prompts, seed=run.seed), prompts.load(run.evaluation.prompts, seed=run.seed)
+    return prompts.sources(run)
 
 
 def stages(run: config.Run, *, local: bool, say: Callable[[str], None], announced: bool = False) -> Stages:
@@ -239,6 +238,32 @@ def read(folder: Path, overrides: Sequence[str] = ()) -> config.Run:
     return config_file.load(path, overrides) if overrides else run
 
 
+def read_to_evaluate(folder: Path, overrides: Sequence[str]) -> config.Run:
+    """The config of a run, overridden in how it is evaluated.
+
+    Raises what `read` raises, and ConfigError for an override that would tell nothing of the run, or change nothing.
+    """
+    old, new = read(folder), read(folder, overrides)
+    moved = new.prompts
+    if isinstance(moved, config.PromptFile) and isinstance(old.prompts, config.PromptFile):
+        moved = dataclasses.replace(moved, path=old.prompts.path)
+    if moved != old.prompts:
+        raise ConfigError(
+            "got other prompts than the run was trained on, which say what is held out; override evaluation.prompts"
+        )
+    own = new.evaluation.sampling
+    if own is not None:
+        given = {"steps": own.steps, "guidance_scale": own.guidance_scale, "process": own.deterministic or None}
+        for name, value in given.items():
+            if value is not None and getattr(new.sampling, name) != getattr(old.sampling, name):
+                key = "deterministic" if name == "process" else name
+                raise ConfigError(
+                    f"sampling.{name} has no part in evaluations, which have evaluation.sampling.{key}={value}; "
+                    "override that"
+                )
+    return new
+
+
 def newest_step(home: RunFolder, say: Callable[[str], None]) -> int:
     """The step of the newest checkpoint that is whole. Raises RunError if there is none."""
     found = home.newest(say)
@@ -270,14 +295,15 @@ def evaluations(folder: Path, step: int) -> dict[str, np.ndarray]:
     }
 
 
-def verdict(gained: evaluation.Estimate, images: int) -> str:
-    """One sentence on whether the held-out reward rose."""
+def verdict(run: config.Run, gained: evaluation.Estimate, images: int) -> str:
+    """One sentence on whether the evaluated reward rose, of a gain that has an interval."""
     interval = f"{gained.mean:+.4f}, 95% interval {gained.low:+.4f} to {gained.high:+.4f}, {images} images"
+    reward = f"The {run.of_evaluation('reward')}"
     if gained.low > 0:
-        return f"The held-out reward rose: {interval}."
+        return f"{reward} rose: {interval}."
     if gained.high < 0:
-        return f"The held-out reward FELL: {interval}."
-    return f"The held-out reward did NOT clearly change: {interval}."
+        return f"{reward} FELL: {interval}."
+    return f"{reward} did NOT clearly change: {interval}."
 
 
 @contextmanager

@@ -51,16 +51,16 @@ class Sampler:
         if block in self.prepared:
             return
         self.prepared.add(block)
+        training, evaluated = prompts.sources(self.run)
         if block == 0:
-            source = prompts.load(self.run.evaluation.prompts, seed=self.run.seed)
-            drawn = [prompt for asked in evaluation.tasks(self.run, source, 0) for prompt in asked.prompts]
+            asked = evaluation.tasks(self.run, evaluated, 0) + evaluation.training_tasks(self.run, training, 0)
+            drawn = [prompt for one in asked for prompt in one.prompts]
         else:
-            source = prompts.load(self.run.prompts, seed=self.run.seed)
             last = min(block * steps, self.run.steps)
             drawn = [
                 prompt
                 for step in range((block - 1) * steps + 1, last + 1)
-                for prompt in source.batch(step, self.run.rollout.prompts)
+                for prompt in training.batch(step, self.run.rollout.prompts)
             ]
         self.policy.denoiser.prepare([prompt.text for prompt in drawn])
 

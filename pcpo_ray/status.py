@@ -32,7 +32,7 @@ def status(loop: "Loop") -> dict[str, Any]:
     sizes = {role: asdict(size) for role, size in loop.stages.sizes().items()}
     seen = loop.traffic.versions
     sizes["samplers"]["versions"] = {name: seen.get(name) for name in sizes["samplers"]["workers"]}
-    last, held_out = loop.last.get("train", {}), loop.last.get("evaluation", {})
+    last, evaluated = loop.last.get("train", {}), loop.last.get("evaluation", {})
     home = loop.recorder.home
     saved = None if loop.saved is None else home.checkpoint_place(loop.saved)
     return {
@@ -44,8 +44,8 @@ def status(loop: "Loop") -> dict[str, Any]:
         "waiting": loop.traffic.awaited,
         "reward": last.get("reward_mean"),
         "reward_std": last.get("reward_std"),
-        "held_out": {name: value["mean"] for name, value in held_out.get("rewards", {}).items()},
-        "held_out_step": held_out.get("step"),
+        "evaluated": {name: value["mean"] for name, value in evaluated.get("rewards", {}).items()},
+        "evaluated_step": evaluated.get("step"),
         "seconds": last.get("seconds"),
         "samples_per_second": last.get("samples_per_second"),
         "idle": last.get("idle", {}),

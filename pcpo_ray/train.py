@@ -5,7 +5,7 @@ advantages, the learner applies the credit-weighted update, and its new weights 
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -356,7 +356,7 @@ class Loop:
             self._fit(phases, seconds)
 
     def evaluate(self) -> None:
-        """Score held-out prompts at the current version; the first evaluation and the last keep their pictures."""
+        """Score the evaluation's prompts at the current version; the first and the last keep their pictures."""
         self.traffic.phases = Phases()  # an evaluation's work is no step's
         self.state, started = "evaluating", time.perf_counter()
         scored, seen = evaluated(
@@ -466,7 +466,7 @@ class Loop:
 def evaluated(
     run: config.Run, traffic: Traffic, held_out: PromptSource, version: int, *, oldest: int, prompts: PromptSource
 ) -> tuple[list[Scored], list[Scored]]:
-    """The evaluation at a version that has been published, a group a prompt: of held-out prompts, and of training ones.
+    """The evaluation at a version that has been published, a group a prompt, and that of training prompts besides.
 
     Versions before `oldest` are not needed.
     """
@@ -484,8 +484,8 @@ def evaluated(
 def summary(
     run: config.Run, scored: Sequence[Scored], seen: Sequence[Scored], assessor: quality.Assessor | None
 ) -> dict[str, Any]:
-    """An evaluation in numbers: the held-out `rewards`, those on training prompts seen before, and `quality`."""
-    found: dict[str, Any] = {"rewards": _estimates(run, scored)}
+    """An evaluation in numbers: its `prompts`, their `rewards`, those of training prompts besides, `quality`."""
+    found: dict[str, Any] = {"prompts": len(scored), "rewards": _estimates(run, scored)}
     if seen:
         found["train_rewards"] = _estimates(run, seen)
     if assessor is not None:
@@ -493,8 +493,8 @@ def summary(
     return found
 
 
-def _estimates(run: config.Run, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
-    return {name: asdict(evaluation.estimate(value)) for name, value in evaluation.table(run, scored).items()}
+def _estimates(run: config.Run, scored: Sequence[Scored]) -> dict[str, dict[str, float | None]]:
+    return {name: evaluation.estimate(value).row() for name, value in evaluation.table(run, scored).items()}
 
 
 def idle_shares(sizes: Mapping[str, Size], busy: Mapping[str, float], seconds: float) -> dict[str, float]:

@@ -47,7 +47,7 @@ BAD = {
     "rewards=[{kind: clip_score, model: ViT-L-14, weights: no.pt}]": ["no CLIP weights of ViT-L-14 at no.pt"],
     "prompts={kind: file, path: absent.txt}": ["no prompt file at absent.txt"],
     "prompts={kind: file, path: empty.txt}": ["empty.txt holds no prompts"],
-    "prompts={kind: file, path: latin.txt}": ["latin.txt is not UTF-8", "byte 3"],
+    "prompts={kind: file, path: latin.txt}": ["latin.txt, line 1 cannot be read as UTF-8", "byte 3"],
     "evaluation.prompts={kind: file, path: empty.txt}": ["empty.txt holds no prompts"],
     "model.path=absent/model": ["absent/model", "model_index.json", "diffusers' format"],
     "model.path=shapes-ds": ["shapes-ds", "shapes-sd"],
@@ -159,6 +159,41 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on(small_
         timeout=240,
     )
     assert done.returncode == 0 and "resuming small after step" in done.stdout, done.stderr
+
+
+def test_prompts_that_are_trained_and_evaluated_on_are_refused_or_named_so_everywhere(command, small_sd, tmp_path):
+    (tmp_path / "own.txt").write_text("".join(f"a cat on {n} mats\n" for n in range(8)))
+    own = f"{{kind: file, path: {tmp_path}/own.txt}}"
+    path = tmp_path / "small.yaml"
+    path.write_text(config_file.dump(small.run(small_sd, steps=1, evaluation__count=6)))
+    status, said, errors = command("train", path, f"prompts={own}", f"evaluation.prompts={own}", "--local")
+    assert status == 1 and "8 of 8 evaluation prompts" in errors and not (tmp_path / "runs").exists()
+    status, said, errors = command("train", path, f"prompts={own}", "evaluation.held_out=false", "--local")
+    assert (status, errors) == (0, "")
+    assert "evaluations: 6 of 8 training prompts" in said and "The reward of training prompts" in said
+    page = (tmp_path / "runs" / "small" / "report.html").read_text()
+    assert "held-out" not in said + page.lower()
+    status, said, _ = command("evaluate", tmp_path / "runs" / "small", "--local")
+    assert status == 0 and "step 1, 6 training prompts:" in said and "held-out" not in said
+    (tmp_path / "own.txt").write_text("a dog\na fox\n")
+    status, _, errors = command("evaluate", tmp_path / "runs" / "small", "--local")
+    assert status == 1 and "own.txt is not the file that the run began with, and it says what is held out" in errors
+
+
+def test_a_users_own_prompts_are_split_and_one_of_them_ends_no_run(command, small_sd, tmp_path):
+    (tmp_path / "own.txt").write_text("a cat\na dog\n")
+    path, own = tmp_path / "small.yaml", f"prompts={{kind: file, path: {tmp_path}/own.txt}}"
+    path.write_text(config_file.dump(small.run(small_sd, rewards="[{kind: 'tests.test_monitors:Praise'}]")))
+    watched = "evaluation.rewards=[{kind: 'tests.test_monitors:Spoilt'}]"
+    strict = ("evaluation.every=1", "steps=3", "monitors.action=stop", "monitors.patience=1")
+    status, said, errors = command("train", path, own, watched, *strict, "--local")
+    assert (status, errors) == (0, "")
+    assert f"training prompts: 1 of {tmp_path}/own.txt" in said and "evaluations: 1 of 1 held-out prompts" in said
+    assert "on 1 prompt: no verdict" in said and "ALARM" not in said
+    rows = [json.loads(line) for line in (tmp_path / "runs" / "small" / "metrics.jsonl").read_text().splitlines()]
+    changes = [row["changes"]["reward"] for row in rows if row["kind"] == "evaluation" and row["step"]]
+    assert len(changes) == 3 and all(change["low"] is None and change["high"] is None for change in changes)
+    assert "Spoilt" in (tmp_path / "runs" / "small" / "report.html").read_text()
 
 
 def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_evaluated(command, small_sd, tmp_path):

@@ -48,6 +48,7 @@ WRONG = {
     "optimizer.micro_batch=all": ["optimizer.micro_batch: got 'all'", "integer", "'auto'"],
     "optimizer.micro_batch=0": ["optimizer.micro_batch", "greater than or equal to 1"],
     "objective.log_ratio=replay": ["objective.log_ratio is replay", "credit.kind=reweight", "credit.kind=native"],
+    "evaluation={held_out: false, train_count: 4}": ["evaluation.train_count is 4", "leave one of the two out"],
     "evaluation.sampling={steps: 0}": ["evaluation.sampling.steps", "greater than or equal to 1"],
     "evaluation.sampling={eta: 0}": ["evaluation.sampling.eta"],
     "sampling.trained_steps=21": ["sampling.trained_steps is 21", "of 8 steps"],

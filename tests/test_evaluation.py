@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pcpo_ray import evaluation
-from pcpo_ray.prompts import PromptSource
+from pcpo_ray.prompts import PromptSource, normalised
 from pcpo_ray.trajectory import Handle, Prompt, Rollout, Scored, Task
 from tests import small
 
@@ -59,19 +59,22 @@ def test_every_evaluation_asks_for_the_same_groups_at_another_version():
     ]
 
 
-def test_a_task_has_as_many_prompts_as_a_group_to_train_on_has_room_for_and_no_text_twice():
+def test_a_task_has_as_many_prompts_as_a_group_to_train_on_has_room_for_():
     run = small.run("model", rollout__images=6, evaluation__count=9, evaluation__images=2)
     held_out = PromptSource([f"prompt {n}" for n in range(9)], seed=0, origin="test")
     tasks = evaluation.tasks(run, held_out, 0)
     assert [(task.position, len(task.prompts)) for task in tasks] == [(0, 3), (3, 3), (6, 3)]
     drawn = held_out.batch(1, 9)
     assert [prompt for task in tasks for prompt in task.prompts] == drawn
-    twice = PromptSource(["a", "b", "b", "a"], seed=0, origin="test")
-    texts = [prompt.text for prompt in twice.batch(1, 4)]
-    run = small.run("model", rollout__images=8, evaluation__count=4, evaluation__images=2)
-    tasks = evaluation.tasks(run, twice, 0)
-    assert [prompt.text for task in tasks for prompt in task.prompts] == texts
-    assert len(tasks) > 1 and all(len(set(task.texts)) == len(task.prompts) for task in tasks)
+
+
+def test_a_text_that_is_repeated_is_evaluated_once_whatever_its_case_and_spaces():
+    twice = PromptSource(["a cat", "b", "A  cat", "b", "caf\u00e9", "cafe\u0301"], seed=0, origin="test")
+    run = small.run("model", evaluation__count=6, evaluation__train_count=6)
+    for tasks in (evaluation.tasks(run, twice, 0), evaluation.training_tasks(run, twice, 0)):
+        texts = [prompt.text for task in tasks for prompt in task.prompts]
+        assert sorted(normalised(text) for text in texts) == ["a cat", "b", "caf\u00e9"]
+        assert all(twice.texts[prompt.index] == prompt.text for task in tasks for prompt in task.prompts)
 
 
 def test_what_was_sampled_together_is_told_apart_prompt_by_prompt():
@@ -112,8 +115,8 @@ def test_the_table_has_a_row_a_prompt_the_weighted_total_and_gaps_where_scores_m
 
 
 def test_a_pair_of_which_one_score_is_missing_is_left_out():
-    before = np.array([[0.0, 5.0], [1.0, np.nan], [2.0, 2.0]])
-    after = np.array([[1.0, np.nan], [2.0, 9.0], [3.0, 3.0]])
+    before = np.tile([[0.0, 5.0], [1.0, np.nan], [2.0, 2.0]], (2, 1))
+    after = np.tile([[1.0, np.nan], [2.0, 9.0], [3.0, 3.0]], (2, 1))
     assert evaluation.paired(before, after) == evaluation.Estimate(mean=1.0, low=1.0, high=1.0)
 
 
@@ -126,9 +129,29 @@ def test_pairing_removes_what_prompts_differ_in():
     assert gained.high - gained.low < (apart.high - apart.low) / 10
 
 
-def test_one_prompt_has_no_interval_and_the_same_values_give_the_same_one():
-    one = evaluation.estimate(np.array([[1.0, 3.0]]))
-    assert (one.mean, one.low, one.high) == (2.0, 2.0, 2.0)
+@pytest.mark.parametrize("count", range(1, evaluation.FEWEST))
+def test_few_prompts_have_a_mean_and_no_interval_however_many_their_images(count):
+    found = evaluation.estimate(np.full((count, 50), 2.0))
+    assert found.mean == 2.0 and not found.bounded
+    assert found.row() == {"mean": 2.0, "low": None, "high": None}
+    assert not evaluation.Estimate.of(found.row()).bounded
+    fallen = evaluation.change(np.ones((count, 50)), np.zeros((count, 50)))
+    assert (fallen["low"], fallen["high"]) == (None, None)
+
+
+def test_prompts_without_a_score_do_not_count_for_an_interval():
+    values = np.random.default_rng(0).normal(size=(evaluation.FEWEST, 2))
+    assert evaluation.estimate(values).bounded
+    values[0] = np.nan
+    assert not evaluation.estimate(values).bounded
+
+
+def test_chance_excludes_no_change_from_the_fewest_prompts_in_about_one_case_of_20():
+    """Of the differences' signs alone: all the same, in either direction."""
+    assert 2 * 0.5**evaluation.FEWEST < 0.05 < 2 * 0.5 ** (evaluation.FEWEST - 1)
+
+
+def test_the_same_values_give_the_same_interval():
     values = np.random.default_rng(0).normal(size=(10, 2))
     assert evaluation.estimate(values) == evaluation.estimate(values.copy())
 
@@ -142,7 +165,7 @@ def test_a_change_is_told_in_deviations_of_all_its_scores_too():
     assert evaluation.change(np.ones((3, 2)), np.ones((3, 2)))["deviations"] == 0
     with_gap = np.array([[0.0, np.nan], [1.0, 2.0]])
     assert np.isfinite(evaluation.change(with_gap, with_gap + 1)["deviations"])
-    assert np.isnan(evaluation.change(with_gap, np.full((2, 2), np.nan))["mean"])
+    assert set(evaluation.change(with_gap, np.full((2, 2), np.nan)).values()) == {None}
 
 
 def test_training_prompts_are_groups_of_their_own_at_the_same_noise_every_time():

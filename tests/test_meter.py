@@ -148,7 +148,11 @@ def test_an_evaluation_says_each_rewards_mean_and_interval():
            "busy_seconds": {"samplers": {"evaluate": 1.5}}, "workers": {"samplers": 1, "scorers": 1}}  # fmt: skip
     Metered("r", kept).row(row)
     label = {"reward": "reward"}
-    assert (kept["held_out_low", label], kept["held_out", label], kept["held_out_high", label]) == (0.5, 1.0, 1.5)
+    assert (
+        kept["evaluation_score_low", label],
+        kept["evaluation_score", label],
+        kept["evaluation_score_high", label],
+    ) == (0.5, 1.0, 1.5)
     assert (kept["train_prompts", label], kept["quality", {"measure": "frechet"}]) == (1.0, 0.25)
     assert {name: kept["alarm", {"monitor": name}] for name in monitors.NAMES} == {
         "diversity": 0, "deviation": 0, "reward": 0, "hacking": 1
@@ -228,8 +232,8 @@ def test_work_that_was_begun_in_another_phase_is_taken_from_that_ones_idle_time(
 
 
 def test_labels_that_a_metric_does_not_have_are_refused():
-    with pytest.raises(ValueError, match=r"pcpo_held_out has the labels \['reward'\]; got \[\]"):
-        meter.change("held_out", 1.0)
+    with pytest.raises(ValueError, match=r"pcpo_evaluation_score has the labels \['reward'\]; got \[\]"):
+        meter.change("evaluation_score", 1.0)
 
 
 def test_nothing_but_catalogued_metrics_can_be_told():

@@ -56,6 +56,7 @@ def run_in_one_process(small_sd, tmp_path_factory):
         optimizer__average=0.9,
         rewards="[{kind: jpeg_compressibility}, {kind: 'tests.test_train:Failing', options: {every: 3}}]",
         evaluation__rewards="[{kind: diversity}]",
+        evaluation__count=6,
         evaluation__train_count=1,
         evaluation__quality="{features: {kind: clip}}",
     )
@@ -105,15 +106,15 @@ def test_what_is_scraped_is_what_was_recorded(run_in_one_process):
         expected = last["per_timestep"]["gradient_share"][n]
         assert value("timestep_gradient_share", timestep=f"{timestep:g}") == expected
     evaluation = [row for row in rows if row["kind"] == "evaluation"][-1]
-    assert value("held_out", reward="diversity") == evaluation["rewards"]["diversity"]["mean"]
+    assert value("evaluation_score", reward="diversity") == evaluation["rewards"]["diversity"]["mean"]
     assert value("first_log_ratio") == 0.0
     assert (
-        value("tasks_total", role="samplers", outcome="done", reason="none") == 2 * 3 + 2 * 2
+        value("tasks_total", role="samplers", outcome="done", reason="none") == 2 * 3 + 2 * 4
     )  # groups, and tasks of held-out and of training prompts
     missing = value("tasks_total", role="scorers", outcome="missing", reason="Failing")
     assert missing >= 2
     done = value("tasks_total", role="scorers", outcome="done", reason="none")
-    assert missing + done == 2 * 3 + 2 * 2
+    assert missing + done == 2 * 3 + 2 * 4
     assert value("publishes_total", kind="weights") == 3 and value("publishes_total", kind="average") == 2
     assert value("checkpoints_total") == 2
     phases = [phase for name, phase in ((n, dict(k).get("phase")) for n, *k in values) if name == "ray_pcpo_phase"]

@@ -29,7 +29,7 @@ FELL = change(-0.2, -0.9)
 
 def evaluation(step, *, reward=STEADY, oracle=STEADY, diversity=0.4, size=STEADY, **more):
     changes = {"reward": reward, "shapes_oracle": oracle, "jpeg_incompressibility": size}
-    row = {"kind": "evaluation", "step": step, "rewards": {"diversity": {"mean": diversity}}, **more}
+    row = {"kind": "evaluation", "step": step, "prompts": 6, "rewards": {"diversity": {"mean": diversity}}, **more}
     return row if step == 0 else {**row, "changes": changes}
 
 
@@ -105,6 +105,27 @@ def test_what_has_no_number_raises_no_alarm():
     gone = change(NAN, NAN)
     rows = [evaluation(0, diversity=NAN), *(evaluation(n, reward=gone, oracle=gone, diversity=NAN) for n in (2, 4))]
     assert alarms(*rows, step(5, NAN)) == {}
+    null = {"mean": None, "low": None, "high": None, "deviations": None}
+    measured = {"quality": {"pairwise": None}, "diversity": None}
+    rows = [evaluation(0, **measured), *(evaluation(n, reward=null, oracle=null, **measured) for n in (2, 4))]
+    assert alarms(*rows, step(5, None)) == {}
+
+
+def test_fewer_prompts_than_an_interval_is_from_raise_no_alarm():
+    unbounded = {"reward": {**FELL, "low": None, "high": None}, "oracle": {**FELL, "low": None, "high": None}}
+    rows = [evaluation(0), *(evaluation(n, **unbounded) for n in (2, 4))]
+    assert alarms(*rows) == {}
+    rose = {**ROSE, "low": None, "high": None}
+    assert alarms(evaluation(0), *(evaluation(n, reward=rose, oracle=FELL) for n in (2, 4))) == {}
+    few = {"prompts": 5, "quality": {"pairwise": 0.1}}
+    assert alarms(evaluation(0, prompts=5), *(evaluation(n, diversity=0.1, **few) for n in (2, 4))) == {}
+
+
+def test_an_alarm_calls_prompts_that_are_trained_on_what_they_are():
+    rows = [evaluation(0), *(evaluation(n, reward=FELL, diversity=0.1) for n in (2, 4))]
+    found = alarms(*rows, evaluation__held_out=False)
+    assert "the reward of training prompts fell" in found["reward"] and "held-out" not in str(found)
+    assert "diversity of training prompts inside a prompt" in found["diversity"]
 
 
 # -- what a run does ---------------------------------------------------------------------------------------------------
@@ -118,7 +139,7 @@ class Spoilt:
 
     def score(self, images, prompts):
         self.calls += 1
-        return [-(self.calls // 2) + 0.01 * n for n in range(len(images))]
+        return [-(self.calls // 3) + 0.01 * n for n in range(len(images))]
 
 
 class Praise(Spoilt):
@@ -137,7 +158,7 @@ def hacked(model, folder, say=lambda line: None, found=None, **changes):
         rewards="[{kind: 'tests.test_monitors:Praise'}]",
         evaluation__rewards="[{kind: 'tests.test_monitors:Spoilt'}]",
         evaluation__every=1,
-        evaluation__count=3,
+        evaluation__count=6,
         checkpoints__keep=1,
         **changes,
     )
@@ -213,6 +234,7 @@ def test_the_command_ends_with_status_3_the_report_and_the_cause(small_sd, tmp_p
         rewards="[{kind: 'tests.test_monitors:Praise'}]",
         evaluation__rewards="[{kind: 'tests.test_monitors:Spoilt'}]",
         evaluation__every=1,
+        evaluation__count=6,
         monitors__action="stop",
     )
     (tmp_path / "config.yaml").write_text(config_file.dump(settings))

@@ -82,7 +82,7 @@ def test_elsewhere_each_step_and_evaluation_is_one_plain_line(shown):
 def test_on_a_terminal_a_table_is_redrawn_under_the_lines_and_leaves_only_those(shown):
     written = shown(terminal=True)
     words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
-    assert all(found in words for found in [*SHOWN, "2/6", "held-out (4 images, step 0)", "aesthetic 5.5"])
+    assert all(found in words for found in [*SHOWN, "2/6", "held-out prompts (4 images, step 0)", "aesthetic 5.5"])
     assert "starting [in this process]" in words and "step 2/6: " not in words
     assert "\x1b[?25l" in written  # the cursor is hidden while it is redrawn
     assert written.index("\x1b[?25h") > written.index("\x1b[?25l")  # and shown at the end

@@ -1,16 +1,23 @@
 """The report page: what a reader must find on it, whatever state the run is in."""
 
 import re
-from dataclasses import asdict
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import yaml
 
 from pcpo_ray import config_file, evaluation, report
 from pcpo_ray.recorder import Recorder
 
-PROMPTS = ("<script>alert(1)</script>", "a red circle", 'a "quoted" square', "a star & a ring")
+PROMPTS = (
+    "<script>alert(1)</script>",
+    "a red circle",
+    'a "quoted" square',
+    "a star & a ring",
+    "a cross",
+    "a blue ring",
+)
 WATCHED = ("shapes_oracle", "jpeg_compressibility", "diversity")
 STEPS = 6
 
@@ -53,7 +60,7 @@ def evaluate(record, step, gain, *, missing=False, **more):
     record.samples("evaluations.parquet", step, columns)
     if step in (0, STEPS):
         record.pictures(step, list(rng.integers(0, 256, (*shape, 8, 8, 3), np.uint8)))
-    rewards = {name: asdict(evaluation.estimate(value)) for name, value in values.items()}
+    rewards = {name: evaluation.estimate(value).row() for name, value in values.items()}
     record.record("evaluation", step, {"rewards": rewards, "images": scores.size, "seconds": 2.0, **more})
 
 
@@ -120,7 +127,7 @@ def visible(html):
 
 def test_a_reader_finds_the_verdict_and_every_reward_with_whether_it_was_trained_on(html):
     words = visible(html)
-    assert "▲ The held-out reward rose: +0.05" in words and "8 images" in words
+    assert "▲ The held-out reward rose: +0.05" in words and "12 images" in words
     assert "The run finished all of its 6 steps." in words
     assert "clip_score trained on" in words
     for name in WATCHED:
@@ -241,14 +248,43 @@ def test_missing_scores_are_named_and_give_no_verdict(tmp_path):
     evaluate(record, STEPS, 0.0, missing=True)
     words = visible(page(tmp_path / "run"))
     assert "No verdict: no picture has a score before and after." in words
-    assert "8 of 8 pictures miss a score" in words and "nan" not in words.lower()
+    assert "12 of 12 pictures miss a score" in words and "nan" not in words.lower()
 
 
 def test_one_prompt_is_not_taken_for_a_verdict(tmp_path):
     record = recorder(tmp_path / "run", evaluation={"count": 1, "images": 2})
     evaluate(record, 0, 0.0)
     evaluate(record, STEPS, 0.05)
-    assert "◆ On one held-out prompt: +0.0" in visible(page(tmp_path / "run"))
+    words = visible(page(tmp_path / "run"))
+    assert "◆ The held-out reward changed by +0.05" in words and "on 1 prompt: no verdict." in words
+    assert "Fewer than 6 prompts give no interval" in words and "rose" not in words and "nan" not in words.lower()
+    assert words.count("(no interval)") == 1
+
+
+@pytest.mark.parametrize("prompts", ["null", "{kind: shapes, form: thing}"])
+def test_a_page_of_prompts_that_are_trained_on_calls_nothing_held_out(tmp_path, prompts):
+    evaluated = {"count": len(PROMPTS), "images": 2, "held_out": False, "prompts": yaml.safe_load(prompts)}
+    quality = {"features": {"kind": "clip"}}
+    record = recorder(tmp_path / "run", evaluation={**evaluated, "quality": quality})
+    evaluate(record, 0, 0.0, quality={"pairwise": 0.5})
+    learn(record, 1)
+    evaluate(record, STEPS, 0.05, quality={"pairwise": 0.5})
+    found = page(tmp_path / "run")
+    assert "held-out" not in found.lower() and "Held out" not in found
+    which = "training prompts" if prompts == "null" else "prompts not held out"
+    words = visible(found)
+    assert f"▲ The reward of {which} rose: +0.05" in words and f"Evaluations 6 {which} " in words
+    assert "it says nothing about prompts that it has not seen" in words
+
+
+def test_a_page_says_how_evaluations_sampled_where_it_is_not_as_in_training(tmp_path):
+    own = {"steps": 40, "guidance_scale": 4.5, "deterministic": True}
+    record = recorder(tmp_path / "run", evaluation={"count": 6, "images": 2, "sampling": own})
+    record.event("started", backend="here", device="CPU", cores=1, versions=[], prompts=["training prompts: 40 of a"])
+    evaluate(record, 0, 0.0)
+    words = visible(page(tmp_path / "run"))
+    assert "guidance 1; evaluations: 40 steps, without noise, guidance 4.5" in words
+    assert "training prompts: 40 of a" in words
 
 
 def test_a_weighted_sum_is_shown_beside_its_terms(tmp_path):

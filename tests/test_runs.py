@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from pcpo_ray import checkpoint, inputs, runs
-from pcpo_ray.errors import CreditError, ModelError, PcpoError, PromptError, RewardError, RunError, ScheduleError
+from pcpo_ray.errors import (
+    ConfigError,
+    CreditError,
+    ModelError,
+    PcpoError,
+    PromptError,
+    RewardError,
+    RunError,
+    ScheduleError,
+)
 from pcpo_ray.evaluation import Estimate
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.stages import State
@@ -296,12 +305,35 @@ def test_an_evaluation_is_read_in_the_order_of_prompts_and_one_that_is_not_store
 
 
 @pytest.mark.parametrize(
+    ("changes", "override", "words"),
+    [
+        ({}, "prompts={kind: shapes, form: thing}", "override evaluation.prompts"),
+        ({"evaluation__sampling": "{steps: 4}"}, "sampling.steps=3", "evaluation.sampling.steps=4; override that"),
+        (
+            {"evaluation__sampling": "{deterministic: true}"},
+            "sampling.process={kind: ddim, eta: 0.5}",
+            "evaluation.sampling.deterministic=True; override that",
+        ),
+    ],
+)
+def test_an_override_that_would_tell_nothing_of_the_run_is_refused(tmp_path, changes, override, words):
+    Recorder.create(tmp_path / "run", small.run("model", **changes))
+    with pytest.raises(ConfigError, match=words):
+        runs.read_to_evaluate(tmp_path / "run", [override])
+    other = runs.read_to_evaluate(tmp_path / "run", ["sampling.guidance_scale=3", "evaluation.count=7"])
+    assert (other.evaluated.guidance_scale, other.evaluation.count) == (3, 7)
+
+
+@pytest.mark.parametrize(
     ("low", "high", "words"),
     [(0.1, 0.3, " rose: "), (-0.3, -0.1, " FELL: "), (-0.1, 0.3, "NOT clearly"), (0.0, 0.3, "NOT clearly")],
 )
 def test_the_verdict_claims_no_more_than_the_interval_shows(low, high, words):
-    sentence = runs.verdict(Estimate(mean=(low + high) / 2, low=low, high=high), 64)
-    assert words in sentence
+    gained = Estimate(mean=(low + high) / 2, low=low, high=high)
+    sentence = runs.verdict(small.run("model"), gained, 64)
+    assert words in sentence and sentence.startswith("The held-out reward")
+    trained_on = runs.verdict(small.run("model", evaluation__held_out=False), gained, 64)
+    assert words in trained_on and trained_on.startswith("The reward of training prompts")
     assert "64 images" in sentence
 
 

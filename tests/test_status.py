@@ -54,8 +54,8 @@ def test_a_status_is_plain_data_and_agrees_with_the_record(small_sd, tmp_path):
         ("idle", "idle"),
     ):
         assert found[name] == last[key]
-    assert found["held_out"]["jpeg_compressibility"] == held_out["rewards"]["jpeg_compressibility"]["mean"]
-    assert found["held_out_step"] == 3
+    assert found["evaluated"]["jpeg_compressibility"] == held_out["rewards"]["jpeg_compressibility"]["mean"]
+    assert found["evaluated_step"] == 3
     assert found["checkpoint"] == str(checkpoint.folder_for(tmp_path / "run", 3))
     assert found["samplers"]["versions"] == {"sampler-0": 3}  # the last evaluation's
     assert found["in_flight"] == 0 and found["ages"] == {}

@@ -45,7 +45,9 @@ def measured_on(run: config.Run) -> config.Run:
         run,
         steps=1,
         rollout=dataclasses.replace(run.rollout, prompts=run.optimizer.updates),
-        evaluation=config.Evaluation(prompts=run.evaluation.prompts, count=1, images=2),
+        evaluation=config.Evaluation(
+            prompts=run.evaluation.prompts, held_out=run.evaluation.held_out, count=1, images=2
+        ),
         trackers=(),
     )
 

@@ -14,7 +14,7 @@ from pcpo_ray.trajectory import Task, Trajectory
 
 def tasks(run: config.Run, step: int, version: int) -> list[Task]:
     """The groups of a batch, as the loop asks for them."""
-    source = prompts.load(run.prompts, seed=run.seed)
+    source, _ = prompts.sources(run)
     return [
         Task(step=step, position=n, prompt=prompt, images=run.rollout.images, version=version, purpose="train")
         for n, prompt in enumerate(source.batch(step, run.rollout.prompts))

@@ -144,16 +144,17 @@ ALERTS = (
         severity="warning",
         summary="{{ $labels.run }}: rewards within a group deviate {{ $value | humanizePercentage }} of their most.",
         todo="The images of a prompt have become alike in the reward's eyes: there is nothing left to learn, or the "
-        "policy has collapsed. Look at the pictures in report.html and at held-out diversity; go back to an earlier "
+        "policy has collapsed. Look at the pictures in report.html and at evaluated diversity; go back to an earlier "
         "checkpoint, add objective.kl, or stop.",
     ),
     Alert(
         name="PcpoDiversityFalling",
-        value=f"{_now('held_out', reward='diversity')} / {_highest('held_out', '1d', reward='diversity')}",
+        value=f"{_now('evaluation_score', reward='diversity')} / "
+        f"{_highest('evaluation_score', '1d', reward='diversity')}",
         beyond="< 0.8",
         lasting="0m",
         severity="warning",
-        summary="{{ $labels.run }}: held-out diversity is {{ $value | humanizePercentage }} of its highest in a day.",
+        summary="{{ $labels.run }}: evaluated diversity is {{ $value | humanizePercentage }} of its highest in a day.",
         todo="The reward may be being hacked: compare the evaluation's other rewards and pictures; add objective.kl, "
         "lower the learning rate, or stop at an earlier checkpoint.",
         when="evaluation.rewards has diversity",

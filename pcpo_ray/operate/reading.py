@@ -57,9 +57,9 @@ def _reward(status: Mapping[str, Any]) -> str:
     found = []
     if status.get("reward") is not None:
         found.append(f"{shown(status['reward'])} ± {shown(status['reward_std'], '.2g')}")
-    if status.get("held_out"):
-        means = ", ".join(f"{name} {shown(mean)}" for name, mean in status["held_out"].items() if name != "reward")
-        found.append(f"held-out at step {status['held_out_step']}: {means}")
+    if status.get("evaluated"):
+        means = ", ".join(f"{name} {shown(mean)}" for name, mean in status["evaluated"].items() if name != "reward")
+        found.append(f"evaluated at step {status['evaluated_step']}: {means}")
     return "; ".join(found)
 
 

@@ -61,7 +61,7 @@ def probe(run: Run, say: Callable[[str], None]) -> Pace:
     """
     device = device_here()
     images = min(run.sampling.batch or run.rollout.images, run.rollout.images)
-    prompt = prompts.load(run.prompts, seed=run.seed).batch(1, 1)[0]
+    prompt = prompts.sources(run)[0].batch(1, 1)[0]
     task = Task(step=1, position=0, prompt=prompt, images=images, version=0, purpose="train")
     scale = run.rollout.images / images
     seconds = {}

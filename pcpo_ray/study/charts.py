@@ -24,13 +24,13 @@ def looks(results: Results) -> dict[str, Look]:
 
 
 def reward(results: Results, name: str, axis: str, where: Callable[[Arm], Sequence[float]]) -> Markup:
-    """The held-out reward against what `where` says of each evaluation, with a band of one standard error."""
+    """The evaluated reward against what `where` says of each evaluation, with a band of one standard error."""
     curves = [_curve(results, arm, where(arm), arm.held_out()) for arm in results.arms.values()]
-    return figures.chart(name, f"Held-out reward against {axis}", curves, Axes(x=axis, y="reward", legend=False))
+    return figures.chart(name, f"Evaluated reward against {axis}", curves, Axes(x=axis, y="reward", legend=False))
 
 
 def differences(results: Results) -> Markup:
-    """Each arm's held-out reward less that of the arm it is compared with, seed by seed, with 95% t-intervals."""
+    """Each arm's evaluated reward less that of the arm it is compared with, seed by seed, with 95% t-intervals."""
     curves = []
     for name, other in plan.compared(results.study):
         arm = results.arms[name]
@@ -48,7 +48,7 @@ def differences(results: Results) -> Markup:
             )
         )
     axes = Axes(x="updates", y="difference of reward", reference=0, legend=False)
-    return figures.chart("differences", "Difference of the held-out reward, by update", curves, axes)
+    return figures.chart("differences", "Difference of the evaluated reward, by update", curves, axes)
 
 
 def history(results: Results, name: str, title: str, unit: str, *, percent: bool = False, zero: bool = True) -> Markup:

@@ -13,7 +13,7 @@ from pcpo_ray.study import charts, table
 from pcpo_ray.study.results import Arm, Results
 
 PICTURES = 6
-"""Held-out prompts shown of each arm."""
+"""Prompts shown of each arm."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _sections(results: Results) -> list[tuple[str, str, list[Figure]]]:
     clip_range = results.first.run.objective.clip_range
     return [
         (
-            "Held-out reward",
+            f"Evaluated on {results.first.run.of_evaluation('prompts')}",
             "Mean over seeds; bands are one standard error over seeds, but 95% t-intervals where arms are compared. "
             "Seeds differ in their prompts and noise, which all arms of a seed share: differences are surer than "
             "levels.",

@@ -39,7 +39,7 @@ class Arm:
 class Search:
     """Every arm is trained at each of the same learning rates, on seeds of its own.
 
-    An arm keeps the rate with the highest held-out reward, averaged over the evaluations after the start and over the
+    An arm keeps the rate with the highest evaluated reward, averaged over the evaluations after the start and over the
     seeds; of equal ones the lowest.
     """
 
@@ -49,7 +49,7 @@ class Search:
 
 @config.config
 class Targets:
-    """Held-out rewards that arms take some number of updates to reach.
+    """Evaluated rewards that arms take some number of updates to reach.
 
     `gain`: above the first arm's reward before training, at the same seed. `level`: the reward itself.
     """

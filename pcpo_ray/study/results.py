@@ -70,13 +70,13 @@ def chosen(study: Study, folder: Path) -> dict[str, float]:
 
 
 def searched(study: Study, folder: Path) -> dict[str, dict[float, float]]:
-    """Of each arm and rate: the held-out reward, averaged over the evaluations after the start and over the seeds."""
+    """Of each arm and rate: the evaluated reward, averaged over the evaluations after the start and over the seeds."""
     wanted = plan.search_runs(study)
     records = _read(study, folder, wanted)
     found: dict[str, dict[float, list[float]]] = {}
     for one, record in zip(wanted, records, strict=True):
         assert one.rate is not None
-        after = [row["rewards"][TOTAL]["mean"] for row in record.evaluated if row["step"] > 0]
+        after = [_value(row, TOTAL) for row in record.evaluated if row["step"] > 0]
         if not np.isfinite(after).all():
             raise StudyError(f"study {study.name}: {one.run.name} has evaluations without a score: {after}")
         found.setdefault(one.arm, {}).setdefault(one.rate, []).append(float(np.mean(after)))
@@ -158,7 +158,7 @@ class Arm:
         return np.array([np.interp(step, self.evaluated, row) for step, row in zip(steps, values, strict=True)])
 
     def curves(self) -> list[tuple[Sequence[float], Sequence[float]]]:
-        """Of each seed: the steps evaluated and the held-out reward."""
+        """Of each seed: the steps evaluated and the reward there."""
         return [(self.evaluated, row.tolist()) for row in self.held_out()]
 
 

@@ -51,7 +51,7 @@ def _outcome(results: Results) -> Table:
         "s/update",
     ]
     return Table(
-        f"Held-out reward after {steps} updates",
+        f"{_evaluated(results, capital=True)} after {steps} updates",
         heads,
         [_row(arm, compared.get(name)) for name, arm in results.arms.items()],
         [
@@ -129,7 +129,7 @@ def _targets(results: Results) -> Table:
                 row += [speed(one.speeds[place]), _against(one), p(one.speeds[place].p), p(one.speeds_adjusted[place])]
             rows.append(row if compared else [*row, "", "", "", ""])
     start = f"above {study.first}'s reward before training at the same seed"
-    meant = start if gain else "the held-out reward itself"
+    meant = start if gain else f"the {_evaluated(results)} itself"
     return Table(
         "Updates to a target",
         ["target", "arm", "reached", "median updates", "ratio", "against", "p", "p (Holm)"],
@@ -159,7 +159,7 @@ def _matched(results: Results) -> Table:
         values = [(arm.at(name, own.times), other.at(name, others.times)) for (arm, other), (own, others) in both]
         rows.append([name, *(_compared(*pair) for pair in values)])
     return Table(
-        "At the same held-out reward",
+        f"At the same {_evaluated(results)}",
         ["measure", *(f"{one.arm} against {_against(one)}" for one in results.comparisons)],
         rows,
         [
@@ -224,10 +224,16 @@ def _search(results: Results) -> Table:
         rows,
         [
             "The same rates for every arm, on seeds that the study does not use: "
-            f"{', '.join(map(str, search.seeds))}. Held-out reward, averaged over the evaluations after the start and "
-            "the seeds; the highest (*) is kept, of equal ones the lowest rate."
+            f"{', '.join(map(str, search.seeds))}. {_evaluated(results, capital=True)}, averaged over the evaluations "
+            "after the start and the seeds; the highest (*) is kept, of equal ones the lowest rate."
         ],
     )
+
+
+def _evaluated(results: Results, *, capital: bool = False) -> str:
+    """What evaluations measure, in a reader's words."""
+    text = results.first.run.of_evaluation("reward")
+    return text[0].upper() + text[1:] if capital else text
 
 
 def estimate(value: Estimate, *, signed: bool = False, digits: int = 4) -> str:
@@ -235,6 +241,8 @@ def estimate(value: Estimate, *, signed: bool = False, digits: int = 4) -> str:
     if not math.isfinite(value.mean):
         return "-"
     form = f"{'+' if signed else ''}#.{digits}g"
+    if not value.bounded:
+        return f"{value.mean:{form}}"
     return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
 
 

@@ -66,7 +66,7 @@ WELL = {
     'ray_pcpo_first_log_ratio{run="r"}': "0x60",
     'ray_pcpo_clip_fraction{run="r"}': "0.3x60",
     'ray_pcpo_mean_missing{run="r",reward="reward",purpose="train"}': "0x60",
-    'ray_pcpo_held_out{run="r",reward="diversity"}': "0.4x30 0.35x30",
+    'ray_pcpo_evaluation_score{run="r",reward="diversity"}': "0.4x30 0.35x30",
     'ray_pcpo_group_deviation{run="r"}': "1x30 0.5x30",
     'ray_pcpo_alarm{run="r",monitor="hacking"}': "0x60",
     'ray_pcpo_sampler_behind{run="r"}': "2x60",
@@ -89,7 +89,7 @@ PROVOKED = {
     },
     "PcpoAlarm": {'ray_pcpo_alarm{run="r",monitor="hacking"}': "0x50 1x9"},
     "PcpoGroupDeviationCollapsed": {'ray_pcpo_group_deviation{run="r"}': "1x20 0.05x40"},
-    "PcpoDiversityFalling": {'ray_pcpo_held_out{run="r",reward="diversity"}': "0.4x30 0.3x30"},
+    "PcpoDiversityFalling": {'ray_pcpo_evaluation_score{run="r",reward="diversity"}': "0.4x30 0.3x30"},
     "PcpoSamplerBehind": {'ray_pcpo_sampler_behind{run="r"}': "2x20 6x40"},
     "PcpoRestarts": {'ray_pcpo_restarts_total{run="r",role="samplers",cause="died"}': "_x45 4x25"},
     "PcpoSpilling": {'ray_object_store_memory{SessionName="s",Location="SPILLED"}': "0x20 5000x40"},
@@ -321,7 +321,7 @@ def test_a_gauge_that_changes_seldom_is_there_at_every_scrape(eventful):
     while True:
         counted = {
             name: {found["value"][1] for found in eventful.query(f'count_over_time({name}{{run="told"}}[40s])')}
-            for name in ("ray_pcpo_updates_total", "ray_pcpo_held_out", "ray_pcpo_steps")
+            for name in ("ray_pcpo_updates_total", "ray_pcpo_evaluation_score", "ray_pcpo_steps")
         }
         if len(set().union(*counted.values())) == 1 and int(counted["ray_pcpo_steps"].pop()) >= 19:
             return

@@ -11,8 +11,8 @@ STATUS = {
     "waiting": "1 of 8 groups of step 13",
     "reward": 0.81234,
     "reward_std": 0.05123,
-    "held_out": {"reward": 0.79, "clip_score": 0.7901},
-    "held_out_step": 10,
+    "evaluated": {"reward": 0.79, "clip_score": 0.7901},
+    "evaluated_step": 10,
     "seconds": 31.25,
     "idle": {"samplers": 0.204, "learner": 0.4},
     "sample_age": 0.5,
@@ -35,7 +35,7 @@ STATUS = {
 def test_a_status_is_a_line_a_subject():
     assert lines(STATUS) == [
         "run        spot: training, step 12 of 300, 31.2 s a step, 2.5 h left",
-        "reward     0.8123 ± 0.051; held-out at step 10: clip_score 0.7901",
+        "reward     0.8123 ± 0.051; evaluated at step 10: clip_score 0.7901",
         "samplers   3 wanted, 2 ready; weights: sampler-0 v12, sampler-4 none yet",
         "scorers    1 wanted, 1 ready",
         "in flight  9 groups; begun: 8 of age 0, 8 of age 1 (max_staleness 1); the last step's were 0.5 versions old",
@@ -86,5 +86,5 @@ def test_an_event_is_a_line_with_its_details():
 
 def test_a_reward_that_is_no_number_is_a_dash():
     none = float("nan")
-    found = lines({**STATUS, "reward": none, "reward_std": none, "held_out": {"clip_score": none}})
-    assert "reward     - ± -; held-out at step 10: clip_score -" in found
+    found = lines({**STATUS, "reward": none, "reward_std": none, "evaluated": {"clip_score": none}})
+    assert "reward     - ± -; evaluated at step 10: clip_score -" in found

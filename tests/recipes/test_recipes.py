@@ -21,6 +21,7 @@ SMALLER = [
     "evaluation.every=2",
     "evaluation.count=2",
     "evaluation.prompts={kind: shapes, split: held_out}",
+    "evaluation.held_out=true",
     "prompts={kind: shapes}",
     "rollout.prompts=2",
     "rollout.images=3",

@@ -1,7 +1,5 @@
 """Stored runs of a study, as training would leave them, with curves that a test chooses."""
 
-from dataclasses import asdict
-
 import numpy as np
 
 from pcpo_ray import config_file, evaluation
@@ -76,8 +74,12 @@ def one(folder, planned, curve, *, versions=VERSIONS, quality=False, until=STEPS
             }
             record.samples("evaluations.parquet", step, columns)
             extra = {"quality": {"vendi": 2.0 + step, "frechet": {"mean": 3.0}}} if quality else {}
-            rewards = {name: asdict(evaluation.estimate(value)) for name, value in values.items()}
-            record.record("evaluation", step, {"rewards": rewards, "images": scores.size, "seconds": 2.0, **extra})
+            rewards = {name: evaluation.estimate(value).row() for name, value in values.items()}
+            record.record(
+                "evaluation",
+                step,
+                {"prompts": len(PROMPTS), "rewards": rewards, "images": scores.size, "seconds": 2.0, **extra},
+            )
         if step in (0, STEPS):
             drawn = np.random.default_rng(step).integers(0, 256, (len(PROMPTS), 2, 8, 8, 3), np.uint8)
             record.pictures(step, list(drawn))
