@@ -244,7 +244,7 @@ def test_texts_are_encoded_ahead_once_for_all_who_share_a_cache(small_sd, tmp_pa
     drawn = {prompt.text for step in (1, 2) for prompt in source.batch(step, run.rollout.prompts)}
     first.prepare(task())
     assert sorted(entered) == sorted(drawn)
-    held_out = evaluation.tasks(run, prompts.load(run.evaluation.prompts, seed=0), 0)
+    held_out = evaluation.tasks(run, prompts.sources(run)[1], 0)
     second.prepare(task(step=2))
     second.prepare(task(step=0, purpose="evaluate"))
     assert sorted(entered) == sorted(drawn | {prompt.text for asked in held_out for prompt in asked.prompts})
