@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell command -v $(p) >/dev/null 2>&1 && \
 	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $(p))))
 
-.PHONY: demo test recipes chaos lint clean
+.PHONY: demo test recipes chaos fuzz lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pcpo-ray train configs/shapes_pcpo.yaml name=demo-$$(date +%Y%m%d-%H%M%S)
@@ -19,6 +19,10 @@ recipes: $(VENV)/.installed-test
 
 chaos: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m chaos
+
+# configs drawn anew each time, so many of each model and test; one that fails is printed as overrides
+fuzz: $(VENV)/.installed-test
+	PCPO_FUZZ_EXAMPLES=$${PCPO_FUZZ_EXAMPLES:-100} OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/fuzz -k any_config
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check

@@ -1,0 +1,160 @@
+"""Any config either is refused by name before a model is loaded, or its run has the properties of properties.py."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from pcpo_ray import config, runs
+from pcpo_ray.errors import PcpoError
+from tests import small
+from tests.fuzz import configs, properties
+
+MORE = int(os.environ.get("PCPO_FUZZ_EXAMPLES", "0"))
+"""Examples of each kind with a new seed each time (make fuzz); 0 for the same few, as in every test run."""
+
+
+def examples(few: int):
+    return settings(
+        max_examples=MORE or few,
+        derandomize=not MORE,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+        phases=tuple(Phase) if MORE else (Phase.explicit, Phase.generate),
+    )
+
+
+@pytest.fixture(scope="session")
+def folders(request, tmp_path_factory):
+    """A small model's folder, and a copy of it that holds no weights, by the fixture's name."""
+    made = tmp_path_factory.mktemp("hollow")
+
+    @cache
+    def of(model: str) -> tuple[Path, Path]:
+        path = request.getfixturevalue(model)
+        return path, small.hollow(path, made / model / path.name)
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    """A cache of encoded texts: what encoders do is none of these tests' business, and takes most of the time."""
+    return tmp_path_factory.mktemp("texts")
+
+
+@contextmanager
+def told(model: str, changes: configs.Changes, packed: bool) -> Iterator[None]:
+    """Say which config failed, as overrides."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"with tests.small.run({model}) and packed={packed}:\n{configs.overrides(changes)}")
+        raise
+
+
+def let_through(hollow: Path, changes: configs.Changes) -> config.Run | None:
+    """The run, if nothing refuses it that looks at configs only; the refusal says which key it is, and what to do."""
+    try:
+        run = configs.run_of(hollow, changes)
+        runs.check(run)
+    except PcpoError as refusal:
+        assert KEY.search(str(refusal)), f"names no key: {refusal}"
+        assert REMEDY.search(str(refusal)), f"says nothing to do: {refusal}"
+        return None
+    return run
+
+
+SECTIONS = "|".join(field.name for field in dataclasses.fields(config.Run))
+KEY = re.compile(rf"\b({SECTIONS})\.\w+|\b(rewards|combine)\b|^  ({SECTIONS}): ", re.MULTILINE)
+REMEDY = re.compile(r"\b(set|use|give|leave|expected|should be|needs|no default)\b")
+
+
+@pytest.fixture
+def trained(folders, texts, tmp_path_factory):
+    """Whether a model's config is legal; then all that is to hold of its run has been seen to."""
+
+    def trains(model: str, changes: configs.Changes, *, packed: bool) -> bool:
+        path, hollow = folders(model)
+        with told(model, changes, packed):
+            run = let_through(hollow, changes)
+            if run is None:
+                return False
+            real = dataclasses.replace(run.model, path=str(path), text_cache=str(texts))
+            properties.check(dataclasses.replace(run, model=real), packed=packed, folder=tmp_path_factory.mktemp("run"))
+        return True
+
+    return trains
+
+
+@pytest.mark.parametrize("model", configs.MODELS)
+def test_any_config_is_refused_by_name_or_let_through_before_a_model_is_loaded(folders, model):
+    _, hollow = folders(model)
+
+    @examples(60)
+    @given(st.one_of(configs.likely(model), configs.anything(model)))
+    def refused_by_name_or_let_through(changes):
+        with told(model, changes, False):
+            let_through(hollow, changes)
+
+    refused_by_name_or_let_through()
+
+
+@pytest.mark.timeout(3600 if MORE else 300)
+@pytest.mark.parametrize("model", configs.MODELS)
+def test_any_config_that_is_let_through_trains_as_it_says(trained, model):
+    @examples(3 if model in configs.FLOW else 2)  # UNets take three times as long
+    @given(configs.likely(model), st.booleans())
+    def trains_as_it_says(changes, packed):
+        trained(model, changes, packed=packed)
+
+    trains_as_it_says()
+
+
+@pytest.mark.parametrize("model", configs.MODELS)
+def test_most_configs_that_are_drawn_are_legal(folders, model):
+    _, hollow = folders(model)
+    legal = []
+
+    @examples(40)
+    @given(configs.likely(model))
+    def count(changes):
+        legal.append(let_through(hollow, changes) is not None)
+
+    count()
+    assert np.mean(legal) > 0.7
+
+
+@pytest.mark.parametrize("credit", configs.CREDITS)
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_each_credit_trains_as_it_says_in_every_dtype(trained, dtype, train, credit):
+    number = list(configs.CREDITS).index(credit)
+    model = "small_flux" if credit in configs.CREDITS_OF[True] else "small_sd"
+    changes = {
+        "model.dtype": dtype,
+        "model.train": {"kind": "lora", "rank": 2, "alpha": 1} if train == "lora" else {"kind": "full"},
+        "credit": {"kind": credit, **OPTIONS.get(credit, {})},
+        "sampling.steps": 3,
+        "sampling.guidance_scale": 1.0,
+        "objective.kl": 0.1 if train == "lora" else 0.0,
+        "optimizer.learning_rate": 1e-4,
+        "rewards": [configs.BRIGHTNESS],
+        "rollout.prompts": 1,
+        "rollout.images": 2,
+    }
+    legal = trained(model, changes, packed=number % 2 == 0)
+    assert legal == ((train, credit) != ("full", "interpolate"))
+
+
+OPTIONS = {"released": {"w_star": 30.0}, "tilted": {"slope": 0.5}}
