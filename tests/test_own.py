@@ -36,7 +36,7 @@ def disturbances(folder):
         ),
         "precision": (lambda: torch.set_float32_matmul_precision("medium"), torch.get_float32_matmul_precision),
         "newer precision": (
-            lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+            lambda: setattr(getattr(torch.backends.mkldnn, "matmul"), "fp32_precision", "bf16"),  # noqa: B009 - mypy
             torch.get_float32_matmul_precision,
         ),
         "tf32": (
@@ -46,7 +46,7 @@ def disturbances(folder):
         "cudnn": (lambda: setattr(torch.backends.cudnn, "benchmark", True), lambda: torch.backends.cudnn.benchmark),
         "numpy's errors": (lambda: np.seterr(all="raise"), np.geterr),
         "random": (lambda: random.seed(5), random.getstate),
-        "numpy's numbers": (lambda: np.random.seed(5), lambda: np.random.get_state()[1].tolist()),
+        "numpy's numbers": (lambda: np.random.seed(5), lambda: str(np.random.get_state())),
         "torch's numbers": (lambda: torch.manual_seed(5), lambda: torch.get_rng_state().tolist()),
         "numbers drawn": (lambda: torch.rand(3), lambda: torch.get_rng_state().tolist()),
     }

@@ -98,7 +98,9 @@ def test_a_config_beside_the_file_tells_its_activation_and_preprocessing(state, 
     rewards.check(score(right, path))
     with pytest.raises(RewardError, match=rf"open_clip_config\.json describes, for {right}; write model: {right}"):
         rewards.check(score(wrong, path))
-    mean, std = clip.load(right, str(path), CPU).normal
+    normal = clip.load(right, str(path), CPU).normal
+    assert normal is not None
+    mean, std = normal
     assert mean.flatten().tolist() == [0.5] * 3 and std.flatten().tolist() == [0.25] * 3
 
 
@@ -312,7 +314,7 @@ def test_weights_that_are_not_finite_are_refused_by_the_tensors_name(tmp_path, b
     with pytest.raises(RewardError, match=r"weights\.pt: text_projection has numbers that are not finite"):
         rewards.load(score(QUICK, tmp_path / "weights.pt"), CPU)
     head = aesthetic.layers(128)
-    head[2].bias.data[0] = bad
+    dict(head.named_parameters())["2.bias"].data[0] = bad
     torch.save({f"layers.{name}": weight for name, weight in head.state_dict().items()}, tmp_path / "head.pth")
     with pytest.raises(RewardError, match=r"head\.pth: 2\.bias has numbers that are not finite"):
         rewards.load(config.Aesthetic(kind="aesthetic", head=str(tmp_path / "head.pth"), model="shapes-clip"), CPU)
