@@ -265,9 +265,9 @@ class Learner:
 
     @torch.no_grad()
     def _reference(self, pairs: Pairs) -> Float[Tensor, "B ..."]:
-        """The prediction without the adapter."""
+        """The prediction without the adapter, rounded as the present one is, so that equal ones have no divergence."""
         with self.policy.denoiser.without_adapter():
-            return self.policy.predict(pairs.latents, pairs.steps, pairs.conditioning)
+            return self._predict(pairs)
 
     def _log_ratio(self, prediction: Float[Tensor, "B ..."], pairs: Pairs) -> Float[Tensor, " B"]:
         if self.run.objective.log_ratio == "replay":

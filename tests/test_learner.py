@@ -183,6 +183,12 @@ def test_the_divergence_from_the_reference_has_the_gradient_of_its_formula(small
     assert update.gradient_norm == pytest.approx(float(norm), rel=1e-4) and update.gradient_norm > 0
 
 
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "float16"])
+def test_an_adapter_that_adds_nothing_yet_has_no_divergence_in_any_storage(small_flux, storage):
+    sampler, learner = pair(small_flux, objective__kl=0.5, sampling__storage=storage)
+    assert learner.update(1, batch(sampler, learner)).kl == 0.0
+
+
 def test_the_divergence_pulls_back_to_the_reference(small_sd):
     sampler, learner = pair(small_sd, objective__kl=1.0, optimizer__learning_rate=1e-2)
     for parameter in learner.parameters.values():
