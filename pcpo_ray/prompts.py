@@ -7,6 +7,7 @@ without having drawn those before it, and a resumed run needs no cursor but its 
 import hashlib
 import itertools
 import json
+import sys
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
@@ -178,6 +179,8 @@ def said(run: Run, training: PromptSource, evaluated: PromptSource) -> list[str]
 
 # -- files -------------------------------------------------------------------------------------------------------------
 
+POINTER = b"version https://git-lfs"
+
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")
 Rows = Iterator[tuple[str, Any]]
 """Where a prompt stands in its file, and what stands there."""
@@ -197,6 +200,9 @@ def read(path: Path, column: str = "prompt") -> list[str]:
             f"{path}: prompts are read from .txt, .csv, .json, .jsonl and .parquet; got {path.suffix!r}{tabs}"
         )
     try:
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise PromptError(f"{path} is a git-lfs pointer, not the file itself; run git lfs pull")
         return [_prompt(path, where, column, value) for where, value in readers[suffix](path, column)]
     except OSError as error:
         raise PromptError(f"{path} cannot be read: {error}") from None
@@ -217,8 +223,6 @@ def _text(path: Path) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
         kind = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "UTF-16 or no text (it has NUL bytes)"
         raise PromptError(f"{path} cannot be read, as it is {kind}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
-    if data.startswith(b"version https://git-lfs"):
-        raise PromptError(f"{path} is a git-lfs pointer, not the file itself; run git lfs pull")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -261,20 +265,31 @@ def _json(path: Path, column: str) -> Rows:
 
 def _parsed(path: Path, where: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_Object)
     except (ValueError, RecursionError) as error:
         raise PromptError(f"{path}, {where} cannot be read as JSON: {error}") from None
 
 
+class _Object(dict[str, Any]):
+    """A JSON object that knows which names stand in it twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.repeated = {name for name in names if names.count(name) > 1} if len(self) < len(names) else set()
+
+
 def _member(path: Path, where: str, column: str, value: Any) -> Any:
-    if not isinstance(value, dict):
+    if not isinstance(value, _Object):
         raise PromptError(f"{path}, {where} holds {_a(value)}; expected an object with a {column!r}")
+    if column in value.repeated:
+        raise PromptError(f"{path}, {where} has more than one {column!r}; leave one of them")
     _check_column(path, where, column, value)
     return value[column]
 
 
 def _a(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), f"{value!r:.40}")
+    return {_Object: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), f"{value!r:.40}")
 
 
 def _check_column(path: Path, where: str, column: str, names: Collection[str]) -> None:
@@ -290,6 +305,7 @@ def _csv(path: Path, column: str) -> Rows:
     """Comma-separated, a quote inside a quoted text doubled; every row has the header's columns."""
     import csv
 
+    csv.field_size_limit(sys.maxsize)  # 128 KiB unless told
     rows = csv.reader((f"{line}\n" for line in _lines(path)), strict=True)
     try:
         header = next((row for row in rows if row), None)

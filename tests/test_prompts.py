@@ -107,6 +107,8 @@ WRONG = {
     "nul.jsonl": b'{"prompt": "a\0"}\n',
     "latin line.txt": b"ok\ncaf\xe9\n",
     "pointer.txt": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n",
+    "pointer.parquet": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n",
+    "twice.jsonl": '{"prompt": "p", "prompt": "q"}\n',
     "mac.txt": "a\rb\r",
     "mac.csv": "prompt\ra\rb",
     "a.txt.gz": b"\x1f\x8b",
@@ -150,7 +152,7 @@ def test_files_that_cannot_be_used_are_named_with_what_is_wrong(tmp_path):
     parquet.write_table(pa.table({"prompt": ["x", None]}), tmp_path / "null.parquet")
     parquet.write_table(pa.table({"Prompt": ["x"]}), tmp_path / "case.parquet")
     for name, data in WRONG.items():
-        (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        (tmp_path / name).write_bytes(data if isinstance(data, bytes) else str(data).encode())
     expected = {
         "list.parquet": r"row 1: prompt is \['x'\]; expected a text",
         "null.parquet": "row 2: prompt is None",
@@ -161,6 +163,8 @@ def test_files_that_cannot_be_used_are_named_with_what_is_wrong(tmp_path):
         "nul.jsonl": "NUL bytes",
         "latin line.txt": "line 2 cannot be read as UTF-8",
         "pointer.txt": "git lfs pull",
+        "pointer.parquet": "git lfs pull",
+        "twice.jsonl": "row 1 has more than one 'prompt'",
         "mac.txt": "line 1 cannot be read, as it has a carriage return inside",
         "mac.csv": "carriage return",
         "a.txt.gz": "compressed",
@@ -216,7 +220,7 @@ def test_the_embedded_world_has_prompts_of_one_form_alone():
     for form in ("any", "thing", "placed", "related"):
         texts = [prompts.load(config.ShapesPrompts(split=s, form=form), seed=0).texts for s in ("train", "held_out")]
         counts[form] = sum(map(len, texts))
-        assert all(form in ("any", captions.parse(text).form) for text in texts[0][:50] + texts[1][:50])
+        assert all(form in ("any", captions.parse(text).form) for side in texts for text in side[:50])
     assert counts == {"any": 57264, "thing": 144, "placed": 720, "related": 56400}
 
 
@@ -307,3 +311,11 @@ def test_what_is_trained_on_and_held_out_is_said_with_its_numbers(tmp_path):
     lines = prompts.said(both, *prompts.sources(both))
     assert "training prompts: 3" in lines[0] and "2 of them distinct" in lines[0]
     assert "evaluations: 2 of 2 training prompts" in lines[1] and "held" not in " ".join(lines)
+
+
+def test_what_repeats_in_columns_nobody_asked_for_and_very_long_texts_are_no_fault(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": 1, "prompt": "a cat", "id": 2, "more": {"prompt": 1, "prompt": 2}}\n')
+    assert prompts.read(tmp_path / "a.jsonl") == ["a cat"]
+    long = "word " * 40_000
+    (tmp_path / "a.csv").write_text(f'prompt\n"{long}"\n')
+    assert prompts.read(tmp_path / "a.csv") == [long.strip()]

@@ -129,11 +129,40 @@ class PipelineDenoiser(ABC):
         if self.model.single_file is not None:
             return single_file.load(pipeline_class, Path(self.model.single_file), self.folder, dtype, missing)
         try:
-            return pipeline_class.from_pretrained(
-                self.folder, dtype=dtype, variant=self.model.variant, local_files_only=True, **missing
+            wanted = [name for name in self.encoders if name not in left_out]
+            encoders = {name: self._encoder(name, dtype) for name in wanted if self._index()[name][0] == "transformers"}
+            loaded = pipeline_class.from_pretrained(
+                self.folder, dtype=dtype, variant=self.model.variant, local_files_only=True, **missing, **encoders
             )
+        except ModelError:
+            raise
         except Exception as error:  # a file cut short raises whatever its own format's reader raises
             raise ModelError(f"{self.folder} cannot be loaded as a {self.pipeline_class}: {error}") from error
+        for name, part in loaded.components.items():
+            if isinstance(part, nn.Module):  # diffusers leaves what no file holds without data
+                self._check_whole(name, [key for key, parameter in part.named_parameters() if parameter.is_meta])
+        return loaded
+
+    def _encoder(self, name: str, dtype: torch.dtype) -> Any:
+        """A text encoder, all of whose weights its files hold: transformers would draw the others anew."""
+        import transformers
+
+        found, told = getattr(transformers, self._index()[name][1]).from_pretrained(
+            self.folder / name,
+            dtype=dtype,
+            variant=self.model.variant,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        self._check_whole(name, told["missing_keys"])
+        return found
+
+    def _check_whole(self, part: str, missing: Collection[str]) -> None:
+        if missing:
+            raise ModelError(
+                f"the weights of {self.folder / part} lack {len(missing)} parameters that its config.json describes, "
+                f"such as {sorted(missing)[:3]}; copy the folder again from where it is whole"
+            )
 
     @contextlib.contextmanager
     def text_encoders(self) -> Iterator[None]:

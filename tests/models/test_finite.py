@@ -107,3 +107,26 @@ def test_one_image_among_others_and_latents_that_are_not_finite_are_told_apart(s
     latents[0, 0, 0, 0] = float("inf")
     with pytest.raises(ModelError, match=r"latents .* not finite"):
         denoiser.decode(latents)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "ending"),
+    [
+        ("small_sd", "text_encoder", "q_proj.weight"),
+        ("small_sdxl", "text_encoder_2", "text_projection.weight"),
+        ("small_sd3", "text_encoder_3", "SelfAttention.q.weight"),
+        ("small_flux", "transformer", "proj_out.weight"),
+        ("small_sd", "unet", "conv_out.weight"),
+        ("small_sd", "vae", "conv_out.weight"),
+    ],
+)
+def test_weights_that_a_file_lacks_are_named_and_never_drawn_anew(request, tmp_path, kind, part, ending):
+    model = request.getfixturevalue(kind)
+    copy = shutil.copytree(model, tmp_path / model.name)
+    path = next((copy / part).glob("*.safetensors"))
+    weights = load_file(path)
+    lacking = next(name for name in weights if name.endswith(ending))
+    del weights[lacking]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{part} lack 1 parameters .*{ending}.*copy the folder again"):
+        load(copy).encode([TEXT])
