@@ -533,9 +533,10 @@ class Learner:
         """The canary's prediction. Raises TrainingError where it is not finite, so that nobody could go on from it."""
         predicted = canary.prediction(self.policy)
         if not np.isfinite(predicted).all():
+            lower = ", or lower optimizer.learning_rate: the weights may have grown too large" if self.version else ""
             raise TrainingError(
                 f"with the weights of version {self.version} the network's prediction is not finite; set model.dtype "
-                f"(now {self.run.model.dtype}) to float32 or bfloat16, or optimizer.mixed_precision=no"
+                f"(now {self.run.model.dtype}) to float32 or bfloat16, or optimizer.mixed_precision=no{lower}"
             )
         return predicted
 

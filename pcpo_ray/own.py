@@ -5,6 +5,8 @@ numbers, torch's settings. `apart` gives each of the user's modules these for it
 """
 
 import contextlib
+import gc
+import logging
 import os
 import pkgutil
 import random
@@ -13,6 +15,7 @@ import sys
 import sysconfig
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,12 @@ def _set_errors(wanted: Mapping[str, Any]) -> None:
     np.seterr(**wanted)
 
 
+def _set_warnings(wanted: list[Any]) -> None:
+    warnings.resetwarnings()  # forgets what was shown by other filters
+    filters: Any = warnings.filters
+    filters[:] = wanted
+
+
 def _signals() -> dict[int, Any]:
     """Who handles each signal; only the main thread may say so."""
     if threading.current_thread() is not threading.main_thread():
@@ -161,6 +170,11 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "precisions": _attributes(*PRECISIONS),
     "cudnn": _attributes(*SWITCHES),
     "numpy's errors": (np.geterr, _set_errors),
+    "anomaly detection": (torch.is_anomaly_enabled, lambda wanted: torch.autograd.set_detect_anomaly(wanted)),
+    "warnings": (lambda: list(warnings.filters), _set_warnings),
+    "logging": _attributes((logging.root.manager, "disable")),
+    "garbage collector": (gc.isenabled, lambda wanted: gc.enable() if wanted else gc.disable()),
+    "recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
 }
 """What a process has one of: how to read it, and how to set it."""
 

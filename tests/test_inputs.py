@@ -61,7 +61,7 @@ POINTED = [
     ("model__train__start", "pick", "model.train.start", "pick/model.safetensors"),
     ("rewards", "[{kind: grain}, {kind: aesthetic, head: head.pth, weights: clip.pt}]", "rewards.1.head", "head.pth"),
     ("rewards", "[{kind: hps_v2.1, weights: hps.pt}]", "rewards.0.weights", "hps.pt"),
-    ("rewards", "[{kind: clip_score, model: ViT-B-32, weights: clip.pt}]", "rewards.0.weights", "clip.pt"),
+    ("rewards", "[{kind: clip_score, model: ViT-B-32-quickgelu, weights: clip.pt}]", "rewards.0.weights", "clip.pt"),
     ("rewards", "[{kind: clip_score, model: ./pick}]", "rewards.0.model", "pick/model.safetensors"),
     ("rewards", "[{kind: pickscore, model: ./pick}]", "rewards.0.model", "pick/config.json"),
     (

@@ -1,5 +1,7 @@
 """Code of the user's own leaves the process as it was, and finds what it left itself."""
 
+import gc
+import logging
 import os
 import random
 import signal
@@ -45,6 +47,11 @@ def disturbances(folder):
         ),
         "cudnn": (lambda: setattr(torch.backends.cudnn, "benchmark", True), lambda: torch.backends.cudnn.benchmark),
         "numpy's errors": (lambda: np.seterr(all="raise"), np.geterr),
+        "anomalies": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
+        "warnings": (lambda: warnings.simplefilter("error"), lambda: list(warnings.filters)),
+        "logging": (lambda: logging.disable(logging.CRITICAL), lambda: logging.root.manager.disable),
+        "garbage": (gc.disable, gc.isenabled),
+        "recursion": (lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 7), sys.getrecursionlimit),
         "random": (lambda: random.seed(5), random.getstate),
         "numpy's numbers": (lambda: np.random.seed(5), lambda: str(np.random.get_state())),
         "torch's numbers": (lambda: torch.manual_seed(5), lambda: torch.get_rng_state().tolist()),

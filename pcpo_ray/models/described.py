@@ -4,6 +4,7 @@ Check, plan, study and run all take it from here, so that what is checked is wha
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
@@ -98,12 +99,28 @@ def _check_vae(vae: Mapping[str, Any], path: Path, pipeline_class: str) -> None:
             f"{path} has {', '.join(ignored)}, which {pipeline_class} does not read; expected null: write that there "
             "if the model does without, or take the VAE that belongs to it"
         )
+    for key in ("scaling_factor", *sorted(applied)):
+        _check_factor(vae, key, path)
     if bool(vae.get("latents_mean")) != bool(vae.get("latents_std")):
         raise ModelError(f"{path} has one of latents_mean and latents_std; expected both, or null for both")
     if not vae.get("scaling_factor", 1):
         raise ModelError(
             f"{path} has scaling_factor: {json.dumps(vae['scaling_factor'])}; expected the number that latents were "
             "multiplied by in training (0.18215 for Stable Diffusion 1 and 2, 0.13025 for SDXL)"
+        )
+
+
+def _check_factor(vae: Mapping[str, Any], key: str, path: Path) -> None:
+    """Raise ModelError unless a factor of the latents is null, a finite number, or a list of one for each channel."""
+    value, channels = vae.get(key), vae.get("latent_channels", 4)
+    several = key.startswith("latents_")
+    numbers = value if several and isinstance(value, list) else [value]
+    whole = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    if value is not None and not (whole and len(numbers) == (channels if several else 1)):
+        raise ModelError(
+            f"{path} has {key}: {json.dumps(value)}; expected "
+            f"{f'{channels} finite numbers, one a channel' if several else 'a finite number'}: copy the file again "
+            "from the model it was made from"
         )
 
 

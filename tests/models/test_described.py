@@ -115,6 +115,9 @@ def test_other_vaes_decode_as_in_their_pipelines(small_sd, tmp_path):
         ("small_flux", {"latents_mean": MEAN}, r"latents_mean.*FluxPipeline does not read"),
         ("small_flux", {"_class_name": "AutoencoderKLQwenImage"}, "AutoencoderKLQwenImage, which is not understood"),
         ("small_sd", {"block_out_channels": None}, "no block_out_channels"),
+        ("small_sd", {"scaling_factor": "0.18215"}, 'scaling_factor: "0.18215"; expected a finite number'),
+        ("small_flux", {"shift_factor": float("nan")}, "shift_factor: NaN; expected a finite number"),
+        ("small_sdxl", {"latents_mean": [0.0], "latents_std": [1.0]}, r"latents_mean: \[0\.0\]; expected 4 finite"),
         ("small_sd", {"latent_channels": 16}, "gives 4, of latents of 16"),
     ],
 )
