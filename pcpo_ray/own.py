@@ -135,6 +135,10 @@ def _set_errors(wanted: Mapping[str, Any]) -> None:
     np.seterr(**wanted)
 
 
+def _set_anomaly(wanted: bool) -> None:
+    torch.autograd.set_detect_anomaly(wanted)
+
+
 def _set_warnings(wanted: list[Any]) -> None:
     warnings.resetwarnings()  # forgets what was shown by other filters
     filters: Any = warnings.filters
@@ -170,7 +174,7 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "precisions": _attributes(*PRECISIONS),
     "cudnn": _attributes(*SWITCHES),
     "numpy's errors": (np.geterr, _set_errors),
-    "anomaly detection": (torch.is_anomaly_enabled, lambda wanted: torch.autograd.set_detect_anomaly(wanted)),
+    "anomaly detection": (torch.is_anomaly_enabled, _set_anomaly),
     "warnings": (lambda: list(warnings.filters), _set_warnings),
     "logging": _attributes((logging.root.manager, "disable")),
     "garbage collector": (gc.isenabled, lambda wanted: gc.enable() if wanted else gc.disable()),
