@@ -135,6 +135,15 @@ def _set_errors(wanted: Mapping[str, Any]) -> None:
     np.seterr(**wanted)
 
 
+_entered: list[Any] = []
+"""Inference mode lasts as long as what has set it."""
+
+
+def _set_inference_mode(wanted: bool) -> None:
+    _entered.append(torch.inference_mode(wanted))
+    _entered[-1].__enter__()
+
+
 def _set_anomaly(wanted: bool) -> None:
     torch.autograd.set_detect_anomaly(wanted)
 
@@ -164,6 +173,7 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "environment": (lambda: dict(os.environ), _set_environment),
     "streams": _attributes(*STREAMS),
     "signals": (_signals, _set_signals),
+    "inference mode": (torch.is_inference_mode_enabled, _set_inference_mode),
     "gradients": (torch.is_grad_enabled, torch._C._set_grad_enabled),
     "autocast": (_autocast, _set_autocast),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),

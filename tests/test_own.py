@@ -19,6 +19,7 @@ KIND = "tests.test_own:Thing"
 
 def disturbances(folder):
     """What code may change of a process, each with what reads it."""
+    entered = torch.inference_mode()
     return {
         "folder": (lambda: os.chdir(folder), os.getcwd),
         "variable set": (lambda: os.environ.update(PCPO_RAY_TEST="1"), lambda: dict(os.environ)),
@@ -47,6 +48,7 @@ def disturbances(folder):
         ),
         "cudnn": (lambda: setattr(torch.backends.cudnn, "benchmark", True), lambda: torch.backends.cudnn.benchmark),
         "numpy's errors": (lambda: np.seterr(all="raise"), np.geterr),
+        "inference": (lambda: entered.__enter__(), torch.is_inference_mode_enabled),
         "anomalies": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
         "warnings": (lambda: warnings.simplefilter("error"), lambda: list(warnings.filters)),
         "logging": (lambda: logging.disable(logging.CRITICAL), lambda: logging.root.manager.disable),

@@ -14,6 +14,8 @@ from typing import Any
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import schedulers
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+
 VAES = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny")
 """The classes of VAE that are understood."""
 
@@ -52,6 +54,10 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parents[1]} has no {path.parent.name}/{path.name}; copy it from the model it was made from"
         ) from None
     except ValueError as error:
+        if path.read_bytes().startswith(POINTER):
+            raise ModelError(
+                f"{path} is a git-lfs pointer, not the file itself: run git lfs pull where it is kept"
+            ) from None
         raise ModelError(f"{path} is not JSON: {error}; copy it again from the model it was made from") from None
     if not isinstance(found, dict):
         raise ModelError(f"{path} holds a {type(found).__name__}; expected an object of settings")

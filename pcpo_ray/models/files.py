@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models.described import read_json
+from pcpo_ray.models.described import POINTER, read_json
 
-POINTER = b"version https://git-lfs.github.com/spec/"
 WEIGHTS = (".safetensors", ".bin")
 VARIANT = re.compile(r"[^.]+?(?:-\d+-of-\d+)?(?:\.(?P<variant>.+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 """A file of weights: `model.safetensors`, `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`."""
@@ -26,7 +25,7 @@ def check_parts(folder: Path, parts: Mapping[str, Any], *, weights: bool, varian
         check_no_pointers(path for path in sorted((folder / name).rglob("*")) if weights or path.suffix not in WEIGHTS)
     if weights:
         networks = [folder / name for name in parts if (folder / name / "config.json").is_file()]
-        _check_weights({path: _variants(path) for path in networks}, folder, variant)
+        _check_weights({path: variants(path) for path in networks}, folder, variant)
     for name, (_, kind) in parts.items():
         if "CLIPTokenizer" in kind:
             _check_length(folder, name)
@@ -43,7 +42,7 @@ def check_no_pointers(paths: Iterable[Path]) -> None:
             raise ModelError(f"{path} is a git-lfs pointer, not the file itself: run git lfs pull where it is kept")
 
 
-def _variants(part: Path) -> dict[str | None, list[str]]:
+def variants(part: Path) -> dict[str | None, list[str]]:
     """A part's files of weights, by variant."""
     found: dict[str | None, list[str]] = {}
     for path in sorted(part.iterdir()):

@@ -84,6 +84,10 @@ def _named(source: Path) -> Path:
     steps = sorted(step for step in (source / "checkpoints").glob("step-*") if (step / FILES[0]).is_file())
     if steps:
         raise refused(source, f"is a run's folder; name one of its checkpoints, the newest is {steps[-1]}")
+    if (source / "state.json").is_file() or list((source / "checkpoints").glob("step-*")):
+        raise refused(
+            source, "is of a run that trained the whole network, and holds no LoRA; give the LoRA of another run"
+        )
     others = sorted(path for path in source.iterdir() if path.suffix == ".safetensors")
     if len(others) != 1:
         held = [path.name for path in others[:3]]

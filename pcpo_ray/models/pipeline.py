@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pcpo_ray.config import Lora, Model, Sampling
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import UNUSED, described, finite, lora, single_file
+from pcpo_ray.models import UNUSED, described, files, finite, lora, single_file
 from pcpo_ray.models.described import Described
 from pcpo_ray.models.texts import KeptTexts, TextCache
 from pcpo_ray.schedule import Schedule
@@ -150,7 +150,7 @@ class PipelineDenoiser(ABC):
         found, told = getattr(transformers, self._index()[name][1]).from_pretrained(
             self.folder / name,
             dtype=dtype,
-            variant=self.model.variant,
+            variant=self.model.variant if self.model.variant in files.variants(self.folder / name) else None,
             local_files_only=True,
             output_loading_info=True,
         )

@@ -39,6 +39,7 @@ def named(folder, variant, parts):
         "unet/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
         "text_encoder/model.safetensors",
+        "model_index.json",
         "tokenizer/vocab.json",
         "tokenizer/merges.txt",
     ],

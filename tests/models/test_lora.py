@@ -448,3 +448,13 @@ def test_a_start_that_is_not_there_is_seen_before_anything_is_loaded(small_sd, t
     (tmp_path / "nowhere").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ModelError, match="nowhere is a git-lfs pointer"):
         runs.check(run)
+
+
+def test_a_start_of_a_run_that_trained_the_whole_network_is_named(small_sd, tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000001"
+    checkpoint.mkdir(parents=True)
+    for name in ("state.json", "trainable.safetensors", "optimizer.safetensors"):
+        (checkpoint / name).write_bytes(b"")
+    for start in (checkpoint, tmp_path / "run"):
+        with pytest.raises(ModelError, match="trained the whole network, and holds no LoRA"):
+            runs.check_files(small.run(small_sd, model__train=f"{{kind: lora, start: {start}}}"))
