@@ -277,7 +277,9 @@ def _stepped_as_adamw(
             square = betas[1] * square + (1 - betas[1]) * gradient.square()
             scale = (square / (1 - betas[1] ** count)).sqrt() + settings.epsilon
             value = value * (1 - rate * settings.weight_decay) - rate * mean / (1 - betas[0] ** count) / scale
-        spacing = torch.finfo(torch.float32).eps * old.double().abs()
+        spacing = (
+            2 * torch.finfo(torch.float32).eps * old.double().abs()
+        )  # the decay rounds, and its factor, and the sum
         allowed = len(taken) * (spacing + 1e-3 * rate)
         off = ((after[name].detach().double() - value).abs() / allowed).max()
         assert off <= 1, f"{name} is {float(off):.3g} times as far from where AdamW leads as rounding explains"
