@@ -106,6 +106,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 STREAMS = ((sys, "stdin"), (sys, "stdout"), (sys, "stderr"), (sys, "excepthook"))
 
 
+ATTENTION = ("flash_sdp", "mem_efficient_sdp", "math_sdp", "cudnn_sdp")
+
+
+def _attention() -> tuple[bool, ...]:
+    return tuple(getattr(BACKENDS.cuda, f"{name}_enabled")() for name in ATTENTION)
+
+
+def _set_attention(wanted: tuple[bool, ...]) -> None:
+    for name, enabled in zip(ATTENTION, wanted, strict=True):
+        getattr(BACKENDS.cuda, f"enable_{name}")(enabled)
+
+
 def _attributes(*places: tuple[Any, str]) -> tuple[Callable[[], Any], Callable[[Any], None]]:
     """How to read these attributes, and to set them again."""
 
@@ -183,6 +195,7 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "matmul precision": (_matmul_precision, _set_matmul_precision),
     "precisions": _attributes(*PRECISIONS),
     "cudnn": _attributes(*SWITCHES),
+    "attention": (_attention, _set_attention),
     "numpy's errors": (np.geterr, _set_errors),
     "anomaly detection": (torch.is_anomaly_enabled, _set_anomaly),
     "warnings": (lambda: list(warnings.filters), _set_warnings),

@@ -49,6 +49,7 @@ def disturbances(folder):
         "cudnn": (lambda: setattr(torch.backends.cudnn, "benchmark", True), lambda: torch.backends.cudnn.benchmark),
         "numpy's errors": (lambda: np.seterr(all="raise"), np.geterr),
         "inference": (lambda: entered.__enter__(), torch.is_inference_mode_enabled),
+        "attention": (lambda: torch.backends.cuda.enable_math_sdp(False), torch.backends.cuda.math_sdp_enabled),
         "anomalies": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
         "warnings": (lambda: warnings.simplefilter("error"), lambda: list(warnings.filters)),
         "logging": (lambda: logging.disable(logging.CRITICAL), lambda: logging.root.manager.disable),

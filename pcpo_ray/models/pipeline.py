@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import random
 import shutil
@@ -129,40 +130,50 @@ class PipelineDenoiser(ABC):
         if self.model.single_file is not None:
             return single_file.load(pipeline_class, Path(self.model.single_file), self.folder, dtype, missing)
         try:
-            wanted = [name for name in self.encoders if name not in left_out]
-            encoders = {name: self._encoder(name, dtype) for name in wanted if self._index()[name][0] == "transformers"}
-            loaded = pipeline_class.from_pretrained(
-                self.folder, dtype=dtype, variant=self.model.variant, local_files_only=True, **missing, **encoders
+            networks = {name: self._network(name, dtype) for name in self._networks() if name not in missing}
+            return pipeline_class.from_pretrained(
+                self.folder, dtype=dtype, variant=self.model.variant, local_files_only=True, **missing, **networks
             )
         except ModelError:
             raise
         except Exception as error:  # a file cut short raises whatever its own format's reader raises
             raise ModelError(f"{self.folder} cannot be loaded as a {self.pipeline_class}: {error}") from error
-        for name, part in loaded.components.items():
-            if isinstance(part, nn.Module):  # diffusers leaves what no file holds without data
-                self._check_whole(name, [key for key, parameter in part.named_parameters() if parameter.is_meta])
-        return loaded
 
-    def _encoder(self, name: str, dtype: torch.dtype) -> Any:
-        """A text encoder, all of whose weights its files hold: transformers would draw the others anew."""
-        import transformers
+    def _networks(self) -> list[str]:
+        """The parts that are loaded one by one, to see that config and weights are of one network."""
+        libraries = {name: "transformers" for name in self.encoders} | {self.part: "diffusers", "vae": "diffusers"}
+        index = self._index()
+        return [name for name, library in libraries.items() if name in index and index[name][0] == library]
 
-        found, told = getattr(transformers, self._index()[name][1]).from_pretrained(
+    def _network(self, name: str, dtype: torch.dtype) -> nn.Module:
+        """A part with the weights of its files, all of them and no others.
+
+        The libraries draw anew what the files lack, and drop what the config has no place for. Raises ModelError.
+        """
+        library, kind = self._index()[name]
+        found, told = getattr(importlib.import_module(library), kind).from_pretrained(
             self.folder / name,
             dtype=dtype,
             variant=self.model.variant if self.model.variant in files.variants(self.folder / name) else None,
             local_files_only=True,
             output_loading_info=True,
         )
-        self._check_whole(name, told["missing_keys"])
-        return found
-
-    def _check_whole(self, part: str, missing: Collection[str]) -> None:
-        if missing:
-            raise ModelError(
-                f"the weights of {self.folder / part} lack {len(missing)} parameters that its config.json describes, "
-                f"such as {sorted(missing)[:3]}; copy the folder again from where it is whole"
-            )
+        # an encoder's files may hold the rest of a larger model, a decoder or another tower
+        own = {child for child, _ in found.named_children()} if library == "transformers" else None
+        dropped = [
+            key
+            for key in told["unexpected_keys"]
+            if not key.endswith("position_ids") and (own is None or key.partition(".")[0] in own)
+        ]
+        for keys, what in ((told["missing_keys"], "lack"), (dropped, "hold")):
+            if keys:
+                raise ModelError(
+                    f"the weights of {self.folder / name} {what} {len(keys)} parameters that its config.json "
+                    f"{'describes' if what == 'lack' else 'has no place for'}, such as {sorted(keys)[:3]}: they are of "
+                    "another network than the config; copy both again from one place"
+                )
+        network: nn.Module = found
+        return network
 
     @contextlib.contextmanager
     def text_encoders(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Numbers that are not finite end where they arise, by the name of the stage and with a remedy that helps."""
 
+import json
 import shutil
 
 import pytest
@@ -128,5 +129,32 @@ def test_weights_that_a_file_lacks_are_named_and_never_drawn_anew(request, tmp_p
     lacking = next(name for name in weights if name.endswith(ending))
     del weights[lacking]
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(ModelError, match=rf"{part} lack 1 parameters .*{ending}.*copy the folder again"):
+    with pytest.raises(ModelError, match=rf"{part} lack 1 parameters .*{ending}.*copy both again"):
         load(copy).encode([TEXT])
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "changes"),
+    [
+        ("small_flux_dev", "transformer", {"guidance_embeds": False}),
+        ("small_sd3", "transformer", {"qk_norm": None}),
+        ("small_sdxl", "unet", {"transformer_layers_per_block": [1, 1]}),
+        ("small_sd", "vae", {"use_post_quant_conv": False}),
+        ("small_sd", "text_encoder", {"num_hidden_layers": 0}),
+    ],
+)
+def test_weights_that_the_config_has_no_place_for_are_never_dropped(request, tmp_path, kind, part, changes):
+    model = request.getfixturevalue(kind)
+    copy = shutil.copytree(model, tmp_path / model.name)
+    path = copy / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ModelError, match=rf"{part} hold \d+ parameters that its config.json has no place for"):
+        load(copy).encode([TEXT])
+
+
+def test_an_encoder_may_have_the_rest_of_a_larger_model_in_its_files(small_sd, tmp_path):
+    copy = shutil.copytree(small_sd, tmp_path / small_sd.name)
+    path = next((copy / "text_encoder").glob("*.safetensors"))
+    more = {"text_model.embeddings.position_ids": torch.arange(16)[None], "logit_scale": torch.tensor(1.0)}
+    save_file({**load_file(path), **more}, path, {"format": "pt"})
+    assert torch.equal(load(copy).encode([TEXT])["embeds"], load(small_sd).encode([TEXT])["embeds"])
