@@ -86,6 +86,11 @@ def _clip(folder: Path) -> None:
 
     from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer
 
+    tokenizer, path = clip_tokenizer(), folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    own = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    settings["text_config"] = {**settings["text_config"], "vocab_size": len(tokenizer), **own}
+    path.write_text(json.dumps(settings), encoding="utf-8")
     made_of_config(CLIPModel, folder).save_pretrained(folder)  # type: ignore[operator]
     CLIPImageProcessor().save_pretrained(folder)
-    clip_tokenizer().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
