@@ -58,13 +58,16 @@ def _check_weights(networks: Mapping[Path, Mapping[str | None, list[str]]], fold
             raise ModelError(
                 f"{part} has no weights (*.safetensors or *.bin); copy them from the model it was made from"
             )
+    there = sorted({name for found in networks.values() for name in found if name is not None})
+    for part, found in networks.items():
         if None not in found and variant not in found:
             name, files = next(iter(found.items()))
+            whole = [one for one in there if all(one in every or None in every for every in networks.values())]
             raise ModelError(
                 f"{part} has weights of the variant {name!r} only ({', '.join(files)}), and model.variant is "
-                f"{variant!r}: set model.variant={name}"
+                f"{variant!r}: "
+                + (f"set model.variant={whole[0]}" if whole else "no variant is there for all parts; copy one that is")
             )
-    there = sorted({name for found in networks.values() for name in found if name is not None})
     if variant is not None and variant not in there:
         raise ModelError(
             f"no part of {folder} has weights of model.variant={variant!r}; expected one of {there or 'null only'}"

@@ -94,6 +94,13 @@ def test_a_part_without_the_variant_has_the_weights_of_none_as_in_diffusers(smal
     assert load(run).encode(["a ring"])
 
 
+def test_variants_that_differ_from_part_to_part_send_nobody_in_a_circle(small_sd, tmp_path):
+    folder = named(named(copied(small_sd, tmp_path), "fp16", ["unet"]), "bf16", ["vae"])
+    for variant in ("null", "fp16", "bf16"):
+        with pytest.raises(ModelError, match="no variant is there for all parts"):
+            models.folder_of(small.run(folder, model__variant=variant).model)
+
+
 def test_a_variant_that_no_part_has_is_refused_with_those_there_are(small_sd, tmp_path):
     folder = copied(small_sd, tmp_path)
     with pytest.raises(ModelError, match=r"model\.variant='fp16'; expected one of null only"):
