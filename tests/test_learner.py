@@ -509,17 +509,15 @@ def test_the_published_loss_of_flow_cps_is_that_of_its_code(small_flux):
     assert update.first_log_ratio == 0.0 and update.moved_fraction > 0
     (_, trajectory, _), *_ = batch(sampler, learner)
     learner.parameters["transformer_blocks.0.attn.to_q.lora_B.default.weight"].data.add_(0.02)
-    rows = {name: row.expand(4, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
-    for k, index in enumerate(trajectory.steps.tolist()):
-        step = learner.policy.credit.steps[index]
-        x, old, z = (getattr(trajectory, name)[:, k].double() for name in ("latents", "predictions", "noises"))
+    held = {0: trajectory}
+    for pairs in learner._pairs(held, learner._passes(held, None)):
+        step = learner.policy.credit.steps[pairs.blocks[0].index]
+        x, old, z = (getattr(pairs, name).double() for name in ("latents", "predictions", "noises"))
         with torch.no_grad():
-            new = learner.policy.predict(trajectory.latents[:, k], index, rows).double()
+            new = learner._predict(pairs).double()
         drawn = step.scale * x + step.gain * old + step.std * z
         log_probs = [-(drawn - (step.scale * x + step.gain * v)).square().flatten(1).mean(1) for v in (new, old)]
-        found = learner.scales[index] * objective.log_ratio(
-            new, old, z, weight=float(learner.credit_weights[index]), sign=step.sign
-        )
+        found = learner._log_ratio(new, pairs).double()
         assert torch.allclose(found, log_probs[0] - log_probs[1], rtol=1e-5, atol=0)
         assert float(found.abs().min()) > 0
 
