@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BeforeValidator, Discriminator, StringConstraints, Tag
 
 
@@ -59,7 +59,7 @@ class Lora:
     kind: Literal["lora"] = "lora"
     rank: Count = 16
     alpha: Positive = 16.0
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    targets: Annotated[tuple[str, ...], MinLen(1)] = ("to_q", "to_k", "to_v", "to_out.0")
     init: Literal["kaiming", "gaussian"] = "kaiming"
     start: str | None = None
 

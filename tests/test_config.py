@@ -18,6 +18,7 @@ SHAPES = CONFIGS[0].with_name("shapes_pcpo.yaml")
 WRONG = {
     "sampling.stpes=3": ["sampling.stpes", "'steps'"],
     "optimizer.learnig_rate=1": ["optimizer.learnig_rate", "'learning_rate'"],
+    "model.train.targets=[]": ["model.train.targets", "at least 1 item"],
     "model.train.rnk=3": ["model.train.rnk", "'rank'"],
     "rewards.0.modle=x": ["rewards.0.modle", "'model'"],
     "steps=many": ["steps", "'many'", "integer"],

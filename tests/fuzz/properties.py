@@ -228,6 +228,8 @@ def _learned(
     for name, parameter in learner.parameters.items():
         assert torch.equal(parameter, masters[name].to(parameter.dtype)), f"{name} is not its master, rounded"
     _recounted(update, before, masters)
+    if update.kl is not None and step == len(parts) == 1:
+        assert update.kl == 0, f"the adapter is 0, and its divergence {update.kl}"
     fresh = all(version == step - 1 for version, _, _ in groups)
     _check_first_log_ratio(learner, groups, update, fresh=fresh)
     # a log-ratio that rounding moves is cut off at another side of the clip range
