@@ -158,3 +158,37 @@ def test_each_credit_trains_as_it_says_in_every_dtype(trained, dtype, train, cre
 
 
 OPTIONS = {"released": {"w_star": 30.0}, "tilted": {"slope": 0.5}}
+
+
+MOVED = {"rollout.max_staleness": 1, "optimizer.learning_rate": 1e-2}
+OLDER = {**MOVED, "objective.correction": 1.2}
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("small_flux", {**OLDER, "credit": {"kind": "native"}}),
+        (
+            "small_flux",
+            {**MOVED, "objective": {"kind": "log_hinge", "clip_range": 1e-4}, "objective.clip_scale": "weight"},
+        ),
+        ("small_flux", {**OLDER, "objective": {"kind": "clipped_ratio", "clip_range": 0.1}, "objective.kl": 10.0}),
+        (
+            "small_sd",
+            {**OLDER, "credit": {"kind": "interpolate"}, "objective.kl": 10.0, "sampling.guidance_scale": 1.0},
+        ),
+        (
+            "small_flux",
+            {
+                "sampling.process": {"kind": "coefficients_preserving"},
+                "credit": {"kind": "native"},
+                "objective.log_ratio": "flow_cps",
+                "objective.clip_scale": "weight",
+                "objective.step_loss": "noise",
+            },
+        ),
+    ],
+)
+def test_what_acts_together_has_the_gradient_that_is_written_down(trained, model, changes):
+    shape = {"rollout.prompts": 2, "rollout.images": 2, "rewards": [configs.BRIGHTNESS]}
+    assert trained(model, {**changes, **shape}, packed=True)
