@@ -139,7 +139,8 @@ def gather(blocks: Sequence[Block], groups: Mapping[int, Trajectory], steps: Int
 
 
 def _together(rows: Sequence[Tensor]) -> Tensor:
-    return rows[0] if len(rows) == 1 else torch.cat(tuple(rows))
+    # in one piece as the sampler had them: of one step among several, half precision kernels add up in another order
+    return rows[0].contiguous() if len(rows) == 1 else torch.cat(tuple(rows))
 
 
 def candidates(sampled: int, most: int) -> list[int]:

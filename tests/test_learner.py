@@ -310,6 +310,12 @@ def test_the_decomposed_log_ratio_is_zero_at_equal_weights_in_every_storage(mode
     assert update.gradient_norm > 0
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_network_is_given_latents_of_its_own_dtype_in_one_piece_as_the_sampler_gave_them(small_flux, dtype):
+    sampler, learner = pair(small_flux, model__dtype=dtype, sampling__storage=dtype)
+    assert learner.update(1, batch(sampler, learner)).diagnostics["overall"]["max_log_ratio"] == 0.0
+
+
 @pytest.mark.parametrize("storage, least, most", [("float32", 0, 1e-5), ("bfloat16", 1e-4, 1), ("float16", 1e-5, 1)])
 def test_a_replay_is_off_by_what_rounding_did_to_the_stored_latents(small_sd, storage, least, most):
     changes = {"sampling__storage": storage, "credit__kind": "native", "objective__log_ratio": "replay"}

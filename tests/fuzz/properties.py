@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 COSINE = {torch.float32: 0.9999, torch.bfloat16: 0.9, torch.float16: 0.99}
 """How well a gradient must agree with float32's in direction, by what the network computes in.
 
-Of some 100 gradients of drawn configs the worst were 0.999999, 0.982 and 0.9998; one of noise has about 0, and is 0.
+Of 220 gradients of drawn configs the worst were 0.999999, 0.982 and 0.9998; one of noise has about 0.
 """
 
 Named = Mapping[str, Tensor]

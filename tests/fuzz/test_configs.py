@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pcpo_ray import config, runs
-from pcpo_ray.errors import PcpoError
+from pcpo_ray.errors import PcpoError, TrainingError
 from tests import small
 from tests.fuzz import configs, properties
 
@@ -91,7 +91,12 @@ def trained(folders, texts, tmp_path_factory):
             if run is None:
                 return False
             real = dataclasses.replace(run.model, path=str(path), text_cache=str(texts))
-            properties.check(dataclasses.replace(run, model=real), packed=packed, folder=tmp_path_factory.mktemp("run"))
+            run = dataclasses.replace(run, model=real)
+            try:
+                properties.check(run, packed=packed, folder=tmp_path_factory.mktemp("run"))
+            except TrainingError as error:  # other bits at the number of pairs that was asked for, and too many
+                if not isinstance(run.optimizer.micro_batch, int) or "optimizer.micro_batch=null" not in str(error):
+                    raise
         return True
 
     return trains
@@ -147,6 +152,7 @@ def test_each_credit_trains_as_it_says_in_every_dtype(trained, dtype, train, cre
         "credit": {"kind": credit, **OPTIONS.get(credit, {})},
         "sampling.steps": 3,
         "sampling.guidance_scale": 1.0,
+        "sampling.storage": dtype if number % 2 else "float32",
         "objective.kl": 0.1 if train == "lora" else 0.0,
         "optimizer.learning_rate": 1e-4,
         "rewards": [configs.BRIGHTNESS],
