@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pcpo_ray import __version__, bench, operate
+from pcpo_ray import __version__, bench, operate, signals
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError, RunError
 from pcpo_ray.lines import shown
 
@@ -68,9 +68,9 @@ def train(
         )
     resume = resume or (resume_if_started and home.started())
     console = Console()
-    with Display(run, console) as display, running.ended_by_signals(), contextlib.ExitStack() as ending:
+    with Display(run, console) as display, signals.handled(), contextlib.ExitStack() as ending:
         ending.enter_context(running.begun(run, local=local, say=display.say))
-        ending.enter_context(running.ended_by_signals())  # again: starting Ray has put its own handler in place
+        ending.enter_context(signals.handled())  # again: starting Ray has put its own handler in place
         found = None
         if resume:
             recorder, found = running.resume(folder, run, display.say, url=home.url)

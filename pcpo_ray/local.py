@@ -1,12 +1,9 @@
 """The stages in this process: for tests, debugging, and one GPU. Work is done when it is waited for."""
 
 import math
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,24 +19,6 @@ from pcpo_ray.sampler import Sampler
 from pcpo_ray.scorer import Scorer
 from pcpo_ray.stages import Published, Size, State, Update, Weighted
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """A SIGINT or SIGTERM that comes meanwhile takes effect afterwards: with half an update nobody could go on."""
-    if threading.current_thread() is not threading.main_thread():  # signals are not for the others
-        yield
-        return
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
 
 
 class LocalSamplers:
@@ -162,8 +141,7 @@ class LocalLearner:
         for weighted in batch:
             assert weighted.rollout.trajectory is not None
             opened.append((weighted.rollout.task.version, weighted.rollout.trajectory.reference, weighted.advantages))
-        with undisturbed():
-            self.done = self.learner.update(step, opened)
+        self.done = self.learner.update(step, opened)
         return True
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:

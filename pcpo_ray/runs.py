@@ -4,13 +4,11 @@ import dataclasses
 import gc
 import os
 import platform
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -304,17 +302,3 @@ def verdict(run: config.Run, gained: evaluation.Estimate, images: int) -> str:
     if gained.high < 0:
         return f"{reward} FELL: {interval}."
     return f"{reward} did NOT clearly change: {interval}."
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import batches, config, evaluation, monitors, movement, quality, runs, status
+from pcpo_ray import batches, config, evaluation, monitors, movement, quality, runs, signals, status
 from pcpo_ray.errors import RewardError, TrainingError
 from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
@@ -67,6 +67,7 @@ class Loop:
         self.traffic = Traffic(run, stages, event=event, say=say)
         self.traffic.asked = self._serve
         self.traffic.entered = recorder.meter.phase
+        self.noted = signals.Noted()
         self.stopping = self.full = self.rounding = False
         self.steady: dict[str, int] = {}
         # for status.py
@@ -97,7 +98,8 @@ class Loop:
     def train(self) -> None:
         """Run to the last step. A KeyboardInterrupt ends it after the update in progress, with a checkpoint."""
         try:
-            self._train_on()
+            with signals.noted() as self.noted:
+                self._train_on()
         except Exception as error:
             self.state, self.error = "failed", str(error)
             raise
@@ -210,6 +212,7 @@ class Loop:
 
     def _serve(self) -> None:
         """Say how the run is, and do what was asked of it."""
+        self.noted.look()
         self._tell_meter()
         for request in self.stages.exchange(status.status(self)):
             self.recorder.event("asked", **request.asked)

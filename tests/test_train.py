@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcpo_ray import checkpoint, config_file, learner, micro_batches, runs, train, weights
+from pcpo_ray import checkpoint, config_file, learner, micro_batches, runs, signals, train, weights
 from pcpo_ray.errors import ClusterError, RewardError, TrainingError
 from pcpo_ray.learner import Learner
 from pcpo_ray.local import LocalStages
@@ -272,7 +272,7 @@ def test_ctrl_c_in_mid_run_leaves_a_checkpoint_to_resume_from(small_sd, tmp_path
     assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", signals.NUMBERS)
 def test_a_signal_in_the_middle_of_an_update_takes_effect_after_it(small_sd, tmp_path, number):
     run = small.run(small_sd, steps=3, optimizer__updates=2, checkpoints__every=3)
     stages = LocalStages(run)
@@ -286,7 +286,7 @@ def test_a_signal_in_the_middle_of_an_update_takes_effect_after_it(small_sd, tmp
         return learn(*args, **more)
 
     stages.learner.learner._minibatch = signalled
-    with runs.ended_by_signals(), pytest.raises(KeyboardInterrupt):
+    with signals.handled(), pytest.raises(KeyboardInterrupt):
         go(run, tmp_path / "run", stages=stages)
     go(small.run(small_sd, steps=2, optimizer__updates=2), tmp_path / "whole")
     assert passes == 4 and same(parameters(tmp_path / "whole", 2), parameters(tmp_path / "run", 2))
