@@ -6,38 +6,45 @@ state.json              version, the driver's state, the checksum of every other
 and what diffusers loads: pytorch_lora_weights.safetensors, or a pipeline in model/
 
 Learner ranks that hold a part each (fsdp2) write a file each, trainable-1-of-2.safetensors and so on, of whole tensors:
-any number of ranks reads them.
+any number of ranks reads them. Each sums and syncs its own. Further files of tensors may lie beside (`write_more`).
 """
 
 import contextlib
-import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from pcpo_ray import ranks
-from pcpo_ray.disk import writing
+from pcpo_ray.disk import beside, replaced, swap_in, sync, writing
 from pcpo_ray.errors import CheckpointError
 from pcpo_ray.stages import State
 
 STATE = "state.json"
 TRAINABLE, AVERAGED, OPTIMIZER = "trainable", "averaged", "optimizer"
+NAME = re.compile(r"step-(\d{6,})")
+UNFINISHED = re.compile(r"\.step-\d{6,}\.[0-9a-f]{32}\.unfinished")
+CHUNK = 1 << 24
+
+PATIENCE, SLOWEST = 600.0, 50e6
+"""Seconds, and bytes a second, in which the slowest disk that is waited for takes a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """All that a checkpoint holds."""
+    """All that a checkpoint holds; `updates` are those that the running mean has taken in."""
 
     version: int
     state: State
     parameters: Mapping[str, Tensor]
     averaged: Mapping[str, Tensor]
+    updates: int
     optimizer: Mapping[str, Tensor]
 
     @property
@@ -48,12 +55,23 @@ class Checkpoint:
 
 def folder_for(run: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
-    return run / "checkpoints" / f"step-{step:06d}"
+    return run / "checkpoints" / name_of(step)
 
 
-def beside(folder: Path) -> Path:
-    """Where a checkpoint is written until it is whole."""
-    return folder.with_name(f".{folder.name}.unfinished")
+def name_of(step: int) -> str:
+    """How a step's files and folders are called."""
+    return f"step-{step:06d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step that a name stands for; None for what only begins like one of ours."""
+    found = NAME.fullmatch(name)
+    return int(found[1]) if found and name == name_of(int(found[1])) else None
+
+
+def seconds_for(size: int) -> float:
+    """How long ranks wait for each other while they write so many bytes together."""
+    return PATIENCE + size / SLOWEST
 
 
 def write(
@@ -65,77 +83,101 @@ def write(
     averaged: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     export: Callable[[Path], None],
+    updates: int = 0,
 ) -> None:
     """Write a checkpoint; `export` writes diffusers' own files. An older one of the same name is replaced.
 
     Raises RunError where the disk does not take it; nothing of it is left then.
     """
-    with unfinished(folder):
-        begin(folder)
-        write_part(folder, parameters, averaged, optimizer)
-        export(beside(folder))
-        finish(folder, version=version, state=state)
+    with unfinished(folder) as made:
+        sums = write_part(made, parameters, averaged, optimizer)
+        export(made)
+        finish(made, folder, version=version, state=state, updates=updates, sums=sums)
 
 
 @contextlib.contextmanager
-def unfinished(folder: Path) -> Iterator[None]:
-    """While a checkpoint is written: where the disk does not take it, RunError, and nothing of it is left."""
-    with contextlib.ExitStack() as unless_whole:
-        unless_whole.callback(shutil.rmtree, beside(folder), ignore_errors=True)
-        with writing(folder):
-            yield
-        unless_whole.pop_all()
+def unfinished(folder: Path) -> Iterator[Path]:
+    """Where a checkpoint is written until it is whole. What is left there at the end goes.
 
-
-def begin(folder: Path) -> None:
-    """Make room for a checkpoint's parts."""
-    shutil.rmtree(beside(folder), ignore_errors=True)
-    beside(folder).mkdir(parents=True)
+    Raises RunError where the disk does not take it, CheckpointError where something else has its name.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise CheckpointError(f"{folder} is in the way: a file or a link, and no checkpoint of ours; move it away")
+    made = beside(folder)
+    with writing(folder):
+        try:
+            made.mkdir(parents=True)
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def write_part(
-    folder: Path,
+    made: Path,
     parameters: Mapping[str, Tensor],
     averaged: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     *,
     part: int = 0,
     parts: int = 1,
-) -> None:
-    """Write one rank's share of a checkpoint that has begun. Raises CheckpointError if it has not, on this disk."""
-    from safetensors.torch import save_file
+) -> dict[str, str]:
+    """Write one rank's share of a checkpoint that is unfinished; the checksums of its files, which are synced.
 
-    if not beside(folder).is_dir():
+    Raises CheckpointError if the checkpoint has not begun, on this disk.
+    """
+    if not made.is_dir():
         raise CheckpointError(
-            f"{beside(folder)}, which the learner's first rank has made, is not on the disk of rank {part}; the "
+            f"{made}, which the learner's first rank has made, is not on the disk of rank {part}; the "
             "learner's ranks must write to storage that their nodes share"
         )
+    sums: dict[str, str] = {}
+    for kind, tensors in ((TRAINABLE, parameters), (AVERAGED, averaged), (OPTIMIZER, optimizer)):
+        if tensors or kind == TRAINABLE:
+            sums |= write_more(made, kind if parts == 1 else f"{kind}-{part + 1}-of-{parts}", tensors)
+    return sums
 
-    for name, tensors in ((TRAINABLE, parameters), (AVERAGED, averaged), (OPTIMIZER, optimizer)):
-        if tensors or name == TRAINABLE:
-            held = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            suffix = "" if parts == 1 else f"-{part + 1}-of-{parts}"
-            save_file(held, beside(folder) / f"{name}{suffix}.safetensors")
+
+def write_more(made: Path, name: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Write NAME.safetensors, such as versions/7.safetensors, into a checkpoint that is unfinished; its checksum."""
+    from safetensors.torch import save_file
+
+    held = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    path = made / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(held, path)
+    sync(path)
+    return {f"{name}.safetensors": checksum(path)}
 
 
-def finish(folder: Path, *, version: int, state: State, parts: int = 1) -> None:
-    """Make a checkpoint of which every part was written one that counts. Raises CheckpointError if one is not here."""
-    made = beside(folder)
-    there = len(list(made.glob(f"{TRAINABLE}*.safetensors")))
-    if there != parts:
+def read_more(folder: Path, name: str) -> dict[str, Tensor]:
+    """What `write_more` was given, of a checkpoint that was verified."""
+    from safetensors.torch import load_file
+
+    found: dict[str, Tensor] = load_file(folder / f"{name}.safetensors")
+    return found
+
+
+def finish(made: Path, folder: Path, *, version: int, state: State, sums: Mapping[str, str], updates: int = 0) -> None:
+    """Make an unfinished checkpoint one that counts. `sums` are of the files that are synced, the others get theirs.
+
+    Raises CheckpointError if a file that was written is not here.
+    """
+    there = {path.relative_to(made).as_posix(): path for path in made.rglob("*") if path.is_file()}
+    if absent := sorted(sums.keys() - there.keys()):
         raise CheckpointError(
-            f"{made} has {there} of {parts} parts; the learner's ranks must write to storage that their nodes share"
+            f"{made} lacks {absent}, which the learner's ranks have written; they must write to storage that their "
+            "nodes share"
         )
-    files = sorted(path for path in made.rglob("*") if path.is_file())
-    sums = {str(path.relative_to(made)): _checksum(path) for path in files}
-    text = json.dumps({"version": version, "driver": asdict(state), "files": sums}, indent=1, allow_nan=False)
-    (made / STATE).write_text(text, encoding="utf-8")
-    for path in (*files, made / STATE):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists():
-        shutil.rmtree(folder)
-    made.rename(folder)
+    every = dict(sums)
+    for name in sorted(there.keys() - sums.keys()):
+        sync(there[name])
+        every[name] = checksum(there[name])
+    found = {"version": version, "updates": updates, "driver": asdict(state), "files": dict(sorted(every.items()))}
+    (made / STATE).write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
+    sync(made / STATE)
+    for inner in (*sorted(path for path in made.rglob("*") if path.is_dir()), made):
+        sync(inner)
+    swap_in(made, folder)
 
 
 def read(folder: Path) -> Checkpoint:
@@ -153,6 +195,7 @@ def read(folder: Path) -> Checkpoint:
         state=State(**found["driver"]),
         parameters=all_of(TRAINABLE),
         averaged=all_of(AVERAGED),
+        updates=found["updates"],
         optimizer=all_of(OPTIMIZER),
     )
 
@@ -161,14 +204,14 @@ def verify(folder: Path) -> dict:
     """The contents of state.json. Raises CheckpointError naming the file that is missing, cut short or changed."""
     try:
         found: dict = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        files, _, _ = dict(found["files"]), found["version"], State(**found["driver"])
+        files, _, _, _ = dict(found["files"]), found["version"], found["updates"], State(**found["driver"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder}: {STATE} cannot be read ({error})") from None
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"checkpoint {folder}: {name} is missing")
-        if _checksum(path) != expected:
+        if checksum(path) != expected:
             raise CheckpointError(f"checkpoint {folder}: {name} is cut short or changed (its checksum differs)")
     return found
 
@@ -186,16 +229,43 @@ def newest(run: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def everyone(run: Path) -> list[Path]:
-    """The checkpoints' folders, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    """The checkpoints' folders, oldest first. A file, a link, or what only begins like one of ours is none."""
+    found = {}
+    for path in (run / "checkpoints").glob("step-*"):
+        step = step_of(path.name)
+        if step is not None and path.is_dir() and not path.is_symlink():
+            found[step] = path
+    return [found[step] for step in sorted(found)]
 
 
 def prune(run: Path, keep: int, spared: Path | None = None) -> None:
     """Delete all but the newest `keep` and the one that is `spared`."""
     for folder in everyone(run)[:-keep]:
         if folder != spared:
+            delete(folder)
+
+
+def delete(folder: Path) -> None:
+    """Delete a checkpoint; one that is deleted in part is none. Raises RunError."""
+    with writing(folder):
+        (folder / STATE).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def mend(run: Path) -> None:
+    """Clear away what a process left that ended while it wrote a checkpoint; only the run's one writer may ask."""
+    for path in (run / "checkpoints").glob(".step-*"):
+        name = path.name.removeprefix(".").removesuffix(".replaced")
+        folder = path.with_name(name)
+        if step_of(name) is not None and path == replaced(folder):
             with writing(folder):
-                shutil.rmtree(folder)
+                if folder.exists():
+                    shutil.rmtree(path)
+                else:
+                    path.rename(folder)
+                    sync(folder.parent)
+        elif UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
@@ -216,6 +286,10 @@ def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mappi
             parameters[name].copy_(ranks.place(value, parameters[name]))
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """Of a file's bytes. It is to find what was cut short or changed, at the speed of the disk, and proves nothing."""
+    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

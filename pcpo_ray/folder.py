@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pcpo_ray import checkpoint
+from pcpo_ray import checkpoint, disk
 from pcpo_ray.disk import writing
 from pcpo_ray.errors import CheckpointError, RunError
 from pcpo_ray.storage import Storage, child, is_url, shown
@@ -235,9 +235,7 @@ class RunFolder:
                 if (folder / checkpoint.STATE).read_bytes() == state:
                     checkpoint.verify(folder)
                     return folder
-            with checkpoint.unfinished(folder):
-                checkpoint.begin(folder)
-                made = checkpoint.beside(folder)
+            with checkpoint.unfinished(folder) as made:
                 prefix = f"{name}/"
                 storage.get({found: made / found.removeprefix(prefix) for found in storage.names(name)})
                 try:
@@ -247,8 +245,7 @@ class RunFolder:
                         f"{self.place}/{name}, as it was fetched: {error}; delete its state.json, and --resume goes on "
                         "from an older one"
                     ) from None
-                shutil.rmtree(folder, ignore_errors=True)
-                made.rename(folder)
+                disk.swap_in(made, folder)
         return folder
 
     # -- for whoever reads a run ------------------------------------------------------------------------------------

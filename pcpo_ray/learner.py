@@ -14,6 +14,7 @@ from torch import Tensor
 from pcpo_ray import canary, checkpoint, config, micro_batches, minibatches, objective, ranks, weights
 from pcpo_ray.average import Average
 from pcpo_ray.credit import Credit
+from pcpo_ray.disk import writing
 from pcpo_ray.errors import CheckpointError, TrainingError
 from pcpo_ray.masters import Masters
 from pcpo_ray.micro_batches import Block, Pairs
@@ -56,6 +57,7 @@ class Learner:
             ranks.shard(self.policy.denoiser.module, rank)
         self.version = 0
         self.bad_gradients = 0
+        self.saves = 0
         plan, settings = self.policy.credit, run.objective
         noises = [step.std for step in plan.steps]
         self.credit_weights = torch.tensor(plan.weights, device=device)
@@ -562,11 +564,12 @@ class Learner:
         finally:
             self.masters.write_back()
 
-    def save(self, folder: Path, state: State) -> None:
+    def save(self, folder: Path, state: State, *, allowed: Callable[[], None] = lambda: None) -> None:
         """Write a checkpoint that `restore` continues from exactly, and that diffusers can load.
 
         With fsdp2 every rank must be asked; each writes a part. Raises TrainingError, and writes nothing, where nobody
-        could go on from it: with these weights, or their running mean, the network's prediction is not finite.
+        could go on from it: with these weights, or their running mean, the network's prediction is not finite. It gets
+        its name only after `allowed`, which may raise.
         """
         self._predicts()
         moments = {
@@ -576,30 +579,36 @@ class Learner:
         }
         averaged = {} if self.average is None else dict(zip(self.parameters, self.average.values, strict=True))
         parts = self.rank.count if self.rank.sharded else 1
+        every = (self.masters.values, averaged, moments)
+        size = sum(tensor.nbytes for tensors in every for tensor in tensors.values())
         held = [
             self._gathered(tensors, ranks.owners({name: t.nbytes for name, t in tensors.items()}, parts))
-            for tensors in (self.masters.values, averaged, moments)
+            for tensors in every
         ]
-        with checkpoint.unfinished(folder):
-            if self.rank.first:
-                checkpoint.begin(folder)
-            self._together()
-            checkpoint.write_part(folder, *held, part=self.rank.index, parts=parts)
+        self.saves += 1
+        meeting = ranks.Meeting(self.rank, f"checkpoint {self.saves}", seconds=checkpoint.seconds_for(2 * size))
+        with meeting.held(), contextlib.ExitStack() as until_whole:
+            own = until_whole.enter_context(checkpoint.unfinished(folder) if self.rank.first else writing(folder))
+            made = folder.with_name(meeting.tell(own and own.name)[0])
+            written = meeting.tell(checkpoint.write_part(made, *held, part=self.rank.index, parts=parts))
+            # only now: while one rank writes, another would wait for it in a collective, which has not the time
             with self._exported():
                 if self.average is not None:
                     self._predicts()
                 exported = self._gathered(self._of_network(), dict.fromkeys(self.parameters, 0))
                 if self.rank.first:
-                    self.policy.denoiser.save(checkpoint.beside(folder), exported)
-            self._together()
+                    self.policy.denoiser.save(made, exported)
             if self.rank.first:
-                checkpoint.finish(folder, version=self.version, state=state, parts=parts)
-            self._together()
-
-    def _together(self) -> None:
-        """Where all ranks write: none goes on before all have come here."""
-        if self.rank.sharded:
-            self.rank.wait()
+                allowed()
+                checkpoint.finish(
+                    made,
+                    folder,
+                    version=self.version,
+                    state=state,
+                    sums={name: found for sums in written for name, found in sums.items()},
+                    updates=0 if self.average is None else self.average.updates,
+                )
+            meeting.tell()
 
     def restore(self, folder: Path) -> State:
         """Take over parameters, optimizer and version.
@@ -623,12 +632,11 @@ class Learner:
                 for key, value in values.items()
             }
         if self.average is not None:
-            taken = next(iter(self.optimizer.state.values()))["step"]
             means = [
                 ranks.place(loaded.averaged[name], value)
                 for name, value in zip(self.parameters, self.average.values, strict=True)
             ]
-            self.average.restore(means, updates=int(taken))
+            self.average.restore(means, updates=loaded.updates)
         self.version = loaded.version
         try:
             self._predicts()

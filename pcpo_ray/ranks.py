@@ -7,7 +7,10 @@ with. Accelerate is not asked to wrap the network: it has no FSDP2 on CPU, and i
 backward pass, not once a minibatch.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,7 +19,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from pcpo_ray.errors import ModelError
+from pcpo_ray.errors import CheckpointError, ModelError, PcpoError
+
+GLANCE = 0.1
+"""Seconds between two looks at whether the others have come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +32,8 @@ class Rank:
     index: int = 0
     count: int = 1
     sharded: bool = False
+    store: TCPStore | None = None
+    """A connection of its own to where the ranks have met: torch's is blocked while it waits."""
 
     @property
     def first(self) -> bool:
@@ -44,11 +52,6 @@ class Rank:
             distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return tensor
 
-    def wait(self) -> None:
-        """Return once every rank has come here."""
-        if self.count > 1:
-            distributed.barrier()
-
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every rank the sum of all ranks' gradients; with `fsdp2` the backward pass has done it."""
         if self.count == 1 or self.sharded:
@@ -63,6 +66,73 @@ class Rank:
                 parameter.grad = part.reshape(parameter.shape).clone()
 
 
+class Meeting:
+    """What ranks tell each other while they write, by a store and not by a collective, so with a deadline of its own.
+
+    Contract: every rank that is asked to write opens meetings of the same names in the same order, and `tell`s as often
+    in each. One that fails tells that when it leaves, and the others raise at once.
+    """
+
+    def __init__(self, rank: Rank, name: str, *, seconds: float) -> None:
+        self.rank, self.name, self.seconds = rank, name, seconds
+        self.count = rank.count if rank.sharded else 1
+        self.rounds = 0
+        self.failed = False
+        """Whether another rank has."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, the ranks may tell each other."""
+        try:
+            yield
+        except Exception as error:
+            if self.count > 1 and not self.failed:
+                self._set({"failed": f"{error}", "ours": isinstance(error, PcpoError)})
+            raise
+
+    def tell(self, said: Any = None) -> list[Any]:
+        """What every rank says now, in their order, once all have.
+
+        Raises CheckpointError for one that has failed for a reason of ours, or does not come within the seconds;
+        RuntimeError for any other failure.
+        """
+        if self.count == 1:
+            return [said]
+        self._set({"said": said})
+        keys = [self._key(index) for index in range(self.count)]
+        found: dict[int, Any] = {}
+        deadline = time.monotonic() + self.seconds
+        while True:
+            for index in [index for index in range(self.count) if index not in found]:
+                if self._store.check([keys[index]]):
+                    found[index] = json.loads(self._store.get(keys[index]))
+                    if "failed" in found[index]:
+                        self.failed = True
+                        kind = CheckpointError if found[index]["ours"] else RuntimeError
+                        raise kind(f"rank {index} of the learner failed: {found[index]['failed']}")
+            absent = [index for index in range(self.count) if index not in found]
+            if not absent:
+                self.rounds += 1
+                return [found[index]["said"] for index in range(self.count)]
+            if time.monotonic() > deadline:
+                raise CheckpointError(
+                    f"rank {self.rank.index} of the learner has waited {self.seconds:.0f} s for ranks {absent} to "
+                    f"write their parts ({self.name}); see whether the storage there hangs, or is that slow"
+                )
+            time.sleep(GLANCE)
+
+    @property
+    def _store(self) -> TCPStore:
+        assert self.rank.store is not None
+        return self.rank.store
+
+    def _key(self, index: int) -> str:
+        return f"{self.name}/{self.rounds}/{index}"
+
+    def _set(self, told: Mapping[str, Any]) -> None:
+        self._store.set(self._key(self.rank.index), json.dumps(told))
+
+
 def host(address: str) -> TCPStore:
     """Where processes meet, at a free port of this machine, whose address is given; whoever holds it keeps it open."""
     return TCPStore(address, 0, is_master=True, wait_for_workers=False)
@@ -74,7 +144,7 @@ def join(*, index: int, count: int, sharded: bool, address: tuple[str, int], tim
     store = TCPStore(*address, timeout=deadline)
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=index, world_size=count, timeout=deadline)
-    return Rank(index=index, count=count, sharded=sharded)
+    return Rank(index=index, count=count, sharded=sharded, store=TCPStore(*address, timeout=deadline))
 
 
 class Sync:

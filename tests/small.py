@@ -1,6 +1,7 @@
 """Small checkpoints with random weights, in the real formats, and configs that use them."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -286,3 +287,37 @@ def without_weights(model: Path, folder: Path) -> Path:
     """A copy of a model's folder that has its JSON and text files only."""
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
     return folder
+
+
+def export(made):
+    """What stands for diffusers' files in a checkpoint."""
+    (made / "model").mkdir()
+    (made / "model" / "unet.safetensors").write_bytes(b"12345")
+
+
+def watch_disk(monkeypatch):
+    """What is synced, renamed and deleted from now on, in order: (kind, path or "path -> path")."""
+    done = []
+    fsync, rename, replace, rmtree = os.fsync, Path.rename, Path.replace, shutil.rmtree
+
+    def syncing(file):
+        done.append(("sync", os.readlink(f"/proc/self/fd/{file}")))
+        fsync(file)
+
+    def removing(path, *args, **options):
+        if Path(path).exists():
+            done.append(("rmtree", str(path)))
+        rmtree(path, *args, **options)
+
+    def moving(move):
+        def moved(path, target):
+            done.append(("rename", f"{path} -> {target}"))
+            return move(path, target)
+
+        return moved
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(shutil, "rmtree", removing)
+    monkeypatch.setattr(Path, "rename", moving(rename))
+    monkeypatch.setattr(Path, "replace", moving(replace))
+    return done

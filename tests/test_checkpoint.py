@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from pcpo_ray import checkpoint
 from pcpo_ray.errors import CheckpointError, RunError
 from pcpo_ray.stages import State
+from tests import small
 
 
 def save(run, step, *, export=lambda folder: None):
@@ -62,14 +65,95 @@ def test_a_disk_that_fills_leaves_the_old_one_and_nothing_of_a_new_one(tmp_path)
     assert checkpoint.newest(tmp_path, pytest.fail) == checkpoint.folder_for(tmp_path, 2)
 
 
-def test_every_file_is_on_the_disk_before_a_checkpoint_has_its_name(tmp_path, monkeypatch):
-    safe = []
-    monkeypatch.setattr(os, "fsync", lambda file: safe.append(os.readlink(f"/proc/self/fd/{file}")))
-    folder = save(tmp_path, 1, export=lambda made: (made / "lora.safetensors").write_bytes(b"12345"))
-    made = checkpoint.beside(folder)
-    files = {str(made / path.name) for path in folder.iterdir()}
-    assert len(files) == 5 and files <= set(safe)
-    assert safe.index(str(made / "state.json")) > max(safe.index(file) for file in files if "state" not in file)
+def test_every_file_and_name_is_on_the_disk_before_a_checkpoint_has_its_name(tmp_path, monkeypatch):
+    done = small.watch_disk(monkeypatch)
+    folder = save(tmp_path, 1, export=small.export)
+    made = next(path for kind, path in done if kind == "rename").split(" -> ")[0]
+    renamed = done.index(("rename", f"{made} -> {folder}"))
+    names = ["trainable.safetensors", "averaged.safetensors", "optimizer.safetensors", "model/unet.safetensors"]
+    synced = [path for kind, path in done[:renamed] if kind == "sync"]
+    assert set(synced) == {*(f"{made}/{name}" for name in (*names, "state.json", "model")), made}
+    last = synced.index(f"{made}/state.json")
+    assert all(synced.index(f"{made}/{name}") < last for name in names)
+    assert done[renamed + 1] == ("sync", str(folder.parent))
+
+
+def test_a_step_written_again_is_there_under_one_name_or_the_other_at_every_moment(tmp_path, monkeypatch):
+    folder = save(tmp_path, 1)
+    done = small.watch_disk(monkeypatch)
+    save(tmp_path, 1, export=small.export)
+    aside = folder.with_name(".step-000001.replaced")
+    kinds = [(kind, path) for kind, path in done if kind in ("rename", "rmtree") and "step-000001" in path]
+    renamed = kinds.index(("rename", f"{folder} -> {aside}"))
+    assert kinds[renamed + 1][1].endswith(f" -> {folder}")
+    assert ("rmtree", str(aside)) in kinds[renamed + 2 :] and (folder / "model").is_dir() and not aside.exists()
+
+
+@pytest.mark.parametrize("reached", ["aside", "in"])
+def test_power_lost_while_a_step_is_written_again_costs_nothing(tmp_path, monkeypatch, reached):
+    class PowerCutError(BaseException):
+        pass
+
+    folder = save(tmp_path, 1)
+    rename, cut = Path.rename, []
+
+    def cutting(path, target):
+        if cut:
+            raise PowerCutError
+        found = rename(path, target)
+        if (path if reached == "aside" else Path(target)) == folder:
+            cut.append(path)
+            if reached == "in":
+                raise PowerCutError
+        return found
+
+    monkeypatch.setattr(Path, "rename", cutting)
+    with pytest.raises(PowerCutError):
+        save(tmp_path, 1, export=small.export)
+    monkeypatch.undo()
+    (folder.parent / f".step-000003.{'a' * 32}.unfinished").mkdir()
+    (folder.parent / ".step-000003.mine").mkdir()
+    checkpoint.mend(tmp_path)
+    assert checkpoint.newest(tmp_path, pytest.fail) == folder
+    assert (folder / "model").is_dir() == (reached == "in")
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".step-000003.mine", "step-000001"]
+
+
+def test_what_only_begins_like_a_checkpoint_is_left_alone(tmp_path):
+    for step in (1, 2, 999_999, 1_000_000):
+        save(tmp_path, step)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-000001", folder / "step-000001-best")
+    shutil.copytree(folder / "step-000002", folder / "step-1.bak")
+    shutil.copytree(folder / "step-000002", folder / "step-7")
+    (folder / "step-000003").symlink_to(folder / "step-000002")
+    (folder / "step-000004").write_text("mine")
+    (folder / "step-000005.zip").write_text("mine")
+    before = sorted(path.name for path in folder.iterdir())
+    assert [path.name for path in checkpoint.everyone(tmp_path)] == [
+        *("step-000001", "step-000002", "step-999999", "step-1000000")
+    ]
+    assert checkpoint.newest(tmp_path, pytest.fail).name == "step-1000000"
+    checkpoint.mend(tmp_path)
+    checkpoint.prune(tmp_path, 1)
+    gone = {"step-000001", "step-000002", "step-999999"}
+    assert sorted(path.name for path in folder.iterdir()) == [name for name in before if name not in gone]
+    for step in (3, 4):
+        with pytest.raises(CheckpointError, match=rf"step-00000{step} is in the way: a file or a link"):
+            save(tmp_path, step)
+
+
+def test_further_tensors_lie_in_a_checkpoint_and_are_watched_too(tmp_path):
+    folder = checkpoint.folder_for(tmp_path, 3)
+    with checkpoint.unfinished(folder) as made:
+        sums = checkpoint.write_part(made, {"w": torch.ones(2)}, {}, {})
+        sums |= checkpoint.write_more(made, "versions/2", {"bucket-0": torch.arange(5, dtype=torch.uint8)})
+        checkpoint.finish(made, folder, version=3, state=State(step=3), sums=sums)
+    assert checkpoint.read(folder).parameters.keys() == {"w"}
+    assert checkpoint.read_more(folder, "versions/2")["bucket-0"].tolist() == [0, 1, 2, 3, 4]
+    (folder / "versions" / "2.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"versions/2\.safetensors is cut short or changed"):
+        checkpoint.verify(folder)
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -171,16 +255,32 @@ def test_parameters_of_another_shape_are_refused_and_left_alone(tmp_path, other)
 
 def test_parts_of_several_ranks_are_read_as_one_and_a_missing_one_is_named(tmp_path):
     folder = checkpoint.folder_for(tmp_path, 1)
-    tensors = [{"a": torch.zeros(2)}, {"b": torch.ones(3)}]
-    checkpoint.begin(folder)
-    checkpoint.write_part(folder, tensors[0], {}, {}, part=0, parts=2)
-    with pytest.raises(CheckpointError, match=r"has 1 of 2 parts; .* storage that their nodes share"):
-        checkpoint.finish(folder, version=1, state=State(step=1), parts=2)
-    assert checkpoint.everyone(tmp_path) == []
-    checkpoint.write_part(folder, tensors[1], {}, {"b/step": torch.tensor(1.0)}, part=1, parts=2)
-    checkpoint.finish(folder, version=1, state=State(step=1), parts=2)
+    tensors = [({"a": torch.zeros(2)}, {}, {}), ({"b": torch.ones(3)}, {}, {"b/step": torch.tensor(1.0)})]
+
+    def write(lost):
+        with checkpoint.unfinished(folder) as made:
+            sums = {}
+            for part, held in enumerate(tensors):
+                sums |= checkpoint.write_part(made, *held, part=part, parts=2)
+            for name in lost:
+                (made / name).unlink()
+            checkpoint.finish(made, folder, version=1, state=State(step=1), sums=sums)
+
+    with pytest.raises(
+        CheckpointError, match=r"lacks \['trainable-2-of-2.safetensors'\].*storage that their nodes share"
+    ):
+        write(["trainable-2-of-2.safetensors"])
+    assert checkpoint.everyone(tmp_path) == [] and list(folder.parent.iterdir()) == []
+    write([])
     found = checkpoint.read(folder)
     assert found.parameters.keys() == {"a", "b"} and found.optimizer.keys() == {"b/step"} and not found.averaged
     (folder / "trainable-2-of-2.safetensors").unlink()
     with pytest.raises(CheckpointError, match="trainable-2-of-2"):
         checkpoint.read(folder)
+
+
+def test_a_rank_on_another_disk_is_named(tmp_path):
+    with pytest.raises(
+        CheckpointError, match="is not on the disk of rank 1; the learner's ranks must write to storage"
+    ):
+        checkpoint.write_part(tmp_path / ".step-000001.x.unfinished", {}, {}, {}, part=1, parts=2)

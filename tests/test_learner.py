@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pcpo_ray import checkpoint, minibatches, objective
-from pcpo_ray.errors import CheckpointError, TrainingError, WeightsError
+from pcpo_ray.errors import CheckpointError, RunError, TrainingError, WeightsError
 from pcpo_ray.learner import BAD_GRADIENTS, Learner
 from pcpo_ray.packed import pack
 from pcpo_ray.sampler import Sampler
@@ -135,6 +135,33 @@ def test_a_checkpoint_restores_parameters_and_optimizer_to_the_bit(small_sd, tmp
     learner.update(2, groups)
     other.update(2, groups)
     assert learner.weights().manifest.checksum == other.weights().manifest.checksum
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_running_mean_goes_on_from_any_checkpoint_that_of_step_0_included(small_sd, tmp_path, steps):
+    sampler, learner = pair(small_sd, optimizer__average=0.9, optimizer__updates=2)
+    for step in range(1, steps + 1):
+        learner.update(step, batch(sampler, learner))
+    learner.save(tmp_path / "saved", State(step=steps))
+    _, other = pair(small_sd, optimizer__average=0.9, optimizer__updates=2)
+    other.restore(tmp_path / "saved")
+    assert other.average.updates == 2 * steps
+    groups = batch(sampler, learner)
+    for one in (learner, other):
+        one.update(steps + 1, groups)
+    for averaged in (False, True):
+        sent = [one.weights(averaged=averaged).manifest.checksum for one in (learner, other)]
+        assert sent[0] == sent[1]
+
+
+def test_a_checkpoint_that_may_not_be_written_any_more_has_no_name(small_sd, tmp_path):
+    def refused():
+        raise RunError("another process has taken over")
+
+    _, learner = pair(small_sd)
+    with pytest.raises(RunError, match="taken over"):
+        learner.save(tmp_path / "step-000000", State(step=0), allowed=refused)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_update_out_of_turn_is_refused(small_sd):
@@ -486,7 +513,7 @@ def test_a_checkpoint_that_nobody_could_continue_is_refused_by_name(small_sd, tm
     held = load_file(folder / "trainable.safetensors")
     save_file({name: value.fill_(float("nan")) for name, value in held.items()}, folder / "trainable.safetensors")
     state = json.loads((folder / "state.json").read_text())
-    state["files"]["trainable.safetensors"] = checkpoint._checksum(folder / "trainable.safetensors")
+    state["files"]["trainable.safetensors"] = checkpoint.checksum(folder / "trainable.safetensors")
     (folder / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match="step-000000 cannot be continued"):
         learner.restore(folder)
