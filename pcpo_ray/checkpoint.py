@@ -13,7 +13,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,12 +21,15 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from pcpo_ray import ranks
+from pcpo_ray import ranks, weights
 from pcpo_ray.disk import beside, replaced, swap_in, sync, writing
 from pcpo_ray.errors import CheckpointError
 from pcpo_ray.stages import State
+from pcpo_ray.weights import Weights
 
 STATE = "state.json"
+CANARY = ".canary"
+"""Among an older version's tensors, what it is to predict (canary.py)."""
 TRAINABLE, AVERAGED, OPTIMIZER = "trainable", "averaged", "optimizer"
 NAME = re.compile(r"step-(\d{6,})")
 UNFINISHED = re.compile(r"\.step-\d{6,}\.[0-9a-f]{32}\.unfinished")
@@ -155,6 +158,29 @@ def read_more(folder: Path, name: str) -> dict[str, Tensor]:
 
     found: dict[str, Tensor] = load_file(folder / f"{name}.safetensors")
     return found
+
+
+def write_versions(made: Path, older: Iterable[Weights]) -> dict[str, str]:
+    """Add older versions of the weights, which batches under way are sampled with; their files' checksums."""
+    sums: dict[str, str] = {}
+    for one in older:
+        canary = torch.tensor(one.manifest.canary, dtype=torch.float64)
+        sums |= write_more(made, _version(one.manifest.version), {**weights.unpack(one), CANARY: canary})
+    return sums
+
+
+def read_version(folder: Path, version: int) -> Weights:
+    """An older version that a checkpoint holds, with the checksum that it was known by. Raises CheckpointError."""
+    try:
+        parameters = read_more(folder, _version(version))
+        canary = tuple(parameters.pop(CANARY).tolist())
+    except (OSError, KeyError) as error:
+        raise CheckpointError(f"{folder} does not hold the weights of version {version}: {error}") from None
+    return weights.pack(version, parameters, canary=canary)
+
+
+def _version(version: int) -> str:
+    return f"versions/{version:06d}"
 
 
 def finish(made: Path, folder: Path, *, version: int, state: State, sums: Mapping[str, str], updates: int = 0) -> None:

@@ -24,6 +24,7 @@ from pcpo_ray.policy import Policy, kept
 from pcpo_ray.ranks import Rank
 from pcpo_ray.stages import State, Update
 from pcpo_ray.trajectory import Trajectory, sent_to
+from pcpo_ray.weights import Weights
 
 Group = tuple[int, Trajectory | Packed | None, Sequence[float]]
 """The version that sampled it, its trajectory (None where another rank learns it), its images' advantages."""
@@ -56,6 +57,8 @@ class Learner:
         if rank.sharded:
             ranks.shard(self.policy.denoiser.module, rank)
         self.version = 0
+        self.stepping = False
+        """Whether the weights are between two versions."""
         self.bad_gradients = 0
         self.saves = 0
         plan, settings = self.policy.credit, run.objective
@@ -113,7 +116,7 @@ class Learner:
             if part == 0:
                 first = diagnostics.max_log_ratio.max()
         moved = movement.measured(step)
-        self.version = step
+        self.version, self.stepping = step, False
         self._merge(diagnostics)
         losses, divergences, norms = zip(*taken, strict=True)
         good = [norm for norm in norms if norm is not None]
@@ -337,6 +340,7 @@ class Learner:
         norm = float(ranks.whole(self.accelerator.clip_grad_norm_(trained, most)))
         if math.isfinite(norm):
             self.bad_gradients = 0
+            self.stepping = True
             self.optimizer.step()
             self.masters.write_back()
         else:
@@ -564,13 +568,23 @@ class Learner:
         finally:
             self.masters.write_back()
 
-    def save(self, folder: Path, state: State, *, allowed: Callable[[], None] = lambda: None) -> None:
+    def save(
+        self,
+        folder: Path,
+        state: State,
+        *,
+        older: Sequence[Weights] = (),
+        allowed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Write a checkpoint that `restore` continues from exactly, and that diffusers can load.
 
-        With fsdp2 every rank must be asked; each writes a part. Raises TrainingError, and writes nothing, where nobody
-        could go on from it: with these weights, or their running mean, the network's prediction is not finite. It gets
-        its name only after `allowed`, which may raise.
+        With fsdp2 every rank must be asked; each writes a part, the first one also the `older` versions that the
+        batches of `state.begun` need. It gets its name only after `allowed`, which may raise. Raises TrainingError, and
+        writes nothing, where nobody could go on from it: in the midst of an update, or with weights, or a running mean,
+        that predict what is not finite.
         """
+        if self.stepping:
+            raise TrainingError(f"the update from version {self.version} was broken off, with a part of its steps made")
         self._predicts()
         moments = {
             f"{name}/{key}": torch.as_tensor(value)
@@ -581,6 +595,7 @@ class Learner:
         parts = self.rank.count if self.rank.sharded else 1
         every = (self.masters.values, averaged, moments)
         size = sum(tensor.nbytes for tensors in every for tensor in tensors.values())
+        size += len(state.older) * sum(master.nbytes for master in self.masters.values.values())
         held = [
             self._gathered(tensors, ranks.owners({name: t.nbytes for name, t in tensors.items()}, parts))
             for tensors in every
@@ -598,6 +613,7 @@ class Learner:
                 exported = self._gathered(self._of_network(), dict.fromkeys(self.parameters, 0))
                 if self.rank.first:
                     self.policy.denoiser.save(made, exported)
+                    written.append(checkpoint.write_versions(made, older))
             if self.rank.first:
                 allowed()
                 checkpoint.finish(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pcpo_ray import config, weights
+from pcpo_ray import checkpoint, config, weights
 from pcpo_ray.errors import ClusterError, TrainingError
 from pcpo_ray.folder import RunFolder
 from pcpo_ray.learner import Learner
@@ -30,7 +30,6 @@ class LocalSamplers:
         self.tasks: deque[Task] = deque()
         self.done: list[Rollout] = []
         self.versions: dict[tuple[int, bool], weights.Weights] = {}
-        self.checksum = ""
 
     def publish(self, published: weights.Weights, oldest: int) -> None:
         self.versions[published.manifest.key] = published
@@ -59,8 +58,9 @@ class LocalSamplers:
         started = time.perf_counter()
         task = self.tasks.popleft()
         torch.set_num_threads(self.threads)
-        if self.sampler.loaded != task.weights:
-            self.checksum = self.sampler.load(self.versions[task.weights])
+        wanted = self.versions[task.weights]
+        if self.sampler.loaded != wanted.manifest.checksum:
+            self.sampler.load(wanted)
         self.sampler.prepare(task)
         trajectory, images = self.sampler.sample(task)
         self.done.append(
@@ -69,7 +69,7 @@ class LocalSamplers:
                 trajectory=None if trajectory is None else Handle(reference=trajectory),
                 images=Handle(reference=images),
                 bytes=images.nbytes + (0 if trajectory is None else trajectory.bytes),
-                checksum=self.checksum,
+                checksum=self.sampler.loaded or "",
                 seconds=time.perf_counter() - started,
                 worker="sampler-0",
             )
@@ -126,6 +126,9 @@ class LocalLearner:
     def begin(self, step: int, batch: Sequence[Weighted]) -> None:
         self.begun = (step, batch)
 
+    def updating(self) -> bool:
+        return self.begun is not None or self.done is not None
+
     def collect(self) -> Update | None:
         finished, self.done = self.done, None
         return finished
@@ -146,7 +149,13 @@ class LocalLearner:
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
         started = time.perf_counter()
-        packed = self.learner.weights(averaged=averaged)
+        return self._published(self.learner.weights(averaged=averaged), oldest, started)
+
+    def republish(self, folder: RunFolder, step: int, version: int) -> Published:
+        started = time.perf_counter()
+        return self._published(checkpoint.read_version(folder.fetch_checkpoint(step), version), version, started)
+
+    def _published(self, packed: weights.Weights, oldest: int, started: float) -> Published:
         self.samplers.publish(packed, oldest)
         return Published(
             version=packed.manifest.version,
@@ -156,8 +165,12 @@ class LocalLearner:
             seconds=time.perf_counter() - started,
         )
 
+    def leaving(self) -> bool:
+        return False
+
     def save(self, folder: RunFolder, state: State) -> None:
-        self.learner.save(folder.checkpoint(state.step), state)
+        older = [self.samplers.versions[version, False] for version in state.older]
+        self.learner.save(folder.checkpoint(state.step), state, older=older)
         folder.push_checkpoint(state.step)
 
     def restore(self, folder: RunFolder, step: int) -> State:

@@ -144,6 +144,11 @@ class Recorder:
         self.meter.row(row)
         return row
 
+    def put_back(self, row: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl that could not be added when it was made; a checkpoint has kept it."""
+        if not any((known["kind"], known["step"]) == (row["kind"], row["step"]) for known in self.metrics()):
+            self._append("metrics.jsonl", row)
+
     def event(self, kind: str, **details: Any) -> None:
         """Add a line to events.jsonl."""
         event = {"time": time.time(), "kind": kind, **details}

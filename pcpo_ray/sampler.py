@@ -23,7 +23,8 @@ class Sampler:
     def __init__(self, run: config.Run, device: torch.device) -> None:
         self.run = run
         self.policy = Policy(run, device)
-        self.loaded: tuple[int, bool] | None = None
+        self.loaded: str | None = None
+        """The checksum of the weights that stand here."""
         self.prepared: set[int] = set()
 
     def load(self, received: weights.Weights) -> str:
@@ -31,12 +32,12 @@ class Sampler:
 
         Raises WeightsError where they are not those that were sent, or the network does not predict as the learner's.
         """
-        manifest = received.manifest
+        manifest, self.loaded = received.manifest, None  # half of them would be no version at all
         checksum = weights.apply(received, self.policy.denoiser.trainable())
         predicted = canary.prediction(self.policy)
         computed_in = str(self.policy.computes_in).removeprefix("torch.")
         canary.check(predicted, manifest.canary, dtype=computed_in, version=manifest.version)
-        self.loaded = manifest.key
+        self.loaded = checksum
         return checksum
 
     def prepare(self, task: Task) -> None:

@@ -27,7 +27,11 @@ class LearnerLostError(ClusterError):
 
 
 class RolloutsLostError(ClusterError):
-    """Trajectories of the batch that was to be learned are gone, as their node is."""
+    """What samplers made is gone, as its node is: of a batch that was to be learned, the groups at the `places`."""
+
+    def __init__(self, message: str, places: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.places = tuple(places)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +85,26 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What the driver keeps in a checkpoint beside the learner's own state; `micro_batch` if the learner chose it."""
+    """What the driver keeps in a checkpoint beside the learner's own state, to go on as if it had never been away.
+
+    `micro_batch` is the learner's, if it chose it. `begun` are the batches that were begun with older weights and are
+    not learned: (step, version) each. `largest` are the bytes of the largest group so far, and `max_staleness` what it
+    was last set to: with both, as many batches are begun as would have been. `rows` are metrics that could not be
+    recorded.
+    """
 
     step: int
     histories: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     micro_batch: int | None = None
+    begun: Sequence[Sequence[int]] = ()
+    largest: int = 0
+    max_staleness: int | None = None
+    rows: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def older(self) -> list[int]:
+        """The versions that the batches begun are sampled with."""
+        return sorted({version for _, version in self.begun})
 
 
 class Samplers(Protocol):
@@ -126,6 +145,9 @@ class LearnerGroup(Protocol):
     def begin(self, step: int, batch: Sequence[Weighted]) -> None:
         """Start the update that turns version `step - 1` into `step`; the batch is in the order of its positions."""
 
+    def updating(self) -> bool:
+        """Whether an update was begun and is not collected."""
+
     def collect(self) -> Update | None:
         """The update begun last, once it is done. Raises RolloutsLostError; the same update may then begin again."""
 
@@ -135,8 +157,17 @@ class LearnerGroup(Protocol):
         Versions before `oldest` are not asked for any more.
         """
 
+    def republish(self, folder: "RunFolder", step: int, version: int) -> Published:
+        """Make an older version loadable again, which the checkpoint of a step holds."""
+
+    def leaving(self) -> bool:
+        """Whether a machine that it is on was told to leave, so that what it has learned should be saved soon."""
+
     def save(self, folder: "RunFolder", state: State) -> None:
-        """Write the checkpoint of a step, whole or not at all."""
+        """Write the checkpoint of a step, whole or not at all, with the versions that its begun batches need.
+
+        Raises TrainingError where the learner is in the midst of an update.
+        """
 
     def restore(self, folder: "RunFolder", step: int) -> State:
         """Continue from the checkpoint of a step."""
@@ -181,7 +212,7 @@ class Stages(Protocol):
         """Bytes that groups sampled and not yet learned may take, all together."""
 
     def fetch(self, handle: Handle) -> np.ndarray:
-        """The images behind a handle, (N, H, W, 3) uint8."""
+        """The images behind a handle, (N, H, W, 3) uint8. Raises RolloutsLostError."""
 
     def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:
         """Have so many workers from now on; those that leave finish what they hold. Raises ClusterError."""

@@ -1,17 +1,22 @@
 """Traffic: moves groups between the stages, and knows what it waits for."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pcpo_ray import config
-from pcpo_ray.errors import RewardError, TrainingError
+from pcpo_ray.errors import ClusterError, RewardError, TrainingError
+from pcpo_ray.folder import RunFolder
 from pcpo_ray.scheduling.ledger import Ledger
-from pcpo_ray.scheduling.watchdog import Watchdog
-from pcpo_ray.stages import Published, Stages, Update, Weighted
+from pcpo_ray.scheduling.watchdog import StalledError, Watchdog
+from pcpo_ray.stages import LearnerLostError, Published, Stages, Update, Weighted
 from pcpo_ray.tally import Tally
 from pcpo_ray.trajectory import Scored, Task
+
+LOSSES = 5
+"""How often a thing may be lost before the run gives up."""
 
 QUIET = 30.0
 """Seconds without a line, after which a run says what it is waiting for."""
@@ -78,6 +83,8 @@ class Traffic:
         self.ledger: Ledger[Task, Scored] = Ledger()
         self.missing: set[Task] = set()
         """Of the tasks being gathered."""
+        self.regained: Counter[Task] = Counter()
+        """How often a group was sampled again, as its images were gone."""
         self.watchdog = Watchdog(limit=run.workers.task_timeout, quiet=QUIET, now=time.monotonic())
 
     def enter(self, phase: str) -> None:
@@ -94,9 +101,16 @@ class Traffic:
         started = time.perf_counter()
         published = self.stages.learner.publish(oldest=oldest, averaged=averaged)
         self.checksums = {key: value for key, value in self.checksums.items() if key[0] >= oldest}
-        self.checksums[published.version, published.averaged] = published.checksum
         self.tally.published((published.version, published.averaged), time.monotonic())
         self.phases.add("publish", started)
+        return self._loadable(published)
+
+    def republish(self, home: RunFolder, step: int, version: int) -> Published:
+        """Make an older version loadable again, which the checkpoint of a step holds."""
+        return self._loadable(self.stages.learner.republish(home, step, version))
+
+    def _loadable(self, published: Published) -> Published:
+        self.checksums[published.version, published.averaged] = published.checksum
         self.event("published", **asdict(published))
         return published
 
@@ -111,6 +125,7 @@ class Traffic:
         self.stages.scorers.cancel()
         self.ledger.forget()
         self.tally.forget()
+        self.regained.clear()
 
     def gather(self, tasks: Sequence[Task]) -> list[Scored]:
         """The tasks' scored groups, in the tasks' order. Raises RewardError when too many in a row miss scores.
@@ -123,19 +138,37 @@ class Traffic:
             if self.exhausted is not None:
                 raise self.exhausted
             self._pump(f"{len(self.missing)} of {len(tasks)} groups of step {tasks[0].step}")
+        for task in tasks:
+            self.regained.pop(task, None)
         self.tally.taken(tasks)
         return self.ledger.take(tasks)
 
     def learn(self, step: int, batch: Sequence[Weighted]) -> Update:
-        """Do an update, while groups go on moving."""
+        """Do an update, while groups go on moving. Raises LearnerLostError also where it does not end in time."""
         self.stages.learner.begin(step, batch)
-        return self.finish_update(step)
-
-    def finish_update(self, step: int) -> Update:
-        """The update begun last."""
         self.watchdog.progress(time.monotonic())
         while (update := self.stages.learner.collect()) is None:
-            self._pump(f"update {step}")
+            try:
+                self._pump(f"update {step}")
+            except StalledError as error:
+                raise LearnerLostError(str(error)) from error
+        return self._learned(update)
+
+    def settle(self) -> Update | None:
+        """The update under way, once it is done; None where there is none. No group moves meanwhile.
+
+        Raises ClusterError where it is not done within workers.task_timeout.
+        """
+        deadline = time.monotonic() + self.watchdog.limit
+        while self.stages.learner.updating():
+            if (update := self.stages.learner.collect()) is not None:
+                return self._learned(update)
+            if time.monotonic() > deadline:
+                raise StalledError(f"the update under way was not done in {self.watchdog.limit:g} s")
+            self.stages.wait(min(self.watchdog.limit, 1.0))
+        return None
+
+    def _learned(self, update: Update) -> Update:
         self.phases.work("learner", update.seconds, self.phase)
         self.tally.count("learner", "done")
         return update
@@ -154,6 +187,9 @@ class Traffic:
             self.tally.sampled(rollout, now)
             self.stages.scorers.submit(rollout)
         for rollout in self.stages.scorers.lost():
+            self.regained[rollout.task] += 1
+            if self.regained[rollout.task] > LOSSES:
+                raise ClusterError(f"images of step {rollout.task.step} were lost {LOSSES + 1} times before a score")
             self.event("fault", message=f"images of step {rollout.task.step} are gone; they are sampled again")
             self.tally.count("samplers", "lost", "images_gone")
             self.stages.samplers.submit(rollout.task)

@@ -2,8 +2,9 @@
 advantages, the learner applies the credit-weighted update, and its new weights go back to the samplers.
 """
 
+import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,18 +12,18 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import batches, config, evaluation, monitors, movement, quality, runs, signals, status
-from pcpo_ray.errors import RewardError, TrainingError
+from pcpo_ray.errors import PcpoError, RunError, TrainingError
 from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.scheduling import sizing
 from pcpo_ray.scheduling.staleness import capacity
 from pcpo_ray.stages import LearnerLostError, RolloutsLostError, Size, Stages, State, Update
-from pcpo_ray.traffic import Phases, Traffic, trouble
+from pcpo_ray.traffic import LOSSES, Phases, Traffic, trouble
 from pcpo_ray.trajectory import Scored, Task
 
-LOSSES = 5
-"""How often the learner, or a batch, may be lost with no step taken in between."""
+AT_ONE_STEP = 3
+"""How often the learner may be lost at one step: what comes back there is no accident."""
 
 
 class Loop:
@@ -49,7 +50,10 @@ class Loop:
         self.sampling: dict[int, list[Task]] = {}
         self.updating: batches.Batch | None = None
         self.max_staleness = run.rollout.max_staleness
-        self.losses = 0
+        self.losses, self.lost_at = 0, Counter[int]()
+        """How often the learner was lost since a newer checkpoint was made, and at which steps."""
+        self.furthest = -1
+        """The newest checkpoint ever made: what is made again, after a loss, is no progress."""
         self.histories = batches.make_histories(run)
         self.micro_batch: int | None = None
         self.first_scores: Mapping[str, np.ndarray] | None = None
@@ -70,6 +74,8 @@ class Loop:
         self.noted = signals.Noted()
         self.stopping = self.full = self.rounding = False
         self.steady: dict[str, int] = {}
+        self.unwritten: list[Mapping[str, Any]] = []
+        """Rows that could not be recorded."""
         # for status.py
         self.state, self.error = "starting", ""
         self.last: dict[str, dict[str, Any]] = {}
@@ -84,10 +90,19 @@ class Loop:
         """Continue from the checkpoint of a step."""
         state = self.stages.learner.restore(self.recorder.home, step)
         self.step = self.saved = state.step
+        self.furthest = max(self.furthest, self.step)
         self.micro_batch = state.micro_batch
+        self.max_staleness = self.max_staleness if state.max_staleness is None else state.max_staleness
+        self.traffic.tally.largest = max(self.traffic.tally.largest, state.largest)
         for name, history in self.histories.items():
             history.restore(state.histories[name])
+        for row in state.rows:
+            self.recorder.put_back(row)
         self._remember_moved()
+        for version in state.older:
+            self.traffic.republish(self.recorder.home, step, version)
+        for begun, version in state.begun:
+            self._begin(begun, version)
         self.recorder.event("resumed", step=self.step, checkpoint=self.recorder.home.checkpoint(step).name)
 
     def _remember_moved(self) -> None:
@@ -107,7 +122,7 @@ class Loop:
             self.stages.end(status.status(self))
 
     def _train_on(self) -> None:
-        """Train, past every learner that is lost."""
+        """Train, past every learner that is lost; whatever ends the run, what was learned is kept."""
         lost: LearnerLostError | None = None
         try:
             while True:
@@ -116,17 +131,59 @@ class Loop:
                         self._rewind(lost)
                     return self._train()
                 except LearnerLostError as error:
-                    self.losses += 1
-                    if self.losses > LOSSES:
-                        raise
+                    self._count_loss(error)
                     lost = error
         except KeyboardInterrupt:
             self._stop()
             raise
-        except RewardError:
-            if self.step and self.saved != self.step:  # no update is under way when scores run out
-                self.save()
+        except LearnerLostError:
             raise
+        except (Exception, SystemExit):
+            self._keep()
+            raise
+
+    def _count_loss(self, error: LearnerLostError) -> None:
+        """Raises LearnerLostError where it has come back too often."""
+        self.losses += 1
+        self.lost_at[self.step + 1] += 1
+        at_one = self.lost_at[self.step + 1]
+        if at_one < AT_ONE_STEP and self.losses <= LOSSES:
+            return
+        often = f"{at_one} times at step {self.step + 1}" if at_one >= AT_ONE_STEP else f"{self.losses} times"
+        raise LearnerLostError(
+            f"{error}; the learner was lost {often} with no newer checkpoint made meanwhile "
+            f"(the newest is that of step {self.furthest}), so the run gives up"
+            if self.furthest >= 0
+            else f"{error}; the learner was lost {often} before the first checkpoint, so the run gives up"
+        ) from error
+
+    def _keep(self) -> None:
+        """Write a checkpoint at an end that nobody asked for, where the learner is whole; whether it was, is on record.
+
+        The error that ended the run is the one to raise, whatever goes wrong here.
+        """
+        try:
+            with contextlib.suppress(TrainingError):  # the update itself is what failed
+                self._settle()
+            if self.saved != self.step:
+                self.save()
+        except (PcpoError, KeyboardInterrupt) as error:
+            if self.saved == self.step:
+                return
+            message = f"no checkpoint could be made of step {self.step}: {error or 'interrupted'}"
+            self.traffic.say(message)
+            with contextlib.suppress(PcpoError):
+                self.recorder.event("fault", message=message)
+
+    def _settle(self) -> None:
+        """Have the update under way be done, if there is one, and recorded."""
+        self.traffic.cancel()
+        try:
+            update = self.traffic.settle()
+        except RolloutsLostError:  # it had not begun to learn
+            update = None
+        if update is not None:
+            self._learned(update, ending=True)
 
     def _train(self) -> None:
         self._publish()
@@ -147,7 +204,8 @@ class Loop:
                 self.evaluate()
             if self._alarmed():
                 return self._heed()
-            if self.step == self.run.steps or self.step % self.run.checkpoints.every == 0:
+            due = self.step == self.run.steps or self.step % self.run.checkpoints.every == 0
+            if due or self.stages.learner.leaving():
                 self.save()
         self.recorder.event("finished", step=self.step)
         self.state = "finished"
@@ -177,16 +235,22 @@ class Loop:
         return scored
 
     def _admit(self) -> None:
-        """Set the samplers to work on every batch that may begin with the weights as they are now."""
-        size, images = self.run.rollout.prompts, self.run.rollout.images
-        begun = self.step + len(self.sampling)
-        while begun < self.run.steps and size <= self._capacity():
-            begun += 1
-            self.sampling[begun] = [
-                Task(step=begun, position=n, prompt=prompt, images=images, version=self.step, purpose="train")
-                for n, prompt in enumerate(self.prompts.batch(begun, size))
-            ]
-            self.traffic.submit(self.sampling[begun])
+        """Set the samplers to work on every batch that may begin with the weights as they are now.
+
+        Those after the last step are not sampled, and kept account of: a run that is made longer goes on with them.
+        """
+        while self.run.rollout.prompts <= self._capacity():
+            self._begin(self.step + len(self.sampling) + 1, self.step)
+
+    def _begin(self, step: int, version: int) -> None:
+        """Sample the batch of a step with a version of the weights."""
+        images = self.run.rollout.images
+        self.sampling[step] = [
+            Task(step=step, position=n, prompt=prompt, images=images, version=version, purpose="train")
+            for n, prompt in enumerate(self.prompts.batch(step, self.run.rollout.prompts))
+        ]
+        if step <= self.run.steps:
+            self.traffic.submit(self.sampling[step])
 
     def _capacity(self) -> int:
         """How many groups may be begun now: by their age when they are learned, and by the bytes they will take."""
@@ -263,34 +327,39 @@ class Loop:
             self.recorder.event("rounding", step=self.step + 1, message=line)
             self.traffic.say(line)
         self.recorder.samples("scores.parquet", self.step + 1, batches.score_columns(scored, batch))
-        self.updating = batch
         self.traffic.enter("learn")
         started = time.perf_counter()
         for attempt in range(1, LOSSES + 1):
+            self.updating = batch
             try:
                 update = self.traffic.learn(self.step + 1, batch.groups)
                 break
             except RolloutsLostError as lost:
+                self.updating = None
                 if attempt == LOSSES:
                     raise
-                self.recorder.event("fault", message=str(lost))
-                self.traffic.tally.count("samplers", "lost", "trajectories_gone", len(batch.groups))
-                batch = self.updating = self._sampled_again(batch)
+                self.recorder.event("fault", message=f"{lost}; they are sampled again")
+                self.traffic.tally.count("samplers", "lost", "trajectories_gone", len(lost.places))
+                batch = self._sampled_again(batch, lost.places)
         self.traffic.phases.add("learn", started)
         self._learned(update)
 
-    def _sampled_again(self, batch: batches.Batch) -> batches.Batch:
-        """The batch with new rollouts: the same bits, as a task is a pure function."""
-        tasks = [group.rollout.task for group in batch.groups]
+    def _sampled_again(self, batch: batches.Batch, places: Sequence[int]) -> batches.Batch:
+        """The batch with new rollouts at these places: the same bits, as a task is a pure function."""
+        tasks = [batch.groups[place].rollout.task for place in places]
         self.traffic.submit(tasks)
-        scored = self.traffic.gather(tasks)
-        groups = [replace(group, rollout=found.rollout) for group, found in zip(batch.groups, scored, strict=True)]
+        found = dict(zip(places, self.traffic.gather(tasks), strict=True))
+        groups = [
+            replace(group, rollout=found[place].rollout) if place in found else group
+            for place, group in enumerate(batch.groups)
+        ]
         return replace(batch, groups=groups)
 
     def _rewind(self, lost: LearnerLostError) -> None:
         """Go back to the newest checkpoint, or the start, with a new learner; the samplers stay as they are."""
         self.learners_lost += 1
         self.traffic.cancel()
+        self.traffic.checksums.clear()
         self.sampling.clear()
         self.updating = None
         self.stages.learner.recover()
@@ -305,13 +374,15 @@ class Loop:
         self.recorder.event("fault", message=message, restarted="learner")
         self.traffic.say(message)
 
-    def _learned(self, update: Update) -> None:
-        """Count the update that has just been done, send its weights out, and record the step."""
+    def _learned(self, update: Update, *, ending: bool = False) -> None:
+        """Count the update that has just been done, send its weights out, and record the step.
+
+        Whatever becomes of the weights on their way, the step is on record. At the end of a run nobody needs them.
+        """
         assert self.updating is not None
         batch, self.updating = self.updating, None
         self.step = update.version
         del self.sampling[self.step]
-        self.losses = 0
         if self.step == 1:
             self.recorder.event("first_update", max_log_ratio=update.first_log_ratio)
         if update.micro_batch is not None:
@@ -319,7 +390,13 @@ class Loop:
             self.recorder.event(
                 "micro_batch", step=self.step, pairs=self.micro_batch, seconds_a_pair=update.micro_batch.seconds
             )
-        self._publish()
+        try:
+            if not ending:
+                self._publish()
+        finally:
+            self._record_step(update, batch)
+
+    def _record_step(self, update: Update, batch: batches.Batch) -> None:
         seconds = time.perf_counter() - self.started
         phases, self.traffic.phases = self.traffic.phases, Phases()
         images = self.run.rollout.prompts * self.run.rollout.images
@@ -362,9 +439,7 @@ class Loop:
         """Score the evaluation's prompts at the current version; the first and the last keep their pictures."""
         self.traffic.phases = Phases()  # an evaluation's work is no step's
         self.state, started = "evaluating", time.perf_counter()
-        scored, seen = evaluated(
-            self.run, self.traffic, self.held_out, self.step, oldest=self._oldest, prompts=self.prompts
-        )
+        scored, seen, pictures = self._evaluated_whole()
         values = evaluation.table(self.run, scored)
         columns: dict[str, Any] = {
             "step": np.full(values[evaluation.TOTAL].size, self.step),
@@ -374,8 +449,8 @@ class Loop:
             **{name: value.ravel() for name, value in values.items()},
         }
         self.recorder.samples("evaluations.parquet", self.step, columns)
-        if self.step in (0, self.run.steps):
-            self.recorder.pictures(self.step, [self.stages.fetch(group.rollout.images) for group in scored])
+        if pictures:
+            self.recorder.pictures(self.step, pictures)
         if self.assessor is not None:
             self.assessor.keep(self.step, [group.measured for group in scored])
         measured = summary(self.run, scored, seen, self.assessor)
@@ -398,6 +473,22 @@ class Loop:
         }
         self._record("evaluation", row)
         self.recorder.home.push_records()
+
+    def _evaluated_whole(self) -> tuple[list[Scored], list[Scored], list[np.ndarray]]:
+        """An evaluation, with its pictures where they are to be kept; from the start again where some are gone."""
+        for attempt in range(1, LOSSES + 1):
+            scored, seen = evaluated(
+                self.run, self.traffic, self.held_out, self.step, oldest=self._oldest, prompts=self.prompts
+            )
+            if self.step not in (0, self.run.steps):
+                break
+            try:
+                return scored, seen, [self.stages.fetch(group.rollout.images) for group in scored]
+            except RolloutsLostError as lost:
+                if attempt == LOSSES:
+                    raise
+                self.recorder.event("fault", message=f"{lost}; the evaluation is made again")
+        return scored, seen, []
 
     def _raise(self, alarms: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
         """Tell of the alarms that were not there at the evaluation before."""
@@ -438,7 +529,11 @@ class Loop:
 
     def _record(self, kind: str, values: Mapping[str, Any]) -> None:
         self._tell_meter()
-        self.last[kind] = self.recorder.record(kind, self.step, values)
+        try:
+            self.last[kind] = self.recorder.record(kind, self.step, values)
+        except RunError:  # a full disk; the checkpoint that ends the run may be on another one
+            self.unwritten.append({"kind": kind, "step": self.step, "time": time.time(), **values})
+            raise
         self.report(self.last[kind])
 
     def save(self) -> None:
@@ -447,19 +542,29 @@ class Loop:
         started = time.perf_counter()
         histories = {name: history.state() for name, history in self.histories.items()}
         self.recorder.home.push_records()  # before: a checkpoint must not outrun what led to it
-        self.stages.learner.save(
-            self.recorder.home, State(step=self.step, histories=histories, micro_batch=self.micro_batch)
+        begun = [(step, tasks[0].version) for step, tasks in self.sampling.items()]
+        state = State(
+            step=self.step,
+            histories=histories,
+            micro_batch=self.micro_batch,
+            begun=[(step, version) for step, version in begun if version < self.step],
+            largest=self.traffic.tally.largest,
+            max_staleness=self.max_staleness,
+            rows=self.unwritten,
         )
+        self.stages.learner.save(self.recorder.home, state)
+        self.saved = self.step
+        if self.step > self.furthest:
+            self.furthest = self.step
+            self.losses, self.lost_at = 0, Counter()
+        self.recorder.event("checkpoint", step=self.step, seconds=time.perf_counter() - started)
         healthy = None
         if self.run.monitors.action == "roll_back":
             healthy = self.recorder.home.newest_until(monitors.judge(self.run, self.recorder.metrics()).healthy)
         self.recorder.home.prune(self.run.checkpoints.keep, healthy)
-        self.saved = self.step
-        self.recorder.event("checkpoint", step=self.step, seconds=time.perf_counter() - started)
 
     def _stop(self) -> None:
-        if self.updating is not None:
-            self._learned(self.traffic.finish_update(self.step + 1))
+        self._settle()
         if self.saved != self.step:
             self.save()
         self.recorder.event("stopped", step=self.step)

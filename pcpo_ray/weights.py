@@ -116,6 +116,16 @@ def pack(
     return Weights(manifest=manifest, buckets=buckets)
 
 
+def unpack(weights: Weights) -> dict[str, Tensor]:
+    """The parameters by name, in memory of their own."""
+    return {
+        entry.name: torch.from_numpy(_part(weights.buckets, entry).copy())
+        .view(getattr(torch, entry.dtype))
+        .reshape(entry.shape)
+        for entry in weights.manifest.entries
+    }
+
+
 def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:
     """Overwrite the parameters; returns the checksum counted over each as it stands then.
 

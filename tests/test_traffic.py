@@ -1,5 +1,7 @@
 """Traffic: groups move between the stages, and none counts that was sampled with other weights than it was to be."""
 
+from dataclasses import replace
+
 import pytest
 
 from pcpo_ray import evaluation, prompts
@@ -28,7 +30,9 @@ def test_a_rollout_sampled_with_other_weights_ends_the_run_with_both_checksums(r
     traffic.submit(tasks)
     (scored,) = traffic.gather(tasks)
     assert scored.rollout.checksum == published.checksum and traffic.versions == {"sampler-0": 0}
-    stages.samplers.checksum = "0123456789abcdef"  # as one says that has kept the weights of another life
+    collect = stages.samplers.collect
+    # as one says that has kept the weights of another life
+    stages.samplers.collect = lambda: [replace(rollout, checksum="0123456789abcdef") for rollout in collect()]
     traffic.submit(tasks)
     with pytest.raises(TrainingError) as caught:
         traffic.gather(tasks)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcpo_ray import checkpoint, config_file, learner, micro_batches, runs, signals, train, weights
+from pcpo_ray import checkpoint, config_file, learner, micro_batches, runs, signals, traffic, train, weights
 from pcpo_ray.errors import ClusterError, RewardError, TrainingError
 from pcpo_ray.learner import Learner
 from pcpo_ray.local import LocalStages
@@ -367,7 +367,7 @@ def test_a_learner_that_is_lost_again_and_again_ends_the_run(small_sd, tmp_path)
 
 
 def test_losses_with_steps_learned_and_saved_between_them_do_not_add_up(small_sd, tmp_path):
-    steps = train.LOSSES + 2
+    steps = traffic.LOSSES + 2
     run = small.run(small_sd, steps=steps, rollout__prompts=1, sampling__steps=2, evaluation__every=100)
     stages = LocalStages(run)
     begin, lost = stages.learner.begin, []
@@ -395,7 +395,10 @@ def test_a_batch_whose_trajectories_are_gone_is_sampled_again_to_the_bit(small_s
         begun.append(step)
         begin(step, batch)
 
-    collect, lost = stages.learner.collect, iter([RolloutsLostError("node lost")])
+    collect, lost = (
+        stages.learner.collect,
+        iter([RolloutsLostError("node lost", [0, 2]), RolloutsLostError("node lost", [1])]),
+    )
 
     def failing():
         if stages.learner.begun is not None and (error := next(lost, None)) is not None:
@@ -412,7 +415,7 @@ def test_a_batch_whose_trajectories_are_gone_is_sampled_again_to_the_bit(small_s
     stages.samplers.submit = submitting
     stages.learner.begin, stages.learner.collect = beginning, failing
     go(run, tmp_path / "run", stages=stages)
-    assert begun == [1, 1, 2] and sampled.count(1) == 6
+    assert begun == [1, 1, 1, 2] and sampled.count(1) == 3 + 2 + 1
     go(run, tmp_path / "whole")
     assert same(parameters(tmp_path / "whole", 2), parameters(tmp_path / "run", 2))
 

@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray import exceptions
 
 from pcpo_ray import config, status
 from pcpo_ray.cluster import actors
 from pcpo_ray.cluster.controller import Desk
-from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, draining_nodes, get, short_of
+from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, brief, draining_nodes, get, short_of
 from pcpo_ray.cluster.learner import RayLearner
 from pcpo_ray.cluster.pool import Item, Result, Sends, WorkerPool
 from pcpo_ray.errors import ClusterError
 from pcpo_ray.operate.attach import attach
 from pcpo_ray.request import Fault, Request
-from pcpo_ray.stages import SHARE, Size
+from pcpo_ray.stages import SHARE, RolloutsLostError, Size
 from pcpo_ray.trajectory import Handle, Rollout, Scored, Task
 
 
@@ -48,6 +49,7 @@ class RolePool(WorkerPool[Item, Result]):
             send,
             workers=role.workers,
             silence=launcher.run.workers.silence_timeout,
+            start=launcher.run.workers.start_timeout,
             hint=hint,
         )
 
@@ -60,7 +62,9 @@ class RaySamplers(RolePool[Task, Rollout]):
         super().__init__("sampler", launcher, actors.SamplerActor, launcher.run.workers.samplers, self._sample)
 
     def _sample(self, actor: Any, task: Task) -> tuple[Any, Callable[[Any], Rollout]]:
-        made, trajectory, images = actor.sample.options(num_returns=3).remote(task, self.learner.pulled(task))
+        stored = self.learner.pulled(task)
+        sample = actor.sample.options(num_returns=3)
+        made, trajectory, images = sample.remote(task, stored.checksum, list(stored.references))
         wanted = task.purpose == "train"
 
         def result(info: actors.Made) -> Rollout:
@@ -155,7 +159,7 @@ class RayStages:
         self.learner.listen()
         if time.monotonic() - self.looked > BEAT:
             self.looked = time.monotonic()
-            leaving = draining_nodes()
+            self.learner.draining = leaving = draining_nodes()
             self.samplers.drain_nodes(leaving)
             self.scorers.drain_nodes(leaving)
 
@@ -163,7 +167,10 @@ class RayStages:
         return SHARE * float(ray.cluster_resources().get("object_store_memory", math.inf))
 
     def fetch(self, handle: Handle) -> np.ndarray:
-        images: np.ndarray = get(handle.reference, self.run.workers.task_timeout, "images")
+        try:
+            images: np.ndarray = get(handle.reference, self.run.workers.task_timeout, "images")
+        except exceptions.ObjectLostError as error:
+            raise RolloutsLostError(f"images are gone: {brief(error)}") from error
         return images if handle.rows is None else images[handle.rows]
 
     def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:

@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -21,6 +21,7 @@ from ray import exceptions
 from pcpo_ray import config, memory, weights
 from pcpo_ray.stages import State, Update
 from pcpo_ray.trajectory import Task
+from pcpo_ray.weights import Manifest
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,7 @@ class Worker(ABC):
 
     def __init__(self, run: config.Run, name: str, search_path: str) -> None:
         self.run, self.name = run, name
+        self.loaded = False
         sys.path.insert(0, search_path)
 
     def __repr__(self) -> str:
@@ -52,8 +54,10 @@ class Worker(ABC):
         return f"{self.run.name}: {self.name}"
 
     def start(self) -> tuple[int, str]:
-        """Load what the role needs; what `alive` gives."""
-        self.load()
+        """Load what the role needs, once; what `alive` gives."""
+        if not self.loaded:
+            self.load()
+            self.loaded = True
         found: tuple[int, str] = self.alive(0.0)
         return found
 
@@ -108,23 +112,25 @@ class SamplerActor(Worker):
 
         self.pack = pack
         self.sampler = Sampler(self.run, device)
-        self.checksum = ""
 
-    def sample(self, task: Task, pulled: Sequence[ray.ObjectRef]) -> "tuple[Made, Packed | None, np.ndarray]":
-        """A group, with the weights of the task's version; three objects, of which the driver opens the first only.
+    def sample(
+        self, task: Task, checksum: str, pulled: Sequence[ray.ObjectRef]
+    ) -> "tuple[Made, Packed | None, np.ndarray]":
+        """A group, with the weights of this checksum; three objects, of which the driver opens the first only.
 
-        `pulled` are the references of the version's manifest and buckets, in a list, so that Ray hands them on
-        unopened: they are opened here, between two tasks, where they are not loaded yet. Raises WeightsGoneError.
+        `pulled` are the references of their manifest and buckets, in a list, so that Ray hands them on unopened: they
+        are opened here, between two tasks, where they are not loaded yet. A version's number would not do to tell: a
+        learner that was lost numbers anew. Raises WeightsGoneError.
         """
         started = time.perf_counter()
-        if self.sampler.loaded != task.weights:
+        if self.sampler.loaded != checksum:
             self.pull(task.version, pulled)
         self.sampler.prepare(task)
         trajectory, images = self.sampler.sample(task)
         packed = None if trajectory is None else self.pack(self.sampler.policy, task, trajectory)
         made = Made(
             bytes=images.nbytes + (0 if packed is None else packed.bytes),
-            checksum=self.checksum,
+            checksum=self.sampler.loaded or "",
             seconds=time.perf_counter() - started,
             worker=self.name,
         )
@@ -136,8 +142,7 @@ class SamplerActor(Worker):
             manifest, *buckets = ray.get(list(pulled), timeout=PULL_TIMEOUT)
         except (exceptions.ObjectLostError, exceptions.GetTimeoutError) as error:
             raise WeightsGoneError(f"weights of version {version}: {error}") from None
-        self.checksum = self.sampler.load(weights.Weights(manifest=manifest, buckets=tuple(buckets)))
-        return self.checksum
+        return self.sampler.load(weights.Weights(manifest=manifest, buckets=tuple(buckets)))
 
     def ping(self) -> None:
         """Answered between tasks, so by an idle sampler at once."""
@@ -151,12 +156,11 @@ class SamplerActor(Worker):
         from pcpo_ray import ranks
 
         (sent,) = ray.get(list(manifest), timeout=deadline)
-        self.sampler.loaded = None  # half of them would be no version at all
         group = ranks.Sync(
             index=place, count=size, address=address, timeout=deadline, device=self.sampler.policy.device
         )
         buckets = [group.broadcast(torch.empty(bucket, dtype=torch.uint8)).numpy() for bucket in sent.sizes]
-        self.checksum = self.sampler.load(weights.Weights(manifest=sent, buckets=tuple(buckets)))
+        self.sampler.load(weights.Weights(manifest=sent, buckets=tuple(buckets)))
 
 
 class ScorerActor(Worker):
@@ -185,13 +189,26 @@ class LearnerActor(Worker):
         self.index = index
         self.rank: "Rank | None" = None
         self.packed: weights.Weights | None = None
+        self.stores: dict[str, Any] = {}
+        self.batch: dict[int, Packed] = {}
+        self.number, self.answer = 0, None
 
-    def meet(self) -> tuple[str, int]:
-        """Open a place where processes can meet, and say where it is; it closes when the next one opens."""
+    def meet(self, purpose: str) -> tuple[str, int]:
+        """Open a place where processes can meet, and say where it is; it closes when the purpose's next one opens.
+
+        The ranks' own stays as long as they do: NCCL meets there at the first collective, and not before.
+        """
         from pcpo_ray import ranks
 
-        self.store = ranks.host(ray.util.get_node_ip_address())
-        return self.store.host, self.store.port
+        self.stores[purpose] = store = ranks.host(ray.util.get_node_ip_address())
+        return store.host, store.port
+
+    def call(self, number: int, name: str, *arguments: Any) -> Any:
+        """The answer of a method. Asked again under the same number, it is the same answer: nothing is done twice."""
+        if number != self.number:
+            self.answer = getattr(self, name)(*arguments)
+            self.number = number
+        return self.answer
 
     def start_with(self, address: tuple[str, int]) -> tuple[int, str]:
         """`start`, once all ranks have met."""
@@ -214,16 +231,21 @@ class LearnerActor(Worker):
 
         self.learner = Learner(self.run, device, self.rank or ALONE)
 
-    def update(
-        self,
-        step: int,
-        versions: list[int],
-        advantages: list[list[float]],
-        own: list[int],
-        *trajectories: "Packed",
-    ) -> Update:
-        """Learn a batch; the trajectories, of the groups at the places `own`, come as references that Ray resolved."""
-        packed = dict(zip(own, trajectories, strict=True))
+    def hold(self, references: Mapping[int, ray.ObjectRef]) -> list[int]:
+        """Take hold of the trajectories that this rank learns, by the groups' places; the places of those gone."""
+        self.batch, lost = {}, []
+        if references:  # all at once: each comes from the node that made it
+            ray.wait(list(references.values()), num_returns=len(references), timeout=PULL_TIMEOUT)
+        for place, reference in references.items():
+            try:
+                self.batch[place] = ray.get(reference, timeout=0)
+            except (exceptions.ObjectLostError, exceptions.GetTimeoutError):
+                lost.append(place)
+        return lost
+
+    def update(self, step: int, versions: list[int], advantages: list[list[float]]) -> Update:
+        """Learn a batch, of which this rank holds its own groups' trajectories."""
+        packed, self.batch = self.batch, {}
         every = enumerate(zip(versions, advantages, strict=True))
         return self.learner.update(step, [(version, packed.get(place), values) for place, (version, values) in every])
 
@@ -231,7 +253,7 @@ class LearnerActor(Worker):
         """How many buckets the weights are sent in."""
         return self.learner.buckets()
 
-    def weights(self, averaged: bool) -> tuple[weights.Manifest, *tuple[np.ndarray, ...]]:
+    def weights(self, averaged: bool) -> tuple[Manifest, *tuple[np.ndarray, ...]]:
         """The manifest and its buckets, each an object of its own. The first rank's.
 
         Ray has copied those of the call before, and a broadcast of them has ended, so their memory is free.
@@ -255,11 +277,23 @@ class LearnerActor(Worker):
         """Have the first rank gather the weights."""
         self.learner.assist(averaged=averaged)
 
-    def save(self, folder: "RunFolder", state: State) -> None:
+    def save(self, folder: "RunFolder", state: State, older: Sequence[Sequence[ray.ObjectRef]]) -> None:
+        """Write a checkpoint, with the older versions whose references are given."""
         here = folder.here()
-        self.learner.save(here.checkpoint(state.step), state)
+        opened = []
+        for references in older:
+            manifest, *buckets = ray.get(list(references), timeout=PULL_TIMEOUT)
+            opened.append(weights.Weights(manifest=manifest, buckets=tuple(buckets)))
+        self.learner.save(here.checkpoint(state.step), state, older=opened)
         if self.index == 0:
             here.push_checkpoint(state.step)
 
     def restore(self, folder: "RunFolder", step: int) -> State:
         return self.learner.restore(folder.here().fetch_checkpoint(step))
+
+    def older(self, folder: "RunFolder", step: int, version: int) -> tuple[Manifest, *tuple[np.ndarray, ...]]:
+        """The manifest and the buckets of an older version that a checkpoint holds. The first rank's."""
+        from pcpo_ray import checkpoint
+
+        found = checkpoint.read_version(folder.here().fetch_checkpoint(step), version)
+        return found.manifest, *found.buckets

@@ -11,8 +11,7 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from pcpo_ray.cluster.launch import GONE, brief, cause_of
-from pcpo_ray.errors import PcpoError
+from pcpo_ray.cluster.launch import brief, cause_of
 
 PING = 1.0
 """Seconds in which an idle sampler answers."""
@@ -29,14 +28,14 @@ def send(
 ) -> tuple[list[str], list[str]]:
     """Send the weights that the learner's first rank packed last: the samplers that have loaded them, what failed.
 
-    Raises the PcpoError of a sampler in which they do not fit or do not act.
+    Where they do not fit or do not act in a sampler, it says so again when it pulls them.
     """
     pings = {actor.ping.remote(): name for name, actor in samplers.items()}
     answered, _ = ray.wait(list(pings), num_returns=len(pings), timeout=PING) if pings else ([], [])
     members = [pings[reference] for reference in answered if _failure(reference) is None]
     if not members:
         return [], []
-    address, size = learner.meet.remote(), 1 + len(members)
+    address, size = learner.meet.remote("weights"), 1 + len(members)
     sending = learner.send.remote(address, size, deadline)
     calls = {
         samplers[name].receive.remote(address, place, size, deadline, [manifest]): name
@@ -55,11 +54,6 @@ def _failure(reference: ray.ObjectRef) -> str | None:
         ray.get(reference, timeout=0)
     except exceptions.GetTimeoutError:
         return "no answer in time"
-    except GONE as error:
-        return brief(error)
     except exceptions.RayError as error:
-        cause = cause_of(error)
-        if isinstance(cause, PcpoError):
-            raise cause from error
-        return brief(cause)
+        return brief(cause_of(error))
     return None

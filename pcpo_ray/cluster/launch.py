@@ -17,8 +17,17 @@ from pcpo_ray.errors import ClusterError, PcpoError
 BEAT = 2.0
 """Seconds from one sign of life to the next."""
 
-GONE = (exceptions.ActorDiedError, exceptions.ActorUnavailableError, exceptions.WorkerCrashedError)
-"""What a call to an actor that is no more raises."""
+DEAF = 10.0
+"""Seconds between two looks for signs of life, beyond which what lies between is our own silence, and no worker's."""
+
+OF_THE_CALL = (
+    exceptions.RayTaskError,
+    exceptions.ObjectLostError,
+    exceptions.ActorUnavailableError,
+    exceptions.GetTimeoutError,
+)
+"""What tells of a call and not of the end of its actor: the work's own error, arguments that are gone, a moment's
+silence. Whatever else Ray raises, now or in a later version, says that the actor is no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +92,11 @@ def cause_of(error: exceptions.RayError) -> BaseException:
     return cause if isinstance(cause, BaseException) else error
 
 
+def is_gone(error: BaseException) -> bool:
+    """Whether an error of a call says that its actor is no more: died, killed for memory, its node lost."""
+    return isinstance(error, exceptions.RayError) and not isinstance(error, OF_THE_CALL)
+
+
 def reraise(error: exceptions.RayError, awaited: str) -> PcpoError:
     """The error as one of this package's: the worker's own where it raised one, else what Ray says of the cluster."""
     cause = cause_of(error)
@@ -117,11 +131,13 @@ def short_of(wanted: Mapping[str, float], there: Mapping[str, float]) -> str:
 
 
 def get(reference: ray.ObjectRef, timeout: float, awaited: str) -> Any:
-    """A result. Raises ClusterError at the deadline, and this package's error for what went wrong."""
+    """A result. Raises ClusterError at the deadline, this package's error for what went wrong, and ObjectLostError."""
     try:
         return ray.get(reference, timeout=timeout)
     except exceptions.GetTimeoutError:
         raise ClusterError(f"waited {timeout:g} s (workers.task_timeout) for {awaited}") from None
+    except exceptions.ObjectLostError:
+        raise
     except exceptions.RayError as error:
         raise reraise(error, awaited) from error
 

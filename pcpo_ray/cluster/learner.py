@@ -1,11 +1,14 @@
 """The learner's ranks seen from the driver, and the weights that they give out.
 
 The driver calls for the weights, so the driver owns them: they survive the learner, and there is no store whose loss
-could cost anything.
+could cost anything. Every call may be made twice: where a rank was out of reach for a moment, its answer is asked for
+again, and what was done is not done again.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -14,11 +17,59 @@ from ray import exceptions
 from pcpo_ray import minibatches
 from pcpo_ray.cluster import broadcast
 from pcpo_ray.cluster.actors import LearnerActor
-from pcpo_ray.cluster.launch import BEAT, GONE, Launcher, brief, cause_of, end, reraise
+from pcpo_ray.cluster.launch import BEAT, DEAF, Launcher, brief, cause_of, end
 from pcpo_ray.errors import ClusterError, PcpoError, WeightsError
 from pcpo_ray.folder import RunFolder
 from pcpo_ray.stages import LearnerLostError, Published, RolloutsLostError, State, Update, Weighted
 from pcpo_ray.trajectory import Task
+from pcpo_ray.weights import Manifest
+
+
+class Call:
+    """Something asked of a rank: how to ask, what for, and the references to the answer, of which the first tells."""
+
+    def __init__(self, ask: Callable[[], Any], awaited: str) -> None:
+        self.ask, self.awaited = ask, awaited
+        self.again()
+
+    def again(self) -> None:
+        """Ask once more, as the answer was lost on the way."""
+        found = self.ask()
+        self.references: list[ray.ObjectRef] = found if isinstance(found, list) else [found]
+
+    @property
+    def reference(self) -> ray.ObjectRef:
+        """What to wait for."""
+        return self.references[0]
+
+    def answered(self) -> bool:
+        """Whether the answer, or an error, is there. Where the rank was out of reach, it is asked again."""
+        if not ray.wait([self.reference], timeout=0)[0]:
+            return False
+        try:
+            self._answer = ray.get(self.reference)
+        except exceptions.ActorUnavailableError:
+            self.again()
+            return False
+        except exceptions.RayError as error:
+            cause = cause_of(error)
+            if isinstance(cause, PcpoError):
+                raise cause from error
+            raise LearnerLostError(f"the learner is lost, in {self.awaited}: {brief(cause)}") from error
+        return True
+
+    @property
+    def answer(self) -> Any:
+        """What was `answered`."""
+        return self._answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A version that samplers can load."""
+
+    references: Sequence[ray.ObjectRef]
+    checksum: str
 
 
 class RayLearner:
@@ -29,63 +80,115 @@ class RayLearner:
         self.run = launcher.run
         self.workers = launcher.run.workers
         self.role = launcher.run.workers.learner
-        self.versions: dict[tuple[int, bool], list[ray.ObjectRef]] = {}
-        self.running: list[ray.ObjectRef] = []
+        self.versions: dict[tuple[int, bool], Stored] = {}
         self.receivers: Callable[[], Mapping[str, Any]] = dict
         """The samplers to send new weights to, by name, where they do not pull them."""
+        self.draining: set[str] = set()
+        """Nodes that were told to leave."""
         self.mended: list[str] = []
+        self.numbered = 0
+        self.begun: tuple[int, list[int], list[list[float]]] | None = None
+        self.held = False
+        """Whether every rank holds what it learns of the batch begun."""
+        self.running: list[Call] = []
         self._start()
 
     def _start(self) -> None:
+        self._forget_update()
         self.room = self.launcher.room(self.role)
         self.actors = [
             self.launcher.make(LearnerActor, self.role, f"learner-{index}", index, **self.room.options(index))
             for index in range(self.role.ranks)
         ]
         if len(self.actors) == 1:
-            self.beats = [self.actors[0].start.remote()]
+            starts = [self.actors[0].start.remote]
         else:
-            address = self.actors[0].meet.remote()
-            self.beats = [actor.start_with.remote(address) for actor in self.actors]
-        self.heard = [time.monotonic()] * len(self.actors)
+            address = self.actors[0].meet.remote("ranks")
+            starts = [partial(actor.start_with.remote, address) for actor in self.actors]
+        self.beats = [Call(start, "the learner to start") for start in starts]
+        self.listened = time.monotonic()
+        self.heard = [self.listened] * len(self.actors)
+        self.nodes: dict[int, str] = {}
         self.starting = set(range(len(self.actors)))
         self.buckets: int | None = None
+
+    def _ask(self, index: int, name: str, *arguments: Any, awaited: str, returns: int = 1) -> Call:
+        """Ask a rank to do something, once, however often it is asked."""
+        self.numbered += 1
+        call = self.actors[index].call.options(name=f"learner.{name}", num_returns=returns)
+        return Call(partial(call.remote, self.numbered, name, *arguments), awaited)
+
+    def _ask_all(self, name: str, *arguments: Any, awaited: str) -> list[Call]:
+        return [self._ask(index, name, *arguments, awaited=awaited) for index in range(len(self.actors))]
 
     # -- LearnerGroup -----------------------------------------------------------------------------------------------
 
     def begin(self, step: int, batch: Sequence[Weighted]) -> None:
         versions = [weighted.rollout.task.version for weighted in batch]
         advantages = [list(weighted.advantages) for weighted in batch]
+        self.begun = step, versions, advantages
         parts = minibatches.of(self.run.optimizer, len(batch), seed=self.run.seed, step=step)
-        for index, actor in enumerate(self.actors):
+        for index in range(len(self.actors)):
             own = sorted({place for part in parts for place in minibatches.share(part, index, len(self.actors))})
-            trajectories = [handle.reference for place in own if (handle := batch[place].rollout.trajectory)]
-            self.running.append(actor.update.remote(step, versions, advantages, own, *trajectories))
+            held = {place: handle.reference for place in own if (handle := batch[place].rollout.trajectory)}
+            self.running.append(self._ask(index, "hold", held, awaited="the batch"))
+
+    def updating(self) -> bool:
+        return self.begun is not None
 
     def collect(self) -> Update | None:
-        done, busy = ray.wait(self.running, num_returns=len(self.running), timeout=0) if self.running else ([], [])
-        updates = [self._get(reference, "the update") for reference in done]  # the first that failed is known at once
-        if busy or not updates:
+        """See LearnerGroup. First every rank takes hold of what it learns: none begins where another could not."""
+        if self.begun is None:
             return None
-        self.running = []
-        update: Update = updates[0]
+        try:
+            if not _answered(self.running):
+                return None
+        except Exception:
+            self._forget_update()
+            raise
+        answers = [call.answer for call in self.running]
+        if not self.held:
+            lost = sorted({place for places in answers for place in places})
+            if not lost:
+                self.held = True
+                self.running = self._ask_all("update", *self.begun, awaited="the update")
+                return None
+            self._forget_update()
+            raise RolloutsLostError(f"the trajectories of {len(lost)} groups are gone", lost)
+        self._forget_update()
+        update: Update = answers[0]
         return update
 
+    def _forget_update(self) -> None:
+        self.begun, self.held, self.running = None, False, []
+
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
-        started = time.perf_counter()
-        first, *others = self.actors
-        if self.buckets is None:
-            self.buckets = self._get(first.buckets.remote(), "the learner to be there")
-        references = first.weights.options(num_returns=1 + self.buckets).remote(averaged)
-        if self.role.strategy == "fsdp2":
-            self._all([references[0], *(actor.assist.remote(averaged) for actor in others)], "the learner's weights")
-        manifest = self._get(references[0], "the learner's weights")
+        started, awaited = time.perf_counter(), "the learner's weights"
         self.versions = {key: found for key, found in self.versions.items() if key[0] >= oldest}
-        self.versions[manifest.key] = references
+        asked = self._ask(0, "weights", averaged, awaited=awaited, returns=1 + self._buckets())
+        sharded = self.role.strategy == "fsdp2"
+        helping = [
+            self._ask(index, "assist", averaged, awaited=awaited) for index in range(1, len(self.actors)) if sharded
+        ]
+        manifest: Manifest = self._all([asked, *helping])[0]
         received: list[str] = []
         if self.workers.sync == "broadcast" and not averaged:
-            received, failed = broadcast.send(first, references[0], self.receivers(), broadcast.DEADLINE)
+            received, failed = broadcast.send(self.actors[0], asked.reference, self.receivers(), broadcast.DEADLINE)
             self.mended += failed
+        return self._stored(manifest, asked, started, received)
+
+    def republish(self, folder: RunFolder, step: int, version: int) -> Published:
+        started, awaited = time.perf_counter(), f"the weights of version {version}"
+        asked = self._ask(0, "older", folder.here(), step, version, awaited=awaited, returns=1 + self._buckets())
+        return self._stored(self._all([asked])[0], asked, started)
+
+    def _buckets(self) -> int:
+        if self.buckets is None:
+            (self.buckets,) = self._all([self._ask(0, "buckets", awaited="the learner to be there")])
+        return self.buckets
+
+    def _stored(self, manifest: Manifest, asked: Call, started: float, received: Sequence[str] = ()) -> Published:
+        self.versions[manifest.key] = Stored(references=asked.references, checksum=manifest.checksum)
         return Published(
             version=manifest.version,
             averaged=manifest.averaged,
@@ -96,9 +199,15 @@ class RayLearner:
         )
 
     def save(self, folder: RunFolder, state: State) -> None:
-        writers = self.actors if self.role.strategy == "fsdp2" else self.actors[:1]
-        saved = folder.checkpoint(state.step)
-        self._all([actor.save.remote(folder.here(), state) for actor in writers], f"the learner to save {saved}")
+        saved, here = folder.checkpoint(state.step), folder.here()
+        older = [list(self.versions[version, False].references) for version in state.older]
+        count = len(self.actors) if self.role.strategy == "fsdp2" else 1
+        self._all(
+            [
+                self._ask(index, "save", here, state, [] if index else older, awaited=f"the learner to save {saved}")
+                for index in range(count)
+            ]
+        )
         if folder.url is None and not saved.exists():
             raise ClusterError(
                 f"the learner saved {saved.resolve()} on its own node, and it is not on this one; have runs lie on "
@@ -107,26 +216,28 @@ class RayLearner:
             )
 
     def restore(self, folder: RunFolder, step: int) -> State:
-        asked = [actor.restore.remote(folder.here(), step) for actor in self.actors]
-        state: State = self._all(asked, f"the learner to restore {folder.checkpoint_place(step)}")[0]
+        awaited = f"the learner to restore {folder.checkpoint_place(step)}"
+        state: State = self._all(self._ask_all("restore", folder.here(), step, awaited=awaited))[0]
         return state
 
     def recover(self) -> None:
         self.close()
-        self.running = []
         self.versions.clear()
         self._start()
         deadline = time.monotonic() + self.workers.start_timeout
         while not self.ready():
             if time.monotonic() > deadline:
-                raise ClusterError(
+                raise LearnerLostError(
                     f"a new learner was not ready in {self.workers.start_timeout:g} s (workers.start_timeout)"
                 )
-            ray.wait(self.beats, timeout=1.0)
+            ray.wait([beat.reference for beat in self.beats], timeout=1.0)
+
+    def leaving(self) -> bool:
+        return any(node in self.draining for node in self.nodes.values())
 
     # -- for the stages ---------------------------------------------------------------------------------------------
 
-    def pulled(self, task: Task) -> list[ray.ObjectRef]:
+    def pulled(self, task: Task) -> Stored:
         """What a sampler opens to load the weights of a task. Raises WeightsError."""
         if task.weights not in self.versions:
             raise WeightsError(
@@ -136,7 +247,7 @@ class RayLearner:
 
     def references(self) -> list[ray.ObjectRef]:
         """What to wait for."""
-        return [*self.beats, *self.running]
+        return [call.reference for call in (*self.beats, *self.running)]
 
     def ready(self) -> bool:
         """Whether every rank has started. Raises LearnerLostError, or what its start raised."""
@@ -146,12 +257,15 @@ class RayLearner:
     def listen(self) -> None:
         """Hear whether they live. Raises LearnerLostError where one does not, or was silent for too long."""
         now = time.monotonic()
+        if now - self.listened > DEAF:
+            self.heard = [heard + now - self.listened for heard in self.heard]
+        self.listened = now
         for index, beat in enumerate(self.beats):
-            if ray.wait([beat], timeout=0)[0]:
-                self._get(beat, "the learner to live")
+            if beat.answered():
+                _, self.nodes[index] = beat.answer
                 self.starting.discard(index)
                 self.heard[index] = now
-                self.beats[index] = self.actors[index].alive.remote(BEAT)
+                self.beats[index] = Call(partial(self.actors[index].alive.remote, BEAT), "the learner to live")
             silent = now - self.heard[index]
             if index not in self.starting and silent > self.workers.silence_timeout:
                 raise LearnerLostError(
@@ -167,28 +281,22 @@ class RayLearner:
         end(self.actors)
         self.room.close()
 
-    def _all(self, references: Sequence[ray.ObjectRef], awaited: str) -> list[Any]:
-        """The answers of ranks that wait for each other: the first to fail is the one that is heard."""
-        left, deadline = list(references), time.monotonic() + self.workers.task_timeout
-        while left:
-            done, left = ray.wait(left, timeout=max(0.0, deadline - time.monotonic()))
-            if not done:
-                raise ClusterError(f"waited {self.workers.task_timeout:g} s (workers.task_timeout) for {awaited}")
-            self._get(done[0], awaited)
-        return [self._get(reference, awaited) for reference in references]
+    def _all(self, calls: Sequence[Call]) -> list[Any]:
+        """The answers of ranks that wait for each other: the first to fail is the one that is heard.
 
-    def _get(self, reference: ray.ObjectRef, awaited: str) -> Any:
-        try:
-            return ray.get(reference, timeout=self.workers.task_timeout)
-        except exceptions.GetTimeoutError:
-            raise ClusterError(f"waited {self.workers.task_timeout:g} s (workers.task_timeout) for {awaited}") from None
-        except exceptions.RayError as error:
-            cause = cause_of(error)
-            if isinstance(cause, exceptions.ObjectLostError):
-                raise RolloutsLostError(f"trajectories are gone: {brief(cause)}") from error
-            if isinstance(cause, GONE):
-                raise LearnerLostError(f"the learner is gone: {brief(cause)}") from error
-            if len(self.actors) > 1 and not isinstance(cause, PcpoError):
-                # torch.distributed says of a rank that it lost another in errors of no class of their own
-                raise LearnerLostError(f"a rank of the learner failed: {brief(cause)}") from error
-            raise reraise(error, awaited) from error
+        Raises LearnerLostError where one dies, falls silent, or has not answered at the deadline.
+        """
+        deadline = time.monotonic() + self.workers.task_timeout
+        while not _answered(calls):
+            if time.monotonic() > deadline:
+                raise LearnerLostError(
+                    f"waited {self.workers.task_timeout:g} s (workers.task_timeout) for {calls[0].awaited}"
+                )
+            ray.wait([call.reference for call in calls], num_returns=len(calls), timeout=0.5)
+            self.listen()
+        return [call.answer for call in calls]
+
+
+def _answered(calls: Sequence[Call]) -> bool:
+    """Whether all are answered; each is looked at, so that the first that fails is heard at once."""
+    return all([call.answered() for call in calls])

@@ -1,7 +1,8 @@
 """WorkerPool: the actors behind a `scheduling.pool.Pool`, whose decisions it carries out.
 
 Contract: every item submitted is collected once, or is among `lost`, or an error says why not. An error of the work
-itself that is the data's (this package's own errors) is raised at once; any other is tried on another worker.
+itself is tried on another worker; one that says what is wrong with the item (this package's own errors) is raised when
+a second worker, or the only one once more, says so too.
 """
 
 import time
@@ -12,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray import exceptions
 
-from pcpo_ray.cluster.launch import BEAT, GONE, brief, cause_of, end
+from pcpo_ray.cluster.launch import BEAT, DEAF, brief, cause_of, end, is_gone
 from pcpo_ray.scheduling.pool import Limits, Pool, Send, Start, State, Stop
 from pcpo_ray.scheduling.retries import Blame, blame
 from pcpo_ray.stages import Size
@@ -45,14 +46,19 @@ class WorkerPool(Generic[Item, Result]):
         *,
         workers: int,
         silence: float,
+        start: float = 300.0,
         hint: str = "",
     ) -> None:
         self.name, self.launch, self.send = name, launch, send
-        self.pool: Pool[Item] = Pool(name, Limits(silence=silence), hint)
+        self.pool: Pool[Item] = Pool(name, Limits(silence=silence, start=start), hint)
         self.actors: dict[str, Any] = {}
         self.nodes: dict[str, str] = {}
         self.calls: dict[ray.ObjectRef, Call[Item, Result]] = {}
         self.beats: dict[ray.ObjectRef, str] = {}
+        self.starts: dict[ray.ObjectRef, str] = {}
+        self.proven = False
+        """Whether a worker has ever started."""
+        self.listened = time.monotonic()
         self.gone: list[Item] = []
         self.resize(workers)
 
@@ -65,10 +71,15 @@ class WorkerPool(Generic[Item, Result]):
     def collect(self) -> list[Result]:
         """Results since the last call."""
         now = time.monotonic()
+        if now - self.listened > DEAF:
+            self.pool.forgive(now - self.listened)
+        self.listened = now
         results = []
         for reference in self._done():
             if reference in self.beats:
                 self._beat(reference, now)
+            elif reference in self.starts:
+                self._started(reference, now)
             elif reference in self.calls:  # a call of a worker found dead a moment ago is no call any more
                 results += self._result(reference, now)
         self.pool.tick(now)
@@ -102,7 +113,7 @@ class WorkerPool(Generic[Item, Result]):
 
     def references(self) -> list[ray.ObjectRef]:
         """What to wait for."""
-        return [*self.calls, *self.beats]
+        return [*self.calls, *self.beats, *self.starts]
 
     def faults(self) -> list[str]:
         return self.pool.faults()
@@ -119,6 +130,7 @@ class WorkerPool(Generic[Item, Result]):
         self.actors.clear()
         self.calls.clear()
         self.beats.clear()
+        self.starts.clear()
 
     # -- events -----------------------------------------------------------------------------------------------------
 
@@ -133,42 +145,60 @@ class WorkerPool(Generic[Item, Result]):
         worker = self.beats.pop(reference)
         try:
             _, self.nodes[worker] = ray.get(reference)
+        except exceptions.ActorUnavailableError:
+            pass  # out of reach for a moment; for how long is what silence counts
+        except exceptions.RayError as error:
+            self._died(worker, brief(cause_of(error)), now)
+            return
+        else:
+            self.pool.heard(worker, now)
+        self.beats[self.actors[worker].alive.remote(BEAT)] = worker
+
+    def _started(self, reference: ray.ObjectRef, now: float) -> None:
+        worker = self.starts.pop(reference)
+        try:
+            ray.get(reference)
+        except exceptions.ActorUnavailableError:
+            self.starts[self.actors[worker].start.remote()] = worker
         except exceptions.RayError as error:
             cause = cause_of(error)
-            if blame(cause) is Blame.DATA:  # it could not start: another one could not either
+            if blame(cause) is Blame.DATA and not self.proven:  # another one could not start either
                 raise cause from error
-            end([self._forget(worker)])
-            self.pool.died(worker, brief(cause), now)
-            return
-        self.pool.ready(worker, now)
-        self.pool.heard(worker, now)
-        self.beats[self.actors[worker].alive.remote(BEAT)] = worker
+            self._died(worker, brief(cause), now)
+        else:
+            self.proven = True
+            self.pool.ready(worker, now)
 
     def _result(self, reference: ray.ObjectRef, now: float) -> list[Result]:
         call = self.calls.pop(reference)
         try:
             value = ray.get(reference)
-        except GONE as error:
-            self._forget(call.worker)
-            self.pool.died(call.worker, brief(error), now)
         except exceptions.RayError as error:
             cause = cause_of(error)
-            if isinstance(cause, exceptions.ObjectLostError):
+            if is_gone(cause):
+                self._died(call.worker, brief(cause), now)
+            elif isinstance(cause, exceptions.ObjectLostError):
                 if self.pool.finished(call.worker, call.ticket, now):
                     self.gone.append(call.item)
-            elif blame(cause) is Blame.DATA:
-                raise cause from error
             else:
+                if blame(cause) is Blame.DATA and self.pool.refused(call.worker, call.ticket):
+                    raise cause from error
                 self.pool.failed(call.worker, call.ticket, brief(cause), now)
         else:
             if self.pool.finished(call.worker, call.ticket, now):
                 return [call.finish(value)]
         return []
 
+    def _died(self, worker: str, cause: str, now: float) -> None:
+        """A worker is no more; where only we think so, it is ended, as it would keep what it has reserved."""
+        end([self._forget(worker)])
+        self.pool.died(worker, cause, now)
+
     def _forget(self, worker: str) -> Any:
         self.nodes.pop(worker, None)
         self.calls = {reference: call for reference, call in self.calls.items() if call.worker != worker}
         self.beats = {reference: name for reference, name in self.beats.items() if name != worker}
+        self.starts = {reference: name for reference, name in self.starts.items() if name != worker}
         return self.actors.pop(worker, None)
 
     # -- actions ----------------------------------------------------------------------------------------------------
@@ -178,7 +208,8 @@ class WorkerPool(Generic[Item, Result]):
             match action:
                 case Start(worker):
                     self.actors[worker], started = self.launch(worker)
-                    self.beats[started] = worker
+                    self.starts[started] = worker
+                    self.beats[self.actors[worker].alive.remote(0.0)] = worker
                 case Stop(worker):
                     actor = self._forget(worker)
                     if actor is not None:

@@ -35,15 +35,19 @@ class Limits:
 
     `depth` is how many items a worker holds: one at work and one that is there when it is done. An item may be lost
     `attempts` times, a worker fail `strikes` times in a row before it is replaced, and `deaths` workers die in a row
-    with nothing finished in between. A worker that was not heard of for `silence` seconds is given up. An item that
-    has taken `hedge` times the median is given to an idle worker too; the first result counts.
+    with nothing finished in between. An item that `refusals` workers found fault with is at fault. A worker that was
+    not heard of for `silence` seconds is given up, and one that has not started `start` seconds after it had a place;
+    for a place it may wait, as a cluster takes its time to grow. An item that has taken `hedge` times the median is
+    given to an idle worker too; the first result counts.
     """
 
     depth: int = 2
     attempts: int = 5
+    refusals: int = 2
     strikes: int = 3
     deaths: int = 10
     silence: float = 60.0
+    start: float = 300.0
     hedge: float = 3.0
 
 
@@ -80,6 +84,8 @@ class _Worker:
     held: dict[int, float] = field(default_factory=dict)
     """Tickets, and since when the worker has been at work on each."""
     strikes: int = 0
+    placed: float | None = None
+    """Since when its process is there."""
 
 
 @dataclass
@@ -87,6 +93,8 @@ class _Entry(Generic[Item]):
     item: Item
     holders: set[str] = field(default_factory=set)
     lost: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    """The workers that found fault with it."""
 
 
 class Pool(Generic[Item]):
@@ -163,9 +171,24 @@ class Pool(Generic[Item]):
         self._dispatch(now)
 
     def heard(self, worker: str, now: float) -> None:
-        """A worker gave a sign of life."""
-        if worker in self.workers:
-            self.workers[worker].heard = now
+        """A worker gave a sign of life; the first tells that its process is there."""
+        found = self.workers.get(worker)
+        if found is not None:
+            found.heard = now
+            found.placed = now if found.placed is None else found.placed
+
+    def forgive(self, seconds: float) -> None:
+        """Nobody listened for so long: that was no worker's silence."""
+        for worker in self.workers.values():
+            worker.heard += seconds
+
+    def refused(self, worker: str, ticket: int) -> bool:
+        """A worker finds fault with the item and not with itself; whether that is certain now, as others do too."""
+        entry = self._entries.get(ticket)
+        if entry is None:
+            return False
+        entry.refused.append(worker)
+        return len(entry.refused) >= self.limits.refusals
 
     def finished(self, worker: str, ticket: int, now: float) -> bool:
         """A result has come; False where it is not to be used, as another worker was first."""
@@ -225,10 +248,20 @@ class Pool(Generic[Item]):
     def tick(self, now: float) -> None:
         """Look at the time: start who was to be started later, give up the silent, hedge what takes long."""
         for name, worker in list(self.workers.items()):
+            if worker.state is State.STARTING:
+                if worker.placed is None:
+                    continue
+                late = now - worker.placed
+            else:
+                late = 0.0
             silent = now - worker.heard
-            if worker.state is not State.STARTING and silent > self.limits.silence:
+            if silent > self.limits.silence:
                 limit = f"workers.silence_timeout={self.limits.silence:g}"
                 self.died(name, f"it was silent for {silent:.0f} s ({limit}){self.hint}", now, "silent")
+                self._actions.append(Stop(name))
+            elif late > self.limits.start:
+                limit = f"workers.start_timeout={self.limits.start:g}"
+                self.died(name, f"it had not started after {late:.0f} s ({limit})", now, "silent")
                 self._actions.append(Stop(name))
         self._fit(now)
         self._hedge(now)
@@ -274,11 +307,18 @@ class Pool(Generic[Item]):
                 self._queue.popleft()
                 continue
             entry = self._entries[ticket]
-            worker = self._least_busy(entry.holders)
+            worker = self._least_busy(entry.holders | self._refusers(entry))
             if worker is None:
                 return
             self._queue.popleft()
             self._send(worker, ticket, entry, now)
+
+    def _refusers(self, entry: _Entry[Item]) -> set[str]:
+        """Who has refused an item; they get it again only where there is nobody else."""
+        if not entry.refused:
+            return set()
+        there = {name for name, found in self.workers.items() if found.state is State.READY}
+        return set() if there <= set(entry.refused) else set(entry.refused)
 
     def _least_busy(self, without: Iterable[str], *, idle: bool = False) -> str | None:
         for level in self._free[: 1 if idle else None]:

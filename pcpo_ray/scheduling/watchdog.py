@@ -3,6 +3,10 @@
 from pcpo_ray.errors import ClusterError
 
 
+class StalledError(ClusterError):
+    """Nothing finished for too long."""
+
+
 class Watchdog:
     """`progress` whenever something finishes, `spoke` whenever a line was printed, `check` whenever there is time.
 
@@ -21,10 +25,10 @@ class Watchdog:
         self.said = now
 
     def check(self, now: float, awaited: str) -> str | None:
-        """A line to print, if one is due. Raises ClusterError after `limit` seconds without progress."""
+        """A line to print, if one is due. Raises StalledError after `limit` seconds without progress."""
         still = now - self.moved
         if still > self.limit:
-            raise ClusterError(
+            raise StalledError(
                 f"nothing finished for {still:.0f} s (workers.task_timeout={self.limit:g}), waiting for {awaited}"
             )
         if now - self.said <= self.quiet:
