@@ -96,10 +96,10 @@ class State:
     step: int
     histories: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     micro_batch: int | None = None
-    begun: Sequence[Sequence[int]] = ()
+    begun: Sequence[Sequence[int]] = field(default_factory=list)
     largest: int = 0
     max_staleness: int | None = None
-    rows: Sequence[Mapping[str, Any]] = ()
+    rows: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def older(self) -> list[int]:
