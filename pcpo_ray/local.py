@@ -153,7 +153,7 @@ class LocalLearner:
 
     def republish(self, folder: RunFolder, step: int, version: int) -> Published:
         started = time.perf_counter()
-        return self._published(checkpoint.read_version(folder.fetch_checkpoint(step), version), version, started)
+        return self._published(checkpoint.read_version(folder.fetch_checkpoint(step), version), 0, started)
 
     def _published(self, packed: weights.Weights, oldest: int, started: float) -> Published:
         self.samplers.publish(packed, oldest)
