@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pcpo_ray import __version__, bench, operate, signals
+from pcpo_ray import __version__, bench, operate, terminal
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError, RunError
 from pcpo_ray.lines import shown
 
@@ -46,13 +46,13 @@ def train(
     ] = None,
 ) -> None:
     """Train a model; the run's folder is RUNS/<name>."""
-    from pcpo_ray import config_file, inputs
+    from pcpo_ray import config_file
     from pcpo_ray import runs as running
     from pcpo_ray.folder import RunFolder
     from pcpo_ray.progress import Display
     from pcpo_ray.prompts import said
-    from pcpo_ray.recorder import Recorder
     from pcpo_ray.report import read, verdict, write
+    from pcpo_ray.signals import ended
     from pcpo_ray.train import Loop
 
     if resume and resume_if_started:
@@ -68,58 +68,67 @@ def train(
         )
     resume = resume or (resume_if_started and home.started())
     console = Console()
-    with Display(run, console) as display, signals.handled(), contextlib.ExitStack() as ending:
-        ending.enter_context(running.begun(run, local=local, say=display.say))
-        ending.enter_context(signals.handled())  # again: starting Ray has put its own handler in place
-        found = None
-        if resume:
-            recorder, found = running.resume(folder, run, display.say, url=home.url)
-        else:
-            began = inputs.digests(inputs.of_run(run))
-            home.claim_new(display.say)
-            recorder = Recorder.create(folder, run, url=home.url, began=began)
-        if home.url is not None:
-            display.say(f"{home.place} is worked on in {folder}")
-        ending.callback(recorder.close)
-        stages = None
+    display = Display(run, console)
+    with ended(display.say) as signals:
+        with display, contextlib.ExitStack() as ending:
+            with signals.kept():
+                ending.enter_context(running.begun(run, local=local, say=display.say))
+            recorder, found = running.resume(folder, run, display.say, url=home.url) if resume else (None, None)
+            if recorder is None:
+                recorder = running.create(home, run, display.say)
+            display.failed = recorder.trouble
+            recorder.say = display.say
+            if home.url is not None:
+                display.say(f"{home.place} is worked on in {folder}")
+            ending.callback(recorder.close)
+            stages = None
+            try:
+                recorder.meter = running.meter(run, local=local, port=metrics_port, say=display.say)
+                recorder.start_trackers()
+                display.say("starting " + ("in this process" if local else "workers on Ray"))
+                stages = running.stages(run, local=local, say=display.say, announced=True)
+                ending.callback(stages.close)
+                prompts, held_out = running.sources(run)
+                told = said(run, prompts, held_out)
+                for line in told:
+                    display.say(line)
+                recorder.event("started", **running.surroundings(local), prompts=told)
+                loop = Loop(
+                    run, stages, recorder, prompts=prompts, held_out=held_out, report=display.row, say=display.say
+                )
+                if found is not None:
+                    loop.restore(found)
+                    display.say(f"resuming {run.name} after step {loop.step}")
+                with running.frozen():
+                    loop.train()
+                alarm = loop.error
+            except KeyboardInterrupt:
+                options = [*(["--local"] if local else []), *([] if runs == "runs" else ["--runs", runs])]
+                again = shlex.join(["pcpo-ray", "train", str(config), *(overrides or []), *options, "--resume"])
+                try:
+                    home.push_records()
+                except RunError as error:
+                    display.say(str(error))
+                display.say(f"stopped; continue with: {again}")
+                raise
+            except Exception as error:
+                with contextlib.suppress(RunError):  # a full disk, which is what failed
+                    recorder.event("failed", error=str(error))
+                    home.push_records()
+                if stages is None and not resume:  # nothing started: once mended, the same command must work
+                    recorder.close()
+                    home.discard()
+                raise
         try:
-            recorder.meter = running.meter(run, local=local, port=metrics_port, say=display.say)
-            recorder.start_trackers()
-            display.say("starting " + ("in this process" if local else "workers on Ray"))
-            stages = running.stages(run, local=local, say=display.say, announced=True)
-            ending.callback(stages.close)
-            prompts, held_out = running.sources(run)
-            told = said(run, prompts, held_out)
-            for line in told:
-                display.say(line)
-            recorder.event("started", **running.surroundings(local), prompts=told)
-            loop = Loop(run, stages, recorder, prompts=prompts, held_out=held_out, report=display.row, say=display.say)
-            if found is not None:
-                loop.restore(found)
-                display.say(f"resuming {run.name} after step {loop.step}")
-            with running.frozen():
-                loop.train()
-            ended = loop.error
-        except KeyboardInterrupt:
-            options = [*(["--local"] if local else []), *([] if runs == "runs" else ["--runs", runs])]
-            again = shlex.join(["pcpo-ray", "train", str(config), *(overrides or []), *options, "--resume"])
+            found_out, page = verdict(read(folder)), write(folder)
             home.push_records()
-            display.say(f"stopped; continue with: {again}")
+        except KeyboardInterrupt:
+            display.say(f"the run is whole, its page is not; write it with: pcpo-ray report {shlex.quote(home.place)}")
             raise
-        except Exception as error:
-            with contextlib.suppress(RunError):  # a full disk, which is what failed
-                recorder.event("failed", error=str(error))
-                home.push_records()
-            if stages is None and not resume:  # nothing started: once mended, the same command must work
-                recorder.close()
-                home.discard()
-            raise
-    found_out, page = verdict(read(folder)), write(folder)
-    home.push_records()
     for line in (found_out["text"], *found_out["notes"], f"report: {page}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if ended:
-        raise AlarmError(ended)
+    if alarm:
+        raise AlarmError(alarm)
 
 
 @app.command()
@@ -304,23 +313,26 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand in {command.__name__ for command in operate.COMMANDS}:
+        terminal.heed()  # they show what goes on elsewhere
 
 
 def main() -> None:
     """The command: an expected error is one message and exit status 1, an end by monitors 3; Ctrl-C is 130."""
-    try:
-        app(standalone_mode=True)
-    except AlarmError as error:
-        print(f"ended by monitors: {error}", file=sys.stderr)
-        sys.exit(3)
-    except PcpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with terminal.apart():
+        try:
+            app(standalone_mode=True)
+        except AlarmError as error:
+            print(f"ended by monitors: {error}", file=sys.stderr)
+            sys.exit(3)
+        except PcpoError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pcpo_ray import signals
+
 PACKAGE = Path(__file__).parent
 INSTALLED = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
@@ -40,7 +42,7 @@ def own_class(name: str) -> Any:
 
 
 class EndedError(Exception):
-    """Code that wanted to end the whole process, as `sys.exit` does."""
+    """Code that wanted to end the whole process, as `sys.exit` and a KeyboardInterrupt of its own do."""
 
 
 def told(error: BaseException) -> str:
@@ -102,7 +104,7 @@ PRECISIONS = tuple(
     )
 )
 SWITCHES = tuple((BACKENDS.cudnn, name) for name in ("enabled", "benchmark", "deterministic"))
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+SIGNALS = (*signals.NUMBERS, signal.SIGUSR2, signal.SIGALRM)
 STREAMS = ((sys, "stdin"), (sys, "stdout"), (sys, "stderr"), (sys, "excepthook"))
 
 
@@ -214,24 +216,35 @@ def apart(name: str, seed: int = 0) -> Iterator[None]:
     """Inside, code of the module that `name` (`package.module:Class`) names; afterwards the process is as it was.
 
     The module finds the settings that it left, and random numbers that depend on `seed` alone. Raises EndedError where
-    it would end the process (sys.exit).
+    it would end the process (sys.exit), and KeyboardInterrupt where a signal to end came, whatever it made of that.
     """
     module = name.partition(":")[0]
+    raised = signals.raised()
     numbers = _random_state()
     ours = {key: read() for key, (read, _) in SETTINGS.items()}
-    _put(_left.get(module, {}))
+    found = _left.get(module, {})
+    _put({**found, "signals": _own_signals(found["signals"])} if "signals" in found else found)
     _seed(seed)
     try:
         yield
-    except (Exception, KeyboardInterrupt):
+    except Exception:
         raise
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and signals.may_come():
+            raise
         raise EndedError(str(error)) from error
     finally:
         now = {key: read() for key, (read, _) in SETTINGS.items()}
         _left[module] = {key: value for key, value in now.items() if value != ours[key]}
         _put({key: ours[key] for key in _left[module]})
         _set_random_state(numbers)
+        if signals.raised() > raised:
+            raise KeyboardInterrupt
+
+
+def _own_signals(handlers: Mapping[int, Any]) -> dict[int, Any]:
+    """Of a module's handlers those that it may have again: who ends the run is the run's to say."""
+    return {number: handler for number, handler in handlers.items() if number not in signals.NUMBERS}
 
 
 def _put(settings: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """What is shown while a run goes on: a live table on a terminal, plain lines elsewhere."""
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from pcpo_ray import config
 from pcpo_ray.evaluation import TOTAL
@@ -16,40 +18,61 @@ from pcpo_ray.lines import shown
 
 
 class Display:
-    """Shows a run. A context manager; call `row` with each line recorded and `say` with anything else."""
+    """Shows a run. A context manager; call `row` with each line recorded and `say` with anything else.
+
+    What goes wrong with showing is no error of the run's: `failed` is told of it once.
+    """
 
     def __init__(self, run: config.Run, console: Console) -> None:
         self.run = run
         self.console = console
+        self.failed: Callable[[str], None] = lambda message: None
+        self.whole = True
         self.started = time.monotonic()
         self.step_seconds: list[float] = []
         self.shown: dict[str, str] = {}
         self.bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
         )
         self.task = self.bar.add_task(run.name, total=run.steps)
         self.live = Live(self._render(), console=console, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "Display":
         if self.live is not None:
-            self.live.start()
+            with self._apart():
+                self.live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.live is not None:
-            self.live.stop()
+            with self._apart():
+                self.live.stop()
 
     def say(self, line: str) -> None:
         """A line of its own."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        with self._apart():
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """A step or an evaluation that has just been recorded."""
-        line = self._evaluated(row) if row["kind"] == "evaluation" else self._learned(row)
-        if self.live is None:
-            self.say(line)
-        else:
-            self.live.update(self._render())
+        with self._apart():
+            line = self._evaluated(row) if row["kind"] == "evaluation" else self._learned(row)
+            if self.live is None:
+                self.say(line)
+            else:
+                self.live.update(self._render())
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever rich raises over what it is to draw
+            if self.whole:
+                self.whole = False
+                self.failed(f"a line could not be shown: {type(error).__name__}: {error}")
 
     def _evaluated(self, row: Mapping[str, Any]) -> str:
         means = {name: value["mean"] for name, value in row["rewards"].items() if name != TOTAL}
@@ -80,5 +103,5 @@ class Display:
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 2))
         for name, text in self.shown.items():
-            table.add_row(f"[dim]{name}", text)
+            table.add_row(Text(name, style="dim"), Text(text))
         return Group(self.bar, table)

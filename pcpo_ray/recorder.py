@@ -8,11 +8,12 @@ features/       see quality/ (a file a step)
 checkpoints/    see checkpoint.py               report.html         see report.py
 """
 
+import contextlib
 import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pcpo_ray.disk import writing
 from pcpo_ray.errors import RunError
 from pcpo_ray.folder import INPUTS, RunFolder
 from pcpo_ray.meter import Meter, Silent
+from pcpo_ray.trackers import Trackers
 
 RECENT = 50
 """How many of the newest events are kept for whoever asks how the run is, `published` left out: every step has one."""
@@ -39,7 +41,9 @@ class Recorder:
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.mended: list[str] = []
         """What the last `rewind` found damaged in the records, and did about it, in words."""
-        self._trackers: list[Any] = []
+        self.say: Callable[[str], None] = lambda line: None
+        """Gets a line where a tracker fails."""
+        self._trackers: Trackers | None = None
 
     @classmethod
     def create(
@@ -98,31 +102,9 @@ class Recorder:
                         path.unlink()
 
     def start_trackers(self) -> None:
-        """Open the trackers that the config asks for, through Accelerate.
-
-        Raises RunError for one that is not installed or does not start.
-        """
-        if not self.run.trackers:
-            return
-        from accelerate import PartialState
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
-
-        PartialState()
-        known = {str(kind): cls for kind, cls in LOGGER_TYPE_TO_CLASS.items()}
-        for name in self.run.trackers:
-            if name not in known or not filter_trackers([name], self.folder):
-                raise RunError(f"tracker {name!r} is not installed; pip install it, or leave it out of `trackers`")
-            cls = known[name]
-            needs_folder = cls.requires_logging_directory
-            try:
-                tracker = cls(self.run.name, self.folder) if needs_folder else cls(self.run.name)
-                tracker.start() if hasattr(tracker, "start") else None
-            except Exception as error:  # each has errors of its own: no login, no server, half an installation
-                raise RunError(
-                    f"tracker {name!r} does not start: {type(error).__name__}: {error}; set it up as its own "
-                    "documentation says, or leave it out of `trackers`"
-                ) from error
-            self._trackers.append(tracker)
+        """Open the trackers that the config asks for. Raises RunError for one that does not start."""
+        if self.run.trackers:
+            self._trackers = Trackers(self.run.trackers, self.run.name, self.folder)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl; a last line that a kill cut short is left out.
@@ -139,8 +121,9 @@ class Recorder:
         row = {"kind": kind, "step": step, "time": time.time(), **values}
         self._append("metrics.jsonl", row)
         numbers = {f"{kind}/{name}": value for name, value in _flat(values) if math.isfinite(value)}
-        for tracker in self._trackers:
-            tracker.log(numbers, step=step)
+        if self._trackers is not None:
+            self._trackers.log(step, numbers)
+            self._tell_of_trackers()
         self.meter.row(row)
         return row
 
@@ -181,11 +164,23 @@ class Recorder:
                     Image.fromarray(image).save(folder / f"{position:03d}-{sample:02d}.png")
 
     def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.finish()
-        self._trackers = []
+        if self._trackers is not None:
+            self._trackers.finish()
+            self._tell_of_trackers()
+            self._trackers = None
         self.meter.close()
         self.meter = Silent()
+
+    def _tell_of_trackers(self) -> None:
+        assert self._trackers is not None
+        for message in self._trackers.troubles():
+            self.say(message)
+            self.trouble(message)
+
+    def trouble(self, message: str) -> None:
+        """An event of what goes wrong beside the run, and costs it nothing."""
+        with contextlib.suppress(RunError):  # of a full disk the run hears when it records what it needs
+            self.event("trouble", message=message)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         path = self.folder / name

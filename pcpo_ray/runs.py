@@ -5,7 +5,7 @@ import gc
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -82,9 +82,11 @@ def begun(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Iterat
         check_steps(run)
         yield
         return
-    from pcpo_ray.cluster import joined
+    from pcpo_ray.cluster import groups, joined
 
-    with joined(run, say, meanwhile=lambda: check_steps(run)):
+    with ExitStack() as ending:
+        with groups.apart():
+            ending.enter_context(joined(run, say, meanwhile=lambda: check_steps(run)))
         yield
 
 
@@ -141,6 +143,19 @@ def surroundings(local: bool) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": [f"Python {platform.python_version()}", *versions],
     }
+
+
+def create(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> Recorder:
+    """A new run's folder and its recorder. Raises RunError if it exists; nothing stays of one that was interrupted."""
+    began = inputs.digests(inputs.of_run(run))
+    home.claim_new(say)
+    there = home.local.exists()
+    try:
+        return Recorder.create(home.local, run, url=home.url, began=began)
+    except KeyboardInterrupt:
+        if not there and home.local.exists():
+            home.discard()
+        raise
 
 
 def resume(

@@ -1,36 +1,59 @@
 """Signals that ask a run to end: Ctrl-C, SIGTERM, a terminal that is gone (SIGHUP), Slurm's notice (SIGUSR1).
 
-One that the process was started to ignore, as nohup does with SIGHUP, stays ignored.
+One that the process was started to ignore, as nohup does with SIGHUP, stays ignored. The first takes effect, the later
+ones would only tear what is being saved: they are told so, and a third Ctrl-C ends the process at once.
 """
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 ENOUGH = 3
-"""So many signals end a run at once, whatever it is at."""
+"""So many Ctrl-Cs end a run at once, whatever it is at."""
+
+AGAIN = 0.05
+"""Seconds after which an interrupt that was swallowed is raised once more."""
+
+Handler = Callable[[int, FrameType | None], None]
+
+_raised = 0
+_ending: "Ending | None" = None
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """A handler that does what Python's own does for Ctrl-C."""
+    global _raised
+    _raised += 1
     raise KeyboardInterrupt
 
 
+def raised() -> int:
+    """How many interrupts the handlers of this module have raised so far."""
+    return _raised
+
+
+def may_come() -> bool:
+    """Whether a KeyboardInterrupt, here and now, may be by a signal whose coming `raised` does not count."""
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @contextlib.contextmanager
-def handled(handler: Callable[[int, FrameType | None], None] = interrupt) -> Iterator[None]:
+def handled(handler: Handler = interrupt) -> Iterator[None]:
     """Inside, each of the signals is the handler's. In any other thread than the main one nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in NUMBERS}
     try:
-        for number, handling in before.items():
-            if handling not in (signal.SIG_IGN, None):  # None: somebody's who is no Python
-                signal.signal(number, handler)
+        _install(handler)
         yield
     finally:
         for number, handling in before.items():
@@ -38,23 +61,96 @@ def handled(handler: Callable[[int, FrameType | None], None] = interrupt) -> Ite
                 signal.signal(number, handling)
 
 
+def _install(handler: Handler) -> None:
+    for number in NUMBERS:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: somebody's who is no Python
+            signal.signal(number, handler)
+
+
+class Count:
+    """The signals that have come. `say` gets a line for each after the first."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.came = self.interrupts = 0
+
+    def add(self, number: int) -> None:
+        """Count one. Raises KeyboardInterrupt for the Ctrl-C that is enough, and each that follows."""
+        self.came += 1
+        self.interrupts += number == signal.SIGINT
+        if number == signal.SIGINT and self.interrupts >= ENOUGH:
+            interrupt(number, None)
+        if self.came > 1:
+            self.say(
+                f"{signal.Signals(number).name}: the run is ending already and saves first; Ctrl-C for the "
+                f"{ENOUGH}rd time ends it at once, and it continues from the checkpoint before"
+            )
+
+
+class Ending:
+    """What a command does about signals from its beginning to its end: the first is an interrupt, at once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.count = Count(say)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.count.add(number)
+        if self.count.came == 1:
+            interrupt(number, frame)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """What is called inside may set handlers of its own, as Ray does; they do not stay, and end as ours do."""
+        try:
+            yield
+        except SystemExit:
+            interrupt(signal.SIGTERM, None)
+        finally:
+            _install(self)
+
+    def again(self) -> None:
+        """Raise once more what went no further than a destructor or a callback, of whose errors Python only tells."""
+        self.count.came = 0
+        later = threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGTERM))
+        later.daemon = True
+        later.start()
+
+
+@contextlib.contextmanager
+def ended(say: Callable[[str], None] = lambda line: None) -> Iterator[Ending]:
+    """Inside, the signals end a command: the first by KeyboardInterrupt, the others let it save."""
+    global _ending
+    before, hook, ending = _ending, sys.unraisablehook, Ending(say)
+
+    def unraisable(found: Any) -> None:
+        if found.exc_type is not None and issubclass(found.exc_type, KeyboardInterrupt):
+            ending.again()
+        else:
+            hook(found)
+
+    _ending, sys.unraisablehook = ending, unraisable
+    try:
+        with handled(ending):
+            yield ending
+    finally:
+        _ending, sys.unraisablehook = before, hook
+
+
 class Noted:
     """Signals that have come, and take effect where somebody looks: what lies between two looks is done or not done."""
 
     def __init__(self) -> None:
-        self.came = 0
+        self.count = Count(lambda line: None) if _ending is None else _ending.count
         self.heeded = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.came += 1
-        if self.came >= ENOUGH:
-            raise KeyboardInterrupt
+        self.count.add(number)
 
     def look(self) -> None:
         """Raises KeyboardInterrupt, once, where a signal has come."""
-        if self.came and not self.heeded:
+        if self.count.came and not self.heeded:
             self.heeded = True
-            raise KeyboardInterrupt
+            interrupt(signal.SIGINT, None)
 
 
 @contextlib.contextmanager

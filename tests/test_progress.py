@@ -86,3 +86,20 @@ def test_on_a_terminal_a_table_is_redrawn_under_the_lines_and_leaves_only_those(
     assert "starting [in this process]" in words and "step 2/6: " not in words
     assert "\x1b[?25l" in written  # the cursor is hidden while it is redrawn
     assert written.index("\x1b[?25h") > written.index("\x1b[?25l")  # and shown at the end
+
+
+def test_names_that_look_like_rich_markup_are_shown_as_they_are():
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=120, color_system=None)
+    with Display(small.run("model", steps=6, name="'[bold]run'"), console) as display:
+        display.row({**evaluated(0), "rewards": {"[/closed]": {"mean": 1.0}}})
+    assert display.whole and "[bold]run" in file.getvalue() and "[/closed] 1" in file.getvalue()
+
+
+def test_what_cannot_be_shown_is_told_of_once_and_ends_nothing():
+    told = []
+    display = Display(small.run("model", steps=6), Console(file=io.StringIO(), width=120))
+    display.failed = told.append
+    for _ in range(2):
+        display.row({"kind": "train", "step": 1})
+    assert told == ["a line could not be shown: KeyError: 'seconds'"]

@@ -22,7 +22,7 @@ from rich.console import Console
 from pcpo_ray import config, config_file
 from pcpo_ray.disk import writing
 from pcpo_ray.errors import StudyError
-from pcpo_ray.signals import handled
+from pcpo_ray.signals import ended
 from pcpo_ray.study import page, plan, results, table
 from pcpo_ray.study.plan import Planned, Study
 
@@ -187,7 +187,7 @@ def _one(
         jobs = jobs or default_jobs(study, local=local)
         say(f"{study.name}: {len(study.arms)} arms x {len(study.seeds)} seeds, {jobs} runs at a time, in {folder}")
         try:
-            with handled():
+            with ended(say):
                 Runner(study, folder, local=local, jobs=jobs, say=say).run()
         except KeyboardInterrupt:
             say("stopped; the same command continues the study")
