@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
-from pcpo_ray import checkpoint, config_file
+from pcpo_ray import checkpoint, config, config_file
 from tests import small
 
 
@@ -207,6 +208,10 @@ def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_eva
     assert (events[0]["kind"], events[0]["backend"]) == ("started", "in-process")
     assert f"torch {torch.__version__.partition('+')[0]}" in " ".join(events[0]["versions"])
     assert "in-process, " in (folder / "report.html").read_text()
+
+    for table in ("scores.parquet", "evaluations.parquet"):  # no reward may have the name of a column of ours
+        columns = parquet.read_table(sorted((folder / table).iterdir())[0]).column_names
+        assert set(columns) - {"jpeg_compressibility"} <= set(config.OUR_NAMES)
 
     cut = checkpoint.folder_for(folder, 2) / "trainable.safetensors"
     cut.write_bytes(cut.read_bytes()[:-10])

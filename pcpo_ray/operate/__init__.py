@@ -41,6 +41,10 @@ def submit(
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the cluster, http://HEAD:8265.")
     ] = DASHBOARD,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the run's log until it ends.")] = True,
+    include_secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="A file that goes along though it looks like a secret; once for each."),
+    ] = None,
 ) -> None:
     """Train on a cluster as one of its jobs, which goes on without this machine; the same again continues a run."""
     import tempfile
@@ -65,8 +69,10 @@ def submit(
         )
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "package.zip"
-        name = package.pack(Path.cwd(), config, run, packed)
-        words = ["pcpo-ray", "train", name, *(overrides or []), "--runs", runs, "--resume-if-started"]
+        content = package.pack(Path.cwd(), config, run, packed, include=include_secret or ())
+        for line in content.lines():
+            _print(line)
+        words = ["pcpo-ray", "train", content.name, *(overrides or []), "--runs", runs, "--resume-if-started"]
         job = jobs.submit(client, run.name, words, packed)
         size = packed.stat().st_size / 2**20
     _print(f"submitted job {job} with {size:.1f} MiB of files; what may be done with it:")

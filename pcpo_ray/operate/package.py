@@ -1,9 +1,13 @@
-"""What goes along with a submitted job: the working folder as one zip, without what no run needs."""
+"""What goes along with a submitted job: the working folder as one zip, without what no run needs and what looks secret.
+
+Whoever may open the cluster's dashboard can read it.
+"""
 
 import dataclasses
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,32 @@ LEFT_OUT = (
 )
 """Patterns as in .gitignore."""
 
+SECRETS = (
+    # of programs, wherever their folder lies
+    *(".ssh/", ".aws/", ".azure/", ".oci/", ".kube/", ".docker/", ".gnupg/", ".huggingface/", ".kaggle/", ".ray/"),
+    *(".config/gcloud/", ".config/gh/", ".config/wandb/", ".config/rclone/", ".config/huggingface/", ".config/op/"),
+    *(".cache/huggingface/token", ".cache/huggingface/stored_tokens", "wandb/settings", ".mlflow/credentials"),
+    *(".password-store/", ".vault-token", ".secrets/", "secrets/", ".credentials/"),
+    # of programs, a file each
+    *(".env*", "*.env", ".netrc", "_netrc", ".pgpass", ".my.cnf", ".s3cfg", ".boto", ".dockercfg", ".databrickscfg"),
+    *(".npmrc", ".yarnrc*", ".pypirc", "pip.conf", ".condarc", ".git-credentials", ".htpasswd", "rclone.conf"),
+    *(".comet.config", ".modal.toml", "kaggle.json", "kubeconfig*", "*.kubeconfig", "*.tfstate*", "*.tfvars"),
+    *(".bash_history", ".zsh_history", ".python_history"),
+    # keys
+    *("*.pem", "*.key", "*.p12", "*.pfx", "*.pkcs12", "*.ppk", "*.jks", "*.keystore", "*.kdb", "*.kdbx", "*.gpg"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.ovpn"),
+    # by what they are called
+    *("credentials", "credentials.*", "credentials*.json", "*-credentials.*", "*_credentials.*", "*credentials.json"),
+    *("service-account*.json", "service_account*.json", "client_secret*.json", "secrets.*", "secret.*", ".secrets*"),
+    *("*.token", ".token", "token", "token.txt", "*_token", "*_token.txt", ".hf_token*", "hf_token*"),
+)
+"""Patterns as in .gitignore, in small letters, at any depth, of where credentials are usually kept."""
+
+_SECRETS = PathSpec.from_lines("gitignore", [f"**/{pattern}" for pattern in SECRETS])
+
+SHOWN = 5
+"""How many of the largest files are named, and half as many as of those that stay."""
+
 OUTSIDE = ".submitted"
 """Where in the package a config lies that lay outside of the working folder."""
 
@@ -40,36 +70,118 @@ DATE = (1980, 1, 1, 0, 0, 0)
 """Of every file in the package: the same files are the same package, which is not sent twice."""
 
 
-def pack(folder: Path, path: Path, run: config.Run, into: Path) -> str:
-    """Write the zip `into` of a working folder, with the config file at `path`; the config's name in the package.
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What of a folder goes along, and what stays; names are relative to the folder."""
 
-    Raises ConfigError where it is too large, or where what the config names is in the folder but left out.
+    files: Sequence[str] = field(default_factory=list)
+    secrets: Sequence[str] = field(default_factory=list)
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Links that stay, with where they lead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A package: the config's name in it, the bytes of each of its files, and what was left behind."""
+
+    name: str
+    sizes: Mapping[str, int]
+    found: Found
+
+    def lines(self) -> list[str]:
+        """For whoever is to know what leaves this machine."""
+        total = sum(self.sizes.values())
+        lines = [f"goes along: {len(self.sizes)} files, {total / 2**20:.1f} MiB; largest are {_largest(self.sizes)}"]
+        if self.found.secrets:
+            lines.append(
+                f"stays, as it looks like a secret: {_some(self.found.secrets)}; --include-secret PATH takes a file "
+                "along all the same"
+            )
+        if self.found.links:
+            links = [f"{name} -> {target}" for name, target in self.found.links.items()]
+            lines.append(f"stays, as it is a link to a folder, or leads out of this one: {_some(links)}")
+        return lines
+
+
+def pack(folder: Path, path: Path, run: config.Run, into: Path, *, include: Sequence[str] = ()) -> Packed:
+    """Write the zip `into` of a working folder, with the config file at `path`; what is in it.
+
+    `include` names files that go along though they look like secrets. Raises ConfigError where one is no such file,
+    where all is too large, or where what the config names is in the folder but left out.
     """
     folder, path = folder.resolve(), path.resolve()
     inside = path.is_relative_to(folder)
     name = path.relative_to(folder).as_posix() if inside else f"{OUTSIDE}/{path.name}"
-    sources = {found: folder / found for found in files(folder)} | {name: path}
+    found = find(folder, include)
+    sources = {one: folder / one for one in found.files} | {name: path}
     for named in _named(dataclasses.asdict(run)):
-        _check_there(folder, named, set(sources))
-    sizes = {found: source.stat().st_size for found, source in sources.items()}
+        _check_there(folder, named, set(sources), found)
+    sizes = {one: source.stat().st_size for one, source in sources.items()}
     if sum(sizes.values()) > LIMIT:
-        largest = sorted(sizes, key=lambda found: -sizes[found])[:5]
         raise ConfigError(
             f"{folder} is too large to go along with a job: {sum(sizes.values()) / 2**20:.0f} MiB, and Ray takes "
-            f"{LIMIT / 2**20:.0f}; largest are {[f'{found} ({sizes[found] / 2**20:.1f} MiB)' for found in largest]}; "
+            f"{LIMIT / 2**20:.0f}; largest are {_largest(sizes)}; "
             "name in .gitignore or .rayignore what the run does not need, or submit from another folder"
         )
     with zipfile.ZipFile(into, "w", zipfile.ZIP_DEFLATED) as package:
-        for found, source in sorted(sources.items()):
-            info = zipfile.ZipInfo(found, DATE)
+        for one, source in sorted(sources.items()):
+            info = zipfile.ZipInfo(one, DATE)
             info.external_attr = (source.stat().st_mode & 0xFFFF) << 16
             package.writestr(info, source.read_bytes(), zipfile.ZIP_DEFLATED)
-    return name
+    return Packed(name=name, sizes=sizes, found=found)
 
 
-def files(folder: Path) -> list[str]:
-    """The files that go along, relative to the folder: no link to a folder is followed."""
-    found = []
+def _largest(sizes: Mapping[str, int]) -> str:
+    names = sorted(sizes, key=lambda name: (-sizes[name], name))[:SHOWN]
+    return ", ".join(f"{name} ({sizes[name] / 2**20:.1f} MiB)" for name in names)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = [f"{len(names) - 2 * SHOWN} more"] if len(names) > 2 * SHOWN else []
+    return ", ".join([*names[: 2 * SHOWN], *more])
+
+
+def find(folder: Path, include: Sequence[str] = ()) -> Found:
+    """What of a folder goes along. No link to a folder is followed, and none that leads out. Raises ConfigError."""
+    files: list[str] = []
+    secrets: list[str] = []
+    links: dict[str, str] = {}
+    wanted = {Path(os.path.relpath(folder / one, folder)).as_posix() for one in include}
+    for name in _kept(folder, links):
+        path = folder / name
+        target = path.resolve()
+        if not target.is_relative_to(folder.resolve()):
+            links[name] = os.readlink(path) if path.is_symlink() else str(target)
+        elif name not in wanted and (looks_secret(name) or looks_secret(_within(target, folder)) or _is_key(path)):
+            secrets.append(name)
+        else:
+            files.append(name)
+    if absent := sorted(wanted - set(files)):
+        raise ConfigError(
+            f"--include-secret names {absent}, which would not go along anyway: not a file below {folder}, a link that "
+            f"leads out of it, or left out by {', '.join(IGNORES)}"
+        )
+    return Found(files=sorted(files), secrets=sorted(secrets), links=links)
+
+
+def _within(target: Path, folder: Path) -> str:
+    return target.relative_to(folder.resolve()).as_posix()
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a path, relative to the working folder, is one where credentials are usually kept."""
+    return _SECRETS.match_file(name.lower())
+
+
+def _is_key(path: Path) -> bool:
+    """Whether a file begins as a private key does, whatever its name."""
+    with path.open("rb") as file:
+        first = file.readline(100).strip()
+    return first.startswith(b"-----BEGIN ") and first.endswith(b"PRIVATE KEY-----")
+
+
+def _kept(folder: Path, links: dict[str, str]) -> Iterator[str]:
+    """The files that nothing ignores; links to folders are put into `links`."""
     specs: dict[Path, PathSpec] = {}
     for here, folders, names in os.walk(folder):
         place = Path(here)
@@ -85,12 +197,12 @@ def files(folder: Path) -> list[str]:
             return not any(spec.match_file(path.relative_to(root).as_posix() + end) for root, spec in within)
 
         folders[:] = sorted(name for name in folders if kept(place / name, "/"))
-        found += [
-            (place / name).relative_to(folder).as_posix()
-            for name in names
-            if kept(place / name, "") and (place / name).is_file()
-        ]
-    return sorted(found)
+        for name in folders:
+            if (place / name).is_symlink():
+                links[(place / name).relative_to(folder).as_posix()] = os.readlink(place / name)
+        for name in names:
+            if kept(place / name, "") and (place / name).is_file():
+                yield (place / name).relative_to(folder).as_posix()
 
 
 def _named(value: Any) -> Iterator[str]:
@@ -106,7 +218,7 @@ def _named(value: Any) -> Iterator[str]:
         yield value
 
 
-def _check_there(folder: Path, named: str, packed: set[str]) -> None:
+def _check_there(folder: Path, named: str, packed: set[str], found: Found) -> None:
     """Raises ConfigError for a file, folder or module of the working folder that would not be there in the job."""
     module, colon, _ = named.partition(":")
     path = Path(module.replace(".", "/")) if colon else Path(named)
@@ -114,7 +226,12 @@ def _check_there(folder: Path, named: str, packed: set[str]) -> None:
         if candidate.is_absolute() or not (folder / candidate).exists() or candidate == Path("."):
             continue
         within = candidate.as_posix()
-        if not any(found == within or found.startswith(within + "/") for found in packed):
+        if secret := [one for one in found.secrets if one == within or one.startswith(f"{within}/")]:
+            raise ConfigError(
+                f"the config names {named!r}, and {secret[0]} looks like a secret, which stays; say --include-secret "
+                f"{secret[0]} if whoever sees the cluster may read it"
+            )
+        if not any(one == within or one.startswith(f"{within}/") for one in packed):
             raise ConfigError(
                 f"the config names {named!r}, which does not go along with the job ({', '.join(IGNORES)}, a link or "
                 f"one of {list(LEFT_OUT)} leaves it out); put it elsewhere, or give a path that the cluster sees"

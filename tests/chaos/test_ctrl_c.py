@@ -1,4 +1,7 @@
-"""A run on Ray is ended by Ctrl-C, which a terminal sends to every process that it started, and by SIGTERM."""
+"""A run on Ray is ended by Ctrl-C, which a terminal sends to every process that it started, and by the other signals.
+
+`timeout`, Slurm and a terminal that is gone send theirs to the whole group of processes too.
+"""
 
 import os
 import signal
@@ -29,7 +32,13 @@ def running(pids):
     return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
 
 
-@pytest.mark.parametrize(("send", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [
+        *((os.killpg, number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
+        *((os.kill, number) for number in (signal.SIGTERM, signal.SIGUSR1)),
+    ],
+)
 def test_it_leaves_a_checkpoint_and_no_process(small_sd, tmp_path, send, number):
     path, log, folder = tmp_path / "ended.yaml", tmp_path / "log", tmp_path / "ended"
     path.write_text(config_file.dump(small.run(small_sd, name="ended", steps=400, checkpoints__every=400)))
