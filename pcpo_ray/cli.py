@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from pcpo_ray import __version__, bench, operate, terminal
-from pcpo_ray.errors import AlarmError, ConfigError, PcpoError, RunError
+from pcpo_ray.errors import AlarmError, ConfigError, PcpoError, RunError, TakenOverError
 from pcpo_ray.lines import shown
 
 app = typer.Typer(
@@ -106,7 +106,7 @@ def train(
                 options = [*(["--local"] if local else []), *([] if runs == "runs" else ["--runs", runs])]
                 again = shlex.join(["pcpo-ray", "train", str(config), *(overrides or []), *options, "--resume"])
                 try:
-                    home.push_records()
+                    recorder.push()
                 except RunError as error:
                     display.say(str(error))
                 display.say(f"stopped; continue with: {again}")
@@ -114,14 +114,16 @@ def train(
             except Exception as error:
                 with contextlib.suppress(RunError):  # a full disk, which is what failed
                     recorder.event("failed", error=str(error))
-                    home.push_records()
+                    recorder.push()
                 if stages is None and not resume:  # nothing started: once mended, the same command must work
                     recorder.close()
-                    home.discard()
+                    with contextlib.suppress(TakenOverError):
+                        recorder.home.discard()
                 raise
         try:
+            recorder.home.check()
             found_out, page = verdict(read(folder)), write(folder)
-            home.push_records()
+            recorder.home.push_records()
         except KeyboardInterrupt:
             display.say(f"the run is whole, its page is not; write it with: pcpo-ray report {shlex.quote(home.place)}")
             raise

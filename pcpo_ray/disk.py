@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import tenacity
 from safetensors import SafetensorError
 
 from pcpo_ray.errors import RunError
@@ -38,6 +39,16 @@ def writing(path: Path) -> Iterator[None]:
         cause = getattr(error, "strerror", None) or error
         remedy = REMEDIES.get(number, "mend that")
         raise RunError(f"{path} cannot be written: {cause}; {remedy}, then go on with --resume") from error
+
+
+def again() -> tenacity.Retrying:
+    """Attempts at reading what other machines replace: on NFS an open file is stale (ESTALE) once it is replaced."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(OSError),
+        stop=tenacity.stop_after_attempt(4),
+        wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
+        reraise=True,
+    )
 
 
 def beside(path: Path) -> Path:

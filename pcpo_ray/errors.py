@@ -10,6 +10,8 @@
     ├── QualityError       a feature model or a reference set of the evaluation's quality
     ├── CheckpointError    a checkpoint that is cut short or belongs to another run
     ├── RunError           a run folder
+    │   ├── TakenOverError    another process writes the run now
+    │   └── AwayError         storage that does not answer for now
     ├── StudyError         a study's arms, seeds or stored runs
     ├── BenchError         a benchmark that failed, or results that cannot be compared
     ├── WeightsError       weights that did not arrive as they were sent
@@ -60,6 +62,14 @@ class CheckpointError(PcpoError):
 
 class RunError(PcpoError):
     """A run folder that exists, is missing or cannot be written."""
+
+
+class TakenOverError(RunError):
+    """Another process has resumed the run, and writes it now."""
+
+
+class AwayError(RunError):
+    """Storage that does not answer, or is too busy to: what was asked of it may be asked again."""
 
 
 class StudyError(PcpoError):

@@ -3,12 +3,12 @@
 A run at s3://bucket/runs/mine works in a folder of each machine's own below PCPO_RAY_CACHE (~/.cache/pcpo_ray), the
 driver in one, the learner's ranks in theirs where they are on other machines. Into storage go
 
-- what the driver records, whole files, with every evaluation, before every checkpoint and at the end;
+- what the driver records (outbox.py), with every evaluation, before every checkpoint and at the end;
 - a checkpoint by the rank that wrote it, state.json last: one that has it, and all that it names, is whole;
 - what a roll-back leaves behind, in set-aside/;
-- `.writer`, made anew by each process that starts or resumes the run. It tells whether a folder that is there is what
-  storage holds, or more (its last writer's own), or was left behind by a run that went on elsewhere; and a driver that
-  finds another's stops, as two would overwrite each other.
+- `.writer`, the token of the process that started or resumed the run last (writer.py). It tells whether a folder that
+  is there is what storage holds, or more (its last writer's own), or was left behind by a run that went on elsewhere;
+  and a driver that finds another's stops, as two would overwrite each other.
 
 So records never lag behind checkpoints, and any machine continues the run from storage alone.
 """
@@ -24,29 +24,33 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from pcpo_ray import checkpoint, disk
+from pcpo_ray import checkpoint, disk, outbox, writer
 from pcpo_ray.disk import writing
-from pcpo_ray.errors import CheckpointError, RunError
-from pcpo_ray.storage import Storage, child, is_url, shown
+from pcpo_ray.errors import AwayError, CheckpointError, RunError, TakenOverError
+from pcpo_ray.storage import PATIENCE, Storage, child, is_url, patiently, shown
+from pcpo_ray.writer import WRITER, Token
 
-CONFIG, INPUTS, WRITER = "config.yaml", "inputs.json", ".writer"
+CONFIG, INPUTS = "config.yaml", "inputs.json"
 CHECKPOINTS = "checkpoints"
 SET_ASIDE = "set-aside"
 """Where checkpoints are that a roll-back left behind: none of them is the run's newest."""
-MARK = ".stored.json"
-"""In the local folder: whose it is, and size and time of each file as it went into storage or came from there."""
+SETTLING = 0.5
+"""Seconds after which of two who start a run at once in storage the one that was first has seen it."""
 
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A run's folder: `local` on this machine, `url` in storage (None: it is nowhere else)."""
+    """A run's folder: `local` on this machine, `url` in storage (None: it is nowhere else).
+
+    `writer` is the token of whoever may write it; a folder without one is not looked after.
+    """
 
     local: Path
     url: str | None = None
+    writer: str | None = None
 
     @classmethod
     def of(cls, place: str) -> "RunFolder":
@@ -113,49 +117,72 @@ class RunFolder:
         storage = self._storage
         if storage.read(CONFIG) is None:
             raise RunError(f"there is no run at {self.place} to resume; leave out --resume to start it")
-        writer = (storage.read(WRITER) or b"").decode()
         if self.local.exists():
-            if writer and self._mark().get("writer") == writer:
+            token, own = Token.of(storage.read(WRITER)), writer.read(self.local)
+            if token is not None and token == own:
                 return
             self._set_aside(say, "as the run in storage is not the one that was left there")
         say(f"fetching {self.place}")
         self._fetch_records(self.local)
 
-    def claim(self) -> None:
-        """Be the run's writer from now on, and put what is recorded into storage."""
-        if self.url is None:
-            return
-        writer = uuid.uuid4().hex
-        self._storage.write(WRITER, writer.encode())
-        self._set_mark({**self._mark(), "writer": writer})
-        self.push_records()
+    def claim(self, *, new: bool = False) -> "RunFolder":
+        """The folder of which this process is the one writer from now on; what another one left half-made goes.
 
-    def push_records(self) -> None:
+        Raises RunError while a process of this machine is, or, of a new run, where somebody was quicker.
+        """
+        token = Token.new()
+        writer.lock(self.local)
+        if self.url is not None:
+            storage = self._storage
+            # pyarrow has no conditional writes (If-None-Match), so who was quicker is seen by looking again
+            if new and (found := Token.of(storage.read(WRITER))):
+                raise RunError(f"{self.place} has just been started by {found}; give another name=...")
+            storage.write(WRITER, token.text.encode())
+            if new:
+                time.sleep(SETTLING)
+            writer.check(token.id, Token.of(storage.read(WRITER)), self.place, self.local)
+            outbox.clear(storage, self.local)
+        writer.take(self.local, token)
+        checkpoint.mend(self.local)
+        return dataclasses.replace(self, writer=token.id)
+
+    def check_here(self) -> None:
+        """See that this process may still write the folder on this machine. Raises TakenOverError."""
+        if self.writer is not None:
+            writer.check(self.writer, writer.read(self.local), self.place, self.local)
+
+    def check(self) -> None:
+        """See that the run is still its writer's, wherever this process is. Raises TakenOverError."""
+        if self.url is None:
+            self.check_here()
+        elif self.writer is not None:
+            writer.check(self.writer, Token.of(self._storage.read(WRITER)), self.place, self.local)
+
+    def push_records(self, *, patience: float = PATIENCE) -> None:
         """Put all that changed since the last time into storage, but for checkpoints.
 
-        Raises RunError where that fails, and where another process is the run's writer by now.
+        Raises RunError where that fails, AwayError where it was away for `patience` seconds, and TakenOverError.
         """
         if self.url is None:
             return
-        storage, mark = self._storage, self._mark()
-        if (storage.read(WRITER) or b"").decode() != mark.get("writer"):
-            raise RunError(
-                f"another process has taken over the run {self.place}; stop one of them. "
-                f"What this one has recorded is in {self.local}"
-            )
-        before, now = mark.get("files", {}), _records(self.local)
         with self._kept():
-            storage.put({name: self.local / name for name, stamp in now.items() if before.get(name) != stamp})
-            storage.delete(sorted(before.keys() - now.keys()))
-        self._set_mark({**mark, "files": now})
+            for attempt in patiently(patience):
+                with attempt:
+                    self.check()
+                    outbox.push(self.local, self._storage)
+
+    def rewound(self, step: int) -> None:
+        """Have storage forget, with the next push, what is recorded past a step; to be called before it goes here."""
+        if self.url is not None:
+            outbox.rewound(self.local, step)
 
     def newest(self, say: Say) -> int | None:
         """The step of the newest checkpoint that is whole; `say` is told of each newer one that is not."""
         found = checkpoint.newest(self.local, say)
-        step = None if found is None else _step(found)
+        step = None if found is None else checkpoint.step_of(found.name)
         if self.url is None:
             return step
-        stored = self._newest_stored(say)
+        stored: int | None = patiently()(self._newest_stored, say)
         if step is not None and (stored is None or step > stored):
             self.push_checkpoint(step)  # written, but not sent before the process ended
             return step
@@ -164,69 +191,88 @@ class RunFolder:
     def steps(self) -> list[int]:
         """Of which there are checkpoints, the newest last."""
         if self.url is None:
-            return [_step(folder) for folder in checkpoint.everyone(self.local)]
-        return sorted({_step(Path(name.split("/")[1])) for name in self._storage.names(CHECKPOINTS)})
+            found = {checkpoint.step_of(folder.name) for folder in checkpoint.everyone(self.local)}
+        else:
+            found = {_step(name) for name in self._storage.names(CHECKPOINTS)}
+        return sorted(found - {None})  # type: ignore[arg-type]
 
     def newest_until(self, step: int) -> int | None:
         """The newest step up to this one of which there is a checkpoint."""
-        return max((found for found in self.steps() if found <= step), default=None)
+        return max((found for found in patiently()(self.steps) if found <= step), default=None)
 
     def prune(self, keep: int, spared: int | None = None) -> None:
-        """Delete all checkpoints but the newest `keep` and `spared`'s; of one that is stored state.json goes first."""
-        if self.url is None:
-            return checkpoint.prune(self.local, keep, None if spared is None else self.checkpoint(spared))
-        storage = self._storage
-        for step in self.steps()[:-keep]:
-            if step != spared:
-                _delete_checkpoint(storage, _below(step))
+        """Delete all checkpoints but the newest `keep` and `spared`'s; of one that is stored state.json goes first.
+
+        Storage that is away keeps them until the next time.
+        """
+        with contextlib.suppress(AwayError):
+            self.check()
+            if self.url is None:
+                return checkpoint.prune(self.local, keep, None if spared is None else self.checkpoint(spared))
+            for step in self.steps()[:-keep]:
+                if step != spared:
+                    _delete_checkpoint(self._storage, _below(step))
         return None
 
     def set_aside_after(self, step: int) -> None:
         """Move every checkpoint newer than a step's to set-aside/."""
-        for later in (found for found in self.steps() if found > step):
+        self.check()
+        for later in (found for found in patiently()(self.steps) if found > step):
             folder = self.fetch_checkpoint(later)
             aside = self.local / SET_ASIDE / folder.name
             with writing(aside):
                 aside.parent.mkdir(exist_ok=True)
-                shutil.rmtree(aside, ignore_errors=True)
-                folder.rename(aside)
+                disk.swap_in(folder, aside)
+                disk.sync(folder.parent)
             if self.url is not None:
                 files = [path for path in aside.rglob("*") if path.is_file()]
                 with self._kept():
-                    self._storage.put({path.relative_to(self.local).as_posix(): path for path in files})
-                _delete_checkpoint(self._storage, _below(later))
+                    for attempt in patiently():
+                        with attempt:
+                            self._storage.put({path.relative_to(self.local).as_posix(): path for path in files})
+                            _delete_checkpoint(self._storage, _below(later))
 
     def discard(self) -> None:
-        """Forget a run that did not start."""
-        shutil.rmtree(self.local)
+        """Forget a run that did not start. Raises TakenOverError where it is another's by now."""
+        self.check()
         if self.url is not None:
             self._storage.delete([CONFIG])  # first: what has none is no run
             self._storage.delete_folder("")
+        shutil.rmtree(self.local)
 
     # -- the learner's ----------------------------------------------------------------------------------------------
 
     def push_checkpoint(self, step: int) -> None:
-        """Put a checkpoint that is whole here into storage; of those here only this one stays."""
+        """Put a checkpoint that is whole here into storage, asking again while it is away; of those here only this
+        one stays.
+        """
         if self.url is None:
             return
         storage, folder, name = self._storage, self.checkpoint(step), _below(step)
-        _delete_checkpoint(storage, name)
         files = {f"{name}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*") if path.is_file()}
         last = files.pop(f"{name}/{checkpoint.STATE}")
         with self._kept():
-            storage.put(files)
-            storage.put({f"{name}/{checkpoint.STATE}": last})
+            for attempt in patiently():
+                with attempt:
+                    self.check()
+                    _delete_checkpoint(storage, name)
+                    storage.put(files, fresh=True)
+                    self.check()
+                    storage.put({f"{name}/{checkpoint.STATE}": last})
         for other in checkpoint.everyone(self.local):
             if other != folder:
-                with writing(other):
-                    shutil.rmtree(other)
+                checkpoint.delete(other)
+        checkpoint.mend(self.local)
 
     def fetch_checkpoint(self, step: int) -> Path:
         """A step's checkpoint on this machine, from storage unless it is here. Raises CheckpointError, RunError."""
-        folder = self.checkpoint(step)
         if self.url is None:
-            return folder
-        storage, name = self._storage, _below(step)
+            return self.checkpoint(step)
+        found: Path = patiently()(self._fetch_checkpoint, step)
+        return found
+
+    def _fetch_checkpoint(self, step: int) -> Path:
+        folder, storage, name = self.checkpoint(step), self._storage, _below(step)
         state = storage.read(f"{name}/{checkpoint.STATE}")
         if state is None:
             raise CheckpointError(f"there is no whole checkpoint at {self.place}/{name}")
@@ -293,86 +339,58 @@ class RunFolder:
     def _newest_stored(self, say: Say) -> int | None:
         storage = self._storage
         names = set(storage.names(CHECKPOINTS))
-        for folder in sorted({name.split("/")[1] for name in names}, reverse=True):
-            name = f"{CHECKPOINTS}/{folder}"
+        for step in sorted({step for name in names if (step := _step(name)) is not None}, reverse=True):
+            name = _below(step)
             state = storage.read(f"{name}/{checkpoint.STATE}")
             try:
                 needed = None if state is None else json.loads(state)["files"]
             except (ValueError, KeyError, TypeError):
                 needed = None
             if needed is not None and all(f"{name}/{file}" in names for file in needed):
-                return _step(Path(folder))
+                return step
             say(f"checkpoint {self.place}/{name} is not whole: its upload was cut short; falling back to an older one")
         return None
 
     def _fetch_records(self, into: Path) -> None:
-        storage = self._storage
-        names = [name for name in storage.names() if not _is_apart(name)]
-        beside = into.with_name(f".{into.name}.unfinished")
+        made = disk.beside(into)
         with writing(into):
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            storage.get({name: beside / name for name in names})
-            beside.rename(into)
-        dataclasses.replace(self, local=into)._set_mark({"files": _records(into)})
+            try:
+                outbox.fetch(self._storage, made)
+                made.rename(into)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
 
     def _set_aside(self, say: Say, why: str) -> None:
+        writer.lock(self.local)  # nobody's work under way
         aside = self.local.with_name(f"{self.local.name}.{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}")
         with writing(self.local):
             self.local.rename(aside)
         say(f"the folder {self.local}, {why}, is now {aside}; delete it when you need nothing of it")
-
-    def _mark(self) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads((self.local / MARK).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found
-
-    def _set_mark(self, mark: dict[str, Any]) -> None:
-        path, beside = self.local / MARK, self.local / f"{MARK}.new"
-        with writing(path):
-            beside.write_text(json.dumps(mark), encoding="utf-8")
-            beside.rename(path)
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
         """What fails inside lost nothing: say so."""
         try:
             yield
+        except TakenOverError:
+            raise
         except RunError as error:
-            raise RunError(f"{error}, then go on with --resume: {self.local} keeps what was not stored") from error
+            raise type(error)(f"{error}, then go on with --resume: {self.local} keeps what was not stored") from error
 
 
 def _below(step: int) -> str:
     return checkpoint.folder_for(Path(), step).as_posix()
 
 
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+def _step(name: str) -> int | None:
+    """The step of the checkpoint that a file in storage is of; None where it is of none of ours."""
+    parts = name.split("/")
+    return checkpoint.step_of(parts[1]) if len(parts) > 2 else None
 
 
 def _delete_checkpoint(storage: Storage, name: str) -> None:
     storage.delete([f"{name}/{checkpoint.STATE}"])  # first: what has none is not whole
     storage.delete_folder(name)
-
-
-def _is_apart(name: str) -> bool:
-    """Whether a file is no record of the driver's: a checkpoint's, or what is unfinished or about the folder itself."""
-    return name.startswith((f"{CHECKPOINTS}/", f"{SET_ASIDE}/")) or any(
-        part.startswith(".") for part in name.split("/")
-    )
-
-
-def _records(folder: Path) -> dict[str, list[int]]:
-    """Size in bytes and time of change of each file that the driver recorded."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not _is_apart(name):
-            status = path.stat()
-            found[name] = [status.st_size, status.st_mtime_ns]
-    return found
 
 
 def _cache(url: str) -> Path:

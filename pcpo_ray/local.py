@@ -169,8 +169,9 @@ class LocalLearner:
         return False
 
     def save(self, folder: RunFolder, state: State) -> None:
+        folder.check()
         older = [self.samplers.versions[version, False] for version in state.older]
-        self.learner.save(folder.checkpoint(state.step), state, older=older)
+        self.learner.save(folder.checkpoint(state.step), state, older=older, allowed=folder.check)
         folder.push_checkpoint(state.step)
 
     def restore(self, folder: RunFolder, step: int) -> State:

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import config, config_file, inputs, lines
+from pcpo_ray import checkpoint, config, config_file, disk, inputs, lines
 from pcpo_ray.disk import writing
-from pcpo_ray.errors import RunError
-from pcpo_ray.folder import INPUTS, RunFolder
+from pcpo_ray.errors import AwayError, RunError
+from pcpo_ray.folder import CONFIG, INPUTS, RunFolder
 from pcpo_ray.meter import Meter, Silent
+from pcpo_ray.outbox import DATASETS
 from pcpo_ray.trackers import Trackers
 
 RECENT = 50
@@ -31,7 +32,10 @@ RECENT = 50
 
 
 class Recorder:
-    """Writes one run's folder. Raises RunError where it cannot."""
+    """Writes one run's folder. Raises RunError where it cannot, TakenOverError where it may not any more.
+
+    A line is on the disk when `record` or `event` returns; so is a file.
+    """
 
     def __init__(self, home: RunFolder, run: config.Run) -> None:
         self.home = home
@@ -61,24 +65,28 @@ class Recorder:
             ) from None
         except OSError as error:
             raise RunError(f"the run folder {folder} cannot be made: {error}") from None
-        recorder = cls(RunFolder(local=folder, url=url), run)
         try:
-            recorder._replace("config.yaml", config_file.dump(run))
+            recorder = cls(RunFolder(local=folder, url=url).claim(new=True), run)
+            disk.sync(folder.parent)
+            recorder._replace(CONFIG, config_file.dump(run))
             if began is not None:
                 recorder._replace(INPUTS, inputs.dump(began))
-            recorder.home.claim()
+            recorder.home.push_records(patience=0.0)
         except RunError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return recorder
 
     @classmethod
-    def reopen(cls, folder: Path, run: config.Run, step: int, *, url: str | None = None) -> "Recorder":
-        """The folder of a run that continues after `step`; what was recorded past it is about to happen again."""
-        recorder = cls(RunFolder(local=folder, url=url), run)
-        recorder._replace("config.yaml", config_file.dump(run))
+    def reopen(cls, home: RunFolder, run: config.Run, step: int) -> "Recorder":
+        """The recorder of a run that continues after `step`, in a folder that is claimed.
+
+        What was recorded past the step is about to happen again.
+        """
+        recorder = cls(home, run)
+        recorder._replace(CONFIG, config_file.dump(run))
         recorder.rewind(step)
-        recorder.home.claim()
+        recorder.home.push_records(patience=0.0)
         return recorder
 
     def rewind(self, step: int) -> None:
@@ -91,13 +99,15 @@ class Recorder:
                 with writing(copy):
                     shutil.copy(read.path, copy)
                 self.mended.append(f"{read}; they are left out from here on, {copy.name} keeps them")
+        self.home.rewound(step)
         self._replace("metrics.jsonl", "".join(f"{lines.text(row)}\n" for row in metrics.rows if row["step"] <= step))
         self._replace("events.jsonl", "".join(f"{lines.text(row)}\n" for row in events.rows))
         for message in self.mended:
             self.event("damaged", message=message)
         for dataset in ("scores.parquet", "evaluations.parquet", "features"):
             for path in (self.folder / dataset).glob("step-*.*"):
-                if int(path.stem.removeprefix("step-")) > step:
+                recorded = checkpoint.step_of(path.stem)
+                if recorded is not None and recorded > step and path.suffix == DATASETS[dataset]:
                     with writing(path):
                         path.unlink()
 
@@ -145,23 +155,31 @@ class Recorder:
         import pyarrow as pa
         from pyarrow import parquet
 
-        path = self.folder / dataset / f"step-{step:06d}.parquet"
-        beside = path.with_name(f".{path.name}")
+        self.home.check_here()
+        path = self.folder / dataset / f"{checkpoint.name_of(step)}.parquet"
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-            parquet.write_table(pa.table(dict(columns)), beside)
-            beside.rename(path)
+        with disk.replacing(path) as made:
+            parquet.write_table(pa.table(dict(columns)), made)
 
     def pictures(self, step: int, groups: Sequence[np.ndarray]) -> None:
         """The evaluation's images at a step: images/step-000010/<prompt>-<sample>.png."""
         from PIL import Image
 
-        folder = self.folder / "images" / f"step-{step:06d}"
+        self.home.check_here()
+        folder = self.folder / "images" / checkpoint.name_of(step)
+        made = disk.beside(folder)
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            for position, images in enumerate(groups):
-                for sample, image in enumerate(images):
-                    Image.fromarray(image).save(folder / f"{position:03d}-{sample:02d}.png")
+            try:
+                made.mkdir(parents=True)
+                for position, images in enumerate(groups):
+                    for sample, image in enumerate(images):
+                        path = made / f"{position:03d}-{sample:02d}.png"
+                        Image.fromarray(image).save(path)
+                        disk.sync(path)
+                disk.swap_in(made, folder)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
 
     def close(self) -> None:
         if self._trackers is not None:
@@ -182,16 +200,21 @@ class Recorder:
         with contextlib.suppress(RunError):  # of a full disk the run hears when it records what it needs
             self.event("trouble", message=message)
 
+    def push(self) -> None:
+        """Put what was recorded into storage; where that is away it waits for the next time, and an event says so."""
+        try:
+            self.home.push_records(patience=0.0)
+        except AwayError as error:
+            self.event("unsent", message=str(error))
+            self.say(str(error))
+
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        path = self.folder / name
-        with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(f"{lines.text(row)}\n")
+        self.home.check_here()
+        disk.append(self.folder / name, lines.text(row))
 
     def _replace(self, name: str, text: str) -> None:
-        path, beside = self.folder / name, self.folder / f".{name}"
-        with writing(path):
-            beside.write_text(text, encoding="utf-8")
-            beside.rename(path)
+        self.home.check_here()
+        disk.replace(self.folder / name, text)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

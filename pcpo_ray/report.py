@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pcpo_ray import __version__, config, config_file, evaluation, figures, lines, runs
-from pcpo_ray.disk import writing
+from pcpo_ray.disk import replace
 from pcpo_ray.evaluation import TOTAL, Estimate
 
 if TYPE_CHECKING:
@@ -160,8 +160,7 @@ def write(folder: Path) -> Path:
         command=shlex.join(["pcpo-ray", "train", f"runs/{run.name}/config.yaml", f"name={run.name}-again"]),
     )
     path = folder / "report.html"
-    with writing(path):
-        path.write_text(page, encoding="utf-8")
+    replace(path, page)
     return path
 
 

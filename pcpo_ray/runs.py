@@ -163,8 +163,9 @@ def resume(
 ) -> tuple[Recorder, int | None]:
     """The run's recorder and the step of the checkpoint to continue from (None where there is none yet).
 
-    Raises RunError if there is no such run, or if `run` or a file that it points to differs from it in what cannot
-    change under way, and AlarmError if its monitors ended it and are still the same.
+    Raises RunError if there is no such run, if a process of this machine is writing it, or if `run` or a file that it
+    points to differs from it in what cannot change under way, and AlarmError if its monitors ended it and are still the
+    same.
     """
     home = RunFolder(local=folder, url=url)
     home.take_over(say)
@@ -184,10 +185,11 @@ def resume(
         say(f"{home.place} has no inputs.json: whether its prompts, model and rewards are as they were is not known")
     for text in changed.own:
         say(f"{text}; it goes on with it as it is now")
+    home = home.claim()
     found = home.newest(say)
     if found is None:
         say(f"{home.place} has no checkpoint yet: starting from step 0")
-    recorder = Recorder.reopen(folder, run, -1 if found is None else found, url=url)
+    recorder = Recorder.reopen(home, run, -1 if found is None else found)
     for text in recorder.mended:
         say(text)
     if changed.own:

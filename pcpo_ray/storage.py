@@ -5,11 +5,12 @@ never from the URL. Options stand in its query, as with pyarrow: `?endpoint_over
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import cached_property
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
-from pcpo_ray.errors import RunError
+import tenacity
+
+from pcpo_ray.errors import AwayError, RunError
 
 ANSWER = 25.0
 """Seconds in which storage must answer whatever is no transfer; pyarrow itself may try for minutes."""
@@ -33,13 +36,23 @@ AT_ONCE = 8
 
 CHUNK = 8 * 2**20
 
+WHOLE = 64 * 2**20
+"""Bytes of a file up to which it is read first and then sent, so that a disk that fails sends nothing."""
+
+PATIENCE = 300.0
+"""Seconds in which a run under way asks storage again that is away."""
+
 S3_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path", "force_virtual_addressing")
 
+UNREACHED = (
+    *("NETWORK_CONNECTION", "UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_TIMEOUT", "no answer"),
+    *("curlCode", "CURL error"),
+)
+BUSY = ("SLOW_DOWN", "THROTTLING", "INTERNAL_FAILURE", "InternalError", "HTTP status 5", "HTTP response code 5")
+"""Words of causes that pass by themselves."""
+
 REMEDIES = {
-    (
-        *("NETWORK_CONNECTION", "UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_TIMEOUT", "no answer"),
-        *("curlCode", "CURL error"),
-    ): "see that it can be reached from this machine: its address, endpoint_override, region, proxies",
+    UNREACHED: "see that it can be reached from this machine: its address, endpoint_override, region, proxies",
     ("NO_SUCH_BUCKET", "bucket does not exist", "Bucket not found"): "make the bucket, or give the URL of another",
     (
         *("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID"),
@@ -51,6 +64,8 @@ REMEDIES = {
 """What to do, by words of the cause."""
 
 Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 
 def is_url(text: str) -> bool:
@@ -64,15 +79,32 @@ def child(url: str, name: str) -> str:
     return f"{path.rstrip('/')}/{quote(name)}{mark}{query}"
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name is that of a file below a folder, on any machine; keys of a bucket may be otherwise."""
+    return "\\" not in name and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
 def shown(url: str) -> str:
     """A URL as messages name it: without its options."""
     return url.partition("?")[0]
 
 
+def patiently(seconds: float = PATIENCE) -> tenacity.Retrying:
+    """Attempts at what storage is asked, further and further apart, while it is away. At the end raises AwayError."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(AwayError),
+        stop=tenacity.stop_after_delay(seconds),
+        wait=tenacity.wait_random_exponential(multiplier=1, max=15),
+        before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
+        reraise=True,
+    )
+
+
 class Storage:
     """The files below a URL, by their names relative to it, with slashes.
 
-    Every method raises RunError that names the URL, the cause and what to do; within 30 seconds where nothing is there.
+    Every method raises RunError that names the URL, the cause and what to do, within 30 seconds where nothing is there;
+    AwayError where it may help to ask again. Keys of a bucket that no file below a folder could have are left alone.
     """
 
     def __init__(self, url: str) -> None:
@@ -90,9 +122,21 @@ class Storage:
                 found = filesystem.get_file_info(FileSelector(self._path(below), recursive=True))
             except (FileNotFoundError, NotADirectoryError):
                 return []
-            return sorted(info.path[len(root) :].lstrip("/") for info in found if info.is_file)
+            names = [info.path[len(root) + 1 :] for info in found if info.is_file]
+            return sorted(name for name in names if is_plain(name))
 
         return self._answer(listed, "listed")
+
+    def there(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are there."""
+        wanted = list(names)
+
+        def looked() -> list[str]:
+            filesystem, _ = self._opened
+            found = filesystem.get_file_info([self._path(name) for name in wanted])
+            return [name for name, info in zip(wanted, found, strict=True) if info.is_file]
+
+        return self._answer(looked, "read")
 
     def folders(self) -> list[str]:
         """The names of the folders right here."""
@@ -125,18 +169,20 @@ class Storage:
     def write(self, name: str, content: bytes) -> None:
         """Write a small file, whole or not at all."""
 
-        def written() -> None:
-            with self._writing(name) as file:
-                file.write(content)
+        self._answer(lambda: self._write(name, content), "written")
 
-        self._answer(written, "written")
+    def put(self, files: Mapping[str, Path], *, fresh: bool = False) -> None:
+        """Copy files of this machine to the names. What a name stood for stays until the copy is whole.
 
-    def put(self, files: Mapping[str, Path]) -> None:
-        """Copy files of this machine to the names, each whole or not at all."""
-        self._transfer(self._put, files, "written")
+        `fresh` are names that nobody counts on yet: of one that fails, a part may be there.
+        """
+        self._transfer(lambda name, path: self._put(name, path, fresh=fresh), files, "written")
 
     def get(self, files: Mapping[str, Path]) -> None:
-        """Copy what the names stand for to paths of this machine."""
+        """Copy what the names stand for to paths of this machine. Raises RunError for a name that leads elsewhere."""
+        for name in files:
+            if not is_plain(name):
+                raise RunError(f"{self.place} has the name {name!r}, which no file below a folder has; delete it there")
         self._transfer(self._get, files, "read")
 
     def delete(self, names: Iterable[str]) -> None:
@@ -208,13 +254,42 @@ class Storage:
         filesystem, _ = self._opened
         return filesystem.type_name in ("s3", "gcs", "abfs")
 
-    def _writing(self, name: str) -> "_Writing":
+    def _write(self, name: str, content: bytes) -> None:
         filesystem, _ = self._opened
-        return _Writing(filesystem, self._path(name), flat=self._flat)
+        with self._becoming(name, beside=not self._flat) as path, filesystem.open_output_stream(path) as file:
+            file.write(content)
 
-    def _put(self, name: str, path: Path) -> None:
-        with path.open("rb") as source, self._writing(name) as target:
+    def _put(self, name: str, path: Path, *, fresh: bool) -> None:
+        if path.stat().st_size <= WHOLE:
+            self._write(name, path.read_bytes())
+            return
+        filesystem, _ = self._opened
+        # pyarrow cannot leave off: what was sent until a disk failed is there when the stream closes, under its name
+        with (
+            self._becoming(name, beside=not (fresh and self._flat)) as sent,
+            path.open("rb") as source,
+            filesystem.open_output_stream(sent) as target,
+        ):
             shutil.copyfileobj(source, target, CHUNK)
+
+    @contextlib.contextmanager
+    def _becoming(self, name: str, *, beside: bool) -> Iterator[str]:
+        """The path to write what becomes a name's content at the end, or nothing: its own, or one beside it."""
+        filesystem, _ = self._opened
+        path = self._path(name)
+        folder, _, last = path.rpartition("/")
+        sent = f"{folder}/.{last}.{uuid.uuid4().hex}.unfinished" if beside else path
+        if not self._flat:
+            filesystem.create_dir(folder, recursive=True)
+        try:
+            yield sent
+        except BaseException:
+            if beside:
+                with contextlib.suppress(OSError):
+                    filesystem.delete_file(sent)
+            raise
+        if beside:
+            filesystem.move(sent, path)
 
     def _get(self, name: str, path: Path) -> None:
         filesystem, _ = self._opened
@@ -252,29 +327,8 @@ class Storage:
         remedy = next((what for words, what in REMEDIES.items() if any(word in text for word in words)), "mend that")
         endpoint = dict(parse_qsl(self.parts.query)).get("endpoint_override")
         at = f" (endpoint {endpoint})" if endpoint else ""
-        return RunError(f"{self.place}{at} cannot be {done}: {cause[:500]}; {remedy}")
-
-
-class _Writing:
-    """A file that is written; where the filesystem would show half of it, beside its place until it is whole."""
-
-    def __init__(self, filesystem: Any, path: str, *, flat: bool) -> None:
-        self.filesystem, self.path, self.flat = filesystem, path, flat
-        folder, _, name = path.rpartition("/")
-        self.beside = path if flat else f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
-        if not flat:
-            filesystem.create_dir(folder, recursive=True)
-
-    def __enter__(self) -> Any:
-        self.file = self.filesystem.open_output_stream(self.beside)
-        return self.file
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        self.file.close()
-        if kind is not None:
-            self.filesystem.delete_file(self.beside)  # pyarrow cannot leave off: what was closed is there
-        elif not self.flat:
-            self.filesystem.move(self.beside, self.path)
+        away = any(word in text for word in (*UNREACHED, *BUSY))
+        return (AwayError if away else RunError)(f"{self.place}{at} cannot be {done}: {cause[:500]}; {remedy}")
 
 
 def _checked(url: str) -> SplitResult:

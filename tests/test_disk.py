@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from pcpo_ray import checkpoint, config_file
+from pcpo_ray import checkpoint, config_file, disk
 from pcpo_ray.disk import writing
 from pcpo_ray.errors import RunError
 from pcpo_ray.recorder import Recorder
@@ -94,3 +94,54 @@ def test_a_folder_that_may_not_be_written_is_named_before_anything_is_loaded(sma
     assert done.returncode == 1
     assert f"error: {runs}/small/config.yaml cannot be written: Permission denied" in done.stderr
     assert "let this user write there" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_line_and_a_file_are_on_the_disk_before_anything_counts_on_them(small_sd, tmp_path, monkeypatch):
+    recorder = Recorder.create(tmp_path / "run", small.run(small_sd))
+    folder = str(recorder.folder)
+    done = small.watch_disk(monkeypatch)
+    recorder.record("train", 1, {"loss": 1.0})
+    assert done == [("sync", f"{folder}/metrics.jsonl"), ("sync", folder)]
+    done.clear()
+    recorder.record("train", 2, {"loss": 1.0})
+    recorder.event("fault", message="x")
+    assert [path for _, path in done[:2]] == [f"{folder}/metrics.jsonl", f"{folder}/events.jsonl"]
+    for write, name in (
+        (lambda: recorder.samples("scores.parquet", 1, {"step": [1]}), "scores.parquet/step-000001.parquet"),
+        (lambda: recorder.pictures(1, [np.zeros((1, 8, 8, 3), np.uint8)]), "images/step-000001"),
+        (lambda: recorder.rewind(1), "metrics.jsonl"),
+    ):
+        done.clear()
+        write()
+        renamed = next(
+            n for n, (kind, path) in enumerate(done) if kind == "rename" and path.endswith(f"-> {folder}/{name}")
+        )
+        made = done[renamed][1].partition(" -> ")[0]
+        assert [kind for kind, path in done[:renamed] if path.startswith(made)][-1] == "sync"
+        assert done[renamed + 1] == ("sync", str((recorder.folder / name).parent))
+
+
+def test_half_a_line_does_not_stay_to_swallow_the_next_one(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    disk.append(path, '{"a": 1}')
+    fsync = os.fsync
+
+    def full(file):
+        os.ftruncate(file, os.fstat(file).st_size - 3)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"rows\.jsonl cannot be written: No space left"):
+        disk.append(path, '{"b": 2}')
+    monkeypatch.setattr(os, "fsync", fsync)
+    disk.append(path, '{"c": 3}')
+    assert path.read_text() == '{"a": 1}\n{"c": 3}\n'
+
+
+def test_a_file_that_is_not_whole_replaces_none_and_leaves_nothing(tmp_path):
+    path = tmp_path / "page"
+    disk.replace(path, "good")
+    with pytest.raises(RunError, match="page cannot be written"), disk.replacing(path) as made:
+        made.write_text("ha")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert path.read_text() == "good" and list(tmp_path.iterdir()) == [path]

@@ -1,6 +1,8 @@
 """A run kept in storage: any machine goes on with it to the bit, and nothing that is not whole counts."""
 
+import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,11 +11,12 @@ import time
 
 import pytest
 
-from pcpo_ray import checkpoint, config_file
-from pcpo_ray.errors import CheckpointError, RunError
-from pcpo_ray.folder import CONFIG, INPUTS, WRITER, RunFolder
+from pcpo_ray import checkpoint, config_file, folder
+from pcpo_ray.errors import AwayError, CheckpointError, RunError, TakenOverError
+from pcpo_ray.folder import CONFIG, INPUTS, RunFolder
 from pcpo_ray.recorder import Recorder
 from pcpo_ray.storage import Storage
+from pcpo_ray.writer import WRITER
 from tests import s3, small
 from tests.test_cli import hollow  # noqa: F401
 from tests.test_runs import saved
@@ -34,7 +37,14 @@ def machine(monkeypatch, tmp_path):
 def made(stored, name="mine", model="nowhere", **changes):
     """A run that has just begun, and its folder."""
     home = RunFolder.below(stored, name)
-    return home, Recorder.create(home.local, small.run(model, **changes), url=home.url)
+    recorder = Recorder.create(home.local, small.run(model, **changes), url=home.url)
+    return recorder.home, recorder
+
+
+def records(home, name):
+    """What storage has of a file that the run recorded."""
+    with dataclasses.replace(home, writer=None).fetched(records=True) as read:
+        return (read.local / name).read_bytes() if (read.local / name).is_file() else b""
 
 
 def kept(home, step):
@@ -83,7 +93,7 @@ def test_records_are_in_storage_before_the_checkpoint_that_they_led_to(small_sd,
     push, seen = RunFolder.push_checkpoint, []
 
     def pushed(home, step):
-        rows = [json.loads(line) for line in Storage(home.url).read("metrics.jsonl").splitlines()]
+        rows = [json.loads(line) for line in records(home, "metrics.jsonl").splitlines()]
         seen.append((step, max(row["step"] for row in rows if row["kind"] == "train")))
         push(home, step)
 
@@ -101,16 +111,18 @@ def test_only_what_changed_is_sent_and_what_is_forgotten_here_is_forgotten_there
     home.push_records()
     sent, put = [], Storage.put
 
-    def noting(storage, files):
-        sent.append(sorted(files))
-        put(storage, files)
+    def noting(storage, files, **options):
+        sent.extend(sorted(files))
+        put(storage, files, **options)
 
     monkeypatch.setattr(Storage, "put", noting)
     home.push_records()
     recorder.event("fault", message="x")
     recorder.rewind(1)
     home.push_records()
-    assert [names for names in sent if names] == [["events.jsonl", "metrics.jsonl"]]
+    assert sent == []
+    assert records(home, "metrics.jsonl") == (home.local / "metrics.jsonl").read_bytes()
+    assert records(home, "events.jsonl") == (home.local / "events.jsonl").read_bytes()
     assert [name for name in Storage(home.url).names() if "scores" in name] == ["scores.parquet/step-000001.parquet"]
 
 
@@ -134,9 +146,9 @@ def test_state_json_comes_last_and_goes_first(stored, machine, monkeypatch):
     for what in ("put", "delete", "delete_folder"):
         method = getattr(Storage, what)
 
-        def noting(storage, names, what=what, method=method):
+        def noting(storage, names, *, what=what, method=method, **options):
             done.append((what, names if what == "delete_folder" else sorted(names)))
-            method(storage, names)
+            method(storage, names, **options)
 
         monkeypatch.setattr(Storage, what, noting)
     kept(home, 1)
@@ -227,8 +239,8 @@ def test_the_last_writers_own_folder_goes_on_with_what_it_has_more(stored, machi
     home, recorder = made(stored)
     recorder.event("fault", message="never sent")
     home.take_over(pytest.fail)
-    home.claim()
-    assert b"never sent" in (Storage(home.url).read("events.jsonl") or b"")
+    home.claim().push_records()
+    assert b"never sent" in records(home, "events.jsonl")
 
 
 def test_a_folder_of_a_run_that_went_on_elsewhere_is_set_aside_not_lost(stored, machine):
@@ -237,7 +249,7 @@ def test_a_folder_of_a_run_that_went_on_elsewhere_is_set_aside_not_lost(stored, 
     machine("machine-b")
     elsewhere = RunFolder.below(stored, "mine")
     elsewhere.take_over(lambda line: None)
-    elsewhere.claim()
+    elsewhere = elsewhere.claim()
     Recorder(elsewhere, recorder.run).event("fault", message="only there")
     elsewhere.push_records()
     machine("machine-a")
@@ -253,11 +265,22 @@ def test_a_driver_whose_run_was_taken_over_stops(stored, machine):
     machine("machine-b")
     elsewhere = RunFolder.below(stored, "mine")
     elsewhere.take_over(lambda line: None)
-    elsewhere.claim()
+    elsewhere = elsewhere.claim()
+    saved(home.local, 1)
     recorder.event("fault", message="too late")
-    with pytest.raises(RunError, match=r"another process has taken over the run .*mine; stop one of them"):
-        home.push_records()
-    assert b"too late" not in (Storage(home.url).read("events.jsonl") or b"")
+    for write in (
+        home.push_records,
+        lambda: home.push_checkpoint(1),
+        lambda: home.prune(1),
+        lambda: home.set_aside_after(0),
+        home.discard,
+    ):
+        with pytest.raises(
+            TakenOverError, match=r"process \d+ on .* has taken over the run .*mine; this process writes no"
+        ):
+            write()
+    assert b"too late" not in records(home, "events.jsonl")
+    assert Storage(home.url).names("checkpoints") == [] and elsewhere.started()
 
 
 def test_a_run_that_is_in_storage_is_not_started_again(stored, machine):
@@ -292,6 +315,115 @@ def test_a_run_that_is_not_there_is_answered_with_those_that_are(stored, machine
         absent.take_over(pytest.fail)
 
 
+@pytest.fixture
+def away(monkeypatch):
+    """Have one of Storage's methods not answer for so many seconds."""
+
+    def begin(what, seconds):
+        method, until, asked = getattr(Storage, what), time.monotonic() + seconds, []
+
+        def failing(storage, *arguments, **options):
+            asked.append(what)
+            if time.monotonic() < until:
+                raise AwayError("away")
+            return method(storage, *arguments, **options)
+
+        monkeypatch.setattr(Storage, what, failing)
+        return asked
+
+    return begin
+
+
+@pytest.mark.parametrize("stored", ["file"], indirect=True)
+@pytest.mark.parametrize("what", ["put", "write", "delete", "read"])
+def test_storage_that_is_away_for_a_while_is_asked_again_and_costs_nothing(stored, machine, away, what):
+    home, recorder = made(stored)
+    saved(home.local, 1)
+    recorder.event("fault", message="x")
+    asked = away(what, 1.5)
+    home.push_records()
+    home.push_checkpoint(1)
+    assert len(asked) > 1 and home.newest(pytest.fail) == 1 and checkpoint.read(home.fetch_checkpoint(1)).version == 1
+    assert b'"x"' in records(home, "events.jsonl")
+
+
+@pytest.mark.parametrize("stored", ["file"], indirect=True)
+def test_records_wait_for_the_next_push_and_say_so_and_old_checkpoints_for_the_next_prune(stored, machine, away):
+    home, recorder = made(stored)
+    for step in (1, 2):
+        kept(home, step)
+    away("write", 1.0), away("delete", 1.0)
+    recorder.event("fault", message="x")
+    recorder.push()
+    home.prune(1)
+    assert recorder.recent[-1]["kind"] == "unsent" and "away" in recorder.recent[-1]["message"]
+    time.sleep(1.0)
+    recorder.push()
+    home.prune(1)
+    assert b'"unsent"' in records(home, "events.jsonl") and of_checkpoints(home) == ["step-000002"]
+
+
+@pytest.mark.parametrize("stored", ["file"], indirect=True)
+def test_of_two_who_start_a_run_at_once_on_two_machines_one_goes_on(stored, machine, monkeypatch):
+    monkeypatch.setattr(folder, "SETTLING", 0.3)
+    machine("machine-a")
+    homes = [RunFolder.below(stored, "mine")]
+    machine("machine-b")
+    homes.append(RunFolder.below(stored, "mine"))
+    for home in homes:
+        home.claim_new(pytest.fail)
+        home.local.mkdir(parents=True)
+    found = []
+
+    def claim(home):
+        try:
+            found.append(home.claim(new=True))
+        except RunError as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=claim, args=(home,)) for home in homes]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join(30)
+    claimed = [one for one in found if isinstance(one, RunFolder)]
+    assert len(claimed) == 1
+    claimed[0].push_records()
+    (refused,) = (one for one in found if one not in claimed)
+    assert "has just been started by process" in str(refused) or "has taken over" in str(refused)
+
+
+@pytest.mark.parametrize("stored", ["file"], indirect=True)
+def test_a_run_of_this_machine_that_is_under_way_is_neither_set_aside_nor_resumed(stored, machine, monkeypatch):
+    home, _ = made(stored)
+    code = "import sys; from pcpo_ray.folder import RunFolder; home = RunFolder.of(sys.argv[1]); "
+    for does in ("home.take_over(print); home.claim()", "home.claim_new(print)"):
+        if "new" in does:
+            Storage(home.url).delete(Storage(home.url).names())
+        done = subprocess.run([sys.executable, "-c", code + does, home.url], capture_output=True, text=True, timeout=60)
+        assert f"is being written by process {os.getpid()} on" in done.stderr, done.stderr
+    assert [path.name for path in home.local.parent.iterdir()] == [home.local.name]
+
+
+@pytest.mark.parametrize("stored", ["file"], indirect=True)
+def test_what_only_begins_like_a_checkpoint_is_left_alone_in_storage_too(stored, machine):
+    home, _ = made(stored)
+    for step in (1, 2, 3):
+        kept(home, step)
+    storage = Storage(home.url)
+    names = [
+        f"{place}/step-{name}/state.json" for place in ("checkpoints", "set-aside") for name in ("1", "000001-best")
+    ]
+    names += ["checkpoints/step-000009", "checkpoints/step-000002.bak"]
+    for name in names:
+        storage.write(name, b"mine")
+    assert home.steps() == [1, 2, 3] and home.newest(pytest.fail) == 3
+    home.prune(1)
+    home.set_aside_after(0)
+    assert home.steps() == [] and storage.there(names) == names
+
+
 @pytest.mark.chaos
 def test_storage_that_fails_in_mid_run_leaves_what_was_recorded(small_sd, s3_server, machine, monkeypatch):
     home = RunFolder.of(f"{s3.bucket(s3_server)}/mine{s3.options(s3_server)}")
@@ -299,7 +431,7 @@ def test_storage_that_fails_in_mid_run_leaves_what_was_recorded(small_sd, s3_ser
 
     def failing(folder, step):
         saves.append(step)
-        if step == 2:
+        if step == 2 and saves.count(2) == 1:
             with s3.guarded(s3_server):
                 save(folder, step)
         save(folder, step)
@@ -342,7 +474,7 @@ def test_a_run_in_storage_is_trained_resumed_drawn_from_evaluated_and_reported(
     status, said, errors = command("train", path, "steps=3", "--local", "--runs", stored, "--resume-if-started")
     assert (status, errors) == (0, "")
     assert "resuming small after step 2" in said
-    events = [json.loads(line) for line in Storage(run.url).read("events.jsonl").splitlines()]
+    events = [json.loads(line) for line in records(run, "events.jsonl").splitlines()]
     assert [event["kind"] for event in events if event["kind"] in ("started", "resumed", "finished")] == [
         *("started", "finished", "started", "resumed", "finished")
     ]

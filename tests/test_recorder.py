@@ -60,7 +60,7 @@ def test_lines_are_there_as_soon_as_they_are_recorded_numbers_that_are_none_incl
 def test_a_number_that_is_none_is_null_in_the_files_and_stays_it_after_a_resume(recorder, run):
     recorder.record("train", 1, {"reward_mean": math.nan, "rewards": {"a": math.inf}})
     recorder.event("missing", score=math.nan)
-    Recorder.reopen(recorder.folder, run, 1)
+    Recorder.reopen(recorder.home, run, 1)
     for name in ("metrics.jsonl", "events.jsonl"):
         text = (recorder.folder / name).read_text()
         assert "null" in text and "NaN" not in text and "Infinity" not in text
@@ -79,7 +79,7 @@ def test_lines_damaged_by_a_power_cut_are_named_kept_aside_and_end_nothing(recor
     before = (recorder.folder / "metrics.jsonl").read_bytes()
     with pytest.raises(RunError, match=r"metrics\.jsonl, line 2: not what a run records.*; --resume goes on without"):
         recorder.metrics()
-    again = Recorder.reopen(recorder.folder, run, 3)
+    again = Recorder.reopen(recorder.home, run, 3)
     assert [row["step"] for row in again.metrics()] == [1, 3]
     assert [row["version"] for row in events(again) if row["kind"] == "published"] == [1, 3]
     (kept,) = recorder.folder.glob("metrics.jsonl.damaged-*")
@@ -95,7 +95,7 @@ def test_a_line_cut_short_by_a_kill_is_left_out_and_gone_after_a_resume(recorder
         with (recorder.folder / name).open("a") as file:
             file.write('{"kind": "train", "step": 2, "lo')
     assert [row["step"] for row in recorder.metrics()] == [1]
-    again = Recorder.reopen(recorder.folder, run, 1)
+    again = Recorder.reopen(recorder.home, run, 1)
     again.record("train", 2, {"loss": 2.0})
     again.event("published", version=2)
     assert [row["loss"] for row in again.metrics()] == [1.0, 2.0]
@@ -107,7 +107,7 @@ def test_a_resumed_run_forgets_what_it_recorded_past_its_checkpoint(recorder, ru
         recorder.record("train", step, {"loss": step})
         for dataset in ("scores.parquet", "evaluations.parquet"):
             recorder.samples(dataset, step, {"step": [step] * 2, "reward": [0.0, 1.0]})
-    again = Recorder.reopen(recorder.folder, run, 1)
+    again = Recorder.reopen(recorder.home, run, 1)
     assert [row["step"] for row in again.metrics()] == [0, 1]
     for dataset in ("scores.parquet", "evaluations.parquet"):
         assert parquet.read_table(recorder.folder / dataset)["step"].to_pylist() == [0, 0, 1, 1]
@@ -116,7 +116,7 @@ def test_a_resumed_run_forgets_what_it_recorded_past_its_checkpoint(recorder, ru
 def test_a_run_resumed_without_a_checkpoint_starts_with_empty_records(recorder, run):
     recorder.record("evaluation", 0, {"images": 4})
     recorder.samples("evaluations.parquet", 0, {"step": [0]})
-    again = Recorder.reopen(recorder.folder, run, -1)
+    again = Recorder.reopen(recorder.home, run, -1)
     assert again.metrics() == []
     assert not list((recorder.folder / "evaluations.parquet").iterdir())
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pcpo_ray import storage
-from pcpo_ray.errors import RunError
+from pcpo_ray.errors import AwayError, RunError
 from pcpo_ray.storage import Storage, child, shown
 from tests import s3
 
@@ -47,17 +47,61 @@ def test_where_nothing_is_nothing_is_found_and_nothing_need_be_deleted(stored):
     assert place.names() == []
 
 
-def test_what_fails_half_way_is_not_there(stored, tmp_path, monkeypatch):
+@pytest.mark.parametrize("size", [5, 13 * 2**20])
+def test_an_upload_whose_source_fails_leaves_the_good_one(stored, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(storage, "WHOLE", 10)
+    path = tmp_path / "file"
+    path.write_bytes(b"g" * size)
+    place = Storage(child(stored, "run"))
+    place.put({"file": path})
+    monkeypatch.setattr(storage, "WHOLE", 0)
+    place.put({"file": path})
+    assert place.names() == ["file"]
+
     def half(source, target, length):
-        target.write(source.read()[:2])
+        target.write(source.read()[: size // 2])
         raise OSError("the disk broke")
 
     monkeypatch.setattr(shutil, "copyfileobj", half)
-    (tmp_path / "file").write_bytes(b"whole")
-    place = Storage(child(stored, "run"))
+    path.write_bytes(b"x" * size)
     with pytest.raises(RunError, match=r"run .*cannot be written: the disk broke"):
-        place.put({"file": tmp_path / "file"})
-    assert place.names() == []
+        place.put({"file": path, "new": path})
+    assert place.names() == ["file"] and place.read("file") == b"g" * size
+
+
+def test_a_small_file_that_cannot_be_read_sends_nothing(stored, tmp_path):
+    place = Storage(child(stored, "run"))
+    place.write("file", b"good")
+    with pytest.raises(RunError, match=r"run .*cannot be written: .*No such file"):
+        place.put({"file": tmp_path / "gone"})
+    assert place.read("file") == b"good"
+
+
+KEYS = ("../evil", "x/../../evil", "./c", "a\\b", "/abs", "ok//e")
+
+
+def test_keys_of_a_bucket_that_lead_elsewhere_are_left_alone_and_never_fetched(s3_server, tmp_path):
+    import boto3
+
+    url = s3.bucket(s3_server)
+    client = boto3.client("s3", endpoint_url=f"http://{s3_server}", region_name="us-east-1")
+    for key in ("ok/d", *KEYS):
+        client.put_object(Bucket=url.removeprefix("s3://"), Key=f"run/{key}", Body=b"1")
+    place = Storage(f"{url}/run{s3.options(s3_server)}")
+    assert place.names() == ["ok/d"]
+    for key in KEYS:
+        with pytest.raises(RunError, match=r"has the name .*, which no file below a folder has; delete it there"):
+            place.get({key: tmp_path / "run" / key})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_passes_by_itself_is_told_from_what_does_not(s3_server):
+    away = Storage(f"s3://bucket/runs?scheme=http&endpoint_override=127.0.0.1:{s3.free_port()}")
+    with pytest.raises(AwayError):
+        away.names()
+    for text in ("AWS Error SLOW_DOWN during PutObject", "AWS Error UNKNOWN (HTTP status 503)"):
+        assert isinstance(away._error(OSError(text), "written"), AwayError)
+    assert not isinstance(away._error(OSError("AWS Error ACCESS_DENIED"), "written"), AwayError)
 
 
 def silent(keep):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pcpo_ray import disk
 from pcpo_ray.bench import published
 from pcpo_ray.errors import BenchError
 from pcpo_ray.planning.hollow import class_in, made_of_config
@@ -34,8 +35,7 @@ def write(name: str, folder: Path, dtype: str, device: torch.device) -> None:
         raise BenchError(f"{folder} is there already; give a folder that is not, or take it as it is")
     if dtype not in DTYPES:
         raise BenchError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
-    beside = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = disk.beside(folder)
     MODELS[name](beside)
     try:
         with _drawing(getattr(torch, dtype), device):

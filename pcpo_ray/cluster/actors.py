@@ -280,11 +280,12 @@ class LearnerActor(Worker):
     def save(self, folder: "RunFolder", state: State, older: Sequence[Sequence[ray.ObjectRef]]) -> None:
         """Write a checkpoint, with the older versions whose references are given."""
         here = folder.here()
+        here.check()
         opened = []
         for references in older:
             manifest, *buckets = ray.get(list(references), timeout=PULL_TIMEOUT)
             opened.append(weights.Weights(manifest=manifest, buckets=tuple(buckets)))
-        self.learner.save(here.checkpoint(state.step), state, older=opened)
+        self.learner.save(here.checkpoint(state.step), state, older=opened, allowed=here.check)
         if self.index == 0:
             here.push_checkpoint(state.step)
 

@@ -20,6 +20,9 @@ PEFT = "adapter_model"
 FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", f"{PEFT}.safetensors", f"{PEFT}.bin")
 """Names that a folder's LoRA has, the first that is there counting."""
 
+CHECKPOINT = re.compile(r"step-\d{6,}")
+"""How a run calls its checkpoints, and nobody's copies of them."""
+
 MATRIX = re.compile(r"lora\w*[._](?P<which>A|B|up|down)\.weight$")
 """How the names of A and B end in every layout: lora_A.weight, lora_down.weight, to_q_lora.down.weight and so on."""
 
@@ -81,10 +84,12 @@ def _named(source: Path) -> Path:
     for name in FILES:
         if (source / name).is_file():
             return source / name
-    steps = sorted(step for step in (source / "checkpoints").glob("step-*") if (step / FILES[0]).is_file())
+    every = [path for path in (source / "checkpoints").glob("step-*") if CHECKPOINT.fullmatch(path.name)]
+    steps = [step for step in every if (step / FILES[0]).is_file()]
     if steps:
-        raise refused(source, f"is a run's folder; name one of its checkpoints, the newest is {steps[-1]}")
-    if (source / "state.json").is_file() or list((source / "checkpoints").glob("step-*")):
+        newest = max(steps, key=lambda step: int(step.name.removeprefix("step-")))
+        raise refused(source, f"is a run's folder; name one of its checkpoints, the newest is {newest}")
+    if (source / "state.json").is_file() or every:
         raise refused(
             source, "is of a run that trained the whole network, and holds no LoRA; give the LoRA of another run"
         )

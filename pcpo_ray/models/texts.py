@@ -1,18 +1,22 @@
 """Encoded texts: in memory up to a bound, and on disk, an Arrow file a text, under a key of the encoders' own files."""
 
 import contextlib
+import errno
 import hashlib
-import uuid
+import logging
 from pathlib import Path
 
 import torch
 
 from pcpo_ray.config import Model
+from pcpo_ray.disk import again, beside, sync
 from pcpo_ray.errors import ModelError
 from pcpo_ray.trajectory import Conditioning, to_numpy
 
 CHUNK = 1 << 24
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
+log = logging.getLogger(__name__)
 
 KEPT = 1 << 30
 """Bytes of encoded texts that stay in a process's memory: 250 of FLUX's, 1,600 of SDXL's."""
@@ -61,6 +65,7 @@ class TextCache:
         assert model.text_cache is not None
         self.given = model.text_cache
         self.folder = Path(model.text_cache).expanduser() / fingerprint(model, folder)
+        self.full = False
 
     def __contains__(self, text: str) -> bool:
         return self.path(text).is_file()
@@ -69,12 +74,20 @@ class TextCache:
         return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.arrow"
 
     def get(self, text: str) -> Conditioning:
-        """What `put` was given for the text. Raises ModelError for a file that is damaged."""
+        """What `put` was given for the text. Raises ModelError for a file that is damaged, OSError for one unread."""
         import pyarrow
 
         path = self.path(text)
         try:
-            with pyarrow.ipc.open_file(path) as file:
+            for attempt in again():
+                with attempt:
+                    content = path.read_bytes()
+        except OSError as error:  # this machine's way to the disk, and not the text, is what is wrong
+            raise OSError(
+                f"{path}, a cached text of model.text_cache={self.given!r}, cannot be read on this machine: {error}"
+            ) from error
+        try:
+            with pyarrow.ipc.open_file(content) as file:
                 rows = file.read_all().to_pylist()
             return {
                 row["name"]: torch.frombuffer(bytearray(row["data"]), dtype=getattr(torch, row["dtype"])).reshape(
@@ -82,12 +95,16 @@ class TextCache:
                 )
                 for row in rows
             }
-        except (pyarrow.ArrowInvalid, OSError, KeyError, RuntimeError, ValueError) as error:
+        except (pyarrow.ArrowInvalid, KeyError, RuntimeError, ValueError) as error:
             raise ModelError(
                 f"{path}, a cached text of model.text_cache={self.given!r}, cannot be read: {error}; delete it"
             ) from error
 
     def put(self, text: str, conditioning: Conditioning) -> None:
+        """Keep a text; of one that another process has kept meanwhile, its file stays.
+
+        A full disk is said once, and texts are encoded anew from then on. Raises ModelError where nobody may write.
+        """
         import pyarrow
 
         rows = []
@@ -96,21 +113,36 @@ class TextCache:
             rows.append({"name": name, "dtype": dtype, "shape": list(tensor.shape), "data": bits.tobytes()})
         table = pyarrow.Table.from_pylist(rows)
         path = self.path(text)
-        beside = path.with_suffix(f".{uuid.uuid4().hex}")  # containers that share the folder number processes alike
+        made = beside(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with pyarrow.ipc.new_file(beside, table.schema) as file:
+            with pyarrow.ipc.new_file(made, table.schema) as file:
                 file.write_table(table)
-            beside.replace(path)
+            if text not in self:
+                sync(made)
+                made.replace(path)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
             if text in self:  # another process was first
+                return
+            if error.errno in FULL:
+                self._say_full(path, error)
                 return
             raise ModelError(
                 f"model.text_cache={self.given!r}: an encoded text cannot be written to {path}: {error}; make room or "
                 "give leave to write there, name another folder, or set model.text_cache=null to keep texts in memory"
             ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                made.unlink()
+
+    def _say_full(self, path: Path, error: OSError) -> None:
+        if not self.full:
+            self.full = True
+            log.warning(
+                "model.text_cache=%r: an encoded text cannot be written to %s: %s; it goes on without, encoding texts "
+                "anew where memory has not kept them; make room there",
+                *(self.given, path, error.strerror or error),
+            )
 
 
 def fingerprint(model: Model, folder: Path) -> str:

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from pcpo_ray import config
-from pcpo_ray.disk import writing
-from pcpo_ray.errors import QualityError
+from pcpo_ray.disk import again, replacing, writing
+from pcpo_ray.errors import QualityError, RunError
 from pcpo_ray.quality import features, frechet
 
 UNREAD = (".heic", ".heif", ".jxl", ".exr", ".hdr", ".svg", ".cr2", ".nef", ".arw", ".dng")
@@ -232,25 +231,28 @@ def load(quality: config.Quality, extractor: Callable[[], features.Extractor], s
             f"the features of {count} reference pictures are not all finite; see to the network's weights"
         )
     if kept is not None:
-        save(kept, found)
+        try:
+            save(kept, found)
+        except RunError as error:
+            say(
+                f"reference: its features are not kept in evaluation.quality.cache={quality.cache!r}: {error.__cause__}"
+            )
     return Reference(found, size)
 
 
 def save(path: Path, values: Float[np.ndarray, "N E"]) -> None:
     """Write features, whole or not at all, whoever else is writing the same. Raises RunError where the disk is full."""
-    beside = path.with_name(f".{path.stem}.{uuid4().hex}.unfinished.npy")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            np.save(beside, values)
-            beside.rename(path)
-        finally:
-            beside.unlink(missing_ok=True)
+    with replacing(path) as made, made.open("wb") as file:
+        np.save(file, values)
 
 
 def _read(path: Path) -> np.ndarray:
     try:
-        found: np.ndarray = np.load(path, allow_pickle=False)
+        for attempt in again():
+            with attempt:
+                found: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise QualityError(f"{path} holds no features ({error}); delete it, and it is made again") from None
     return found

@@ -1,8 +1,10 @@
 """Encoded texts in memory, which is bounded, and on a disk that several machines share."""
 
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,7 +115,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_key(small_sd, tmp_path
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk without room is Linux's device")
-def test_a_full_disk_is_named_and_leaves_nothing_behind(small_sd, tmp_path, monkeypatch):
+def test_a_full_disk_is_said_once_and_ends_nothing(small_sd, tmp_path, monkeypatch, caplog):
     cache = TextCache(small.run(small_sd, model__text_cache=tmp_path).model, small_sd)
     import pyarrow
 
@@ -124,9 +126,51 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(small_sd, tmp_path, monk
         return new_file("/dev/full", schema)
 
     monkeypatch.setattr(pyarrow.ipc, "new_file", full)
-    with pytest.raises(ModelError, match=r"cannot be written.*No space left.*make room"):
-        cache.put("a ring", row(10))
+    for text in ("a ring", "a star"):
+        cache.put(text, row(10))
     assert list(cache.folder.iterdir()) == []
+    (said,) = caplog.messages
+    assert f"model.text_cache='{tmp_path}'" in said and "No space left" in said and "make room there" in said
+    monkeypatch.setattr(pyarrow.ipc, "new_file", new_file)
+    cache.put("a ring", row(10))
+    assert "a ring" in cache
+
+
+def test_a_file_that_is_stale_for_a_moment_is_read_again_and_not_called_damaged(small_sd, tmp_path, monkeypatch):
+    cache = TextCache(small.run(small_sd, model__text_cache=tmp_path).model, small_sd)
+    cache.put("a ring", row(10))
+    read, failures = Path.read_bytes, [3]
+
+    def stale(path):
+        if failures[0] and path.suffix == ".arrow":
+            failures[0] -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    assert cache.get("a ring").keys() == row(10).keys()
+    failures[0] = 100
+    with pytest.raises(
+        OSError, match=r"a cached text of model\.text_cache=.* cannot be read on this machine: .*[Ss]tale"
+    ):
+        cache.get("a ring")
+
+
+def test_a_race_that_is_lost_leaves_the_winners_file_and_nothing_beside(small_sd, tmp_path, monkeypatch):
+    model = small.run(small_sd, model__text_cache=tmp_path).model
+    first, second = TextCache(model, small_sd), TextCache(model, small_sd)
+    import pyarrow
+
+    new_file = pyarrow.ipc.new_file
+
+    def late(path, schema):
+        monkeypatch.setattr(pyarrow.ipc, "new_file", new_file)
+        first.put("a ring", row(10))
+        return new_file(path, schema)
+
+    monkeypatch.setattr(pyarrow.ipc, "new_file", late)
+    second.put("a ring", row(10))
+    assert [path.suffix for path in first.folder.iterdir()] == [".arrow"]
 
 
 def test_another_variant_has_another_cache(small_sd, tmp_path):
