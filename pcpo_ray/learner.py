@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from pcpo_ray import canary, checkpoint, config, micro_batches, minibatches, obj
 from pcpo_ray.average import Average
 from pcpo_ray.credit import Credit
 from pcpo_ray.disk import writing
-from pcpo_ray.errors import CheckpointError, TrainingError
+from pcpo_ray.errors import CheckpointError, PcpoError, TrainingError
 from pcpo_ray.masters import Masters
-from pcpo_ray.micro_batches import Block, Pairs
+from pcpo_ray.micro_batches import Opened, Pairs
+from pcpo_ray.minibatches import Block
 from pcpo_ray.movement import Movement
 from pcpo_ray.packed import Packed, unpack
 from pcpo_ray.policy import Policy, kept
@@ -97,22 +99,36 @@ class Learner:
         """Learn one batch, giving version `step`; every rank gets the whole list, and the same answer.
 
         Raises TrainingError if `step` is not the next one, if a log-ratio at unchanged weights is not 0, if a log-ratio
-        or a weight is not finite, and if that holds for more than BAD_GRADIENTS optimizer steps' gradients in a row.
+        or a weight is not finite, and if that holds for more than BAD_GRADIENTS optimizer steps' gradients in a row:
+        the same on every rank. Of several ranks, each raises a RankError where one has failed of something else.
         """
+        try:
+            return self._update(step, batch)
+        except (PcpoError, ranks.RankError):
+            raise
+        except Exception as error:
+            told = self.rank.told(error)
+            if told is error:
+                raise
+            raise told from error
+
+    def _update(self, step: int, batch: Sequence[Group]) -> Update:
         started = time.perf_counter()
         if step != self.version + 1:
             raise TrainingError(f"asked for update {step} at version {self.version}; expected {self.version + 1}")
         diagnostics = objective.StepDiagnostics(len(self.policy.schedule))
         parts = minibatches.of(self.run.optimizer, len(batch), seed=self.run.seed, step=step)
-        shares = [minibatches.share(part, self.rank.index, self.rank.count) for part in parts]
-        found = self._find_micro_batch(batch, len(parts[0]), shares[0])
+        minibatch_blocks = [self._blocks(batch, part) for part in parts]
+        shares = [minibatches.share(blocks, self.rank.index, self.rank.count) for blocks in minibatch_blocks]
+        found = self._find_micro_batch(batch, minibatch_blocks[0], shares[0])
         movement = Movement(self.masters.values.values(), self.rank)
         # in the first optimizer step the log-ratio itself is the lag: nothing has moved since
-        lags = self._lags(batch, sorted({n for own in shares for n in own})) if len(parts) > 1 else {}
+        lags = self._lags(batch, minibatches.joined(shares)) if len(parts) > 1 else {}
         taken = []
-        for part, (indices, own) in enumerate(zip(parts, shares, strict=True)):
-            fresh = part == 0 and all(batch[index][0] == self.version for index in indices)
-            taken.append(self._minibatch({n: batch[n] for n in own}, lags, diagnostics, unchanged=fresh))
+        for part, (places, blocks, own) in enumerate(zip(parts, minibatch_blocks, shares, strict=True)):
+            fresh = part == 0 and all(batch[place][0] == self.version for place in places)
+            count = sum(map(len, blocks))
+            taken.append(self._minibatch(batch, own, lags, diagnostics, count=count, unchanged=fresh))
             if part == 0:
                 first = diagnostics.max_log_ratio.max()
         moved = movement.measured(step)
@@ -141,47 +157,97 @@ class Learner:
             merged = reduce(getattr(diagnostics, name).to(self.policy.device))
             setattr(diagnostics, name, merged.cpu())
 
-    def _lags(self, batch: Sequence[Group], own: Sequence[int]) -> dict[int, Float[Tensor, "N K 2"]]:
+    def _blocks(self, batch: Sequence[Group], places: Sequence[int]) -> list[Block]:
+        """The pairs of these groups of a batch, whoever has their trajectories.
+
+        Raises TrainingError for a trajectory that does not have them.
+        """
+        asked = self.run.optimizer.micro_batch
+        trained = kept(self.run.sampling.subset, len(self.policy.credit.trained))
+        for place in places:
+            _, trajectory, advantages = batch[place]
+            if trajectory is None:
+                continue
+            images, steps = len(trajectory), len(trajectory.steps)
+            if (images, steps) != (len(advantages), trained):
+                raise TrainingError(
+                    f"the group at place {place} has {images} images at {steps} trained steps; expected "
+                    f"{len(advantages)} at {trained}: give samplers and learner the same config"
+                )
+        length = minibatches.length_of(self.run, asked if isinstance(asked, int) else None)
+        return minibatches.cut({place: (len(batch[place][2]), trained) for place in places}, length)
+
+    def _lags(self, batch: Sequence[Group], own: Sequence[Block]) -> dict[int, Float[Tensor, "N K 2"]]:
         """Compare the weights as they are now with those that sampled each of this rank's older groups (`_lag_now`)."""
         if self.run.objective.correction is None:
             return {}
-        held: dict[int, Trajectory | Packed] = {}
-        for place in own:
-            version, trajectory, _ = batch[place]
-            assert trajectory is not None
-            if version < self.version:
-                held[place] = trajectory
-        passes = self._passes(held, self.micro_batch)
-        more = self._passes_more(len(passes))
+        older = [block for block in own if batch[block.place][0] < self.version]
+        held = _held(batch, older)
         shapes = {place: (len(one), len(one.steps)) for place, one in held.items()}
         found = {place: torch.zeros(*shape, 2, device=self.policy.device) for place, shape in shapes.items()}
+
+        def compare(pairs: Pairs) -> None:
+            prediction = self._predict(pairs)
+            lag = self._lag_now(prediction, self._log_ratio(prediction, pairs), pairs)
+            for block, one in zip(pairs.blocks, lag.split(pairs.lengths), strict=True):
+                found[block.place][block.rows, block.k] = one
+
         with torch.no_grad():
-            for pairs in self._pairs(held, passes):
-                prediction = self._predict(pairs)
-                lag = self._lag_now(prediction, self._log_ratio(prediction, pairs), pairs)
-                for block, one in zip(pairs.blocks, lag.split(pairs.lengths), strict=True):
-                    found[block.place][block.rows, block.k] = one
-                del pairs  # as in _minibatch
-            for _ in range(more):
-                canary.output(self.policy)
+            passes = self._passes(older, held, self.micro_batch)
+            failure = self._go_through(held, passes, compare, lambda: canary.output(self.policy))
+        self.rank.agreed(torch.zeros(1, device=self.policy.device), failure)
         return found
 
-    def _passes(self, groups: Mapping[int, Trajectory | Packed], size: int | None) -> list[list[Block]]:
-        return micro_batches.passes(groups, self.run.sampling.batch, size)
+    def _go_through(
+        self,
+        groups: Mapping[int, Trajectory | Packed],
+        passes: Sequence[Sequence[Block]],
+        work: Callable[[Pairs], None],
+        idle: Callable[[], Any],
+    ) -> Exception | None:
+        """Have `work` done on the pairs of each pass; what this rank failed of.
 
-    def _pairs(
-        self, groups: Mapping[int, Trajectory] | Mapping[int, Trajectory | Packed], passes: Sequence[Sequence[Block]]
-    ) -> Iterator[Pairs]:
-        """Each pass's pairs on the device; only the groups of one pass lie open."""
-        opened: dict[int, Trajectory] = {}
-        every_step = self._told(passes, lambda block: [block.index] * len(block), torch.long)
+        Where parameters are gathered by all ranks together, it goes through the network as often as the rank with the
+        most passes, with `idle` after its own, and raises what it failed of in a pass: the others are in that pass.
+        """
+        most = self._most_passes(len(passes))
+        begun, ended, failure = 0, 0, None
+        try:
+            for pairs in self._pairs(groups, passes):
+                begun += 1
+                work(pairs)
+                del pairs  # may be views of a group, which is not to lie beside the next one
+                ended += 1
+        except Exception as error:
+            if self.rank.sharded and begun != ended:
+                raise self.rank.told(error) from error
+            failure = error
+        for _ in range(most - ended):
+            idle()
+        return failure
+
+    def _passes(
+        self, blocks: Sequence[Block], groups: Mapping[int, Trajectory | Packed], size: int | None
+    ) -> list[list[Block]]:
+        count = micro_batches.together(minibatches.length_of(self.run, size), size)
+        return micro_batches.passes(blocks, groups, count)
+
+    def _pairs(self, groups: Mapping[int, Trajectory | Packed], passes: Sequence[Sequence[Block]]) -> Iterator[Pairs]:
+        """Each pass's pairs on the device; only the groups of one pass lie open, and of these the passes' images."""
+        opened: dict[int, Opened] = {}
+        rows: dict[int, slice] = {}
+        for block in (block for blocks in passes for block in blocks):
+            before = rows.get(block.place, block.rows)
+            rows[block.place] = slice(min(before.start, block.rows.start), max(before.stop, block.rows.stop))
+        indices = {place: micro_batches.steps_of(groups[place]) for place in rows}
+        every_step = self._told(passes, lambda block: [indices[block.place][block.k]] * len(block), torch.long)
         for blocks, steps in zip(passes, every_step, strict=True):
             wanted = dict.fromkeys(block.place for block in blocks)
             opened = {place: opened[place] for place in wanted if place in opened}
             for place in wanted:
                 if place not in opened:
-                    opened[place] = self._open(groups[place])
-            yield micro_batches.gather(blocks, opened, steps)
+                    opened[place] = self._open(groups[place], rows[place])
+            yield micro_batches.gather(blocks, [indices[block.place][block.k] for block in blocks], opened, steps)
 
     def _told(
         self, passes: Sequence[Sequence[Block]], of: Callable[[Block], Sequence[float]], dtype: torch.dtype
@@ -192,38 +258,50 @@ class Learner:
         told: tuple[Tensor, ...] = sent_to(torch.tensor(numbers, dtype=dtype), self.policy.device).split(lengths)
         return told
 
-    def _open(self, trajectory: Trajectory | Packed) -> Trajectory:
-        """On the learner's device; what came packed is opened anew each time, so that few groups lie open at once."""
-        opened = unpack(self.policy, trajectory) if isinstance(trajectory, Packed) else trajectory
-        return opened.to(self.policy.device)
+    def _open(self, trajectory: Trajectory | Packed, rows: slice) -> Opened:
+        """The images at `rows` on the learner's device, or all of them where they are there already.
 
-    def _find_micro_batch(self, batch: Sequence[Group], count: int, own: Sequence[int]) -> micro_batches.Found | None:
+        What came packed is opened anew each time, so that few groups lie open at once.
+        """
+        if isinstance(trajectory, Packed):
+            unpacked = unpack(self.policy, trajectory, rows).to(self.policy.device)
+            return Opened(trajectory=unpacked, first=rows.start)
+        return Opened(trajectory=trajectory.to(self.policy.device))
+
+    def _find_micro_batch(
+        self, batch: Sequence[Group], blocks: Sequence[Block], own: Sequence[Block]
+    ) -> micro_batches.Found | None:
         """Where optimizer.micro_batch is auto and not yet known, choose it, by trying it on a minibatch.
 
-        That has `count` groups, of which this rank learns its `own`; all ranks choose the same.
+        That has these `blocks`, of which this rank learns its `own`; all ranks choose the same.
         """
         if self.run.optimizer.micro_batch != "auto" or self.micro_batch is not None:
             return None
-        steps, images = kept(self.run.sampling.subset, len(self.policy.credit.trained)), self.run.rollout.images
-        most = max(1, count // self.rank.count) * images * steps
-        sizes = micro_batches.candidates(min(self.run.sampling.batch or images, images), most)
+        most = sum(map(len, blocks)) // self.rank.count
+        sizes = micro_batches.candidates(minibatches.length_of(self.run, None), most)
         taken = torch.zeros(len(sizes), dtype=torch.float64)  # of a rank that learns nothing
-        held = {place: t for place in own if (t := batch[place][1]) is not None}
-        if held:
-            taken = self._measure(sizes, held)
-        found = micro_batches.Found.of(sizes, self.rank.total(taken.to(self.policy.device)).tolist())
+        failure = None
+        if own:
+            try:
+                taken = self._measure(sizes, _held(batch, own), own)
+            except Exception as error:
+                failure = error
+        found = micro_batches.Found.of(sizes, self.rank.agreed(taken.to(self.policy.device), failure).tolist())
         self.micro_batch = found.size
         return found
 
-    def _measure(self, sizes: Sequence[int], groups: Mapping[int, Trajectory | Packed]) -> Tensor:
-        """Seconds a pair by size (micro_batches.measure), tried on these groups."""
-        longest = max(self._passes(groups, sizes[-1]), key=lambda blocks: sum(map(len, blocks)))
-        opened = {place: self._open(groups[place]) for place in {block.place for block in longest}}
+    def _measure(self, sizes: Sequence[int], groups: Mapping[int, Trajectory | Packed], own: Sequence[Block]) -> Tensor:
+        """Seconds a pair by size (micro_batches.measure), tried on these blocks of the groups."""
+        longest = max(self._passes(own, groups, sizes[-1]), key=lambda blocks: sum(map(len, blocks)))
+        opened = {
+            place: self._open(groups[place], slice(0, len(groups[place]))).trajectory
+            for place in {block.place for block in longest}
+        }
 
         @torch.no_grad()
         def same(size: int) -> bool:
             shapes: dict[Hashable, list[list[Block]]] = {}
-            for blocks in self._passes(groups, size):
+            for blocks in self._passes(own, groups, size):
                 texts = micro_batches.shapes_of(groups[blocks[0].place])
                 shapes.setdefault((len(blocks), len(blocks[0]), texts), []).append(blocks)
             tried = [blocks for alike in shapes.values() for blocks in (alike[0], alike[-1])]
@@ -285,43 +363,45 @@ class Learner:
         """The log-ratio with the noise recovered from the bits that the sampler went on with."""
         found = []
         for one, predicted in zip(pairs.apart(), prediction.split(pairs.lengths), strict=True):
-            step = self.policy.credit.steps[one.blocks[0].index]
+            step = self.policy.credit.steps[one.indices[0]]
             after = step.moved(one.latents, one.predictions, one.noises)
             found.append(step.log_prob(after, one.latents, predicted) - one.log_probs)
         return torch.cat(found)
 
     def _minibatch(
         self,
-        groups: Mapping[int, Group],
+        batch: Sequence[Group],
+        own: Sequence[Block],
         lags: Mapping[int, Float[Tensor, "N K 2"]],
         diagnostics: objective.StepDiagnostics,
         *,
+        count: int,
         unchanged: bool,
     ) -> tuple[float, float, float | None]:
-        """One optimizer step on the mean loss over all ranks' (image, trained step) pairs, of which `groups` are own.
+        """One optimizer step on the mean loss over `count` (image, trained step) pairs, of which the `own` are here.
 
         Returns the loss, the mean KL divergence from the reference, which it contains, and the gradient's norm; None
         where that is not finite and the optimizer step was skipped.
         """
         device = self.policy.device
-        found = {place: trajectory for place, (_, trajectory, _) in groups.items() if trajectory is not None}
-        assert found.keys() == groups.keys()
-        counted = sum(len(trajectory) * len(trajectory.steps) for trajectory in found.values())
-        count = int(self.rank.total(torch.tensor(counted, device=device)))
-        passes = self._passes(found, self.micro_batch)
-        more = self._passes_more(len(passes))
-        advantages = iter(self._told(passes, lambda block: groups[block.place][2][block.rows], torch.float32))
-        total = torch.zeros(2, device=device)
         self.loss_scale = self._scale_for(count)
-        older = {place for place in found if groups[place][0] < self.version}
-        for pairs in self._pairs(found, passes):
-            total += self._accumulate(pairs, next(advantages), lags, older, diagnostics, count=count)
-            del pairs  # may be views of a group, which is not to lie beside the next one
-        diagnostics.count()
+        older = {block.place for block in own if batch[block.place][0] < self.version}
+        held = _held(batch, own)
+        passes = self._passes(own, held, self.micro_batch)
+        advantages = iter(self._told(passes, lambda block: batch[block.place][2][block.rows], torch.float32))
+        total = torch.zeros(2, device=device)
+
+        def learn(pairs: Pairs) -> None:
+            total.add_(self._accumulate(pairs, next(advantages), lags, older, diagnostics, count=count))
+
+        failure = self._go_through(held, passes, learn, self._idle)
+        try:
+            diagnostics.count()
+        except TrainingError as error:
+            failure = failure or error
+        total = self.rank.agreed(total, failure)
         if unchanged and self.run.objective.log_ratio != "replay":
-            self._check_unchanged(diagnostics.max_log_ratio.tolist())
-        self._keep_up(more)
-        self.rank.total(total)
+            self._check_unchanged(self.rank.largest(diagnostics.max_log_ratio.clone().to(device)).tolist())
         norm = self._step()
         loss, divergence = total.tolist()
         return loss, divergence, norm
@@ -368,23 +448,22 @@ class Learner:
         dimensions = math.prod(self.policy.denoiser.latent_shape)
         return 2.0 ** round(math.log2(count * dimensions))
 
-    def _passes_more(self, passes: int) -> int:
-        """How many passes fewer this rank has than the one with the most, where all gather parameters together.
+    def _most_passes(self, passes: int) -> int:
+        """Of this rank, or of the one with the most, where all gather parameters together.
 
         To be asked before the first of them: meanwhile other ranks would wait for it in a pass.
         """
         if not self.rank.sharded:
             return 0
-        return int(self.rank.largest(torch.tensor(passes, device=self.policy.device))) - passes
+        return int(self.rank.largest(torch.tensor(passes, device=self.policy.device)))
 
-    def _keep_up(self, passes: int) -> None:
-        """Pass through the network so often more, as the rank with the most to learn: parts are gathered by all."""
-        for _ in range(passes):
-            prediction = canary.output(self.policy)
-            if self.run.objective.kl:
-                with torch.no_grad(), self.policy.denoiser.without_adapter():
-                    canary.output(self.policy)
-            self._backward(0.0 * prediction.sum())
+    def _idle(self) -> None:
+        """Pass through the network without learning: parts are gathered by all."""
+        prediction = canary.output(self.policy)
+        if self.run.objective.kl:
+            with torch.no_grad(), self.policy.denoiser.without_adapter():
+                canary.output(self.policy)
+        self._backward(0.0 * prediction.sum())
 
     def _backward(self, loss: Tensor) -> None:
         # fully_shard gives the mean of the ranks' gradients; wanted is their sum
@@ -663,6 +742,16 @@ class Learner:
         if self.run.optimizer.micro_batch == "auto":
             self.micro_batch = loaded.state.micro_batch
         return loaded.state
+
+
+def _held(batch: Sequence[Group], blocks: Sequence[Block]) -> dict[int, Trajectory | Packed]:
+    """The trajectories of the groups that these blocks are of, in the blocks' order."""
+    found: dict[int, Trajectory | Packed] = {}
+    for place in dict.fromkeys(block.place for block in blocks):
+        trajectory = batch[place][1]
+        assert trajectory is not None  # whoever learns a block was sent its group
+        found[place] = trajectory
+    return found
 
 
 def scaled(plan: Credit, value: float, by: Sequence[float] | None) -> tuple[float, ...]:

@@ -13,13 +13,17 @@ import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pcpo_ray.minibatches import Block
 from pcpo_ray.packed import Packed
 from pcpo_ray.trajectory import Conditioning, Trajectory, in_one_piece, of_rows
+
+T = TypeVar("T")
 
 MOST = 8
 """Times the images that the sampler has at once, at most: memory grows as much, and speed hardly any more."""
@@ -42,45 +46,34 @@ class Found:
         return cls(size=min(zip(taken, sizes, strict=True))[1], seconds=seconds)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """Images of the group at `place`, at its k-th trained step, `index` of all."""
-
-    place: int
-    rows: slice
-    k: int
-    index: int
-
-    def __len__(self) -> int:
-        length: int = self.rows.stop - self.rows.start
-        return length
+def together(length: int, size: int | None) -> int:
+    """How many blocks of `length` images make up a pass of at most `size` pairs (None: one): a power of two."""
+    return 1 << max(1, (size or 1) // length).bit_length() - 1
 
 
-def passes(groups: Mapping[int, Trajectory | Packed], sampled: int | None, size: int | None) -> list[list[Block]]:
-    """What goes through the network at once, pass for pass: together every image of the groups at every trained step.
+def split(blocks: Sequence[T], count: int) -> list[list[T]]:
+    """Parts of `count`, a power of two; what is left over at the end has the shape of a half, a quarter, ..., and no
+    other."""
+    found: list[list[T]] = []
+    begin = 0
+    while begin < len(blocks):
+        count = min(count, 1 << (len(blocks) - begin).bit_length() - 1)
+        found.append(list(blocks[begin : begin + count]))
+        begin += count
+    return found
 
-    Blocks are of `sampled` images (None: the whole group), and 1, 2, 4, ... of them make up at most `size` pairs: what
-    is left over at the end has the shape of a half, a quarter, ..., and no other. A group's last block may be of fewer
-    images; as many such make up a pass of their own. `size` None leaves each block alone; one below `sampled` cuts
-    blocks of its own. In the groups' order, so that few of them are needed at a time.
+
+def passes(blocks: Sequence[Block], groups: Mapping[int, Trajectory | Packed], count: int) -> list[list[Block]]:
+    """What goes through the network at once, pass for pass: all of these blocks of the groups.
+
+    `count` of them make up a pass (`split`). A group's last block may be of fewer images; as many such make up a pass
+    of their own. In the groups' order, so that few of them are needed at a time.
     """
-    alike: dict[tuple[int, int, Hashable], list[Block]] = {}
-    for place, group in groups.items():
-        count = len(group)
-        length = min(count if sampled is None else sampled, count if size is None else size)
-        for start in range(0, count, length):
-            rows = slice(start, min(start + length, count))
-            blocks = [Block(place=place, rows=rows, k=k, index=index) for k, index in enumerate(steps_of(group))]
-            alike.setdefault((length, len(blocks[0]), shapes_of(group)), []).extend(blocks)
-    found = []
-    for (length, *_), left in alike.items():
-        count = 1 << max(1, (size or 1) // length).bit_length() - 1
-        while left:
-            while count > len(left):
-                count //= 2
-            found.append(left[:count])
-            left = left[count:]
-    order = {place: number for number, place in enumerate(groups)}
+    alike: dict[tuple[int, Hashable], list[Block]] = {}
+    for block in blocks:
+        alike.setdefault((len(block), shapes_of(groups[block.place])), []).append(block)
+    found = [one for same in alike.values() for one in split(same, count)]
+    order = {place: number for number, place in enumerate(dict.fromkeys(block.place for block in blocks))}
     return sorted(found, key=lambda blocks: (order[blocks[0].place], order[blocks[-1].place]))
 
 
@@ -97,9 +90,13 @@ def steps_of(trajectory: Trajectory | Packed) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """What one pass is made of, a row a pair; `steps` are indices into the sampler's T steps, `lengths` the blocks'."""
+    """What one pass is made of, a row a pair; `steps` are indices into the sampler's T steps, `lengths` the blocks'.
+
+    `indices` are each block's step, as numbers: to read them from a device would be to wait for it.
+    """
 
     blocks: Sequence[Block]
+    indices: Sequence[int]
     steps: Int[Tensor, " B"]
     latents: Float[Tensor, "B ..."]
     predictions: Float[Tensor, "B ..."]
@@ -119,21 +116,38 @@ class Pairs:
         return [
             Pairs(
                 blocks=[block],
+                indices=[index],
                 **{name: getattr(self, name)[rows] for name in names},
                 conditioning={name: value[rows] for name, value in self.conditioning.items()},
             )
-            for block, rows in zip(self.blocks, whole, strict=True)
+            for block, index, rows in zip(self.blocks, self.indices, whole, strict=True)
         ]
 
 
-def gather(blocks: Sequence[Block], groups: Mapping[int, Trajectory], steps: Int[Tensor, " B"]) -> Pairs:
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A group's trajectory, or that of its images from the `first` on."""
+
+    trajectory: Trajectory
+    first: int = 0
+
+    def rows(self, block: Block) -> slice:
+        """A block's images among those that are here."""
+        return slice(block.rows.start - self.first, block.rows.stop - self.first)
+
+
+def gather(
+    blocks: Sequence[Block], indices: Sequence[int], groups: Mapping[int, Opened], steps: Int[Tensor, " B"]
+) -> Pairs:
     """The pairs of one pass, of groups that lie open."""
     names = ("latents", "predictions", "noises", "log_probs")
-    texts = [of_rows(groups[one.place].conditioning, one.rows, len(groups[one.place])) for one in blocks]
+    where = [(groups[one.place].trajectory, groups[one.place].rows(one), one.k) for one in blocks]
+    texts = [of_rows(group.conditioning, rows, len(group)) for group, rows, _ in where]
     return Pairs(
         blocks=blocks,
+        indices=indices,
         steps=steps,
-        **{name: _together([getattr(groups[one.place], name)[one.rows, one.k] for one in blocks]) for name in names},
+        **{name: _together([getattr(group, name)[rows, k] for group, rows, k in where]) for name in names},
         conditioning=in_one_piece({name: _together([rows[name] for rows in texts]) for name in texts[0]}),
     )
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pcpo_ray.credit import Credit
 from pcpo_ray.errors import TrainingError
-from pcpo_ray.policy import Policy
+from pcpo_ray.policy import ALL, Policy
 from pcpo_ray.trajectory import Task, Trajectory, from_numpy, to_numpy
 
 Array = tuple[str, np.ndarray]
@@ -35,7 +35,7 @@ class Packed:
     """One group's trajectory, of the same fields but for the noise.
 
     `latents` are those of `sent_steps`; `predictions` are in the dtype that the network computes in, where that loses
-    nothing. `digest` is that of what is computed again, `machine` what it was computed with first.
+    nothing. `digests` are each image's, of what is computed again, `machine` what it was computed with first.
     """
 
     task: Task
@@ -44,7 +44,7 @@ class Packed:
     latents: Array
     log_probs: Array
     conditioning: Mapping[str, Array]
-    digest: str
+    digests: tuple[str, ...]
     machine: str
 
     def __len__(self) -> int:
@@ -74,13 +74,16 @@ def pack(policy: Policy, task: Task, trajectory: Trajectory) -> Packed:
         latents=to_numpy(trajectory.latents[:, [k for k, index in enumerate(steps) if index in sent]]),
         log_probs=to_numpy(trajectory.log_probs),
         conditioning={name: to_numpy(row) for name, row in trajectory.conditioning.items()},
-        digest=_digest(trajectory),
+        digests=_digests(trajectory),
         machine=_machine(),
     )
 
 
-def unpack(policy: Policy, packed: Packed) -> Trajectory:
-    """The trajectory, to the bit and on the CPU. Raises TrainingError where this machine computes other bits."""
+def unpack(policy: Policy, packed: Packed, rows: slice = ALL) -> Trajectory:
+    """The trajectory of the images at `rows`, to the bit and on the CPU.
+
+    Raises TrainingError where this machine computes other bits.
+    """
     task = packed.task
     credit = policy.credit_of(task.step, task.position)
     if packed.steps != credit.trained:
@@ -89,11 +92,11 @@ def unpack(policy: Policy, packed: Packed) -> Trajectory:
             f"the learner's config trains {credit.trained}: give both the same config"
         )
     storage = getattr(torch, policy.run.sampling.storage)
-    after = policy.initial_noise(task).to(storage)
-    noises = policy.step_noise(task)[:, list(packed.steps)].to(storage)
-    predictions = from_numpy(packed.predictions).to(storage)
+    after = policy.initial_noise(task, rows).to(storage)
+    noises = policy.step_noise(task, rows)[:, list(packed.steps)].to(storage)
+    predictions = _of(packed.predictions, rows).to(storage)
     latents = torch.empty_like(predictions)
-    sent = dict(zip(sent_steps(credit), from_numpy(packed.latents).unbind(1), strict=True))
+    sent = dict(zip(sent_steps(credit), _of(packed.latents, rows).unbind(1), strict=True))
     for k, index in enumerate(packed.steps):
         latents[:, k] = before = sent.get(index, after)
         after = credit.steps[index].moved(before, predictions[:, k], noises[:, k])
@@ -102,10 +105,10 @@ def unpack(policy: Policy, packed: Packed) -> Trajectory:
         latents=latents,
         predictions=predictions,
         noises=noises,
-        log_probs=from_numpy(packed.log_probs),
+        log_probs=_of(packed.log_probs, rows),
         conditioning={name: from_numpy(row) for name, row in packed.conditioning.items()},
     )
-    if _digest(opened) != packed.digest:
+    if _digests(opened) != packed.digests[rows]:
         if not latents.isfinite().all():  # bits of what is no number are no machine's fault
             raise TrainingError(
                 f"the group at place {task.position} of step {task.step} has latents that are not finite; set "
@@ -127,12 +130,19 @@ def _narrow(predictions: Tensor, dtype: torch.dtype) -> Tensor:
     return narrow if torch.equal(narrow.to(predictions.dtype), predictions) else predictions
 
 
-def _digest(trajectory: Trajectory) -> str:
-    """Of what `unpack` computes: latents and noise."""
-    digest = xxhash.xxh3_128()
-    for tensor in (trajectory.latents, trajectory.noises):
-        digest.update(to_numpy(tensor)[1].data)
-    return digest.hexdigest()
+def _of(array: Array, rows: slice) -> Tensor:
+    name, values = array
+    return from_numpy((name, values[rows]))
+
+
+def _digests(trajectory: Trajectory) -> tuple[str, ...]:
+    """Of what `unpack` computes: each image's latents and noise."""
+    found = []
+    for latents, noises in zip(to_numpy(trajectory.latents)[1], to_numpy(trajectory.noises)[1], strict=True):
+        digest = xxhash.xxh3_128(latents.data)
+        digest.update(noises.data)
+        found.append(digest.hexdigest())
+    return tuple(found)
 
 
 def _machine() -> str:

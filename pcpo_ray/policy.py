@@ -17,6 +17,9 @@ from pcpo_ray.schedule import DiffusionSchedule, FlowSchedule, Schedule
 from pcpo_ray.trajectory import Conditioning, Task, generator, seed_of
 from pcpo_ray.transitions import AffineStep, coefficients_preserving, ddim, flow
 
+ALL = slice(None)
+"""All images of a group."""
+
 
 def device_here() -> torch.device:
     """The accelerator, if this process can use one: logical GPUs on a CPU machine are normal in tests."""
@@ -111,22 +114,24 @@ class Policy:
         dtype: torch.dtype = torch.bfloat16 if self.mixed else getattr(torch, self.run.model.dtype)
         return dtype
 
-    def initial_noise(self, task: Task) -> Float[Tensor, "N ..."]:
-        """A task's initial latents, each from its sample's own seed, on the CPU in float32.
+    def initial_noise(self, task: Task, rows: slice = ALL) -> Float[Tensor, "N ..."]:
+        """The initial latents of a task's images (those at `rows`), each from its sample's own seed, on the CPU in
+        float32.
 
         With sampling.shared_noise they come from the group's seed.
         """
-        samples = self._samples(task)
+        samples = self._samples(task)[rows]
         if self.sampling.shared_noise:
             samples = [(*own[:-1], "shared") for own in samples]
         return torch.stack([self.denoiser.initial_noise(generator(*own, "initial")) for own in samples])
 
-    def step_noise(self, task: Task) -> Float[Tensor, "N T ..."]:
-        """The noise of each of a task's steps, from each sample's own seed, on the CPU in float32.
+    def step_noise(self, task: Task, rows: slice = ALL) -> Float[Tensor, "N T ..."]:
+        """The noise of each step of a task's images (those at `rows`), from each sample's own seed, on the CPU in
+        float32.
 
         Zeros that take no memory where no step has any.
         """
-        samples = self._samples(task)
+        samples = self._samples(task)[rows]
         shape = (len(samples), len(self.schedule), *self.denoiser.latent_shape)
         if all(step.std == 0 for step in self.credit.steps):
             return torch.zeros(1, device=self.device).expand(shape)
@@ -216,6 +221,12 @@ def kept(subset: config.ShareOfSteps | config.Window | None, trained: int) -> in
         case config.Window(size=size):
             return size
     return trained
+
+
+def trained_steps(run: config.Run) -> int:
+    """How many steps of each trajectory are trained on, without loading a model. Raises CreditError, ScheduleError."""
+    schedule = models.schedule_of(models.folder_of(run.model, weights=False), run.model, run.sampling)
+    return kept(run.sampling.subset, len(plan(run.credit, run.sampling, schedule).trained))
 
 
 def first_of_window(window: config.Window, trained: int, step: int, seed: int) -> int:

@@ -1,7 +1,9 @@
 """Ranks: the learner's processes in lock-step, over torch.distributed; one process alone is rank 0 of 1.
 
 Contract: every rank calls the same methods in the same order, on one thread; each call has the group's deadline, after
-which it raises RuntimeError. Two strategies: `ddp`, a whole copy of the network each, gradients added up once a
+which it raises RuntimeError. A rank that fails says so in the store where all have met, so that each can say which rank
+it was, and why: those that it has told with the next sum at once, those that wait for it in another call at their
+deadline. Two strategies: `ddp`, a whole copy of the network each, gradients added up once a
 minibatch; `fsdp2`, a part of every parameter each (torch's fully_shard), gathered layer by layer while it is computed
 with. Accelerate is not asked to wrap the network: it has no FSDP2 on CPU, and its DDP would add gradients up once a
 backward pass, not once a minibatch.
@@ -19,10 +21,17 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from pcpo_ray.errors import CheckpointError, ModelError, PcpoError
+from pcpo_ray.errors import CheckpointError, ModelError, PcpoError, TrainingError
 
 GLANCE = 0.1
 """Seconds between two looks at whether the others have come."""
+
+FAILURE = "failure"
+"""Where the first rank that fails says what of."""
+
+
+class RankError(RuntimeError):
+    """What a rank has failed of, as every rank says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +60,36 @@ class Rank:
         if self.count > 1:
             distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return tensor
+
+    def agreed(self, tensor: Tensor, failure: Exception | None) -> Tensor:
+        """The sum over all ranks, where none has a failure. Raises the same on all of them where one has (`told`)."""
+        if self.count == 1:
+            if failure is not None:
+                raise failure
+            return tensor
+        if failure is not None:
+            self.told(failure)  # before the others look
+        flagged = torch.cat([tensor.flatten(), tensor.new_tensor([float(failure is not None)])])
+        *_, failed = self.total(flagged).tolist()
+        if failed:
+            raise self.told(failure or RankError("another rank failed")) from failure
+        return flagged[:-1].reshape(tensor.shape)
+
+    def told(self, error: Exception) -> Exception:
+        """What the first rank to fail has failed of, for every rank to raise; that is `error` where nobody was before.
+
+        A TrainingError where that was an error of this package, else a RankError.
+        """
+        if self.store is None:
+            return error
+        ours = isinstance(error, PcpoError)
+        what = str(error) if ours else f"{type(error).__name__}: {error}"
+        own = json.dumps({"ours": ours, "text": f"rank {self.index} of {self.count}: {what}"})
+        try:
+            first = json.loads(self.store.compare_set(FAILURE, "", own))
+        except RuntimeError:  # its keeper, the first rank's process, is gone
+            first = json.loads(own)
+        return (TrainingError if first["ours"] else RankError)(first["text"])
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every rank the sum of all ranks' gradients; with `fsdp2` the backward pass has done it."""

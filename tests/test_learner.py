@@ -388,8 +388,9 @@ def test_a_float16_gradient_keeps_its_direction_in_a_mean_over_many_pairs(small_
     found = {}
     for dtype in ("float32", "float16"):
         sampler, learner = pair(small_sd, model__train=train, model__dtype=dtype)
-        held = {0: batch(sampler, learner, count=1)[0][1]}
-        passes = learner._passes(held, None)
+        made = batch(sampler, learner, count=1)
+        held = {0: made[0][1]}
+        passes = learner._passes(learner._blocks(made, [0]), held, None)
         many = 2**14 * sum(len(block) for blocks in passes for block in blocks)
         learner.loss_scale = learner._scale_for(many)
         for pairs in learner._pairs(held, passes):
@@ -540,11 +541,11 @@ def test_the_published_loss_of_flow_cps_is_that_of_its_code(small_flux):
     sampler, learner = pair(small_flux, **changes, objective__log_ratio="flow_cps")
     update = learner.update(1, batch(sampler, learner))
     assert update.first_log_ratio == 0.0 and update.moved_fraction > 0
-    (_, trajectory, _), *_ = batch(sampler, learner)
+    made = batch(sampler, learner)
     learner.parameters["transformer_blocks.0.attn.to_q.lora_B.default.weight"].data.add_(0.02)
-    held = {0: trajectory}
-    for pairs in learner._pairs(held, learner._passes(held, None)):
-        step = learner.policy.credit.steps[pairs.blocks[0].index]
+    held = {0: made[0][1]}
+    for pairs in learner._pairs(held, learner._passes(learner._blocks(made, [0]), held, None)):
+        step = learner.policy.credit.steps[pairs.indices[0]]
         x, old, z = (getattr(pairs, name).double() for name in ("latents", "predictions", "noises"))
         with torch.no_grad():
             new = learner._predict(pairs).double()

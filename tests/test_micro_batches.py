@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pcpo_ray import micro_batches
-from pcpo_ray.micro_batches import Found, candidates, gather, measure, passes
+from pcpo_ray import micro_batches, minibatches
+from pcpo_ray.micro_batches import Found, Opened, candidates, gather, measure
 from pcpo_ray.packed import pack
 from pcpo_ray.sampler import Sampler
 from tests import small
@@ -22,14 +22,22 @@ def groups(count, **changes):
     return {10 - place: trajectory(**changes) for place in range(count)}
 
 
-def places(found):
+def passes(groups, sampled, size):
+    """Of all blocks of the groups, of which `sampled` images go together (None: all), at most `size` pairs at once."""
+    shapes = {place: (len(group), len(group.steps)) for place, group in groups.items()}
+    images = max(images for images, _ in shapes.values())
+    length = min(images, sampled or images, size or images)
+    return micro_batches.passes(minibatches.cut(shapes, length), groups, micro_batches.together(length, size))
+
+
+def places(found, groups):
     """Of each pass, its blocks' groups and steps."""
-    return [[(block.place, block.index) for block in blocks] for blocks in found]
+    return [[(block.place, int(groups[block.place].steps[block.k])) for block in blocks] for blocks in found]
 
 
 def test_without_a_size_every_block_is_alone_in_the_groups_order():
     found = passes(groups(2), None, None)
-    assert places(found) == [[(10, 0)], [(10, 2)], [(10, 3)], [(9, 0)], [(9, 2)], [(9, 3)]]
+    assert places(found, groups(2)) == [[(10, 0)], [(10, 2)], [(10, 3)], [(9, 0)], [(9, 2)], [(9, 3)]]
     assert [len(block) for blocks in found for block in blocks] == [2] * 6
 
 
@@ -41,26 +49,31 @@ def test_blocks_of_two_images_make_up_a_size_and_what_is_left_its_halves(size, l
     found = passes(groups(3), None, size)
     assert [len(blocks) for blocks in found] == lengths
     in_order = [(place, index) for place in (10, 9, 8) for index in (0, 2, 3)]
-    assert [pair for blocks in places(found) for pair in blocks] == in_order
+    assert [pair for blocks in places(found, groups(3)) for pair in blocks] == in_order
 
 
 def test_groups_that_train_steps_of_their_own_share_a_pass():
     made = groups(4)
     made[9] = trajectory(steps=torch.tensor([1, 4, 5]))
-    assert places(passes(made, None, 8))[0] == [(10, 0), (10, 2), (10, 3), (9, 1)]
+    assert places(passes(made, None, 8), made)[0] == [(10, 0), (10, 2), (10, 3), (9, 1)]
 
 
 def test_only_groups_whose_texts_have_one_shape_go_together():
     made = groups(2)
     made[9] = trajectory(conditioning={"embeds": torch.zeros(1, 9), "mask": torch.tensor([[True, False]])})
-    assert [{place for place, _ in blocks} for blocks in places(passes(made, None, 100))] == [{10}, {10}, {9}, {9}]
+    assert [{place for place, _ in blocks} for blocks in places(passes(made, None, 100), made)] == [
+        {10},
+        {10},
+        {9},
+        {9},
+    ]
 
 
 def test_packed_groups_go_together_as_opened_ones_do(small_sd):
     sampler = Sampler(small.run(small_sd), CPU)
     made = {n: sampler.sample(task(position=n))[0] for n in range(3)}
     sent = {n: pack(sampler.policy, task(position=n), one) for n, one in made.items()}
-    assert places(passes(sent, None, 8)) == places(passes(made, None, 8)) != []
+    assert places(passes(sent, None, 8), sent) == places(passes(made, None, 8), made) != []
 
 
 @pytest.mark.parametrize(
@@ -96,13 +109,13 @@ def test_gathered_pairs_have_each_block_s_own_step_and_text_and_are_taken_apart_
     made = {n: trajectory(latents=torch.rand(2, 3, 4, 5) + n, conditioning=texts[n]) for n in (0, 1)}
     (blocks, *_) = passes(made, 1, 8)
     blocks = [*blocks[1:3], *passes({1: made[1]}, 1, 8)[0][:2]]
-    steps = torch.tensor([block.index for block in blocks])
-    pairs = gather(blocks, made, steps)
+    indices = [int(made[block.place].steps[block.k]) for block in blocks]
+    pairs = gather(blocks, indices, {n: Opened(trajectory=one) for n, one in made.items()}, torch.tensor(indices))
     expected = [made[block.place].latents[block.rows, block.k] for block in blocks]
     assert torch.equal(pairs.latents, torch.cat(expected))
     assert pairs.conditioning["embeds"][:, 0].tolist() == [0.0, 0.0, 1.0, 1.0]
     for number, (one, latents) in enumerate(zip(pairs.apart(), expected, strict=True)):
-        assert torch.equal(one.latents, latents) and one.steps.tolist() == [blocks[number].index]
+        assert torch.equal(one.latents, latents) and one.steps.tolist() == one.indices == [indices[number]]
         assert one.blocks == [blocks[number]] and one.conditioning["mask"].shape == (1, 2)
 
 
@@ -215,9 +228,9 @@ def test_only_the_groups_of_one_pass_lie_open(small_sd, monkeypatch, size, most)
     made = batch(sampler, learner, count=4)
     opened, lying, open_one, accumulate = [], [], learner._open, learner._accumulate
 
-    def opening(group):
-        one = open_one(group)
-        opened.append(StorageWeakRef(one.latents.untyped_storage()))
+    def opening(group, rows):
+        one = open_one(group, rows)
+        opened.append(StorageWeakRef(one.trajectory.latents.untyped_storage()))
         return one
 
     monkeypatch.setattr(learner, "_open", opening)
@@ -283,6 +296,8 @@ def test_auto_is_not_misled_by_an_adapter_that_is_still_zero(small_sd, monkeypat
 def test_trying_leaves_every_weight_as_it_was(small_sd):
     sampler, learner = pair(small_sd, optimizer__micro_batch="auto")
     before = {name: p.detach().clone() for name, p in learner.parameters.items()}
-    learner._find_micro_batch(batch(sampler, learner, count=3), 3, [0, 1, 2])
+    made = batch(sampler, learner, count=3)
+    blocks = learner._blocks(made, [0, 1, 2])
+    learner._find_micro_batch(made, blocks, blocks)
     assert learner.micro_batch is not None
     assert all(torch.equal(p, before[name]) for name, p in learner.parameters.items())

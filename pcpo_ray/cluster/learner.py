@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from pcpo_ray import minibatches
+from pcpo_ray import minibatches, policy
 from pcpo_ray.cluster import broadcast
 from pcpo_ray.cluster.actors import LearnerActor
 from pcpo_ray.cluster.launch import BEAT, DEAF, Launcher, brief, cause_of, end
@@ -127,11 +127,12 @@ class RayLearner:
         versions = [weighted.rollout.task.version for weighted in batch]
         advantages = [list(weighted.advantages) for weighted in batch]
         self.begun = step, versions, advantages
-        parts = minibatches.of(self.run.optimizer, len(batch), seed=self.run.seed, step=step)
-        for index in range(len(self.actors)):
-            own = sorted({place for part in parts for place in minibatches.share(part, index, len(self.actors))})
+        images, count = [len(values) for values in advantages], len(self.actors)
+        trained = policy.trained_steps(self.run) if count > 1 else 1  # one rank learns all, whatever their number
+        for rank in range(count):
+            own = minibatches.places(self.run, images, trained, step=step, rank=rank, ranks=count)
             held = {place: handle.reference for place in own if (handle := batch[place].rollout.trajectory)}
-            self.running.append(self._ask(index, "hold", held, awaited="the batch"))
+            self.running.append(self._ask(rank, "hold", held, awaited="the batch"))
 
     def updating(self) -> bool:
         return self.begun is not None

@@ -16,6 +16,7 @@ from pcpo_ray import lines, minibatches, prompts, runs
 from pcpo_ray.config import Run
 from pcpo_ray.errors import RunError
 from pcpo_ray.learner import Learner
+from pcpo_ray.planning import roles
 from pcpo_ray.policy import device_here
 from pcpo_ray.sampler import Sampler
 from pcpo_ray.scheduling import sizing
@@ -140,10 +141,15 @@ def recorded(folder: Path, run: Run) -> Pace:
 
 
 def turns(run: Run) -> float:
-    """How many groups of a batch the rank with the most learns, one after the other."""
-    parts = minibatches.of(run.optimizer, run.rollout.prompts, seed=run.seed, step=1)
-    shares = [minibatches.share(part, 0, run.workers.learner.ranks) for part in parts]
-    return sum(len(share) for share in shares) / run.optimizer.epochs
+    """How many groups of a batch, or parts of them, the rank with the most learns, one after the other."""
+    ranks, steps, asked = run.workers.learner.ranks, roles.trained_steps(run), run.optimizer.micro_batch
+    a_group = (run.rollout.images, steps)
+    length = minibatches.length_of(run, asked if isinstance(asked, int) else None)
+    pairs = 0
+    for part in minibatches.of(run.optimizer, run.rollout.prompts, seed=run.seed, step=1):
+        blocks = minibatches.cut(dict.fromkeys(part, a_group), length)
+        pairs += max(sum(map(len, minibatches.share(blocks, rank, ranks))) for rank in range(ranks))
+    return pairs / (run.rollout.images * steps * run.optimizer.epochs)
 
 
 def forecast(run: Run, pace: Pace) -> Forecast:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from pcpo_ray import micro_batches, models, packed, policy
+from pcpo_ray import micro_batches, minibatches, models, packed, policy
 from pcpo_ray.config import Full, Model, Run, Sampling, Window
 from pcpo_ray.credit import Credit
 from pcpo_ray.models.texts import KEPT
@@ -89,7 +89,7 @@ def credit_of(run: Run) -> Credit:
 
 def trained_steps(run: Run) -> int:
     """How many steps of a trajectory are kept to be trained on. Raises CreditError and ScheduleError."""
-    return policy.kept(run.sampling.subset, len(credit_of(run).trained))
+    return policy.trained_steps(run)
 
 
 def sent_steps(run: Run) -> int:
@@ -137,29 +137,33 @@ def micro_batch_of(run: Run) -> int:
         return asked
     if asked is None or run.workers.learner.gpus > 0:
         return rows_of(run)
-    groups = max(1, -(-run.rollout.prompts // run.optimizer.updates) // run.workers.learner.ranks)
-    return micro_batches.candidates(rows_of(run), groups * run.rollout.images * trained_steps(run))[-1]
+    groups = -(-run.rollout.prompts // run.optimizer.updates)
+    pairs = groups * run.rollout.images * trained_steps(run) // run.workers.learner.ranks
+    return micro_batches.candidates(rows_of(run), pairs)[-1]
 
 
 def pass_of(run: Run, size: int) -> tuple[int, int]:
     """At a micro-batch of `size` (image, step) pairs: those of one pass, and the groups that they are of, at most.
 
-    As micro_batches.passes makes them of the groups that a rank learns in one optimizer step, or, where older ones are
-    weighed first, of all groups of a batch.
+    As micro_batches.passes makes them of what a rank learns in one optimizer step, or, where older groups are weighed
+    first, of all that it learns of a batch.
     """
-    updates = run.optimizer.updates if run.objective.correction is None else 1
-    groups = -(-run.rollout.prompts // (updates * run.workers.learner.ranks))
-    block, steps = min(rows_of(run), size), trained_steps(run)
-    whole, last = divmod(run.rollout.images, block)
-    found = []
-    for images, a_group in ((block, steps * whole), (last, steps)):
-        if images:
-            blocks = 1 << min(size // block, a_group * groups).bit_length() - 1
-            begins = range(0, a_group * groups - blocks + 1, blocks)
-            spanned = [(begin + blocks - 1) // a_group - begin // a_group + 1 for begin in begins]
-            found.append((blocks * images, max(spanned)))
-    pairs, of_groups = zip(*found, strict=True)
-    return max(pairs), max(of_groups)
+    weighed, ranks = run.objective.correction is not None, run.workers.learner.ranks
+    groups = run.rollout.prompts if weighed else -(-run.rollout.prompts // run.optimizer.updates)
+    length = minibatches.length_of(run, size)
+    blocks = minibatches.cut(dict.fromkeys(range(groups), (run.rollout.images, trained_steps(run))), length)
+    together = micro_batches.together(length, size)
+    pairs = spanned = 0
+    for rank in range(ranks):
+        kinds: dict[int, list[int]] = {}
+        for block in minibatches.share(blocks, rank, ranks):
+            kinds.setdefault(len(block), []).append(block.place)
+        for images, places in kinds.items():
+            for one in micro_batches.split(places, together):
+                pairs = max(pairs, len(one) * images)
+                # of each optimizer step a rank has blocks of other groups, and it weighs them all together
+                spanned = max(spanned, min(len(one), groups) if weighed and ranks > 1 else len(set(one)))
+    return pairs, spanned
 
 
 def pairs_of(run: Run, count: int) -> int:

@@ -1,5 +1,6 @@
 """Ranks in lock-step learn what one rank learns; what one of them writes, any number of them reads."""
 
+import dataclasses
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import torch
 
 from pcpo_ray import checkpoint
 from pcpo_ray.cluster import broadcast, connect
+from pcpo_ray.errors import TrainingError
 from tests import small
 from tests.cluster.test_cluster import await_samplers
 from tests.test_train import go, parameters, same
@@ -146,6 +148,39 @@ def test_a_lost_rank_brings_all_ranks_back_to_the_newest_checkpoint(small_sd, tm
     assert (found, begun) in [(["2"], [1, 2, 3, 3, 4]), (["3"], [1, 2, 3, 4]), (["3"], [1, 2, 3, 4, 4])]
     on_ray(run, tmp_path / "whole")
     assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "disturbed", 4))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.chaos)])
+def test_what_one_rank_cannot_open_ends_the_update_of_every_rank_with_one_message(small_sd, tmp_path, strategy):
+    # one group for two ranks: each opens images of its own
+    settings = {"rollout__prompts": 1, "sampling__batch": 2, "evaluation__every": 9}
+    run = small.run(small_sd, steps=1, **settings, workers__learner=ranks(2, strategy, timeout=300))
+    stages, asked = connect(run), []
+    begin, ask_all = stages.learner.begin, stages.learner._ask_all
+
+    def beginning(step, batch):
+        rollout = batch[0].rollout
+        packed = ray.get(rollout.trajectory.reference)
+        spoilt = ray.put(dataclasses.replace(packed, digests=(*packed.digests[:3], "")))
+        rollout = dataclasses.replace(rollout, trajectory=dataclasses.replace(rollout.trajectory, reference=spoilt))
+        begin(step, [dataclasses.replace(batch[0], rollout=rollout)])
+
+    def asking(name, *arguments, awaited):
+        found = ask_all(name, *arguments, awaited=awaited)
+        asked.extend(found if name == "update" else [])
+        return found
+
+    stages.learner.begin, stages.learner._ask_all = beginning, asking
+    message = "rank 1 of 2: the group at place 0 of step 1 has other noise or latents"
+    try:
+        with pytest.raises(TrainingError, match=message):
+            go(run, tmp_path / "run", stages=stages)
+        assert len(asked) == 2
+        for call in asked:
+            with pytest.raises(TrainingError, match=message):
+                ray.get(call.reference, timeout=60)
+    finally:
+        stages.close()
 
 
 class Fallen:

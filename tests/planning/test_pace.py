@@ -41,9 +41,10 @@ def test_ranks_learn_side_by_side_and_the_one_with_the_most_counts(small_sd):
                       optimizer__updates=updates, optimizer__epochs=epochs)
         )  # fmt: skip
 
-    assert [turns(1), turns(2), turns(4), turns(6)] == [6, 3, 2, 1]
+    assert [turns(1), turns(2), turns(4), turns(6)] == [6, 3, 1.5, 1]
     assert turns(1, updates=3) == turns(1, epochs=2) == 6
-    assert turns(4, updates=2) == 2  # of three groups a rank has one, at most, twice
+    assert turns(4, updates=2) == 1.5
+    assert turns(5) == 5 / 4  # of 24 blocks, four a group, a rank has five at most
 
 
 def test_a_runs_own_record_gives_its_seconds_a_group(small_sd, tmp_path):

@@ -14,7 +14,6 @@ import torch
 from pcpo_ray import config_file, micro_batches, minibatches
 from pcpo_ray.bench import published
 from pcpo_ray.learner import ALONE, Learner
-from pcpo_ray.micro_batches import passes
 from pcpo_ray.movement import Movement
 from pcpo_ray.packed import pack
 from pcpo_ray.planning import roles
@@ -205,7 +204,9 @@ def test_a_pass_has_the_pairs_and_is_of_the_groups_that_are_planned(small_sd, sa
     run = small.run(small_sd, **sampling, rollout__images=images, rollout__prompts=16)
     shapes = {name: torch.zeros(images, 3, 4, 5) for name in ("latents", "predictions", "noises")}
     group = trajectory(**shapes, log_probs=torch.zeros(images, 3))
-    found = passes({n: group for n in range(16)}, sampled, size)
+    length = min(images, sampled or images, size)
+    blocks = minibatches.cut(dict.fromkeys(range(16), (images, 3)), length)
+    found = micro_batches.passes(blocks, dict.fromkeys(range(16), group), micro_batches.together(length, size))
     groups = max(len({block.place for block in blocks}) for blocks in found)
     assert roles.pass_of(run, size) == (max(sum(map(len, blocks)) for blocks in found), groups)
     half = small.run(small_sd, **sampling, rollout__images=images, rollout__prompts=16, optimizer__updates=2)
@@ -246,8 +247,9 @@ def test_auto_on_a_cpu_is_planned_with_the_most_pairs_that_it_tries(
     learner = Learner(run, CPU, Rank(index=0, count=ranks))
     shapes = {name: torch.zeros(4, 2, 4, 5) for name in ("latents", "predictions", "noises")}
     group = trajectory(**shapes, log_probs=torch.zeros(4, 2), steps=torch.tensor([0, 1]))
-    part = minibatches.of(run.optimizer, prompts, seed=0, step=1)[0]
-    learner._find_micro_batch([(0, group, [])] * prompts, len(part), minibatches.share(part, 0, ranks))
+    groups = [(0, group, [0.0] * 4)] * prompts
+    blocks = learner._blocks(groups, minibatches.of(run.optimizer, prompts, seed=0, step=1)[0])
+    learner._find_micro_batch(groups, blocks, minibatches.share(blocks, 0, ranks))
     assert roles.micro_batch_of(run) == tried[-1] == most
     on_a_gpu = small.run(small_sd, **sampling, **batch, workers__learner=f"{{ranks: {ranks}, gpus: 1}}")
     assert roles.micro_batch_of(on_a_gpu) == 4  # its memory ends it
