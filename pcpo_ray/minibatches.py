@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pcpo_ray import config
+from pcpo_ray.errors import ConfigError
 from pcpo_ray.trajectory import seed_of
 
 
@@ -90,6 +91,25 @@ def places(run: config.Run, groups: Sequence[int], trained: int, *, step: int, r
         blocks = cut({place: (groups[place], trained) for place in part}, length)
         found.update(block.place for block in share(blocks, rank, ranks))
     return sorted(found)
+
+
+def fewest(run: config.Run, trained: int) -> int:
+    """The blocks of the smallest minibatch of whole batches, each group having `trained` steps: what ranks share."""
+    asked = run.optimizer.micro_batch
+    length = length_of(run, asked if isinstance(asked, int) else None)
+    return run.rollout.prompts // run.optimizer.updates * -(-run.rollout.images // length) * trained
+
+
+def check_ranks(run: config.Run, trained: int) -> None:
+    """Raise ConfigError where there are more ranks than blocks in a minibatch: some would idle."""
+    ranks, blocks = run.workers.learner.ranks, fewest(run, trained)
+    if ranks > blocks:
+        raise ConfigError(
+            f"workers.learner.ranks is {ranks}, and a minibatch has {blocks} blocks for them to share: of "
+            f"{run.rollout.prompts // run.optimizer.updates} groups the images that go through the network together, at "
+            f"each of {trained} trained steps; use at most {blocks} ranks, a smaller optimizer.updates, or a smaller "
+            "sampling.batch"
+        )
 
 
 def joined(shares: Iterable[Iterable[Block]]) -> list[Block]:

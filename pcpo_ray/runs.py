@@ -13,7 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from pcpo_ray import config, config_file, evaluation, inputs, models, monitors, policy, prompts, quality, rewards
+from pcpo_ray import (
+    config,
+    config_file,
+    evaluation,
+    inputs,
+    minibatches,
+    models,
+    monitors,
+    policy,
+    prompts,
+    quality,
+    rewards,
+)
 from pcpo_ray.errors import AlarmError, ClusterError, ConfigError, RunError
 from pcpo_ray.folder import RunFolder
 from pcpo_ray.meter import Meter, Metered, Silent
@@ -49,9 +61,12 @@ def check_files(run: config.Run) -> None:
 
 
 def check_steps(run: config.Run) -> None:
-    """That the sampler's steps can carry the credit. The first time takes seconds, in which diffusers is imported."""
+    """That the sampler's steps can carry the credit, and that each of the learner's ranks has some to learn.
+
+    The first time takes seconds, in which diffusers is imported.
+    """
     folder = models.folder_of(run.model)
-    policy.plan(run.credit, run.sampling, models.schedule_of(folder, run.model, run.sampling))
+    minibatches.check_ranks(run, policy.trained_steps(run))
     if run.evaluation.sampling is not None:
         policy.evaluation_credit(run, models.schedule_of(folder, run.model, run.evaluated))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcpo_ray import checkpoint, inputs, runs
+from pcpo_ray import checkpoint, inputs, planning, runs
 from pcpo_ray.errors import (
     ConfigError,
     CreditError,
@@ -107,6 +107,23 @@ def test_weights_cut_short_are_a_named_error(small_sd, tmp_path, part):
 def test_a_flow_whose_last_step_would_have_to_be_trained_is_refused(hollow_flux):
     with pytest.raises(CreditError, match=r"sampling\.trained_steps=4.*leave it untrained"):
         runs.check(small.run(hollow_flux, sampling__trained_steps=4))
+
+
+def test_more_ranks_than_a_minibatch_has_to_share_are_refused_by_number(hollow_sd):
+    def checked(ranks, **changes):
+        settings = {"rollout__prompts": 5, "optimizer__updates": 2, "sampling__batch": 3, **changes}
+        run = small.run(hollow_sd, **settings, workers__learner=f"{{ranks: {ranks}}}")
+        runs.check(run)
+        planning.plan(run)
+
+    checked(16)  # two groups, in blocks of three images and of one, at four steps
+    with pytest.raises(ConfigError, match=r"ranks is 17, and a minibatch has 16 blocks .* use at most 16 ranks"):
+        checked(17)
+    for fewer in ({"sampling__batch": 4}, {"optimizer__updates": 5}, {"sampling__trained_steps": 2}):
+        checked(8, **fewer)
+        with pytest.raises(ConfigError, match="use at most 8 ranks"):
+            checked(9, **fewer)
+    checked(32, optimizer__micro_batch=1)
 
 
 def test_an_evaluation_that_is_not_guided_has_no_branch_to_detach(hollow_sd):

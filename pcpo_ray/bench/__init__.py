@@ -20,6 +20,7 @@ BENCHES = {
     "backends": "Seconds a step on Ray against in this process, one worker a role, and each role's peak memory.",
     "sampler": "Images/s with guidance, log-probs, decode and handing over, against bare forwards and a bare decode.",
     "learner": "(Sample, step) pairs/s of an update, against a bare forward and backward at the best micro-batch.",
+    "ranks": "The share of the learner's passes in which a rank idles, 4 ranks on 2 groups, against whole groups each.",
     "trajectory": "Bytes a sample that cross processes, against the predictions of the trained steps.",
     "scoring": "Images/s scored, against the bare forward of the rewards' networks at the best batch.",
     "scheduler": "The driver's microseconds a task, with 10 to 10,000 tasks in flight (no work, no Ray).",

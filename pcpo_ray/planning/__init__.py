@@ -7,6 +7,7 @@ memory of a real model is needed: a folder's JSON files will do. No Ray.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from pcpo_ray import minibatches
 from pcpo_ray.config import Run
 from pcpo_ray.errors import ConfigError
 from pcpo_ray.planning import gpus, roles, switches
@@ -61,6 +62,7 @@ class Verdict:
 
 def plan(run: Run) -> Plan:
     """What the run will hold. Raises the PcpoError of what is wrong with its config, model or rewards."""
+    minibatches.check_ranks(run, roles.trained_steps(run))
     return Plan(run=run, roles=(roles.sampler(run), roles.scorer(run), roles.learner(run)), store=roles.store(run))
 
 

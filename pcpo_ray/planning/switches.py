@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pcpo_ray import config_file
+from pcpo_ray import config_file, minibatches
 from pcpo_ray.config import Full, Run
 from pcpo_ray.errors import ConfigError
 from pcpo_ray.planning import roles
@@ -84,7 +84,8 @@ def for_learner(run: Run) -> Iterator[Overrides]:
     if isinstance(run.model.train, Full):
         yield ("model.train={kind: lora}",)
     ranks = 2 * run.workers.learner.ranks if run.workers.learner.strategy == "fsdp2" else 2
-    while ranks <= MOST_RANKS:
+    most = min(MOST_RANKS, minibatches.fewest(run, roles.trained_steps(run)))
+    while ranks <= most:
         yield (f"workers.learner.ranks={ranks}", "workers.learner.strategy=fsdp2")
         ranks *= 2
     yield from _whole_gpu("learner", run.workers.learner.gpus)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from pcpo_ray.bench import bare, learner, sampler, scoring, trajectory, work
+from pcpo_ray.bench import bare, learner, ranks, sampler, scoring, trajectory, work
 from pcpo_ray.errors import BenchError
 from pcpo_ray.models.stable_diffusion import StableDiffusion
 from pcpo_ray.policy import Policy, device_here
@@ -124,3 +124,13 @@ def test_a_role_of_so_many_workers_stays_at_that(small_sd):
     role = dataclasses.replace(small.run(small_sd).workers.samplers, workers=2, min=1, max=4)
     fixed = work.counted(role, 3)
     assert (fixed.workers, fixed.max) == (3, None)
+
+
+def test_four_ranks_on_two_groups_idle_in_no_pass_where_half_did(small_sd):
+    run = ranks.measured_on(small.run(small_sd, rollout__images=8, sampling__batch=4))
+    (row,) = ranks.measure(run, 5, quiet)
+    assert (row.figures, row.limits, row.reached) == ((0.0,), (0.5,), True)
+    assert row.facts["passes of each rank"] == [4, 4, 4, 4]
+    assert row.facts["where each learns whole groups"] == [8, 8, 0, 0]
+    (uneven,) = ranks.measure(ranks.measured_on(small.run(small_sd, sampling__trained_steps=3)), 1, quiet)
+    assert uneven.facts["passes of each rank"] == [2, 2, 1, 1] and not uneven.reached

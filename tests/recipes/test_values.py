@@ -1,4 +1,4 @@
-"""What recipes take from the code of the methods that they name, where its formula is not ours."""
+"""What recipes take from the code of the methods that they name, where its formula is not ours; and how they scale."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pcpo_ray import config_file, models, policy
+from pcpo_ray import config_file, minibatches, models, policy
 from pcpo_ray.study import axes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -77,3 +77,14 @@ def test_a_recipe_of_another_differs_from_it_in_what_its_header_says(name):
     assert f"of {other}.yaml" in (CONFIGS / f"{name}.yaml").read_text()
     one, two = (config_file.load(CONFIGS / f"{stem}.yaml") for stem in (name, other))
     assert axes.settings_differing(one, two).keys() == allowed
+
+
+@pytest.mark.parametrize("ranks", [8, 16, 32])
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("flux_*.yaml")), ids=lambda path: path.stem)
+def test_a_flux_recipe_keeps_many_ranks_busy_though_a_minibatch_has_four_groups(path, ranks):
+    run = config_file.load(path)
+    trained = policy.kept(run.sampling.subset, run.sampling.steps - 1)  # the last step draws no noise
+    (part, _) = minibatches.of(run.optimizer, run.rollout.prompts, seed=0, step=1)
+    blocks = minibatches.cut(dict.fromkeys(part, (run.rollout.images, trained)), minibatches.length_of(run, None))
+    learned = [len(minibatches.share(blocks, rank, ranks)) for rank in range(ranks)]
+    assert len(part) == 4 and 1 - sum(learned) / (ranks * max(learned)) < 0.05
