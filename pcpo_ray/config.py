@@ -796,8 +796,9 @@ class Role:
 class LearnerRole:
     """The learner's `ranks`, processes in lock-step: what Ray reserves for each, and the threads it computes with.
 
-    Each learns its share of every minibatch's (image, step) pairs, with a copy of the network (`ddp`) or a part of every
-    parameter (`fsdp2`), which takes less memory and more time. No call between them may take longer than `timeout` seconds.
+    Each learns its share of every minibatch's (image, step) pairs, with a copy of the network (`ddp`) or a part of
+    every parameter (`fsdp2`), which takes less memory and more time. No call between them may take longer than
+    `timeout` seconds.
     """
 
     ranks: Count = 1

@@ -105,9 +105,9 @@ def check_ranks(run: config.Run, trained: int) -> None:
     ranks, blocks = run.workers.learner.ranks, fewest(run, trained)
     if ranks > blocks:
         raise ConfigError(
-            f"workers.learner.ranks is {ranks}, and a minibatch has {blocks} blocks for them to share: of "
-            f"{run.rollout.prompts // run.optimizer.updates} groups the images that go through the network together, at "
-            f"each of {trained} trained steps; use at most {blocks} ranks, a smaller optimizer.updates, or a smaller "
+            f"workers.learner.ranks is {ranks}, and a minibatch has {blocks} blocks for them to share (of "
+            f"{run.rollout.prompts // run.optimizer.updates} groups the images that are sampled together, at each of "
+            f"{trained} trained steps); use at most {blocks} ranks, a smaller optimizer.updates or a smaller "
             "sampling.batch"
         )
 
