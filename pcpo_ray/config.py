@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BeforeValidator, Discriminator, StringConstraints, Tag
@@ -504,15 +505,27 @@ class Hps(NamedByKind):
 
 @config
 class Remote:
-    """A scorer behind HTTP (rewards/remote.py). An answer may take `timeout` seconds; `label` names the scores."""
+    """A scorer behind HTTP (rewards/remote.py); `label` names the scores.
+
+    An answer may take `timeout` seconds, and the server be away, as while it restarts, for `patience` seconds. `token`
+    is the name of the environment variable that holds the token it wants (null: none), set where scorers run.
+    """
 
     kind: Literal["remote"]
     url: Annotated[str, StringConstraints(pattern="^https?://")]
     weight: Annotated[float, NUMBER] = 1.0
     label: Label = "remote"
     timeout: Positive = 60.0
-    retries: NonNegativeInt = 3
+    patience: NonNegative = 300.0
+    token: Annotated[str, StringConstraints(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     format: Literal["json", "npz"] = "json"
+
+    def __post_init__(self) -> None:
+        if "@" in urlsplit(self.url).netloc:
+            raise ValueError(
+                "url has a user's name or password in it, and a config is kept with its run; give the name of an "
+                "environment variable that holds a token in `token`"
+            )
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ survive who made them. No actor is detached: all end with the driver.
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import random
@@ -92,6 +93,9 @@ class RayScorers(RolePool[Rollout, Scored]):
             "release the lock, or raise workers.silence_timeout"
         )
         super().__init__("scorer", launcher, actors.ScorerActor, run.workers.scorers, self._score, hint)
+        if any(isinstance(reward, config.Remote) for reward in (*run.rewards, *run.evaluation.rewards)):
+            # a server that is slow or away would be asked twice for the same
+            self.pool.limits = dataclasses.replace(self.pool.limits, hedge=math.inf)
 
     def _score(self, actor: Any, rollout: Rollout) -> tuple[Any, Callable[[Any], Scored]]:
         reference = actor.score.remote(rollout.task, rollout.images.reference)

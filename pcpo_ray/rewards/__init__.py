@@ -118,10 +118,10 @@ def _shipped(reward: config.Reward, device: torch.device) -> Reward:
             from pcpo_ray.rewards.hps import Hps
 
             return Hps(file, architecture, device)
-        case config.Remote(url=url, timeout=timeout, retries=retries, format=format):
+        case config.Remote(url=url, timeout=timeout, patience=patience, format=format, token=token):
             from pcpo_ray.rewards.remote import Remote
 
-            return Remote(url, timeout=timeout, retries=retries, format=format)
+            return Remote(url, timeout=timeout, patience=patience, format=format, token=token)
     raise AssertionError(reward)
 
 

@@ -1,17 +1,23 @@
 """A scorer behind HTTP, such as `pcpo_ray/rewards/serve.py` in an environment of its own.
 
 GET  URL/health   200 when it can score
+               (each with the header Authorization: Bearer TOKEN, where the server wants a token)
 POST URL/score    json: {"prompts": [...], "images": [PNG in base64, ...]}
                   npz:  arrays `images` (uint8) and `prompts` (str)
      answer       {"scores": [number or null, ...]}, one a picture; null is a missing score
 """
 
 import base64
+import email.utils
 import io
+import ipaddress
 import json
+import logging
+import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,21 +29,49 @@ if TYPE_CHECKING:
     import requests
 
 LARGEST_ANSWER = 1 << 24
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds before a retry, doubled from one to the next
-BUSY = 429
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
+"""Seconds before a request is repeated: at random below a bound that doubles, so that scorers do not knock in step."""
+
+AWAY = (408, 425, 429, 502, 503, 504)
+"""What a server, or a proxy before it, answers that may be able later."""
+
+FAULT, FAULTS = 500, 3
+"""What a server answers whose reward failed, and how often it is asked all the same."""
+
+
+class AwayError(Exception):
+    """An attempt failed, and a later one may not. `pause`: seconds in which the server does not want to be asked."""
+
+    def __init__(self, problem: str, pause: float = 0.0, *, fault: bool = False) -> None:
+        super().__init__(problem)
+        self.pause, self.fault = pause, fault
 
 
 class Remote:
-    """Tries again after broken connections, timeouts and errors of the server's (5xx, 429), `retries` times.
+    """Asks again where the server is away or busy, until it has been so for `patience` seconds.
 
-    `timeout` is how many seconds an answer may take. Raises RewardError, naming the address, for everything else and
-    when the retries are used up; an answer of another length, or with something that is no number, is never used.
+    `timeout` is how many seconds an answer may take, `token` the environment variable that holds the server's token.
+    Raises RewardError, naming the address, for everything else and when the patience ends; an answer of another length,
+    or with something that is no number, is never used.
     """
 
-    def __init__(self, url: str, *, timeout: float, retries: int, format: Literal["json", "npz"]) -> None:
+    def __init__(
+        self, url: str, *, timeout: float, patience: float, format: Literal["json", "npz"], token: str | None = None
+    ) -> None:
         self.url = url.rstrip("/")
-        self.timeout, self.retries, self.format = timeout, retries, format
-        self._request("GET", "/health", b"", "application/json")
+        self.timeout, self.patience, self.format = timeout, patience, format
+        self.away: float | None = None
+        """Since when no attempt succeeded."""
+        self.token, self.secret = token, None if token is None else os.environ.get(token)
+        if token is not None and not self.secret:
+            raise RewardError(
+                f"{self.url} wants the token in the environment variable {token}, which is not set where the scorer "
+                "runs; set it there (on Ray, before `ray start`)"
+            )
+        try:
+            self._once("GET", "/health", b"", "application/json")
+        except AwayError as error:  # it may be restarting: the first scores wait for it
+            logging.getLogger(__name__).warning("%s is away (%s); its first scores wait for it", self.url, error)
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
         body, kind = (as_json if self.format == "json" else as_npz)(images, prompts)
@@ -52,28 +86,77 @@ class Remote:
         return values
 
     def _request(self, method: str, path: str, body: bytes, kind: str) -> bytes:
+        import tenacity
+
+        jitter = tenacity.wait_random_exponential(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE)
+        began = time.monotonic()
+
+        def pause(state: tenacity.RetryCallState) -> float:
+            return max(jitter(state), _failure(state).pause)
+
+        def enough(state: tenacity.RetryCallState) -> bool:
+            self.away = began if self.away is None else self.away
+            too_late = time.monotonic() + state.upcoming_sleep > self.away + self.patience
+            return too_late or (_failure(state).fault and state.attempt_number >= FAULTS)
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(AwayError), wait=pause, stop=enough, reraise=True
+        )
+        try:
+            answer: bytes = retrying(self._once, method, path, body, kind)
+        except AwayError as error:
+            tried = retrying.statistics["attempt_number"]
+            raise RewardError(
+                f"{self.url}{path} failed {tried} times, in {time.monotonic() - began:.0f} s (patience "
+                f"{self.patience:g}), the last time with {error}; is the scorer up?"
+            ) from None
+        self.away = None
+        return answer
+
+    def _once(self, method: str, path: str, body: bytes, kind: str) -> bytes:
+        """One attempt's answer. Raises AwayError, and RewardError for what no later one could mend."""
         import requests
         import urllib3
 
-        url, problem, pause = self.url + path, "", FIRST_PAUSE
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-            try:
-                with requests.request(
-                    method, url, data=body, headers={"Content-Type": kind}, timeout=self.timeout, stream=True
-                ) as response:
-                    answer = self._read(response)
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                problem = f"{type(error).__name__}: {error}"
-                continue
-            if response.ok:
-                return answer
-            problem = f"status {response.status_code}: {answer[:200]!r}"
-            if response.status_code < 500 and response.status_code != BUSY:
-                raise RewardError(f"{url} refused: {problem}")
-        raise RewardError(f"{url} failed {self.retries + 1} times, the last time with {problem}; is the scorer up?")
+        url = self.url + path
+        try:
+            with requests.request(
+                method,
+                url,
+                data=body,
+                headers={"Content-Type": kind},
+                timeout=self.timeout,
+                stream=True,
+                auth=self._authorized,  # always: without one, requests sends what ~/.netrc has for the host
+                allow_redirects=False,
+                proxies={"http": "", "https": ""} if _is_here(url) else None,
+            ) as response:
+                answer = self._read(response)
+        except requests.exceptions.SSLError as error:
+            raise RewardError(f"{url} cannot be trusted: {error}") from None
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise AwayError(f"{type(error).__name__}: {error}") from None
+        except (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError, OSError) as error:
+            raise AwayError(f"an answer that broke off ({type(error).__name__}: {error})") from None
+        if response.ok and response.status_code < 300:
+            return answer
+        problem = f"status {response.status_code}: {answer[:200]!r}"
+        if response.status_code in (*AWAY, FAULT):
+            pause = _retry_after(response.headers.get("Retry-After", ""))
+            raise AwayError(problem, pause, fault=response.status_code == FAULT)
+        raise RewardError(f"{url} refused: {problem}{self._hint(response.status_code)}")
+
+    def _authorized(self, request: "requests.PreparedRequest") -> "requests.PreparedRequest":
+        if self.secret is not None:
+            request.headers["Authorization"] = f"Bearer {self.secret}"
+        return request
+
+    def _hint(self, status: int) -> str:
+        if status not in (401, 403):
+            return ""
+        if self.token is None:
+            return "; it wants a token: name the environment variable that holds it in `token`"
+        return f"; the token in {self.token} is not the one that it wants"
 
     def _read(self, response: "requests.Response") -> bytes:
         """The answer, whole within the deadline: a server that drips bytes would never time out otherwise."""
@@ -86,7 +169,34 @@ class Remote:
                 raise requests.Timeout(f"the answer was not whole after {self.timeout:g} s")
             if len(answer) > LARGEST_ANSWER:
                 raise RewardError(f"{response.url} answered more than {LARGEST_ANSWER} bytes")
+        if (length := response.headers.get("Content-Length", "")).isdigit() and len(answer) < int(length):
+            raise AwayError(f"an answer that broke off after {len(answer)} of {length} bytes")
         return bytes(answer)
+
+
+def _failure(state: Any) -> AwayError:
+    error = state.outcome.exception()
+    assert isinstance(error, AwayError)
+    return error
+
+
+def _retry_after(text: str) -> float:
+    """Seconds, from either form of the header; 0 for none."""
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _is_here(url: str) -> bool:
+    """Whether a server is on this machine, where no proxy can reach it."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def as_json(images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> tuple[bytes, str]:

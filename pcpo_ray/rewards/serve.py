@@ -5,77 +5,229 @@
 This file needs numpy and Pillow only and nothing of pcpo_ray, so that it runs where the reward's own library asks for
 versions that pcpo_ray cannot have (ImageReward: transformers before 4.56). The class has a method
 score(images, prompts), with images as (N, H, W, 3) bytes.
+
+Whoever asks must send the token in the environment variable REWARD_TOKEN, if that is set; it must be, to listen on any
+other address than this machine's own.
 """
 
 import argparse
 import base64
+import contextlib
+import hmac
 import io
+import ipaddress
 import json
 import math
+import os
 import pkgutil
+import socket
 import sys
 import threading
+import zipfile
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 
-LARGEST_REQUEST = 1 << 30
+TOKEN = "REWARD_TOKEN"
+LARGEST = 512 << 20
+"""Bytes of a request, and of its pictures once they are decoded."""
+
+CONNECTIONS = 64
+"""So many at a time are answered; who comes then hears nothing, and asks again."""
+
+BODIES = 2
+"""So many requests are read and kept in memory at a time: one is scored while the next arrives."""
+
+ARRIVE = 60.0
+"""Seconds in which a request must have arrived."""
+
+WAIT = 30.0
+"""Seconds in which it must be a request's turn; else it is told to come again, after `AGAIN` seconds."""
+
+AGAIN = 5
 
 
-def read_json(body: bytes) -> tuple[np.ndarray, list[str]]:
+class TooLargeError(ValueError):
+    """A request whose pictures would take more memory than is allowed."""
+
+
+def read_json(body: bytes, largest: int = LARGEST) -> tuple[np.ndarray, list[str]]:
     from PIL import Image
 
     found = json.loads(body)
-    pictures = [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in found["images"]]
-    return np.stack([np.asarray(picture) for picture in pictures]), list(found["prompts"])
+    opened = []
+    for text in found["images"]:
+        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])  # its header alone
+        opened.append(picture)
+        largest -= 3 * picture.width * picture.height
+        if largest < 0:
+            raise TooLargeError
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in opened]), list(found["prompts"])
 
 
-def read_npz(body: bytes) -> tuple[np.ndarray, list[str]]:
-    with np.load(io.BytesIO(body), allow_pickle=False) as found:
-        return found["images"], [str(prompt) for prompt in found["prompts"]]
+def read_npz(body: bytes, largest: int = LARGEST) -> tuple[np.ndarray, list[str]]:
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(body)) as found:
+        members = {entry.filename: entry for entry in found.infolist()}
+        if sorted(members) != ["images.npy", "prompts.npy"] or len(found.infolist()) != 2:
+            raise ValueError(f"got {sorted(members)[:5]}; expected images.npy and prompts.npy")
+        if sum(entry.file_size for entry in members.values()) > largest:  # no more than that is ever inflated
+            raise TooLargeError
+        for name, kind in (("images.npy", "u"), ("prompts.npy", "U")):
+            with found.open(members[name]) as file:
+                version = np.lib.format.read_magic(file)
+                if version != (1, 0):
+                    raise ValueError(f"{name} is of .npy version {version}; expected (1, 0)")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                if dtype.kind != kind or (kind == "u" and dtype.itemsize != 1):
+                    raise ValueError(f"{name} is of type {dtype}; expected uint8 images and prompts of text")
+                if math.prod(shape) * dtype.itemsize > members[name].file_size:
+                    raise ValueError(f"{name} says that it has the shape {shape}, and is cut short")
+            with found.open(members[name]) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays["images.npy"], [str(prompt) for prompt in arrays["prompts.npy"]]
 
 
-READERS = {"application/json": read_json, "application/x-npz": read_npz}
+READERS: dict[str, Callable[[bytes, int], tuple[np.ndarray, list[str]]]] = {
+    "application/json": read_json,
+    "application/x-npz": read_npz,
+}
 
 
-def handler(reward: Any) -> type[BaseHTTPRequestHandler]:
+def handler(reward: Any, *, token: str | None = None, largest: int = LARGEST) -> type[BaseHTTPRequestHandler]:
     """Answers for one reward, a request at a time."""
-    lock = threading.Lock()
+    lock, bodies = threading.Lock(), threading.BoundedSemaphore(BODIES)
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = ARRIVE
+        unread = 0
+
+        def handle(self) -> None:
+            self.arriving = threading.Timer(ARRIVE, self._too_slow)  # a byte at a time would never time out
+            self.arriving.daemon = True
+            self.arriving.start()
+            try:
+                with contextlib.suppress(OSError):  # the other end has gone
+                    super().handle()
+            finally:
+                self.arriving.cancel()
+
         def do_GET(self) -> None:
-            found = self.path == "/health"
-            self._answer(200 if found else 404, {"status": "ready"} if found else {"error": f"no {self.path}"})
+            if self._known():
+                found = self.path == "/health"
+                self._answer(200 if found else 404, {"status": "ready"} if found else {"error": "expected GET /health"})
 
         def do_POST(self) -> None:
             reader = READERS.get(self.headers.get("Content-Type", ""))
-            length = int(self.headers.get("Content-Length", 0))
-            if self.path != "/score" or reader is None or not 0 < length <= LARGEST_REQUEST:
-                self._answer(400, {"error": f"expected POST /score, 1 to {LARGEST_REQUEST} bytes of {list(READERS)}"})
+            length = self.headers.get("Content-Length", "")
+            self.unread = int(length) if length.isdigit() else 0
+            if not self._known():
                 return
+            if self.path != "/score" or reader is None or not length.isdigit() or int(length) == 0:
+                self._answer(400, {"error": f"expected POST /score with a Content-Length, of {list(READERS)}"})
+            elif int(length) > largest:
+                self._too_large()
+            elif not bodies.acquire(timeout=WAIT):
+                self._answer(503, {"error": "others are before this one"}, {"Retry-After": str(AGAIN)})
+            else:
+                try:
+                    self._score(reader, int(length))
+                finally:
+                    bodies.release()
+
+        def _score(self, reader: Callable[[bytes, int], tuple[np.ndarray, list[str]]], length: int) -> None:
+            body, self.unread = self.rfile.read(length), 0
+            self.arriving.cancel()
             try:
-                images, prompts = reader(self.rfile.read(length))
+                images, prompts = reader(body, largest)
+                if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) != len(prompts):
+                    raise ValueError(
+                        f"images of shape {images.shape} and {len(prompts)} prompts; expected (N, H, W, 3)"
+                    )
+            except TooLargeError:
+                return self._too_large()
             except Exception as error:  # whatever a malformed body makes its reader raise is the sender's fault
-                self._answer(400, {"error": f"{type(error).__name__}: {error}"})
-                return
+                return self._answer(400, {"error": _told(error)})
+            del body
             try:
                 with lock:
                     scores = [float(score) for score in reward.score(images, prompts)]
             except Exception as error:  # the sender tries again, and counts it
-                self._answer(500, {"error": f"{type(error).__name__}: {error}"})
-                return
-            self._answer(200, {"scores": [score if math.isfinite(score) else None for score in scores]})
+                return self._answer(500, {"error": _told(error)})
+            return self._answer(200, {"scores": [score if math.isfinite(score) else None for score in scores]})
 
-        def _answer(self, status: int, found: dict[str, Any]) -> None:
+        def _known(self) -> bool:
+            """Whether the sender may ask; else it has been told that it may not."""
+            given = self.headers.get("Authorization", "")
+            if token is None or hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+                return True
+            self._answer(401, {"error": "expected the header Authorization: Bearer TOKEN"})
+            return False
+
+        def _too_large(self) -> None:
+            self._answer(
+                413,
+                {
+                    "error": f"more than {largest >> 20} MiB of a request, or of its pictures; serve with a higher "
+                    "--largest, or send fewer at once"
+                },
+            )
+
+        def _too_slow(self) -> None:
+            with contextlib.suppress(OSError):  # it has gone
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+        def _answer(self, status: int, found: dict[str, Any], headers: dict[str, str] | None = None) -> None:
             body = json.dumps(found).encode()
+            self.close_connection = True
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+            while self.unread > 0 and (rest := self.rfile.read(min(1 << 20, self.unread))):
+                self.unread -= len(rest)  # who is cut off while it sends would not see the answer
 
     return Handler
+
+
+def _told(error: Exception) -> str:
+    """The last line of a traceback, and no more of this machine."""
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+class Server(ThreadingHTTPServer):
+    """A thread for each of at most `CONNECTIONS` connections."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handling: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.free = threading.BoundedSemaphore(CONNECTIONS)
+        super().__init__(address, handling)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self.free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
+
+def of_this_machine(host: str) -> bool:
+    """Whether nobody outside of this machine reaches an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def main() -> None:
@@ -83,8 +235,15 @@ def main() -> None:
     parser.add_argument("reward", help="package.module:Class")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8100)
+    parser.add_argument("--largest", type=int, default=LARGEST >> 20, help="MiB of a request, and of its pictures")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="for the class; JSON")
     arguments = parser.parse_args()
+    token = os.environ.pop(TOKEN, "") or None
+    if token is None and not of_this_machine(arguments.host):
+        sys.exit(
+            f"error: whoever reaches {arguments.host}:{arguments.port} could use this server; set {TOKEN} here and "
+            "where it is asked from, or leave out --host"
+        )
     sys.path.insert(0, "")
     options = {}
     for text in arguments.option:
@@ -95,11 +254,11 @@ def main() -> None:
             options[name] = value
     reward = pkgutil.resolve_name(arguments.reward)(**options)
     try:
-        listening = ThreadingHTTPServer((arguments.host, arguments.port), handler(reward))
+        server = Server((arguments.host, arguments.port), handler(reward, token=token, largest=arguments.largest << 20))
     except OSError as error:
         where = f"{arguments.host}:{arguments.port}"
         sys.exit(f"error: {where} cannot be listened on: {error.strerror}; give another --port, or 0 for any free one")
-    with listening as server:
+    with server:
         print(f"{arguments.reward} on http://{arguments.host}:{server.server_port}", flush=True)
         server.serve_forever()
 

@@ -1,16 +1,21 @@
 """A scorer behind real HTTP: what it says, and what is made of one that lies, hangs or breaks."""
 
+import base64
+import io
 import json
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
+import requests
 import torch
+from PIL import Image
 
 from pcpo_ray import config, rewards
 from pcpo_ray.errors import RewardError
@@ -42,8 +47,8 @@ def served():
     """Starts a server with a handler; gives its address."""
     servers = []
 
-    def start(handler):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    def start(handler, port=0):
+        server = serve.Server(("127.0.0.1", port), handler)
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
@@ -87,7 +92,7 @@ def answering(*answers):
 
 
 def client(url, **changes):
-    return rewards.load(config.Remote(kind="remote", url=url, **{"timeout": 5.0, "retries": 2, **changes}), CPU)
+    return rewards.load(config.Remote(kind="remote", url=url, **{"timeout": 5.0, "patience": 3.0, **changes}), CPU)
 
 
 @pytest.mark.parametrize("format", ["json", "npz"])
@@ -133,20 +138,98 @@ def test_a_port_in_use_is_one_message(tmp_path):
     )
 
 
-def test_errors_of_the_servers_are_tried_again_and_those_of_ours_are_not(served, monkeypatch):
+@pytest.fixture
+def hasty(monkeypatch):
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
-    good = json.dumps({"scores": [1, 2, 3]}).encode()
-    assert client(served(answering((503, b"busy"), (429, b"slow"), (200, good)))).score(PICTURES, TEXTS) == [1, 2, 3]
-    tired = answering((500, b"oh"))
-    with pytest.raises(RewardError, match=r"failed 3 times.*status 500.*oh.*is the scorer up"):
-        client(served(tired)).score(PICTURES, TEXTS)
-    assert tired.posts == 3
-    refused = answering((404, b"no such thing"))
-    with pytest.raises(RewardError, match=r"refused: status 404"):
+
+
+def cut(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"scores": [')
+
+
+GOOD = json.dumps({"scores": [1, 2, 3]}).encode()
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(served, hasty):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    reward = client(f"http://127.0.0.1:{port}", patience=60)  # it is there, though the server is not yet
+    threading.Timer(1.5, served, (answering((200, GOOD)), port)).start()
+    started = time.monotonic()
+    assert reward.score(PICTURES, TEXTS) == [1, 2, 3]
+    assert 1 < time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("trouble", [(502, b""), (503, b"busy"), (504, b""), (429, b"slow"), (200, cut)])
+def test_what_passes_is_asked_again(served, hasty, trouble):
+    server = answering(trouble, trouble, trouble, (200, GOOD))
+    assert client(served(server)).score(PICTURES, TEXTS) == [1, 2, 3]
+    assert server.posts == 4
+
+
+def test_its_patience_ends_and_counts_from_the_first_failure(served, hasty):
+    tired = answering((503, b"busy"))
+    reward = client(served(tired), patience=0.5)
+    with pytest.raises(RewardError, match=r"failed \d+ times, in \d s \(patience 0.5\).*status 503.*is the scorer up"):
+        reward.score(PICTURES, TEXTS)
+    before = tired.posts
+    time.sleep(0.6)
+    with pytest.raises(RewardError, match="failed 1 times"):  # the next groups do not wait as long again
+        reward.score(PICTURES, TEXTS)
+    assert before > 2 and tired.posts == before + 1
+
+
+def test_a_time_to_come_again_is_kept(served, hasty):
+    def later(handler):
+        handler.send_response(429)
+        handler.send_header("Retry-After", "1")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    started = time.monotonic()
+    assert client(served(answering((429, later), (200, GOOD)))).score(PICTURES, TEXTS) == [1, 2, 3]
+    assert time.monotonic() - started > 1
+    assert remote._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and remote._retry_after("soon") == 0
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 302])
+def test_what_no_later_attempt_could_mend_is_an_error_at_once(served, hasty, status):
+    refused = answering((status, b"no such thing"))
+    with pytest.raises(RewardError, match=rf"refused: status {status}"):
         client(served(refused)).score(PICTURES, TEXTS)
     assert refused.posts == 1
-    with pytest.raises(RewardError, match=r"500.*RuntimeError: out of memory, say"):
-        client(served(serve.handler(Broken())), retries=0).score(PICTURES, TEXTS)
+
+
+def test_a_reward_that_fails_is_asked_a_few_times(served, hasty):
+    broken = Broken()
+    with pytest.raises(RewardError, match=r"failed 3 times.*500.*RuntimeError: out of memory, say"):
+        client(served(serve.handler(broken)), patience=60).score(PICTURES, TEXTS)
+
+
+def test_a_token_is_sent_and_stands_in_no_config_and_no_message(served, hasty, monkeypatch):
+    url = served(serve.handler(Brightness(), token="very secret"))
+    with pytest.raises(RewardError, match=r"status 401.*name the environment variable that holds it in `token`"):
+        client(url)
+    with pytest.raises(RewardError, match="environment variable JUDGE, which is not set where the scorer runs"):
+        client(url, token="JUDGE")
+    monkeypatch.setenv("JUDGE", "wrong secret")
+    with pytest.raises(RewardError, match="the token in JUDGE is not the one that it wants") as caught:
+        client(url, token="JUDGE")
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("JUDGE", "very secret")
+    monkeypatch.setenv("NETRC", "/dev/null")
+    assert len(client(url, token="JUDGE").score(PICTURES, TEXTS)) == 3
+
+
+def test_a_proxy_is_not_asked_for_what_runs_on_this_machine(served, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert len(client(served(serve.handler(Brightness()))).score(PICTURES, TEXTS)) == 3
 
 
 @pytest.mark.parametrize(
@@ -180,16 +263,11 @@ def drip(handler):
 
 @pytest.mark.parametrize("behaviour", [hang, drip])
 def test_a_scorer_that_hangs_is_left_after_its_deadline(served, behaviour):
-    reward = client(served(answering((200, behaviour))), timeout=0.5, retries=0)
+    reward = client(served(answering((200, behaviour))), timeout=0.5, patience=0)
     started = time.monotonic()
     with pytest.raises(RewardError, match="failed 1 times"):
         reward.score(PICTURES, TEXTS)
     assert time.monotonic() - started < 3
-
-
-def test_one_that_is_not_there_is_found_when_the_scorer_starts():
-    with pytest.raises(RewardError, match=r"127\.0\.0\.1:9/health failed 1 times.*is the scorer up"):
-        client("http://127.0.0.1:9", retries=0)
 
 
 def test_its_failures_are_missing_scores_with_their_cause(served, small_sd):
@@ -206,9 +284,101 @@ def test_its_failures_are_missing_scores_with_their_cause(served, small_sd):
     ("kind", "body"), [("application/json", b"{"), ("application/x-npz", b"PK"), ("text/plain", b"hello")]
 )
 def test_the_server_says_what_is_wrong_with_a_request(served, kind, body):
-    import requests
-
     url = served(serve.handler(Brightness()))
     answer = requests.post(f"{url}/score", data=body, headers={"Content-Type": kind}, timeout=10)
     assert answer.status_code == 400 and answer.json()["error"]
     assert requests.get(f"{url}/else", timeout=10).status_code == 404
+
+
+def npz(**arrays):
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def black(side):
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def lying():
+    """An .npz of little whose header promises a terabyte."""
+    import zipfile
+
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        for name, dtype in (("images", "|u1"), ("prompts", "<U1")):
+            with made.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array_header_1_0(
+                    entry, {"descr": dtype, "fortran_order": False, "shape": (1 << 40,)}
+                )
+    return file.getvalue()
+
+
+BOMBS = {
+    "zeros in an npz": ("npz", 413, lambda: npz(images=np.zeros((20, 1000, 1000, 3), np.uint8), prompts=TEXTS)),
+    "long prompts": ("npz", 413, lambda: npz(images=PICTURES, prompts=np.array(["a" * 20_000_000]))),
+    "a lying header": ("npz", 400, lying),
+    "another array": ("npz", 400, lambda: npz(images=PICTURES, prompts=TEXTS, more=PICTURES)),
+    "a large type": ("npz", 400, lambda: npz(images=PICTURES.astype(float), prompts=TEXTS)),
+    "pickled prompts": ("npz", 400, lambda: npz(images=PICTURES, prompts=np.array([{}], dtype=object))),
+    "a large PNG": ("json", 413, lambda: json.dumps({"prompts": ["a"], "images": [black(3000)]}).encode()),
+    "many PNGs": ("json", 413, lambda: json.dumps({"prompts": ["a"] * 20, "images": [black(1000)] * 20}).encode()),
+    "a deep JSON": ("json", 400, lambda: b"[" * 100_000),
+    "a large body": ("json", 413, lambda: b" " * (17 << 20)),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_what_would_fill_the_servers_memory_is_refused_before_it_does(served, bomb, monkeypatch):
+    format, status, made = BOMBS[bomb]
+    url = served(serve.handler(Brightness(), largest=16 << 20))
+    headers = {"Content-Type": f"application/{'x-npz' if format == 'npz' else 'json'}"}
+    answer = requests.post(f"{url}/score", data=made(), headers=headers, timeout=30)
+    assert answer.status_code == status and "Traceback" not in answer.text
+    assert client(url).score(PICTURES, TEXTS)  # and it goes on
+
+
+def test_who_sends_slowly_or_holds_connections_keeps_nobody_out(served, hasty, monkeypatch):
+    monkeypatch.setattr(serve, "ARRIVE", 0.5)
+    monkeypatch.setattr(serve, "CONNECTIONS", 4)
+    url = served(serve.handler(Brightness()))
+    port = int(url.rpartition(":")[2])
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]
+    held[0].sendall(b"POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
+    assert len(client(url, patience=30).score(PICTURES, TEXTS)) == 3
+    for one in held:
+        one.close()
+
+
+@pytest.mark.parametrize("length", ["-1", "abc", "0", ""])
+def test_a_length_that_is_none_is_refused(served, length):
+    port = int(served(serve.handler(Brightness())).rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as asking:
+        asking.sendall(
+            f"POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n".encode()
+        )
+        assert asking.recv(100).split()[1] == b"400"
+
+
+def test_other_machines_are_served_with_a_token_only(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "class Zero:\n    def score(self, images, prompts):\n        return [0] * len(images)\n"
+    )
+    command = [sys.executable, serve.__file__, "mine:Zero", "--port", "0", "--host", "0.0.0.0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and done.stderr.startswith(
+        "error: whoever reaches 0.0.0.0:0 could use this server; set "
+    )
+    env = {**os.environ, serve.TOKEN: "secret"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+    ) as it:
+        try:
+            url = it.stdout.readline().split()[-1].replace("0.0.0.0", "127.0.0.1")
+            assert requests.get(f"{url}/health", timeout=10).status_code == 401
+            headers = {"Authorization": "Bearer secret"}
+            assert requests.get(f"{url}/health", headers=headers, timeout=10).status_code == 200
+        finally:
+            it.kill()
