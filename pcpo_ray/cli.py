@@ -1,6 +1,7 @@
 """pcpo-ray train | evaluate | sample | report | plan | study | bench, and the commands of `pcpo_ray.operate`."""
 
 import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -46,19 +47,20 @@ def train(
     ] = None,
 ) -> None:
     """Train a model; the run's folder is RUNS/<name>."""
-    from pcpo_ray import config_file
+    from pcpo_ray import config_file, paths
     from pcpo_ray import runs as running
     from pcpo_ray.folder import RunFolder
     from pcpo_ray.progress import Display
     from pcpo_ray.prompts import said
     from pcpo_ray.report import read, verdict, write
     from pcpo_ray.signals import ended
+    from pcpo_ray.storage import is_url
     from pcpo_ray.train import Loop
 
     if resume and resume_if_started:
         raise ConfigError("got --resume and --resume-if-started; give one of them")
-    run = config_file.load(config, overrides or [])
-    home = RunFolder.below(runs, run.name)
+    run = paths.absolute(config_file.load(config, overrides or []))
+    home = RunFolder.below(runs if is_url(runs) else os.path.expanduser(runs), run.name)
     folder = home.local
     if home.url is None and "working_dir_files" in folder.resolve().parts:
         raise RunError(
@@ -263,12 +265,12 @@ def plan(
 
     The model's folder needs its JSON files only, unless --probe is given. Ends with 1 where something does not fit.
     """
-    from pcpo_ray import config_file, planning
+    from pcpo_ray import config_file, paths, planning
     from pcpo_ray.planning import pace, page
 
     if probe and recorded is not None:
         raise ConfigError("got --probe and --from; give one of them")
-    run = config_file.load(config, overrides or [])
+    run = paths.absolute(config_file.load(config, overrides or []))
     console = Console()
     room = planning.Room(gpu=gpu, store=None if object_store is None else object_store * planning.gpus.GIB)
     planned = planning.plan(run)

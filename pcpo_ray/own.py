@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -187,6 +187,7 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "environment": (lambda: dict(os.environ), _set_environment),
     "streams": _attributes(*STREAMS),
     "signals": (_signals, _set_signals),
+    "exit": _attributes((os, "_exit")),
     "inference mode": (torch.is_inference_mode_enabled, _set_inference_mode),
     "gradients": (torch.is_grad_enabled, torch._C._set_grad_enabled),
     "autocast": (_autocast, _set_autocast),
@@ -211,12 +212,23 @@ _left: dict[str, dict[str, Any]] = {}
 """What each module has set otherwise than the rest, by its name."""
 
 
+_end, _process = os._exit, os.getpid()
+
+
+def _exit(status: int) -> NoReturn:
+    """Stands in the place of os._exit, which no `except` would see; a child that was forked ends by it as ever."""
+    if os.getpid() != _process:
+        _end(status)
+    raise SystemExit(status)
+
+
 @contextlib.contextmanager
 def apart(name: str, seed: int = 0) -> Iterator[None]:
     """Inside, code of the module that `name` (`package.module:Class`) names; afterwards the process is as it was.
 
     The module finds the settings that it left, and random numbers that depend on `seed` alone. Raises EndedError where
-    it would end the process (sys.exit), and KeyboardInterrupt where a signal to end came, whatever it made of that.
+    it would end the process (sys.exit, os._exit), and KeyboardInterrupt where a signal to end came, whatever it made of
+    that.
     """
     module = name.partition(":")[0]
     raised = signals.raised()
@@ -224,6 +236,7 @@ def apart(name: str, seed: int = 0) -> Iterator[None]:
     ours = {key: read() for key, (read, _) in SETTINGS.items()}
     found = _left.get(module, {})
     _put({**found, "signals": _own_signals(found["signals"])} if "signals" in found else found)
+    os._exit = _exit
     _seed(seed)
     try:
         yield

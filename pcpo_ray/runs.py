@@ -21,6 +21,7 @@ from pcpo_ray import (
     minibatches,
     models,
     monitors,
+    paths,
     policy,
     prompts,
     quality,
@@ -265,7 +266,7 @@ def read(folder: Path, overrides: Sequence[str] = ()) -> config.Run:
         run = config_file.load(path)
     except ConfigError as error:
         raise RunError(f"{path} is not a config of this version: {error}") from None
-    return config_file.load(path, overrides) if overrides else run
+    return paths.absolute(config_file.load(path, overrides)) if overrides else run
 
 
 def read_to_evaluate(folder: Path, overrides: Sequence[str]) -> config.Run:

@@ -24,6 +24,7 @@ AGAIN = 0.05
 Handler = Callable[[int, FrameType | None], None]
 
 _raised = 0
+_elsewhere = False
 _ending: "Ending | None" = None
 
 
@@ -39,10 +40,16 @@ def raised() -> int:
     return _raised
 
 
+def elsewhere() -> None:
+    """Say that the signals come to another process, this one's driver."""
+    global _elsewhere
+    _elsewhere = True
+
+
 def may_come() -> bool:
     """Whether a KeyboardInterrupt, here and now, may be by a signal whose coming `raised` does not count."""
     main = threading.current_thread() is threading.main_thread()
-    return main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return main and not _elsewhere and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @contextlib.contextmanager

@@ -110,6 +110,17 @@ def test_what_would_end_the_process_is_an_error_and_an_interrupt_is_not():
         raise KeyboardInterrupt
 
 
+def test_an_exit_that_nothing_would_see_is_an_error_but_in_a_forked_child():
+    before = os._exit
+    with pytest.raises(own.EndedError, match="3"), own.apart(KIND):
+        child = os.fork()
+        if child == 0:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        os._exit(3)
+    assert os._exit is before
+
+
 def test_an_error_is_told_with_the_last_line_of_the_users_own_code():
     try:
         np.zeros(3).reshape(2, 2)  # numpy's own files are nobody's to mend

@@ -272,5 +272,6 @@ def _started() -> str:
     try:
         context = ray.init(address="local", log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # a node that is late is an Exception of no class of its own
-        raise ClusterError(f"Ray cannot be started on this machine: {error}") from error
+        hint = "; set RAY_TMPDIR to a folder with a short name, such as /tmp" if "AF_UNIX" in str(error) else ""
+        raise ClusterError(f"Ray cannot be started on this machine: {error}{hint}") from error
     return context.dashboard_url or ""

@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from ray import exceptions
 
-from pcpo_ray import config, memory, weights
+from pcpo_ray import config, memory, signals, weights
 from pcpo_ray.stages import State, Update
 from pcpo_ray.trajectory import Task
 from pcpo_ray.weights import Manifest
@@ -47,7 +47,10 @@ class Worker(ABC):
     def __init__(self, run: config.Run, name: str, search_path: str) -> None:
         self.run, self.name = run, name
         self.loaded = False
+        signals.elsewhere()
         sys.path.insert(0, search_path)
+        if os.path.isdir(search_path):  # for what classes of the user's own open; another machine may not have it
+            os.chdir(search_path)
 
     def __repr__(self) -> str:
         """How Ray's dashboard and logs call it."""

@@ -1,7 +1,7 @@
 """Starting actors, asking whether they live, and what Ray's errors mean for a run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Launcher:
     """Starts a run's actors, with what its config reserves for each role."""
 
     run: config.Run
-    search_path: str = str(Path.cwd())
+    search_path: str = field(default_factory=lambda: str(Path.cwd()))
 
     def start(self, cls: type, role: config.Role, name: str) -> tuple[Any, ray.ObjectRef]:
         """An actor's handle and what tells that it has started, when the cluster has room for it."""

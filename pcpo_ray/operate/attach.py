@@ -10,6 +10,7 @@ from ray._private import services
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from pcpo_ray.errors import ClusterError
@@ -57,7 +58,7 @@ def _checked(address: str) -> str:
     if found is None:  # RAY_ADDRESS=local, which stands for a new one
         raise ClusterError(f"{os.environ.get('RAY_ADDRESS', address)!r} is no cluster that is there; {WHERE}")
     try:
-        with init_grpc_channel(found) as channel:
+        with init_grpc_channel(found, options=GLOBAL_GRPC_OPTIONS) as channel:  # of proxies, as Ray itself
             head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
             head.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=ANSWER)
     except exceptions.AuthenticationError as error:

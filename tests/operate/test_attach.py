@@ -51,3 +51,18 @@ def test_an_environment_that_asks_for_a_new_cluster_is_no_address(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(ClusterError, match="'local' is no cluster that is there"):
         attach("auto")
+
+
+def test_a_proxy_is_asked_for_as_little_as_ray_itself_asks_it(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as proxy, socket.create_server(("", 0)) as mute:
+        for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.setattr(attaching, "ANSWER", 1.0)
+        with pytest.raises(ClusterError, match="no Ray cluster at"):
+            attach(f"127.0.0.1:{mute.getsockname()[1]}")
+        mute.settimeout(5)
+        mute.accept()[0].close()  # which was asked itself
+        proxy.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            proxy.accept()
