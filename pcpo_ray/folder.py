@@ -141,7 +141,6 @@ class RunFolder:
             if new:
                 time.sleep(SETTLING)
             writer.check(token.id, Token.of(storage.read(WRITER)), self.place, self.local)
-            outbox.clear(storage, self.local)
         writer.take(self.local, token)
         checkpoint.mend(self.local)
         return dataclasses.replace(self, writer=token.id)
@@ -170,6 +169,11 @@ class RunFolder:
                 with attempt:
                     self.check()
                     outbox.push(self.local, self._storage)
+
+    def tidy(self) -> None:
+        """Delete from storage what pushes that were cut short have left; to be called after one that was not."""
+        if self.url is not None:
+            outbox.clear(self.local, self._storage)
 
     def rewound(self, step: int) -> None:
         """Have storage forget, with the next push, what is recorded past a step; to be called before it goes here."""

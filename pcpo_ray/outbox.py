@@ -11,7 +11,8 @@ besides counts as little as what somebody else has put there. What a push found 
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,7 @@ FIRST = ("config.yaml", "inputs.json")
 """What a run begins with."""
 
 GROWING = (".jsonl", ".tfevents.")
+PART = re.compile(r"\d{15}-\d{15}-[0-9a-f]{16}")
 FEW, SMALL = 16, 1 << 16
 """How many parts become one, and the bytes of a part below which it is of the smallest size; the next is FEW times."""
 
@@ -151,11 +153,16 @@ def fetch(storage: Storage, into: Path) -> None:
     sent.write(into)
 
 
-def clear(storage: Storage, local: Path) -> None:
-    """Delete the parts that do not count, which a push that was cut short has left."""
+def clear(local: Path, storage: Storage) -> None:
+    """Delete the parts that do not count, which a push that was cut short has left; to be called after a push."""
     sent = Sent.read(local)
     counted = {part.below(name) for name, parts in sent.parts.items() for part in parts}
-    storage.delete([name for grown in sent.parts for name in storage.names(grown) if name not in counted])
+    storage.delete([name for grown in sent.parts for name in storage.names(grown) if _is_part(name, counted)])
+
+
+def _is_part(name: str, counted: Collection[str]) -> bool:
+    """Whether a name is that of a part which does not count; what others have put there is left alone."""
+    return PART.fullmatch(name.rpartition("/")[2]) is not None and name not in counted
 
 
 def _parts(path: Path, before: list[Part]) -> tuple[list[Part], list[tuple[Part, bytes]]]:

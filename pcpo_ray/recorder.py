@@ -87,6 +87,7 @@ class Recorder:
         recorder._replace(CONFIG, config_file.dump(run))
         recorder.rewind(step)
         recorder.home.push_records(patience=0.0)
+        recorder.home.tidy()
         return recorder
 
     def rewind(self, step: int) -> None:

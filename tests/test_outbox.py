@@ -138,9 +138,10 @@ def test_a_push_that_is_cut_short_leaves_what_counted_or_what_counts_now(
     assert fetched(place, tmp_path, "then")["metrics.jsonl"] in (before, before + b"last\n")
     add(local, "metrics.jsonl", "more\n")
     outbox.push(local, place)
-    outbox.clear(place, local)
+    place.write("metrics.jsonl/notes", b"mine")
+    outbox.clear(local, place)
     assert fetched(place, tmp_path)["metrics.jsonl"] == before + b"last\nmore\n"
-    assert len(place.names("metrics.jsonl")) <= 2
+    assert len(place.names("metrics.jsonl")) <= 3 and place.read("metrics.jsonl/notes") == b"mine"
 
 
 def test_what_only_looks_like_a_record_is_neither_sent_deleted_nor_fetched(place, local, tmp_path):

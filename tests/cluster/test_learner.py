@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 
 import pytest
@@ -14,6 +15,8 @@ import torch
 from pcpo_ray import checkpoint
 from pcpo_ray.cluster import broadcast, connect
 from pcpo_ray.errors import TrainingError
+from pcpo_ray.folder import RunFolder
+from pcpo_ray.stages import State
 from tests import small
 from tests.cluster.test_cluster import await_samplers
 from tests.test_train import go, parameters, same
@@ -113,6 +116,33 @@ def test_what_two_ranks_wrote_in_parts_one_rank_goes_on_from(small_sd, tmp_path,
         pipeline.load_lora_weights(found)
     exported = {name for name, _ in pipeline.unet.named_parameters()}
     assert all(name.replace(".default", ".default_0") in exported for name in parameters(tmp_path / "run", 2))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_running_mean_of_two_ranks_goes_on_to_the_bits_of_the_undisturbed_run(small_sd, tmp_path, strategy, step):
+    settings = {"optimizer__average": 0.9, "optimizer__updates": 2, "workers__learner": ranks(2, strategy)}
+    run = small.run(small_sd, steps=2, checkpoints__every=1, checkpoints__keep=9, **settings)
+
+    def save_first(stages):
+        begin = stages.learner.begin
+
+        def beginning(number, batch):
+            if number == 1:  # as a run with monitors.action=roll_back does
+                stages.learner.save(RunFolder(local=tmp_path / "run"), State(step=0))
+            begin(number, batch)
+
+        stages.learner.begin = beginning
+
+    on_ray(run, tmp_path / "run", disturb=save_first)
+    shutil.copytree(tmp_path / "run", tmp_path / "resumed")
+    for later in range(step + 1, 3):
+        shutil.rmtree(checkpoint.folder_for(tmp_path / "resumed", later))
+    on_ray(run, tmp_path / "resumed", found=step)
+    ends = [checkpoint.read(checkpoint.folder_for(tmp_path / name, 2)) for name in ("run", "resumed")]
+    assert same(*(end.parameters for end in ends)) and same(*(end.averaged for end in ends))
+    assert [end.updates for end in ends] == [4, 4]
 
 
 def kill_a_rank(stages):

@@ -1,5 +1,7 @@
 """Reference sets: which pictures, kept by what they are made of, of the run's size or none."""
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -275,6 +277,29 @@ def test_runs_that_keep_the_same_features_at_once_do_not_disturb_each_other(tmp_
         list(threads.map(lambda _: reference.save(path, np.ones((200, 200))), range(64)))
     assert [found.name for found in path.parent.iterdir()] == ["same.npy"]
     assert (np.load(path) == 1).all()
+
+
+def test_a_cache_that_takes_nothing_is_said_and_ends_nothing(tmp_path):
+    folder, said = pictures(tmp_path / "set"), []
+    (tmp_path / "kept").write_text("a file where the folder should be")
+    found = reference.load(quality(folder, cache=str(tmp_path / "kept")), lambda: means, said.append)
+    assert len(found.features) == 4 and said[0] == "reference: features of 4 pictures"
+    assert said[1].startswith(f"reference: its features are not kept in evaluation.quality.cache='{tmp_path}/kept'")
+
+
+def test_an_entry_that_is_stale_for_a_moment_is_read_again(tmp_path, monkeypatch):
+    settings = quality(pictures(tmp_path / "set"), cache=str(tmp_path / "kept"))
+    reference.load(settings, lambda: means, print)
+    load, failures = np.load, [2]
+
+    def stale(*arguments, **options):
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(np, "load", stale)
+    assert len(reference.load(settings, pytest.fail, pytest.fail).features) == 4 and failures == [0]
 
 
 def test_features_of_a_reference_that_are_not_finite_are_refused(tmp_path):
