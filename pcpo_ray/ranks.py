@@ -10,6 +10,7 @@ backward pass, not once a minibatch.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -189,25 +190,48 @@ def join(*, index: int, count: int, sharded: bool, address: tuple[str, int], tim
 class Sync:
     """A group of processes that lives for one version of the weights, beside any other: rank 0 sends, all others get.
 
-    Raises RuntimeError where a member is lost, or after `timeout` seconds.
+    Raises RuntimeError where a member is lost, or after `timeout` seconds. That costs no member its process: NCCL's
+    watchdog, which would end it by default (TORCH_NCCL_ASYNC_ERROR_HANDLING), does not exist in a group that waits on
+    the CPU (TORCH_NCCL_BLOCKING_WAIT, read when a group is made), and what still hangs on the GPU is aborted.
     """
 
     def __init__(self, *, index: int, count: int, address: tuple[str, int], timeout: float, device: Any) -> None:
         deadline = timedelta(seconds=timeout)
         self.index, self.device = index, device
         store = TCPStore(*address, timeout=deadline)
+        # first all come to the store, which has a deadline; NCCL would wait for ever for one that does not come
+        store.set(f"come/{index}", "")
+        store.wait([f"come/{other}" for other in range(count)], deadline)
         if device.type == "cuda":
             options = distributed.ProcessGroupNCCL.Options()
             options._timeout = deadline
-            self.group: Any = distributed.ProcessGroupNCCL(store, index, count, options)
+            with _waiting_on_the_cpu():
+                self.group: Any = distributed.ProcessGroupNCCL(store, index, count, options)
         else:
             self.group = distributed.ProcessGroupGloo(store, index, count, deadline)
 
     def broadcast(self, bucket: Tensor) -> Tensor:
         """Rank 0's bucket, (bytes,) uint8, with everybody."""
         held = bucket.to(self.device)
-        self.group.broadcast(held, 0).wait()
+        try:
+            self.group.broadcast(held, 0).wait()
+        except RuntimeError:
+            if self.device.type == "cuda":
+                self.group.abort()
+            raise
         return bucket if self.index == 0 else held.cpu()
+
+
+@contextmanager
+def _waiting_on_the_cpu() -> Iterator[None]:
+    """Inside, NCCL groups are made whose calls return when they are done; those of the ranks stay as they are."""
+    name = "TORCH_NCCL_BLOCKING_WAIT"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def shard(module: nn.Module, rank: Rank) -> None:

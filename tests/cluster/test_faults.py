@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
@@ -70,7 +71,7 @@ class Owner:
 
 
 def a_lost_object():
-    owner = Owner.remote()
+    owner: Any = Owner.remote()  # type: ignore[attr-defined]
     (found,) = ray.get(owner.own.remote(), timeout=60)
     ray.kill(owner)
     with pytest.raises(ray.exceptions.ObjectLostError):
