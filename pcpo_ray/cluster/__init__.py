@@ -46,7 +46,7 @@ class RolePool(WorkerPool[Item, Result]):
     ) -> None:
         super().__init__(
             name,
-            lambda worker: launcher.start(cls, role, worker),
+            lambda worker: launcher.make(cls, role, worker),
             send,
             workers=role.workers,
             silence=launcher.run.workers.silence_timeout,

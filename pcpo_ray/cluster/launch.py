@@ -37,11 +37,6 @@ class Launcher:
     run: config.Run
     search_path: str = field(default_factory=lambda: str(Path.cwd()))
 
-    def start(self, cls: type, role: config.Role, name: str) -> tuple[Any, ray.ObjectRef]:
-        """An actor's handle and what tells that it has started, when the cluster has room for it."""
-        actor = self.make(cls, role, name)
-        return actor, actor.start.remote()
-
     def make(self, cls: type, role: config.Role | config.LearnerRole, name: str, *more: Any, **options: Any) -> Any:
         """An actor that has still to start.
 

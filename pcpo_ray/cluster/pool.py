@@ -36,12 +36,12 @@ class Call(Generic[Item, Result]):
 
 
 class WorkerPool(Generic[Item, Result]):
-    """`launch(name)` gives an actor and what tells that it has started; `send(actor, item)` has it work."""
+    """`launch(name)` gives an actor, which is told to start when it has a place; `send(actor, item)` has it work."""
 
     def __init__(
         self,
         name: str,
-        launch: Callable[[str], tuple[Any, ray.ObjectRef]],
+        launch: Callable[[str], Any],
         send: Sends[Item, Result],
         *,
         workers: int,
@@ -151,7 +151,8 @@ class WorkerPool(Generic[Item, Result]):
             self._died(worker, brief(cause_of(error)), now)
             return
         else:
-            self.pool.heard(worker, now)
+            if self.pool.heard(worker, now):  # its process is there
+                self.starts[self.actors[worker].start.remote()] = worker
         self.beats[self.actors[worker].alive.remote(BEAT)] = worker
 
     def _started(self, reference: ray.ObjectRef, now: float) -> None:
@@ -207,8 +208,7 @@ class WorkerPool(Generic[Item, Result]):
         for action in self.pool.take():
             match action:
                 case Start(worker):
-                    self.actors[worker], started = self.launch(worker)
-                    self.starts[started] = worker
+                    self.actors[worker] = self.launch(worker)
                     self.beats[self.actors[worker].alive.remote(0.0)] = worker
                 case Stop(worker):
                     actor = self._forget(worker)

@@ -170,12 +170,14 @@ class Pool(Generic[Item]):
             self._free[0][worker] = None
         self._dispatch(now)
 
-    def heard(self, worker: str, now: float) -> None:
-        """A worker gave a sign of life; the first tells that its process is there."""
+    def heard(self, worker: str, now: float) -> bool:
+        """A worker gave a sign of life; whether it was its first, so that its process is there from now on."""
         found = self.workers.get(worker)
-        if found is not None:
-            found.heard = now
-            found.placed = now if found.placed is None else found.placed
+        if found is None:
+            return False
+        found.heard, first = now, found.placed is None
+        found.placed = now if first else found.placed
+        return first
 
     def forgive(self, seconds: float) -> None:
         """Nobody listened for so long: that was no worker's silence."""

@@ -26,5 +26,4 @@ class Sleeper:
 
 
 def launch(name):
-    actor = ray.remote(concurrency_groups={"health": 1})(Sleeper).options(num_cpus=0, max_restarts=0).remote()
-    return actor, actor.start.remote()
+    return ray.remote(concurrency_groups={"health": 1})(Sleeper).options(num_cpus=0, max_restarts=0).remote()

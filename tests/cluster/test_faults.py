@@ -5,9 +5,11 @@ import os
 import re
 import signal
 import socket
+import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
@@ -67,16 +69,21 @@ class Owner:
     """Whoever owns an object takes it along when it dies."""
 
     def own(self):
-        return [ray.put(b"a trajectory")]
+        return [ray.put(np.zeros(1 << 20, np.uint8))]  # large enough to lie in the store
 
 
 def a_lost_object():
     owner: Any = Owner.remote()  # type: ignore[attr-defined]
     (found,) = ray.get(owner.own.remote(), timeout=60)
     ray.kill(owner)
-    with pytest.raises(ray.exceptions.ObjectLostError):
-        ray.get(found, timeout=60)
-    return found
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            ray.get(found, timeout=5)
+        except ray.exceptions.ObjectLostError:
+            return found
+        assert time.monotonic() < deadline, "the object outlived its owner"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,69 @@ def test_what_is_said_of_a_silent_worker_names_the_limit_and_what_may_be_the_cau
     assert pool.faults() == [expected]
 
 
+def test_a_worker_waits_for_a_place_as_long_as_it_takes_and_once_there_must_start_in_time():
+    pool = Pool("w", Limits(silence=10.0, start=60.0))
+    pool.resize(2, 0.0)
+    pool.take()
+    pool.tick(10_000.0)  # the cluster has no room: nobody is to blame
+    assert pool.take() == []
+    for now in range(10_000, 10_061, 5):  # w-0 has a place, lives, and does not come to an end
+        pool.heard("w-0", float(now))
+        pool.tick(float(now))
+    assert pool.take() == []
+    pool.heard("w-0", 10_061.0)
+    pool.tick(10_061.0)
+    assert pool.take() == [Start("w-2"), Stop("w-0")]
+    assert pool.faults() == ["w-0 is gone: it had not started after 61 s (workers.start_timeout=60)"]
+
+
+def test_a_worker_that_falls_silent_while_it_starts_is_replaced():
+    pool = Pool("w", Limits(silence=10.0, start=600.0))
+    pool.resize(1, 0.0)
+    pool.take()
+    pool.heard("w-0", 1.0)
+    pool.tick(12.0)
+    assert pool.take() == [Start("w-1"), Stop("w-0")]
+
+
+def test_time_in_which_nobody_listened_is_no_workers_silence():
+    pool = pool_of(1, silence=10.0)
+    pool.forgive(3_600.0)
+    pool.tick(3_605.0)
+    assert pool.take() == []
+    pool.tick(3_611.0)
+    assert Stop("w-0") in pool.take()
+
+
+def test_what_one_worker_finds_fault_with_goes_to_another_and_what_two_do_is_at_fault():
+    pool = pool_of(2, depth=1)
+    ticket = pool.submit("a", 0.0)
+    assert sent(pool) == [("w-0", ticket)]
+    assert not pool.refused("w-0", ticket)
+    pool.failed("w-0", ticket, "cannot be read", 1.0)
+    assert sent(pool) == [("w-1", ticket)]
+    assert pool.refused("w-1", ticket)
+
+
+def test_who_has_refused_an_item_is_not_given_it_while_the_only_other_is_busy():
+    pool = pool_of(2, depth=1)
+    first, second = pool.submit("a", 0.0), pool.submit("b", 0.0)
+    assert sent(pool) == [("w-0", first), ("w-1", second)]
+    assert not pool.refused("w-0", first)
+    pool.failed("w-0", first, "cannot be read", 1.0)
+    assert sent(pool) == []
+    assert pool.finished("w-1", second, 2.0)
+    assert sent(pool) == [("w-1", first)]
+
+
+def test_the_only_worker_is_given_once_more_what_it_has_refused():
+    pool = pool_of(1, depth=1)
+    ticket = pool.submit("a", 0.0)
+    assert sent(pool) == [("w-0", ticket)] and not pool.refused("w-0", ticket)
+    pool.failed("w-0", ticket, "cannot be read", 1.0)
+    assert sent(pool) == [("w-0", ticket)] and pool.refused("w-0", ticket)
+
+
 def test_what_takes_long_is_given_to_an_idle_worker_too_and_counts_once():
     pool = pool_of(2, depth=1, hedge=3.0)
     for n in range(6):

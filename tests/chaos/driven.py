@@ -1,0 +1,11 @@
+"""python -m tests.chaos.driven WORDS...: `pcpo-ray train WORDS...`, with workers to which faults can be done."""
+
+import sys
+
+from pcpo_ray import cli
+from tests import faults
+
+if __name__ == "__main__":
+    faults.install(setattr)
+    sys.argv = ["pcpo-ray", "train", *sys.argv[1:]]
+    cli.main()
