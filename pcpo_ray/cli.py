@@ -147,7 +147,7 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
     from pcpo_ray.traffic import Traffic, trouble
     from pcpo_ray.train import evaluated, summary
 
-    console = Console()
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as ending:
         home = ending.enter_context(RunFolder.of(folder).fetched(records=True))
         run = running.read_to_evaluate(home.local, overrides or [])
@@ -210,7 +210,7 @@ def sample(
     from pcpo_ray import runs as running
     from pcpo_ray.folder import RunFolder
 
-    console = Console()
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     composed = bool(also) or strength != "1"
     if composed and base:
         raise ConfigError("got --base, which is the model without adapters, with --strength or --with; give one")

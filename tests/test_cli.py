@@ -199,7 +199,8 @@ def test_a_users_own_prompts_are_split_and_one_of_them_ends_no_run(command, smal
 
 def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_evaluated(command, small_sd, tmp_path):
     path, folder = tmp_path / "small.yaml", tmp_path / "runs" / "small"
-    path.write_text(config_file.dump(small.run(small_sd)))
+    markup = "[{kind: 'tests.small:Slow', label: '[/closed]'}]"  # to rich, the end of something
+    path.write_text(config_file.dump(small.run(small_sd, evaluation__rewards=markup)))
     status, said, errors = command("train", path, "--local")
     assert (status, errors) == (0, "")
     assert "The held-out reward" in said
@@ -211,7 +212,7 @@ def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_eva
 
     for table in ("scores.parquet", "evaluations.parquet"):  # no reward may have the name of a column of ours
         columns = parquet.read_table(sorted((folder / table).iterdir())[0]).column_names
-        assert set(columns) - {"jpeg_compressibility"} <= set(config.OUR_NAMES)
+        assert set(columns) - {"jpeg_compressibility", "[/closed]"} <= set(config.OUR_NAMES)
 
     cut = checkpoint.folder_for(folder, 2) / "trainable.safetensors"
     cut.write_bytes(cut.read_bytes()[:-10])
@@ -235,7 +236,7 @@ def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_eva
     status, said, _ = command("evaluate", folder, "--local")
     assert status == 0 and "note: " not in said
     assert "small, step 3, 2 held-out prompts" in said
-    assert "jpeg_compressibility: " in said
+    assert "jpeg_compressibility: " in said and "  [/closed]: " in said
     other = shutil.copytree(small_sd, tmp_path / "other-sd")
     (other / "vae" / "config.json").write_text((other / "vae" / "config.json").read_text() + " ")
     status, said, _ = command("evaluate", folder, "evaluation.count=3", f"model.path={other}", "--local")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pcpo_ray.planning import Plan, Verdict, scoring
@@ -49,12 +50,12 @@ def role_table(role: Memory) -> Table:
     on = "CPU" if not role.gpus else "GPU" if role.gpus >= 1 else f"{role.gpus:g} of a GPU"
     table = _table(f"{role.role} on {on}, each of {role.processes}")
     for name, count in role.held.items():
-        table.add_row(name, size(count), "")
+        table.add_row(escape(name), size(count), "")
     for name, count in role.phases.items():
-        table.add_row(name, size(count), "at the peak" if name == role.busiest else "another time")
+        table.add_row(escape(name), size(count), "at the peak" if name == role.busiest else "another time")
     table.add_row("[bold]at most", f"[bold]{size(role.total)}", "", end_section=bool(role.beside))
     for name, count in role.beside.items():
-        table.add_row(name, size(count), "main memory")
+        table.add_row(escape(name), size(count), "main memory")
     return table
 
 
@@ -64,7 +65,7 @@ def store_table(store: Store) -> Table:
     table.add_row("  of it a group's trajectory", size(store.trajectory), "each")
     table.add_row("  of it a group's pictures", size(store.pictures), "each")
     for name, count in store.others.items():
-        table.add_row(name, size(count), "")
+        table.add_row(escape(name), size(count), "")
     table.add_row("[bold]at most", f"[bold]{size(store.total)}", "")
     table.add_row("room that they need", size(store.needed), f"{SHARE:.0%} for groups")
     return table
@@ -107,7 +108,7 @@ def show_pace(planned: Plan, pace: Pace, forecast: Forecast, console: Console) -
     table = _table(f"speed, by {pace.source}")
     for role, seconds in pace.seconds.items():
         one = "learner's rank" if role == "learner" else role.removesuffix("s")
-        table.add_row(f"one {one}", f"{run.rollout.images / seconds:.3g}/s", f"{seconds:.3g} s a group")
+        table.add_row(escape(f"one {one}"), f"{run.rollout.images / seconds:.3g}/s", f"{seconds:.3g} s a group")
     console.print(table)
     work, images = forecast.work, run.rollout.prompts * run.rollout.images
     shares = " : ".join(f"{work[role] / work['learner']:.2g}" for role in ("samplers", "learner", "scorers"))

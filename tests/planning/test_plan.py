@@ -134,7 +134,7 @@ def test_bad_input_is_one_clear_message(command, path, arguments):
 def test_a_config_whose_model_is_not_there_says_which(command, config):
     status, _, errors = command("plan", config)
     assert status == 1
-    assert errors.startswith("error: model.path 'models/") and "model_index.json" in errors
+    assert errors.startswith(f"error: model.path '{Path.cwd()}/models/") and "model_index.json" in errors
 
 
 def test_planning_starts_no_ray_and_reads_no_weights(command, path):
