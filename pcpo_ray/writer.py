@@ -89,7 +89,7 @@ def take(folder: Path, token: Token) -> None:
 def lock(folder: Path) -> None:
     """Keep others of this machine from a folder until this process ends. Raises RunError where one keeps this one."""
     path = folder / LOCK
-    with writing(path):
+    with writing(folder):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     status = os.fstat(opened)
     if (status.st_dev, status.st_ino) in _held:

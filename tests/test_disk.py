@@ -92,7 +92,7 @@ def test_a_folder_that_may_not_be_written_is_named_before_anything_is_loaded(sma
     (runs / "small").chmod(0o555)
     done = train(path, runs, "--resume", bound=bound)
     assert done.returncode == 1
-    assert f"error: {runs}/small/config.yaml cannot be written: Permission denied" in done.stderr
+    assert f"error: {runs}/small cannot be written: Permission denied" in done.stderr
     assert "let this user write there" in done.stderr and "Traceback" not in done.stderr
 
 
