@@ -114,10 +114,18 @@ def lock(folder: Path) -> None:
 
 
 def check(own: str, found: Token | None, place: str, kept: Path) -> None:
-    """Raise TakenOverError unless the token found is the one with the id `own`."""
-    if found is None or found.id != own:
-        by = f"{found} has taken over the run {place}" if found else f"the run {place} has lost its {WRITER}"
-        raise TakenOverError(f"{by}; this process writes nothing more. What it has recorded is in {kept}")
+    """Raise TakenOverError unless the token found is the one with the id `own`, RunError where there is none."""
+    if found is None:
+        raise RunError(
+            f"{place} has no {WRITER} here ({socket.gethostname()}), which the run's driver wrote: it was deleted, or "
+            "this node has another disk; have runs lie on storage that all nodes share (--runs with a mounted path, "
+            "or a URL such as s3://bucket/runs)"
+        )
+    if found.id != own:
+        raise TakenOverError(
+            f"{found} has taken over the run {place}; this process writes nothing more. "
+            f"What it has recorded is in {kept}"
+        )
 
 
 def _machine() -> str:

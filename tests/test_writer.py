@@ -146,10 +146,11 @@ def test_a_lock_of_another_machine_is_no_obstacle_and_neither_is_a_disk_without_
         home.check()
 
 
-def test_a_run_whose_token_is_gone_says_so(recorder):
+def test_a_run_whose_token_is_gone_or_on_another_nodes_disk_says_so(recorder):
     (recorder.folder / writer.WRITER).unlink()
-    with pytest.raises(TakenOverError, match=r"has lost its \.writer"):
-        recorder.event("fault", message="x")
+    for write in (lambda: recorder.event("fault", message="x"), recorder.home.here().check):
+        with pytest.raises(RunError, match=r"run has no \.writer here .*have runs lie on storage that all nodes share"):
+            write()
 
 
 def test_a_stale_handle_is_opened_again(tmp_path, monkeypatch):
