@@ -1,7 +1,9 @@
-"""python -m tests.chaos.node MODEL FOLDER lost|drained: the node of one of a run's two samplers goes.
+"""python -m tests.chaos.node MODEL FOLDER lost|drained|twice: the node of one of a run's two samplers goes.
 
 Lost, the other sampler takes over within RECOVERY seconds at Ray's default health checks; announced as draining, as a
 spot machine is before it goes, its sampler finishes what it holds. Another node comes, and the pool is whole again.
+Twice: a node goes when a batch is about to be learned, with trajectories of it, and the other one when what was sampled
+again is: what is gone is sampled again each time.
 """
 
 import json
@@ -21,7 +23,7 @@ RECOVERY = 20.0
 """Seconds in which a lost node's tasks must be at work elsewhere."""
 
 STEPS = 60
-SAID = {"lost": "is gone", "drained": "is leaving"}
+SAID = {"lost": "is gone", "drained": "is leaving", "twice": "are gone; they are sampled again"}
 
 
 def drain(cluster: Cluster, node: str) -> None:
@@ -66,19 +68,36 @@ def main(model: Path, folder: Path, how: str) -> None:
                 drain(cluster, nodes[0].node_id)
             cluster.add_node(num_cpus=2, resources={"spot": 1})
 
-    stages.samplers.submit = submitting  # type: ignore[method-assign]
+    begin, begun = stages.learner.begin, 0
+
+    def beginning(step, batch):
+        nonlocal begun, lost
+        if step == 3 and begun < 2:
+            lost = lost or time.time()
+            cluster.remove_node(nodes[begun], allow_graceful=False)
+            cluster.add_node(num_cpus=2, resources={"spot": 1})
+            begun += 1
+        begin(step, batch)
+
+    if how == "twice":
+        stages.learner.begin = beginning  # type: ignore[method-assign]
+    else:
+        stages.samplers.submit = submitting  # type: ignore[method-assign]
     recorder = go(run, folder / "spot", stages=stages)
     events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]
-    messages = {event["message"]: event["time"] - lost for event in events if event["kind"] == "fault"}
-    noticed = [seconds for message, seconds in messages.items() if SAID[how] in message]
+    messages = [(event["message"], event["time"] - lost) for event in events if event["kind"] == "fault"]
+    noticed = [seconds for message, seconds in messages if SAID[how] in message]
     ready = stages.sizes()["samplers"].ready
     stages.close()
     ray.shutdown()
     cluster.shutdown()
-    assert lost and len(noticed) == 1, f"one sampler was to go; noticed was {messages}"
-    assert noticed[0] < RECOVERY, f"noticed after {noticed[0]} s"
+    if how == "twice":
+        assert lost and len(noticed) == 2, f"trajectories were to go twice; noticed was {messages}"
+    else:
+        assert lost and len(noticed) == 1, f"one sampler was to go; noticed was {messages}"
+        assert noticed[0] < RECOVERY, f"noticed after {noticed[0]} s"
     if how == "drained":
-        assert not any("lost a task" in message or "is gone" in message for message in messages), messages
+        assert not any("lost a task" in message or "is gone" in message for message, _ in messages), messages
     assert ready == 2, f"{ready} samplers at the end; the new node was to have the second"
     go(small.run(model, **settings, rewards=small.slow(0.0)), folder / "whole")
     assert same(parameters(folder / "whole", STEPS), parameters(folder / "spot", STEPS))
