@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import batches, config, evaluation, monitors, movement, quality, runs, signals, status
-from pcpo_ray.errors import PcpoError, RunError, TrainingError
+from pcpo_ray.errors import PcpoError, RunError, TakenOverError, TrainingError
 from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
@@ -55,6 +55,8 @@ class Loop:
         self.furthest = -1
         """The newest checkpoint ever made: what is made again, after a loss, is no progress."""
         self.histories = batches.make_histories(run)
+        self.remembered: Mapping[str, Any] = {}
+        """What the histories were before a batch that is not learned yet: of a checkpoint now it is no part."""
         self.micro_batch: int | None = None
         self.first_scores: Mapping[str, np.ndarray] | None = None
         self.alarms: Mapping[str, str] = {}
@@ -136,7 +138,7 @@ class Loop:
         except KeyboardInterrupt:
             self._stop()
             raise
-        except LearnerLostError:
+        except (LearnerLostError, TakenOverError):  # there is nothing to save, or it is no more ours to save
             raise
         except (Exception, SystemExit):
             self._keep()
@@ -321,6 +323,7 @@ class Loop:
         self.traffic.publish(oldest=self._oldest)
 
     def _learn(self, scored: Sequence[Scored]) -> None:
+        self.remembered = {name: history.state() for name, history in self.histories.items()}
         batch = batches.weigh(self.run, scored, self.histories, self.step + 1)
         if not self.rounding and (line := batches.rounding_told(self.run, batch)):
             self.rounding = True
@@ -365,7 +368,7 @@ class Loop:
         self.stages.learner.recover()
         found = self.recorder.home.newest(self.traffic.say)
         self.step, self.saved, self.micro_batch = 0, None, None
-        self.histories = batches.make_histories(self.run)
+        self.histories, self.remembered = batches.make_histories(self.run), {}
         self.moved.clear()
         if found is not None:
             self.restore(found)
@@ -380,7 +383,7 @@ class Loop:
         Whatever becomes of the weights on their way, the step is on record. At the end of a run nobody needs them.
         """
         assert self.updating is not None
-        batch, self.updating = self.updating, None
+        batch, self.updating, self.remembered = self.updating, None, {}
         self.step = update.version
         del self.sampling[self.step]
         if self.step == 1:
@@ -540,7 +543,7 @@ class Loop:
         """Write a checkpoint of the current step, and let the oldest go."""
         self.traffic.enter("checkpoint")
         started = time.perf_counter()
-        histories = {name: history.state() for name, history in self.histories.items()}
+        histories = self.remembered or {name: history.state() for name, history in self.histories.items()}
         self.recorder.home.push_records()  # before: a checkpoint must not outrun what led to it
         begun = [(step, tasks[0].version) for step, tasks in self.sampling.items()]
         state = State(

@@ -33,6 +33,17 @@ def events(folder, kind):
     return [event for event in found if event["kind"] == kind]
 
 
+def of_two_prompts(folder):
+    """A history that has something to remember: each prompt comes again and again."""
+    path = folder / "prompts.txt"
+    path.write_text("a red circle\na blue square\n")
+    return {
+        "prompts": f"{{kind: file, path: {path}}}",
+        "evaluation__prompts": "{kind: shapes, split: held_out}",
+        "advantage": "{kind: prompt_history, buffer: 9, minimum: 1}",
+    }
+
+
 def steps_of(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["kind"] == "train"]
@@ -215,7 +226,7 @@ def test_an_error_in_the_midst_of_an_update_keeps_what_was_learned_before_and_no
 
 
 def test_an_error_at_the_beginning_of_an_update_leaves_the_version_before(small_sd, tmp_path):
-    run = a_run(small_sd, optimizer__updates=2)
+    run = a_run(small_sd, optimizer__updates=2, **of_two_prompts(tmp_path))
     stages = LocalStages(run)
     learn, parts = stages.learner.learner._minibatch, 0
 
@@ -376,7 +387,7 @@ def test_trajectories_that_are_gone_each_time_end_the_run_with_a_checkpoint(smal
 
 
 def test_a_signal_while_a_batch_is_sampled_again_waits_for_no_update(small_sd, tmp_path):
-    run = a_run(small_sd)
+    run = a_run(small_sd, **of_two_prompts(tmp_path))
     stages = LocalStages(run)
     begin, lost = stages.learner.begin, [RolloutsLostError("gone", [0])]
 
@@ -390,6 +401,9 @@ def test_a_signal_while_a_batch_is_sampled_again_waits_for_no_update(small_sd, t
     with pytest.raises(KeyboardInterrupt):
         go(run, tmp_path / "run", stages=stages)
     assert checkpoint.newest(tmp_path / "run", pytest.fail) == checkpoint.folder_for(tmp_path / "run", 1)
+    go(run, tmp_path / "run", found=True)
+    go(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
 
 
 def test_images_that_are_gone_before_they_are_kept_are_made_again(small_sd, tmp_path):
