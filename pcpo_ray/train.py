@@ -168,7 +168,7 @@ class Loop:
             with contextlib.suppress(TrainingError):  # the update itself is what failed
                 self._settle()
             if self.saved != self.step:
-                self.save()
+                self.save(ending=True)
         except (PcpoError, KeyboardInterrupt) as error:
             if self.saved == self.step:
                 return
@@ -475,7 +475,7 @@ class Loop:
             "workers": {role: size.ready for role, size in self.stages.sizes().items()},
         }
         self._record("evaluation", row)
-        self.recorder.home.push_records()
+        self.recorder.push()
 
     def _evaluated_whole(self) -> tuple[list[Scored], list[Scored], list[np.ndarray]]:
         """An evaluation, with its pictures where they are to be kept; from the start again where some are gone."""
@@ -539,12 +539,15 @@ class Loop:
             raise
         self.report(self.last[kind])
 
-    def save(self) -> None:
-        """Write a checkpoint of the current step, and let the oldest go."""
+    def save(self, *, ending: bool = False) -> None:
+        """Write a checkpoint of the current step, and let the oldest go. At an end records need not be stored first."""
         self.traffic.enter("checkpoint")
         started = time.perf_counter()
         histories = self.remembered or {name: history.state() for name, history in self.histories.items()}
-        self.recorder.home.push_records()  # before: a checkpoint must not outrun what led to it
+        if ending:
+            self.recorder.push()
+        else:
+            self.recorder.home.push_records()  # before: a checkpoint must not outrun what led to it
         begun = [(step, tasks[0].version) for step, tasks in self.sampling.items()]
         state = State(
             step=self.step,
