@@ -80,8 +80,9 @@ def test_a_sampler_of_other_weights_is_found_out_at_the_first_update(small_sd):
         learner.update(1, wrong)
 
 
-def test_the_gradient_is_that_of_the_mean_over_all_images_and_trained_steps(small_sd):
-    sampler, learner = pair(small_sd, optimizer__max_gradient_norm=1e9)
+@pytest.mark.parametrize("size", ["null", 3])
+def test_the_gradient_is_that_of_the_mean_over_all_images_and_trained_steps(small_sd, size):
+    sampler, learner = pair(small_sd, optimizer__max_gradient_norm=1e9, sampling__batch=size)
     groups = batch(sampler, learner)
     reference = Learner(small.run(small_sd), CPU)
     plan, clip_range = reference.policy.credit, reference.run.objective.clip_range

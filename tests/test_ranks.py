@@ -169,7 +169,7 @@ def test_any_number_of_ranks_learns_what_one_does_whatever_the_number_of_groups(
     for step in (1, 2):
         batch = sampled(sampler, alone, step, 2)
         if old is not None and "subset" not in str(changes):
-            batch[0] = old[0]
+            batch = old if "updates" in str(changes) else [old[0], batch[1]]
         expected, found = alone.update(step, batch), learn(together, run, step, batch)
         old = batch
         for update in found:
@@ -308,7 +308,12 @@ def test_a_log_ratio_that_is_not_finite_on_one_rank_ends_the_update_of_all(small
 )
 def test_what_one_rank_fails_of_is_said_by_all(small_sd, monkeypatch, changes):
     def damage(batch, together):
+        predict, failed = together[1]._predict, []
+
         def without_room(*arguments, **more):
+            if failed:
+                return predict(*arguments)
+            failed.append(1)  # once: whatever it was doing, nobody goes on
             raise torch.OutOfMemoryError("no room for 3 GiB")
 
         for place, (_, packed, advantages) in enumerate(batch):

@@ -11,10 +11,11 @@ import signal
 import pytest
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from pcpo_ray import checkpoint
 from pcpo_ray.cluster import broadcast, connect
-from pcpo_ray.errors import TrainingError
+from pcpo_ray.errors import ClusterError, TrainingError
 from pcpo_ray.folder import RunFolder
 from pcpo_ray.stages import State
 from tests import small
@@ -211,6 +212,35 @@ def test_what_one_rank_cannot_open_ends_the_update_of_every_rank_with_one_messag
                 ray.get(call.reference, timeout=60)
     finally:
         stages.close()
+
+
+@pytest.mark.chaos
+def test_a_rank_that_fails_in_a_pass_is_named_by_all_of_them_within_the_deadline(small_sd, tmp_path):
+    model = f"{{kind: custom, denoiser: 'tests.cluster.without_room:WithoutRoom', family: diffusion, path: {small_sd}}}"
+    settings = {"model": model, "evaluation__every": 9, "workers__start_timeout": 300}
+    run = small.run(small_sd, **settings, workers__learner=ranks(2, "ddp", timeout=8))
+    stages, asked, said = connect(run), [], []
+    ask_all = stages.learner._ask_all
+
+    def asking(name, *arguments, awaited):
+        found = ask_all(name, *arguments, awaited=awaited)
+        asked.extend(found if name == "update" else [])
+        return found
+
+    def recovering():
+        for call in asked:
+            with pytest.raises(RayTaskError) as raised:
+                ray.get(call.reference, timeout=60)
+            said.append(str(raised.value.cause))
+        raise ClusterError("seen")
+
+    stages.learner._ask_all, stages.learner.recover = asking, recovering
+    try:
+        with pytest.raises(ClusterError, match="seen"):
+            go(run, tmp_path / "run", stages=stages)
+    finally:
+        stages.close()
+    assert said == ["rank 1 of 2: OutOfMemoryError: no room for 3 GiB"] * 2
 
 
 class Fallen:
