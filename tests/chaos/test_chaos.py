@@ -104,7 +104,7 @@ def test_a_driver_killed_on_ray_resumes_to_the_bit_and_leaves_no_worker(small_sd
     assert same(parameters(tmp_path / "whole", 5), parameters(folder, 5))
 
 
-@pytest.mark.parametrize("script", ["node lost", "node drained", "node twice", "ten_thousand"])
+@pytest.mark.parametrize("script", ["node lost", "node drained", "node twice", "memory", "ten_thousand"])
 def test_in_a_cluster_of_its_own(script, small_sd, tmp_path):
     name, *words = script.split()
     done = subprocess.run(
