@@ -321,6 +321,15 @@ def test_a_truncated_correction_weighs_what_older_weights_sampled(small_sd, kind
         assert update.diagnostics["overall"]["max_log_ratio"] > 0
 
 
+def test_every_older_group_is_compared_before_anything_moves_whichever_minibatch_learns_it(small_sd, monkeypatch):
+    sampler, learner = pair(small_sd, objective__correction=2.0, optimizer__updates=2)
+    groups, found, lags = batch(sampler, learner), {}, learner._lags
+    learner.update(1, groups)
+    monkeypatch.setattr(learner, "_lags", lambda *arguments: found.update(lags(*arguments)) or found)
+    learner.update(2, groups)
+    assert found.keys() == {0, 1} and all((one != 0).all() for one in found.values())
+
+
 def test_without_a_correction_the_log_ratio_is_against_the_policy_that_sampled(small_sd):
     sampler, learner = pair(small_sd)
     groups = batch(sampler, learner)
