@@ -1,4 +1,4 @@
-"""python -m tests.chaos.memory MODEL FOLDER: a learner that grows by the memory monitor; another goes on."""
+"""python -m tests.chaos.memory MODEL FOLDER: the memory monitor kills a learner that grows, and another goes on."""
 
 import json
 import os
