@@ -176,7 +176,8 @@ class WorkerPool(Generic[Item, Result]):
             value = ray.get(reference)
         except exceptions.RayError as error:
             cause = cause_of(error)
-            if is_gone(cause):
+            # out of reach, it may have the task or not; another worker is cheaper than to find out
+            if is_gone(cause) or isinstance(cause, exceptions.ActorUnavailableError):
                 self._died(call.worker, brief(cause), now)
             elif isinstance(cause, exceptions.ObjectLostError):
                 if self.pool.finished(call.worker, call.ticket, now):
