@@ -50,7 +50,14 @@ def status(loop: "Loop") -> dict[str, Any]:
         "samples_per_second": last.get("samples_per_second"),
         "idle": last.get("idle", {}),
         "sample_age": last.get("sample_age"),
-        "ages": dict(Counter(loop.step - task.version for tasks in loop.sampling.values() for task in tasks)),
+        "ages": dict(
+            Counter(
+                loop.step - task.version
+                for step, tasks in loop.sampling.items()
+                if step <= loop.run.steps
+                for task in tasks
+            )
+        ),
         "max_staleness": loop.max_staleness,
         "in_flight": len(loop.traffic.ledger),
         "learners_lost": loop.learners_lost,

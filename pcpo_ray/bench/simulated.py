@@ -116,6 +116,7 @@ def looped(run: config.Run, say: Say, *, local: bool = False) -> Iterator[Loop]:
 def steps(loop: Loop, count: int, *, staleness: int, prompts: int) -> list[float]:
     """Seconds of each of the loop's next steps, with so many groups a batch and batches ahead."""
     loop.max_staleness = staleness
+    loop.sampling.clear()  # batches after what was the last step, of another size
     rollout = dataclasses.replace(loop.run.rollout, prompts=prompts)
     loop.run = dataclasses.replace(loop.run, steps=loop.step + count, rollout=rollout)
     loop.train()
