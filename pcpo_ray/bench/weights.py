@@ -115,7 +115,7 @@ def _sent(run: config.Run, stages: "RayStages", repeats: int, say: Say) -> tuple
     def acknowledged() -> float:
         started = time.perf_counter()
         sent = stages.learner.publish(oldest=0)
-        references = stages.learner.versions[sent.version, sent.averaged]
+        references = list(stages.learner.versions[sent.version, sent.averaged].references)
         members = stages.samplers.members()
         if len(members) != SAMPLERS:
             raise BenchError(f"{len(members)} of {SAMPLERS} samplers are left; Ray's logs are in /tmp/ray")
