@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import batches, config, evaluation, monitors, movement, quality, runs, signals, status
-from pcpo_ray.errors import PcpoError, RunError, TakenOverError, TrainingError
+from pcpo_ray.errors import RunError, TakenOverError, TrainingError
 from pcpo_ray.meter import Standing
 from pcpo_ray.prompts import PromptSource
 from pcpo_ray.recorder import Recorder
@@ -169,12 +169,12 @@ class Loop:
                 self._settle()
             if self.saved != self.step:
                 self.save(ending=True)
-        except (PcpoError, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as error:
             if self.saved == self.step:
                 return
-            message = f"no checkpoint could be made of step {self.step}: {error or 'interrupted'}"
+            message = f"no checkpoint could be made of step {self.step}: {type(error).__name__}: {error}"
             self.traffic.say(message)
-            with contextlib.suppress(PcpoError):
+            with contextlib.suppress(RunError):
                 self.recorder.event("fault", message=message)
 
     def _settle(self) -> None:

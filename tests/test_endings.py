@@ -449,3 +449,17 @@ def test_an_update_that_never_ends_is_a_lost_learner(small_sd, tmp_path):
     with pytest.raises(LearnerLostError, match="3 times at step 1"):
         go(run, tmp_path / "run", stages=stages)
     assert len(recovered) == 2
+
+
+def test_what_goes_wrong_while_a_failed_run_is_saved_does_not_hide_why_it_failed(small_sd, tmp_path):
+    run = a_run(small_sd)
+    stages = Disturbed(run, fail(ClusterError("a task was lost 5 times")), 16)
+
+    def saving(folder, state):
+        raise KeyError("no such version")
+
+    stages.learner.save = saving
+    with pytest.raises(ClusterError, match="lost 5 times"):
+        go(run, tmp_path / "run", stages=stages)
+    (fault,) = events(tmp_path / "run", "fault")
+    assert "no checkpoint could be made of step" in fault["message"] and "no such version" in fault["message"]

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 EVERY = range(12)
-FIXED = (0, 1)
-"""The seeds that CI takes: ten of the sixty pairs of a fault and a setting."""
+FIXED = (1,)
+"""The seeds that CI takes: five of the sixty pairs of a fault and a setting, as its time is short."""
 
 
 @pytest.mark.parametrize("seed", FIXED if os.environ.get("CI") == "true" else EVERY)

@@ -14,11 +14,10 @@ import psutil
 import pytest
 import ray
 
-from pcpo_ray.cluster import connect
 from pcpo_ray.trajectory import Handle
 from tests import faults, small
 from tests.cluster.test_cluster import await_samplers
-from tests.cluster.test_learner import ranks
+from tests.cluster.test_learner import on_ray, ranks
 from tests.test_train import go, parameters, same
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
@@ -36,15 +35,6 @@ CHEAP = {
     "checkpoints__every": 2,
     "workers__silence_timeout": 8,
 }
-
-
-def on_ray(run, folder, disturb=lambda stages: None, found=None):
-    stages = connect(run)
-    try:
-        disturb(stages)
-        return go(run, folder, stages=stages, found=found)
-    finally:
-        stages.close()
 
 
 def before(stages, what, at):
@@ -107,7 +97,7 @@ def test_lost_trajectories_are_sampled_again_to_the_bit_and_a_second_loss_too(sm
         nonlocal begun
         begun = before(stages, lose, 2)
 
-    on_ray(run, tmp_path / "run", disturb)
+    on_ray(run, tmp_path / "run", disturb=disturb)
     assert begun == [1, 2, 2, 2, 3, 4]
     assert messages(tmp_path / "run").count("the trajectories of 1 groups are gone; they are sampled again") == 2
     if count == 1:
@@ -152,7 +142,7 @@ def test_a_learner_out_of_reach_for_a_moment_loses_nothing(small_sd, tmp_path, m
 
         begun = before(stages, cutting, 2)
 
-    on_ray(run, tmp_path / "run", disturb)
+    on_ray(run, tmp_path / "run", disturb=disturb)
     assert cut and cut[0] >= 1
     assert begun == [1, 2, 3, 4] and "a new learner" not in messages(tmp_path / "run")
     go(run, tmp_path / "whole")
@@ -185,7 +175,7 @@ def test_a_learner_that_ends_in_any_way_is_made_anew_and_the_bits_stay(
     def disturb(stages):
         before(stages, lambda _, attempt: attempt == 1 and faults.plan(name, "learner", method, kind, index=index), 3)
 
-    on_ray(run, tmp_path / "run", disturb)
+    on_ray(run, tmp_path / "run", disturb=disturb)
     assert faults.left(name) == [] and "a new learner goes on after step 2" in messages(tmp_path / "run")
     if count == 1:
         go(run, tmp_path / "whole")
@@ -227,7 +217,7 @@ def test_samplers_that_hold_a_lost_learners_weights_load_the_new_ones(small_sd, 
 
         stages.learner.recover, stages.learner.publish = recovering, publishing
 
-    recorder = on_ray(run, tmp_path / "run", disturb)
+    recorder = on_ray(run, tmp_path / "run", disturb=disturb)
     assert [row["step"] for row in recorder.metrics() if row["kind"] == "train"] == list(range(1, 9))
     assert {version for version, seen in checksums.items() if len(seen) == 2} == {4, 5}
 
@@ -252,7 +242,7 @@ def test_what_one_worker_alone_finds_fault_with_is_done_by_another(small_sd, tmp
         await_samplers(stages, 2)
         before(stages, lambda *_: faults.plan("refused", "sampler", "sample", "refuse"), 2)
 
-    on_ray(run, tmp_path / "run", disturb)
+    on_ray(run, tmp_path / "run", disturb=disturb)
     assert faults.left("refused") == []
     assert re.search(
         r"sampler-\d lost a task \(ModelError: cannot be read: stale file handle", messages(tmp_path / "run")
@@ -287,6 +277,6 @@ def test_a_broadcast_that_fails_costs_no_step(small_sd, tmp_path, monkeypatch, r
         await_samplers(stages, 2)
         begun = before(stages, lambda *_: faults.plan(name, role, method, kind), 2)
 
-    on_ray(run, tmp_path / "run", disturb)
+    on_ray(run, tmp_path / "run", disturb=disturb)
     assert faults.left(name) == [] and begun == [1, 2, 3, 4]
     assert "did not receive new weights" in messages(tmp_path / "run")
