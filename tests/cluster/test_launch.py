@@ -1,6 +1,7 @@
 """What Ray's errors mean for a run, and what an actor keeps open for others to meet; no Ray is started."""
 
 import inspect
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -8,12 +9,21 @@ import pytest
 from ray import exceptions
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from pcpo_ray import signals
 from pcpo_ray.cluster.actors import LearnerActor
 from pcpo_ray.cluster.launch import OF_THE_CALL, is_gone
 from pcpo_ray.errors import ModelError
 from tests import small
 
 EVERY = [kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, exceptions.RayError)]
+
+
+@pytest.fixture(autouse=True)
+def not_an_actors_process(monkeypatch):
+    """An actor makes the process it starts in its own; here other tests follow."""
+    monkeypatch.setattr(signals, "_elsewhere", signals._elsewhere)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(".")
 
 
 @pytest.mark.parametrize("kind", EVERY)
