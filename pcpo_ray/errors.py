@@ -16,12 +16,17 @@
     ├── BenchError         a benchmark that failed, or results that cannot be compared
     ├── WeightsError       weights that did not arrive as they were sent
     ├── ClusterError       a worker, a deadline or resources of the cluster
+    │   ├── LearnerLostError    the learner's processes
+    │   ├── RolloutsLostError   trajectories or images, with the node that held them
+    │   └── EndedError          a run that one talks to, and that has ended
     ├── TrainingError      an update that must not go on
     └── AlarmError         a run that its monitors ended
 
 Each is built from one message (so that it survives pickling between processes) which says what was got, what was
 expected and what to do.
 """
+
+from collections.abc import Sequence
 
 
 class PcpoError(Exception):
@@ -94,3 +99,19 @@ class TrainingError(PcpoError):
 
 class AlarmError(PcpoError):
     """A run that its monitors ended."""
+
+
+class LearnerLostError(ClusterError):
+    """The learner is gone, and with it what it learned since the newest checkpoint."""
+
+
+class RolloutsLostError(ClusterError):
+    """What samplers made is gone, as its node is: of a batch that was to be learned, the groups at the `places`."""
+
+    def __init__(self, message: str, places: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.places = tuple(places)
+
+
+class EndedError(ClusterError):
+    """The run has ended; its controller ended with it."""

@@ -11,7 +11,8 @@ os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="hidden", A
 import pytest
 import torch
 
-from tests import s3, small
+from pcpo_ray.config import files
+from tests.support import s3, small
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background, its children too
@@ -76,7 +77,7 @@ def fresh_accelerator():
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
     """Run pcpo-ray in a folder of its own: exit status, standard output, standard error."""
-    from pcpo_ray import cli
+    from pcpo_ray.commands import app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -85,10 +86,20 @@ def command(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(sys, "argv", ["pcpo-ray", *map(str, arguments)])
         status = 0
         try:
-            cli.main()
+            app.main()
         except SystemExit as ending:
             status = int(ending.code or 0)
         return status, *capsys.readouterr()
 
     yield call
     sys.modules.pop("mine", None)  # other tests have a module of that name too
+
+
+@pytest.fixture(scope="session")
+def hollow(small_sd, tmp_path_factory):
+    """A config file whose model has no weights: loading it would be another error than the one expected."""
+    folder = tmp_path_factory.mktemp("hollow")
+    small.hollow(small_sd, folder / "small-sd")
+    path = folder / "small.yaml"
+    path.write_text(files.dump(small.run(folder / "small-sd")))
+    return path

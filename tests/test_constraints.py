@@ -2,12 +2,13 @@
 
 import re
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
+from tests.support import ROOT
+
+CONSTRAINTS = ROOT / "constraints.txt"
 EXACT = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+")
 
 

@@ -1,4 +1,4 @@
-"""A floor imports only what stands below it (design.md, Floors); each failure names the module that broke its floor."""
+"""A room imports only rooms before it in the list (ARCHITECTURE.md); each failure names the module that does not."""
 
 import ast
 import json
@@ -15,7 +15,12 @@ ROOT = Path(pcpo_ray.__file__).parent
 MODULES = sorted(
     ["pcpo_ray", *(found.name for found in pkgutil.walk_packages(pcpo_ray.__path__, "pcpo_ray."))],
 )
-PAPER = ("schedule", "transitions", "credit", "objective", "advantages", "trajectory")
+ROOMS = (
+    *("errors", "process", "config", "algorithm", "shapes", "data", "runs", "models", "rewards", "metrics"),
+    *("workers", "training", "cluster", "commands"),
+)
+"""The rooms in the order of the floors: each may import those before it, and no other."""
+
 WORLDS = {"diffusers", "transformers", "peft", "accelerate", "open_clip"}
 HEAVY = {*WORLDS, "ray", "PIL", "pyarrow", "pydantic", "scipy", "matplotlib"}
 
@@ -49,33 +54,47 @@ json.dump(loaded, sys.stdout)
 """
 
 
-def floor(module):
+def room(module):
     return module.removeprefix("pcpo_ray").lstrip(".").split(".")[0]
 
 
-SCHEDULING = [name for name in MODULES if floor(name) == "scheduling"]
-OF_METRICS = [name for name in MODULES if floor(name) in ("metrics", "meter", "dashboards")]
+def inside(module, *packages):
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
 LIGHT = [
-    *("pcpo_ray", "pcpo_ray.errors", "pcpo_ray.cli", "pcpo_ray.request", "pcpo_ray.bench"),
-    *("pcpo_ray.operate", "pcpo_ray.operate.controller", "pcpo_ray.operate.reading"),
-    *SCHEDULING,
-    *OF_METRICS,
+    name
+    for name in MODULES
+    if room(name) in ("", "errors")
+    or inside(name, "pcpo_ray.training.scheduling", "pcpo_ray.metrics")
+    or name in ("pcpo_ray.data", "pcpo_ray.runs", "pcpo_ray.workers", "pcpo_ray.training", "pcpo_ray.cluster")
+    or name in ("pcpo_ray.commands", "pcpo_ray.commands.app", "pcpo_ray.commands.operate", "pcpo_ray.commands.bench")
+    or name in ("pcpo_ray.commands.status_text", "pcpo_ray.data.requests", "pcpo_ray.cluster.control.controller")
 ]
-OF_THE_PAPER = [name for name in MODULES if floor(name) in PAPER]
-OF_THE_CLUSTER = [name for name in MODULES if floor(name) == "cluster"]
-PRETRAIN = [name for name in MODULES if ".pretrain" in name]
-OF_COMMANDS = [name for name in MODULES if floor(name) == "operate" and name not in LIGHT]
-OTHERS = [name for name in MODULES if name not in (*LIGHT, *OF_COMMANDS, *OF_THE_PAPER, *OF_THE_CLUSTER, *PRETRAIN)]
+"""What must be there at once: the command line, and what travels to processes that need nothing else."""
+
+CLIENTS = [
+    name
+    for name in MODULES
+    if name == "pcpo_ray.commands.chaos"
+    or (inside(name, "pcpo_ray.cluster.control") and name not in (*LIGHT, "pcpo_ray.cluster.control.driver"))
+]
+"""What commands that talk to a cluster load: they are to answer at once."""
+
+PAPER = [name for name in MODULES if room(name) == "algorithm"]
+CLUSTER = [name for name in MODULES if room(name) == "cluster" and name not in (*LIGHT, *CLIENTS)]
+PRETRAIN = [name for name in MODULES if inside(name, "pcpo_ray.commands.pretrain_shapes")]
+OTHERS = [name for name in MODULES if name not in (*LIGHT, *CLIENTS, *PAPER, *CLUSTER, *PRETRAIN)]
 
 
 @pytest.fixture(scope="module")
 def loaded():
     """What has been imported after each module: by itself, or beside torch, our config or ray."""
     plan = [
-        ("sys", [*LIGHT, *OF_COMMANDS]),
-        ("torch", OF_THE_PAPER),
+        ("sys", [*LIGHT, *CLIENTS]),
+        ("torch", PAPER),
         ("pcpo_ray.config", OTHERS),
-        ("ray", OF_THE_CLUSTER),
+        ("ray", CLUSTER),
     ]
     done = subprocess.run([sys.executable, "-c", PROBE, json.dumps(plan)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -89,34 +108,21 @@ def path_of(module):
 
 def forbidden(module):
     """What a module may not load, at import, by itself or through others."""
-    match floor(module):
-        case _ if module in LIGHT:
-            return {*HEAVY, "torch", "numpy"}
-        case "cluster":
-            return WORLDS
-        case "operate":  # a command is to answer at once
-            return {*WORLDS, "torch", "pcpo_ray.cluster"}
-        case name if name in PAPER:
-            return {*HEAVY, "pcpo_ray.config", "pcpo_ray.models", "pcpo_ray.rewards"}
-        case "models":
-            return {*WORLDS, "ray", "pcpo_ray.rewards", "pcpo_ray.cluster"}
-        case "quality":
-            return {*WORLDS, "ray", "pcpo_ray.models", "pcpo_ray.cluster"}
-        case "monitors":  # a function of what was recorded
-            return {*HEAVY - {"pydantic"}, "pcpo_ray.models", "pcpo_ray.rewards", "pcpo_ray.quality"}
-        case "rewards":
-            return {*WORLDS, "ray", "pcpo_ray.models", "pcpo_ray.cluster"}
-        case "sampler":
-            return {*WORLDS, "ray", "pcpo_ray.learner", "pcpo_ray.cluster"}
-        case "learner":
-            return {*WORLDS, "ray", "pcpo_ray.sampler", "pcpo_ray.cluster"}
-        case "train" | "traffic" | "stages":
-            return {*WORLDS, "ray", "pcpo_ray.local", "pcpo_ray.cluster"}
-    return {*WORLDS, "ray", "pcpo_ray.cluster"}
+    if module in LIGHT:
+        return {*HEAVY, "torch", "numpy"}
+    if module in CLIENTS:
+        return {*WORLDS, "torch", "pcpo_ray.cluster.stages"}
+    if module in PAPER:
+        return {*HEAVY, "pcpo_ray.config"}
+    if module in CLUSTER:
+        return WORLDS
+    if module == "pcpo_ray.training.monitors":  # a function of what was recorded
+        return {*HEAVY - {"pydantic"}, "pcpo_ray.models", "pcpo_ray.rewards"}
+    return {*WORLDS, "ray"}
 
 
 def imported(module):
-    """Every module that a file's import statements name, also those inside functions."""
+    """Every module that a file's import statements name, also those inside functions and under TYPE_CHECKING."""
     found = set()
     for node in ast.walk(ast.parse(path_of(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -127,36 +133,36 @@ def imported(module):
     return found
 
 
-def within(names, package):
-    return sorted(name for name in names if name == package or name.startswith(package + "."))
-
-
-@pytest.mark.parametrize("module", [*LIGHT, *OF_COMMANDS, *OF_THE_PAPER, *OTHERS, *OF_THE_CLUSTER])
+@pytest.mark.parametrize("module", [*LIGHT, *CLIENTS, *PAPER, *OTHERS, *CLUSTER])
 def test_importing_a_module_loads_nothing_above_its_floor(loaded, module):
     found = loaded[module]
     assert isinstance(found, list), f"{module} cannot be imported: {found}"
     assert not set(found) & forbidden(module), f"{module} broke its floor"
 
 
+def test_the_rooms_are_those_of_the_listing():
+    listed = {path.stem for path in ROOT.iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")}
+    assert listed == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if room(name)])
+def test_a_room_imports_only_rooms_before_it(module):
+    allowed = ROOMS[: ROOMS.index(room(module)) + 1]
+    above = {name for name in imported(module) if inside(name, "pcpo_ray") and room(name) in ROOMS}
+    above = {name for name in above if room(name) not in allowed}
+    assert not above, f"{module} imports {above}, of rooms after its own"
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_no_function_reaches_over_its_floor_either(module):
+def test_ray_is_imported_where_it_belongs(module):
+    if room(module) == "cluster" or inside(module, "pcpo_ray.commands.bench", "pcpo_ray.commands.operate"):
+        return
+    names = {name for name in imported(module) if inside(name, "ray")}
+    assert not names, f"{module} imports {names}, which only cluster/ and commands/bench/ do"
+
+
+@pytest.mark.parametrize("module", PAPER)
+def test_the_paper_knows_torch_and_errors_alone(module):
     names = imported(module)
-    if floor(module) not in ("cluster", "operate", "bench"):
-        assert not within(names, "ray"), f"{module} imports ray, which only cluster/, operate/ and bench/ do"
-    if floor(module) not in ("cluster", "cli", "runs", "bench"):
-        assert not within(names, "pcpo_ray.cluster"), f"{module} imports the cluster"
-    if floor(module) not in ("cluster", "cli", "runs"):
-        assert not within(names, "pcpo_ray.local"), f"{module} imports the stages of one process"
-    others = {"models": "pcpo_ray.rewards", "rewards": "pcpo_ray.models", "quality": "pcpo_ray.models"}
-    if floor(module) in others:
-        assert not within(names, others[floor(module)]), f"{module} knows {others[floor(module)]}"
-    if floor(module) in PAPER:
-        above = [name for name in within(names, "pcpo_ray") if floor(name) not in (*PAPER, "", "errors")]
-        assert not above, f"{module} is the paper's and knows {above}"
-        assert not {name.split(".")[0] for name in names} & HEAVY, (
-            f"{module} is the paper's and imports more than torch"
-        )
-
-
-def test_the_floors_of_the_paper_are_all_there():
-    assert {f"pcpo_ray.{name}" for name in PAPER} <= set(MODULES)
+    ours = {name for name in names if inside(name, "pcpo_ray") and room(name) not in ("algorithm", "errors", "")}
+    assert not ours and not {name.split(".")[0] for name in names} & HEAVY

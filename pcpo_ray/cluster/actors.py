@@ -18,27 +18,27 @@ import numpy as np
 import ray
 from ray import exceptions
 
-from pcpo_ray import config, memory, signals, weights
-from pcpo_ray.stages import State, Update
-from pcpo_ray.trajectory import Task
-from pcpo_ray.weights import Manifest
+from pcpo_ray import config
+from pcpo_ray.cluster.failures import WeightsGoneError
+from pcpo_ray.data import weights
+from pcpo_ray.data.types import Task
+from pcpo_ray.data.updates import State, Update
+from pcpo_ray.data.weights import Manifest
+from pcpo_ray.process import signals
+from pcpo_ray.workers import memory
 
 if TYPE_CHECKING:
     import torch
 
-    from pcpo_ray.folder import RunFolder
-    from pcpo_ray.packed import Packed
-    from pcpo_ray.ranks import Rank
+    from pcpo_ray.runs.folder import RunFolder
+    from pcpo_ray.workers.learner.distributed import Rank
+    from pcpo_ray.workers.packing import Packed
 
 PULL_TIMEOUT = 600.0
 """Seconds in which a version's weights must be with whoever asks for them."""
 
 HEALTH = "health"
 """The concurrency group of `alive`: it answers while the actor works."""
-
-
-class WeightsGoneError(Exception):
-    """A version's buckets could not be had from the object store."""
 
 
 class Worker(ABC):
@@ -80,7 +80,7 @@ class Worker(ABC):
         import torch
 
         torch.set_num_threads(role.threads)
-        from pcpo_ray.policy import device_here
+        from pcpo_ray.data.tensors import device_here
 
         return device_here()
 
@@ -110,8 +110,8 @@ class SamplerActor(Worker):
 
     def load(self) -> None:
         device = self.settle_in(self.run.workers.samplers)
-        from pcpo_ray.packed import pack
-        from pcpo_ray.sampler import Sampler
+        from pcpo_ray.workers.packing import pack
+        from pcpo_ray.workers.sampler import Sampler
 
         self.pack = pack
         self.sampler = Sampler(self.run, device)
@@ -156,10 +156,10 @@ class SamplerActor(Worker):
         """Load the weights that the learner sends to the `size` processes that meet at the address."""
         import torch
 
-        from pcpo_ray import ranks
+        from pcpo_ray.workers.learner import distributed
 
         (sent,) = ray.get(list(manifest), timeout=deadline)
-        group = ranks.Sync(
+        group = distributed.Sync(
             index=place, count=size, address=address, timeout=deadline, device=self.sampler.policy.device
         )
         buckets = [group.broadcast(torch.empty(bucket, dtype=torch.uint8)).numpy() for bucket in sent.sizes]
@@ -171,7 +171,7 @@ class ScorerActor(Worker):
 
     def load(self) -> None:
         device = self.settle_in(self.run.workers.scorers)
-        from pcpo_ray.scorer import Scorer
+        from pcpo_ray.workers.scorer import Scorer
 
         self.scorer = Scorer(self.run, device)
 
@@ -201,9 +201,9 @@ class LearnerActor(Worker):
 
         The ranks' own stays as long as they do: NCCL meets there at the first collective, and not before.
         """
-        from pcpo_ray import ranks
+        from pcpo_ray.workers.learner import distributed
 
-        self.stores[purpose] = store = ranks.host(ray.util.get_node_ip_address())
+        self.stores[purpose] = store = distributed.host(ray.util.get_node_ip_address())
         return store.host, store.port
 
     def call(self, number: int, name: str, *arguments: Any) -> Any:
@@ -215,10 +215,10 @@ class LearnerActor(Worker):
 
     def start_with(self, address: tuple[str, int]) -> tuple[int, str]:
         """`start`, once all ranks have met."""
-        from pcpo_ray import ranks
+        from pcpo_ray.workers.learner import distributed
 
         role = self.run.workers.learner
-        self.rank = ranks.join(
+        self.rank = distributed.join(
             index=self.index,
             count=role.ranks,
             sharded=role.strategy == "fsdp2",
@@ -230,7 +230,7 @@ class LearnerActor(Worker):
 
     def load(self) -> None:
         device = self.settle_in(self.run.workers.learner)
-        from pcpo_ray.learner import ALONE, Learner
+        from pcpo_ray.workers.learner.learner import ALONE, Learner
 
         self.learner = Learner(self.run, device, self.rank or ALONE)
 
@@ -268,11 +268,11 @@ class LearnerActor(Worker):
         """Send the weights packed last to the other processes that meet at the address. The first rank's."""
         import torch
 
-        from pcpo_ray import ranks
+        from pcpo_ray.workers.learner import distributed
 
         assert self.packed is not None  # the driver has their manifest
         device = self.learner.policy.device
-        group = ranks.Sync(index=0, count=size, address=address, timeout=deadline, device=device)
+        group = distributed.Sync(index=0, count=size, address=address, timeout=deadline, device=device)
         for bucket in self.packed.buckets:
             group.broadcast(torch.from_numpy(bucket))
 
@@ -297,7 +297,7 @@ class LearnerActor(Worker):
 
     def older(self, folder: "RunFolder", step: int, version: int) -> tuple[Manifest, *tuple[np.ndarray, ...]]:
         """The manifest and the buckets of an older version that a checkpoint holds. The first rank's."""
-        from pcpo_ray import checkpoint
+        from pcpo_ray.runs import checkpoints
 
-        found = checkpoint.read_version(folder.here().fetch_checkpoint(step), version)
+        found = checkpoints.read_version(folder.here().fetch_checkpoint(step), version)
         return found.manifest, *found.buckets

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from pcpo_ray.cluster.launch import brief, cause_of
+from pcpo_ray.cluster.failures import brief, cause_of
 
 PING = 1.0
 """Seconds in which an idle sampler answers."""

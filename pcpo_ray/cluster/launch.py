@@ -12,22 +12,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pcpo_ray import config
 from pcpo_ray.cluster.actors import HEALTH
-from pcpo_ray.errors import ClusterError, PcpoError
+from pcpo_ray.cluster.failures import reraise
+from pcpo_ray.errors import ClusterError
 
 BEAT = 2.0
 """Seconds from one sign of life to the next."""
-
-DEAF = 10.0
-"""Seconds between two looks for signs of life, beyond which what lies between is our own silence, and no worker's."""
-
-OF_THE_CALL = (
-    exceptions.RayTaskError,
-    exceptions.ObjectLostError,
-    exceptions.ActorUnavailableError,
-    exceptions.GetTimeoutError,
-)
-"""What tells of a call and not of the end of its actor: the work's own error, arguments that are gone, a moment's
-silence. Whatever else Ray raises, now or in a later version, says that the actor is no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,29 +68,6 @@ class Room:
     def close(self) -> None:
         if self.group is not None:
             remove_placement_group(self.group)
-
-
-def cause_of(error: exceptions.RayError) -> BaseException:
-    """What a worker raised, where it was the worker that raised; else Ray's own error."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, BaseException) else error
-
-
-def is_gone(error: BaseException) -> bool:
-    """Whether an error of a call says that its actor is no more: died, killed for memory, its node lost."""
-    return isinstance(error, exceptions.RayError) and not isinstance(error, OF_THE_CALL)
-
-
-def reraise(error: exceptions.RayError, awaited: str) -> PcpoError:
-    """The error as one of this package's: the worker's own where it raised one, else what Ray says of the cluster."""
-    cause = cause_of(error)
-    return cause if isinstance(cause, PcpoError) else ClusterError(f"while waiting for {awaited}: {error}")
-
-
-def brief(error: BaseException) -> str:
-    """One line of an error that may have many."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def asked_for(workers: config.Workers) -> dict[str, float]:

@@ -14,15 +14,17 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from pcpo_ray import minibatches, policy
 from pcpo_ray.cluster import broadcast
 from pcpo_ray.cluster.actors import LearnerActor
-from pcpo_ray.cluster.launch import BEAT, DEAF, Launcher, brief, cause_of, end
-from pcpo_ray.errors import ClusterError, PcpoError, WeightsError
-from pcpo_ray.folder import RunFolder
-from pcpo_ray.stages import LearnerLostError, Published, RolloutsLostError, State, Update, Weighted
-from pcpo_ray.trajectory import Task
-from pcpo_ray.weights import Manifest
+from pcpo_ray.cluster.failures import DEAF, brief, cause_of
+from pcpo_ray.cluster.launch import BEAT, Launcher, end
+from pcpo_ray.data.types import Task
+from pcpo_ray.data.updates import Published, State, Update, Weighted
+from pcpo_ray.data.weights import Manifest
+from pcpo_ray.errors import ClusterError, LearnerLostError, PcpoError, RolloutsLostError, WeightsError
+from pcpo_ray.models import policy
+from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.workers.learner import mini_batches
 
 
 class Call:
@@ -130,7 +132,7 @@ class RayLearner:
         images, count = [len(values) for values in advantages], len(self.actors)
         trained = policy.trained_steps(self.run) if count > 1 else 1  # one rank learns all, whatever their number
         for rank in range(count):
-            own = minibatches.places(self.run, images, trained, step=step, rank=rank, ranks=count)
+            own = mini_batches.places(self.run, images, trained, step=step, rank=rank, ranks=count)
             held = {place: handle.reference for place in own if (handle := batch[place].rollout.trajectory)}
             self.running.append(self._ask(rank, "hold", held, awaited="the batch"))
 

@@ -13,10 +13,11 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray import exceptions
 
-from pcpo_ray.cluster.launch import BEAT, DEAF, brief, cause_of, end, is_gone
-from pcpo_ray.scheduling.pool import Limits, Pool, Send, Start, State, Stop
-from pcpo_ray.scheduling.retries import Blame, blame
-from pcpo_ray.stages import Size
+from pcpo_ray.cluster.failures import DEAF, brief, cause_of, is_gone
+from pcpo_ray.cluster.launch import BEAT, end
+from pcpo_ray.data.updates import Size
+from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, State, Stop
+from pcpo_ray.training.scheduling.retries import Blame, blame
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

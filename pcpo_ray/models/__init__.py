@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from pcpo_ray.algorithm.schedule import Schedule
 from pcpo_ray.config import Model, Sampling
+from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import files, single_file
 from pcpo_ray.models.described import read_json
-from pcpo_ray.own import own_class
-from pcpo_ray.schedule import Schedule
-from pcpo_ray.trajectory import Conditioning
+from pcpo_ray.process.plugins import own_class
 
 if TYPE_CHECKING:
     from pcpo_ray.models.pipeline import PipelineDenoiser

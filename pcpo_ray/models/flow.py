@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pcpo_ray.algorithm.schedule import FlowSchedule
 from pcpo_ray.config import Sampling
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import schedulers
-from pcpo_ray.schedule import FlowSchedule
 
 
 def schedule(

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pcpo_ray.algorithm.schedule import FlowSchedule
 from pcpo_ray.config import Sampling
+from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.models import flow
 from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
-from pcpo_ray.schedule import FlowSchedule
-from pcpo_ray.trajectory import Conditioning
 
 
 class Flux(PipelineDenoiser):

@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from pcpo_ray.algorithm.schedule import Schedule
 from pcpo_ray.config import Lora, Model, Sampling
+from pcpo_ray.data.seeds import generator
+from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import UNUSED, described, files, finite, lora, single_file
 from pcpo_ray.models.described import Described
 from pcpo_ray.models.texts import KeptTexts, TextCache
-from pcpo_ray.schedule import Schedule
-from pcpo_ray.trajectory import Conditioning, generator
 
 TOKENS = 8
 """Of a text that stands for any."""

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.models.stable_diffusion import StableDiffusion
-from pcpo_ray.trajectory import Conditioning
 
 
 class StableDiffusionXL(StableDiffusion):

@@ -7,13 +7,13 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from pcpo_ray.algorithm.schedule import DiffusionSchedule
 from pcpo_ray.config import Sampling
+from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError, ScheduleError
 from pcpo_ray.models import schedulers
 from pcpo_ray.models.described import Described
 from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
-from pcpo_ray.schedule import DiffusionSchedule
-from pcpo_ray.trajectory import Conditioning
 
 
 class StableDiffusion(PipelineDenoiser):

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from pcpo_ray.config import Model
-from pcpo_ray.disk import again, beside, sync
+from pcpo_ray.data.tensors import Conditioning, to_numpy
 from pcpo_ray.errors import ModelError
-from pcpo_ray.trajectory import Conditioning, to_numpy
+from pcpo_ray.runs.disk import again, beside, sync
 
 CHUNK = 1 << 24
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError
-from pcpo_ray.own import apart, own_class, told
+from pcpo_ray.process.plugins import apart, own_class, told
 from pcpo_ray.rewards import clip, published
 
 HPS_FILES = {"hps_v2.1": "HPS_v2.1_compressed.pt", "hps_v2.0": "HPS_v2_compressed.pt"}

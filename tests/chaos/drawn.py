@@ -20,10 +20,11 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from pcpo_ray import checkpoint, config_file
-from pcpo_ray.folder import RunFolder
-from tests import faults, s3, small
-from tests.test_train import go, same
+from pcpo_ray.config import files
+from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import RunFolder
+from tests.support import faults, s3, small
+from tests.support.running import go, same
 
 FAULTS = 5
 """In each run, one a step from its second on."""
@@ -119,7 +120,7 @@ class Operator:
         self.run, self.cluster = run, cluster
         self.spot = cluster.add_node(num_cpus=2, resources={"spot": 2})
         self.config = folder / f"{run.name}.yaml"
-        self.config.write_text(config_file.dump(run))
+        self.config.write_text(files.dump(run))
         self.words = [str(self.config), "--runs", runs]
         self.log = folder / f"{run.name}.log"
         self.home = RunFolder.below(runs, run.name)
@@ -182,7 +183,7 @@ class Operator:
             time.sleep(0.2)
         assert self.job.returncode == 0, self.tail()
         assert Counter(self.steps()) == Counter(range(1, STEPS + 1)), self.steps()
-        found = checkpoint.read(self.home.fetch_checkpoint(STEPS))
+        found = checkpoints.read(self.home.fetch_checkpoint(STEPS))
         self.cluster.remove_node(self.spot, allow_graceful=False)
         return {"parameters": found.parameters, "averaged": found.averaged}
 
@@ -212,7 +213,7 @@ def main(model: Path, folder: Path, seed: int) -> None:
         if setting.ranks == 1:
             run = setting.run(model, "whole")
             go(dataclasses.replace(run, rewards=small.run(model, rewards=small.slow(0.0)).rewards), folder / "whole")
-            found = checkpoint.read(checkpoint.folder_for(folder / "whole", STEPS))
+            found = checkpoints.read(checkpoints.folder_for(folder / "whole", STEPS))
             whole = {"parameters": found.parameters, "averaged": found.averaged}
         else:
             whole = Operator(setting.run(model, f"whole-{seed}"), folder, str(folder / "whole"), cluster).end()

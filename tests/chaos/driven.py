@@ -2,12 +2,12 @@
 
 import sys
 
-from pcpo_ray import cli
 from pcpo_ray.cluster import broadcast
-from tests import faults
+from pcpo_ray.commands import app
+from tests.support import faults
 
 if __name__ == "__main__":
     faults.install(setattr)
     broadcast.DEADLINE, broadcast.GRACE = 8.0, 3.0
     sys.argv = ["pcpo-ray", "train", *sys.argv[1:]]
-    cli.main()
+    app.main()

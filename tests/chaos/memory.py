@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from tests import faults, small
-from tests.test_train import go, parameters, same
+from tests.support import faults, small
+from tests.support.running import go, parameters, same
 
 SPARE = 4 * 2**30
 """Bytes that this machine may use beyond what it uses now; the learner takes ten GiB."""
@@ -20,7 +20,7 @@ def main(model: Path, folder: Path) -> None:
     os.environ |= {"RAY_memory_usage_threshold": f"{most:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
     import ray
 
-    from pcpo_ray.cluster import connect
+    from pcpo_ray.cluster.connect import connect
 
     faults.install(setattr)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)

@@ -15,9 +15,9 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from pcpo_ray.cluster import connect
-from tests import small
-from tests.test_train import go, parameters, same
+from pcpo_ray.cluster.connect import connect
+from tests.support import small
+from tests.support.running import go, parameters, same
 
 RECOVERY = 20.0
 """Seconds in which a lost node's tasks must be at work elsewhere."""

@@ -12,7 +12,8 @@ import time
 import uuid
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 MARK = "PCPO_TEST_CLUSTER"
 
 
@@ -115,7 +116,7 @@ class Nodes:
         )
 
     def words(self, *words):
-        return [sys.executable, "-m", "pcpo_ray.cli", *map(str, words)]
+        return [sys.executable, "-m", "pcpo_ray.commands.app", *map(str, words)]
 
     def _wait_for(self, before):
         """What the head prints after `before`, in quotes."""

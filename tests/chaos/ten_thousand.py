@@ -10,8 +10,8 @@ from collections import Counter
 import ray
 
 from pcpo_ray.cluster.pool import WorkerPool
-from tests.cluster.sleeper import launch
-from tests.scheduling.simulated import Workers
+from tests.support.simulated import Workers
+from tests.support.sleeper import launch
 
 TASKS, WORKERS = 10_000, 32
 

@@ -1,7 +1,6 @@
 """Faults in clusters of their own, each seen to have happened; the final parameters are those of an undisturbed run."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -13,25 +12,20 @@ from typing import get_args
 
 import pytest
 
-from pcpo_ray import checkpoint, config_file
-from pcpo_ray.request import Fault
-from tests import small
-from tests.test_train import go, parameters, same
+from pcpo_ray.config import files
+from pcpo_ray.data.requests import Fault
+from pcpo_ray.runs import checkpoints
+from tests.support import ROOT, small
+from tests.support.processes import ENVIRONMENT, command, wait_for
+from tests.support.running import go, parameters, same
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def command(*words):
-    return [sys.executable, "-m", "pcpo_ray.cli", *map(str, words)]
 
 
 def started(run, folder):
     """The run as a user starts it, on a Ray of its own, and where it writes."""
     path = folder / f"{run.name}.yaml"
-    path.write_text(config_file.dump(run))
+    path.write_text(files.dump(run))
     words = command("train", path, "--runs", folder)
     log = (folder / f"{run.name}.log").open("w")
     return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd=folder), words
@@ -42,14 +36,6 @@ def events(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_for(what, job, limit=300.0):
-    deadline = time.monotonic() + limit
-    while not what():
-        assert job.poll() is None, "it ended before what was waited for"
-        assert time.monotonic() < deadline, "it was waited for in vain"
-        time.sleep(0.1)
-
-
 def test_twelve_faults_in_one_run_change_no_bit(small_sd, tmp_path):
     # the only scorer takes 0.5 s a step at least: the last fault, 44 s after the first, finds the run going on
     settings = {"name": "disturbed", "steps": 110, "workers__samplers__workers": 2, "workers__silence_timeout": 10}
@@ -57,7 +43,7 @@ def test_twelve_faults_in_one_run_change_no_bit(small_sd, tmp_path):
     job, _ = started(run, tmp_path)
     folder = tmp_path / "disturbed"
     try:
-        wait_for(lambda: checkpoint.folder_for(folder, 1).exists(), job)
+        wait_for(lambda: checkpoints.folder_for(folder, 1).exists(), job)
         # twelve in a random order, each kind at least once
         drawn = random.Random(0)
         kinds = [*get_args(Fault), *drawn.choices(get_args(Fault), k=12 - len(get_args(Fault)))]
@@ -86,12 +72,12 @@ def test_a_driver_killed_on_ray_resumes_to_the_bit_and_leaves_no_worker(small_sd
     run = small.run(small_sd, name="driverless", steps=5)
     job, words = started(run, tmp_path)
     folder = tmp_path / "driverless"
-    wait_for(lambda: checkpoint.folder_for(folder, 2).exists(), job)
+    wait_for(lambda: checkpoints.folder_for(folder, 2).exists(), job)
     children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
     assert children
     job.send_signal(signal.SIGKILL)
     job.wait(timeout=30)
-    assert not checkpoint.folder_for(folder, 5).exists()
+    assert not checkpoints.folder_for(folder, 5).exists()
     deadline = time.monotonic() + 60
     while left := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline, f"still there: {left}"

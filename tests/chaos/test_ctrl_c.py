@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pcpo_ray import checkpoint, config_file
-from tests import small
-from tests.chaos.test_chaos import ENVIRONMENT, command, wait_for
+from pcpo_ray.config import files
+from pcpo_ray.runs import checkpoints
+from tests.support import small
+from tests.support.processes import ENVIRONMENT, command, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -41,7 +42,7 @@ def running(pids):
 )
 def test_it_leaves_a_checkpoint_and_no_process(small_sd, tmp_path, send, number):
     path, log, folder = tmp_path / "ended.yaml", tmp_path / "log", tmp_path / "ended"
-    path.write_text(config_file.dump(small.run(small_sd, name="ended", steps=400, checkpoints__every=400)))
+    path.write_text(files.dump(small.run(small_sd, name="ended", steps=400, checkpoints__every=400)))
     with log.open("w") as out:
         job = subprocess.Popen(
             command("train", path, "--runs", tmp_path),
@@ -65,4 +66,4 @@ def test_it_leaves_a_checkpoint_and_no_process(small_sd, tmp_path, send, number)
         for pid in running(started):
             os.kill(pid, signal.SIGKILL)
     assert "Traceback" not in log.read_text() and "continue with: pcpo-ray train" in log.read_text()
-    assert checkpoint.newest(folder, pytest.fail) is not None
+    assert checkpoints.newest(folder, pytest.fail) is not None

@@ -1,25 +1,28 @@
 """Real runs of the embedded world: one made to collapse and one made to hack are caught, a healthy one is not."""
 
-from pathlib import Path
-
 import pytest
 
-from pcpo_ray import config_file, runs
-from pcpo_ray.recorder import Recorder
-from pcpo_ray.train import Loop
+from pcpo_ray.commands import session
+from pcpo_ray.config import files
+from pcpo_ray.runs import records
+from pcpo_ray.training.loop import Loop
+from pcpo_ray.training.recorder import Recorder
+from tests.support import ROOT
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
-DEMO = Path(__file__).parents[2] / "configs" / "shapes_pcpo.yaml"
+DEMO = ROOT / "configs" / "shapes_pcpo.yaml"
 SMALL = ("evaluation.count=16", "rollout.prompts=4", "rollout.images=8")
 
 
 def trained(folder, *overrides):
     """The loop of a run in this process, over, and the lines of its evaluations."""
-    run = config_file.load(DEMO, [f"name={folder.name}", *overrides])
+    run = files.load(DEMO, [f"name={folder.name}", *overrides])
     recorder = Recorder.create(folder, run)
-    prompts, held_out = runs.sources(run)
-    loop = Loop(run, runs.stages(run, local=True, say=print), recorder, prompts=prompts, held_out=held_out, say=print)
+    prompts, held_out = session.sources(run)
+    loop = Loop(
+        run, session.stages(run, local=True, say=print), recorder, prompts=prompts, held_out=held_out, say=print
+    )
     loop.train()
     return loop, [row for row in recorder.metrics() if row["kind"] == "evaluation"]
 
@@ -54,7 +57,7 @@ def test_a_run_of_a_huge_learning_rate_is_rolled_back_as_collapsed(tmp_path):
     )
     assert loop.state == "stopped" and len(evaluated) - 1 <= 10
     assert evaluated[-1]["alarms"].keys() & {"reward", "diversity"}
-    assert runs.newest_checkpoint(tmp_path / "collapse", print).name == "step-000000"
+    assert records.newest_checkpoint(tmp_path / "collapse", print).name == "step-000000"
     assert evaluated[-1]["quality"]["recall"] < 0.1 < evaluated[0]["quality"]["recall"]
 
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from pcpo_ray import config_file
-from tests import small
+from pcpo_ray.config import files
 from tests.chaos.nodes import Nodes
+from tests.support import small
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -46,7 +46,7 @@ def submission(small_sd, tmp_path):
     (project / "my_rewards.py").write_text(REWARD)
     (project / "runs").mkdir()
     (project / "runs" / "large.bin").write_bytes(b"")
-    config.write_text(config_file.dump(run))
+    config.write_text(files.dump(run))
     return project, config, tmp_path / "runs"
 
 

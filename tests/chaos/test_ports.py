@@ -1,18 +1,17 @@
 """What listens while a run with two ranks and a broadcast goes on is what the threat note names."""
 
 import subprocess
-from pathlib import Path
 
 import psutil
 import pytest
 
-from pcpo_ray import config_file
-from tests import small
-from tests.chaos.test_chaos import ENVIRONMENT, command, wait_for
+from pcpo_ray.config import files
+from tests.support import ROOT, small
+from tests.support.processes import ENVIRONMENT, command, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
-NOTE = (Path(__file__).parents[2] / "deploy" / "README.md").read_text(encoding="utf-8").partition("## Threat note")[2]
+NOTE = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8").partition("## Threat note")[2]
 NAMED = {
     "gcs_server": "6379",
     "raylet": "ports of nodes and workers",
@@ -28,7 +27,7 @@ NAMED = {
 def kind_of(process):
     """Of a process of a run, or of Ray."""
     words = " ".join(process.cmdline()).lower()
-    if "pcpo_ray.cli" in words:
+    if "pcpo_ray.commands.app" in words:
         return "driver"
     found = [kind for kind in ("gcs_server", "raylet/raylet", "dashboard/dashboard.py", "agent") if kind in words[:400]]
     return found[0].partition("/")[0] if found else "learner" if "learner" in words else "worker"
@@ -51,7 +50,7 @@ def listening(pid):
 def test_every_process_that_listens_is_named_in_the_threat_note(small_sd, tmp_path):
     path, log = tmp_path / "open.yaml", tmp_path / "log"
     settings = {"workers__learner__ranks": 2, "workers__sync": "broadcast", "rollout__prompts": 4}
-    path.write_text(config_file.dump(small.run(small_sd, name="open", steps=400, rewards=small.slow(0.1), **settings)))
+    path.write_text(files.dump(small.run(small_sd, name="open", steps=400, rewards=small.slow(0.1), **settings)))
     with log.open("w") as out:
         words = command("train", path, "--runs", tmp_path)
         job = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=ENVIRONMENT)

@@ -23,16 +23,15 @@ import pytest
 import torch
 import yaml
 
-from pcpo_ray import config_file
-from pcpo_ray.dashboards.alerts import ALERTS
-from pcpo_ray.dashboards.cluster import CLUSTER
-from pcpo_ray.dashboards.training import TRAINING
-from pcpo_ray.metrics import CATALOGUE
-from tests import small
+from pcpo_ray.config import files
+from pcpo_ray.metrics.catalogue import CATALOGUE
+from pcpo_ray.metrics.dashboards.alerts import ALERTS
+from pcpo_ray.metrics.dashboards.cluster import CLUSTER
+from pcpo_ray.metrics.dashboards.training import TRAINING
+from tests.support import ROOT, small
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 LIMIT = 300.0
 """Seconds in which everything must have arrived."""
@@ -218,14 +217,14 @@ def scraped(small_sd, tmp_path_factory):
         objective__correction=2.0,
         rollout__max_staleness=1,
         optimizer__average=0.9,
-        rewards="[{kind: jpeg_compressibility}, {kind: 'tests.test_train:Failing', options: {every: 3}}]",
+        rewards="[{kind: jpeg_compressibility}, {kind: 'tests.support.custom:Failing', options: {every: 3}}]",
         evaluation__rewards="[{kind: diversity}]",
         evaluation__train_count=1,
         evaluation__quality="{features: {kind: clip}}",
         evaluation__every=40,
         workers__samplers="{workers: 1, min: 1, max: 2, cpus: 0.1}",
     )
-    (folder / "told.yaml").write_text(config_file.dump(run))
+    (folder / "told.yaml").write_text(files.dump(run))
     port, grafana, log = free_port(), HTTPServer(("127.0.0.1", 0), HealthyGrafana), folder / "told.log"
     threading.Thread(target=grafana.serve_forever, daemon=True).start()
     with contextlib.ExitStack() as ending:
@@ -245,7 +244,15 @@ def scraped(small_sd, tmp_path_factory):
             "OMP_NUM_THREADS": "1",
         }
         environment.pop("RAY_ADDRESS", None)
-        words = [sys.executable, "-m", "pcpo_ray.cli", "train", str(folder / "told.yaml"), "--runs", str(folder)]
+        words = [
+            sys.executable,
+            "-m",
+            "pcpo_ray.commands.app",
+            "train",
+            str(folder / "told.yaml"),
+            "--runs",
+            str(folder),
+        ]
         with log.open("w") as file:
             job = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
         ending.callback(ended, job, log)

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
+
+from tests.support import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +20,7 @@ def cluster(cluster_cache):
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     # the driver's path must hold this folder's parent, so that workers can import the tests' rewards
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path.insert(0, str(ROOT))
     os.environ["PCPO_RAY_CACHE"] = str(cluster_cache)
     ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from pcpo_ray import config_file
-from pcpo_ray.bench import backends, large, results, store, weights
+from pcpo_ray.commands.bench import backends, large, results, store, weights
+from pcpo_ray.config import files
 from pcpo_ray.errors import BenchError
-from tests import small
+from tests.support import small
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
@@ -52,8 +52,8 @@ def test_the_object_store_is_measured_in_a_process_whose_ray_has_no_other(small_
 @pytest.mark.chaos
 def test_512_samples_of_flux_size_pass_through_8_gb_and_nothing_is_spilled(small_sd, tmp_path):
     path, out = tmp_path / "small.yaml", tmp_path / "a.json"
-    path.write_text(config_file.dump(small.run(small_sd)))
-    command = [sys.executable, "-m", "pcpo_ray.cli", "bench", "store", str(path), "--out", str(out)]
+    path.write_text(files.dump(small.run(small_sd)))
+    command = [sys.executable, "-m", "pcpo_ray.commands.app", "bench", "store", str(path), "--out", str(out)]
     subprocess.run(command, check=True, timeout=500, capture_output=True, text=True)
     (row,) = results.read(out).benches[0].rows
     assert row.reached and row.figures == (0.0,)

@@ -10,14 +10,17 @@ import psutil
 import pytest
 import ray
 
-from pcpo_ray import checkpoint, runs
-from pcpo_ray.cluster import connect, controller
+from pcpo_ray.cluster.connect import connect
+from pcpo_ray.cluster.control import driver
+from pcpo_ray.cluster.control.client import Caller
+from pcpo_ray.commands import session
+from pcpo_ray.data.requests import Request
+from pcpo_ray.data.types import Task
 from pcpo_ray.errors import ClusterError, PcpoError, RewardError, RunError, ScheduleError
-from pcpo_ray.operate.caller import Caller
-from pcpo_ray.request import Request
-from pcpo_ray.trajectory import Task
-from tests import small
-from tests.test_train import go, parameters, same
+from pcpo_ray.runs import checkpoints
+from tests.support import small
+from tests.support.on_ray import await_samplers
+from tests.support.running import go, parameters, same
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
@@ -34,14 +37,6 @@ def lives(pid):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def await_samplers(stages, count):
-    deadline = time.monotonic() + 120
-    while stages.sizes()["samplers"].ready < count:
-        assert time.monotonic() < deadline, stages.sizes()
-        stages.samplers.collect()
-        stages.wait(0.5)
 
 
 @pytest.mark.parametrize("samplers", [1, 4])
@@ -126,7 +121,7 @@ def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_pat
 
 
 def test_an_error_in_a_worker_arrives_as_it_was_raised(small_sd, tmp_path):
-    run = small.run(small_sd, rewards="[{kind: 'tests.test_train:Failing', options: {every: 1}}]")
+    run = small.run(small_sd, rewards="[{kind: 'tests.support.custom:Failing', options: {every: 1}}]")
     stages = connect(run)
     try:
         with pytest.raises(RewardError, match="the scorer hung up"):
@@ -138,7 +133,7 @@ def test_an_error_in_a_worker_arrives_as_it_was_raised(small_sd, tmp_path):
 def test_a_reward_that_ends_its_process_while_it_is_built_is_named_at_once(small_sd):
     words = r"(?s)SystemExit: no licence, which would end the whole process \(.*test_scorer\.py, line \d+\)"
     with pytest.raises(RewardError, match=words):  # not a ClusterError at the deadline
-        connect(small.run(small_sd, rewards="[{kind: 'tests.test_scorer:Exits'}]"))
+        connect(small.run(small_sd, rewards="[{kind: 'tests.workers.test_scorer:Exits'}]"))
 
 
 def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path):
@@ -176,7 +171,7 @@ def test_the_driver_never_holds_latents(small_sd):
     stages = connect(small.run(small_sd))
     try:
         stages.learner.publish(oldest=0)
-        prompts, _ = runs.sources(small.run(small_sd))
+        prompts, _ = session.sources(small.run(small_sd))
         stages.samplers.submit(
             Task(step=1, position=0, prompt=prompts.batch(1, 1)[0], images=4, version=0, purpose="train")
         )
@@ -262,7 +257,7 @@ def test_a_run_is_resized_paced_and_stopped_through_its_controller(small_sd, tmp
     with pytest.raises(ClusterError, match=r"no run named 'other'.*'spoken-to'"):
         Caller("other", here)
     with pytest.raises(ClusterError, match="a run named 'spoken-to' is going on"):
-        controller.Desk("spoken-to", {})
+        driver.Desk("spoken-to", {})
     caller = Caller("spoken-to", here)
 
     def ask(stages):
@@ -280,7 +275,7 @@ def test_a_run_is_resized_paced_and_stopped_through_its_controller(small_sd, tmp
     events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]
     done = events[-1]["step"]
     assert events[-1]["kind"] == "stopped" and 2 < done < 50
-    assert checkpoint.newest(recorder.folder, pytest.fail) == checkpoint.folder_for(recorder.folder, done)
+    assert checkpoints.newest(recorder.folder, pytest.fail) == checkpoints.folder_for(recorder.folder, done)
     assert status["samplers"]["wanted"] == 2 and status["max_staleness"] == 1
     ages = {row["step"]: row["step"] - 1 - row["version"] for row in parquet_rows(recorder.folder)}
     assert ages[1] == 0 and ages[done] == 1
@@ -307,8 +302,8 @@ def test_samplers_come_and_go_in_mid_run_and_change_no_bit(small_sd, tmp_path):
 
 
 def test_a_ray_that_was_there_before_is_used_and_left_there(small_sd):
-    with runs.begun(small.run(small_sd), local=False, say=lambda line: None):
+    with session.begun(small.run(small_sd), local=False, say=lambda line: None):
         assert ray.is_initialized()
-    with pytest.raises(ScheduleError), runs.begun(small.run(small_sd, sampling__steps=1001), local=False, say=print):
+    with pytest.raises(ScheduleError), session.begun(small.run(small_sd, sampling__steps=1001), local=False, say=print):
         pytest.fail("it must not begin")
     assert ray.is_initialized()

@@ -14,11 +14,10 @@ import psutil
 import pytest
 import ray
 
-from pcpo_ray.trajectory import Handle
-from tests import faults, small
-from tests.cluster.test_cluster import await_samplers
-from tests.cluster.test_learner import on_ray, ranks
-from tests.test_train import go, parameters, same
+from pcpo_ray.data.types import Handle
+from tests.support import faults, small
+from tests.support.on_ray import await_samplers, on_ray, ranks
+from tests.support.running import go, parameters, same
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 

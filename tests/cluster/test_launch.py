@@ -9,11 +9,11 @@ import pytest
 from ray import exceptions
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from pcpo_ray import signals
 from pcpo_ray.cluster.actors import LearnerActor
-from pcpo_ray.cluster.launch import OF_THE_CALL, is_gone
+from pcpo_ray.cluster.failures import OF_THE_CALL, is_gone
 from pcpo_ray.errors import ModelError
-from tests import small
+from pcpo_ray.process import signals
+from tests.support import small
 
 EVERY = [kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, exceptions.RayError)]
 

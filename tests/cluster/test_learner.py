@@ -13,31 +13,19 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from pcpo_ray import checkpoint
-from pcpo_ray.cluster import broadcast, connect
+from pcpo_ray.cluster import broadcast
+from pcpo_ray.cluster.connect import connect
+from pcpo_ray.data.updates import State
 from pcpo_ray.errors import ClusterError, TrainingError
-from pcpo_ray.folder import RunFolder
-from pcpo_ray.stages import State
-from tests import small
-from tests.cluster.test_cluster import await_samplers
-from tests.test_train import go, parameters, same
+from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import RunFolder
+from tests.support import small
+from tests.support.on_ray import await_samplers, on_ray, ranks
+from tests.support.running import go, parameters, same
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
 STEPS = 5
-
-
-def ranks(count, strategy, timeout=60):
-    return f"{{cpus: 0.1, ranks: {count}, strategy: {strategy}, timeout: {timeout}}}"
-
-
-def on_ray(run, folder, *, found=None, disturb=lambda stages: None):
-    stages = connect(run)
-    try:
-        disturb(stages)
-        return go(run, folder, stages=stages, found=found)
-    finally:
-        stages.close()
 
 
 def furthest(one, other):
@@ -61,7 +49,7 @@ def test_two_ranks_learn_what_one_does(small_sd, tmp_path, strategy, changes):
     run = small.run(small_sd, **settings, workers__learner=ranks(2, strategy))
     recorder = on_ray(run, tmp_path / "two")
     one = go(small.run(small_sd, **settings), tmp_path / "one")
-    ends = [checkpoint.read(checkpoint.folder_for(tmp_path / name, STEPS)) for name in ("one", "two")]
+    ends = [checkpoints.read(checkpoints.folder_for(tmp_path / name, STEPS)) for name in ("one", "two")]
     assert furthest(ends[0].parameters, ends[1].parameters) < 1e-6
     assert furthest(ends[0].averaged, ends[1].averaged) < 1e-6
     for mine, theirs in zip(recorder.metrics(), one.metrics(), strict=True):
@@ -105,7 +93,7 @@ def test_two_ranks_in_half_precision_step_float32_masters_as_one_does(small_sd, 
 def test_what_two_ranks_wrote_in_parts_one_rank_goes_on_from(small_sd, tmp_path, train):
     settings = {"checkpoints__every": 2, "model__train": train, "optimizer__average": 0.9}
     on_ray(small.run(small_sd, steps=2, **settings, workers__learner=ranks(2, "fsdp2")), tmp_path / "run")
-    found = checkpoint.folder_for(tmp_path / "run", 2)
+    found = checkpoints.folder_for(tmp_path / "run", 2)
     assert {path.name for path in found.glob("trainable*")} == {f"trainable-{n}-of-2.safetensors" for n in (1, 2)}
     go(small.run(small_sd, steps=4, **settings), tmp_path / "run", found=found)
     go(small.run(small_sd, steps=4, **settings), tmp_path / "one")
@@ -139,9 +127,9 @@ def test_a_running_mean_of_two_ranks_goes_on_to_the_bits_of_the_undisturbed_run(
     on_ray(run, tmp_path / "run", disturb=save_first)
     shutil.copytree(tmp_path / "run", tmp_path / "resumed")
     for later in range(step + 1, 3):
-        shutil.rmtree(checkpoint.folder_for(tmp_path / "resumed", later))
+        shutil.rmtree(checkpoints.folder_for(tmp_path / "resumed", later))
     on_ray(run, tmp_path / "resumed", found=step)
-    ends = [checkpoint.read(checkpoint.folder_for(tmp_path / name, 2)) for name in ("run", "resumed")]
+    ends = [checkpoints.read(checkpoints.folder_for(tmp_path / name, 2)) for name in ("run", "resumed")]
     assert same(*(end.parameters for end in ends)) and same(*(end.averaged for end in ends))
     assert [end.updates for end in ends] == [4, 4]
 
@@ -216,7 +204,7 @@ def test_what_one_rank_cannot_open_ends_the_update_of_every_rank_with_one_messag
 
 @pytest.mark.chaos
 def test_a_rank_that_fails_in_a_pass_is_named_by_all_of_them_within_the_deadline(small_sd, tmp_path):
-    model = f"{{kind: custom, denoiser: 'tests.cluster.without_room:WithoutRoom', family: diffusion, path: {small_sd}}}"
+    model = f"{{kind: custom, denoiser: 'tests.support.without_room:WithoutRoom', family: diffusion, path: {small_sd}}}"
     settings = {"model": model, "evaluation__every": 9, "workers__start_timeout": 300}
     run = small.run(small_sd, **settings, workers__learner=ranks(2, "ddp", timeout=8))
     stages, asked, said = connect(run), [], []

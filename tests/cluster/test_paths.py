@@ -5,10 +5,10 @@ import os
 import pytest
 import ray
 
-from pcpo_ray import paths
-from pcpo_ray.cluster import connect
-from tests import small
-from tests.test_train import go
+from pcpo_ray.cluster.connect import connect
+from pcpo_ray.config import paths
+from tests.support import small
+from tests.support.running import go
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 

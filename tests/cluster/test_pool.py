@@ -9,7 +9,7 @@ import ray
 
 from pcpo_ray.cluster.pool import WorkerPool
 from pcpo_ray.errors import ClusterError
-from tests.cluster.sleeper import launch
+from tests.support.sleeper import launch
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("cluster")]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import ray
 
-from pcpo_ray import checkpoint
-from pcpo_ray.cluster import connect
-from pcpo_ray.folder import RunFolder
-from pcpo_ray.storage import Storage
-from tests import small
-from tests.test_train import go, parameters, same
+from pcpo_ray.cluster.connect import connect
+from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs.storage import Storage
+from tests.support import small
+from tests.support.running import go, parameters, same
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
@@ -37,7 +37,7 @@ def test_a_learner_with_a_disk_of_its_own_comes_back_from_storage_to_the_bit(sma
         begun.append(step)
         begin(step, batch)
         if len(begun) == 3:
-            held.extend(folder.name for folder in checkpoint.everyone(there))
+            held.extend(folder.name for folder in checkpoints.everyone(there))
             pid, _ = ray.get(stages.learner.actors[0].alive.remote(0.0), timeout=60)
             os.kill(pid, signal.SIGKILL)
             shutil.rmtree(there)  # its machine is lost as well

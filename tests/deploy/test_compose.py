@@ -9,13 +9,13 @@ import pytest
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 import pcpo_ray
-from tests.deploy import files
+from tests.support import deploy_files
 
-SERVICES = files.COMPOSE["services"]
+SERVICES = deploy_files.COMPOSE["services"]
 RUN = SERVICES["run"]
-PROMETHEUS = files.read("prometheus/prometheus.yml")
-(SOURCE,) = files.read("grafana/provisioning/datasources/prometheus.yaml")["datasources"]
-PROVIDERS = files.read("grafana/provisioning/dashboards/dashboards.yaml")["providers"]
+PROMETHEUS = deploy_files.read("prometheus/prometheus.yml")
+(SOURCE,) = deploy_files.read("grafana/provisioning/datasources/prometheus.yaml")["datasources"]
+PROVIDERS = deploy_files.read("grafana/provisioning/dashboards/dashboards.yaml")["providers"]
 
 services = pytest.mark.parametrize("service", SERVICES)
 
@@ -54,7 +54,7 @@ def test_nothing_is_root_or_privileged(service):
 
 
 def test_the_run_has_the_images_user():
-    assert RUN["user"] == f"{files.UID}:{files.UID}"
+    assert RUN["user"] == f"{deploy_files.UID}:{deploy_files.UID}"
 
 
 def test_the_token_is_on_and_asked_for():
@@ -65,8 +65,10 @@ def test_the_token_is_on_and_asked_for():
 
 
 def test_the_readme_makes_every_secret_that_is_asked_for():
-    asked = set(re.findall(r"\$\{(\w+):\?", (files.DEPLOY / "compose.yaml").read_text(encoding="utf-8")))
-    (line,) = [line for block in files.blocks() for line in block.splitlines() if line.endswith("> deploy/.env)")]
+    asked = set(re.findall(r"\$\{(\w+):\?", (deploy_files.DEPLOY / "compose.yaml").read_text(encoding="utf-8")))
+    (line,) = [
+        line for block in deploy_files.blocks() for line in block.splitlines() if line.endswith("> deploy/.env)")
+    ]
     assert asked <= set(re.findall(r"\w+", line))
     assert "umask 077" in line
 
@@ -76,22 +78,22 @@ def test_images_are_pinned(service):
     assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+(-cpu)?", SERVICES[service]["image"])
 
 
-@pytest.mark.parametrize(("compose", "target"), [(files.COMPOSE, "cpu"), (files.COMPOSE_GPU, "gpu")])
+@pytest.mark.parametrize(("compose", "target"), [(deploy_files.COMPOSE, "cpu"), (deploy_files.COMPOSE_GPU, "gpu")])
 def test_the_run_is_built_from_this_version_and_its_target(compose, target):
     run = compose["services"]["run"]
     assert run["image"] == f"pcpo-ray:{pcpo_ray.__version__}-{target}"
     assert run["build"]["target"] == target
-    assert f" AS {target}\n" in files.DOCKERFILE
+    assert f" AS {target}\n" in deploy_files.DOCKERFILE
 
 
 @services
 def test_what_is_mounted_is_there(service):
     for source, read_only in mounts(service).values():
         if source.startswith("."):
-            assert (files.DEPLOY / source).is_dir()
+            assert (deploy_files.DEPLOY / source).is_dir()
             assert read_only
         else:
-            assert source in files.COMPOSE["volumes"]
+            assert source in deploy_files.COMPOSE["volumes"]
 
 
 def test_a_stopped_run_has_time_for_a_checkpoint_and_a_failed_one_starts_again():
@@ -101,18 +103,20 @@ def test_a_stopped_run_has_time_for_a_checkpoint_and_a_failed_one_starts_again()
 
 
 def test_run_folders_and_rays_own_outlive_the_container():
-    parameters = files.parse(files.commands(RUN["command"][-1])[0])
+    parameters = deploy_files.parse(deploy_files.commands(RUN["command"][-1])[0])
     assert seen("run", str(parameters["runs"])) == ("runs", ".")
     assert seen("run", "/tmp/ray") == ("ray", ".")
 
 
 def test_the_gpu_file_changes_only_who_computes_where():
-    scripts = [compose["services"]["run"]["command"][-1] for compose in (files.COMPOSE, files.COMPOSE_GPU)]
+    scripts = [
+        compose["services"]["run"]["command"][-1] for compose in (deploy_files.COMPOSE, deploy_files.COMPOSE_GPU)
+    ]
     assert scripts[0].splitlines()[:-1] == scripts[1].splitlines()[: len(scripts[0].splitlines()) - 1]
-    cpu, gpu = (files.commands(script)[0] for script in scripts)
+    cpu, gpu = (deploy_files.commands(script)[0] for script in scripts)
     assert gpu[: len(cpu)] == cpu
     assert all(word.startswith("workers.") for word in gpu[len(cpu) :])
-    workers = files.run_of(files.parse(gpu)).workers
+    workers = deploy_files.run_of(deploy_files.parse(gpu)).workers
     gpus = [role.gpus * getattr(role, "workers", 1) for role in (workers.samplers, workers.scorers, workers.learner)]
     assert all(gpus)
     assert sum(gpus) == pytest.approx(1.0)
@@ -131,21 +135,21 @@ def test_prometheus_reads_the_file_that_rays_head_writes():
 def test_prometheus_finds_its_configuration_and_rules():
     (option,) = [word for word in SERVICES["prometheus"]["command"] if word.startswith("--config.file=")]
     source, below = seen("prometheus", option.partition("=")[2])
-    assert (files.DEPLOY / source / below).is_file()
+    assert (deploy_files.DEPLOY / source / below).is_file()
     for rules in PROMETHEUS["rule_files"]:
-        assert (files.DEPLOY / source / rules).is_file(), f"there is no deploy/prometheus/{rules}"
+        assert (deploy_files.DEPLOY / source / rules).is_file(), f"there is no deploy/prometheus/{rules}"
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_promtool_takes_the_configuration():
-    path = files.DEPLOY / "prometheus" / "prometheus.yml"
+    path = deploy_files.DEPLOY / "prometheus" / "prometheus.yml"
     done = subprocess.run(["promtool", "check", "config", path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_promtool_takes_the_readmes_configuration_for_prometheus_elsewhere(tmp_path):
-    (block,) = files.blocks("yaml")
+    (block,) = deploy_files.blocks("yaml")
     token = tmp_path / "token"
     token.write_text("a token", encoding="utf-8")
     path = tmp_path / "prometheus.yml"

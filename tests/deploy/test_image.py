@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy import files
+from tests.support import ROOT, deploy_files
 
-IGNORE = (files.ROOT / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+IGNORE = (ROOT / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
 BUILD_TOOLS = {"gcc", "g++", "build-essential", "make", "cmake", "git", "pip", "pip3", "uv", "curl", "sudo"}
 
 
 def stages():
     """Each stage's instructions: name -> what it is from, and (instruction, text) pairs."""
-    text = re.sub(r"^\s*#.*\n", "", files.DOCKERFILE, flags=re.M).replace("\\\n", " ")
+    text = re.sub(r"^\s*#.*\n", "", deploy_files.DOCKERFILE, flags=re.M).replace("\\\n", " ")
     found = {}
     for line in filter(str.strip, text.splitlines()):
         instruction, _, rest = line.strip().partition(" ")
@@ -52,16 +52,16 @@ targets = pytest.mark.parametrize("target", ["cpu", "gpu"])
 
 
 def test_hadolint_takes_the_dockerfile():
-    command = [Path(sys.executable).parent / "hadolint", files.ROOT / "docker" / "Dockerfile"]
+    command = [Path(sys.executable).parent / "hadolint", ROOT / "docker" / "Dockerfile"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @targets
 def test_an_image_has_the_user_that_the_manifests_name(target):
-    assert last(target, "USER") == f"{files.UID}:{files.UID}"
+    assert last(target, "USER") == f"{deploy_files.UID}:{deploy_files.UID}"
     assert STAGES[target][1][-1][0] == "USER", "nothing is done after giving up root"
-    assert f"useradd --uid {files.UID}" in " ".join(text for _, text in whole(target)[1])
+    assert f"useradd --uid {deploy_files.UID}" in " ".join(text for _, text in whole(target)[1])
 
 
 @targets
@@ -93,16 +93,16 @@ def test_both_have_the_python_that_the_constraints_were_made_with(target):
     assert base == whole(f"venv-{target}")[0]
     version = re.fullmatch(r"python:(\d+\.\d+)\.\d+-slim-\w+", base)
     assert version
-    project = tomllib.loads((files.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert version[1] == project["tool"]["mypy"]["python_version"]
 
 
 def test_the_packages_are_those_of_the_project(tmp_path):
     (command,) = [text for found, text in STAGES["build"][1] if found == "RUN" and "tomllib" in text]
-    (tmp_path / "pyproject.toml").write_bytes((files.ROOT / "pyproject.toml").read_bytes())
+    (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     environment = {"PATH": str(Path(sys.executable).parent), "EXTRA": "boto3 wandb"}
     subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, env=environment, check=True, timeout=60)
-    wanted = tomllib.loads((files.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     assert (tmp_path / "requirements.txt").read_text(encoding="utf-8").splitlines() == [*wanted, "boto3", "wandb"]
 
 
@@ -125,7 +125,7 @@ def sources():
 
 def test_what_is_copied_is_there_and_not_ignored():
     assert set(sources()) == {"README.md", "LICENSE", "pyproject.toml", "constraints.txt", "pcpo_ray", "configs"}
-    assert all((files.ROOT / source).exists() for source in sources())
+    assert all((ROOT / source).exists() for source in sources())
     assert {line.removeprefix("!") for line in IGNORE if line.startswith("!")} == set(sources())
 
 
@@ -145,5 +145,5 @@ def test_login_shells_find_the_commands_too(target):
 
 def test_folders_that_volumes_are_mounted_over_belong_to_the_user():
     (made,) = re.findall(r"install --directory --owner ray --group ray (.*?) &&", last("runtime", "RUN"))
-    ours = {entry.split(":")[1] for entry in files.COMPOSE["services"]["run"]["volumes"]}
+    ours = {entry.split(":")[1] for entry in deploy_files.COMPOSE["services"]["run"]["volumes"]}
     assert set(made.split()) == ours

@@ -15,14 +15,14 @@ from ray.autoscaler._private.kuberay.utils import parse_quantity
 from ray.dashboard.consts import DASHBOARD_METRIC_PORT
 
 import pcpo_ray
-from tests.deploy import files
+from tests.support import ROOT, deploy_files
 
-SCHEMAS = files.ROOT.parent / "shared" / "data" / "kuberay"
+SCHEMAS = ROOT.parent / "shared" / "data" / "kuberay"
 KUBERNETES = "1.34"
 OWN = {"namespace.yaml": "Namespace", "storage.yaml": "PersistentVolumeClaim", "network.yaml": "NetworkPolicy"}
-MONITOR = files.read("kuberay/podmonitor.yaml")
-ROCKSDB = files.read("kuberay-rocksdb/kustomization.yaml")
-CLUSTER = files.CLUSTER["spec"]
+MONITOR = deploy_files.read("kuberay/podmonitor.yaml")
+ROCKSDB = deploy_files.read("kuberay-rocksdb/kustomization.yaml")
+CLUSTER = deploy_files.CLUSTER["spec"]
 GROUPS = {group["groupName"]: group for group in CLUSTER["workerGroupSpecs"]}
 NODES = {"head": CLUSTER["headGroupSpec"], **GROUPS}
 SPOT = {
@@ -47,7 +47,7 @@ def container(node):
 def strict(schema):
     """A custom resource's schema that refuses fields it does not know, as `kubectl apply --validate=strict` does."""
     schema = copy.deepcopy(schema)
-    for found in files.mappings(schema):
+    for found in deploy_files.mappings(schema):
         open_ended = found.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in found
         if isinstance(found.get("properties"), dict) and found.get("type") == "object" and not open_ended:
             found["additionalProperties"] = False
@@ -75,14 +75,16 @@ def merged(base, patch):
 
 def with_rocksdb():
     (patch,) = ROCKSDB["patches"]
-    assert patch["target"] == {"kind": files.CLUSTER["kind"], "name": files.CLUSTER["metadata"]["name"]}
-    return merged(files.CLUSTER, yaml.safe_load(patch["patch"]))
+    assert patch["target"] == {"kind": deploy_files.CLUSTER["kind"], "name": deploy_files.CLUSTER["metadata"]["name"]}
+    return merged(deploy_files.CLUSTER, yaml.safe_load(patch["patch"]))
 
 
 # -- the real schemas --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("manifest", [files.JOB, files.CLUSTER, with_rocksdb()], ids=["job", "cluster", "rocksdb"])
+@pytest.mark.parametrize(
+    "manifest", [deploy_files.JOB, deploy_files.CLUSTER, with_rocksdb()], ids=["job", "cluster", "rocksdb"]
+)
 def test_kuberay_takes_the_manifest(manifest):
     jsonschema.validate(manifest, operators_schema(manifest["kind"]))
 
@@ -97,7 +99,7 @@ def test_kuberay_takes_the_manifest(manifest):
     ],
 )
 def test_the_schema_that_the_tests_use_refuses_mistakes(path, value):
-    manifest = copy.deepcopy(files.CLUSTER)
+    manifest = copy.deepcopy(deploy_files.CLUSTER)
     node = manifest["spec"]
     for key in path[:-1]:
         node = node[key]
@@ -108,7 +110,7 @@ def test_the_schema_that_the_tests_use_refuses_mistakes(path, value):
 
 @pytest.mark.parametrize(("name", "kind"), OWN.items())
 def test_kubernetes_takes_the_manifest(name, kind):
-    manifest = files.read(f"kuberay/{name}")
+    manifest = deploy_files.read(f"kuberay/{name}")
     assert manifest["kind"] == kind
     kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
@@ -121,9 +123,11 @@ def test_kubernetes_takes_the_pods(node):
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
-@pytest.mark.parametrize(("folder", "expected"), [("kuberay", files.CLUSTER), ("kuberay-rocksdb", with_rocksdb())])
+@pytest.mark.parametrize(
+    ("folder", "expected"), [("kuberay", deploy_files.CLUSTER), ("kuberay-rocksdb", with_rocksdb())]
+)
 def test_kustomize_builds_what_stays(folder, expected):
-    command = ["kubectl", "kustomize", str(files.DEPLOY / folder)]
+    command = ["kubectl", "kustomize", str(deploy_files.DEPLOY / folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     built = {found["kind"]: found for found in yaml.safe_load_all(done.stdout)}
@@ -135,23 +139,23 @@ def test_kustomize_builds_what_stays(folder, expected):
 
 
 def test_a_job_has_the_cluster_that_runs_are_submitted_to():
-    assert files.JOB["spec"]["rayClusterSpec"] == CLUSTER
+    assert deploy_files.JOB["spec"]["rayClusterSpec"] == CLUSTER
 
 
 def test_manifests_name_the_pinned_ray_and_this_version_of_the_image():
-    assert CLUSTER["rayVersion"] == files.pinned("ray")
+    assert CLUSTER["rayVersion"] == deploy_files.pinned("ray")
     tags = {container(node)["image"].rpartition("/")[2] for node in NODES}
     assert tags == {f"pcpo-ray:{pcpo_ray.__version__}-gpu"}
 
 
 def test_a_job_comes_back_and_then_makes_room():
-    spec = files.JOB["spec"]
+    spec = deploy_files.JOB["spec"]
     assert spec["submissionMode"] == "HTTPMode"
     assert spec["backoffLimit"] > 0
     assert spec["shutdownAfterJobFinishes"] is True
     assert spec["ttlSecondsAfterFinished"] > 0
     assert spec["preRunningDeadlineSeconds"] > 0
-    assert len(files.JOB["metadata"]["name"]) <= 47
+    assert len(deploy_files.JOB["metadata"]["name"]) <= 47
 
 
 def test_the_autoscaler_is_the_second_and_pods_are_not_restarted_in_place():
@@ -225,12 +229,12 @@ def test_shared_memory_holds_the_object_store_and_leaves_as_much_for_processes(n
 
 @nodes
 def test_every_node_sees_the_run_folders(node):
-    claim = files.read("kuberay/storage.yaml")
+    claim = deploy_files.read("kuberay/storage.yaml")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     (mount,) = [mount["name"] for mount in container(node)["volumeMounts"] if mount["mountPath"] == "/runs"]
     (volume,) = [volume for volume in pod(node)["volumes"] if volume["name"] == mount]
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-    parameters = files.parse(files.commands(files.JOB["spec"]["entrypoint"])[0])
+    parameters = deploy_files.parse(deploy_files.commands(deploy_files.JOB["spec"]["entrypoint"])[0])
     assert str(parameters["runs"]) == "/runs"
 
 
@@ -264,7 +268,7 @@ def test_ports_are_those_that_ray_listens_on():
 def test_prometheus_reads_every_metrics_port_and_may():
     scraped = {endpoint["port"] for endpoint in MONITOR["spec"]["podMetricsEndpoints"]}
     assert scraped == {"metrics", "as-metrics", "dash-metrics"} <= set(ports("head"))
-    rules = files.read("kuberay/network.yaml")["spec"]["ingress"]
+    rules = deploy_files.read("kuberay/network.yaml")["spec"]["ingress"]
     opened = [{port["port"] for port in rule["ports"]} for rule in rules if "ports" in rule]
     assert sorted(opened, key=len) == [{"dashboard"}, scraped]
 
@@ -274,37 +278,45 @@ def test_policy_and_monitor_select_the_pods():
     given = {"ray.io/is-ray-node": "yes"}  # by the operator
     selectors = [
         MONITOR["spec"]["selector"]["matchLabels"],
-        files.read("kuberay/network.yaml")["spec"]["podSelector"]["matchLabels"],
+        deploy_files.read("kuberay/network.yaml")["spec"]["podSelector"]["matchLabels"],
     ]
     for selector in selectors:
         assert all(selector.items() <= {**found, **given}.items() for found in labels)
 
 
 def test_only_rays_pods_reach_all_ports():
-    policy = files.read("kuberay/network.yaml")["spec"]
+    policy = deploy_files.read("kuberay/network.yaml")["spec"]
     assert policy["policyTypes"] == ["Ingress"]
     everywhere = [rule for rule in policy["ingress"] if "ports" not in rule]
     assert everywhere == [{"from": [{"podSelector": policy["podSelector"]}]}]
 
 
 def test_all_is_in_one_namespace():
-    name = files.read("kuberay/namespace.yaml")["metadata"]["name"]
-    found = [files.JOB, files.CLUSTER, MONITOR, files.read("kuberay/storage.yaml"), files.read("kuberay/network.yaml")]
+    name = deploy_files.read("kuberay/namespace.yaml")["metadata"]["name"]
+    found = [
+        deploy_files.JOB,
+        deploy_files.CLUSTER,
+        MONITOR,
+        deploy_files.read("kuberay/storage.yaml"),
+        deploy_files.read("kuberay/network.yaml"),
+    ]
     assert {manifest["metadata"]["namespace"] for manifest in found} == {name}
 
 
 def test_every_manifest_is_applied_by_kustomize_or_by_the_readme():
-    listed = files.read("kuberay/kustomization.yaml")["resources"]
-    there = {path.name for path in (files.DEPLOY / "kuberay").glob("*.yaml")}
+    listed = deploy_files.read("kuberay/kustomization.yaml")["resources"]
+    there = {path.name for path in (deploy_files.DEPLOY / "kuberay").glob("*.yaml")}
     assert there == {*listed, "kustomization.yaml", "rayjob.yaml"}
-    assert all(f"deploy/kuberay/{name}" in files.README for name in there - {"kustomization.yaml", "raycluster.yaml"})
+    assert all(
+        f"deploy/kuberay/{name}" in deploy_files.README for name in there - {"kustomization.yaml", "raycluster.yaml"}
+    )
 
 
 # -- confinement: Kubernetes' restricted profile -----------------------------------------------------------------------
 
 
 def test_the_namespace_enforces_the_restricted_profile():
-    labels = files.read("kuberay/namespace.yaml")["metadata"]["labels"]
+    labels = deploy_files.read("kuberay/namespace.yaml")["metadata"]["labels"]
     assert labels == {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
@@ -316,7 +328,7 @@ def confined(context):
 def test_pods_are_not_root_and_confined(node):
     context = pod(node)["securityContext"]
     assert context["runAsNonRoot"] is True
-    assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == files.UID
+    assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == deploy_files.UID
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     confined(container(node)["securityContext"])
     assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & set(pod(node))
@@ -334,6 +346,8 @@ def test_workers_cannot_talk_to_kubernetes(node):
 
 def test_the_token_is_on_and_in_no_manifest():
     assert CLUSTER["authOptions"] == {"mode": "token"}
-    names = {found["name"] for found in files.mappings([files.JOB, files.CLUSTER]) if "name" in found}
+    names = {
+        found["name"] for found in deploy_files.mappings([deploy_files.JOB, deploy_files.CLUSTER]) if "name" in found
+    }
     assert not {name for name in names if name.startswith("RAY_AUTH")}
-    assert "TOKEN" not in json.dumps([files.JOB, files.CLUSTER])
+    assert "TOKEN" not in json.dumps([deploy_files.JOB, deploy_files.CLUSTER])

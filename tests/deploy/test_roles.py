@@ -10,10 +10,10 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
-from tests.deploy import files
+from tests.support import deploy_files
 
-SUBMITS = [words for where, words in files.COMMANDS if words[0] == "submit"]
-ENTRYPOINT = files.commands(files.JOB["spec"]["entrypoint"])[0]
+SUBMITS = [words for where, words in deploy_files.COMMANDS if words[0] == "submit"]
+ENTRYPOINT = deploy_files.commands(deploy_files.JOB["spec"]["entrypoint"])[0]
 FITTING = [
     ("rayjob", ENTRYPOINT),
     *(("raycluster", words) for words in SUBMITS),
@@ -24,12 +24,12 @@ FITTING = [
 def autoscaling(cluster):
     match cluster:
         case "rayjob":
-            found = {"metadata": files.JOB["metadata"], "spec": files.JOB["spec"]["rayClusterSpec"]}
+            found = {"metadata": deploy_files.JOB["metadata"], "spec": deploy_files.JOB["spec"]["rayClusterSpec"]}
             return _derive_autoscaling_config_from_ray_cr(found)
         case "raycluster":
-            return _derive_autoscaling_config_from_ray_cr(files.CLUSTER)
+            return _derive_autoscaling_config_from_ray_cr(deploy_files.CLUSTER)
         case "cloud":
-            found = prepare_config(copy.deepcopy(files.CLOUD))
+            found = prepare_config(copy.deepcopy(deploy_files.CLOUD))
             validate_config(found)
             return found
 
@@ -62,7 +62,7 @@ def demands(workers, samplers, scorers):
 
 @pytest.mark.parametrize(("cluster", "words"), FITTING)
 def test_each_worker_gets_a_node_of_its_role(cluster, words):
-    workers = files.run_of(files.parse(words)).workers
+    workers = deploy_files.run_of(deploy_files.parse(words)).workers
     found, reply = launched(cluster, demands(workers, workers.samplers.workers, workers.scorers.workers))
     assert found == {"learner": 1, "sampler": workers.samplers.workers, "scorer": workers.scorers.workers}
     assert not reply.infeasible_resource_requests
@@ -70,7 +70,7 @@ def test_each_worker_gets_a_node_of_its_role(cluster, words):
 
 @pytest.mark.parametrize(("cluster", "words"), FITTING)
 def test_the_cluster_grows_to_the_most_samplers_that_the_run_may_want_and_no_further(cluster, words):
-    workers = files.run_of(files.parse(words)).workers
+    workers = deploy_files.run_of(deploy_files.parse(words)).workers
     assert workers.samplers.max
     found, reply = launched(cluster, demands(workers, workers.samplers.max, 1))
     assert found["sampler"] == workers.samplers.max
@@ -94,7 +94,7 @@ def test_the_head_has_no_cpu_for_workers(cluster):
 
 def test_the_first_nodes_may_take_as_long_as_the_run_waits_for_them():
     for _, words in FITTING:
-        assert files.run_of(files.parse(words)).workers.start_timeout >= 1800
+        assert deploy_files.run_of(deploy_files.parse(words)).workers.start_timeout >= 1800
 
 
 def test_the_cloud_installs_nothing_when_it_starts():
@@ -103,7 +103,7 @@ def test_the_cloud_installs_nothing_when_it_starts():
 
 
 def test_the_clouds_head_starts_with_no_cpus_and_its_dashboard_on_loopback():
-    command = files.CLOUD["head_start_ray_commands"][-1]
+    command = deploy_files.CLOUD["head_start_ray_commands"][-1]
     assert "--num-cpus=0" in command
     assert "--dashboard-host=127.0.0.1" in command
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in command
@@ -112,7 +112,7 @@ def test_the_clouds_head_starts_with_no_cpus_and_its_dashboard_on_loopback():
 def test_only_samplers_of_the_cloud_are_spot_machines():
     spot = {
         name
-        for name, kind in files.CLOUD["available_node_types"].items()
+        for name, kind in deploy_files.CLOUD["available_node_types"].items()
         if kind["node_config"].get("InstanceMarketOptions", {}).get("MarketType") == "spot"
     }
     assert spot == {"sampler"}

@@ -11,25 +11,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy import files
+from tests.support import ROOT, deploy_files
 
-BATCH = files.DEPLOY / "slurm" / "train.sbatch"
-INLINE = {name: text for name, text in files.SCRIPTS.items() if not name.endswith(".sbatch")}
-README = {f"README block {number}": text for number, text in enumerate(files.blocks())}
+BATCH = deploy_files.DEPLOY / "slurm" / "train.sbatch"
+INLINE = {name: text for name, text in deploy_files.SCRIPTS.items() if not name.endswith(".sbatch")}
+README = {f"README block {number}": text for number, text in enumerate(deploy_files.blocks())}
 CLOUD = {
     f"{key} {number}": command
     for key in ("initialization_commands", "head_start_ray_commands", "worker_start_ray_commands")
-    for number, command in enumerate(files.CLOUD[key])
+    for number, command in enumerate(deploy_files.CLOUD[key])
 }
 
 
 def scripts():
     """Every file of the repository that says it is for a shell."""
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=files.ROOT, capture_output=True, text=True, timeout=30
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     for name in listed.stdout.split():
-        path = files.ROOT / name
+        path = ROOT / name
         if path.is_file():
             with path.open("rb") as file:
                 if re.match(rb"#!.*\b(ba|da|)sh\b", file.readline()):
@@ -43,7 +47,7 @@ def shellcheck(*arguments, text=None):
 
 @pytest.mark.parametrize("name", sorted({*scripts(), "deploy/slurm/train.sbatch", ".ci/run"}))
 def test_shellcheck_takes_every_script(name):
-    done = shellcheck(str(files.ROOT / name))
+    done = shellcheck(str(ROOT / name))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -224,4 +228,4 @@ def test_without_a_config_the_job_says_how_it_is_called(job):
 
 
 def test_a_job_never_stops_rays_that_are_not_its_own():
-    assert not re.search(r"\bray stop\b|\bpkill\b|\bkillall\b", files.BATCH)
+    assert not re.search(r"\bray stop\b|\bpkill\b|\bkillall\b", deploy_files.BATCH)

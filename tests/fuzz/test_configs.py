@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pcpo_ray import config, runs
+from pcpo_ray import config
+from pcpo_ray.commands import session
 from pcpo_ray.errors import PcpoError, TrainingError
-from tests import small
-from tests.fuzz import configs, properties
+from tests.support import fuzz_properties, fuzzed_configs, small
 
 MORE = int(os.environ.get("PCPO_FUZZ_EXAMPLES", "0"))
 """Examples of each kind with a new seed each time (make fuzz); 0 for the same few, as in every test run."""
@@ -54,20 +54,22 @@ def texts(tmp_path_factory):
 
 
 @contextmanager
-def told(model: str, changes: configs.Changes, packed: bool) -> Iterator[None]:
+def told(model: str, changes: fuzzed_configs.Changes, packed: bool) -> Iterator[None]:
     """Say which config failed, as overrides."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"with tests.small.run({model}) and packed={packed}:\n{configs.overrides(changes)}")
+        error.add_note(
+            f"with tests.support.small.run({model}) and packed={packed}:\n{fuzzed_configs.overrides(changes)}"
+        )
         raise
 
 
-def let_through(hollow: Path, changes: configs.Changes) -> config.Run | None:
+def let_through(hollow: Path, changes: fuzzed_configs.Changes) -> config.Run | None:
     """The run, if nothing refuses it that looks at configs only; the refusal says which key it is, and what to do."""
     try:
-        run = configs.run_of(hollow, changes)
-        runs.check(run)
+        run = fuzzed_configs.run_of(hollow, changes)
+        session.check(run)
     except PcpoError as refusal:
         assert KEY.search(str(refusal)), f"names no key: {refusal}"
         assert REMEDY.search(str(refusal)), f"says nothing to do: {refusal}"
@@ -84,7 +86,7 @@ REMEDY = re.compile(r"\b(set|use|give|leave|expected|should be|needs|no default)
 def trained(folders, texts, tmp_path_factory):
     """Whether a model's config is legal; then all that is to hold of its run has been seen to."""
 
-    def trains(model: str, changes: configs.Changes, *, packed: bool) -> bool:
+    def trains(model: str, changes: fuzzed_configs.Changes, *, packed: bool) -> bool:
         path, hollow = folders(model)
         with told(model, changes, packed):
             run = let_through(hollow, changes)
@@ -93,7 +95,7 @@ def trained(folders, texts, tmp_path_factory):
             real = dataclasses.replace(run.model, path=str(path), text_cache=str(texts))
             run = dataclasses.replace(run, model=real)
             try:
-                properties.check(run, packed=packed, folder=tmp_path_factory.mktemp("run"))
+                fuzz_properties.check(run, packed=packed, folder=tmp_path_factory.mktemp("run"))
             except TrainingError as error:  # other bits at the number of pairs that was asked for, and too many
                 if not isinstance(run.optimizer.micro_batch, int) or "optimizer.micro_batch=null" not in str(error):
                     raise
@@ -102,12 +104,12 @@ def trained(folders, texts, tmp_path_factory):
     return trains
 
 
-@pytest.mark.parametrize("model", configs.MODELS)
+@pytest.mark.parametrize("model", fuzzed_configs.MODELS)
 def test_any_config_is_refused_by_name_or_let_through_before_a_model_is_loaded(folders, model):
     _, hollow = folders(model)
 
     @examples(60)
-    @given(st.one_of(configs.likely(model), configs.anything(model)))
+    @given(st.one_of(fuzzed_configs.likely(model), fuzzed_configs.anything(model)))
     def refused_by_name_or_let_through(changes):
         with told(model, changes, False):
             let_through(hollow, changes)
@@ -116,23 +118,23 @@ def test_any_config_is_refused_by_name_or_let_through_before_a_model_is_loaded(f
 
 
 @pytest.mark.timeout(3600 if MORE else 300)
-@pytest.mark.parametrize("model", configs.MODELS)
+@pytest.mark.parametrize("model", fuzzed_configs.MODELS)
 def test_any_config_that_is_let_through_trains_as_it_says(trained, model):
-    @examples(3 if model in configs.FLOW else 2)  # UNets take three times as long
-    @given(configs.likely(model), st.booleans())
+    @examples(3 if model in fuzzed_configs.FLOW else 2)  # UNets take three times as long
+    @given(fuzzed_configs.likely(model), st.booleans())
     def trains_as_it_says(changes, packed):
         trained(model, changes, packed=packed)
 
     trains_as_it_says()
 
 
-@pytest.mark.parametrize("model", configs.MODELS)
+@pytest.mark.parametrize("model", fuzzed_configs.MODELS)
 def test_most_configs_that_are_drawn_are_legal(folders, model):
     _, hollow = folders(model)
     legal = []
 
     @examples(40)
-    @given(configs.likely(model))
+    @given(fuzzed_configs.likely(model))
     def count(changes):
         legal.append(let_through(hollow, changes) is not None)
 
@@ -140,12 +142,12 @@ def test_most_configs_that_are_drawn_are_legal(folders, model):
     assert np.mean(legal) > 0.7
 
 
-@pytest.mark.parametrize("credit", configs.CREDITS)
+@pytest.mark.parametrize("credit", fuzzed_configs.CREDITS)
 @pytest.mark.parametrize("train", ["lora", "full"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_each_credit_trains_as_it_says_in_every_dtype(trained, dtype, train, credit):
-    number = list(configs.CREDITS).index(credit)
-    model = "small_flux" if credit in configs.CREDITS_OF[True] else "small_sd"
+    number = list(fuzzed_configs.CREDITS).index(credit)
+    model = "small_flux" if credit in fuzzed_configs.CREDITS_OF[True] else "small_sd"
     changes = {
         "model.dtype": dtype,
         "model.train": {"kind": "lora", "rank": 2, "alpha": 1} if train == "lora" else {"kind": "full"},
@@ -155,7 +157,7 @@ def test_each_credit_trains_as_it_says_in_every_dtype(trained, dtype, train, cre
         "sampling.storage": dtype if number % 2 else "float32",
         "objective.kl": 0.1 if train == "lora" else 0.0,
         "optimizer.learning_rate": 1e-4,
-        "rewards": [configs.BRIGHTNESS],
+        "rewards": [fuzzed_configs.BRIGHTNESS],
         "rollout.prompts": 1,
         "rollout.images": 2,
     }
@@ -196,5 +198,5 @@ OLDER = {**MOVED, "objective.correction": 1.2}
     ],
 )
 def test_what_acts_together_has_the_gradient_that_is_written_down(trained, model, changes):
-    shape = {"rollout.prompts": 2, "rollout.images": 2, "rewards": [configs.BRIGHTNESS]}
+    shape = {"rollout.prompts": 2, "rollout.images": 2, "rewards": [fuzzed_configs.BRIGHTNESS]}
     assert trained(model, {**changes, **shape}, packed=True)

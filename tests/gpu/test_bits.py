@@ -4,13 +4,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from pcpo_ray.learner import FIRST_RATIO_LIMIT, Learner
-from pcpo_ray.packed import pack, unpack
-from pcpo_ray.policy import Policy
-from pcpo_ray.sampler import Sampler
-from pcpo_ray.trajectory import Prompt, Task
-from tests import small
-from tests.planning.test_roles import TRAJECTORIES
+from pcpo_ray.data.types import Prompt, Task
+from pcpo_ray.models.policy import Policy
+from pcpo_ray.workers.learner.learner import FIRST_RATIO_LIMIT, Learner
+from pcpo_ray.workers.packing import pack, unpack
+from pcpo_ray.workers.sampler import Sampler
+from tests.support import small
+from tests.support.trajectories import TRAJECTORIES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pcpo_ray import models
+from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import ModelError
-from pcpo_ray.trajectory import generator
-from tests import small
+from tests.support import small
 
 CPU = torch.device("cpu")
 MEAN, STD = [-1.6574, 1.886, -1.383, 2.5155], [8.4927, 5.9022, 6.5498, 5.2299]

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pcpo_ray import models
-from pcpo_ray.trajectory import generator
-from tests import small
+from pcpo_ray.data.seeds import generator
+from tests.support import small
 
 CPU = torch.device("cpu")
 TEXTS = ["a red circle above a blue square", "a small green ring"]

@@ -11,7 +11,7 @@ import torch
 from pcpo_ray import models
 from pcpo_ray.errors import ConfigError, ModelError
 from pcpo_ray.models.files import VARIANT
-from tests import small
+from tests.support import small
 
 CPU = torch.device("cpu")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 3438354725\n"

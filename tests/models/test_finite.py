@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pcpo_ray import models
+from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models.finite import is_finite
-from pcpo_ray.trajectory import generator
-from tests import small
+from tests.support import small
 
 CPU = torch.device("cpu")
 TEXT = "a red circle above a blue square"

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pcpo_ray import models
-from pcpo_ray.trajectory import generator
-from pcpo_ray.transitions import flow
-from tests import small
+from pcpo_ray.algorithm.transitions import flow_sde
+from pcpo_ray.data.seeds import generator
+from tests.support import small
 
 CPU = torch.device("cpu")
 TEXT = "a red circle above a blue square"
@@ -21,7 +21,7 @@ def load(path, **changes):
 def deterministic(denoiser, noise, steps, texts=(TEXT,)):
     latents, schedule = noise, denoiser.schedule(steps)
     with torch.no_grad():
-        for timestep, step in zip(schedule.timesteps, flow.steps(schedule, (0.0,) * steps), strict=True):
+        for timestep, step in zip(schedule.timesteps, flow_sde.steps(schedule, (0.0,) * steps), strict=True):
             prediction = denoiser.predict(latents, torch.full((len(latents),), timestep), denoiser.encode(texts))
             latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
     return latents

@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pcpo_ray import models, runs
+from pcpo_ray import models
+from pcpo_ray.commands import session
 from pcpo_ray.config import Lora
+from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import lora
-from pcpo_ray.trajectory import generator
-from tests import small
+from tests.support import small
 
 CPU = torch.device("cpu")
 FILE = "pytorch_lora_weights.safetensors"
@@ -444,10 +445,10 @@ def test_a_start_that_is_not_there_is_seen_before_anything_is_loaded(small_sd, t
     hollow = small.hollow(small_sd, tmp_path / "hollow")
     run = small.run(hollow, model__train=f"{{kind: lora, start: {tmp_path / 'nowhere'}}}")
     with pytest.raises(ModelError, match="nothing at"):
-        runs.check(run)
+        session.check(run)
     (tmp_path / "nowhere").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ModelError, match="nowhere is a git-lfs pointer"):
-        runs.check(run)
+        session.check(run)
 
 
 def test_a_start_of_a_run_that_trained_the_whole_network_is_named(small_sd, tmp_path):
@@ -457,4 +458,4 @@ def test_a_start_of_a_run_that_trained_the_whole_network_is_named(small_sd, tmp_
         (checkpoint / name).write_bytes(b"")
     for start in (checkpoint, tmp_path / "run"):
         with pytest.raises(ModelError, match="trained the whole network, and holds no LoRA"):
-            runs.check_files(small.run(small_sd, model__train=f"{{kind: lora, start: {start}}}"))
+            session.check_files(small.run(small_sd, model__train=f"{{kind: lora, start: {start}}}"))

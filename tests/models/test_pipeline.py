@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pcpo_ray import models
+from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models.pipeline import tokens_of
 from pcpo_ray.models.texts import TextCache
-from pcpo_ray.trajectory import generator
-from tests import small
+from tests.support import small
 
 CPU = torch.device("cpu")
 TEXT = "a red circle above a blue square"

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from pcpo_ray import models
+from pcpo_ray.algorithm.transitions import ddim
+from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import ModelError, ScheduleError
 from pcpo_ray.models import schedulers
 from pcpo_ray.models.schedulers import DIFFUSION, FLOW, as_loaded, understood
 from pcpo_ray.models.stable_diffusion import schedule
-from pcpo_ray.trajectory import generator
-from pcpo_ray.transitions import ddim
-from tests import small
+from tests.support import small
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 SHIFT = {"shift": 3.0, "use_dynamic_shifting": True}

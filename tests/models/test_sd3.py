@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pcpo_ray import models
-from pcpo_ray.trajectory import generator
-from pcpo_ray.transitions import flow
-from tests import small
+from pcpo_ray.algorithm.transitions import flow_sde
+from pcpo_ray.data.seeds import generator
+from tests.support import small
 
 CPU = torch.device("cpu")
 TEXTS = ["a red circle above a blue square", "a small green ring", "a star and a cross"]
@@ -29,7 +29,7 @@ def test_without_noise_its_latents_are_those_of_the_pipeline(small_sd3, tmp_path
     noise = torch.stack([denoiser.initial_noise(generator(seed)) for seed in range(len(texts))])
     latents, schedule = noise, denoiser.schedule(5)
     with torch.no_grad():
-        for timestep, step in zip(schedule.timesteps, flow.steps(schedule, (0.0,) * 5), strict=True):
+        for timestep, step in zip(schedule.timesteps, flow_sde.steps(schedule, (0.0,) * 5), strict=True):
             prediction = denoiser.predict(latents, torch.full((len(latents),), timestep), denoiser.encode(texts))
             latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
     without = {} if with_t5 else {"text_encoder_3": None, "tokenizer_3": None}

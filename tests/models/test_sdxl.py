@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pcpo_ray import models
-from pcpo_ray.trajectory import generator
-from pcpo_ray.transitions import ddim
-from tests import small
+from pcpo_ray.algorithm.transitions import ddim
+from pcpo_ray.data.seeds import generator
+from tests.support import small
 
 CPU = torch.device("cpu")
 TEXTS = ["a red circle above a blue square", "a small green ring", "a star and a cross"]

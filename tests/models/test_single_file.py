@@ -8,8 +8,7 @@ import torch
 from pcpo_ray import models
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models.texts import fingerprint
-from tests import small
-from tests.models import single_files
+from tests.support import single_files, small
 
 CPU = torch.device("cpu")
 TEXT = "a red circle above a blue square"

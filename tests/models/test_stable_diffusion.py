@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from pcpo_ray import models
+from pcpo_ray.algorithm.transitions import ddim
+from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import ModelError, ScheduleError
-from pcpo_ray.trajectory import generator
-from pcpo_ray.transitions import ddim
-from tests import small
-from tests.models import single_files
+from tests.support import single_files, small
 
 CPU = torch.device("cpu")
 TEXT = "a red circle above a blue square"

@@ -12,7 +12,7 @@ import torch
 from pcpo_ray import models
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models.texts import KeptTexts, TextCache
-from tests import small
+from tests.support import small
 
 CPU = torch.device("cpu")
 TEXTS = ["a red circle", "a blue ring", "a green star", "a yellow cross"]

@@ -2,17 +2,19 @@
 the embedded world. Minutes, so apart from `make test`: `make recipes`."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from pcpo_ray import checkpoint, config_file, runs
-from pcpo_ray.recorder import Recorder
-from pcpo_ray.train import Loop
+from pcpo_ray.commands import session
+from pcpo_ray.config import files
+from pcpo_ray.runs import checkpoints
+from pcpo_ray.training.loop import Loop
+from pcpo_ray.training.recorder import Recorder
+from tests.support import ROOT
 
 pytestmark = pytest.mark.recipes
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("shapes_"))
 FIXTURES = {"stable_diffusion": "small_sd", "sdxl": "small_sdxl", "sd3": "small_sd3", "flux": "small_flux_dev"}
 SMALLER = [
@@ -40,11 +42,11 @@ def one_ray():
 
 
 def two_steps(run, folder, *, local):
-    runs.check(run)
+    session.check(run)
     recorder = Recorder.create(folder, run)
-    stages = runs.stages(run, local=local, say=lambda line: None)
+    stages = session.stages(run, local=local, say=lambda line: None)
     try:
-        prompts, held_out = runs.sources(run)
+        prompts, held_out = session.sources(run)
         Loop(run, stages, recorder, prompts=prompts, held_out=held_out).train()
     finally:
         stages.close()
@@ -53,7 +55,7 @@ def two_steps(run, folder, *, local):
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["gradient_norm"] > 0 for row in rows)
     assert next(event for event in events if event["kind"] == "first_update")["max_log_ratio"] == 0
-    assert checkpoint.newest(folder, pytest.fail) == checkpoint.folder_for(folder, 2)
+    assert checkpoints.newest(folder, pytest.fail) == checkpoints.folder_for(folder, 2)
     return rows
 
 
@@ -65,10 +67,10 @@ def test_every_recipe_names_its_source():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_runs_on_ray(path, tmp_path, request, one_ray):
-    asked = config_file.load(path)
+    asked = files.load(path)
     folder = request.getfixturevalue(FIXTURES[asked.model.kind])
     own = [f"model.path={folder}", f"model.text_cache={tmp_path / 'texts'}"]
-    run = config_file.load(path, [*SMALLER, *SMALL_MODEL, *own])
+    run = files.load(path, [*SMALLER, *SMALL_MODEL, *own])
     rows = two_steps(run, tmp_path / "run", local=False)
     assert ("kl" in rows[0]) == (asked.objective.kl > 0)
 
@@ -105,5 +107,5 @@ SWITCHES_OF_FLOW = {
 )
 def test_a_switch_runs_on_the_embedded_world(config, switch, tmp_path):
     few = "evaluation.quality.neighbours=2"  # of four pictures
-    run = config_file.load(CONFIGS / f"{config}.yaml", [*SMALLER, few, *{**SWITCHES, **SWITCHES_OF_FLOW}[switch]])
+    run = files.load(CONFIGS / f"{config}.yaml", [*SMALLER, few, *{**SWITCHES, **SWITCHES_OF_FLOW}[switch]])
     assert len(two_steps(run, tmp_path / "run", local=True)) == 2

@@ -2,18 +2,21 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import pytest
 
-from pcpo_ray import config_file, minibatches, models, policy
-from pcpo_ray.study import axes
+from pcpo_ray import models
+from pcpo_ray.commands.study import axes
+from pcpo_ray.config import files
+from pcpo_ray.models import policy
+from pcpo_ray.workers.learner import mini_batches
+from tests.support import ROOT
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 
 
 def recipe(name):
-    return config_file.load(CONFIGS / f"sd35m_{name}_pickscore.yaml")
+    return files.load(CONFIGS / f"sd35m_{name}_pickscore.yaml")
 
 
 def trained(run, folder):
@@ -75,16 +78,16 @@ OF = {
 def test_a_recipe_of_another_differs_from_it_in_what_its_header_says(name):
     other, allowed = OF[name]
     assert f"of {other}.yaml" in (CONFIGS / f"{name}.yaml").read_text()
-    one, two = (config_file.load(CONFIGS / f"{stem}.yaml") for stem in (name, other))
+    one, two = (files.load(CONFIGS / f"{stem}.yaml") for stem in (name, other))
     assert axes.settings_differing(one, two).keys() == allowed
 
 
 @pytest.mark.parametrize("ranks", [8, 16, 32])
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("flux_*.yaml")), ids=lambda path: path.stem)
 def test_a_flux_recipe_keeps_many_ranks_busy_though_a_minibatch_has_four_groups(path, ranks):
-    run = config_file.load(path)
+    run = files.load(path)
     trained = policy.kept(run.sampling.subset, run.sampling.steps - 1)  # the last step draws no noise
-    (part, _) = minibatches.of(run.optimizer, run.rollout.prompts, seed=0, step=1)
-    blocks = minibatches.cut(dict.fromkeys(part, (run.rollout.images, trained)), minibatches.length_of(run, None))
-    learned = [len(minibatches.share(blocks, rank, ranks)) for rank in range(ranks)]
+    (part, _) = mini_batches.of(run.optimizer, run.rollout.prompts, seed=0, step=1)
+    blocks = mini_batches.cut(dict.fromkeys(part, (run.rollout.images, trained)), mini_batches.length_of(run, None))
+    learned = [len(mini_batches.share(blocks, rank, ranks)) for rank in range(ranks)]
     assert len(part) == 4 and 1 - sum(learned) / (ranks * max(learned)) < 0.05

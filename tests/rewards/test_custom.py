@@ -110,10 +110,10 @@ def test_a_class_that_ends_the_process_while_it_is_built_is_named_with_the_line(
 
 
 def test_after_a_reward_that_ended_the_process_the_mended_command_starts(small_sd, command, tmp_path):
-    from pcpo_ray import config_file
-    from tests import small
+    from pcpo_ray.config import files
+    from tests.support import small
 
-    (tmp_path / "sd.yaml").write_text(config_file.dump(small.run(small_sd, steps=1)))
+    (tmp_path / "sd.yaml").write_text(files.dump(small.run(small_sd, steps=1)))
     asked = ("train", "sd.yaml", "--local", "rewards=[{kind: 'mine:Quits'}]")
     status, _, told = command(*asked)
     assert status == 1 and "SystemExit: no licence" in told and "mine.py, line" in told

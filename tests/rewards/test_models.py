@@ -8,59 +8,15 @@ import torch
 from PIL import Image
 
 from pcpo_ray import config, rewards, shapes
+from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import clip, hps
 from pcpo_ray.rewards.pictures import rgb
-from pcpo_ray.trajectory import generator
+from tests.support.clips import PICTURES, TEXTS, noise
 
 CPU = torch.device("cpu")
-TEXTS = ["a red circle above a blue square", "a small green ring", "a star"]
 RNG = np.random.default_rng(0)
 SIZES = {"square": (40, 40), "odd": (37, 51), "portrait": (90, 31), "landscape": (31, 90), "exact": (32, 20)}
-
-
-def noise(height, width, channels=3, count=1):
-    """Smooth pictures: on white noise, resampling filters differ by little."""
-    small = RNG.integers(0, 256, size=(count, 6, 5, channels), dtype=np.uint8)
-    return np.stack(
-        [
-            np.dstack(
-                [
-                    np.asarray(Image.fromarray(picture[..., c]).resize((width, height), Image.Resampling.BILINEAR))
-                    for c in range(channels)
-                ]
-            )
-            for picture in small
-        ]
-    )
-
-
-PICTURES = noise(40, 40, count=3)
-
-
-@pytest.fixture(scope="module")
-def clip_transformers(tmp_path_factory):
-    """A small CLIPModel with its processor, as PickScore_v1 and OpenAI's CLIP lie on the hub."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = clip_tokenizer()
-    ends = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1, "pad_token_id": len(tokenizer) - 1}
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = CLIPModel(
-        CLIPConfig(
-            text_config={**sizes, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 16},
-            vision_config={**sizes, "image_size": 32, "patch_size": 8},
-            projection_dim=12,
-        )
-    )
-    folder = tmp_path_factory.mktemp("clip")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
 
 
 ARCHITECTURE = "small-ViT-for-tests"

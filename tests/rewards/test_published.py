@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pcpo_ray import config, quality, rewards, shapes
+from pcpo_ray import config, rewards, shapes
 from pcpo_ray.errors import QualityError, RewardError
-from pcpo_ray.rewards import aesthetic, clip, published
-from tests import small
-from tests.rewards.test_models import PICTURES, TEXTS, clip_transformers  # noqa: F401
+from pcpo_ray.rewards import aesthetic, clip, published, quality
+from tests.support import small
+from tests.support.clips import PICTURES, TEXTS
 
 CPU = torch.device("cpu")
 PLAIN, QUICK, WIDE = "tiny-ViT", "tiny-ViT-quickgelu", "tiny-ViT-48"
@@ -190,7 +190,7 @@ def changed(folder, made, file, **values):
     return copy
 
 
-def test_a_processor_of_another_network_is_refused(clip_transformers, tmp_path):  # noqa: F811
+def test_a_processor_of_another_network_is_refused(clip_transformers, tmp_path):
     def refused(words, processor):
         with pytest.raises(RewardError, match=words):
             rewards.load(
@@ -205,7 +205,7 @@ def test_a_processor_of_another_network_is_refused(clip_transformers, tmp_path):
     )
     raw = changed(clip_transformers, tmp_path / "b", name, do_normalize=False, do_rescale=False)
     refused("has do_rescale, do_normalize false", raw)
-    from pcpo_ray.shapes.pretrain.tokenizers import clip_tokenizer
+    from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer
 
     other = shutil.copytree(clip_transformers, tmp_path / "c")
     tokenizer = clip_tokenizer()
@@ -214,7 +214,7 @@ def test_a_processor_of_another_network_is_refused(clip_transformers, tmp_path):
     refused("has a tokenizer of .* tokens, and the network", other)
 
 
-def test_a_tokenizer_that_knows_no_longest_text_cuts_where_the_network_ends(clip_transformers, tmp_path):  # noqa: F811
+def test_a_tokenizer_that_knows_no_longest_text_cuts_where_the_network_ends(clip_transformers, tmp_path):
     folder = changed(clip_transformers, tmp_path / "clip", "tokenizer_config.json", model_max_length=10**30)
     found = clip.load(str(folder), None, CPU).tokenize(["a red circle " * 100])
     assert found["input_ids"].shape == (1, 16)

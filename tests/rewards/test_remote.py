@@ -20,9 +20,9 @@ from PIL import Image
 from pcpo_ray import config, rewards
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import remote, serve
-from pcpo_ray.scorer import Scorer
-from tests import small
-from tests.test_sampler import task
+from pcpo_ray.workers.scorer import Scorer
+from tests.support import small
+from tests.support.trajectories import task
 
 CPU = torch.device("cpu")
 PICTURES = np.random.default_rng(0).integers(0, 256, size=(3, 9, 7, 3), dtype=np.uint8)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from pcpo_ray.commands.pretrain_shapes.measure import FLUX_SAMPLING, SD_SAMPLING, accuracy, preference
 from pcpo_ray.shapes import CHECKPOINTS, checkpoint
-from pcpo_ray.shapes.pretrain.measure import FLUX_SAMPLING, SD_SAMPLING, accuracy, preference
 
 LARGEST = 20_000_000  # bytes, of all that is shipped
 

@@ -5,12 +5,12 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from pcpo_ray.commands.pretrain_shapes.data import sample_captions
+from pcpo_ray.commands.pretrain_shapes.variants import variants
 from pcpo_ray.errors import PromptError, RewardError
 from pcpo_ray.shapes.captions import parse
 from pcpo_ray.shapes.draw import draw
 from pcpo_ray.shapes.oracle import Verdict, connected, judge, read
-from pcpo_ray.shapes.pretrain.data import sample_captions
-from pcpo_ray.shapes.pretrain.variants import variants
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The paper: noise schedules, affine steps, credit, advantages, losses. Torch only."""

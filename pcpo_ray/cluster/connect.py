@@ -1,0 +1,73 @@
+"""Joining a cluster, or starting one on this machine, and a run's stages on it."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+
+from pcpo_ray import config
+from pcpo_ray.cluster.control.attach import attach
+from pcpo_ray.cluster.control.driver import Desk
+from pcpo_ray.cluster.launch import asked_for, short_of
+from pcpo_ray.cluster.stages import RayStages
+from pcpo_ray.errors import ClusterError
+from pcpo_ray.training import status
+
+
+def connect(run: config.Run, say: Callable[[str], None] = lambda line: None, *, announced: bool = False) -> RayStages:
+    """Start a run's workers on the cluster that RAY_ADDRESS names, or on one of this machine's own.
+
+    An `announced` run can be talked to by its name from the start on; any other from its first task on.
+    Raises ClusterError when the cluster cannot be reached, is too small, or its workers are not ready in time, and
+    where a run of that name is going on.
+    """
+    with contextlib.ExitStack() as unless_ready:
+        unless_ready.enter_context(joined(run, say))
+        desk = Desk(run.name, status.starting(run)) if announced else None
+        found = RayStages(run, desk=desk, say=say)
+        found.ending = unless_ready.pop_all()
+    return found
+
+
+@contextlib.contextmanager
+def joined(
+    run: config.Run, say: Callable[[str], None], *, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Inside, this process belongs to the cluster that RAY_ADDRESS names, or to one of this machine's own.
+
+    One that it belongs to already, it stays with.
+
+    Starting one takes seconds of waiting, and `meanwhile` is done in a thread beside. Raises what that raises, and
+    ClusterError when the cluster cannot be reached or is too small.
+    """
+    if ray.is_initialized():
+        meanwhile()
+        yield
+        return
+    with contextlib.ExitStack() as ending:
+        ending.callback(ray.shutdown)
+        address = os.environ.get("RAY_ADDRESS", "local")
+        with ThreadPoolExecutor(1) as beside:
+            done = beside.submit(meanwhile)
+            try:
+                dashboard = _started() if address == "local" else attach(address)
+            finally:
+                done.result()  # its error says more than one of Ray's
+        if dashboard:
+            say(f"Ray dashboard: http://{dashboard}")
+        short = short_of(asked_for(run.workers), ray.cluster_resources())
+        if short and address == "local":  # it will not grow
+            raise ClusterError(f"this machine is too small: {short}; lower workers.*.workers, cpus or gpus")
+        yield
+
+
+def _started() -> str:
+    """Start Ray on this machine; the address of its dashboard."""
+    try:
+        context = ray.init(address="local", log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # a node that is late is an Exception of no class of its own
+        hint = "; set RAY_TMPDIR to a folder with a short name, such as /tmp" if "AF_UNIX" in str(error) else ""
+        raise ClusterError(f"Ray cannot be started on this machine: {error}{hint}") from error
+    return context.dashboard_url or ""

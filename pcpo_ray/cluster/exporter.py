@@ -1,0 +1,58 @@
+"""The catalogue on ray.util.metrics: it arrives where Ray's own metrics do, at every node's metrics port."""
+
+import math
+import threading
+from collections.abc import Sequence
+
+from ray.util.metrics import Counter, Gauge
+
+from pcpo_ray.metrics.catalogue import Metric
+from pcpo_ray.metrics.reporter import Change
+
+AGAIN = 1.0
+"""Seconds until a gauge is set again: Ray drops one that was not for two reports, of which the shortest take 1 s."""
+
+
+class RayExporter:
+    """The driver's metrics. A thread of its own keeps gauges alive while the driver waits, until `close`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._gauges: dict[Metric, Gauge] = {}
+        self._counters: dict[Metric, Counter] = {}
+        self._values: dict[tuple[Metric, tuple[tuple[str, str], ...]], float] = {}
+        self._closed = threading.Event()
+        threading.Thread(target=self._keep, name="gauges", daemon=True).start()
+
+    def apply(self, run: str, changes: Sequence[Change]) -> None:
+        with self._lock:
+            for change in changes:
+                tags = {"run": run, **change.labels}
+                if change.metric.kind == "counter":
+                    self._count(change.metric, change.value, tags)
+                elif math.isnan(change.value):
+                    self._values.pop((change.metric, tuple(tags.items())), None)
+                else:
+                    self._values[change.metric, tuple(tags.items())] = change.value
+                    self._set(change.metric, change.value, tags)
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _keep(self) -> None:
+        while not self._closed.wait(AGAIN):
+            with self._lock:
+                for (metric, tags), value in self._values.items():
+                    self._set(metric, value, dict(tags))
+
+    def _set(self, metric: Metric, value: float, tags: dict[str, str]) -> None:
+        if metric not in self._gauges:
+            self._gauges[metric] = Gauge(metric.name, metric.help, ("run", *metric.labels))
+        self._gauges[metric].set(value, tags)
+
+    def _count(self, metric: Metric, more: float, tags: dict[str, str]) -> None:
+        if more <= 0:  # Ray refuses to add nothing
+            return
+        if metric not in self._counters:
+            self._counters[metric] = Counter(metric.name, metric.help, ("run", *metric.labels))
+        self._counters[metric].inc(more, tags)

@@ -1,0 +1,93 @@
+"""Ray against one process: the same steps, with one sampler, one scorer and one learner, one after the other."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from pcpo_ray import config
+from pcpo_ray.commands import session
+from pcpo_ray.commands.bench import work
+from pcpo_ray.commands.bench.rows import Goal, Row, Say, alternate
+from pcpo_ray.commands.bench.waiting import DEADLINE, answers
+from pcpo_ray.training.batch import make_histories, weigh
+from pcpo_ray.training.dispatcher import Traffic
+from pcpo_ray.training.stages import Stages
+from pcpo_ray.workers import memory
+
+if TYPE_CHECKING:
+    from pcpo_ray.cluster.stages import RayStages
+
+
+def measured_on(run: config.Run) -> config.Run:
+    """The config with one worker a role, synchronous."""
+    workers = run.workers
+    return dataclasses.replace(
+        run,
+        rollout=dataclasses.replace(run.rollout, max_staleness=0),
+        workers=dataclasses.replace(
+            workers,
+            samplers=work.counted(workers.samplers, 1),
+            scorers=work.counted(workers.scorers, 1),
+            learner=dataclasses.replace(workers.learner, ranks=1),
+            start_timeout=DEADLINE,
+            task_timeout=DEADLINE,
+        ),
+    )
+
+
+class Steps:
+    """Takes a run's steps by hand on either backend, as the loop does, with nothing recorded."""
+
+    def __init__(self, run: config.Run, stages: Stages) -> None:
+        self.run, self.stages, self.step = run, stages, 0
+        self.traffic = Traffic(run, stages, event=lambda kind, **details: None, say=lambda line: None)
+        self.histories = make_histories(run)
+
+    def __call__(self) -> float:
+        """Seconds of the next."""
+        started = time.perf_counter()
+        self.traffic.publish(oldest=self.step)
+        tasks = work.tasks(self.run, self.step + 1, self.step)
+        self.traffic.submit(tasks)
+        batch = weigh(self.run, self.traffic.gather(tasks), self.histories, self.step + 1)
+        self.step = self.traffic.learn(self.step + 1, batch.groups).version
+        return time.perf_counter() - started
+
+
+def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
+    """A repeat is one step on each."""
+    here = session.stages(run, local=True, say=say)
+    there = cast("RayStages", session.stages(run, local=False, say=say))
+    try:
+        figures, limits = alternate(Steps(run, there), Steps(run, here), repeats, say)
+        peaks = _peaks(there)
+    finally:
+        there.close()
+    row = Row(
+        name="Ray against in-process",
+        unit="s a step",
+        figures=figures,
+        limits=limits,
+        limit="the same steps in this process",
+        goal=Goal(bound="at most", value=1.1),
+        facts={"images a step": run.rollout.prompts * run.rollout.images},
+    )
+    peaks["driver, with the stages of one process"] = memory.peak()
+    return [row, *(_peak(role, peak) for role, peak in peaks.items())]
+
+
+def _peaks(stages: "RayStages") -> dict[str, memory.Peak]:
+    actors: dict[str, Any] = {**stages.samplers.members(), **stages.scorers.members()}
+    actors |= {f"learner-{index}": actor for index, actor in enumerate(stages.learner.actors)}
+    found = answers([actor.peak.remote() for actor in actors.values()], "the workers' peak memory")
+    return dict(zip(actors, found, strict=True))
+
+
+def _peak(role: str, peak: memory.Peak) -> Row:
+    return Row(
+        name=f"peak memory, {role}",
+        unit="MiB",
+        figures=(peak.resident / 2**20,),
+        facts={"of a GPU's besides, MiB": peak.gpu / 2**20} if peak.gpu else {},
+    )

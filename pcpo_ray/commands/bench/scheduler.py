@@ -1,0 +1,149 @@
+"""The scheduler: what the driver's own work costs a task, with few and with many in flight. Nothing is sampled."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
+
+from pcpo_ray import config
+from pcpo_ray.commands import session
+from pcpo_ray.commands.bench.rows import Goal, Row, Say, alternate
+from pcpo_ray.data.types import Handle, Prompt, Rollout, Scored, Task
+from pcpo_ray.data.updates import Published
+from pcpo_ray.training.dispatcher import Traffic
+from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start
+from pcpo_ray.training.stages import Stages
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+FEWEST = 10
+IN_FLIGHT = (100, 1_000, 10_000)
+TASKS = 10_000
+"""That pass in one measurement, however many of them are in flight at once."""
+
+WORKERS = 4
+"""They hold 8 tasks, fewer than are ever in flight: some always queue."""
+
+
+class InstantPool(Generic[Item, Result]):
+    """A role's pool, whose workers are done as soon as they are asked: what Ray's pool decides, without Ray."""
+
+    def __init__(self, name: str, finish: Callable[[Item, str], Result]) -> None:
+        # no hedges: beside tasks that take no time, whichever is under way at a pause of the machine seems late
+        self.pool: Pool[Item] = Pool(name, Limits(hedge=math.inf))
+        self.finish = finish
+        self.held: list[Send[Item]] = []
+        self.done: list[Result] = []
+        self.pool.resize(WORKERS, time.monotonic())
+        self._perform()
+
+    def submit(self, item: Item) -> None:
+        self.pool.submit(item, time.monotonic())
+        self._perform()
+
+    def collect(self) -> list[Result]:
+        self.pool.tick(time.monotonic())
+        self._perform()
+        finished, self.done = self.done, []
+        return finished
+
+    def lost(self) -> list[Item]:
+        return []
+
+    def work(self) -> bool:
+        """One worker finishes an item; False if none holds any."""
+        if not self.held:
+            return False
+        send = self.held.pop(0)
+        if self.pool.finished(send.worker, send.ticket, time.monotonic()):
+            self.done.append(self.finish(send.item, send.worker))
+        self._perform()
+        return True
+
+    def _perform(self) -> None:
+        for action in self.pool.take():
+            match action:
+                case Start(worker):
+                    self.pool.ready(worker, time.monotonic())
+                case Send():
+                    self.held.append(action)
+
+
+class InstantStages:
+    """As much of the stages as traffic asks."""
+
+    def __init__(self) -> None:
+        self.samplers: InstantPool[Task, Rollout] = InstantPool("sampler", _sampled)
+        self.scorers: InstantPool[Rollout, Scored] = InstantPool("scorer", _scored)
+        self.learner = self
+
+    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
+        return Published(version=0, averaged=averaged, checksum="", bytes=0, seconds=0.0)
+
+    def wait(self, timeout: float) -> None:
+        _ = self.scorers.work() or self.samplers.work()
+
+    def faults(self) -> list[str]:
+        return []
+
+
+def _sampled(task: Task, worker: str) -> Rollout:
+    nothing = Handle(reference=None)
+    return Rollout(task=task, trajectory=nothing, images=nothing, bytes=1, checksum="", seconds=0.0, worker=worker)
+
+
+def _scored(rollout: Rollout, worker: str) -> Scored:
+    return Scored(rollout=rollout, scores={"none": [0.0]}, failures={}, seconds=0.0)
+
+
+def cost(run: config.Run, in_flight: int, tasks: int = TASKS) -> float:
+    """Microseconds of processor time a task, from being submitted to being gathered, in batches of `in_flight`."""
+    stages = cast(Stages, InstantStages())
+    traffic = Traffic(run, stages, event=_ignore, say=_ignore)
+    traffic.publish(oldest=0)
+    batches = [
+        [_task(step, position) for position in range(in_flight)] for step in range(1, 1 + max(1, tasks // in_flight))
+    ]
+    started = time.process_time()
+    for batch in batches:
+        traffic.submit(batch)
+        traffic.gather(batch)
+    return 1e6 * (time.process_time() - started) / (len(batches) * in_flight)
+
+
+def _task(step: int, position: int) -> Task:
+    return Task(
+        step=step, position=position, prompt=Prompt(index=position, text=""), images=1, version=0, purpose="train"
+    )
+
+
+def _ignore(*arguments: Any, **details: Any) -> None:
+    pass
+
+
+def measured_on(run: config.Run) -> config.Run:
+    """Of the config only its limits count, and these are set so that none is met."""
+    return dataclasses.replace(run, workers=dataclasses.replace(run.workers, task_timeout=600.0))
+
+
+def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
+    """A repeat is `TASKS` tasks with so many in flight, and as many with the fewest."""
+    rows = []
+    for in_flight in IN_FLIGHT:
+        say(f"{in_flight} in flight")
+        with session.frozen():  # as the driver is
+            figures, limits = alternate(partial(cost, run, in_flight), partial(cost, run, FEWEST), repeats, say)
+        rows.append(
+            Row(
+                name=f"scheduler, {in_flight:,} in flight",
+                unit="us a task",
+                figures=figures,
+                limits=limits,
+                limit=f"the same with {FEWEST} in flight",
+                goal=Goal(bound="at most", value=1.1),
+            )
+        )
+    return rows

@@ -1,0 +1,108 @@
+"""Planning: what a run will need, before anything of it starts: memory by role, object stores, workers.
+
+Sizes come from running the roles' own code on tensors without data (hollow.py), so neither a GPU, nor weights, nor the
+memory of a real model is needed: a folder's JSON files will do. No Ray.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pcpo_ray.commands.plan import gpus, roles, switches
+from pcpo_ray.commands.plan.roles import Memory, Store
+from pcpo_ray.commands.plan.switches import Overrides, Remedy
+from pcpo_ray.config import Run
+from pcpo_ray.errors import ConfigError
+from pcpo_ray.workers.learner import mini_batches
+
+NEEDED: dict[str, tuple[Callable[[Run], Memory | Store], Callable[[Run], Iterator[Overrides]]]] = {
+    "sampler": (roles.sampler, switches.for_sampler),
+    "scorer": (roles.scorer, switches.for_scorer),
+    "learner": (roles.learner, switches.for_learner),
+    "object stores": (roles.store, switches.for_store),
+}
+"""What a run needs memory for: how much it is, and the switches that make it less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will hold: each role's processes, and the object stores of all nodes together."""
+
+    run: Run
+    roles: tuple[Memory, ...]
+    store: Store
+
+    @property
+    def main_memory(self) -> int:
+        """Bytes in the memory of all machines together: what is on CPUs, beside GPUs and in the object stores."""
+        held = [role.processes * (sum(role.beside.values()) if role.gpus else role.total) for role in self.roles]
+        return sum(held) + self.store.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What there is: a kind of GPU by its name, and the bytes of the object stores together; None is not judged."""
+
+    gpu: str | None = None
+    store: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether something fits: `needed` and `room` in bytes; `remedies` make it fit where it does not."""
+
+    what: str
+    needed: int
+    room: float
+    remedies: tuple[Remedy, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.room
+
+
+def plan(run: Run) -> Plan:
+    """What the run will hold. Raises the PcpoError of what is wrong with its config, model or rewards."""
+    mini_batches.check_ranks(run, roles.trained_steps(run))
+    return Plan(run=run, roles=(roles.sampler(run), roles.scorer(run), roles.learner(run)), store=roles.store(run))
+
+
+def judge(planned: Plan, room: Room) -> list[Verdict]:
+    """What fits and what does not, and which switches would make it fit. Raises ConfigError for an unknown GPU."""
+    found = []
+    for role in planned.roles:
+        if room.gpu is not None and role.gpus:
+            memory = gpus.memory_of(room.gpu) * min(1.0, role.gpus)
+            found.append(_judged(planned.run, role.role, role.total, memory))
+    if room.gpu is not None and not found:
+        gpus.memory_of(room.gpu)
+        raise ConfigError(
+            f"--gpu {room.gpu}: no role of this config has a GPU; give them some, such as workers.learner.gpus=1 "
+            "workers.samplers.gpus=1 workers.scorers.gpus=1, or leave out --gpu"
+        )
+    if room.store is not None:
+        found.append(_judged(planned.run, "object stores", planned.store.needed, room.store))
+    return found
+
+
+def _judged(run: Run, what: str, needed: int, room: float) -> Verdict:
+    if needed <= room:
+        return Verdict(what=what, needed=needed, room=room)
+    size, candidates = NEEDED[what]
+
+    def measured(changed: Run) -> tuple[int, float]:
+        """What is needed with another config, and the room that its share of the GPU is."""
+        found = size(changed)
+        if isinstance(found, Store):
+            return found.needed, room
+        return found.total, room * min(1.0, found.gpus) / min(1.0, share)
+
+    share = getattr(size(run), "gpus", 1.0)
+    return Verdict(what=what, needed=needed, room=room, remedies=switches.remedies(run, candidates(run), measured))
+
+
+def together(planned: Plan, verdicts: list[Verdict], room: Room) -> tuple[Overrides, list[Verdict]]:
+    """The first remedy of all that does not fit, and what the whole plan is judged with all of them at once."""
+    overrides = switches.merged(
+        override for verdict in verdicts for remedy in verdict.remedies[:1] for override in remedy.overrides
+    )
+    return overrides, judge(plan(switches.changed(planned.run, overrides)), room)

@@ -1,0 +1,87 @@
+"""What the reward models take: made of their configs alone, without weights, as `hollow` makes the model trained."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pcpo_ray import config
+from pcpo_ray.commands.plan.hollow import materialise, quiet, size_of_module
+from pcpo_ray.commands.plan.live import Live
+from pcpo_ray.errors import RewardError
+from pcpo_ray.rewards import aesthetic, clip
+
+Clip = tuple[str, bool]
+"""A CLIP model: open_clip's name of it or its folder, and whether that is one in transformers' format."""
+
+
+def clips(rewards: Sequence[config.Reward]) -> dict[str, Clip]:
+    """The CLIP models of the rewards by what to call them, each once. Raises RewardError for one that is not there."""
+    found: dict[str, Clip] = {}
+    for reward in rewards:
+        match reward:
+            case config.Hps():
+                clip.check_architecture(reward.architecture)
+                found[f"{reward.architecture} ({reward.name})"] = (reward.architecture, False)
+            case config.ClipScore() | config.Diversity() | config.Aesthetic() if reward.weights is not None:
+                clip.check_architecture(reward.model)
+                found[reward.model] = (reward.model, False)
+            case config.ClipScore() | config.Diversity() | config.Aesthetic() | config.PickScore():
+                located, _ = clip.locate(reward.model, None)
+                found[reward.model] = (located, not located.startswith("local-dir:"))
+    return found
+
+
+def heads(rewards: Sequence[config.Reward]) -> dict[str, int]:
+    """The bytes of what stands behind the CLIP models."""
+    with torch.device("meta"):
+        return {r.name: size_of_module(aesthetic.layers(768)) for r in rewards if isinstance(r, config.Aesthetic)}
+
+
+def unknown(rewards: Sequence[config.Reward]) -> list[str]:
+    """Rewards of which nothing is known before they are made: the user's own."""
+    return sorted({reward.name for reward in rewards if isinstance(reward, config.CustomReward)})
+
+
+@cache
+def measure(found: Clip, images: int, half: bool) -> tuple[int, int]:
+    """Bytes of a CLIP model, and the peak of embedding so many pictures and a text, on a GPU in `half` precision."""
+    network, side, length = _network(*found)
+    network.requires_grad_(False).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        materialise(network)
+        live = Live("cuda" if half else "cpu")
+        with live, torch.no_grad(), torch.autocast("cpu", torch.float16, enabled=half):
+            pixels = torch.empty(min(images, clip.CHUNK), 3, side, side)
+            tokens = torch.zeros(1, length, dtype=torch.long)
+            if found[1]:
+                network.get_image_features(pixel_values=pixels)
+                network.get_text_features(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+            else:
+                network.encode_image(pixels)
+                network.encode_text(tokens)
+        return size_of_module(network), live.peak
+
+
+def _network(name: str, transformers_format: bool) -> tuple[Any, int, int]:
+    """The network on the meta device, its pictures' side and its texts' length."""
+    try:
+        with quiet(), torch.device("meta"):
+            if transformers_format:
+                from transformers import CLIPConfig, CLIPModel
+
+                settings = CLIPConfig.from_pretrained(name, local_files_only=True)
+                return (
+                    CLIPModel(settings),
+                    settings.vision_config.image_size,
+                    settings.text_config.max_position_embeddings,
+                )
+            import open_clip
+
+            network: Any = open_clip.create_model(name, load_weights=False, device="meta")
+    except Exception as error:  # whatever a library makes of a config that is cut short
+        raise RewardError(f"CLIP model {name!r}: nothing can be made of its config: {error}") from error
+    size = network.visual.image_size
+    return network, size[0] if isinstance(size, tuple) else size, int(network.context_length)

@@ -1,0 +1,48 @@
+"""Latents of drawn pictures, encoded once: what the two base models are trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pcpo_ray.commands.pretrain_shapes import vae
+from pcpo_ray.commands.pretrain_shapes.data import sample_captions, sample_pictures
+
+PICTURES = 40_000
+CHUNK = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    """Pictures as the VAE sees them, in half precision, and their captions."""
+
+    latents: Float[Tensor, "N 8 8 8"]
+    captions: list[str]
+
+    def sample(
+        self, rng: np.random.Generator, count: int, *, dropped: float = 0.0
+    ) -> tuple[Float[Tensor, "B 8 8 8"], list[str]]:
+        """`count` pictures' latents and captions, of which a share is replaced by the empty one (for guidance)."""
+        indices = rng.integers(len(self.captions), size=count)
+        empty = rng.random(count) < dropped
+        texts = ["" if gone else self.captions[index] for index, gone in zip(indices, empty, strict=True)]
+        return self.latents[torch.from_numpy(indices)].float(), texts
+
+
+def encode(out: Path, seed: int, pictures: int = PICTURES) -> Latents:
+    """Draw and encode pictures with the trained VAE of `out`. The same seed gives the same latents."""
+    rng = np.random.default_rng(seed)
+    encoder = vae.load(out)
+    captions: list[str] = []
+    latents: list[Tensor] = []
+    with torch.no_grad():
+        while len(captions) < pictures:
+            texts = sample_captions(rng, min(CHUNK, pictures - len(captions)))
+            latents.append(encoder.encode(sample_pictures(rng, texts)).latent_dist.mean.half())
+            captions += texts
+    return Latents(latents=torch.cat(latents), captions=captions)

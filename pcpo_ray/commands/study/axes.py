@@ -1,0 +1,114 @@
+"""What must be equal in two arms for their difference to be that of what a study is about."""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pcpo_ray import config
+from pcpo_ray.config import files
+
+OWN = ("name", "seed")
+"""Keys that a study gives each run itself."""
+
+DERIVED = ("trained steps", "mean credit weight")
+"""What follows from several keys together: the timesteps trained, with the part of them that a batch is trained on; and
+the mean weight over those."""
+
+TOLERANCE = 1e-6
+"""Relative difference of two mean weights that counts as none."""
+
+
+def differing(one: config.Run, other: config.Run) -> dict[str, tuple[Any, Any]]:
+    """Every key of the config in which two runs differ, and what of DERIVED does, with their values.
+
+    Where two blocks have other keys, as two kinds of credit may, the key is that of the block. Raises the PcpoError of
+    a schedule or credit that cannot be.
+    """
+    mine, theirs = derived(one), derived(other)
+    return settings_differing(one, other) | {
+        name: (mine[name], theirs[name]) for name in DERIVED if not same(mine[name], theirs[name])
+    }
+
+
+def settings_differing(one: config.Run, other: config.Run) -> dict[str, tuple[Any, Any]]:
+    """`differing` without what follows from several keys, for which nothing of the model need be there."""
+    return dict(_differences(_settings(one), _settings(other)))
+
+
+def _settings(run: config.Run) -> dict[str, Any]:
+    return {key: value for key, value in asdict(run).items() if key not in OWN}
+
+
+def _differences(left: Any, right: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if isinstance(left, Mapping) and isinstance(right, Mapping) and left.keys() == right.keys():
+        for key in left:
+            yield from _differences(left[key], right[key], f"{path}.{key}" if path else key)
+    elif left != right:
+        yield path, (left, right)
+
+
+def derived(run: config.Run) -> dict[str, Any]:
+    """A run's value of each of DERIVED, as plain data."""
+    from pcpo_ray import models
+    from pcpo_ray.models import policy
+
+    sampling = run.sampling
+    schedule = models.schedule_of(models.folder_of(run.model), run.model, sampling)
+    plan = policy.plan(run.credit, sampling, schedule)
+    subset = "all of them" if sampling.subset is None else asdict(sampling.subset)
+    return {
+        "trained steps": [[schedule.timesteps[index] for index in plan.trained], subset],
+        "mean credit weight": math.fsum(plan.weights[index] for index in plan.trained) / len(plan.trained),
+    }
+
+
+def covers(declared: str, key: str) -> bool:
+    """Whether a name under `varies` means this key: it is the key, or a block that the key is in."""
+    return key == declared or key.startswith(f"{declared}.")
+
+
+def unknown(declared: str, runs: Collection[config.Run]) -> str | None:
+    """What is wrong with a name under `varies` that is no key of these runs' configs; None where it is one."""
+    known = {*DERIVED, *(path for run in runs for path in _paths(_settings(run)))}
+    if declared in known:
+        return None
+    return f"no key of a run's config, nor one of {list(DERIVED)}{files.nearest(declared, sorted(known))}"
+
+
+def _paths(settings: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    for key, value in settings.items():
+        yield f"{before}{key}"
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{before}{key}.")
+
+
+def drawn(run: config.Run) -> dict[str, Any]:
+    """How a run draws the images of an evaluation, beside its weights: equal where two runs draw alike."""
+    from pcpo_ray import models
+    from pcpo_ray.models import policy
+
+    sampling = run.evaluated
+    schedule = models.schedule_of(models.folder_of(run.model), run.model, sampling)
+    if run.evaluation.sampling is None:
+        way = policy.plan(run.credit, sampling, schedule)
+    else:
+        way = policy.evaluation_credit(run, schedule)
+    keys = ("guidance_scale", "height", "width", "shared_noise", "storage")
+    return {
+        **{key: getattr(sampling, key) for key in keys},
+        "timesteps": list(schedule.timesteps),
+        "steps": [asdict(step) for step in way.steps],
+        "mix": list(way.mix),
+    }
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal, up to rounding where numbers are compared."""
+    if isinstance(left, float) and isinstance(right, float):
+        return math.isclose(left, right, rel_tol=TOLERANCE)
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)

@@ -1,0 +1,95 @@
+"""A study's charts: a curve an arm, in the same colour throughout; the page names them once."""
+
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
+
+from pcpo_ray.commands.report.charts import Axes, Colour, Curve, chart
+from pcpo_ray.commands.study import plan, statistics
+from pcpo_ray.commands.study.results import Arm, Results
+
+COLOURS: tuple[Colour, ...] = get_args(Colour)
+
+Look = tuple[Colour, bool]
+"""An arm's colour, and whether its line is dashed: the second round of the colours."""
+
+
+def looks(results: Results) -> dict[str, Look]:
+    """How each arm is drawn, by its name."""
+    return {name: (COLOURS[place % len(COLOURS)], place >= len(COLOURS)) for place, name in enumerate(results.arms)}
+
+
+def reward(results: Results, name: str, axis: str, where: Callable[[Arm], Sequence[float]]) -> Markup:
+    """The evaluated reward against what `where` says of each evaluation, with a band of one standard error."""
+    curves = [_curve(results, arm, where(arm), arm.held_out()) for arm in results.arms.values()]
+    return chart(name, f"Evaluated reward against {axis}", curves, Axes(x=axis, y="reward", legend=False))
+
+
+def differences(results: Results) -> Markup:
+    """Each arm's evaluated reward less that of the arm it is compared with, seed by seed, with 95% t-intervals."""
+    curves = []
+    for name, other in plan.compared(results.study):
+        arm = results.arms[name]
+        found = [statistics.interval(column) for column in (arm.held_out() - results.arms[other].held_out()).T]
+        colour, dashed = looks(results)[name]
+        curves.append(
+            Curve(
+                label=name,
+                x=arm.evaluated,
+                y=[one.mean for one in found],
+                low=[one.low for one in found],
+                high=[one.high for one in found],
+                colour=colour,
+                dashed=dashed,
+            )
+        )
+    axes = Axes(x="updates", y="difference of reward", reference=0, legend=False)
+    return chart("differences", "Difference of the evaluated reward, by update", curves, axes)
+
+
+def history(results: Results, name: str, title: str, unit: str, *, percent: bool = False, zero: bool = True) -> Markup:
+    """What is recorded as `name` of each update, with a band of one standard error."""
+    curves = [
+        _curve(results, arm, list(range(1, arm.run.steps + 1)), arm.trained(name), thin=True)
+        for arm in results.arms.values()
+    ]
+    axes = Axes(x="updates", y=unit, percent=percent, from_zero=zero, legend=False)
+    return chart(name.replace("_", "-"), f"{title}, by update", curves, axes)
+
+
+def by_timestep(results: Results, name: str, title: str, unit: str, *, percent: bool = False) -> list[Markup]:
+    """A diagnostic's mean over updates and seeds, by timestep: a chart for each set of timesteps that arms have."""
+    grids: dict[tuple[float, ...], list[Arm]] = {}
+    for arm in results.arms.values():
+        grids.setdefault(tuple(arm.timesteps), []).append(arm)
+    charts = []
+    for place, (timesteps, arms) in enumerate(grids.items()):
+        curves = [_curve(results, arm, list(range(len(timesteps))), arm.per_timestep(name), thin=True) for arm in arms]
+        ticks = [f"{timestep:.0f}" for timestep in timesteps]
+        axes = Axes(
+            x="timestep, from noise to picture", y=unit, ticks=ticks, percent=percent, from_zero=True, legend=False
+        )
+        charts.append(chart(f"timestep-{name.replace('_', '-')}-{place}", f"{title}, by timestep", curves, axes))
+    return charts
+
+
+def _curve(
+    results: Results, arm: Arm, x: Sequence[float], rows: Float[np.ndarray, "P N"], *, thin: bool = False
+) -> Curve:
+    """The mean over seeds, with a band of one standard error."""
+    mean = rows.mean(0)
+    error = rows.std(0, ddof=1) / np.sqrt(len(rows))
+    colour, dashed = looks(results)[arm.name]
+    return Curve(
+        label=arm.name,
+        x=list(x),
+        y=mean.tolist(),
+        low=(mean - error).tolist(),
+        high=(mean + error).tolist(),
+        colour=colour,
+        thin=thin,
+        dashed=dashed,
+    )

@@ -1,0 +1,162 @@
+"""A study's table.md and report.html, from the runs' folders alone: the same folders give the same bytes."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+
+from pcpo_ray import __version__
+from pcpo_ray.commands.report.page import picture, prompts, template, thumbnail
+from pcpo_ray.commands.study import charts, table
+from pcpo_ray.commands.study.results import Arm, Results
+from pcpo_ray.config import files
+from pcpo_ray.runs.disk import writing
+
+PICTURES = 6
+"""Prompts shown of each arm."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm's pictures of the shown prompts, as data addresses, at one step of the first seed's run."""
+
+    arm: str
+    step: int
+    pictures: list[str]
+
+
+def write(results: Results, path: Path) -> list[Path]:
+    """Write table.md and report.html into the study's folder; `path` is the study's file, for the commands shown."""
+    prompts, rows = _pictures(results)
+    again = ["pcpo-ray", "study", str(path)]
+    page = template("study/page.html.j2").render(
+        study=results.study,
+        first=results.first,
+        version=__version__,
+        looks=charts.looks(results),
+        tables=table.tables(results),
+        sections=_sections(results),
+        prompts=prompts,
+        pictures=rows,
+        surroundings=results.surroundings,
+        config=files.dump(results.study),
+        commands=[shlex.join(again), shlex.join([*again, "--report-only"])],
+    )
+    written = []
+    for name, text in (("table.md", table.markdown(results)), ("report.html", page)):
+        written.append(results.folder / name)
+        with writing(written[-1]):
+            written[-1].write_text(text, encoding="utf-8")
+    return written
+
+
+Figure = tuple[str, str, list[Markup]]
+"""Title, what is shown, and the charts: several where arms have other timesteps."""
+
+
+def _sections(results: Results) -> list[tuple[str, str, list[Figure]]]:
+    """Title, text, and figures."""
+    against, history, by_timestep = charts.reward, charts.history, charts.by_timestep
+    clip_range = results.first.run.objective.clip_range
+    return [
+        (
+            f"Evaluated on {results.first.run.of_evaluation('prompts')}",
+            "Mean over seeds; bands are one standard error over seeds, but 95% t-intervals where arms are compared. "
+            "Seeds differ in their prompts and noise, which all arms of a seed share: differences are surer than "
+            "levels.",
+            [
+                (
+                    "Against the arm compared with",
+                    "Reward less that of the other arm at the same seed and update. Clear of 0, the arms differ there.",
+                    [charts.differences(results)],
+                ),
+                (
+                    "By samples",
+                    "Pictures trained on.",
+                    [against(results, "samples", "samples", lambda arm: arm.samples)],
+                ),
+                (
+                    "By updates",
+                    "Each is one batch of samples.",
+                    [against(results, "updates", "updates", lambda arm: arm.evaluated)],
+                ),
+                (
+                    "By seconds",
+                    "Spent on updates, mean over seeds, with as many runs at a time as the study had; evaluations are "
+                    "not counted.",
+                    [against(results, "seconds", "seconds", lambda arm: arm.seconds.mean(0).tolist())],
+                ),
+            ],
+        ),
+        (
+            "Update by update",
+            "",
+            [
+                (
+                    "Training reward",
+                    "Of the batch that was learned: other prompts at every update.",
+                    [history(results, "reward_mean", "Training reward", "reward", zero=False)],
+                ),
+                (
+                    "Deviation inside a group",
+                    "Of the reward, over the pictures of a prompt: what advantages are made from.",
+                    [history(results, "group_deviation", "Deviation inside a group", "reward")],
+                ),
+                (
+                    "Clip fraction",
+                    f"Share of (picture, step) pairs with |log ratio| above {clip_range:g}.",
+                    [history(results, "clip_fraction", "Clip fraction", "share of pairs", percent=True)],
+                ),
+                (
+                    "Gradient norm",
+                    "Before it is cut to optimizer.max_gradient_norm.",
+                    [history(results, "gradient_norm", "Gradient norm", "norm")],
+                ),
+            ],
+        ),
+        (
+            "Timestep by timestep",
+            "Means over updates and seeds; arms with other timesteps have a chart of their own.",
+            [
+                (
+                    "Credit weight",
+                    "What multiplies a step's log-ratio in the loss.",
+                    by_timestep(results, "credit_weight", "Credit weight", "weight w"),
+                ),
+                (
+                    "Share of the gradient",
+                    "Of all gradient norms, those of this step.",
+                    by_timestep(results, "gradient_share", "Share of the gradient", "share", percent=True),
+                ),
+                (
+                    "Clip fraction",
+                    "As above.",
+                    by_timestep(results, "clip_fraction", "Clip fraction", "share of pairs", percent=True),
+                ),
+                (
+                    "Deviation of the ratio",
+                    "Root mean square of ratio - 1.",
+                    by_timestep(results, "ratio_std", "Deviation of the ratio", "rms of ratio - 1"),
+                ),
+            ],
+        ),
+    ]
+
+
+def _pictures(results: Results) -> tuple[list[str], list[Row]]:
+    """The shown prompts, and of each arm a row before training and one after it."""
+    first = results.first.records[0]
+    count = len(next(iter(first.scores[0].values())))
+    shown = np.unique(np.linspace(0, count - 1, min(PICTURES, count)).round().astype(int)).tolist()
+    texts = prompts(first, 0)
+    rows = [row for arm in results.arms.values() for step in (0, arm.run.steps) for row in _row(arm, step, shown)]
+    return [texts[place] for place in shown], rows
+
+
+def _row(arm: Arm, step: int, shown: list[int]) -> list[Row]:
+    paths = [picture(arm.records[0], step, place, 0) for place in shown]
+    if not all(path.is_file() for path in paths):
+        return []  # pictures may be deleted to save space; the numbers are in the table
+    return [Row(arm.name, step, [thumbnail(path)[0] for path in paths])]

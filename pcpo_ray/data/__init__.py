@@ -1,0 +1,1 @@
+"""What goes into a run and what travels in it: prompts, tasks, trajectories, updates, requests, weights."""

@@ -1,0 +1,48 @@
+"""The tasks of a run: which groups its steps and its evaluations sample."""
+
+from collections.abc import Sequence
+
+from pcpo_ray import config
+from pcpo_ray.data.prompts import PromptSource
+from pcpo_ray.data.types import Prompt, Task
+
+
+def training_tasks(run: config.Run, source: PromptSource, step: int, version: int) -> list[Task]:
+    """The groups of a step's batch, to be sampled with a version of the weights."""
+    images = run.rollout.images
+    return [
+        Task(step=step, position=n, prompt=prompt, images=images, version=version, purpose="train")
+        for n, prompt in enumerate(source.batch(step, run.rollout.prompts))
+    ]
+
+
+def evaluation_tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
+    """The evaluation: the same prompts, positions, noise and tasks at every version.
+
+    As many prompts a task as have no more images than a group to train on: what fits then fits now.
+    """
+    return _tasks(run, source.distinct(run.evaluation.count), version, first=0)
+
+
+def watched_training_tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
+    """The training prompts that are evaluated besides, at positions after all others."""
+    return _tasks(run, source.distinct(run.evaluation.train_count), version, first=run.evaluation.count)
+
+
+def _tasks(run: config.Run, prompts: Sequence[Prompt], version: int, *, first: int) -> list[Task]:
+    found = []
+    size = max(1, run.rollout.images // run.evaluation.images)
+    for begin in range(0, len(prompts), size):
+        together = prompts[begin : begin + size]
+        task = Task(
+            step=0,
+            position=first + begin,
+            prompt=together[0],
+            images=run.evaluation.images,
+            version=version,
+            purpose="evaluate",
+            averaged=run.optimizer.average is not None,
+            more=tuple(together[1:]),
+        )
+        found.append(task)
+    return found

@@ -1,0 +1,109 @@
+"""What the loop gives the learner, and what comes back: training groups, updates, published weights, states."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pcpo_ray.data.types import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted:
+    """A rollout and its images' advantages: what the learner gets."""
+
+    rollout: Rollout
+    advantages: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one batch did to the weights: `version` after it, the diagnostics (objective.py), seconds of work.
+
+    `kl` is the mean divergence from the reference, None where objective.kl is 0. `gradient_norm` is the mean over the
+    optimizer steps that were taken, NaN if all were `skipped`, as their gradients were not finite. `update_ratio` and
+    `moved_fraction` say how far the weights moved (movement.py), `importance` how the importance weights of older
+    groups spread (objective.py), None where there are none.
+    `first_log_ratio` is the largest |log-ratio| of the first optimizer step's images: 0 if the weights sampled them.
+    `micro_batch` is there where the learner has chosen it in this update (optimizer.micro_batch=auto).
+    """
+
+    version: int
+    loss: float
+    kl: float | None
+    gradient_norm: float
+    skipped: int
+    update_ratio: float
+    moved_fraction: float
+    importance: Mapping[str, float] | None
+    first_log_ratio: float
+    diagnostics: Mapping[str, Any]
+    seconds: float
+    micro_batch: "Found | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A version of the weights, or its running mean, that samplers can load: its checksum, size, seconds it took.
+
+    `received` are the samplers that were sent it; all others pull it when a task names it.
+    """
+
+    version: int
+    averaged: bool
+    checksum: str
+    bytes: int
+    seconds: float
+    received: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What the driver keeps in a checkpoint beside the learner's own state, to go on as if it had never been away.
+
+    `micro_batch` is the learner's, if it chose it. `begun` are the batches that were begun with older weights and are
+    not learned: (step, version) each. `largest` are the bytes of the largest group so far, and `max_staleness` what it
+    was last set to: with both, as many batches are begun as would have been. `rows` are metrics that could not be
+    recorded.
+    """
+
+    step: int
+    histories: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    micro_batch: int | None = None
+    begun: Sequence[Sequence[int]] = field(default_factory=list)
+    largest: int = 0
+    max_staleness: int | None = None
+    rows: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def older(self) -> list[int]:
+        """The versions that the batches begun are sampled with."""
+        return sorted({version for _, version in self.begun})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Of a pool: how many workers are wanted and how many are at work, who these are, and the losses by cause.
+
+    `setbacks` are the tasks that were `lost` or `hedged`, by cause. Both count from the start.
+    """
+
+    wanted: int
+    ready: int
+    workers: tuple[str, ...] = ()
+    losses: Mapping[str, int] = field(default_factory=dict)
+    setbacks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """How many pairs go through at once, and the seconds a pair that each number took; None where no choice."""
+
+    size: int
+    seconds: Mapping[int, float | None]
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], taken: Sequence[float]) -> "Found":
+        """The fastest, by what `measure` found on all ranks together."""
+        seconds = {size: value if math.isfinite(value) else None for size, value in zip(sizes, taken, strict=True)}
+        return cls(size=min(zip(taken, sizes, strict=True))[1], seconds=seconds)

@@ -1,0 +1,207 @@
+"""From panels to a dashboard as Grafana stores it (schema version 39, Grafana 10 and later)."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any, Literal
+
+from pcpo_ray.metrics.catalogue import BY_NAME
+from pcpo_ray.metrics.dashboards.query import Query
+
+COLUMNS = 24
+"""Of Grafana's grid."""
+
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+Kind = Literal["timeseries", "stat", "heatmap", "state-timeline"]
+
+LINE = {"drawStyle": "line", "lineWidth": 2, "fillOpacity": 0, "showPoints": "never", "spanNulls": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A chart. `unit` is Grafana's name of one, `width` of 24; `floor` and `ceiling` the axis' ends (None: free)."""
+
+    title: str
+    text: str
+    queries: tuple[Query, ...]
+    unit: str = "short"
+    kind: Kind = "timeseries"
+    width: int = 8
+    height: int = 8
+    floor: float | None = 0.0
+    ceiling: float | None = None
+    stacked: bool = False
+
+
+def chart(title: str, text: str, *queries: Query, **looks: Any) -> Panel:
+    """A panel, with what it shows last."""
+    return Panel(title=title, text=text, queries=queries, **looks)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Panels under one heading."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dashboard:
+    """A page of rows; `uid` is its address in Grafana."""
+
+    uid: str
+    title: str
+    text: str
+    rows: tuple[Row, ...]
+
+
+def dashboard(made: Dashboard) -> str:
+    """The JSON that Grafana imports or is provisioned with."""
+    page = {
+        "uid": made.uid,
+        "title": made.title,
+        "description": made.text,
+        "tags": ["pcpo_ray"],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "10s",
+        "time": {"from": "now-3h", "to": "now"},
+        "timezone": "browser",
+        "annotations": {"list": []},
+        "links": [
+            _link("dashboards", "Training and Cluster", tags=["pcpo_ray"]),
+            _link("link", "Ray's own", url="/d/rayDefaultDashboard"),
+        ],
+        "templating": {"list": [*_variables()]},
+        "panels": [*_panels(made.rows)],
+    }
+    return json.dumps(page, indent=1, ensure_ascii=False) + "\n"
+
+
+def _link(kind: str, title: str, *, tags: Sequence[str] = (), url: str = "") -> Mapping[str, Any]:
+    return {"type": kind, "title": title, "tags": list(tags), "url": url, "asDropdown": False, "includeVars": True,
+            "keepTime": True, "targetBlank": False, "icon": "external link", "tooltip": ""}  # fmt: skip
+
+
+def _variables() -> Iterator[Mapping[str, Any]]:
+    # datasource and SessionName are called as in Ray's dashboards: its metrics tab sets both
+    yield {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source", "refresh": 1,
+           "hide": 0, "includeAll": False, "multi": False, "regex": "", "options": [], "current": {}}  # fmt: skip
+    step = BY_NAME["step"].scraped
+    yield _asked("SessionName", "Ray session", f"label_values({step}, SessionName)", everything=True)
+    yield _asked("run", "Run", f'label_values({step}{{SessionName=~"$SessionName"}}, run)', everything=False)
+    windows = ["1m", "5m", "15m", "1h"]
+    options = [{"text": window, "value": window, "selected": window == "5m"} for window in windows]
+    yield {"name": "window", "type": "interval", "label": "Rates over", "query": ",".join(windows), "auto": False,
+           "auto_count": 30, "auto_min": "10s", "hide": 0, "refresh": 2, "options": options,
+           "current": options[1]}  # fmt: skip
+
+
+def _asked(name: str, label: str, query: str, *, everything: bool) -> Mapping[str, Any]:
+    return {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": SOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": name},
+        "refresh": 2,
+        "sort": 2,
+        "hide": 0,
+        "regex": "",
+        "multi": False,
+        "includeAll": everything,
+        **({"allValue": ".*", "current": {"selected": True, "text": "All", "value": "$__all"}} if everything else {}),
+        "options": [],
+    }
+
+
+def _panels(rows: tuple[Row, ...]) -> Iterator[Mapping[str, Any]]:
+    number, y = 0, 0
+    for row in rows:
+        number += 1
+        yield {"id": number, "type": "row", "title": row.title, "collapsed": False, "panels": [],
+               "gridPos": {"x": 0, "y": y, "w": COLUMNS, "h": 1}}  # fmt: skip
+        x, y, tallest = 0, y + 1, 0
+        for panel in row.panels:
+            if x + panel.width > COLUMNS:
+                x, y, tallest = 0, y + tallest, 0
+            number += 1
+            yield _panel(panel, number, {"x": x, "y": y, "w": panel.width, "h": panel.height})
+            x, tallest = x + panel.width, max(tallest, panel.height)
+        y += tallest
+
+
+def _panel(panel: Panel, number: int, place: Mapping[str, int]) -> Mapping[str, Any]:
+    ends = {"min": panel.floor, "max": panel.ceiling}
+    defaults = {"unit": panel.unit, **{end: value for end, value in ends.items() if value is not None}}
+    conditions = list(dict.fromkeys(text for query in panel.queries for text in query.conditions))
+    text = panel.text + (f" No data unless {'; '.join(conditions)}." if conditions else "")
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": text,
+        "gridPos": place,
+        "datasource": SOURCE,
+        "fieldConfig": {"defaults": {**defaults, **_fields(panel)}, "overrides": []},
+        "options": _options(panel),
+        "targets": [
+            {"refId": letter, "expr": query.expr, "legendFormat": query.legend, "datasource": SOURCE,
+             "editorMode": "code", "range": True, "instant": False, "format": "time_series"}
+            for letter, query in zip(ascii_uppercase, panel.queries, strict=False)
+        ],
+    }  # fmt: skip
+
+
+def _fields(panel: Panel) -> Mapping[str, Any]:
+    match panel.kind:
+        case "timeseries":
+            stacking = {"mode": "normal", "group": "A"} if panel.stacked else {"mode": "none", "group": "A"}
+            fill = 60 if panel.stacked else 0
+            return {"color": {"mode": "palette-classic"}, "custom": {**LINE, "fillOpacity": fill, "stacking": stacking}}
+        case "stat":
+            return {"color": {"mode": "fixed", "fixedColor": "text"}}
+        case "state-timeline":
+            return {"color": {"mode": "continuous-BlPu"}, "custom": {"fillOpacity": 80, "lineWidth": 0}}
+        case "heatmap":
+            return {"custom": {"scaleDistribution": {"type": "linear"}}}
+
+
+def _options(panel: Panel) -> Mapping[str, Any]:
+    match panel.kind:
+        case "timeseries":
+            return {
+                "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+                "tooltip": {"mode": "multi", "sort": "desc"},
+            }
+        case "stat":
+            return {
+                "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+                "colorMode": "value", "graphMode": "area", "justifyMode": "auto", "orientation": "auto",
+                "textMode": "auto",
+            }  # fmt: skip
+        case "state-timeline":
+            return {
+                "legend": {"displayMode": "list", "placement": "bottom", "showLegend": False},
+                "mergeValues": True, "rowHeight": 0.8, "showValue": "never", "tooltip": {"mode": "single"},
+            }  # fmt: skip
+        case "heatmap":
+            # the series are the rows of the map already, named by a number each
+            return {
+                "calculate": False,
+                "cellGap": 1,
+                "cellValues": {"unit": panel.unit},
+                "color": {"mode": "scheme", "scheme": "Viridis", "steps": 64, "reverse": False, "fill": "dark-blue",
+                          "exponent": 0.5, "scale": "exponential"},
+                "filterValues": {"le": -1},
+                "legend": {"show": True},
+                "rowsFrame": {"layout": "auto", "value": panel.title},
+                "tooltip": {"mode": "single", "showColorScale": True, "yHistogram": False},
+                "yAxis": {"axisPlacement": "left", "reverse": False, "axisLabel": "timestep"},
+            }  # fmt: skip

@@ -1,0 +1,68 @@
+"""The catalogue of a run in one process, on a port of its own for Prometheus to scrape."""
+
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from pcpo_ray.errors import RunError
+from pcpo_ray.metrics.catalogue import PREFIX, Metric
+from pcpo_ray.metrics.reporter import Change
+
+HOST = "127.0.0.1"
+"""Nobody beyond this machine: there is no password."""
+
+
+class Endpoint(Collector):
+    """Serves http://127.0.0.1:PORT/metrics until closed; port 0 takes a free one, `port` is the one taken.
+
+    Raises RunError if the port is taken already.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._lock = threading.Lock()
+        self._values: dict[Metric, dict[tuple[str, ...], float]] = {}
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        try:
+            self._server, self._thread = start_http_server(port, addr=HOST, registry=registry)
+        except OSError as error:
+            raise RunError(
+                f"--metrics-port {port} cannot be had on {HOST}: {error.strerror}; give another, or 0 for any free one"
+            ) from None
+        self.port = int(self._server.server_port)
+
+    def apply(self, run: str, changes: Sequence[Change]) -> None:
+        with self._lock:
+            for change in changes:
+                series = self._values.setdefault(change.metric, {})
+                key = (run, *_in_order(change.metric, change.labels))
+                if change.metric.kind == "counter":
+                    series[key] = series.get(key, 0.0) + change.value
+                elif math.isnan(change.value):
+                    series.pop(key, None)
+                else:
+                    series[key] = change.value
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        """For prometheus_client: all that has been told so far."""
+        with self._lock:
+            found = {metric: dict(series) for metric, series in self._values.items()}
+        for metric, series in found.items():
+            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = kind(PREFIX + metric.name, metric.help, labels=["run", *metric.labels])
+            for values, number in series.items():
+                family.add_metric(values, number)
+            yield family
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _in_order(metric: Metric, labels: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(labels[name] for name in metric.labels)

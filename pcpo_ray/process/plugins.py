@@ -1,0 +1,286 @@
+"""Code of the user's own: found by its name in a config, and kept from changing the process for everybody else.
+
+In one process rewards, samplers and the learner share what a process has one of: its working folder, its random
+numbers, torch's settings. `apart` gives each of the user's modules these for itself.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import pkgutil
+import random
+import signal
+import sys
+import sysconfig
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from pcpo_ray.process import signals
+
+PACKAGE = Path(__file__).parents[1]
+INSTALLED = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def own_class(name: str) -> Any:
+    """What the name `package.module:Class` stands for, its module searched in the working folder as Python would.
+
+    Raises whatever importing it raises.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    with apart(name):
+        return pkgutil.resolve_name(name)
+
+
+class EndedError(Exception):
+    """Code that wanted to end the whole process, as `sys.exit` and a KeyboardInterrupt of its own do."""
+
+
+def told(error: BaseException) -> str:
+    """What an error says, and the file and line of the user's own code where it came up, if any."""
+    seen = error.__cause__ if isinstance(error, EndedError) and error.__cause__ is not None else error
+    if isinstance(seen, SyntaxError):  # it names its file and line itself
+        return f"{type(seen).__name__}: {seen}"
+    text = "".join(traceback.format_exception_only(seen)).strip()
+    if seen is not error:
+        text = f"{text}, which would end the whole process"
+    for frame in reversed(traceback.extract_tb(seen.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in (PACKAGE, *INSTALLED)):
+            return f"{text} ({path}, line {frame.lineno})"
+    return text
+
+
+def _working_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # deleted meanwhile
+        return None
+
+
+def _set_environment(wanted: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    os.environ.update(wanted)
+
+
+def _autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
+    return tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
+
+
+def _set_autocast(wanted: tuple[tuple[str, bool, torch.dtype], ...]) -> None:
+    for kind, enabled, dtype in wanted:
+        torch.set_autocast_enabled(kind, enabled)
+        torch.set_autocast_dtype(kind, dtype)
+
+
+def _set_device(wanted: torch.device) -> None:
+    torch.set_default_device(None if wanted == torch.device("cpu") else wanted)  # None is torch's own way without one
+
+
+def _determinism() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _set_determinism(wanted: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(wanted[0], warn_only=wanted[1])
+
+
+BACKENDS: Any = torch.backends
+PRECISIONS = tuple(
+    (place, "fp32_precision")
+    for place in (
+        *(BACKENDS, BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn),
+        *(BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv, BACKENDS.mkldnn.rnn),
+    )
+)
+SWITCHES = tuple((BACKENDS.cudnn, name) for name in ("enabled", "benchmark", "deterministic"))
+SIGNALS = (*signals.NUMBERS, signal.SIGUSR2, signal.SIGALRM)
+STREAMS = ((sys, "stdin"), (sys, "stdout"), (sys, "stderr"), (sys, "excepthook"))
+
+
+ATTENTION = ("flash_sdp", "mem_efficient_sdp", "math_sdp", "cudnn_sdp")
+
+
+def _attention() -> tuple[bool, ...]:
+    return tuple(getattr(BACKENDS.cuda, f"{name}_enabled")() for name in ATTENTION)
+
+
+def _set_attention(wanted: tuple[bool, ...]) -> None:
+    for name, enabled in zip(ATTENTION, wanted, strict=True):
+        getattr(BACKENDS.cuda, f"enable_{name}")(enabled)
+
+
+def _attributes(*places: tuple[Any, str]) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    """How to read these attributes, and to set them again."""
+
+    def read() -> tuple[Any, ...]:
+        return tuple(getattr(place, name) for place, name in places)
+
+    def write(values: tuple[Any, ...]) -> None:
+        for (place, name), value in zip(places, values, strict=True):
+            setattr(place, name, value)
+
+    return read, write
+
+
+def _matmul_precision() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by torch's newer names, which it does not translate back
+        return None
+
+
+def _set_matmul_precision(wanted: str | None) -> None:
+    if wanted is not None:
+        torch.set_float32_matmul_precision(wanted)
+
+
+def _set_errors(wanted: Mapping[str, Any]) -> None:
+    np.seterr(**wanted)
+
+
+_entered: list[Any] = []
+"""Inference mode lasts as long as what has set it."""
+
+
+def _set_inference_mode(wanted: bool) -> None:
+    _entered.append(torch.inference_mode(wanted))
+    _entered[-1].__enter__()
+
+
+def _set_anomaly(wanted: bool) -> None:
+    torch.autograd.set_detect_anomaly(wanted)
+
+
+def _set_warnings(wanted: list[Any]) -> None:
+    warnings.resetwarnings()  # forgets what was shown by other filters
+    filters: Any = warnings.filters
+    filters[:] = wanted
+
+
+def _signals() -> dict[int, Any]:
+    """Who handles each signal; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    return {number: handler for number, handler in handlers.items() if handler is not None}
+
+
+def _set_signals(wanted: Mapping[int, Any]) -> None:
+    for number, handler in wanted.items():
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
+
+
+SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "working folder": (_working_folder, lambda wanted: None if wanted is None else os.chdir(wanted)),
+    "environment": (lambda: dict(os.environ), _set_environment),
+    "streams": _attributes(*STREAMS),
+    "signals": (_signals, _set_signals),
+    "exit": _attributes((os, "_exit")),
+    "inference mode": (torch.is_inference_mode_enabled, _set_inference_mode),
+    "gradients": (torch.is_grad_enabled, torch._C._set_grad_enabled),
+    "autocast": (_autocast, _set_autocast),
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "default device": (torch.get_default_device, _set_device),
+    "threads": (torch.get_num_threads, torch.set_num_threads),
+    "determinism": (_determinism, _set_determinism),
+    "matmul precision": (_matmul_precision, _set_matmul_precision),
+    "precisions": _attributes(*PRECISIONS),
+    "cudnn": _attributes(*SWITCHES),
+    "attention": (_attention, _set_attention),
+    "numpy's errors": (np.geterr, _set_errors),
+    "anomaly detection": (torch.is_anomaly_enabled, _set_anomaly),
+    "warnings": (lambda: list(warnings.filters), _set_warnings),
+    "logging": _attributes((logging.root.manager, "disable")),
+    "garbage collector": (gc.isenabled, lambda wanted: gc.enable() if wanted else gc.disable()),
+    "recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
+}
+"""What a process has one of: how to read it, and how to set it."""
+
+_left: dict[str, dict[str, Any]] = {}
+"""What each module has set otherwise than the rest, by its name."""
+
+
+_end, _process = os._exit, os.getpid()
+
+
+def _exit(status: int) -> NoReturn:
+    """Stands in the place of os._exit, which no `except` would see; a child that was forked ends by it as ever."""
+    if os.getpid() != _process:
+        _end(status)
+    raise SystemExit(status)
+
+
+@contextlib.contextmanager
+def apart(name: str, seed: int = 0) -> Iterator[None]:
+    """Inside, code of the module that `name` (`package.module:Class`) names; afterwards the process is as it was.
+
+    The module finds the settings that it left, and random numbers that depend on `seed` alone. Raises EndedError where
+    it would end the process (sys.exit, os._exit), and KeyboardInterrupt where a signal to end came, whatever it made of
+    that.
+    """
+    module = name.partition(":")[0]
+    raised = signals.raised()
+    numbers = _random_state()
+    ours = {key: read() for key, (read, _) in SETTINGS.items()}
+    found = _left.get(module, {})
+    _put({**found, "signals": _own_signals(found["signals"])} if "signals" in found else found)
+    os._exit = _exit
+    _seed(seed)
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and signals.may_come():
+            raise
+        raise EndedError(str(error)) from error
+    finally:
+        now = {key: read() for key, (read, _) in SETTINGS.items()}
+        _left[module] = {key: value for key, value in now.items() if value != ours[key]}
+        _put({key: ours[key] for key in _left[module]})
+        _set_random_state(numbers)
+        if signals.raised() > raised:
+            raise KeyboardInterrupt
+
+
+def _own_signals(handlers: Mapping[int, Any]) -> dict[int, Any]:
+    """Of a module's handlers those that it may have again: who ends the run is the run's to say."""
+    return {number: handler for number, handler in handlers.items() if number not in signals.NUMBERS}
+
+
+def _put(settings: Mapping[str, Any]) -> None:
+    for key, value in settings.items():
+        SETTINGS[key][1](value)
+
+
+def _random_state() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    if state[3] is not None:
+        torch.cuda.set_rng_state_all(state[3])
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)

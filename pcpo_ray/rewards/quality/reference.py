@@ -1,0 +1,289 @@
+"""Reference sets: the pictures that an evaluation's are compared with, as features, kept on disk where one asks for it.
+
+What is kept goes by what it was made of: the bytes of every picture, and the network with its files' names, sizes and
+times. So a changed picture or network is another entry, and no entry is ever wrong.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from pcpo_ray import config
+from pcpo_ray.errors import QualityError, RunError
+from pcpo_ray.rewards.quality import features, frechet
+from pcpo_ray.runs.disk import again, replacing, writing
+
+UNREAD = (".heic", ".heif", ".jxl", ".exr", ".hdr", ".svg", ".cr2", ".nef", ".arw", ".dng")
+"""Endings of pictures that cannot be read here: a set without them would be another."""
+
+MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "I;16", "I;16B", "I;16L", "I;16N")
+"""PIL's names for pictures whose black and white are known; with `I`, `F` or CMYK they are not."""
+
+ORIENTATION, QUARTER_TURNS, OPAQUE = 0x0112, 5, 255
+"""EXIF's number for how a picture is to be turned, from which value on it is by a quarter, and alpha's greatest."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The features of M pictures, and the pictures' height and width."""
+
+    features: Float[np.ndarray, "M E"]
+    size: tuple[int, int]
+
+    @cached_property
+    def normal(self) -> frechet.Normal:
+        return frechet.normal(self.features)
+
+
+def check(quality: config.Quality, size: tuple[int, int] | None = None) -> None:
+    """See, by the heads of the pictures' files, that the reference can be used for pictures of `size` (None: unknown).
+
+    Raises QualityError for pictures that are not there, too few, or of other sizes.
+    """
+    if isinstance(quality.reference, config.ImagesReference):
+        paths = pictures(quality.reference.path)
+        if len(paths) <= quality.neighbours:
+            raise QualityError(
+                f"evaluation.quality.reference.path {quality.reference.path} has {len(paths)} pictures; expected more "
+                f"than the {quality.neighbours} of evaluation.quality.neighbours"
+            )
+        _one_size(paths, size)
+
+
+def pictures(path: str) -> list[Path]:
+    """The files of a folder, by name, or of a .txt list, in its order. Raises QualityError where there are none."""
+    where = Path(path).expanduser()
+    if where.is_dir():
+        found = sorted(_pictures_below(where))
+    elif where.suffix.lower() == ".txt" and where.is_file():
+        found = _listed(where)
+    else:
+        raise QualityError(
+            f"evaluation.quality.reference.path is {path}; expected a folder, or a .txt file with a path a line"
+        )
+    if not found:
+        raise QualityError(
+            f"evaluation.quality.reference.path {path} has no pictures (.png, .jpg, .webp and what else PIL reads)"
+        )
+    return found
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    """Every picture in a folder; what is hidden, as thumbnails and checkpoints of editors are, is none."""
+    from PIL import Image
+
+    formats = Image.registered_extensions()
+    for file in folder.rglob("*"):
+        ending = file.suffix.lower()
+        if file.is_dir() or any(part.startswith(".") for part in file.relative_to(folder).parts):
+            continue
+        if ending in UNREAD:
+            raise QualityError(f"{file} is a picture that cannot be read here; save it as PNG, or take it out")
+        if formats.get(ending) in Image.OPEN:
+            yield file
+
+
+def _listed(where: Path) -> list[Path]:
+    """The files that a list names, a path a line, relative to the list's own folder."""
+    try:
+        text = where.read_bytes().decode("utf-8-sig")  # read_text would end lines at a lone \r
+    except UnicodeDecodeError as error:
+        raise QualityError(f"{where} is not UTF-8 ({error}); save it as UTF-8") from None
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    found = [where.parent / Path(line).expanduser() for line in lines if line.strip()]
+    absent = [file for file in found if not file.is_file()]
+    if absent:
+        raise QualityError(f"{where} names {len(absent)} pictures that are not there, such as {absent[0]}")
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A picture of which the head is read. Raises QualityError where it is none, or one that has no plain pixels."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(path)
+    except Exception as error:  # each format's reader raises what it likes
+        raise QualityError(f"{path} cannot be read as a picture: {error}; copy it again, or take it out") from None
+    with picture:
+        png = picture.format == "PNG" and picture.mode == "I"  # 16 bits, as older PIL calls it
+        if picture.mode not in MODES and not png:
+            raise QualityError(
+                f"{path} is a picture of mode {picture.mode}, in which nothing says what is black and what is white, "
+                "or how its inks look; save it in RGB with 8 bits a channel (sRGB)"
+            )
+        if getattr(picture, "is_animated", False) and picture.format != "MPO":  # whose others are previews
+            raise QualityError(f"{path} has several frames; save the one that counts by itself")
+        yield picture
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Height and width as a picture is looked at: cameras note a rotation beside it."""
+    from PIL import Image
+
+    with _opened(path) as picture:
+        try:
+            note = Image.Exif()
+            if picture.format == "PNG":  # whose own method would read it whole
+                note.load(picture.info.get("exif"))
+            else:
+                note = picture.getexif()
+            turned = note.get(ORIENTATION, 1) >= QUARTER_TURNS
+        except Exception as error:  # whatever malformed EXIF raises
+            raise QualityError(f"{path} has EXIF that cannot be read: {error}; save it without") from None
+        return (picture.width, picture.height) if turned else (picture.height, picture.width)
+
+
+def pixels(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture whole, as it is looked at. Raises QualityError where it is cut short, or transparent."""
+    from PIL import ImageFile, ImageOps
+
+    with _opened(path) as picture:
+        lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            shown = ImageOps.exif_transpose(picture)
+        except Exception as error:  # each format's reader raises what it likes
+            raise QualityError(
+                f"{path} cannot be read whole as a picture: {error}; copy it again, or take it out"
+            ) from None
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+        if shown.mode.startswith("I"):
+            grey = np.rint(np.asarray(shown).astype(np.float64) / 257).astype(np.uint8)  # 65535 is white
+            return np.repeat(grey[..., None], 3, axis=2)
+        if shown.has_transparency_data:
+            colours = np.asarray(shown.convert("RGBA"))
+            if colours[..., 3].min() < OPAQUE:
+                raise QualityError(
+                    f"{path} is transparent in places, and nothing says what is behind; save it on a background, "
+                    "without alpha"
+                )
+            return colours[..., :3].copy()
+        return np.asarray(shown.convert("RGB"))
+
+
+def _one_size(paths: list[Path], wanted: tuple[int, int] | None) -> tuple[int, int]:
+    """The pictures' one height and width, from their files' heads."""
+    found: dict[tuple[int, int], list[Path]] = {}
+    for path in paths:
+        found.setdefault(_size(path), []).append(path)
+    expected = wanted or max(found, key=lambda size: len(found[size]))
+    others = {size: some for size, some in found.items() if size != expected}
+    if others:
+        size, some = max(others.items(), key=lambda item: len(item[1]))
+        whose = "the run's own are" if wanted else "most are"
+        raise QualityError(
+            f"{sum(map(len, others.values()))} of {len(paths)} reference pictures are of another size, such as "
+            f"{some[0]} ({size[0]} x {size[1]}); {whose} {expected[0]} x {expected[1]}, and features of resized "
+            "pictures differ for the resizing alone; make all of them that size"
+        )
+    return expected
+
+
+def load(quality: config.Quality, extractor: Callable[[], features.Extractor], say: Callable[[str], None]) -> Reference:
+    """The reference of drawn or given pictures; `extractor` is asked for only where features are not kept yet.
+
+    Raises QualityError.
+    """
+    match quality.reference:
+        case config.ShapesReference(count=count, form=form):
+            from pcpo_ray.shapes.draw import SIDE
+
+            size = (SIDE, SIDE)
+            chunks: Callable[[], Iterator[np.ndarray]] = lambda: _drawn(count, form)  # noqa: E731
+            what = hashlib.blake2b(f"shapes {count} {form}".encode())
+            for chunk in chunks() if quality.cache else ():
+                what.update(chunk.tobytes())
+        case config.ImagesReference(path=path):
+            paths = pictures(path)
+            count, size = len(paths), _one_size(paths, None)
+            chunks = lambda: _in_chunks(paths, size)  # noqa: E731
+            what = hashlib.blake2b(b"images, as they are looked at")
+            for file in paths if quality.cache else ():
+                what.update(hashlib.blake2b(file.read_bytes()).digest())
+        case _:
+            raise AssertionError(quality.reference)
+    kept = None
+    if quality.cache:
+        what.update(repr(quality.features).encode())
+        for file in features.files(quality.features):
+            stat = file.stat()
+            what.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+        kept = Path(quality.cache) / f"{what.hexdigest()[:32]}.npy"
+        if kept.is_file():
+            return Reference(_read(kept), size)
+    say(f"reference: features of {count} pictures")
+    extract = extractor()
+    found = np.concatenate([extract(chunk) for chunk in chunks()])
+    if not np.isfinite(found).all():
+        raise QualityError(
+            f"the features of {count} reference pictures are not all finite; see to the network's weights"
+        )
+    if kept is not None:
+        try:
+            save(kept, found)
+        except RunError as error:
+            say(
+                f"reference: its features are not kept in evaluation.quality.cache={quality.cache!r}: {error.__cause__}"
+            )
+    return Reference(found, size)
+
+
+def save(path: Path, values: Float[np.ndarray, "N E"]) -> None:
+    """Write features, whole or not at all, whoever else is writing the same. Raises RunError where the disk is full."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as made, made.open("wb") as file:
+        np.save(file, values)
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        for attempt in again():
+            with attempt:
+                found: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise QualityError(f"{path} holds no features ({error}); delete it, and it is made again") from None
+    return found
+
+
+def base(path: Path, size: tuple[int, int]) -> Reference:
+    """The features of the run's first evaluation. Raises QualityError where the run has none."""
+    if not path.is_file():
+        raise QualityError(
+            f"{path} is missing: evaluation.quality.reference base is the run's own first evaluation; train the run "
+            "from its start, or give another reference"
+        )
+    return Reference(_read(path), size)
+
+
+def _drawn(count: int, form: config.CaptionForm) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:
+    from pcpo_ray.data import prompts
+    from pcpo_ray.shapes.captions import parse
+    from pcpo_ray.shapes.draw import draw
+
+    captions = prompts.load(config.ShapesPrompts(split="held_out", form=form), seed=0).batch(1, count)
+    for start in range(0, count, features.CHUNK):
+        some = captions[start : start + features.CHUNK]
+        yield np.stack([draw(parse(one.text), start + n) for n, one in enumerate(some)])
+
+
+def _in_chunks(paths: list[Path], size: tuple[int, int]) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:
+    for start in range(0, len(paths), features.CHUNK):
+        some = paths[start : start + features.CHUNK]
+        found = [pixels(path) for path in some]
+        for path, picture in zip(some, found, strict=True):
+            if picture.shape[:2] != size:
+                raise QualityError(f"{path} is turned by EXIF at its end, where its head says nothing; save it upright")
+        yield np.stack(found)

@@ -1,0 +1,1 @@
+"""A run's folder: records, checkpoints, on disk and in object storage."""

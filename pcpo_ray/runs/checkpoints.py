@@ -1,0 +1,303 @@
+"""Checkpoints: `step-000123/`, written beside and renamed, so that one is there whole or not at all.
+
+trainable.safetensors   what is trained, in float32     optimizer.safetensors   AdamW's moments, exactly
+averaged.safetensors    its running mean, if the run keeps one
+state.json              version, the driver's state, the checksum of every other file (written last)
+and what diffusers loads: pytorch_lora_weights.safetensors, or a pipeline in model/
+
+Learner ranks that hold a part each (fsdp2) write a file each, trainable-1-of-2.safetensors and so on, of whole tensors:
+any number of ranks reads them. Each sums and syncs its own. Further files of tensors may lie beside (`write_more`).
+"""
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from pcpo_ray.data import weights
+from pcpo_ray.data.updates import State
+from pcpo_ray.data.weights import Weights
+from pcpo_ray.errors import CheckpointError
+from pcpo_ray.runs.disk import beside, replaced, swap_in, sync, writing
+
+STATE = "state.json"
+CANARY = ".canary"
+"""Among an older version's tensors, what it is to predict (canary.py)."""
+TRAINABLE, AVERAGED, OPTIMIZER = "trainable", "averaged", "optimizer"
+NAME = re.compile(r"step-(\d{6,})")
+UNFINISHED = re.compile(r"\.step-\d{6,}\.[0-9a-f]{32}\.unfinished")
+CHUNK = 1 << 24
+
+PATIENCE, SLOWEST = 600.0, 50e6
+"""Seconds, and bytes a second, in which the slowest disk that is waited for takes a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """All that a checkpoint holds; `updates` are those that the running mean has taken in."""
+
+    version: int
+    state: State
+    parameters: Mapping[str, Tensor]
+    averaged: Mapping[str, Tensor]
+    updates: int
+    optimizer: Mapping[str, Tensor]
+
+    @property
+    def best(self) -> Mapping[str, Tensor]:
+        """What users are to get: the running mean, where there is one."""
+        return self.averaged or self.parameters
+
+
+def folder_for(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / "checkpoints" / name_of(step)
+
+
+def name_of(step: int) -> str:
+    """How a step's files and folders are called."""
+    return f"step-{step:06d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step that a name stands for; None for what only begins like one of ours."""
+    found = NAME.fullmatch(name)
+    return int(found[1]) if found and name == name_of(int(found[1])) else None
+
+
+def seconds_for(size: int) -> float:
+    """How long ranks wait for each other while they write so many bytes together."""
+    return PATIENCE + size / SLOWEST
+
+
+def write(
+    folder: Path,
+    *,
+    version: int,
+    state: State,
+    parameters: Mapping[str, Tensor],
+    averaged: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    export: Callable[[Path], None],
+    updates: int = 0,
+) -> None:
+    """Write a checkpoint; `export` writes diffusers' own files. An older one of the same name is replaced.
+
+    Raises RunError where the disk does not take it; nothing of it is left then.
+    """
+    with unfinished(folder) as made:
+        sums = write_part(made, parameters, averaged, optimizer)
+        export(made)
+        finish(made, folder, version=version, state=state, updates=updates, sums=sums)
+
+
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """Where a checkpoint is written until it is whole. What is left there at the end goes.
+
+    Raises RunError where the disk does not take it, CheckpointError where something else has its name.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise CheckpointError(f"{folder} is in the way: a file or a link, and no checkpoint of ours; move it away")
+    made = beside(folder)
+    with writing(folder):
+        try:
+            made.mkdir(parents=True)
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def write_part(
+    made: Path,
+    parameters: Mapping[str, Tensor],
+    averaged: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    *,
+    part: int = 0,
+    parts: int = 1,
+) -> dict[str, str]:
+    """Write one rank's share of a checkpoint that is unfinished; the checksums of its files, which are synced.
+
+    Raises CheckpointError if the checkpoint has not begun, on this disk.
+    """
+    if not made.is_dir():
+        raise CheckpointError(
+            f"{made}, which the learner's first rank has made, is not on the disk of rank {part}; the "
+            "learner's ranks must write to storage that their nodes share"
+        )
+    sums: dict[str, str] = {}
+    for kind, tensors in ((TRAINABLE, parameters), (AVERAGED, averaged), (OPTIMIZER, optimizer)):
+        if tensors or kind == TRAINABLE:
+            sums |= write_more(made, kind if parts == 1 else f"{kind}-{part + 1}-of-{parts}", tensors)
+    return sums
+
+
+def write_more(made: Path, name: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Write NAME.safetensors, such as versions/7.safetensors, into a checkpoint that is unfinished; its checksum."""
+    from safetensors.torch import save_file
+
+    held = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    path = made / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(held, path)
+    sync(path)
+    return {f"{name}.safetensors": checksum(path)}
+
+
+def read_more(folder: Path, name: str) -> dict[str, Tensor]:
+    """What `write_more` was given, of a checkpoint that was verified."""
+    from safetensors.torch import load_file
+
+    found: dict[str, Tensor] = load_file(folder / f"{name}.safetensors")
+    return found
+
+
+def write_versions(made: Path, older: Iterable[Weights]) -> dict[str, str]:
+    """Add older versions of the weights, which batches under way are sampled with; their files' checksums."""
+    sums: dict[str, str] = {}
+    for one in older:
+        canary = torch.tensor(one.manifest.canary, dtype=torch.float64)
+        sums |= write_more(made, _version(one.manifest.version), {**weights.unpack(one), CANARY: canary})
+    return sums
+
+
+def read_version(folder: Path, version: int) -> Weights:
+    """An older version that a checkpoint holds, with the checksum that it was known by. Raises CheckpointError."""
+    try:
+        parameters = read_more(folder, _version(version))
+        canary = tuple(parameters.pop(CANARY).tolist())
+    except (OSError, KeyError) as error:
+        raise CheckpointError(f"{folder} does not hold the weights of version {version}: {error}") from None
+    return weights.pack(version, parameters, canary=canary)
+
+
+def _version(version: int) -> str:
+    return f"versions/{version:06d}"
+
+
+def finish(made: Path, folder: Path, *, version: int, state: State, sums: Mapping[str, str], updates: int = 0) -> None:
+    """Make an unfinished checkpoint one that counts. `sums` are of the files that are synced, the others get theirs.
+
+    Raises CheckpointError if a file that was written is not here.
+    """
+    there = {path.relative_to(made).as_posix(): path for path in made.rglob("*") if path.is_file()}
+    if absent := sorted(sums.keys() - there.keys()):
+        raise CheckpointError(
+            f"{made} lacks {absent}, which the learner's ranks have written; they must write to storage that their "
+            "nodes share"
+        )
+    every = dict(sums)
+    for name in sorted(there.keys() - sums.keys()):
+        sync(there[name])
+        every[name] = checksum(there[name])
+    found = {"version": version, "updates": updates, "driver": asdict(state), "files": dict(sorted(every.items()))}
+    (made / STATE).write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
+    sync(made / STATE)
+    for inner in (*sorted(path for path in made.rglob("*") if path.is_dir()), made):
+        sync(inner)
+    swap_in(made, folder)
+
+
+def read(folder: Path) -> Checkpoint:
+    """A checkpoint, every file seen to be what was written. Raises CheckpointError."""
+    from safetensors.torch import load_file
+
+    found = verify(folder)
+
+    def all_of(kind: str) -> dict[str, Tensor]:
+        parts = [name for name in found["files"] if "/" not in name and name.startswith((f"{kind}.", f"{kind}-"))]
+        return {key: value for name in parts for key, value in load_file(folder / name).items()}
+
+    return Checkpoint(
+        version=found["version"],
+        state=State(**found["driver"]),
+        parameters=all_of(TRAINABLE),
+        averaged=all_of(AVERAGED),
+        updates=found["updates"],
+        optimizer=all_of(OPTIMIZER),
+    )
+
+
+def verify(folder: Path) -> dict:
+    """The contents of state.json. Raises CheckpointError naming the file that is missing, cut short or changed."""
+    try:
+        found: dict = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        files, _, _, _ = dict(found["files"]), found["version"], found["updates"], State(**found["driver"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {folder}: {STATE} cannot be read ({error})") from None
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint {folder}: {name} is missing")
+        if checksum(path) != expected:
+            raise CheckpointError(f"checkpoint {folder}: {name} is cut short or changed (its checksum differs)")
+    return found
+
+
+def newest(run: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a run that is whole; `warn` is told of each newer one that is not."""
+    for folder in reversed(everyone(run)):
+        try:
+            verify(folder)
+        except CheckpointError as error:
+            warn(f"{error}; falling back to an older one")
+        else:
+            return folder
+    return None
+
+
+def everyone(run: Path) -> list[Path]:
+    """The checkpoints' folders, oldest first. A file, a link, or what only begins like one of ours is none."""
+    found = {}
+    for path in (run / "checkpoints").glob("step-*"):
+        step = step_of(path.name)
+        if step is not None and path.is_dir() and not path.is_symlink():
+            found[step] = path
+    return [found[step] for step in sorted(found)]
+
+
+def prune(run: Path, keep: int, spared: Path | None = None) -> None:
+    """Delete all but the newest `keep` and the one that is `spared`."""
+    for folder in everyone(run)[:-keep]:
+        if folder != spared:
+            delete(folder)
+
+
+def delete(folder: Path) -> None:
+    """Delete a checkpoint; one that is deleted in part is none. Raises RunError."""
+    with writing(folder):
+        (folder / STATE).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def mend(run: Path) -> None:
+    """Clear away what a process left that ended while it wrote a checkpoint; only the run's one writer may ask."""
+    for path in (run / "checkpoints").glob(".step-*"):
+        name = path.name.removeprefix(".").removesuffix(".replaced")
+        folder = path.with_name(name)
+        if step_of(name) is not None and path == replaced(folder):
+            with writing(folder):
+                if folder.exists():
+                    shutil.rmtree(path)
+                else:
+                    path.rename(folder)
+                    sync(folder.parent)
+        elif UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def checksum(path: Path) -> str:
+    """Of a file's bytes. It is to find what was cut short or changed, at the speed of the disk, and proves nothing."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,136 @@
+"""One writer a run: a process that starts or resumes one leaves a token in its folder, and looks before it writes.
+
+On this machine it also holds a lock (flock) until it ends, however it ends: while it lives, nobody else here resumes
+the run, and afterwards anybody does at once. Who resumes it on another machine takes it over: the token there is no
+more the first one's, which therefore stops before it writes again. Where a disk has no locks, the token is all.
+
+What it cannot rule out is a line that is under way while another machine takes over: no shared disk has a write that
+depends on what another file holds.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pcpo_ray.errors import RunError, TakenOverError
+from pcpo_ray.runs.disk import replace, writing
+
+WRITER, LOCK = ".writer", ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What a disk answers that has none."""
+
+_held: dict[tuple[int, int], int] = {}
+"""The locks that this process holds until it ends: device and inode, and the open file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """Who writes a run: `id` is of one start or resume, `machine` of one boot of a kernel, whatever its containers."""
+
+    id: str
+    host: str
+    machine: str
+    pid: int
+    since: str
+
+    @classmethod
+    def new(cls) -> "Token":
+        return cls(
+            id=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+        )
+
+    @classmethod
+    def of(cls, text: str | bytes | None) -> "Token | None":
+        """The token that a text holds; None where it holds none."""
+        try:
+            return cls(**json.loads(text or ""))
+        except (ValueError, TypeError):
+            return None
+
+    @property
+    def text(self) -> str:
+        return json.dumps(asdict(self))
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} (since {self.since})"
+
+
+def read(folder: Path) -> Token | None:
+    """Who writes the run in a folder; None where nobody has begun."""
+    for _ in range(2):
+        try:
+            return Token.of((folder / WRITER).read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # replaced on another machine while it was read
+                raise RunError(
+                    f"{folder / WRITER} cannot be read: {error}; mend that, then go on with --resume"
+                ) from error
+    return None
+
+
+def take(folder: Path, token: Token) -> None:
+    """Make this process the one that writes the run in a folder. Raises RunError while another one here does."""
+    lock(folder)
+    replace(folder / WRITER, token.text)
+
+
+def lock(folder: Path) -> None:
+    """Keep others of this machine from a folder until this process ends. Raises RunError where one keeps this one."""
+    path = folder / LOCK
+    with writing(folder):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    status = os.fstat(opened)
+    if (status.st_dev, status.st_ino) in _held:
+        os.close(opened)
+        return
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(opened)
+        if error.errno in NO_LOCKS:
+            return
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise RunError(f"{path} cannot be locked: {error}; mend that, then go on with --resume") from error
+        token = read(folder)
+        if token is None or token.machine == _machine():
+            raise RunError(
+                f"{folder} is being written by {token or 'another process of this machine'}; wait for its end, or stop "
+                "it (Ctrl-C there, or kill its process), then go on with --resume"
+            ) from None
+        return  # another machine's, on a disk that they share: the token takes the run over
+    _held[status.st_dev, status.st_ino] = opened
+
+
+def check(own: str, found: Token | None, place: str, kept: Path) -> None:
+    """Raise TakenOverError unless the token found is the one with the id `own`, RunError where there is none."""
+    if found is None:
+        raise RunError(
+            f"{place} has no {WRITER} here ({socket.gethostname()}), which the run's driver wrote: it was deleted, or "
+            "this node has another disk; have runs lie on storage that all nodes share (--runs with a mounted path, "
+            "or a URL such as s3://bucket/runs)"
+        )
+    if found.id != own:
+        raise TakenOverError(
+            f"{found} has taken over the run {place}; this process writes nothing more. "
+            f"What it has recorded is in {kept}"
+        )
+
+
+def _machine() -> str:
+    """This boot of this kernel: flock is sure among its processes."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()

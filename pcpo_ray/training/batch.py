@@ -1,0 +1,133 @@
+"""From scored groups to what the learner gets: scores become advantages, and the whole becomes a row of metrics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pcpo_ray import config
+from pcpo_ray.algorithm import advantages
+from pcpo_ray.config import TOTAL
+from pcpo_ray.data.types import Scored
+from pcpo_ray.data.updates import Weighted
+from pcpo_ray.errors import RewardError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the learner gets, and what is recorded of it."""
+
+    groups: Sequence[Weighted]
+    metrics: Mapping[str, Any]
+
+
+def columns(run: config.Run) -> dict[str, dict[str, float]]:
+    """What becomes advantages, by name, each a weighted sum of rewards: their total, or each reward by itself."""
+    weights = {reward.name: reward.weight for reward in run.rewards}
+    return {TOTAL: weights} if run.combine == "scores" else {name: {name: 1.0} for name in weights}
+
+
+def make_histories(run: config.Run) -> dict[str, advantages.PromptHistory]:
+    """Each column's per-prompt statistics, if the config's advantage keeps them."""
+    kind = run.advantage
+    if not isinstance(kind, config.HistoryAdvantage):
+        return {}
+    return {
+        name: advantages.PromptHistory(buffer=kind.buffer, minimum=kind.minimum, epsilon=kind.epsilon)
+        for name in columns(run)
+    }
+
+
+def weigh(
+    run: config.Run, scored: Sequence[Scored], histories: Mapping[str, advantages.PromptHistory], step: int
+) -> Batch:
+    """The batch with its advantages, groups with missing scores dropped whole, and what to record of it.
+
+    Raises RewardError when no group is left.
+    """
+    whole = [group for group in scored if not group.missing]
+    if not whole:
+        raise RewardError(f"step {step}: all {len(scored)} groups miss scores: {dict(scored[0].failures)}")
+    weights = {reward.name: reward.weight for reward in run.rewards}
+    totals = _scores(whole, weights)
+    prompts = [group.rollout.task.prompt.text for group in whole]
+    values = torch.zeros_like(totals)
+    rounding = {name: advantages.rounding(_scores(whole, {name: 1.0})) for name in weights}
+    rounded = torch.zeros(len(whole), dtype=torch.bool)
+    for name, parts in columns(run).items():
+        scores = _scores(whole, parts)
+        tolerance = torch.stack([abs(weight) * rounding[part] for part, weight in parts.items()]).sum(0)
+        rounded |= advantages.apart_by_rounding(scores, tolerance)
+        own = normalised(run.advantage, scores, prompts, histories.get(name))
+        values += own if name == TOTAL else weights[name] * own
+    values = advantages.clip_advantage(values, run.advantage.clip)
+    groups = [
+        Weighted(rollout=group.rollout, advantages=row) for group, row in zip(whole, values.tolist(), strict=True)
+    ]
+    metrics = {
+        "reward_mean": float(totals.mean()),
+        "reward_std": float(totals.std(correction=0)),
+        "group_deviation": float(totals.std(1, correction=0).mean()) if totals.shape[1] > 1 else None,
+        "rewards": {name: float(np.mean([group.scores[name] for group in whole])) for name in weights},
+        "advantage_abs_mean": float(values.abs().mean()),
+        "degenerate_groups": advantages.degenerate_groups(totals),
+        "rounding_groups": int(rounded.sum()),
+        "dropped_groups": len(scored) - len(whole),
+    }
+    return Batch(groups=groups, metrics=metrics)
+
+
+def _scores(scored: Sequence[Scored], weights: Mapping[str, float]) -> Float[Tensor, "P G"]:
+    """The weighted sum of the rewards named in `weights`, a row a group."""
+    return torch.tensor(np.stack([group.total(weights) for group in scored]))
+
+
+def rounding_told(run: config.Run, batch: Batch) -> str:
+    """A line on the groups whose scores differ by rounding only; empty where there is none."""
+    count = batch.metrics["rounding_groups"]
+    if not count:
+        return ""
+    alone = isinstance(run.advantage, config.GroupAdvantage) and run.advantage.scale == "group"
+    return (
+        f"the scores of {count} of {len(batch.groups)} groups differ by rounding only"
+        + (", and their advantages are as large as any other group's" if alone else "")
+        + "; rounding_groups in metrics.jsonl counts them. A reward that is computed in half precision, or that is the "
+        "same for all images of a prompt, does that"
+    )
+
+
+def normalised(
+    kind: config.Advantage,
+    scores: Float[Tensor, "P G"],
+    prompts: Sequence[str],
+    history: advantages.PromptHistory | None,
+) -> Float[Tensor, "P G"]:
+    """Advantages of the config's kind."""
+    match kind:
+        case config.GroupAdvantage():
+            return advantages.group_relative(scores, scale=kind.scale, correction=kind.correction, epsilon=kind.epsilon)
+        case config.BatchAdvantage():
+            return advantages.batch_relative(scores, epsilon=kind.epsilon)
+    assert history is not None
+    return history.normalise(prompts, scores)
+
+
+def score_columns(scored: Sequence[Scored], batch: Batch) -> dict[str, Sequence[Any]]:
+    """A row a sample: step, prompt, sample, version, each reward, advantage (null for a group that was dropped)."""
+    known = {weighted.rollout.task: weighted.advantages for weighted in batch.groups}
+    rows = [(group, sample) for group in scored for sample in range(group.rollout.task.images)]
+    return {
+        "step": [group.rollout.task.step for group, _ in rows],
+        "prompt": [group.rollout.task.prompt.text for group, _ in rows],
+        "sample": [sample for _, sample in rows],
+        "version": [group.rollout.task.version for group, _ in rows],
+        "worker": [group.rollout.worker for group, _ in rows],
+        **{name: [group.scores[name][sample] for group, sample in rows] for name in scored[0].scores},
+        "advantage": [
+            known[group.rollout.task][sample] if group.rollout.task in known else None for group, sample in rows
+        ],
+    }

@@ -1,0 +1,84 @@
+"""Tally: what a run's traffic amounts to, counted on the driver as groups pass."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pcpo_ray.data.types import Rollout, Scored, Task
+
+Tasks = dict[str, dict[str, dict[str, int]]]
+"""How many tasks, by role, outcome and reason."""
+
+NO_REASON = "none"
+"""The reason of an outcome that needs none."""
+
+
+class Tally:
+    """Times are seconds on the driver's clock; versions are (version, whether its running mean)."""
+
+    def __init__(self) -> None:
+        self.tasks: Tasks = {}
+        self._published: dict[tuple[int, bool], float] = {}
+        self._versions: dict[str, int] = {}
+        self._waiting: dict[Task, int] = {}
+        self._held = self._peak = 0
+        self.largest = 0
+        """Bytes of the largest group sampled so far, trajectory and images."""
+        self._lag, self._used = 0.0, 0
+
+    def count(self, role: str, outcome: str, reason: str = NO_REASON, tasks: int = 1) -> None:
+        """Some tasks of a role have come to this."""
+        reasons = self.tasks.setdefault(role, {}).setdefault(outcome, {})
+        reasons[reason] = reasons.get(reason, 0) + tasks
+
+    def published(self, key: tuple[int, bool], now: float) -> None:
+        """Weights can be loaded from now on."""
+        self._published[key] = now
+
+    def sampled(self, rollout: Rollout, now: float) -> None:
+        """A group has been sampled. The first one with its weights tells how long they lay unused."""
+        task = rollout.task
+        self.count("samplers", "done")
+        since = self._published.pop(task.weights, None)
+        if since is not None:
+            self._lag += max(0.0, now - since - rollout.seconds)
+            self._used += 1
+        self._versions[rollout.worker] = max(task.version, self._versions.get(rollout.worker, 0))
+        self._held += rollout.bytes - self._waiting.get(task, 0)
+        self._waiting[task] = rollout.bytes
+        self.largest = max(self.largest, rollout.bytes)
+        self._peak = max(self._peak, self._held)
+
+    def scored(self, scored: Scored) -> None:
+        """A group has been scored, or misses scores."""
+        if scored.missing:
+            self.count("scorers", "missing", ",".join(sorted(scored.failures)) or NO_REASON)
+        else:
+            self.count("scorers", "done")
+
+    def taken(self, tasks: Sequence[Task]) -> None:
+        """These groups wait no longer."""
+        for task in tasks:
+            self._held -= self._waiting.pop(task, 0)
+
+    def forget(self) -> None:
+        """Nothing waits any longer: what was under way is given up."""
+        self._waiting.clear()
+        self._held = 0
+        self._published.clear()
+
+    def step(self, version: int, at_work: Sequence[str]) -> Mapping[str, Any]:
+        """What is recorded of a step that was sampled with `version` or older; `at_work` names the samplers there are.
+
+        `publish_lag`: how long how many versions lay unused since the step before, in seconds; `sampler_behind`: how
+        many versions before `version` the sampler sampled last, or came to be, of which that is longest ago;
+        `buffer_bytes`: the most that waited at once to be scored or learned.
+        """
+        self._versions = {worker: self._versions.get(worker, version) for worker in at_work}
+        found = {
+            "publish_lag": {"seconds": self._lag, "versions": self._used},
+            "sampler_behind": max(0, version - min(self._versions.values(), default=version)),
+            "buffer_bytes": self._peak,
+        }
+        self._lag, self._used = 0.0, 0
+        self._peak = self._held
+        return found

@@ -1,0 +1,235 @@
+"""Traffic: moves groups between the stages, and knows what it waits for."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pcpo_ray import config
+from pcpo_ray.data.types import Scored, Task
+from pcpo_ray.data.updates import Published, Update, Weighted
+from pcpo_ray.errors import ClusterError, LearnerLostError, RewardError, TrainingError
+from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.training.counters import Tally
+from pcpo_ray.training.scheduling.ledger import Ledger
+from pcpo_ray.training.scheduling.watchdog import StalledError, Watchdog
+from pcpo_ray.training.stages import Stages
+
+LOSSES = 5
+"""How often a thing may be lost before the run gives up."""
+
+QUIET = 30.0
+"""Seconds without a line, after which a run says what it is waiting for."""
+
+
+def trouble(kind: str, details: Mapping[str, Any]) -> str:
+    """A line about an event that a user must see; empty for any other."""
+    if kind == "fault":
+        return f"fault: {details['message']}"
+    if kind == "missing_scores":
+        return f"scores are missing, step {details['step']}, {details['prompt']!r}: {details['causes']}"
+    return ""
+
+
+@dataclass
+class Phases:
+    """Where a step's wall-clock seconds went, and how long each role really worked."""
+
+    wall: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
+    busy_in: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Each role's busy seconds, by the phase in which the work was done."""
+
+    def add(self, phase: str, started: float) -> None:
+        self.wall[phase] = self.wall.get(phase, 0.0) + time.perf_counter() - started
+
+    def work(self, role: str, seconds: float, phase: str) -> None:
+        self.busy[role] = self.busy.get(role, 0.0) + seconds
+        phases = self.busy_in.setdefault(role, {})
+        phases[phase] = phases.get(phase, 0.0) + seconds
+
+
+class Traffic:
+    """Moves groups between stages: a task becomes a rollout becomes a scored group, each as soon as it can.
+
+    `event` records what went wrong and was mended, `say` gets a line whenever there was none for `QUIET` seconds.
+    Raises ClusterError when nothing finishes for workers.task_timeout seconds while work remains, and RewardError when
+    more than rollout.reward_failures groups in a row miss scores.
+    """
+
+    def __init__(
+        self,
+        run: config.Run,
+        stages: Stages,
+        *,
+        event: Callable[..., None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.stages = stages
+        self.event = event
+        self.say = say
+        self.asked: Callable[[], None] = lambda: None
+        self.entered: Callable[[str], None] = lambda phase: None
+        self.phase = ""
+        self.failures = run.rollout.reward_failures
+        self.failed_in_a_row = 0
+        self.exhausted: RewardError | None = None
+        self.phases = Phases()
+        self.tally = Tally()
+        self.checksums: dict[tuple[int, bool], str] = {}
+        self.versions: dict[str, int] = {}
+        """What each sampler last sampled with."""
+        self.awaited = ""
+        self.ledger: Ledger[Task, Scored] = Ledger()
+        self.missing: set[Task] = set()
+        """Of the tasks being gathered."""
+        self.regained: Counter[Task] = Counter()
+        """How often a group was sampled again, as its images were gone."""
+        self.watchdog = Watchdog(limit=run.workers.task_timeout, quiet=QUIET, now=time.monotonic())
+
+    def enter(self, phase: str) -> None:
+        """What the run is at from now on."""
+        self.phase = phase
+        self.entered(phase)
+
+    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
+        """Make the learner's weights, or their running mean, loadable, and remember what their checksum must be.
+
+        Versions before `oldest` may be forgotten.
+        """
+        self.enter("publish")
+        started = time.perf_counter()
+        published = self.stages.learner.publish(oldest=oldest, averaged=averaged)
+        self.checksums = {key: value for key, value in self.checksums.items() if key[0] >= oldest}
+        self.tally.published((published.version, published.averaged), time.monotonic())
+        self.phases.add("publish", started)
+        return self._loadable(published)
+
+    def republish(self, home: RunFolder, step: int, version: int) -> Published:
+        """Make an older version loadable again, which the checkpoint of a step holds."""
+        return self._loadable(self.stages.learner.republish(home, step, version))
+
+    def _loadable(self, published: Published) -> Published:
+        self.checksums[published.version, published.averaged] = published.checksum
+        self.event("published", **asdict(published))
+        return published
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self.ledger.issue(task)
+            self.stages.samplers.submit(task)
+
+    def cancel(self) -> None:
+        """Forget all groups that are under way."""
+        self.stages.samplers.cancel()
+        self.stages.scorers.cancel()
+        self.ledger.forget()
+        self.tally.forget()
+        self.regained.clear()
+
+    def gather(self, tasks: Sequence[Task]) -> list[Scored]:
+        """The tasks' scored groups, in the tasks' order. Raises RewardError when too many in a row miss scores.
+
+        Here and not in the midst of an update, so that what was learned can be kept.
+        """
+        self.watchdog.progress(time.monotonic())
+        self.missing = self.ledger.missing(tasks)  # counted once: a batch may have thousands
+        while self.missing:
+            if self.exhausted is not None:
+                raise self.exhausted
+            self._pump(f"{len(self.missing)} of {len(tasks)} groups of step {tasks[0].step}")
+        for task in tasks:
+            self.regained.pop(task, None)
+        self.tally.taken(tasks)
+        return self.ledger.take(tasks)
+
+    def learn(self, step: int, batch: Sequence[Weighted]) -> Update:
+        """Do an update, while groups go on moving. Raises LearnerLostError also where it does not end in time."""
+        self.stages.learner.begin(step, batch)
+        self.watchdog.progress(time.monotonic())
+        while (update := self.stages.learner.collect()) is None:
+            try:
+                self._pump(f"update {step}")
+            except StalledError as error:
+                raise LearnerLostError(str(error)) from error
+        return self._learned(update)
+
+    def settle(self) -> Update | None:
+        """The update under way, once it is done; None where there is none. No group moves meanwhile.
+
+        Raises ClusterError where it is not done within workers.task_timeout.
+        """
+        deadline = time.monotonic() + self.watchdog.limit
+        while self.stages.learner.updating():
+            if (update := self.stages.learner.collect()) is not None:
+                return self._learned(update)
+            if time.monotonic() > deadline:
+                raise StalledError(f"the update under way was not done in {self.watchdog.limit:g} s")
+            self.stages.wait(min(self.watchdog.limit, 1.0))
+        return None
+
+    def _learned(self, update: Update) -> Update:
+        self.phases.work("learner", update.seconds, self.phase)
+        self.tally.count("learner", "done")
+        return update
+
+    def _pump(self, awaited: str) -> None:
+        self.awaited = awaited
+        self.stages.wait(min(self.watchdog.limit, 1.0))
+        self.asked()
+        now = time.monotonic()
+        for fault in self.stages.faults():
+            self.event("fault", message=fault)
+        for rollout in self.stages.samplers.collect():
+            self.watchdog.progress(now)
+            self._acknowledge(rollout.task, rollout.checksum, rollout.worker)
+            self.phases.work("samplers", rollout.seconds, self.phase)
+            self.tally.sampled(rollout, now)
+            self.stages.scorers.submit(rollout)
+        for rollout in self.stages.scorers.lost():
+            self.regained[rollout.task] += 1
+            if self.regained[rollout.task] > LOSSES:
+                raise ClusterError(f"images of step {rollout.task.step} were lost {LOSSES + 1} times before a score")
+            self.event("fault", message=f"images of step {rollout.task.step} are gone; they are sampled again")
+            self.tally.count("samplers", "lost", "images_gone")
+            self.stages.samplers.submit(rollout.task)
+        for scored in self.stages.scorers.collect():
+            self.watchdog.progress(now)
+            self.phases.work("scorers", scored.seconds, self.phase)
+            self.tally.scored(scored)
+            self.ledger.done(scored.rollout.task, scored)
+            self.missing.discard(scored.rollout.task)
+            self._count_failures(scored)
+        if line := self.watchdog.check(now, f"{awaited}; {len(self.ledger)} groups are in flight"):
+            self.say(line)
+
+    def spoke(self) -> None:
+        """A line about the run was printed."""
+        self.watchdog.spoke(time.monotonic())
+
+    def _acknowledge(self, task: Task, checksum: str, worker: str) -> None:
+        expected = self.checksums[task.weights]
+        if checksum != expected:
+            raise TrainingError(
+                f"{worker} sampled with weights of checksum {checksum}; version {task.version} has {expected}"
+            )
+        self.versions[worker] = task.version
+
+    def _count_failures(self, scored: Scored) -> None:
+        if not scored.missing:
+            self.failed_in_a_row = 0
+            return
+        self.failed_in_a_row += 1
+        task = scored.rollout.task
+        self.event(
+            "missing_scores",
+            step=task.step,
+            prompt="; ".join(prompt.text for prompt in task.prompts),
+            causes=dict(scored.failures),
+        )
+        if self.failed_in_a_row > self.failures:
+            self.exhausted = RewardError(
+                f"{self.failed_in_a_row} groups in a row miss scores (rollout.reward_failures={self.failures}); "
+                f"the last ones: {dict(scored.failures)}"
+            )

@@ -1,0 +1,267 @@
+"""The files that a config points to: what they held when a run began, and whether they hold it still.
+
+Their digests are kept in the run's inputs.json, by the config's keys. So a run goes on with what it began with wherever
+that lies by then, and a file that was changed under the same name is seen. A digest is of a file's bytes, never of its
+place or time. Of a .safetensors file above LARGE bytes it is of the size, the header and `PLACES` blocks of every
+tensor: a model takes a second, not minutes. Whatever trains, merges or converts weights changes those; a change that
+leaves them all as they were is not seen. What workers read on other machines is not looked at.
+"""
+
+import inspect
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from pcpo_ray import config, models
+from pcpo_ray.config import PromptFile
+from pcpo_ray.errors import RunError
+from pcpo_ray.process.plugins import own_class
+from pcpo_ray.runs.folder import INPUTS
+
+LARGE = 1 << 28
+BLOCK, PLACES = 1 << 14, 4
+"""Bytes of a block, and how many of a tensor's are read, evenly spaced from its first bytes to its last."""
+
+CHUNK = 1 << 24
+READERS = 8
+"""Files that are read at a time."""
+
+READ = (".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".pth")
+"""Endings of what is read from a model's folder; pages and pictures beside them are not."""
+
+Files = Mapping[str, Mapping[str, Path]]
+"""By the key of the config that points there: each file, by its name below. A file that is pointed to itself has the
+name `*` and its ending, so that it may be called otherwise later."""
+
+Digests = Mapping[str, Mapping[str, str]]
+
+
+def of_run(run: config.Run) -> Files:
+    """Every file that the run reads. Raises the PcpoError of one that is not there."""
+    found = dict(of_model(run.model))
+    for where, prompts in (("prompts", run.prompts), ("evaluation.prompts", run.evaluation.prompts)):
+        if isinstance(prompts, PromptFile):
+            found[f"{where}.path"] = _itself(prompts.path)
+    for where, rewards in (("rewards", run.rewards), ("evaluation.rewards", run.evaluation.rewards)):
+        for place, reward in enumerate(rewards):
+            found |= {f"{where}.{place}.{key}": files for key, files in _of_reward(reward).items()}
+    if run.evaluation.quality is not None:
+        found |= {f"evaluation.quality.{key}": files for key, files in _of_quality(run.evaluation.quality).items()}
+    return found
+
+
+def of_model(model: config.Model) -> Files:
+    """The files of the model before training. Raises ModelError."""
+    folder = models.folder_of(model)
+    index = folder / "model_index.json"
+    parts = [
+        name
+        for name, value in json.loads(index.read_text(encoding="utf-8")).items()
+        if isinstance(value, list) and value[0] is not None and name not in models.UNUSED
+    ]
+    read = [index, *(path for part in parts for path in _below(folder / part))]
+    found: dict[str, Mapping[str, Path]] = {
+        "model.path": {path.relative_to(folder).as_posix(): path for path in read},
+    }
+    if model.single_file is not None:
+        found["model.single_file"] = _itself(model.single_file)
+    if model.denoiser is not None:
+        found["model.denoiser"] = _code(model.denoiser)
+    if isinstance(model.train, config.Lora) and model.train.start is not None:
+        found["model.train.start"] = _folder_or_file(model.train.start)
+    return found
+
+
+def _of_reward(reward: config.Reward) -> Files:
+    match reward:
+        case config.ClipScore(model=model, weights=weights) | config.Diversity(model=model, weights=weights):
+            return _of_clip(model, weights)
+        case config.Aesthetic(model=model, weights=weights, head=head):
+            return {**_of_clip(model, weights), "head": _itself(head)}
+        case config.PickScore(model=model, processor=processor):
+            own = {} if processor is None else {"processor": _folder_or_file(processor)}
+            return {**_of_clip(model, None), **own}
+        case config.Hps(weights=file):
+            return {"weights": _itself(file)}
+        case config.CustomReward(kind=kind, options=options):
+            return {"kind": _code(kind), **_in_options(options, "options")}
+    return {}
+
+
+def _of_quality(quality: config.Quality) -> Files:
+    from pcpo_ray.rewards.quality import reference
+
+    found: dict[str, Mapping[str, Path]] = {}
+    match quality.features:
+        case config.ClipFeatures(model=model, weights=weights):
+            found |= {f"features.{key}": files for key, files in _of_clip(model, weights).items()}
+        case config.InceptionFeatures(weights=file):
+            found["features.weights"] = _itself(file)
+        case config.DinoFeatures(model=folder):
+            found["features.model"] = _folder_or_file(folder)
+    if isinstance(quality.reference, config.ImagesReference):
+        where = Path(quality.reference.path)
+        pictures = reference.pictures(quality.reference.path)
+        whole = where.is_dir()  # the pictures of a list go by their place in it
+        found["reference.path"] = {
+            path.relative_to(where).as_posix() if whole else f"picture {place}": path
+            for place, path in enumerate(pictures, 1)
+        }
+    if quality.lpips is not None:
+        found["lpips.weights"] = _itself(quality.lpips.weights)
+    return found
+
+
+def _of_clip(model: str, weights: str | None) -> Files:
+    from pcpo_ray.rewards import clip
+
+    name, file = clip.locate(model, weights)
+    if file is not None:
+        return {"weights": _itself(file)}
+    return {"model": _folder_or_file(name.removeprefix("local-dir:"))}
+
+
+def _in_options(value: Any, key: str) -> Files:
+    """The files and folders that the options of a class of the user's own name."""
+    if isinstance(value, str):
+        files = _folder_or_file(value) if os.path.exists(value) else {}  # which takes any text, as Path.exists does not
+        return {key: files} if files else {}
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return {name: files for part, one in parts for name, files in _in_options(one, f"{key}.{part}").items()}
+
+
+def _code(name: str) -> Mapping[str, Path]:
+    """The file of the module of a class of the user's own; none where it has no file."""
+    try:
+        path = Path(inspect.getfile(own_class(name)))
+    except (TypeError, OSError):
+        return {}
+    return _itself(path) if path.is_file() else {}
+
+
+def is_code(key: str) -> bool:
+    """Whether a key names a class of the user's own."""
+    return key == "model.denoiser" or key.endswith(".kind")
+
+
+def is_own(key: str) -> bool:
+    """Whether a key points to code of the user's own, which may be mended under way, or is an option of such code.
+
+    Code may write to what its options name.
+    """
+    return is_code(key) or ".options." in key
+
+
+def _itself(path: str | Path) -> Mapping[str, Path]:
+    return {f"*{Path(path).suffix}": Path(path)}
+
+
+def _folder_or_file(place: str) -> Mapping[str, Path]:
+    """What is read of a folder, or of a file; nothing where there is neither, which its reader says better."""
+    path = Path(place)
+    if path.is_dir():
+        return {found.relative_to(path).as_posix(): found for found in _below(path, deep=False)}
+    return _itself(path) if path.is_file() else {}
+
+
+def _below(folder: Path, *, deep: bool = True) -> list[Path]:
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(
+        path
+        for path in found
+        if path.suffix in READ and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file()
+    )
+
+
+# -- digests -----------------------------------------------------------------------------------------------------------
+
+
+def digests(files: Files, known: dict[Path, str] | None = None) -> Digests:
+    """Of every file; those that are `known` are not read again. Raises RunError for one that cannot be read."""
+    had = {} if known is None else known
+    wanted = sorted({path for named in files.values() for path in named.values()} - had.keys())
+    with ThreadPoolExecutor(READERS) as readers:
+        had |= dict(zip(wanted, readers.map(digest, wanted), strict=True))
+    return {key: {name: had[path] for name, path in named.items()} for key, named in files.items()}
+
+
+def digest(path: Path) -> str:
+    """Of a file's bytes, or of the blocks that stand for them. Raises RunError."""
+    try:
+        size = path.stat().st_size
+        found = xxhash.xxh3_128(f"{size} ".encode())
+        with path.open("rb") as file:
+            blocks = _blocks(file, size) if size > LARGE and path.suffix == ".safetensors" else None
+            if blocks is None:
+                while chunk := file.read(CHUNK):
+                    found.update(chunk)
+            for start, length in blocks or ():
+                file.seek(start)
+                found.update(file.read(length))
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}; mend that, and start again") from error
+    return found.hexdigest()
+
+
+def _blocks(file: BinaryIO, size: int) -> list[tuple[int, int]] | None:
+    """The header of a .safetensors file and blocks of each tensor, by start and length; None where it is no such file.
+
+    https://huggingface.co/docs/safetensors: 8 bytes say how long the header is, whose offsets count from its end.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        header = json.loads(file.read(min(length, size)))
+        tensors = [tuple(map(int, value["data_offsets"])) for name, value in header.items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        file.seek(0)
+        return None
+    base = 8 + length
+    spread = [
+        (base + start + (end - start - BLOCK) * place // (PLACES - 1), BLOCK)
+        if end - start > PLACES * BLOCK
+        else (base + start + place * BLOCK, min(BLOCK, max(0, end - start - place * BLOCK)))
+        for start, end in sorted(tensors)
+        for place in range(PLACES)
+    ]
+    return [(0, base), *spread]
+
+
+# -- a run's -----------------------------------------------------------------------------------------------------------
+
+
+def dump(began: Digests) -> str:
+    """As the run's folder keeps them."""
+    return json.dumps(began, indent=1) + "\n"
+
+
+def read(folder: Path) -> Digests | None:
+    """What the run in a folder began with; None where it has not been kept. Raises RunError."""
+    path = folder / INPUTS
+    if not path.is_file():
+        return None
+    try:
+        found: Digests = {key: dict(named) for key, named in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{path} cannot be read ({error}); delete it, and the run goes on with what its config points to now"
+        ) from None
+    return found
+
+
+def changed(began: Digests, files: Files, now: Digests) -> Iterator[tuple[str, str]]:
+    """What is not as it was, in words, with the key of the config that points there."""
+    for key in sorted(began.keys() & now.keys()):
+        old, new = began[key], now[key]
+        for name in sorted({*old, *new}):
+            if name not in new:
+                yield key, f"{key}: {name} of what the run began with is gone"
+            elif name not in old:
+                yield key, f"{key}: {files[key][name]} was not there when the run began"
+            elif old[name] != new[name]:
+                yield key, f"{key}: {files[key][name]} is not the file that the run began with"

@@ -1,0 +1,226 @@
+"""The stages in this process: for tests, debugging, and one GPU. Work is done when it is waited for."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pcpo_ray import config
+from pcpo_ray.data import weights
+from pcpo_ray.data.requests import Fault, Request
+from pcpo_ray.data.tensors import device_here
+from pcpo_ray.data.types import Handle, Rollout, Scored, Task
+from pcpo_ray.data.updates import Published, Size, State, Update, Weighted
+from pcpo_ray.errors import ClusterError, TrainingError
+from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.workers.learner.learner import Learner
+from pcpo_ray.workers.sampler import Sampler
+from pcpo_ray.workers.scorer import Scorer
+
+
+class LocalSamplers:
+    """One sampler."""
+
+    def __init__(self, run: config.Run, device: torch.device) -> None:
+        self.sampler = Sampler(run, device)
+        self.threads = run.workers.samplers.threads
+        self.tasks: deque[Task] = deque()
+        self.done: list[Rollout] = []
+        self.versions: dict[tuple[int, bool], weights.Weights] = {}
+
+    def publish(self, published: weights.Weights, oldest: int) -> None:
+        self.versions[published.manifest.key] = published
+        for key in [key for key in self.versions if key[0] < oldest]:
+            del self.versions[key]
+
+    def submit(self, task: Task) -> None:
+        if task.weights not in self.versions:
+            raise TrainingError(
+                f"task asks for (version, averaged) {task.weights}; published are {sorted(self.versions)}"
+            )
+        self.tasks.append(task)
+
+    def collect(self) -> list[Rollout]:
+        finished, self.done = self.done, []
+        return finished
+
+    def cancel(self) -> None:
+        self.tasks.clear()
+        self.done.clear()
+
+    def work(self) -> bool:
+        """Do one task; False if there is none."""
+        if not self.tasks:
+            return False
+        started = time.perf_counter()
+        task = self.tasks.popleft()
+        torch.set_num_threads(self.threads)
+        wanted = self.versions[task.weights]
+        if self.sampler.loaded != wanted.manifest.checksum:
+            self.sampler.load(wanted)
+        self.sampler.prepare(task)
+        trajectory, images = self.sampler.sample(task)
+        self.done.append(
+            Rollout(
+                task=task,
+                trajectory=None if trajectory is None else Handle(reference=trajectory),
+                images=Handle(reference=images),
+                bytes=images.nbytes + (0 if trajectory is None else trajectory.bytes),
+                checksum=self.sampler.loaded or "",
+                seconds=time.perf_counter() - started,
+                worker="sampler-0",
+            )
+        )
+        return True
+
+
+class LocalScorers:
+    """One scorer."""
+
+    def __init__(self, run: config.Run, device: torch.device) -> None:
+        self.scorer = Scorer(run, device)
+        self.threads = run.workers.scorers.threads
+        self.rollouts: deque[Rollout] = deque()
+        self.done: list[Scored] = []
+
+    def submit(self, rollout: Rollout) -> None:
+        self.rollouts.append(rollout)
+
+    def collect(self) -> list[Scored]:
+        finished, self.done = self.done, []
+        return finished
+
+    def lost(self) -> list[Rollout]:
+        return []
+
+    def cancel(self) -> None:
+        self.rollouts.clear()
+        self.done.clear()
+
+    def work(self) -> bool:
+        """Score one rollout; False if there is none."""
+        if not self.rollouts:
+            return False
+        started = time.perf_counter()
+        rollout = self.rollouts.popleft()
+        torch.set_num_threads(self.threads)
+        scores, failures, measured = self.scorer.score(rollout.task, rollout.images.reference)
+        seconds = time.perf_counter() - started
+        self.done.append(Scored(rollout=rollout, scores=scores, failures=failures, seconds=seconds, measured=measured))
+        return True
+
+
+class LocalLearner:
+    """One learner, in lock-step with nobody."""
+
+    def __init__(self, run: config.Run, device: torch.device, samplers: LocalSamplers) -> None:
+        self.learner = Learner(run, device)
+        self.threads = run.workers.learner.threads
+        self.samplers = samplers
+        self.begun: tuple[int, Sequence[Weighted]] | None = None
+        self.done: Update | None = None
+
+    def begin(self, step: int, batch: Sequence[Weighted]) -> None:
+        self.begun = (step, batch)
+
+    def updating(self) -> bool:
+        return self.begun is not None or self.done is not None
+
+    def collect(self) -> Update | None:
+        finished, self.done = self.done, None
+        return finished
+
+    def work(self) -> bool:
+        """Do the update begun; False if there is none."""
+        if self.begun is None:
+            return False
+        step, batch = self.begun
+        self.begun = None
+        torch.set_num_threads(self.threads)
+        opened = []
+        for weighted in batch:
+            assert weighted.rollout.trajectory is not None
+            opened.append((weighted.rollout.task.version, weighted.rollout.trajectory.reference, weighted.advantages))
+        self.done = self.learner.update(step, opened)
+        return True
+
+    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
+        started = time.perf_counter()
+        return self._published(self.learner.weights(averaged=averaged), oldest, started)
+
+    def republish(self, folder: RunFolder, step: int, version: int) -> Published:
+        started = time.perf_counter()
+        return self._published(checkpoints.read_version(folder.fetch_checkpoint(step), version), 0, started)
+
+    def _published(self, packed: weights.Weights, oldest: int, started: float) -> Published:
+        self.samplers.publish(packed, oldest)
+        return Published(
+            version=packed.manifest.version,
+            averaged=packed.manifest.averaged,
+            checksum=packed.manifest.checksum,
+            bytes=sum(packed.manifest.sizes),
+            seconds=time.perf_counter() - started,
+        )
+
+    def leaving(self) -> bool:
+        return False
+
+    def save(self, folder: RunFolder, state: State) -> None:
+        folder.check()
+        older = [self.samplers.versions[version, False] for version in state.older]
+        self.learner.save(folder.checkpoint(state.step), state, older=older, allowed=folder.check)
+        folder.push_checkpoint(state.step)
+
+    def restore(self, folder: RunFolder, step: int) -> State:
+        return self.learner.restore(folder.fetch_checkpoint(step))
+
+    def recover(self) -> None:
+        """Nothing is lost in one process but the process."""
+
+
+class LocalStages:
+    """The three stages in this process."""
+
+    def __init__(self, run: config.Run) -> None:
+        device = device_here()
+        self.samplers = LocalSamplers(run, device)
+        self.scorers = LocalScorers(run, device)
+        self.learner = LocalLearner(run, device, self.samplers)
+
+    def wait(self, timeout: float) -> None:
+        """Do one unit of work: the learner's first, as the driver waits for it last."""
+        _ = self.learner.work() or self.scorers.work() or self.samplers.work()
+
+    def room(self) -> float:
+        return math.inf  # a batch is learned before the next is begun, but for rollout.max_staleness
+
+    def fetch(self, handle: Handle) -> np.ndarray:
+        images: np.ndarray = handle.reference
+        return images if handle.rows is None else images[handle.rows]
+
+    def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:
+        raise ClusterError("a run in one process has one sampler and one scorer; train on Ray (without --local)")
+
+    def sizes(self) -> dict[str, Size]:
+        names = {"samplers": "sampler-0", "scorers": "scorer-0"}
+        return {role: Size(wanted=1, ready=1, workers=(name,)) for role, name in names.items()}
+
+    def disturb(self, fault: Fault) -> None:
+        raise ClusterError(f"a run in one process has no {fault} to lose; train on Ray (without --local)")
+
+    def exchange(self, status: Mapping[str, Any]) -> list[Request]:
+        return []
+
+    def end(self, status: Mapping[str, Any]) -> None:
+        """Nobody asks."""
+
+    def faults(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """Nothing outlives this process."""

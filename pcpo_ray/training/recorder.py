@@ -1,0 +1,234 @@
+"""The run folder: everything a run leaves behind, readable while it goes on and after it was killed.
+
+config.yaml     resolved                        inputs.json         see inputs.py
+metrics.jsonl   a line a step or evaluation     events.jsonl        faults, versions, endings
+images/         the evaluations' pictures
+scores.parquet/ a row a training sample         evaluations.parquet/ a row an evaluated image (a file a step each)
+features/       see quality/ (a file a step)
+checkpoints/    see checkpoint.py               report.html         see report.py
+"""
+
+import contextlib
+import math
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcpo_ray import config
+from pcpo_ray.config import files
+from pcpo_ray.errors import AwayError, RunError
+from pcpo_ray.metrics.reporter import Meter, Silent
+from pcpo_ray.runs import checkpoints, disk, lines
+from pcpo_ray.runs.disk import writing
+from pcpo_ray.runs.folder import CONFIG, INPUTS, RunFolder
+from pcpo_ray.runs.outbox import DATASETS
+from pcpo_ray.training import inputs
+from pcpo_ray.training.trackers import Trackers
+
+RECENT = 50
+"""How many of the newest events are kept for whoever asks how the run is, `published` left out: every step has one."""
+
+
+class Recorder:
+    """Writes one run's folder. Raises RunError where it cannot, TakenOverError where it may not any more.
+
+    A line is on the disk when `record` or `event` returns; so is a file.
+    """
+
+    def __init__(self, home: RunFolder, run: config.Run) -> None:
+        self.home = home
+        self.folder = home.local
+        self.run = run
+        self.meter: Meter = Silent()
+        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self.mended: list[str] = []
+        """What the last `rewind` found damaged in the records, and did about it, in words."""
+        self.say: Callable[[str], None] = lambda line: None
+        """Gets a line where a tracker fails."""
+        self._trackers: Trackers | None = None
+
+    @classmethod
+    def create(
+        cls, folder: Path, run: config.Run, *, url: str | None = None, began: inputs.Digests | None = None
+    ) -> "Recorder":
+        """A new run's folder, kept at a URL too, with what the files held that it begins with.
+
+        Raises RunError if it exists or cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise RunError(
+                f"the run folder {folder} exists; continue it with --resume, give another name=..., or delete it"
+            ) from None
+        except OSError as error:
+            raise RunError(f"the run folder {folder} cannot be made: {error}") from None
+        try:
+            recorder = cls(RunFolder(local=folder, url=url).claim(new=True), run)
+            disk.sync(folder.parent)
+            recorder._replace(CONFIG, files.dump(run))
+            if began is not None:
+                recorder._replace(INPUTS, inputs.dump(began))
+            recorder.home.push_records(patience=0.0)
+        except RunError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return recorder
+
+    @classmethod
+    def reopen(cls, home: RunFolder, run: config.Run, step: int) -> "Recorder":
+        """The recorder of a run that continues after `step`, in a folder that is claimed.
+
+        What was recorded past the step is about to happen again.
+        """
+        recorder = cls(home, run)
+        recorder._replace(CONFIG, files.dump(run))
+        recorder.rewind(step)
+        recorder.home.push_records(patience=0.0)
+        recorder.home.tidy()
+        return recorder
+
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded past `step`: it is about to happen again. Lines that are damaged go, a copy stays."""
+        metrics, events = lines.metrics(self.folder / "metrics.jsonl"), lines.events(self.folder / "events.jsonl")
+        self.mended = []
+        for read in (metrics, events):
+            if read.damaged:
+                copy = read.path.with_name(f"{read.path.name}.damaged-{time.time_ns()}")
+                with writing(copy):
+                    shutil.copy(read.path, copy)
+                self.mended.append(f"{read}; they are left out from here on, {copy.name} keeps them")
+        self.home.rewound(step)
+        self._replace("metrics.jsonl", "".join(f"{lines.text(row)}\n" for row in metrics.rows if row["step"] <= step))
+        self._replace("events.jsonl", "".join(f"{lines.text(row)}\n" for row in events.rows))
+        for message in self.mended:
+            self.event("damaged", message=message)
+        for dataset in ("scores.parquet", "evaluations.parquet", "features"):
+            for path in (self.folder / dataset).glob("step-*.*"):
+                recorded = checkpoints.step_of(path.stem)
+                if recorded is not None and recorded > step and path.suffix == DATASETS[dataset]:
+                    with writing(path):
+                        path.unlink()
+
+    def start_trackers(self) -> None:
+        """Open the trackers that the config asks for. Raises RunError for one that does not start."""
+        if self.run.trackers:
+            self._trackers = Trackers(self.run.trackers, self.run.name, self.folder)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl; a last line that a kill cut short is left out.
+
+        Raises RunError where one is damaged.
+        """
+        found = lines.metrics(self.folder / "metrics.jsonl")
+        if found.damaged:
+            raise RunError(f"{found}; --resume goes on without them, and keeps a copy")
+        return found.rows
+
+    def record(self, kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Add a line to metrics.jsonl, and its numbers to the trackers."""
+        row = {"kind": kind, "step": step, "time": time.time(), **values}
+        self._append("metrics.jsonl", row)
+        numbers = {f"{kind}/{name}": value for name, value in _flat(values) if math.isfinite(value)}
+        if self._trackers is not None:
+            self._trackers.log(step, numbers)
+            self._tell_of_trackers()
+        self.meter.row(row)
+        return row
+
+    def put_back(self, row: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl that could not be added when it was made; a checkpoint has kept it."""
+        if not any((known["kind"], known["step"]) == (row["kind"], row["step"]) for known in self.metrics()):
+            self._append("metrics.jsonl", row)
+
+    def event(self, kind: str, **details: Any) -> None:
+        """Add a line to events.jsonl."""
+        event = {"time": time.time(), "kind": kind, **details}
+        if kind != "published":
+            self.recent.append(event)
+        self._append("events.jsonl", event)
+        self.meter.event(kind, details)
+
+    def samples(self, dataset: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        """One step's rows of scores.parquet or evaluations.parquet, whole or not at all."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        self.home.check_here()
+        path = self.folder / dataset / f"{checkpoints.name_of(step)}.parquet"
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+        with disk.replacing(path) as made:
+            parquet.write_table(pa.table(dict(columns)), made)
+
+    def pictures(self, step: int, groups: Sequence[np.ndarray]) -> None:
+        """The evaluation's images at a step: images/step-000010/<prompt>-<sample>.png."""
+        from PIL import Image
+
+        self.home.check_here()
+        folder = self.folder / "images" / checkpoints.name_of(step)
+        made = disk.beside(folder)
+        with writing(folder):
+            try:
+                made.mkdir(parents=True)
+                for position, images in enumerate(groups):
+                    for sample, image in enumerate(images):
+                        path = made / f"{position:03d}-{sample:02d}.png"
+                        Image.fromarray(image).save(path)
+                        disk.sync(path)
+                disk.swap_in(made, folder)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+
+    def close(self) -> None:
+        if self._trackers is not None:
+            self._trackers.finish()
+            self._tell_of_trackers()
+            self._trackers = None
+        self.meter.close()
+        self.meter = Silent()
+
+    def _tell_of_trackers(self) -> None:
+        assert self._trackers is not None
+        for message in self._trackers.troubles():
+            self.say(message)
+            self.trouble(message)
+
+    def trouble(self, message: str) -> None:
+        """An event of what goes wrong beside the run, and costs it nothing."""
+        with contextlib.suppress(RunError):  # of a full disk the run hears when it records what it needs
+            self.event("trouble", message=message)
+
+    def push(self) -> None:
+        """Put what was recorded into storage; where that is away it waits for the next time, and an event says so."""
+        try:
+            self.home.push_records(patience=0.0)
+        except AwayError as error:
+            self.event("unsent", message=str(error))
+            self.say(str(error))
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        self.home.check_here()
+        disk.append(self.folder / name, lines.text(row))
+
+    def _replace(self, name: str, text: str) -> None:
+        self.home.check_here()
+        disk.replace(self.folder / name, text)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """The numbers in nested mappings, by slashed name; lists (a value a timestep) by their index."""
+    found: list[tuple[str, float]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, list | tuple):
+            found += _flat({f"{n:03d}": item for n, item in enumerate(value)}, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((f"{prefix}{name}", float(value)))
+    return found

@@ -1,0 +1,132 @@
+"""The three protocols that the loop is written against, and Stages, which holds one of each.
+
+Two implementations: `pcpo_ray.training.local` in this process, `pcpo_ray.cluster.stages` on Ray. What blocks has a
+deadline in both: `wait`, `publish`, `save`, `restore`, `recover`, `fetch` and `end`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pcpo_ray.data.requests import Fault, Request
+from pcpo_ray.data.types import Handle, Rollout, Scored, Task
+from pcpo_ray.data.updates import Published, Size, State, Update, Weighted
+
+if TYPE_CHECKING:
+    from pcpo_ray.runs.folder import RunFolder
+
+
+class Samplers(Protocol):
+    """Consumes tasks; waits for the weights that a task names; unblocks the scorers."""
+
+    def submit(self, task: Task) -> None:
+        """Queue a task; its weights must have been published."""
+
+    def collect(self) -> list[Rollout]:
+        """The groups finished since the last call, in no particular order."""
+
+    def cancel(self) -> None:
+        """Forget every task: none of them will be collected."""
+
+
+class Scorers(Protocol):
+    """Consumes rollouts; unblocks the advantages."""
+
+    def submit(self, rollout: Rollout) -> None:
+        """Queue a rollout."""
+
+    def collect(self) -> list[Scored]:
+        """The groups scored since the last call, in no particular order."""
+
+    def lost(self) -> list[Rollout]:
+        """The rollouts whose images were gone when they were to be scored, since the last call."""
+
+    def cancel(self) -> None:
+        """Forget every rollout: none of them will be collected."""
+
+
+class LearnerGroup(Protocol):
+    """Consumes weighted rollouts; unblocks the samplers by publishing.
+
+    Every method may raise LearnerLostError; after `recover` the group is as it was at the start of the run.
+    """
+
+    def begin(self, step: int, batch: Sequence[Weighted]) -> None:
+        """Start the update that turns version `step - 1` into `step`; the batch is in the order of its positions."""
+
+    def updating(self) -> bool:
+        """Whether an update was begun and is not collected."""
+
+    def collect(self) -> Update | None:
+        """The update begun last, once it is done. Raises RolloutsLostError; the same update may then begin again."""
+
+    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
+        """Make the current weights, or their running mean, loadable for samplers, under their version.
+
+        Versions before `oldest` are not asked for any more.
+        """
+
+    def republish(self, folder: "RunFolder", step: int, version: int) -> Published:
+        """Make an older version loadable again, which the checkpoint of a step holds."""
+
+    def leaving(self) -> bool:
+        """Whether a machine that it is on was told to leave, so that what it has learned should be saved soon."""
+
+    def save(self, folder: "RunFolder", state: State) -> None:
+        """Write the checkpoint of a step, whole or not at all, with the versions that its begun batches need.
+
+        Raises TrainingError where the learner is in the midst of an update.
+        """
+
+    def restore(self, folder: "RunFolder", step: int) -> State:
+        """Continue from the checkpoint of a step."""
+
+    def recover(self) -> None:
+        """Start anew after LearnerLostError."""
+
+
+class Stages(Protocol):
+    """The three stages of a run."""
+
+    @property
+    def samplers(self) -> Samplers: ...
+
+    @property
+    def scorers(self) -> Scorers: ...
+
+    @property
+    def learner(self) -> LearnerGroup: ...
+
+    def wait(self, timeout: float) -> None:
+        """Return once anything that was submitted or begun has finished, or after `timeout` seconds.
+
+        Raises LearnerLostError.
+        """
+
+    def room(self) -> float:
+        """Bytes that groups sampled and not yet learned may take, all together."""
+
+    def fetch(self, handle: Handle) -> np.ndarray:
+        """The images behind a handle, (N, H, W, 3) uint8. Raises RolloutsLostError."""
+
+    def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:
+        """Have so many workers from now on; those that leave finish what they hold. Raises ClusterError."""
+
+    def sizes(self) -> Mapping[str, Size]:
+        """Of samplers and scorers."""
+
+    def disturb(self, fault: Fault) -> None:
+        """Do that to the run's own workers. Raises ClusterError where there are none to lose."""
+
+    def exchange(self, status: Mapping[str, Any]) -> list[Request]:
+        """Say how the run is; what was asked of it since the last call."""
+
+    def end(self, status: Mapping[str, Any]) -> None:
+        """Say how the run has ended; whoever is waiting for that hears it before this returns."""
+
+    def faults(self) -> list[str]:
+        """What failed and was mended since the last call, a line each."""
+
+    def close(self) -> None:
+        """End every worker; safe to call twice."""

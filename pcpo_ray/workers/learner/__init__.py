@@ -1,0 +1,1 @@
+"""The learner: training groups in, updated weights out."""

@@ -1,0 +1,121 @@
+"""Movement: how far an update has moved the trained weights, so that training which changes nothing is seen.
+
+    update_ratio     |update| / |weights|, both L2 norms over all trained weights
+    moved_fraction   the fraction of the trained weights whose bits changed
+
+Of a tensor with more than SAMPLED values, SAMPLED evenly spaced ones stand for all of them.
+
+A run whose weights hardly move for PATIENCE steps in a row, or move by weight decay alone, trains on nothing, and ends.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pcpo_ray.errors import TrainingError
+from pcpo_ray.workers.learner.distributed import Rank
+
+SAMPLED = 2**16
+
+LEAST_MOVED = 0.001
+"""The moved fraction below which an update counts as one that changed nothing."""
+
+LEAST_RATIO = 1e-8
+"""The update ratio below which it does too; float32 tells weights apart that differ by 6e-8 of their size."""
+
+PATIENCE = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """What `Movement.measured` found."""
+
+    update_ratio: float
+    moved_fraction: float
+
+
+def unmoved(steps: Iterable[Mapping[str, Any]]) -> str:
+    """Why a run with these lines of metrics.jsonl, of kind train, trains on nothing; empty where it does train."""
+    recent = list(steps)[-PATIENCE:]
+    if len(recent) < PATIENCE or not all(map(_still, recent)):
+        return ""
+    last = recent[-1]
+    if all(row["skipped_gradients"] for row in recent):
+        why = "gradients were not finite; set model.dtype to float32 or bfloat16, or lower optimizer.learning_rate"
+    elif all(row["advantage_abs_mean"] == 0 for row in recent):
+        why = (
+            "all scores of a group were equal, so there was nothing to learn from; use a reward that tells images apart"
+        )
+    elif last["gradient_norm"] == 0:
+        why = (
+            f"the gradient is 0, with {last['inactive_fraction']:.0%} of the pairs outside the clip range; raise "
+            "objective.clip_range, or lower optimizer.learning_rate"
+        )
+    else:
+        why = "an update is below what float32 can add to most weights; raise optimizer.learning_rate"
+    return (
+        f"the weights did not move in the last {PATIENCE} steps (in the last one {last['moved_fraction']:.2%} of them "
+        f"changed, by {last['update_ratio']:.1g} of their size): {why}"
+    )
+
+
+def _still(row: Mapping[str, Any]) -> bool:
+    """Whether a step changed nothing that training means."""
+    moved = row["moved_fraction"] >= LEAST_MOVED and row["update_ratio"] >= LEAST_RATIO
+    return not moved or row["gradient_norm"] == 0
+
+
+class Movement:
+    """Remembers some values of each of the float32 `weights`, to compare them with what an update leaves there."""
+
+    def __init__(self, weights: Iterable[Tensor], rank: Rank) -> None:
+        self.weights = list(weights)
+        self.rank = rank
+        self.before = [_some(tensor).clone() for tensor in self.weights]
+
+    @torch.no_grad()
+    def measured(self, version: int) -> Moved:
+        """Compare with the weights as they are now, those of all ranks together where each has a part.
+
+        Raises TrainingError, naming the update's `version`, if any weight is not finite.
+        """
+        sums = torch.stack([_sums(tensor, old) for tensor, old in zip(self.weights, self.before, strict=True)]).sum(0)
+        if self.rank.sharded:
+            sums = self.rank.total(sums)
+        update, squares, moved, count = sums.tolist()
+        if not math.isfinite(update + squares):
+            raise TrainingError(
+                f"the weights after update {version} are not finite; continue from the newest checkpoint under another "
+                "name with a lower optimizer.learning_rate (model.train.start), or with optimizer.mixed_precision=no"
+            )
+        return Moved(update_ratio=math.sqrt(update / squares) if squares else math.inf, moved_fraction=moved / count)
+
+
+def _some(tensor: Tensor) -> Float[Tensor, " S"]:
+    """At most SAMPLED values of this process's part; the stride is odd, so that it meets every column of a matrix."""
+    flat = _here(tensor).reshape(-1)
+    stride = -(-len(flat) // SAMPLED) | 1
+    return flat[::stride]
+
+
+def _sums(tensor: Tensor, before: Float[Tensor, " S"]) -> Float[Tensor, "4"]:
+    """The tensor's |update|^2, |weights|^2, number of values that changed, and number of values."""
+    here, some = _here(tensor), _some(tensor)
+    each = here.numel() / max(1, len(some))
+    update = (some - before).double().square().sum() * each
+    moved = (some != before).sum() * each
+    squares = torch.linalg.vector_norm(here).double().square()
+    return torch.stack([update, squares, moved, torch.full_like(update, here.numel())])
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process has."""
+    from torch.distributed.tensor import DTensor
+
+    local: Tensor = tensor.detach()
+    return local.to_local() if isinstance(local, DTensor) else local

@@ -1,0 +1,151 @@
+"""Packed: a trajectory as it crosses processes, its predictions and little else; opened again to the same bits.
+
+Noise is drawn again from its seeds (Policy.initial_noise, step_noise), and latents are computed again by the affine
+recursion
+
+    x_next = scale * x + gain * prediction + std * z
+
+in the order of operations, and with the roundings, in which they were sampled. So sent are the predictions of the
+trained steps, and the latents of those trained steps alone that do not follow from the one before: where that was not
+trained (a window, a share of the steps), or stepped with another prediction (credit `interpolate`). A gap of m steps
+could be crossed by their m predictions as well: fewer bytes only where m is 1 and they have half the latents' width.
+
+Shapes: N images of a group, K trained steps, `...` one image's latents.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from pcpo_ray.algorithm.credit import Credit
+from pcpo_ray.data.tensors import from_numpy, to_numpy
+from pcpo_ray.data.types import Task, Trajectory
+from pcpo_ray.errors import TrainingError
+from pcpo_ray.models.policy import ALL, Policy
+
+Array = tuple[str, np.ndarray]
+"""A tensor's dtype and its bits (trajectory.to_numpy), which an object store hands over without a copy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """One group's trajectory, of the same fields but for the noise.
+
+    `latents` are those of `sent_steps`; `predictions` are in the dtype that the network computes in, where that loses
+    nothing. `digests` are each image's, of what is computed again, `machine` what it was computed with first.
+    """
+
+    task: Task
+    steps: tuple[int, ...]
+    predictions: Array
+    latents: Array
+    log_probs: Array
+    conditioning: Mapping[str, Array]
+    digests: tuple[str, ...]
+    machine: str
+
+    def __len__(self) -> int:
+        return self.task.images
+
+    @property
+    def bytes(self) -> int:
+        """What its arrays hold."""
+        arrays = (self.predictions, self.latents, self.log_probs, *self.conditioning.values())
+        return sum(array.nbytes for _, array in arrays)
+
+
+def sent_steps(credit: Credit) -> tuple[int, ...]:
+    """The trained steps whose latents do not follow from the trained step before, or at step 0 from the seeds."""
+    follows = {0, *(index + 1 for index in credit.trained if credit.mix[index] == 1.0)}
+    return tuple(index for index in credit.trained if index not in follows)
+
+
+def pack(policy: Policy, task: Task, trajectory: Trajectory) -> Packed:
+    """The trajectory of a task, to send."""
+    sent = set(sent_steps(policy.credit_of(task.step, task.position)))
+    steps = tuple(trajectory.steps.tolist())
+    return Packed(
+        task=task,
+        steps=steps,
+        predictions=to_numpy(_narrow(trajectory.predictions, policy.computes_in)),
+        latents=to_numpy(trajectory.latents[:, [k for k, index in enumerate(steps) if index in sent]]),
+        log_probs=to_numpy(trajectory.log_probs),
+        conditioning={name: to_numpy(row) for name, row in trajectory.conditioning.items()},
+        digests=_digests(trajectory),
+        machine=_machine(),
+    )
+
+
+def unpack(policy: Policy, packed: Packed, rows: slice = ALL) -> Trajectory:
+    """The trajectory of the images at `rows`, to the bit and on the CPU.
+
+    Raises TrainingError where this machine computes other bits.
+    """
+    task = packed.task
+    credit = policy.credit_of(task.step, task.position)
+    if packed.steps != credit.trained:
+        raise TrainingError(
+            f"the group at place {task.position} of step {task.step} was sampled for the steps {packed.steps}; "
+            f"the learner's config trains {credit.trained}: give both the same config"
+        )
+    storage = getattr(torch, policy.run.sampling.storage)
+    after = policy.initial_noise(task, rows).to(storage)
+    noises = policy.step_noise(task, rows)[:, list(packed.steps)].to(storage)
+    predictions = _of(packed.predictions, rows).to(storage)
+    latents = torch.empty_like(predictions)
+    sent = dict(zip(sent_steps(credit), _of(packed.latents, rows).unbind(1), strict=True))
+    for k, index in enumerate(packed.steps):
+        latents[:, k] = before = sent.get(index, after)
+        after = credit.steps[index].moved(before, predictions[:, k], noises[:, k])
+    opened = Trajectory(
+        steps=torch.tensor(packed.steps),
+        latents=latents,
+        predictions=predictions,
+        noises=noises,
+        log_probs=_of(packed.log_probs, rows),
+        conditioning={name: from_numpy(row) for name, row in packed.conditioning.items()},
+    )
+    if _digests(opened) != packed.digests[rows]:
+        if not latents.isfinite().all():  # bits of what is no number are no machine's fault
+            raise TrainingError(
+                f"the group at place {task.position} of step {task.step} has latents that are not finite; set "
+                "model.dtype and sampling.storage to a wider type, or optimizer.mixed_precision=no"
+            )
+        raise TrainingError(
+            f"the group at place {task.position} of step {task.step} has other noise or latents here ({_machine()}) "
+            f"than where it was sampled ({packed.machine}); have samplers and learner run on CPUs of one kind, with "
+            "the same torch, or set ATEN_CPU_CAPABILITY=default for all of them"
+        )
+    return opened
+
+
+def _narrow(predictions: Tensor, dtype: torch.dtype) -> Tensor:
+    """In `dtype` where that has all the values: what a half-precision network predicted without guidance."""
+    if dtype.itemsize >= predictions.dtype.itemsize:
+        return predictions
+    narrow = predictions.to(dtype)
+    return narrow if torch.equal(narrow.to(predictions.dtype), predictions) else predictions
+
+
+def _of(array: Array, rows: slice) -> Tensor:
+    name, values = array
+    return from_numpy((name, values[rows]))
+
+
+def _digests(trajectory: Trajectory) -> tuple[str, ...]:
+    """Of what `unpack` computes: each image's latents and noise."""
+    found = []
+    for latents, noises in zip(to_numpy(trajectory.latents)[1], to_numpy(trajectory.noises)[1], strict=True):
+        digest = xxhash.xxh3_128(latents.data)
+        digest.update(noises.data)
+        found.append(digest.hexdigest())
+    return tuple(found)
+
+
+def _machine() -> str:
+    """What the bits of noise may depend on."""
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"

@@ -1,0 +1,137 @@
+"""The sampler: a task in, a group's images and trajectory out. Pure in (run seed, task, weights)."""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from pcpo_ray import config
+from pcpo_ray.data import prompts, tasks, weights
+from pcpo_ray.data.tensors import Conditioning, in_one_piece, of_rows, sent_to
+from pcpo_ray.data.types import Task, Trajectory
+from pcpo_ray.errors import TrainingError
+from pcpo_ray.models.policy import Policy
+from pcpo_ray.workers import canary
+
+AHEAD = 256
+"""Texts, about, that are encoded in one go where workers share what they encode."""
+
+
+class Sampler:
+    """One process's sampler. Loads weights between tasks only."""
+
+    def __init__(self, run: config.Run, device: torch.device) -> None:
+        self.run = run
+        self.policy = Policy(run, device)
+        self.loaded: str | None = None
+        """The checksum of the weights that stand here."""
+        self.prepared: set[int] = set()
+
+    def load(self, received: weights.Weights) -> str:
+        """Take over a version; the checksum returned is counted over the parameters as they now stand.
+
+        Raises WeightsError where they are not those that were sent, or the network does not predict as the learner's.
+        """
+        manifest, self.loaded = received.manifest, None  # half of them would be no version at all
+        checksum = weights.apply(received, self.policy.denoiser.trainable())
+        predicted = canary.prediction(self.policy)
+        computed_in = str(self.policy.computes_in).removeprefix("torch.")
+        canary.check(predicted, manifest.canary, dtype=computed_in, version=manifest.version)
+        self.loaded = checksum
+        return checksum
+
+    def prepare(self, task: Task) -> None:
+        """Have the texts of the task's step and of those after it encoded, or those of an evaluation.
+
+        Only where workers share what they encode (model.text_cache): each would else encode what others sample.
+        """
+        if self.run.model.text_cache is None:
+            return
+        steps = -(-AHEAD // self.run.rollout.prompts)
+        block = 0 if task.purpose == "evaluate" else 1 + (task.step - 1) // steps
+        if block in self.prepared:
+            return
+        self.prepared.add(block)
+        training, evaluated = prompts.sources(self.run)
+        if block == 0:
+            asked = tasks.evaluation_tasks(self.run, evaluated, 0) + tasks.watched_training_tasks(self.run, training, 0)
+            drawn = [prompt for one in asked for prompt in one.prompts]
+        else:
+            last = min(block * steps, self.run.steps)
+            drawn = [
+                prompt
+                for step in range((block - 1) * steps + 1, last + 1)
+                for prompt in training.batch(step, self.run.rollout.prompts)
+            ]
+        self.policy.denoiser.prepare([prompt.text for prompt in drawn])
+
+    @torch.no_grad()
+    def sample(self, task: Task) -> tuple[Trajectory | None, UInt8[ndarray, "N H W 3"]]:
+        """The task's N images, and the trajectory of the trained steps unless the task is an evaluation."""
+        with self.policy.evaluating() if task.purpose == "evaluate" else contextlib.nullcontext():
+            return self._sample(task)
+
+    def _sample(self, task: Task) -> tuple[Trajectory | None, UInt8[ndarray, "N H W 3"]]:
+        denoiser = self.policy.denoiser
+        training = task.purpose == "train"
+        # evaluations sample in one and the same way, whatever part of the steps a batch is trained on
+        credit = self.policy.credit_of(task.step, task.position) if training else self.policy.credit
+        conditioning = denoiser.encode([prompt.text for prompt in task.prompts])
+        dtype = getattr(torch, self.run.sampling.storage)
+        texts = self._texts(conditioning, len(task.texts))
+        latents = sent_to(self.policy.initial_noise(task).to(dtype), self.policy.device)
+        noises = None
+        kept: dict[str, list[Tensor]] = {"latents": [], "predictions": [], "noises": [], "log_probs": []}
+        for index, step in enumerate(credit.steps):
+            predicted = self._predict(latents, index, texts, credit.mix[index])
+            prediction, drawn_with = (one.to(dtype) for one in predicted)
+            if noises is None:  # all of it, while a GPU makes the first prediction
+                noises = sent_to(self.policy.step_noise(task).to(dtype), self.policy.device)
+            noise = noises[:, index]
+            before = latents
+            latents, log_prob = step.draw(before, drawn_with, noise)
+            if training and index in credit.trained:
+                for name, value in zip(kept, (before, prediction, noise, log_prob), strict=True):
+                    kept[name].append(value)
+        self._check_finite(latents, task)
+        images = denoiser.decode(latents.float())
+        if not training:
+            return None, images
+        stacked = {name: torch.stack(values, dim=1) for name, values in kept.items()}
+        return Trajectory(steps=torch.tensor(credit.trained), conditioning=conditioning, **stacked), images
+
+    def _check_finite(self, latents: Tensor, task: Task) -> None:
+        """Raise TrainingError unless an image's last latents are finite.
+
+        A prediction that is not stays in the latents to the end, so this looks once and waits for a GPU once.
+        """
+        if not latents.isfinite().all():
+            raise TrainingError(
+                f"the predictions for {task.prompt.text!r} (step {task.step}, version {task.version}) are not finite; "
+                f"set model.dtype (now {self.run.model.dtype}) and sampling.storage (now {self.run.sampling.storage}) "
+                "to float32 or bfloat16, or optimizer.mixed_precision=no"
+            )
+
+    def _texts(self, conditioning: Conditioning, count: int) -> list[tuple[slice, Conditioning]]:
+        """The images that go through the network together, and a text for each."""
+        size = self.run.sampling.batch or count
+        parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        return [(rows, in_one_piece(of_rows(conditioning, rows, count))) for rows in parts]
+
+    def _predict(
+        self, latents: Tensor, index: int, texts: Sequence[tuple[slice, Conditioning]], mix: float
+    ) -> tuple[Tensor, Tensor]:
+        """The network's own prediction, and the one to step with (they differ under credit `interpolate`)."""
+        own, mixed = [], []
+        for rows, conditioning in texts:
+            prediction = self.policy.predict(latents[rows], index, conditioning)
+            own.append(prediction)
+            if mix != 1.0:
+                with self.policy.denoiser.without_adapter():
+                    reference = self.policy.predict(latents[rows], index, conditioning)
+                prediction = reference + mix * (prediction - reference)
+            mixed.append(prediction)
+        return torch.cat(own), torch.cat(mixed)

@@ -1,0 +1,121 @@
+"""The scorer: a group's images in, each reward's scores out, and for evaluations their features.
+
+A reward that fails is missing, never 0. Whatever it does, the process is as it was afterwards (own.py), and what it was
+given was its own: in one process the samplers, the learner and the other rewards notice nothing, as on Ray.
+"""
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from pcpo_ray import config, rewards
+from pcpo_ray.data.seeds import seed_of
+from pcpo_ray.data.types import QUALITY, Task
+from pcpo_ray.process import plugins
+from pcpo_ray.rewards import quality
+
+
+class Scorer:
+    """One process's rewards: those trained on, and those that evaluations watch besides."""
+
+    def __init__(self, run: config.Run, device: torch.device) -> None:
+        self.seed = run.seed
+        self.named = {reward.name: reward for reward in (*run.evaluation.rewards, *run.rewards)}
+        self.trained = [reward.name for reward in run.rewards]
+        self.rewards = {name: rewards.load(reward, device) for name, reward in self.named.items()}
+        wanted = run.evaluation.quality
+        with plugins.apart(QUALITY):
+            self.measures = None if wanted is None else quality.Measures(wanted, device)
+
+    def score(
+        self, task: Task, images: UInt8[np.ndarray, "N H W 3"]
+    ) -> tuple[dict[str, list[float]], dict[str, str], quality.Measured]:
+        """Each reward's scores, NaN where missing; by reward the cause of what is missing; what quality is made of.
+
+        The last is empty for a group to train on, and where it failed: then the cause is under `quality`. A reward's
+        random numbers depend on the run's seed and the group alone, so that any worker finds the same scores.
+        """
+        shared = images.view()
+        shared.flags.writeable = False
+        scores, failures = {}, {}
+        for name in self.trained if task.purpose == "train" else self.named:
+            own_images = _copied(images) if isinstance(self.named[name], config.CustomReward) else shared
+            scores[name], cause = self._scored(name, own_images, task, first=0)
+            if cause:
+                failures[name] = cause
+        measured: Mapping[str, np.ndarray] = {}
+        if self.measures is not None and task.purpose == "evaluate":
+            try:
+                with plugins.apart(QUALITY):
+                    measured = self.measures(shared, each=task.images)
+            except Exception as error:  # a network may raise anything; the loop counts it as it does rewards
+                failures[QUALITY] = plugins.told(error)
+        return scores, failures, measured
+
+    def _scored(
+        self, name: str, images: UInt8[np.ndarray, "N H W 3"], task: Task, *, first: int
+    ) -> tuple[list[float], str]:
+        """The scores of the task's images from the `first` on, and the cause of those that are missing.
+
+        Where a reward fails for several prompts, each is scored by itself.
+        """
+        prompts = task.texts[first : first + len(images)]
+        seed = seed_of(self.seed, "reward", name, task.purpose, task.step, task.position, first)
+        try:
+            with plugins.apart(self.named[name].kind, seed):
+                scores = _checked(self.rewards[name].score(images, prompts), len(images))
+        except Exception as error:  # a user's reward may raise anything; the loop counts it and stops when it lasts
+            if len(images) <= task.images:
+                return [float("nan")] * len(images), plugins.told(error)
+            starts = range(0, len(images), task.images)
+            parts = [self._scored(name, images[at : at + task.images], task, first=at) for at in starts]
+            causes = dict.fromkeys(cause for _, cause in parts if cause)
+            return [score for found, _ in parts for score in found], "; ".join(causes)
+        if np.isfinite(scores).all():
+            return scores, ""
+        missing = f"scores that are no numbers: {scores}"
+        return [score if np.isfinite(score) else float("nan") for score in scores], missing
+
+
+def _copied(images: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N H W 3"]:
+    """Pictures of somebody's own, and read-only, as Ray's are: torch writes into an array whatever that says."""
+    copied = images.copy()
+    copied.flags.writeable = False
+    return copied
+
+
+def _checked(values: Any, count: int) -> list[float]:
+    """A reward's scores as floats, from numbers of any type on any device; None is NaN.
+
+    Raises ValueError and TypeError for anything but one number an image.
+    """
+    if (
+        isinstance(values, Iterable)
+        and not hasattr(values, "shape")
+        and not isinstance(values, (str, bytes, bytearray, Mapping, Set))
+    ):
+        values = list(values)
+    if _shape(values) != (count,):
+        raise ValueError(
+            f"got a {type(values).__name__} with scores of shape {_shape(values)} for {count} images; "
+            f"expected ({count},), one number an image"
+        )
+    return [_number(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+
+
+def _shape(values: Any) -> tuple[int, ...]:
+    if hasattr(values, "shape"):
+        return tuple(values.shape)
+    return (len(values), *(_shape(values[0]) if values else ())) if isinstance(values, (list, tuple)) else ()
+
+
+def _number(value: Any) -> float:
+    if value is None or value is np.ma.masked:
+        return float("nan")
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"got the text {value!r} as a score; expected a number")
+    return float(value)

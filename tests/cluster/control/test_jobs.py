@@ -1,0 +1,156 @@
+"""The Jobs API is asked with deadlines; whatever answers, or does not, is an error that says what to do."""
+
+import json
+import os
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from pcpo_ray.cluster.control import jobs
+from pcpo_ray.errors import ClusterError
+
+
+@contextmanager
+def server(answers):
+    """A server on a free port; `answers` are (status, body) by path, or a function that answers itself."""
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append((self.path, self.headers.get("Authorization")))
+            status, body = answers(self) if callable(answers) else answers.get(self.path, (404, "nothing here"))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{found.server_port}", seen
+        finally:
+            found.shutdown()
+            thread.join()
+
+
+VERSION = (200, json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "y"}))
+
+
+def job(run, number, status):
+    found = {"type": "SUBMISSION", "submission_id": f"{run}-{number}", "status": status, "entrypoint": "pcpo-ray train"}
+    return {**found, "start_time": number, "metadata": {jobs.RUN: run} if run else {}}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(jobs, "CONNECT", 1.0)
+    monkeypatch.setattr(jobs, "ANSWER", 1.0)
+
+
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379", "ray://127.0.0.1:10001"])
+def test_an_address_that_is_not_of_a_dashboard_is_refused(address):
+    with pytest.raises(ClusterError, match=r"expected that of Ray's dashboard, http://HEAD:8265"):
+        jobs.Client(address)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((401, "Unauthorized"), "wants a token; set RAY_AUTH_MODE=token"),
+        ((403, "Forbidden"), "refuses this token; set RAY_AUTH_MODE=token"),
+        ((404, "what?"), "is no dashboard of Ray"),
+        ((200, "<html>"), "is no dashboard of Ray"),
+        ((200, "{}"), "is no dashboard of Ray"),
+        ((500, "broken"), "is no dashboard of Ray: 500 Server Error"),
+    ],
+)
+def test_what_is_no_dashboard_or_wants_a_token_is_told_apart(answer, words):
+    with server({"/api/version": answer}) as (address, _), pytest.raises(ClusterError, match=words) as error:
+        jobs.Client(address)
+    assert address in str(error.value)
+
+
+def test_nobody_there_and_nobody_answering_are_errors_within_the_deadline():
+    with server({}) as (address, _):
+        pass
+    with pytest.raises(ClusterError, match=r"no Ray dashboard at .*Connection refused"):
+        jobs.Client(address)
+
+    def silent(handler):
+        time.sleep(3)
+        return VERSION
+
+    started = time.monotonic()
+    with server(silent) as (address, _), pytest.raises(ClusterError, match=r"no Ray dashboard at .*[tT]imed out"):
+        try:
+            jobs.Client(address)
+        finally:
+            assert time.monotonic() - started < 2.5
+
+
+def test_the_address_given_counts_and_not_that_of_the_environment(monkeypatch):
+    for name in jobs.OVERRIDING:
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with server({"/api/version": VERSION}) as (address, seen):
+        assert jobs.Client(address).get_address() == address
+    assert seen and os.environ["RAY_ADDRESS"] == "http://127.0.0.1:1"
+
+
+def test_the_jobs_of_a_run_are_found_the_newest_last():
+    listed = [job("b", 3, "RUNNING"), job("a", 2, "SUCCEEDED"), job("a", 1, "FAILED"), job("", 4, "RUNNING")]
+    with server({"/api/version": VERSION, "/api/jobs/": (200, json.dumps(listed))}) as (address, _):
+        client = jobs.Client(address)
+        assert [found.submission_id for found in jobs.of(client, "a")] == ["a-1", "a-2"]
+        assert jobs.runs(client) == ["a", "b"]
+
+
+def test_an_answer_that_is_an_error_is_passed_on():
+    with server({"/api/version": VERSION, "/api/jobs/": (500, "Traceback: the head is sick")}) as (address, _):
+        client = jobs.Client(address)
+        with pytest.raises(ClusterError, match="answered 500: Traceback: the head is sick"):
+            client.list_jobs()
+
+
+def test_an_agent_that_is_not_there_yet_is_waited_for_but_not_for_ever(monkeypatch):
+    answers = [(500, f"Traceback: {jobs.NO_AGENT} to submit job, try again later.")] * 2 + [(200, "[]")]
+
+    def answer(handler):
+        return VERSION if handler.path == "/api/version" else answers.pop(0) if len(answers) > 1 else answers[0]
+
+    with server(answer) as (address, _):
+        client = jobs.Client(address)
+        assert client.list_jobs() == [] and len(answers) == 1
+        answers[:] = [(500, jobs.NO_AGENT)]
+        monkeypatch.setattr(jobs, "AGENT", 0.5)
+        with pytest.raises(ClusterError, match=f"answered 500: {jobs.NO_AGENT}"):
+            client.list_jobs()
+
+
+def ended(**found):
+    return SimpleNamespace(
+        **{"status": "FAILED", "submission_id": "a-1", "message": "", "driver_exit_code": 1, **found}
+    )
+
+
+def test_a_job_that_failed_is_an_error_with_rays_message_and_a_command_not_found_says_what_is_missing():
+    jobs.check_done(ended(status="SUCCEEDED"))
+    with pytest.raises(ClusterError, match=r"job a-1 is FAILED: the node died$"):
+        jobs.check_done(ended(message="the node died"))
+    with pytest.raises(ClusterError, match="install pcpo_ray into the Python of the cluster's machines"):
+        jobs.check_done(ended(driver_exit_code=127))
+
+
+def test_rays_own_lines_are_taken_out_of_a_commands_answer():
+    text = (
+        "2026-11-24 15:43:12,965\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+        "Running entrypoint for job raysubmit_1: pcpo-ray status spot\n"
+        "run        spot: training\nRunning late\n"
+    )
+    assert jobs.PREAMBLE.sub("", text) == "run        spot: training\nRunning late\n"

@@ -1,0 +1,82 @@
+"""Published models with weights made up."""
+
+import json
+
+import pytest
+import torch
+
+from pcpo_ray import models
+from pcpo_ray.commands.bench import made_up
+from pcpo_ray.errors import BenchError
+from pcpo_ray.rewards import clip
+from tests.support import small
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("fixture", ["small_sd", "small_sd3", "small_flux"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_config_loads_what_is_made_up_from_json_files_alone(request, monkeypatch, tmp_path, fixture, dtype):
+    model = request.getfixturevalue(fixture)
+    monkeypatch.setitem(made_up.MODELS, "sd15", lambda folder: small.without_weights(model, folder))
+    folder = tmp_path / model.name
+    made_up.write("sd15", folder, dtype, CPU)
+    assert torch.get_default_dtype() is torch.float32
+    run = small.run(folder, model__dtype=dtype)
+    denoiser = models.load(run.model, run.sampling, seed=0, device=CPU)
+    frozen = [p for p in denoiser.module.parameters() if not p.requires_grad]
+    assert {p.dtype for p in frozen} == {getattr(torch, dtype)}
+    latents = denoiser.initial_noise(torch.Generator().manual_seed(0))[None]
+    with torch.no_grad():
+        prediction = denoiser.predict(latents, torch.tensor([500.0]), denoiser.encode(["a red circle"]))
+    assert prediction.isfinite().all() and prediction.std() > 0
+
+
+def test_each_text_encoder_has_one_layer_and_its_width(small_sd3, monkeypatch, tmp_path):
+    monkeypatch.setitem(made_up.MODELS, "sd35m", lambda folder: small.without_weights(small_sd3, folder))
+    made_up.write("sd35m", tmp_path / "sd3", "float32", CPU)
+    layers = {
+        "text_encoder": "num_hidden_layers",
+        "text_encoder_2": "num_hidden_layers",
+        "text_encoder_3": "num_layers",
+    }
+    for name, layer in layers.items():
+        there, before = (
+            json.loads((folder / name / "config.json").read_text()) for folder in (tmp_path / "sd3", small_sd3)
+        )
+        width = "d_model" if layer == "num_layers" else "hidden_size"
+        assert there[layer] == 1 and there[width] == before[width]
+
+
+def test_a_clip_is_read_as_a_reward_reads_it(monkeypatch, tmp_path):
+    from transformers import CLIPConfig
+
+    towers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={**towers, "vocab_size": 1000, "projection_dim": 16},
+        vision_config={**towers, "image_size": 224, "patch_size": 112, "projection_dim": 16},
+        projection_dim=16,
+    )
+    monkeypatch.setitem(made_up.MODELS, "clip-l", config.save_pretrained)
+    made_up.write("clip-l", tmp_path / "clip", "float32", CPU)
+    loaded = clip.load(str(tmp_path / "clip"), None, CPU)
+    assert loaded.texts(["a red circle", "a blue square"]).shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "said"),
+    [
+        ("sd2", "float32", "no model 'sd2' is known; expected one of sd15, sd35m, flux, clip-l, clip-h"),
+        ("sd15", "int8", "--dtype int8: expected one of float32, bfloat16, float16"),
+    ],
+)
+def test_what_cannot_be_made_up_is_named_and_nothing_written(tmp_path, name, dtype, said):
+    with pytest.raises(BenchError, match=said):
+        made_up.write(name, tmp_path / "model", dtype, CPU)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path):
+    with pytest.raises(BenchError, match="there already"):
+        made_up.write("sd15", tmp_path, "float32", CPU)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,145 @@
+"""`pcpo-ray plan`: every shipped config, what fits and what does not, and bad input."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pcpo_ray.commands import plan
+from pcpo_ray.commands.bench import published
+from pcpo_ray.commands.plan import page, roles
+from pcpo_ray.config import files
+from pcpo_ray.config.files import dump
+from tests.support import ROOT, small
+from tests.support.running import go
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SMALL = {"stable_diffusion": "small_sd", "sd3": "small_sd3", "flux": "small_flux"}
+GPU = ["workers.samplers.gpus=1", "workers.scorers.gpus=1", "workers.learner.gpus=1"]
+REWARDS = {"aesthetic": "clip-l", "pickscore": "clip-h"}
+
+
+def elsewhere(asked, model, rewards):
+    """Overrides that put the paths of a config where there is something."""
+    if not asked.model.path.startswith("models/"):
+        return []
+    found = [f"model.path={model}"]
+    return found + [
+        f"rewards.{n}.model={rewards[reward.kind]}" for n, reward in enumerate(asked.rewards) if reward.kind in rewards
+    ]
+
+
+@pytest.fixture
+def path(small_flux, tmp_path):
+    """A config whose model has JSON files only."""
+    folder = small.without_weights(small_flux, tmp_path / "small-flux")
+    found = tmp_path / "small.yaml"
+    found.write_text(dump(small.run(folder, rewards="[{kind: clip_score}]")))
+    return found
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_planned(config, request, tmp_path):
+    """With small models in place of those whose folders are the user's to fill."""
+    asked = files.load(config)
+    folder = tmp_path / "model"
+    small.without_weights(request.getfixturevalue(SMALL[asked.model.kind]), folder)
+    overrides = elsewhere(asked, folder, dict.fromkeys(REWARDS, "shapes-clip"))
+    overrides += ["sampling.height=64", "sampling.width=64"]
+    planned = plan.plan(files.load(config, overrides))
+    assert [role.role for role in planned.roles] == ["sampler", "scorer", "learner"]
+    assert all(role.total > 0 for role in planned.roles)
+    assert planned.store.total > planned.store.groups > 0
+
+
+@pytest.mark.recipes
+@pytest.mark.parametrize("config", [path for path in CONFIGS if "shapes" not in path.name], ids=lambda path: path.stem)
+def test_every_published_recipe_fits_80_gib(config, tmp_path):
+    """At its real size, of the models' JSON files, which a machine's memory could not hold."""
+    asked = files.load(config)
+    write = {"stable_diffusion": published.stable_diffusion, "sd3": published.sd3, "flux": published.flux}[
+        asked.model.kind
+    ]
+    rewards = {kind: published.clip(tmp_path / name, large=name == "clip-h") for kind, name in REWARDS.items()}
+    run = files.load(config, elsewhere(asked, write(tmp_path / "model"), rewards))
+    verdicts = plan.judge(plan.plan(run), plan.Room(gpu="H100"))
+    assert [verdict.what for verdict in verdicts if verdict.fits] == ["sampler", "scorer", "learner"]
+
+
+def test_a_plan_without_a_gpu_gives_figures_and_no_verdict(command, path):
+    status, said, errors = command("plan", path)
+    assert (status, errors) == (0, "")
+    assert "fit" not in said.lower().replace("fitting", "")
+    run = files.load(path)
+    for words in ("sampler on CPU", "learner on CPU", "denoising network, frozen", "AdamW's two moments", "at most"):
+        assert words in said
+    assert page.size(roles.trajectory_of(run)) in said
+    assert page.size(roles.learner(run).total) in said
+
+
+def test_what_fits_ends_with_0(command, path):
+    status, said, errors = command("plan", path, *GPU, "--gpu", "4090", "--object-store", 1)
+    assert (status, errors) == (0, "")
+    for what in ("sampler", "scorer", "learner", "object stores"):
+        assert f"{what}: fits, " in said
+
+
+def test_what_does_not_fit_ends_with_1_and_says_what_to_type(command, path):
+    run = files.load(path)
+    store = (roles.store(run).needed - 1) / 2**30
+    status, said, errors = command("plan", path, *GPU, "--gpu", "h100", "--object-store", f"{store:.12f}")
+    assert (status, errors) == (1, "")
+    assert "learner: fits" in said and "object stores: DOES NOT FIT" in said
+    makes = next(line for line in said.splitlines() if "makes it fit" in line)
+    override = makes.strip().partition(" makes it fit")[0].strip("'")
+    assert f"everything fits, with {makes.strip().partition(' makes')[0]}" in said
+    again = command("plan", path, override, *GPU, "--gpu", "h100", "--object-store", f"{store:.12f}")
+    assert again[0] == 0 and "object stores: fits" in again[1]
+
+
+def test_a_recorded_run_and_a_probe_give_speeds_and_a_ratio(command, small_sd, tmp_path):
+    run = small.run(small_sd, steps=2)
+    go(run, tmp_path / "runs" / "small")
+    path = tmp_path / "runs" / "small" / "config.yaml"
+    for source in (("--from", "runs/small"), ("--probe",)):
+        status, said, errors = command("plan", path, "rollout.max_staleness=1", *source)
+        assert (status, errors) == (0, "")
+        assert "one sampler" in said and "one learner's rank" in said and "samplers : learner : scorers = " in said
+        assert "s a step" in said and "idle: samplers" in said
+    assert "take turns (rollout.max_staleness=0)" in command("plan", path, "--from", "runs/small")[1]
+
+
+BAD = {
+    ("sampling.stpes=3",): ["sampling.stpes", "did you mean 'steps'?"],
+    ("model.path=absent/model",): ["absent/model", "model_index.json", "diffusers' format"],
+    ("rewards=[{kind: clip_score, model: absent}]",): ["'absent'", "shapes-clip"],
+    ("rewards=[{kind: 'hps_v2.1', weights: a.pt, architecture: ViT-Q}]",): ["no architecture 'ViT-Q'"],
+    ("sampling.subset={kind: window, size: 9}",): ["sampling.subset.size is 9"],
+    ("--gpu", "4080"): ["--gpu 4080: unknown", "H200", "4090"],
+    ("--gpu", "4090"): ["no role of this config has a GPU"],
+    ("--from", "runs/none"): ["there is no run at runs/none"],
+    ("--probe", "--from", "runs/none"): ["got --probe and --from"],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_bad_input_is_one_clear_message(command, path, arguments):
+    status, _, errors = command("plan", path, *arguments)
+    assert status == 1
+    assert errors.startswith("error: ") and errors.count("error: ") == 1 and "Traceback" not in errors
+    assert all(words in errors for words in BAD[arguments]), errors
+
+
+@pytest.mark.parametrize("config", [path for path in CONFIGS if "shapes" not in path.name][::6], ids=lambda p: p.stem)
+def test_a_config_whose_model_is_not_there_says_which(command, config):
+    status, _, errors = command("plan", config)
+    assert status == 1
+    assert errors.startswith(f"error: model.path '{Path.cwd()}/models/") and "model_index.json" in errors
+
+
+def test_planning_starts_no_ray_and_reads_no_weights(command, path):
+    ours = {name for name in sys.modules if name.split(".")[0] == "ray"}
+    assert command("plan", path)[0] == 0
+    assert {name for name in sys.modules if name.split(".")[0] == "ray"} == ours
+    assert not list(path.parent.rglob("*.safetensors")) and not os.path.exists("runs")

@@ -1,0 +1,344 @@
+"""The report page: what a reader must find on it, whatever state the run is in."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import yaml
+
+from pcpo_ray.commands.report.page import write
+from pcpo_ray.config import files
+from pcpo_ray.runs import intervals
+from pcpo_ray.training.recorder import Recorder
+
+PROMPTS = (
+    "<script>alert(1)</script>",
+    "a red circle",
+    'a "quoted" square',
+    "a star & a ring",
+    "a cross",
+    "a blue ring",
+)
+WATCHED = ("shapes_oracle", "jpeg_compressibility", "diversity")
+STEPS = 6
+
+
+def recorder(folder, *, watched=(), **changes):
+    data = {
+        "name": folder.name,
+        "steps": STEPS,
+        "model": {"kind": "stable_diffusion", "path": "shapes-sd"},
+        "prompts": {"kind": "shapes"},
+        "sampling": {"steps": 3, "process": {"kind": "ddim"}},
+        "rewards": [{"kind": "clip_score"}],
+        "credit": {"kind": "reweight"},
+        "advantage": {"kind": "group"},
+        "objective": {"kind": "log_hinge"},
+        "optimizer": {"updates": 2},
+        "evaluation": {"count": len(PROMPTS), "images": 2, "every": 3, "rewards": [{"kind": name} for name in watched]},
+        **changes,
+    }
+    return Recorder.create(folder, files.parse(data))
+
+
+def evaluate(record, step, gain, *, missing=False, **more):
+    """An evaluation in which the trained reward has risen by `gain`, as the loop writes it."""
+    rng = np.random.default_rng(step)
+    count = record.run.evaluation.count
+    shape = (count, 2)
+    scores = np.linspace(0.2, 0.3, 2 * count).reshape(shape) + gain + rng.normal(0, 0.001, shape)
+    values = {"reward": scores, "clip_score": scores}
+    values |= {reward.name: rng.normal(size=shape) for reward in record.run.evaluation.rewards}
+    if missing:
+        values = {name: np.full(shape, np.nan) for name in values}
+    columns = {
+        "step": np.full(scores.size, step),
+        "prompt": [text for text in PROMPTS[:count] for _ in range(2)],
+        "position": np.repeat(np.arange(count), 2),
+        "sample": np.tile(np.arange(2), count),
+        **{name: value.ravel() for name, value in values.items()},
+    }
+    record.samples("evaluations.parquet", step, columns)
+    if step in (0, STEPS):
+        record.pictures(step, list(rng.integers(0, 256, (*shape, 8, 8, 3), np.uint8)))
+    rewards = {name: intervals.estimate(value).row() for name, value in values.items()}
+    record.record("evaluation", step, {"rewards": rewards, "images": scores.size, "seconds": 2.0, **more})
+
+
+def learn(record, step, *, clipped=0.25, **more):
+    """A training step, as the loop writes it."""
+    columns = ("clip_fraction", "inactive_fraction", "ratio_std")
+    per_timestep = {
+        "timestep": [667, 334, 1],
+        "native_weight": [0.5, 0.4, 3.2],
+        "credit_weight": [1.4, 1.4, 1.4],
+        "ratio_mean": [1.0, 1.0, 1.0],
+        "gradient_share": [0.3, 0.3, 0.4],
+        **{name: [0.0, clipped, None] for name in columns},
+    }
+    values = {
+        "reward_mean": 0.25,
+        "clip_fraction": clipped,
+        "moved_fraction": 0.97,
+        "update_ratio": 1e-4,
+        "skipped_gradients": 0,
+        "per_timestep": per_timestep,
+        "seconds": 10.0,
+        "samples": 128 * step,
+        "phase_seconds": {"sample_and_score": 6.0, "learn": 3.0, "publish": 0.5},
+        "idle": {"samplers": 0.37, "scorers": 0.9, "learner": 0.7},
+        "dropped_groups": 1,
+        "degenerate_groups": 0,
+        "rounding_groups": 0,
+        **more,
+    }
+    record.record("train", step, values)
+
+
+def finished(folder, *, gain=0.05, clipped=0.25, **changes):
+    record = recorder(folder, **changes)
+    evaluate(record, 0, 0.0)
+    for step in range(1, STEPS + 1):
+        learn(record, step, clipped=clipped)
+        if step % 3 == 0:
+            evaluate(record, step, gain * step / STEPS)
+    record.event("first_update", max_log_ratio=0.0)
+    record.event("fault", message="samplers-1 lost a task <ActorDiedError>, attempt 1")
+    record.event("finished", step=STEPS)
+    return record
+
+
+def page(folder):
+    return write(folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """The page of a run that has everything."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    finished(folder, watched=WATCHED)
+    return page(folder)
+
+
+def visible(html):
+    """The page's words, without its tags and with single spaces."""
+    body = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", body).split())
+
+
+def test_a_reader_finds_the_verdict_and_every_reward_with_whether_it_was_trained_on(html):
+    words = visible(html)
+    assert "▲ The held-out reward rose: +0.05" in words and "12 images" in words
+    assert "The run finished all of its 6 steps." in words
+    assert "clip_score trained on" in words
+    for name in WATCHED:
+        assert f"{name} not trained on" in words
+    assert "6 of 48 groups dropped" in words and "samplers 37%" in words
+    assert "pcpo-ray train runs/run/config.yaml name=run-again" in words
+
+
+def test_the_workers_of_every_role_are_counted(tmp_path):
+    recorder(tmp_path / "run", workers={"samplers": {"workers": 3}, "learner": {"ranks": 2}})
+    assert "3 sampling, 1 scoring, 2 learning" in visible(page(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("regularised", [False, True])
+def test_the_divergence_and_the_running_mean_are_shown_where_they_were_asked_for(tmp_path, regularised):
+    changes = {
+        "objective": {"kind": "log_hinge", "kl": 0.04},
+        "optimizer": {"average": 0.995},
+    }
+    record = recorder(tmp_path / "run", **(changes if regularised else {}))
+    evaluate(record, 0, 0.0)
+    for step in (1, 2):
+        learn(record, step, **({"kl": 0.01 * step} if regularised else {}))
+    words = visible(page(tmp_path / "run"))
+    assert ("Divergence from the model before training" in words) == regularised
+    assert ("0.04 times it is part of the loss" in words) == regularised
+    assert ("running mean of the weights (decay 0.995)" in words) == regularised
+
+
+@pytest.mark.parametrize(
+    "gain, tone, words", [(-0.05, "fell", "FELL"), (0.0, "unclear", "NOT clearly change"), (0.05, "rose", "rose")]
+)
+def test_the_verdict_is_coloured_by_what_it_says(tmp_path, gain, tone, words):
+    finished(tmp_path / "run", gain=gain)
+    found = re.findall(r'class="verdict (\w+)">\s*<strong>([^<]*)', page(tmp_path / "run"))
+    assert [shown for shown, _ in found] == [tone] and words in found[0][1]
+
+
+def test_pictures_stand_in_pairs_of_before_and_after(html):
+    alts = re.findall(r'alt="(before training|after step 6): a red circle"', html)
+    assert alts == ["before training", "after step 6"] * 2
+
+
+def test_the_page_loads_nothing_from_anywhere(html):
+    addresses = re.findall(r'(?:src|href|url)\s*[=(]\s*"?([^")\s]*)', html)
+    assert addresses and all(address.startswith(("data:image/png;base64,", "#")) for address in addresses)
+    assert "<script" not in html and "@import" not in html and "<link" not in html
+
+
+def test_text_from_the_run_is_escaped(html):
+    assert "&lt;script&gt;alert(1)" in html and "&lt;ActorDiedError&gt;" in html and "a &#34;quoted&#34;" in html
+    assert "<script>" not in html and "<ActorDiedError>" not in html
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(html):
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', html)) <= set(ids)
+
+
+def test_every_tag_is_closed(html):
+    class Balance(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open = []
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "img"):  # these have no end
+                self.open.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.open.pop() == tag
+
+    balance = Balance()
+    balance.feed(html)
+    assert balance.open == []
+
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path):
+    finished(tmp_path / "run")
+    assert page(tmp_path / "run") == page(tmp_path / "run")
+
+
+def test_a_run_that_was_killed_is_compared_as_far_as_it_came(tmp_path):
+    record = recorder(tmp_path / "run")
+    evaluate(record, 0, 0.0)
+    for step in range(1, 5):
+        learn(record, step)
+        if step == 3:
+            evaluate(record, step, 0.05)
+    for name in ("metrics.jsonl", "events.jsonl"):
+        with (tmp_path / "run" / name).open("a") as file:
+            file.write('{"kind": "tra')
+    words = visible(page(tmp_path / "run"))
+    assert "From step 0 to step 3" in words and "the record ends after step 4 of 6" in words
+    assert "Only the pictures from before training are kept so far" in words
+
+
+def test_a_run_with_only_the_first_evaluation_has_no_verdict(tmp_path):
+    record = recorder(tmp_path / "run")
+    evaluate(record, 0, 0.0)
+    record.event("failed", error="no <worker> left")
+    words = visible(page(tmp_path / "run"))
+    assert "No verdict" in words and "only the one before training" in words
+    assert "The run failed after step 0 of 6: no &lt;worker&gt; left" in words
+    assert "No update has been recorded yet." in words
+
+
+def test_a_run_that_recorded_nothing_has_a_page_that_says_so(tmp_path):
+    recorder(tmp_path / "run")
+    words = visible(page(tmp_path / "run"))
+    assert "there is none" in words and "No evaluation has been recorded yet." in words
+
+
+def test_missing_scores_are_named_and_give_no_verdict(tmp_path):
+    record = recorder(tmp_path / "run")
+    evaluate(record, 0, 0.0)
+    evaluate(record, STEPS, 0.0, missing=True)
+    words = visible(page(tmp_path / "run"))
+    assert "No verdict: no picture has a score before and after." in words
+    assert "12 of 12 pictures miss a score" in words and "nan" not in words.lower()
+
+
+def test_one_prompt_is_not_taken_for_a_verdict(tmp_path):
+    record = recorder(tmp_path / "run", evaluation={"count": 1, "images": 2})
+    evaluate(record, 0, 0.0)
+    evaluate(record, STEPS, 0.05)
+    words = visible(page(tmp_path / "run"))
+    assert "◆ The held-out reward changed by +0.05" in words and "on 1 prompt: no verdict." in words
+    assert "Fewer than 6 prompts give no interval" in words and "rose" not in words and "nan" not in words.lower()
+    assert words.count("(no interval)") == 1
+
+
+@pytest.mark.parametrize("prompts", ["null", "{kind: shapes, form: thing}"])
+def test_a_page_of_prompts_that_are_trained_on_calls_nothing_held_out(tmp_path, prompts):
+    evaluated = {"count": len(PROMPTS), "images": 2, "held_out": False, "prompts": yaml.safe_load(prompts)}
+    quality = {"features": {"kind": "clip"}}
+    record = recorder(tmp_path / "run", evaluation={**evaluated, "quality": quality})
+    evaluate(record, 0, 0.0, quality={"pairwise": 0.5})
+    learn(record, 1)
+    evaluate(record, STEPS, 0.05, quality={"pairwise": 0.5})
+    found = page(tmp_path / "run")
+    assert "held-out" not in found.lower() and "Held out" not in found
+    which = "training prompts" if prompts == "null" else "prompts not held out"
+    words = visible(found)
+    assert f"▲ The reward of {which} rose: +0.05" in words and f"Evaluations 6 {which} " in words
+    assert "it says nothing about prompts that it has not seen" in words
+
+
+def test_a_page_says_how_evaluations_sampled_where_it_is_not_as_in_training(tmp_path):
+    own = {"steps": 40, "guidance_scale": 4.5, "deterministic": True}
+    record = recorder(tmp_path / "run", evaluation={"count": 6, "images": 2, "sampling": own})
+    record.event("started", backend="here", device="CPU", cores=1, versions=[], prompts=["training prompts: 40 of a"])
+    evaluate(record, 0, 0.0)
+    words = visible(page(tmp_path / "run"))
+    assert "guidance 1; evaluations: 40 steps, without noise, guidance 4.5" in words
+    assert "training prompts: 40 of a" in words
+
+
+def test_a_weighted_sum_is_shown_beside_its_terms(tmp_path):
+    rewards = [{"kind": "clip_score", "weight": 2.0}, {"kind": "diversity"}]
+    finished(tmp_path / "run", rewards=rewards, watched=["diversity"])
+    words = visible(page(tmp_path / "run"))
+    assert "total trained on" in words and "2 * clip_score + 1 * diversity" in words
+    assert "clip_score trained on" in words and "diversity trained on" in words
+
+
+def test_a_run_that_cannot_clip_says_why_its_fractions_are_0(tmp_path):
+    finished(tmp_path / "run", clipped=0.0, optimizer={"updates": 1})
+    words = visible(page(tmp_path / "run"))
+    assert "nothing can be clipped" in words and words.count("0 at every timestep and update.") == 4
+
+
+def test_quality_and_alarms_are_on_the_page_in_plain_words(tmp_path):
+    record = recorder(
+        tmp_path / "run",
+        evaluation={
+            "count": len(PROMPTS),
+            "images": 2,
+            "quality": {"features": {"kind": "clip"}, "reference": {"kind": "shapes"}},
+        },
+    )
+    for step, measures in ((0, {"frechet": 0.25, "pairwise": 0.5}), (STEPS, {"frechet": 0.75, "pairwise": 0.125})):
+        evaluate(record, step, 0.1 * step, quality=measures)
+    record.event("alarm", step=STEPS, monitor="diversity", text="25% of what it was", action="stop")
+    record.event("stopped", step=STEPS, alarm="25% of what it was: the run has stopped")
+    page = write(record.folder).read_text()
+    words = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert (
+        "Fréchet distance how far all pictures together are from the reference: less is better 0.2500 0.7500" in words
+    )
+    assert "pairwise distance" in words and "0.5000 0.1250" in words and "LPIPS" not in words
+    assert "in the features of clip, against drawn pictures" in words
+    assert "Alarm at step 6, diversity: 25% of what it was." in words
+    assert "ended after step 0 of 6 by its monitors: 25% of what it was: the run has stopped" in words
+    assert page.count('aria-label="Fréchet distance against steps') == 1
+
+
+def test_numbers_that_are_none_and_damaged_lines_leave_the_rest_of_the_page(tmp_path):
+    quality = {"features": {"kind": "clip"}, "reference": {"kind": "shapes"}}
+    record = recorder(tmp_path / "run", evaluation={"count": len(PROMPTS), "images": 2, "quality": quality})
+    none = float("nan")
+    evaluate(record, 0, 0.0, quality={"frechet": none, "pairwise": 0.5})
+    for step in range(1, STEPS + 1):
+        learn(record, step, reward_mean=none if step == 2 else 0.25, gradient_norm=none)
+    evaluate(record, STEPS, 0.05, quality={"frechet": 0.5, "pairwise": none})
+    path = record.folder / "metrics.jsonl"
+    rows = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*rows[:3], b"\0" * 4096, *rows[4:]]))
+    words = visible(page(record.folder))
+    assert f"Left out are {path}, line 4: not what a run records" in words
+    assert "The held-out reward rose" in words and "nan" not in words.lower() and "- 0.5000" in words

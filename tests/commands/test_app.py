@@ -1,0 +1,236 @@
+"""The command line: bad input is one message and exit status 1, before any model is loaded and without a trace left."""
+
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from pcpo_ray import config
+from pcpo_ray.config import files
+from pcpo_ray.runs import checkpoints
+from tests.support import ROOT, small
+
+REWARDS = """
+class Silent:
+    pass
+
+class Narrow:
+    def score(self, images):
+        return [0.0] * len(images)
+"""
+
+BAD = {
+    "sampling.stpes=3": ["sampling.stpes", "did you mean 'steps'?"],
+    "objective.clip_rnage=1": ["objective.clip_rnage", "did you mean 'clip_range'?"],
+    "steps=several": ["steps", "got 'several'", "integer"],
+    "optimizer.learning_rate=-1": ["optimizer.learning_rate", "got -1", "greater than 0"],
+    "rewards=[{kind: clip_scroe}]": ["rewards.0.kind", "did you mean 'clip_score'?"],
+    "rewards=[{kind: 'mine:Silent'}]": ["mine:Silent", "method score(self, images, prompts)"],
+    "rewards=[{kind: 'mine:Narrow'}]": ["mine:Narrow", "method score(self, images, prompts)"],
+    "rewards=[{kind: 'absent:Reward'}]": ["absent", "importable package.module:Class"],
+    "rewards=[{kind: clip_score, model: ViT-L-14, weights: no.pt}]": ["no CLIP weights of ViT-L-14 at", "no.pt"],
+    "prompts={kind: file, path: absent.txt}": ["no prompt file at", "/absent.txt"],
+    "prompts={kind: file, path: empty.txt}": ["empty.txt holds no prompts"],
+    "prompts={kind: file, path: latin.txt}": ["latin.txt, line 1 cannot be read as UTF-8", "byte 3"],
+    "evaluation.prompts={kind: file, path: empty.txt}": ["empty.txt holds no prompts"],
+    "model.path=absent/model": ["absent/model", "model_index.json", "diffusers' format"],
+    "model.path=shapes-ds": ["shapes-ds", "shapes-sd"],
+    "sampling.steps=1001": ["sampling.steps is 1001", "1000"],
+    "sampling.steps=1000": ["sampling.steps is 1000", "steps_offset is 1", "0 to 999"],
+    "rollout.images=1": ["rollout.images is 1", "at least 2 images"],
+    "credit.kind=proportionate": ["credit.kind", "proportionate", "reweight"],
+    "steps": ["override 'steps'", "a.b.c=value"],
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_input_is_one_clear_message_and_leaves_nothing_behind(command, hollow, tmp_path, override):
+    (tmp_path / "mine.py").write_text(REWARDS)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    status, _, errors = command("train", hollow, override, "--local")
+    assert status == 1
+    assert errors.startswith("error: ")
+    assert errors.count("error: ") == 1
+    assert "Traceback" not in errors
+    assert all(words in errors for words in BAD[override]), errors
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_config_file_that_is_not_there_is_named(command):
+    assert command("train", "absent.yaml") == (1, "", "error: no config file at absent.yaml\n")
+
+
+def test_a_run_folder_that_exists_is_left_as_it_is(command, hollow, tmp_path):
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "precious").touch()
+    status, _, errors = command("train", hollow, "--local")
+    assert status == 1
+    assert "exists; continue it with --resume" in errors
+    assert [path.name for path in folder.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("override", ["seed=0", "trackers=[aim]"])
+def test_a_start_that_fails_leaves_no_run_folder_so_that_the_same_command_works_later(
+    command, hollow, tmp_path, override
+):
+    status, _, errors = command("train", hollow, override, "--local")
+    assert status == 1
+    assert "cannot be loaded" in errors or "'aim' is not installed" in errors
+    assert not (tmp_path / "runs" / "small").exists()
+
+
+@pytest.mark.parametrize("order", [("evaluate",), ("report",), ("sample", "a red circle"), ("train",)])
+def test_a_run_that_is_not_there_is_named(command, hollow, order):
+    name, *rest = order
+    arguments = (hollow, "--resume") if name == "train" else ("runs/small", *rest)
+    status, _, errors = command(name, *arguments)
+    assert status == 1
+    assert errors.startswith("error: there is no run at runs/small")
+
+
+def test_a_run_without_a_checkpoint_cannot_be_sampled(command, hollow, tmp_path):
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    shutil.copy(hollow, tmp_path / "runs" / "small" / "config.yaml")
+    status, _, errors = command("sample", "runs/small", "a red circle")
+    assert status == 1
+    assert "no whole checkpoint" in errors
+
+
+def test_the_base_model_has_no_strengths(command):
+    for options in (["--strength", "0.5"], ["--with", "runs/other=1"]):
+        status, _, errors = command("sample", "runs/small", "a red circle", "--base", *options)
+        assert status == 1 and "got --base, which is the model without adapters" in errors
+
+
+def test_the_version_is_the_packages(command):
+    from pcpo_ray import __version__
+
+    assert command("--version") == (0, f"pcpo-ray {__version__}\n", "")
+
+
+@pytest.mark.chaos
+def test_ctrl_c_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on(small_sd, tmp_path):
+    path, folder = tmp_path / "small run.yaml", tmp_path / "my runs"
+    path.write_text(files.dump(small.run(small_sd, steps=8, checkpoints__every=8)))
+    words = ["train", str(path), f"rewards={small.slow(0.3)}", "--local", "--runs", str(folder)]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "pcpo_ray.commands.app", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        said = []
+        while not said or not said[-1].startswith("step 2/8"):
+            said.append(run.stdout.readline())
+            assert said[-1], run.stderr.read()
+        run.send_signal(signal.SIGINT)
+        rest, errors = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == 130 and "Traceback" not in errors
+    assert checkpoints.newest(folder / "small", pytest.fail) is not None
+    program, *again = shlex.split(rest.partition("stopped; continue with: ")[2])
+    assert program == "pcpo-ray" and again == [*words, "--resume"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pcpo_ray.commands.app", *again],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0 and "resuming small after step" in done.stdout, done.stderr
+
+
+def test_prompts_that_are_trained_and_evaluated_on_are_refused_or_named_so_everywhere(command, small_sd, tmp_path):
+    (tmp_path / "own.txt").write_text("".join(f"a cat on {n} mats\n" for n in range(8)))
+    own = f"{{kind: file, path: {tmp_path}/own.txt}}"
+    path = tmp_path / "small.yaml"
+    path.write_text(files.dump(small.run(small_sd, steps=1, evaluation__count=6)))
+    status, said, errors = command("train", path, f"prompts={own}", f"evaluation.prompts={own}", "--local")
+    assert status == 1 and "8 of 8 evaluation prompts" in errors and not (tmp_path / "runs").exists()
+    status, said, errors = command("train", path, f"prompts={own}", "evaluation.held_out=false", "--local")
+    assert (status, errors) == (0, "")
+    assert "evaluations: 6 of 8 training prompts" in said and "The reward of training prompts" in said
+    page = (tmp_path / "runs" / "small" / "report.html").read_text()
+    assert "held-out" not in said + page.lower()
+    status, said, _ = command("evaluate", tmp_path / "runs" / "small", "--local")
+    assert status == 0 and "step 1, 6 training prompts:" in said and "held-out" not in said
+    (tmp_path / "own.txt").write_text("a dog\na fox\n")
+    status, _, errors = command("evaluate", tmp_path / "runs" / "small", "--local")
+    assert status == 1 and "own.txt is not the file that the run began with, and it says what is held out" in errors
+
+
+def test_a_users_own_prompts_are_split_and_one_of_them_ends_no_run(command, small_sd, tmp_path):
+    (tmp_path / "own.txt").write_text("a cat\na dog\n")
+    path, own = tmp_path / "small.yaml", f"prompts={{kind: file, path: {tmp_path}/own.txt}}"
+    path.write_text(files.dump(small.run(small_sd, rewards="[{kind: 'tests.support.custom:Praise'}]")))
+    watched = "evaluation.rewards=[{kind: 'tests.support.custom:Spoilt'}]"
+    strict = ("evaluation.every=1", "steps=3", "monitors.action=stop", "monitors.patience=1")
+    status, said, errors = command("train", path, own, watched, *strict, "--local")
+    assert (status, errors) == (0, "")
+    assert f"training prompts: 1 of {tmp_path}/own.txt" in said and "evaluations: 1 of 1 held-out prompts" in said
+    assert "on 1 prompt: no verdict" in said and "ALARM" not in said
+    rows = [json.loads(line) for line in (tmp_path / "runs" / "small" / "metrics.jsonl").read_text().splitlines()]
+    changes = [row["changes"]["reward"] for row in rows if row["kind"] == "evaluation" and row["step"]]
+    assert len(changes) == 3 and all(change["low"] is None and change["high"] is None for change in changes)
+    assert "Spoilt" in (tmp_path / "runs" / "small" / "report.html").read_text()
+
+
+def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_evaluated(command, small_sd, tmp_path):
+    path, folder = tmp_path / "small.yaml", tmp_path / "runs" / "small"
+    markup = "[{kind: 'tests.support.small:Slow', label: '[/closed]'}]"  # to rich, the end of something
+    path.write_text(files.dump(small.run(small_sd, evaluation__rewards=markup)))
+    status, said, errors = command("train", path, "--local")
+    assert (status, errors) == (0, "")
+    assert "The held-out reward" in said
+    assert (folder / "report.html").is_file()
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert (events[0]["kind"], events[0]["backend"]) == ("started", "in-process")
+    assert f"torch {torch.__version__.partition('+')[0]}" in " ".join(events[0]["versions"])
+    assert "in-process, " in (folder / "report.html").read_text()
+
+    for table in ("scores.parquet", "evaluations.parquet"):  # no reward may have the name of a column of ours
+        columns = parquet.read_table(sorted((folder / table).iterdir())[0]).column_names
+        assert set(columns) - {"jpeg_compressibility", "[/closed]"} <= set(config.OUR_NAMES)
+
+    cut = checkpoints.folder_for(folder, 2) / "trainable.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    status, said, errors = command("train", path, "steps=3", "--local", "--resume")
+    assert (status, errors) == (0, "")
+    assert "step-000002: trainable.safetensors is cut short or changed" in said
+    assert "falling back to an older one" in said
+    assert "resuming small after step 1" in said
+
+    status, said, _ = command("sample", folder, "a red circle", "--images", 3, "--out", "drawn.png")
+    assert status == 0
+    with Image.open("drawn.png") as picture:
+        assert picture.size == (3 * 16, 16)
+    status, said, _ = command("sample", folder, "a red circle", "--strength", "0,1", "--with", f"{folder}=0,1,2")
+    assert status == 0 and "sample.png" in said
+    with Image.open("sample.png") as picture:
+        assert picture.size[0] > picture.size[1]  # 2 strengths down, 3 across
+    for asked, words in [("runs/none=1", "there is no run at runs/none"), ("small", "expected a run's folder and")]:
+        status, _, errors = command("sample", folder, "a red circle", "--with", asked)
+        assert status == 1 and errors.startswith("error: ") and words in errors
+    status, said, _ = command("evaluate", folder, "--local")
+    assert status == 0 and "note: " not in said
+    assert "small, step 3, 2 held-out prompts" in said
+    assert "jpeg_compressibility: " in said and "  [/closed]: " in said
+    other = shutil.copytree(small_sd, tmp_path / "other-sd")
+    (other / "vae" / "config.json").write_text((other / "vae" / "config.json").read_text() + " ")
+    status, said, _ = command("evaluate", folder, "evaluation.count=3", f"model.path={other}", "--local")
+    assert status == 0 and "small, step 3, 3 held-out prompts" in said
+    assert f"note: model.path: {other}/vae/config.json is not the file that the run began with" in said
+    status, _, errors = command("evaluate", folder, "evaluation.cuont=3", "--local")
+    assert status == 1 and "did you mean 'count'?" in errors

@@ -1,0 +1,116 @@
+"""Pictures with a run's adapter, and with several composed."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pcpo_ray.commands import drawing
+from pcpo_ray.config import files
+from pcpo_ray.data.seeds import generator
+from pcpo_ray.data.updates import State
+from pcpo_ray.errors import RunError
+from pcpo_ray.models import load
+from pcpo_ray.models.policy import Policy
+from pcpo_ray.runs import checkpoints
+from tests.support import small
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def made(small_sd, tmp_path):
+    """Makes a run with one checkpoint, its adapter drawn from a seed."""
+
+    def make(name, seed, **changes):
+        run = small.run(small_sd, name=name, **changes)
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.yaml").write_text(files.dump(run))
+        denoiser = load(run.model, run.sampling, seed=0, device=CPU)
+        with torch.no_grad():
+            for index, parameter in enumerate(denoiser.trainable().values()):
+                parameter.normal_(0, 0.5, generator=generator(seed, index))
+        checkpoints.write(
+            checkpoints.folder_for(folder, 1),
+            version=1,
+            state=State(step=1),
+            parameters=denoiser.trainable(),
+            averaged={},
+            optimizer={"none": torch.zeros(1)},
+            export=lambda into: None,
+        )
+        return folder
+
+    return make
+
+
+def test_a_composed_prediction_is_the_base_plus_what_each_adapter_changes(small_sd, made):
+    saved = [
+        checkpoints.read(checkpoints.folder_for(made(name, seed), 1)).best for name, seed in (("one", 1), ("two", 2))
+    ]
+    policy = Policy(small.run(small_sd), CPU)
+    latents, conditioning = torch.randn(2, 4, 8, 8), policy.denoiser.encode(["a ring", "a ring"])
+    with torch.no_grad():
+        base = policy.predict(latents, 1, conditioning)
+        single = []
+        for adapter in saved:
+            for name, parameter in policy.denoiser.trainable().items():
+                parameter.copy_(adapter[name])
+            single.append(policy.predict(latents, 1, conditioning))
+        policy.compose([(saved[0], 0.5), (saved[1], -2.0)])
+        composed = policy.predict(latents, 1, conditioning)
+        policy.compose([(saved[0], 0.0)])
+        nothing = policy.predict(latents, 1, conditioning)
+        policy.compose([])
+        with policy.denoiser.without_adapter():
+            assert torch.equal(policy.predict(latents, 1, conditioning), base)
+    expected = base + 0.5 * (single[0] - base) - 2.0 * (single[1] - base)
+    assert torch.allclose(composed, expected, atol=1e-5) and not torch.allclose(composed, single[0], atol=1e-3)
+    assert torch.equal(nothing, base)
+
+
+def test_a_grid_of_strengths_is_one_picture(made, tmp_path):
+    one, two = made("one", 1), made("two", 2)
+    adapters = [drawing.parse(f"{one}=0,0.5,1"), drawing.parse(f"{two}=0,1")]
+    out = tmp_path / "grid.png"
+    drawing.grid(adapters, "a ring", images=2, seed=0, out=out, say=pytest.fail)
+    pixels = np.asarray(Image.open(out).convert("RGB"))
+    assert pixels.shape[0] > 300 and pixels.std() > 10
+
+
+def test_the_strength_one_of_one_adapter_is_that_adapter(made, tmp_path, small_sd, monkeypatch):
+    folder = made("one", 1)
+    cells = []
+    monkeypatch.setattr(drawing, "_save", lambda grid, *rest: cells.extend(grid))
+    drawing.grid([drawing.parse(f"{folder}=0,1")], "a ring", images=2, seed=3, out=tmp_path / "x.png", say=pytest.fail)
+    run = small.run(small_sd)
+    for found, cell in ((None, cells[0][0]), (checkpoints.folder_for(folder, 1), cells[1][0])):
+        drawing.plain(run, found, "a ring", images=2, seed=3, out=tmp_path / "plain.png")
+        alone = np.asarray(Image.open(tmp_path / "plain.png"))
+        assert np.abs(alone.astype(int) - cell).max() <= 1  # base + (adapter - base) rounds
+    assert (cells[0][0] != cells[1][0]).any()
+
+
+@pytest.mark.parametrize("text", ["runs/x", "runs/x=", "runs/x=a", "runs/x=1,,2", "runs/x=nan"])
+def test_strengths_that_are_none_are_named(text):
+    with pytest.raises(RunError, match=r"expected a run's folder and strengths"):
+        drawing.parse(text)
+
+
+def test_adapters_of_another_shape_or_model_do_not_compose(made, tmp_path):
+    one = made("one", 1)
+    for name, changes in (
+        ("wide", {"model__train": "{kind: lora, rank: 4}"}),
+        ("full", {"model__train": "{kind: full}"}),
+    ):
+        other = made(name, 2, **changes)
+        adapters = [drawing.parse(f"{one}=1"), drawing.parse(f"{other}=1")]
+        with pytest.raises(RunError, match=rf"{name} trains .*compose on one model"):
+            drawing.grid(adapters, "a ring", images=1, seed=0, out=tmp_path / "x.png", say=pytest.fail)
+
+
+@pytest.mark.parametrize("name", ["sample.jpg", "absent/sample.png"])
+def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(name, small_sd, tmp_path):
+    with pytest.raises(RunError, match="cannot be written"):
+        drawing.plain(small.run(small_sd), None, "x", images=1, seed=0, out=tmp_path / name)

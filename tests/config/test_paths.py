@@ -1,0 +1,104 @@
+"""A relative path means the same in every process."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from pcpo_ray import config
+from pcpo_ray.commands import session
+from pcpo_ray.config import files, paths
+from pcpo_ray.errors import RunError
+from pcpo_ray.runs import records
+from pcpo_ray.training import inputs
+from pcpo_ray.training.recorder import Recorder
+from tests.support import ROOT, small
+
+NO_PATHS = {
+    ("Run", "name"), ("Model", "variant"), ("Model", "denoiser"), ("PromptFile", "column"), ("Hps", "architecture"),
+    ("Remote", "url"), ("Remote", "label"), ("Remote", "token"), ("CustomReward", "kind"), ("CustomReward", "label"),
+    ("Role", "accelerator"), ("LearnerRole", "accelerator"), ("NamedByKind", "kind"),
+}  # fmt: skip
+"""Keys that hold a text which is none."""
+
+
+def texts():
+    """Every key of a config class whose value may be any text."""
+    for cls in vars(config).values():
+        if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == config.__name__:
+            for name, kind in get_type_hints(cls).items():
+                if kind in (str, str | None, config.Label, config.Label | None):
+                    yield cls, name
+
+
+def test_every_key_with_a_text_is_known_to_be_a_path_or_none():
+    known = {
+        (cls, name) for table in (paths.PATHS, paths.NAMES_OR_PATHS) for cls, names in table.items() for name in names
+    }
+    found = {(cls, name) for cls, name in texts()}
+    assert known <= found
+    assert {(cls.__name__, name) for cls, name in found - known} <= NO_PATHS
+
+
+def test_paths_are_made_absolute_and_names_of_models_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    rewards = "[{kind: clip_score}, {kind: hps_v2.1, weights: ../hps.pt}, {kind: 'mine:Judge', options: {file: a/b}}]"
+    run = small.run(
+        Path("models/sd"), prompts="{kind: file, path: ~/p.txt}", model__text_cache="cache", rewards=rewards
+    )
+    found = paths.absolute(run)
+    assert (found.model.path, found.prompts.path) == (f"{tmp_path}/models/sd", "/home/me/p.txt")
+    assert (found.model.text_cache, found.rewards[1].weights) == (f"{tmp_path}/cache", str(tmp_path.parent / "hps.pt"))
+    assert found.rewards[0].model == "shapes-clip" and found.rewards[2] == run.rewards[2]
+    assert paths.absolute(found) == found
+    shipped = small.run(Path("shapes-sd"))
+    assert paths.absolute(shipped) == shipped
+    (tmp_path / "shapes-sd").mkdir()
+    assert paths.absolute(shipped).model.path == f"{tmp_path}/shapes-sd"
+
+
+def test_in_a_job_they_mean_what_they_mean_in_the_submitted_folder(tmp_path, monkeypatch):
+    folder = tmp_path / paths.JOB / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    run = small.run(Path("models/sd"))
+    assert paths.absolute(run) is run
+
+
+def test_a_run_that_recorded_its_paths_goes_on_from_another_folder_and_from_moved_files(
+    small_sd, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "own.txt").write_text("".join(f"a cat on {n} mats\n" for n in range(99)))
+    monkeypatch.chdir(tmp_path / "here")
+    asked = small.run(Path(os.path.relpath(small_sd)), prompts="{kind: file, path: own.txt}")
+    run = paths.absolute(asked)
+    Recorder.create(tmp_path / "run", run, began=inputs.digests(inputs.of_run(run))).close()
+    monkeypatch.chdir(tmp_path)
+    assert records.read(tmp_path / "run") == run  # whose files are found
+    inputs.of_run(records.read(tmp_path / "run"))
+    monkeypatch.chdir(tmp_path / "there")
+    moved = paths.absolute(dataclasses.replace(asked, model=run.model))
+    assert moved.prompts.path != run.prompts.path
+    assert not any(dataclasses.astuple(session.changes(tmp_path / "run", moved, free=session.FREE_TO_CHANGE)))
+    (tmp_path / "there" / "own.txt").write_text("a dog\n" * 99)
+    with pytest.raises(RunError, match=r"there/own.txt is not the file that the run began with"):
+        session.resume(tmp_path / "run", moved, print)
+
+
+def test_an_override_of_an_evaluation_is_of_where_it_is_given(small_sd, tmp_path, monkeypatch):
+    Recorder.create(tmp_path / "run", small.run(small_sd)).close()
+    monkeypatch.chdir(tmp_path)
+    found = session.read_to_evaluate(tmp_path / "run", ["evaluation.prompts={kind: file, path: own.txt}"])
+    assert found.evaluation.prompts.path == f"{tmp_path}/own.txt"
+
+
+def test_a_recipe_read_is_what_its_file_says():
+    """Only commands make paths absolute: what compares configs sees them as they are written."""
+    recipe = files.load(ROOT / "configs" / "sd15_pcpo_hpsv21.yaml")
+    assert not Path(recipe.model.path).is_absolute()

@@ -1,0 +1,29 @@
+"""Fixtures of the rewards' tests."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def clip_transformers(tmp_path_factory):
+    """A small CLIPModel with its processor, as PickScore_v1 and OpenAI's CLIP lie on the hub."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer()
+    ends = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1, "pad_token_id": len(tokenizer) - 1}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**sizes, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 16},
+            vision_config={**sizes, "image_size": 32, "patch_size": 8},
+            projection_dim=12,
+        )
+    )
+    folder = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder

@@ -1,0 +1,27 @@
+"""Runs on Ray, and waiting for their workers."""
+
+import time
+
+from pcpo_ray.cluster.connect import connect
+from tests.support.running import go
+
+
+def await_samplers(stages, count):
+    deadline = time.monotonic() + 120
+    while stages.sizes()["samplers"].ready < count:
+        assert time.monotonic() < deadline, stages.sizes()
+        stages.samplers.collect()
+        stages.wait(0.5)
+
+
+def ranks(count, strategy, timeout=60):
+    return f"{{cpus: 0.1, ranks: {count}, strategy: {strategy}, timeout: {timeout}}}"
+
+
+def on_ray(run, folder, *, found=None, disturb=lambda stages: None):
+    stages = connect(run)
+    try:
+        disturb(stages)
+        return go(run, folder, stages=stages, found=found)
+    finally:
+        stages.close()

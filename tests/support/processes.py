@@ -1,0 +1,21 @@
+"""The command line in processes of its own."""
+
+import os
+import sys
+import time
+
+from tests.support import ROOT
+
+ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def command(*words):
+    return [sys.executable, "-m", "pcpo_ray.commands.app", *map(str, words)]
+
+
+def wait_for(what, job, limit=300.0):
+    deadline = time.monotonic() + limit
+    while not what():
+        assert job.poll() is None, "it ended before what was waited for"
+        assert time.monotonic() < deadline, "it was waited for in vain"
+        time.sleep(0.1)

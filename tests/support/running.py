@@ -1,0 +1,41 @@
+"""Whole runs in this process, and what they leave."""
+
+import torch
+
+from pcpo_ray.commands import session
+from pcpo_ray.data.updates import State
+from pcpo_ray.runs import checkpoints
+from pcpo_ray.training import loop as loops
+from pcpo_ray.training.recorder import Recorder
+
+
+def go(run, folder, *, stages=None, found=None, url=None):
+    if found is None:
+        recorder, step = Recorder.create(folder, run, url=url), None
+    else:
+        recorder, step = session.resume(folder, run, lambda line: None, url=url)
+    stages = stages or session.stages(run, local=True, say=lambda line: None)
+    prompts, held_out = session.sources(run)
+    loop = loops.Loop(run, stages, recorder, prompts=prompts, held_out=held_out)
+    if step is not None:
+        loop.restore(step)
+    loop.train()
+    return recorder
+
+
+def parameters(folder, step):
+    return checkpoints.read(checkpoints.folder_for(folder, step)).parameters
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+
+
+def saved(folder, step):
+    where = checkpoints.folder_for(folder, step)
+    weights = {"w": torch.ones(4)}
+    state = State(step=step)
+    checkpoints.write(
+        where, version=step, state=state, parameters=weights, averaged={}, optimizer=weights, export=lambda folder: None
+    )
+    return where

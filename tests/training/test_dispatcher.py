@@ -1,0 +1,51 @@
+"""Traffic: groups move between the stages, and none counts that was sampled with other weights than it was to be."""
+
+from dataclasses import replace
+
+import pytest
+
+from pcpo_ray.data import prompts
+from pcpo_ray.data.tasks import evaluation_tasks
+from pcpo_ray.errors import TrainingError
+from pcpo_ray.training.dispatcher import Traffic
+from pcpo_ray.training.local import LocalStages
+from tests.support import small
+
+
+@pytest.fixture
+def run(small_sd):
+    return small.run(small_sd, evaluation__count=1)
+
+
+@pytest.fixture
+def stages(run):
+    found = LocalStages(run)
+    yield found
+    found.close()
+
+
+def test_a_rollout_sampled_with_other_weights_ends_the_run_with_both_checksums(run, stages):
+    traffic = Traffic(run, stages, event=lambda kind, **details: None, say=pytest.fail)
+    published = traffic.publish(oldest=0)
+    tasks = evaluation_tasks(run, prompts.load(run.prompts, seed=0), 0)
+    traffic.submit(tasks)
+    (scored,) = traffic.gather(tasks)
+    assert scored.rollout.checksum == published.checksum and traffic.versions == {"sampler-0": 0}
+    collect = stages.samplers.collect
+    # as one says that has kept the weights of another life
+    stages.samplers.collect = lambda: [replace(rollout, checksum="0123456789abcdef") for rollout in collect()]
+    traffic.submit(tasks)
+    with pytest.raises(TrainingError) as caught:
+        traffic.gather(tasks)
+    assert str(caught.value) == (
+        f"sampler-0 sampled with weights of checksum 0123456789abcdef; version 0 has {published.checksum}"
+    )
+
+
+def test_the_checksums_of_versions_that_nobody_asks_for_any_more_are_forgotten(run, stages):
+    traffic = Traffic(run, stages, event=lambda kind, **details: None, say=pytest.fail)
+    published = traffic.publish(oldest=0)
+    assert traffic.checksums == {(0, False): published.checksum}
+    traffic.checksums[-1, False] = "older"
+    traffic.publish(oldest=0)
+    assert traffic.checksums == {(0, False): published.checksum}

@@ -1,0 +1,106 @@
+"""Which pairs an optimizer step learns, and on which rank."""
+
+import random
+
+import pytest
+
+from pcpo_ray import config
+from pcpo_ray.workers.learner import mini_batches
+from tests.support import small
+
+
+def pairs(blocks):
+    """Every (group, image, step) of the blocks."""
+    return [(block.place, row, block.k) for block in blocks for row in range(*block.rows.indices(block.rows.stop))]
+
+
+def test_every_group_is_learned_once_an_epoch_whatever_the_number_of_updates():
+    optimizer = config.Optimizer(updates=3, epochs=2)
+    parts = mini_batches.of(optimizer, 8, seed=0, step=1)
+    assert len(parts) == 6 and all(2 <= len(part) <= 3 for part in parts)
+    for epoch in (parts[:3], parts[3:]):
+        assert sorted(place for part in epoch for place in part) == list(range(8))
+
+
+def test_they_depend_on_seed_and_step_alone():
+    optimizer = config.Optimizer(updates=2)
+    drawn = mini_batches.of(optimizer, 16, seed=1, step=5)
+    assert drawn == mini_batches.of(optimizer, 16, seed=1, step=5)
+    assert drawn != mini_batches.of(optimizer, 16, seed=2, step=5)
+    assert drawn != mini_batches.of(optimizer, 16, seed=1, step=6)
+
+
+def test_fewer_groups_than_updates_are_one_an_update():
+    assert [len(part) for part in mini_batches.of(config.Optimizer(updates=4), 2, seed=0, step=1)] == [1, 1]
+
+
+def test_blocks_are_all_pairs_once_and_of_a_group_some_images_at_all_steps_then_the_next():
+    blocks = mini_batches.cut({7: (5, 2), 3: (4, 2)}, 3)
+    assert [(block.place, block.rows.start, block.rows.stop, block.k) for block in blocks] == [
+        *((7, 0, 3, 0), (7, 0, 3, 1), (7, 3, 5, 0), (7, 3, 5, 1)),
+        *((3, 0, 3, 0), (3, 0, 3, 1), (3, 3, 4, 0), (3, 3, 4, 1)),
+    ]
+    assert sorted(pairs(blocks)) == [
+        (place, row, k) for place, n in ((3, 4), (7, 5)) for row in range(n) for k in (0, 1)
+    ]
+
+
+def test_eight_ranks_on_four_groups_have_as_many_blocks_each():
+    blocks = mini_batches.cut(dict.fromkeys((5, 2, 0, 6), (12, 10)), 12)
+    shares = [mini_batches.share(blocks, rank, 8) for rank in range(8)]
+    assert [len(own) for own in shares] == [5] * 8
+    assert all(len({block.place for block in own}) == 1 for own in shares)  # half of a group's steps
+
+
+DRAWN = [random.Random(n) for n in range(40)]
+
+
+@pytest.mark.parametrize("drawn", DRAWN, ids=range(len(DRAWN)))
+def test_every_block_is_learned_by_one_rank_and_none_has_two_more_than_another(drawn):
+    images, steps, ranks = drawn.randint(1, 9), drawn.randint(1, 6), drawn.randint(1, 12)
+    places = drawn.sample(range(30), drawn.randint(1, 9))
+    blocks = mini_batches.cut(dict.fromkeys(places, (images, steps)), drawn.randint(1, images))
+    shares = [mini_batches.share(blocks, rank, ranks) for rank in range(ranks)]
+    assert sorted(pair for own in shares for pair in pairs(own)) == sorted(pairs(blocks))
+    for counts in (
+        [len(own) for own in shares],
+        *(
+            [sum(len(block) == length for block in own) for own in shares]
+            for length in {len(block) for block in blocks}
+        ),
+    ):
+        assert max(counts) - min(counts) <= 1
+    order = {block.key: number for number, block in enumerate(blocks)}
+    for own in shares:
+        numbers = [order[block.key] for block in own]
+        assert numbers == sorted(numbers)
+    # side by side: two neighbours of a kind share a group at most
+    opened = sum(len({block.place for block in own}) for own in shares)
+    assert opened <= len(places) + len({len(block) for block in blocks}) * (ranks - 1)
+    assert mini_batches.share(blocks, 0, 1) == blocks
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_a_rank_is_sent_the_groups_that_it_learns_any_block_of(small_sd, ranks):
+    run = small.run(small_sd, rollout__prompts=5, optimizer__updates=2, optimizer__epochs=2, sampling__batch=3)
+    groups = [4] * 5
+    for rank in range(ranks):
+        expected = set()
+        for part in mini_batches.of(run.optimizer, 5, seed=0, step=3):
+            blocks = mini_batches.cut(dict.fromkeys(part, (4, 4)), 3)
+            expected |= {block.place for block in mini_batches.share(blocks, rank, ranks)}
+        found = mini_batches.places(run, groups, 4, step=3, rank=rank, ranks=ranks)
+        assert found == sorted(expected) and (ranks > 1 or found == [0, 1, 2, 3, 4])
+
+
+def test_a_micro_batch_below_the_sampler_s_number_cuts_blocks_of_its_own(small_sd):
+    lengths = [
+        mini_batches.length_of(small.run(small_sd, rollout__images=8, sampling__batch=sampled), size)
+        for sampled, size in (("null", None), (6, None), (6, 4), (6, 64), (16, None))
+    ]
+    assert lengths == [8, 6, 4, 6, 8]
+
+
+def test_blocks_of_several_minibatches_are_joined_in_the_batch_s_order_each_once():
+    blocks = mini_batches.cut({0: (4, 2), 1: (4, 2)}, 2)
+    assert mini_batches.joined([blocks[5:], blocks[:3], blocks[2:6]]) == blocks

@@ -1,0 +1,93 @@
+"""Ranks that each hold a part write one checkpoint, which takes longer than any collective of theirs may."""
+
+import multiprocessing
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+
+from pcpo_ray.data.updates import State
+from pcpo_ray.errors import RunError
+from pcpo_ray.runs import checkpoints
+from pcpo_ray.workers.learner import distributed
+from tests.support import small
+
+TIMEOUT = 6.0
+"""Seconds of the group's: those of each collective."""
+
+
+def rank(index, address, model, folder, answers, fail):
+    """One rank's process: it saves, restores, and takes part in a collective afterwards."""
+    from pcpo_ray.workers.learner.learner import Learner
+
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    joined = distributed.join(index=index, count=2, sharded=True, address=address, timeout=60.0, device=cpu)
+    learner = Learner(small.run(model, optimizer__average=0.9), cpu, joined)
+    torch.distributed.set_timeout(timedelta(seconds=TIMEOUT))
+    write_part, finish = checkpoints.write_part, checkpoints.finish
+
+    def slow_part(*args, **options):
+        if index == 1:
+            time.sleep(1.5 * TIMEOUT)
+            if fail:
+                raise RunError("the disk of rank 1 is full")
+        return write_part(*args, **options)
+
+    def slow_finish(*args, **options):
+        time.sleep(1.5 * TIMEOUT)
+        return finish(*args, **options)
+
+    checkpoints.write_part, checkpoints.finish = slow_part, slow_finish
+    try:
+        learner.save(folder, State(step=0))
+        checkpoints.write_part, checkpoints.finish = write_part, finish
+        answers.put((index, "saved", learner.restore(folder).step, learner.average.updates))
+    except Exception as error:
+        answers.put((index, type(error).__name__, str(error), 0))
+    distributed.Meeting(joined, "the end", seconds=60.0).tell()
+    joined.total(torch.ones(1))
+
+
+def saved_by_two(small_sd, folder, *, fail):
+    store = distributed.host("127.0.0.1")
+    spawned = multiprocessing.get_context("spawn")
+    answers = spawned.Queue()
+    address = ("127.0.0.1", store.port)
+    processes = [
+        spawned.Process(target=rank, args=(index, address, small_sd, folder, answers, fail)) for index in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        found = sorted(answers.get(timeout=120) for _ in processes)
+        for process in processes:
+            process.join(60)
+        return found, [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_a_slow_disk_is_waited_for_longer_than_a_collective(small_sd, tmp_path):
+    folder = checkpoints.folder_for(tmp_path, 0)
+    found, codes = saved_by_two(small_sd, folder, fail=False)
+    assert (found, codes) == ([(0, "saved", 0, 0), (1, "saved", 0, 0)], [0, 0])
+    assert {path.name for path in folder.glob("*-of-2.safetensors")} == {
+        f"{kind}-{part}-of-2.safetensors" for kind in ("trainable", "averaged") for part in (1, 2)
+    }
+    assert checkpoints.verify(folder)["files"].keys() >= {"pytorch_lora_weights.safetensors"}
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_a_rank_that_cannot_write_is_heard_by_all_and_leaves_nothing(small_sd, tmp_path):
+    found, codes = saved_by_two(small_sd, checkpoints.folder_for(tmp_path, 0), fail=True)
+    assert found == [
+        (0, "CheckpointError", "rank 1 of the learner failed: the disk of rank 1 is full", 0),
+        (1, "RunError", "the disk of rank 1 is full", 0),
+    ]
+    assert codes == [0, 0] and list((tmp_path / "checkpoints").iterdir()) == []
