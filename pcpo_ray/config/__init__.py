@@ -1,4 +1,4 @@
-"""Every config class, on one page. A config is a value: frozen, complete, comparable (config_file.py reads it)."""
+"""Every config class, on one page. A config is a value: frozen, complete, comparable (files.py reads it)."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """The one catalogue of metrics: what a run tells Prometheus, on Ray and in one process, under the same names.
 
-From it come both exporters (cluster/metrics.py, scrape.py), the Grafana dashboards, the alert rules and their page
+From it come both exporters (cluster/exporter.py, prometheus.py), the Grafana dashboards, the alert rules and their page
 (dashboards/). Every metric has the label `run`, the run's name, beside its own. All are kept by the driver. A mean is a
 counter of seconds over a counter of events; there is no histogram, as Ray's sums of them are approximate.
 """

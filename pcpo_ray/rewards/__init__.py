@@ -66,7 +66,7 @@ def check(reward: config.Reward) -> None:
 def load(reward: config.Reward, device: torch.device) -> Reward:
     """The reward that a config names, ready to score. Raises RewardError.
 
-    What it does to the process while it is built, nobody else sees (own.py).
+    What it does to the process while it is built, nobody else sees (process/plugins.py).
     """
     if not isinstance(reward, config.CustomReward):
         with apart(reward.kind):

@@ -5,7 +5,7 @@ metrics.jsonl   a line a step or evaluation     events.jsonl        faults, vers
 images/         the evaluations' pictures
 scores.parquet/ a row a training sample         evaluations.parquet/ a row an evaluated image (a file a step each)
 features/       see quality/ (a file a step)
-checkpoints/    see checkpoint.py               report.html         see report.py
+checkpoints/    see runs/checkpoints.py         report.html         see commands/report/
 """
 
 import contextlib

@@ -1,7 +1,8 @@
 """The scorer: a group's images in, each reward's scores out, and for evaluations their features.
 
-A reward that fails is missing, never 0. Whatever it does, the process is as it was afterwards (own.py), and what it was
-given was its own: in one process the samplers, the learner and the other rewards notice nothing, as on Ray.
+A reward that fails is missing, never 0. Whatever it does, the process is afterwards as it was (process/plugins.py),
+and what it was given was its own: in one process the samplers, the learner and the other rewards notice nothing, as on
+Ray.
 """
 
 from collections.abc import Iterable, Mapping, Set

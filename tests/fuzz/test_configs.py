@@ -1,4 +1,4 @@
-"""Any config either is refused by name before a model is loaded, or its run has the properties of properties.py."""
+"""Any config is refused by name before a model is loaded, or its run has the properties of fuzz_properties.py."""
 
 import dataclasses
 import os

@@ -83,7 +83,8 @@ def test_in_another_thread_nothing_changes():
 
 def test_a_process_under_nohup_goes_on_when_its_terminal_goes():
     script = (
-        "import os, signal; from pcpo_ray import signals\nwith signals.handled(): os.kill(os.getpid(), signal.SIGHUP)"
+        "import os, signal; from pcpo_ray.process import signals\n"
+        "with signals.handled(): os.kill(os.getpid(), signal.SIGHUP)"
     )
     command = ["nohup", sys.executable, "-c", script]
     assert subprocess.run(command, capture_output=True, timeout=60, env={**os.environ}).returncode == 0

@@ -24,7 +24,7 @@ from tests.support.running import saved
 HOLD = """
 import sys, time
 from pathlib import Path
-from pcpo_ray import writer
+from pcpo_ray.runs import writer
 writer.take(Path(sys.argv[1]), writer.Token.new())
 print("held", flush=True)
 time.sleep(100)

@@ -1,15 +1,15 @@
 """The steps of a flow-matching sampler that keeps every time's share of noise (Flow-CPS, arXiv 2509.05952).
 
-Notation as in flow.py, and t' = t - dt, the time that a step ends at. What the network says of both ends of the path,
+Notation as in flow_sde.py, and t' = t - dt, the time that a step ends at. The network's estimates of both ends,
 
     x0_hat = x - t v,    x1_hat = x + (1 - t) v,
 
-is put together anew at t', with part of the noise of x1_hat replaced by fresh noise:
+are put together anew at t', with part of the noise of x1_hat replaced by fresh noise:
 
     x' = (1 - t') x0_hat + c x1_hat + sigma z,    c = sqrt(t'^2 - sigma^2),    0 <= sigma <= t'
 
-so that x' holds as much noise as t' says, c^2 + sigma^2 = t'^2, however long the step; the SDE's steps in flow.py hold
-more. In terms of x and v, with pull = t' - c,
+so that x' holds as much noise as t' says, c^2 + sigma^2 = t'^2, however long the step; the SDE's steps (flow_sde.py)
+hold more. In terms of x and v, with pull = t' - c,
 
     x' = (1 - pull) x - (dt + (1 - t) pull) v + sigma z,    weight w = (dt + (1 - t) pull) / sigma
 

@@ -95,7 +95,7 @@ def trained_steps(run: Run) -> int:
 
 
 def sent_steps(run: Run) -> int:
-    """Of how many of these the latents are sent, at most (packed.py)."""
+    """Of how many of these the latents are sent, at most (packing.py)."""
     credit, subset = credit_of(run), run.sampling.subset
     trained = credit.trained
     if isinstance(subset, Window):
