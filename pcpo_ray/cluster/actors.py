@@ -22,7 +22,7 @@ from pcpo_ray import config
 from pcpo_ray.cluster.failures import WeightsGoneError
 from pcpo_ray.data import weights
 from pcpo_ray.data.types import Task
-from pcpo_ray.data.updates import State, Update
+from pcpo_ray.data.updates import DriverState, Update
 from pcpo_ray.data.weights import Manifest
 from pcpo_ray.process import signals
 from pcpo_ray.workers import memory
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from pcpo_ray.runs.folder import RunFolder
     from pcpo_ray.workers.learner.distributed import Rank
-    from pcpo_ray.workers.packing import Packed
+    from pcpo_ray.workers.packing import PackedTrajectory
 
 PULL_TIMEOUT = 600.0
 """Seconds in which a version's weights must be with whoever asks for them."""
@@ -96,7 +96,7 @@ class Worker(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class SampleReport:
     """What a sampler says of a group, beside the group itself."""
 
     bytes: int
@@ -110,15 +110,15 @@ class SamplerActor(Worker):
 
     def load(self) -> None:
         device = self.settle_in(self.run.workers.samplers)
-        from pcpo_ray.workers.packing import pack
+        from pcpo_ray.workers.packing import pack_trajectory
         from pcpo_ray.workers.sampler import Sampler
 
-        self.pack = pack
+        self.pack = pack_trajectory
         self.sampler = Sampler(self.run, device)
 
     def sample(
         self, task: Task, checksum: str, pulled: Sequence[ray.ObjectRef]
-    ) -> "tuple[Made, Packed | None, np.ndarray]":
+    ) -> "tuple[SampleReport, PackedTrajectory | None, np.ndarray]":
         """A group, with the weights of this checksum; three objects, of which the driver opens the first only.
 
         `pulled` are the references of their manifest and buckets, in a list, so that Ray hands them on unopened: they
@@ -131,7 +131,7 @@ class SamplerActor(Worker):
         self.sampler.prepare(task)
         trajectory, images = self.sampler.sample(task)
         packed = None if trajectory is None else self.pack(self.sampler.policy, task, trajectory)
-        made = Made(
+        made = SampleReport(
             bytes=images.nbytes + (0 if packed is None else packed.bytes),
             checksum=self.sampler.loaded or "",
             seconds=time.perf_counter() - started,
@@ -145,7 +145,7 @@ class SamplerActor(Worker):
             manifest, *buckets = ray.get(list(pulled), timeout=PULL_TIMEOUT)
         except (exceptions.ObjectLostError, exceptions.GetTimeoutError) as error:
             raise WeightsGoneError(f"weights of version {version}: {error}") from None
-        return self.sampler.load(weights.Weights(manifest=manifest, buckets=tuple(buckets)))
+        return self.sampler.load(weights.WeightSnapshot(manifest=manifest, buckets=tuple(buckets)))
 
     def ping(self) -> None:
         """Answered between tasks, so by an idle sampler at once."""
@@ -163,7 +163,7 @@ class SamplerActor(Worker):
             index=place, count=size, address=address, timeout=deadline, device=self.sampler.policy.device
         )
         buckets = [group.broadcast(torch.empty(bucket, dtype=torch.uint8)).numpy() for bucket in sent.sizes]
-        self.sampler.load(weights.Weights(manifest=sent, buckets=tuple(buckets)))
+        self.sampler.load(weights.WeightSnapshot(manifest=sent, buckets=tuple(buckets)))
 
 
 class ScorerActor(Worker):
@@ -191,9 +191,9 @@ class LearnerActor(Worker):
         super().__init__(run, name, search_path)
         self.index = index
         self.rank: "Rank | None" = None
-        self.packed: weights.Weights | None = None
+        self.packed: weights.WeightSnapshot | None = None
         self.stores: dict[str, Any] = {}
-        self.batch: dict[int, Packed] = {}
+        self.batch: dict[int, PackedTrajectory] = {}
         self.number, self.answer = 0, None
 
     def meet(self, purpose: str) -> tuple[str, int]:
@@ -280,19 +280,19 @@ class LearnerActor(Worker):
         """Have the first rank gather the weights."""
         self.learner.assist(averaged=averaged)
 
-    def save(self, folder: "RunFolder", state: State, older: Sequence[Sequence[ray.ObjectRef]]) -> None:
+    def save(self, folder: "RunFolder", state: DriverState, older: Sequence[Sequence[ray.ObjectRef]]) -> None:
         """Write a checkpoint, with the older versions whose references are given."""
         here = folder.here()
         here.check()
         opened = []
         for references in older:
             manifest, *buckets = ray.get(list(references), timeout=PULL_TIMEOUT)
-            opened.append(weights.Weights(manifest=manifest, buckets=tuple(buckets)))
+            opened.append(weights.WeightSnapshot(manifest=manifest, buckets=tuple(buckets)))
         self.learner.save(here.checkpoint(state.step), state, older=opened, allowed=here.check)
         if self.index == 0:
             here.push_checkpoint(state.step)
 
-    def restore(self, folder: "RunFolder", step: int) -> State:
+    def restore(self, folder: "RunFolder", step: int) -> DriverState:
         return self.learner.restore(folder.here().fetch_checkpoint(step))
 
     def older(self, folder: "RunFolder", step: int, version: int) -> tuple[Manifest, *tuple[np.ndarray, ...]]:

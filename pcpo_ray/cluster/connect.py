@@ -9,7 +9,7 @@ import ray
 
 from pcpo_ray import config
 from pcpo_ray.cluster.control.attach import attach
-from pcpo_ray.cluster.control.driver import Desk
+from pcpo_ray.cluster.control.driver import DriverControl
 from pcpo_ray.cluster.launch import asked_for, short_of
 from pcpo_ray.cluster.stages import RayStages
 from pcpo_ray.errors import ClusterError
@@ -24,15 +24,15 @@ def connect(run: config.Run, say: Callable[[str], None] = lambda line: None, *, 
     where a run of that name is going on.
     """
     with contextlib.ExitStack() as unless_ready:
-        unless_ready.enter_context(joined(run, say))
-        desk = Desk(run.name, status.starting(run)) if announced else None
+        unless_ready.enter_context(joined_cluster(run, say))
+        desk = DriverControl(run.name, status.starting(run)) if announced else None
         found = RayStages(run, desk=desk, say=say)
         found.ending = unless_ready.pop_all()
     return found
 
 
 @contextlib.contextmanager
-def joined(
+def joined_cluster(
     run: config.Run, say: Callable[[str], None], *, meanwhile: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
     """Inside, this process belongs to the cluster that RAY_ADDRESS names, or to one of this machine's own.
@@ -52,7 +52,7 @@ def joined(
         with ThreadPoolExecutor(1) as beside:
             done = beside.submit(meanwhile)
             try:
-                dashboard = _started() if address == "local" else attach(address)
+                dashboard = _start_local() if address == "local" else attach(address)
             finally:
                 done.result()  # its error says more than one of Ray's
         if dashboard:
@@ -63,7 +63,7 @@ def joined(
         yield
 
 
-def _started() -> str:
+def _start_local() -> str:
     """Start Ray on this machine; the address of its dashboard."""
     try:
         context = ray.init(address="local", log_to_driver=False, logging_level="ERROR")

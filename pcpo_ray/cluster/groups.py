@@ -12,7 +12,7 @@ from ray._private import services
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def own_process_group() -> Iterator[None]:
     """Each process that Ray starts inside has a group of its own, which its own children belong to as well."""
     kept = services.ConsolePopen
     services.ConsolePopen = functools.partial(kept, process_group=0)

@@ -41,19 +41,19 @@ class Launcher:
         )
         return made.remote(self.run, name, self.search_path, *more)
 
-    def room(self, role: config.LearnerRole) -> "Room":
+    def room(self, role: config.LearnerRole) -> "Placement":
         """Room for all of the learner's ranks or for none, close together."""
         if role.ranks == 1:
-            return Room(None)
+            return Placement(None)
         bundle = {"CPU": role.cpus, "GPU": role.gpus, **role.resources}
         if role.accelerator is not None:
             bundle[f"accelerator_type:{role.accelerator}"] = 0.001
         asked = {name: amount for name, amount in bundle.items() if amount > 0}
-        return Room(placement_group([asked] * role.ranks, strategy="PACK"))
+        return Placement(placement_group([asked] * role.ranks, strategy="PACK"))
 
 
 @dataclass(frozen=True)
-class Room:
+class Placement:
     """What Ray has reserved for the learner's ranks (None: one rank asks for itself)."""
 
     group: PlacementGroup | None

@@ -19,7 +19,7 @@ from pcpo_ray.cluster.actors import LearnerActor
 from pcpo_ray.cluster.failures import DEAF, brief, cause_of
 from pcpo_ray.cluster.launch import BEAT, Launcher, end
 from pcpo_ray.data.types import Task
-from pcpo_ray.data.updates import Published, State, Update, Weighted
+from pcpo_ray.data.updates import DriverState, Published, TrainingGroup, Update
 from pcpo_ray.data.weights import Manifest
 from pcpo_ray.errors import ClusterError, LearnerLostError, PcpoError, RolloutsLostError, WeightsError
 from pcpo_ray.models import policy
@@ -125,14 +125,14 @@ class RayLearner:
 
     # -- LearnerGroup -----------------------------------------------------------------------------------------------
 
-    def begin(self, step: int, batch: Sequence[Weighted]) -> None:
+    def begin(self, step: int, batch: Sequence[TrainingGroup]) -> None:
         versions = [weighted.rollout.task.version for weighted in batch]
         advantages = [list(weighted.advantages) for weighted in batch]
         self.begun = step, versions, advantages
         images, count = [len(values) for values in advantages], len(self.actors)
         trained = policy.trained_steps(self.run) if count > 1 else 1  # one rank learns all, whatever their number
         for rank in range(count):
-            own = mini_batches.places(self.run, images, trained, step=step, rank=rank, ranks=count)
+            own = mini_batches.rank_groups(self.run, images, trained, step=step, rank=rank, ranks=count)
             held = {place: handle.reference for place in own if (handle := batch[place].rollout.trajectory)}
             self.running.append(self._ask(rank, "hold", held, awaited="the batch"))
 
@@ -201,7 +201,7 @@ class RayLearner:
             received=tuple(received),
         )
 
-    def save(self, folder: RunFolder, state: State) -> None:
+    def save(self, folder: RunFolder, state: DriverState) -> None:
         saved, here = folder.checkpoint(state.step), folder.here()
         older = [list(self.versions[version, False].references) for version in state.older]
         count = len(self.actors) if self.role.strategy == "fsdp2" else 1
@@ -218,9 +218,9 @@ class RayLearner:
                 "learner on the node where you start it (workers.learner)"
             )
 
-    def restore(self, folder: RunFolder, step: int) -> State:
+    def restore(self, folder: RunFolder, step: int) -> DriverState:
         awaited = f"the learner to restore {folder.checkpoint_place(step)}"
-        state: State = self._all(self._ask_all("restore", folder.here(), step, awaited=awaited))[0]
+        state: DriverState = self._all(self._ask_all("restore", folder.here(), step, awaited=awaited))[0]
         return state
 
     def recover(self) -> None:

@@ -15,8 +15,8 @@ from ray import exceptions
 
 from pcpo_ray.cluster.failures import DEAF, brief, cause_of, is_gone
 from pcpo_ray.cluster.launch import BEAT, end
-from pcpo_ray.data.updates import Size
-from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, State, Stop
+from pcpo_ray.data.updates import PoolStatus
+from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, Stop, WorkerState
 from pcpo_ray.training.scheduling.retries import Blame, blame
 
 Item = TypeVar("Item")
@@ -101,15 +101,17 @@ class WorkerPool(Generic[Item, Result]):
         self.pool.resize(workers, time.monotonic())
         self._perform()
 
-    def size(self) -> Size:
+    def size(self) -> PoolStatus:
         pool = self.pool
-        ready = tuple(name for name, worker in pool.workers.items() if worker.state is State.READY)
+        ready = tuple(name for name, worker in pool.workers.items() if worker.state is WorkerState.READY)
         setbacks = {name: dict(causes) for name, causes in pool.setbacks.items()}
-        return Size(wanted=pool.wanted, ready=len(ready), workers=ready, losses=dict(pool.losses), setbacks=setbacks)
+        return PoolStatus(
+            wanted=pool.wanted, ready=len(ready), workers=ready, losses=dict(pool.losses), setbacks=setbacks
+        )
 
     def members(self) -> dict[str, Any]:
         """The actors that have started, by name."""
-        started = [name for name, worker in self.pool.workers.items() if worker.state is not State.STARTING]
+        started = [name for name, worker in self.pool.workers.items() if worker.state is not WorkerState.STARTING]
         return {name: self.actors[name] for name in started}
 
     def references(self) -> list[ray.ObjectRef]:

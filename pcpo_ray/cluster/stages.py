@@ -19,15 +19,15 @@ from ray import exceptions
 
 from pcpo_ray import config
 from pcpo_ray.cluster import actors
-from pcpo_ray.cluster.control.driver import Desk
+from pcpo_ray.cluster.control.driver import DriverControl
 from pcpo_ray.cluster.failures import brief
 from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, draining_nodes, get, short_of
 from pcpo_ray.cluster.learner import RayLearner
 from pcpo_ray.cluster.pool import Item, Result, Sends, WorkerPool
-from pcpo_ray.config import SHARE
+from pcpo_ray.config import ROLLOUT_STORE_FRACTION
 from pcpo_ray.data.requests import Fault, Request
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task
-from pcpo_ray.data.updates import Size
+from pcpo_ray.data.updates import PoolStatus
 from pcpo_ray.errors import ClusterError, RolloutsLostError
 from pcpo_ray.training import status
 
@@ -68,7 +68,7 @@ class RaySamplers(RolePool[Task, Rollout]):
         made, trajectory, images = sample.remote(task, stored.checksum, list(stored.references))
         wanted = task.purpose == "train"
 
-        def result(info: actors.Made) -> Rollout:
+        def result(info: actors.SampleReport) -> Rollout:
             return Rollout(
                 task=task,
                 trajectory=Handle(reference=trajectory) if wanted else None,
@@ -110,7 +110,7 @@ class RayScorers(RolePool[Rollout, Scored]):
 class RayStages:
     """The three stages on Ray. `close` ends the actors, and what was started for them (`ending`)."""
 
-    def __init__(self, run: config.Run, *, desk: Desk | None = None, say: Callable[[str], None]) -> None:
+    def __init__(self, run: config.Run, *, desk: DriverControl | None = None, say: Callable[[str], None]) -> None:
         self.run = run
         self.ending = contextlib.ExitStack()
         self.closed = False
@@ -140,7 +140,7 @@ class RayStages:
             self.samplers.collect()
             self.scorers.collect()
             self.early = self.faults()
-            sizes = {**self.sizes(), "learner": Size(wanted=1, ready=int(self.learner.ready()))}
+            sizes = {**self.sizes(), "learner": PoolStatus(wanted=1, ready=int(self.learner.ready()))}
             if all(size.ready for size in sizes.values()):
                 return
             if self.desk is not None:
@@ -168,7 +168,7 @@ class RayStages:
             self.scorers.drain_nodes(leaving)
 
     def room(self) -> float:
-        return SHARE * float(ray.cluster_resources().get("object_store_memory", math.inf))
+        return ROLLOUT_STORE_FRACTION * float(ray.cluster_resources().get("object_store_memory", math.inf))
 
     def fetch(self, handle: Handle) -> np.ndarray:
         try:
@@ -182,7 +182,7 @@ class RayStages:
             if count is not None:
                 pool.resize(count)
 
-    def sizes(self) -> dict[str, Size]:
+    def sizes(self) -> dict[str, PoolStatus]:
         return {"samplers": self.samplers.size(), "scorers": self.scorers.size()}
 
     def disturb(self, fault: Fault) -> None:
@@ -197,7 +197,7 @@ class RayStages:
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
         if self.desk is None:  # an evaluation of a run that goes on has none
-            self.desk = Desk(self.run.name, status)
+            self.desk = DriverControl(self.run.name, status)
         return self.desk.exchange(status)
 
     def end(self, status: Mapping[str, Any]) -> None:

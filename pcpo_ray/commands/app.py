@@ -148,8 +148,8 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
     from pcpo_ray.runs import records
     from pcpo_ray.runs.folder import RunFolder
     from pcpo_ray.training import inputs
-    from pcpo_ray.training.dispatcher import Traffic, trouble
-    from pcpo_ray.training.loop import evaluated, summary
+    from pcpo_ray.training.dispatcher import Dispatcher, trouble
+    from pcpo_ray.training.loop import evaluation_summary, run_evaluation
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as ending:
@@ -170,11 +170,11 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
             if line := trouble(kind, details):
                 console.print(line, markup=False, highlight=False)
 
-        traffic = Traffic(run, stages, event=event, say=console.print)
+        traffic = Dispatcher(run, stages, event=event, say=console.print)
         traffic.publish(oldest=step)
         prompts, held_out = running.sources(run)
-        scored, seen = evaluated(run, traffic, held_out, step, oldest=step, prompts=prompts)
-        found_out = summary(run, scored, seen, assessor)
+        scored, seen = run_evaluation(run, traffic, held_out, step, oldest=step, prompts=prompts)
+        found_out = evaluation_summary(run, scored, seen, assessor)
     console.print(f"{run.name}, step {step}, {len(scored)} {run.of_evaluation('prompts')}:")
     _print_estimates(console, found_out["rewards"])
     if seen:
@@ -279,7 +279,7 @@ def plan(
         raise ConfigError("got --probe and --from; give one of them")
     run = paths.absolute(files.load(config, overrides or []))
     console = Console()
-    room = plan.Room(gpu=gpu, store=None if object_store is None else object_store * plan.gpus.GIB)
+    room = plan.Budget(gpu=gpu, store=None if object_store is None else object_store * plan.gpus.GIB)
     planned = plan.plan(run)
     verdicts = plan.judge(planned, room)
     page.show(planned, console)
@@ -333,7 +333,7 @@ def _options(
 
 def main() -> None:
     """The command: an expected error is one message and exit status 1, an end by monitors 3; Ctrl-C is 130."""
-    with terminal.apart():
+    with terminal.buffered_output():
         try:
             app(standalone_mode=True)
         except AlarmError as error:

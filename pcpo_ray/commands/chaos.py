@@ -9,7 +9,7 @@ from pcpo_ray.data.requests import Fault, Request
 from pcpo_ray.errors import EndedError
 
 
-def disturb(
+def inject_fault(
     run: str, faults: Sequence[Fault], *, every: float, count: int | None, address: str, say: Callable[[str], None]
 ) -> None:
     """Ask a run for one fault after the other, `every` seconds, until it has ended or `count` were done.

@@ -202,9 +202,9 @@ def chaos(
     options = [word for fault in faults for word in ("--kill", fault)] + ["--every", str(every)]
     if _elsewhere(address, ["chaos", name, *options, *([] if count is None else ["--count", str(count)])]):
         return
-    from pcpo_ray.commands.chaos import disturb
+    from pcpo_ray.commands.chaos import inject_fault
 
-    disturb(name, faults, every=every, count=count, address=address, say=_print)
+    inject_fault(name, faults, every=every, count=count, address=address, say=_print)
 
 
 COMMANDS = (submit, status, scale, stop, logs, chaos)

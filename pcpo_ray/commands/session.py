@@ -15,7 +15,7 @@ from pcpo_ray import config, models, rewards
 from pcpo_ray.config.files import differing
 from pcpo_ray.data import prompts
 from pcpo_ray.errors import AlarmError, ClusterError, ConfigError, RunError
-from pcpo_ray.metrics.reporter import Meter, Metered, Silent
+from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
 from pcpo_ray.models import lora_file, policy
 from pcpo_ray.rewards import quality
 from pcpo_ray.runs import intervals
@@ -91,11 +91,11 @@ def begun(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Iterat
         yield
         return
     from pcpo_ray.cluster import groups
-    from pcpo_ray.cluster.connect import joined
+    from pcpo_ray.cluster.connect import joined_cluster
 
     with ExitStack() as ending:
-        with groups.apart():
-            ending.enter_context(joined(run, say, meanwhile=lambda: check_steps(run)))
+        with groups.own_process_group():
+            ending.enter_context(joined_cluster(run, say, meanwhile=lambda: check_steps(run)))
         yield
 
 
@@ -120,7 +120,7 @@ def stages(run: config.Run, *, local: bool, say: Callable[[str], None], announce
     return connect(run, say, announced=announced)
 
 
-def meter(run: config.Run, *, local: bool, port: int | None, say: Callable[[str], None]) -> Meter:
+def meter(run: config.Run, *, local: bool, port: int | None, say: Callable[[str], None]) -> MetricsReporter:
     """Who tells Prometheus of the run: Ray does; in this process a port, where one is asked for.
 
     Raises RunError for a port that is taken, and for one that is asked for on Ray.
@@ -130,14 +130,14 @@ def meter(run: config.Run, *, local: bool, port: int | None, say: Callable[[str]
             raise RunError(f"--metrics-port {port} is for --local; on Ray, scrape the nodes' metrics ports, as for Ray")
         from pcpo_ray.cluster.exporter import RayExporter
 
-        return Metered(run.name, RayExporter())
+        return ExportingReporter(run.name, RayExporter())
     if port is None:
-        return Silent()
+        return NoReporter()
     from pcpo_ray.metrics.prometheus import HOST, Endpoint
 
     endpoint = Endpoint(port)
     say(f"metrics: http://{HOST}:{endpoint.port}/metrics")
-    return Metered(run.name, endpoint)
+    return ExportingReporter(run.name, endpoint)
 
 
 def surroundings(local: bool) -> dict[str, Any]:

@@ -28,7 +28,7 @@ Fraction = Annotated[float, NUMBER, Ge(0), Lt(1)]
 TOTAL = "reward"
 """The name of the weighted sum of a run's rewards, beside their own."""
 
-SHARE = 0.6
+ROLLOUT_STORE_FRACTION = 0.6
 """Fraction of the object stores that untrained rollouts may fill; weights and transfers need the rest."""
 
 FEWEST = 6

@@ -9,7 +9,7 @@ from pcpo_ray.data.types import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted:
+class TrainingGroup:
     """A rollout and its images' advantages: what the learner gets."""
 
     rollout: Rollout
@@ -39,7 +39,7 @@ class Update:
     first_log_ratio: float
     diagnostics: Mapping[str, Any]
     seconds: float
-    micro_batch: "Found | None" = None
+    micro_batch: "MicroBatchChoice | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class DriverState:
     """What the driver keeps in a checkpoint beside the learner's own state, to go on as if it had never been away.
 
     `micro_batch` is the learner's, if it chose it. `begun` are the batches that were begun with older weights and are
@@ -82,7 +82,7 @@ class State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class PoolStatus:
     """Of a pool: how many workers are wanted and how many are at work, who these are, and the losses by cause.
 
     `setbacks` are the tasks that were `lost` or `hedged`, by cause. Both count from the start.
@@ -96,14 +96,14 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class MicroBatchChoice:
     """How many pairs go through at once, and the seconds a pair that each number took; None where no choice."""
 
     size: int
     seconds: Mapping[int, float | None]
 
     @classmethod
-    def of(cls, sizes: Sequence[int], taken: Sequence[float]) -> "Found":
+    def of(cls, sizes: Sequence[int], taken: Sequence[float]) -> "MicroBatchChoice":
         """The fastest, by what `measure` found on all ranks together."""
         seconds = {size: value if math.isfinite(value) else None for size, value in zip(sizes, taken, strict=True)}
         return cls(size=min(zip(taken, sizes, strict=True))[1], seconds=seconds)

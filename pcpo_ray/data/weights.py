@@ -57,7 +57,7 @@ class Manifest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class WeightSnapshot:
     """A manifest and its buckets: each parameter's bytes, exactly, whatever its dtype."""
 
     manifest: Manifest
@@ -94,8 +94,8 @@ def pack(
     averaged: bool = False,
     canary: tuple[float, ...] = (),
     bucket: int = BUCKET,
-    over: Weights | None = None,
-) -> Weights:
+    over: WeightSnapshot | None = None,
+) -> WeightSnapshot:
     """A copy of the parameters' bytes; in the memory of `over` where that fits, which is of no use afterwards.
 
     Memory that is new to a process costs it several times the copy. Raises WeightsError if there are no parameters.
@@ -113,10 +113,10 @@ def pack(
     manifest = Manifest(
         version=version, averaged=averaged, entries=entries, sizes=sizes, checksum=digest.hexdigest(), canary=canary
     )
-    return Weights(manifest=manifest, buckets=buckets)
+    return WeightSnapshot(manifest=manifest, buckets=buckets)
 
 
-def unpack(weights: Weights) -> dict[str, Tensor]:
+def unpack(weights: WeightSnapshot) -> dict[str, Tensor]:
     """The parameters by name, in memory of their own."""
     return {
         entry.name: torch.from_numpy(_part(weights.buckets, entry).copy())
@@ -126,7 +126,7 @@ def unpack(weights: Weights) -> dict[str, Tensor]:
     }
 
 
-def apply(weights: Weights, parameters: Mapping[str, nn.Parameter]) -> str:
+def apply(weights: WeightSnapshot, parameters: Mapping[str, nn.Parameter]) -> str:
     """Overwrite the parameters; returns the checksum counted over each as it stands then.
 
     Raises WeightsError, before anything is changed, if names, shapes or dtypes differ between the two sides or bytes

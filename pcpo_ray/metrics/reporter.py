@@ -1,7 +1,7 @@
-"""From what a run records to changes of its metrics: pure functions of a row, an event or a status, and who sends them.
+"""Changes of metrics, from what a run records, and who sends them.
 
-The recorder and the loop know one `Meter`. Changes are made once a step, an evaluation, an event or a phase, and at
-most every `REFRESH` seconds from the status: nothing is done per sample.
+The recorder and the loop know one `MetricsReporter`. Changes are made once a step, an evaluation, an event or a phase,
+and at most every `REFRESH` seconds from the status: nothing is done per sample.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pcpo_ray.metrics.catalogue import BY_NAME, Metric
 
 if TYPE_CHECKING:
-    from pcpo_ray.data.updates import Size
+    from pcpo_ray.data.updates import PoolStatus
 
 REFRESH = 5.0
 """Seconds from one look at a run's status to the next."""
@@ -78,14 +78,14 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class RunNumbers:
     """How a run is. `tasks` (Tally.tasks) and the pools' losses and setbacks count from the start."""
 
     step: int
     steps: int
     max_staleness: int
     in_flight: int
-    pools: Mapping[str, "Size"]
+    pools: Mapping[str, "PoolStatus"]
     tasks: Mapping[str, Mapping[str, Mapping[str, int]]]
 
 
@@ -99,7 +99,7 @@ class Exporter(Protocol):
         """Show nothing any more."""
 
 
-class Meter(Protocol):
+class MetricsReporter(Protocol):
     """What the recorder and the loop tell of a run."""
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -108,7 +108,7 @@ class Meter(Protocol):
     def event(self, kind: str, details: Mapping[str, Any]) -> None:
         """An event, as recorded."""
 
-    def status(self, standing: Standing) -> None:
+    def status(self, standing: RunNumbers) -> None:
         """How the run is, as often as one likes."""
 
     def phase(self, phase: str) -> None:
@@ -118,27 +118,27 @@ class Meter(Protocol):
         """It has ended."""
 
 
-class Silent:
+class NoReporter:
     """A Meter that tells nobody."""
 
     def row(self, row: Mapping[str, Any]) -> None: ...
 
     def event(self, kind: str, details: Mapping[str, Any]) -> None: ...
 
-    def status(self, standing: Standing) -> None: ...
+    def status(self, standing: RunNumbers) -> None: ...
 
     def phase(self, phase: str) -> None: ...
 
     def close(self) -> None: ...
 
 
-class Metered:
+class ExportingReporter:
     """A Meter that hands the changes to an exporter."""
 
     def __init__(self, run: str, exporter: Exporter, now: Callable[[], float] = time.monotonic) -> None:
         self.run, self.exporter, self.now = run, exporter, now
         self.seen: dict[tuple[str, ...], int] = {}
-        self.last: Standing | None = None
+        self.last: RunNumbers | None = None
         self.looked = -REFRESH
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -149,7 +149,7 @@ class Metered:
     def event(self, kind: str, details: Mapping[str, Any]) -> None:
         self.exporter.apply(self.run, list(of_event(kind, details)))
 
-    def status(self, standing: Standing) -> None:
+    def status(self, standing: RunNumbers) -> None:
         self.last = standing
         if self.now() - self.looked >= REFRESH:
             self._look()
@@ -245,7 +245,7 @@ def of_event(kind: str, details: Mapping[str, Any]) -> Iterator[Change]:
             yield change("phase_seconds", details["seconds"], phase="checkpoint")
 
 
-def of_status(standing: Standing, seen: Mapping[tuple[str, ...], int]) -> Iterator[Change]:
+def of_status(standing: RunNumbers, seen: Mapping[tuple[str, ...], int]) -> Iterator[Change]:
     """How a run is; what it counts from its start grows by what was not `seen` (`totals` of the one before)."""
     for name in ("step", "steps", "max_staleness", "in_flight"):
         yield change(name, getattr(standing, name))
@@ -258,7 +258,7 @@ def of_status(standing: Standing, seen: Mapping[tuple[str, ...], int]) -> Iterat
         yield change(name, count - seen.get(key, 0), **labels)
 
 
-def totals(standing: Standing) -> dict[tuple[str, ...], int]:
+def totals(standing: RunNumbers) -> dict[tuple[str, ...], int]:
     """What is counted from a run's start: by metric and its labels' values."""
     found: dict[tuple[str, ...], int] = {}
 

@@ -22,7 +22,7 @@ from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import files, single_file
 from pcpo_ray.models.described import read_json
-from pcpo_ray.process.plugins import own_class
+from pcpo_ray.process.plugins import resolve_class
 
 if TYPE_CHECKING:
     from pcpo_ray.models.pipeline import PipelineDenoiser
@@ -125,7 +125,7 @@ def class_of(model: Model) -> "type[PipelineDenoiser]":
         found: type[PipelineDenoiser] = pkgutil.resolve_name(CLASSES[model.kind])
         return found
     try:
-        own = own_class(model.denoiser)
+        own = resolve_class(model.denoiser)
     except Exception as error:  # the user's module may raise anything while it is imported
         raise ModelError(
             f"model.denoiser {model.denoiser!r}: {type(error).__name__}: {error}; expected an importable "

@@ -25,7 +25,7 @@ ALL = slice(None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class SamplingSetup:
     """One way to sample from a denoiser: its settings, the schedule, its timesteps on the device, and the steps."""
 
     sampling: config.Sampling
@@ -63,7 +63,7 @@ class Policy:
         if subset is None:
             return self.credit
         if isinstance(subset, config.ShareOfSteps):
-            count = kept(subset, len(trained))
+            count = trained_per_group(subset, len(trained))
             drawn = np.random.default_rng(seed_of(self.run.seed, "steps", step, position))
             chosen = drawn.choice(trained, count, replace=False).tolist()
             return self.credit.restricted(chosen)
@@ -95,11 +95,11 @@ class Policy:
                 self.sampling, self.schedule, self.timesteps, self.credit = training
 
     @cached_property
-    def _evaluation(self) -> Way:
+    def _evaluation(self) -> SamplingSetup:
         sampling = self.run.evaluated
         with self.denoiser.sampling_as(sampling):
             schedule = self.denoiser.schedule(sampling.steps)
-        return Way(
+        return SamplingSetup(
             sampling=sampling,
             schedule=schedule,
             timesteps=self._timesteps(schedule),
@@ -211,7 +211,7 @@ def evaluation_credit(run: config.Run, schedule: Schedule) -> credit.Credit:
     return credit.Credit(steps=steps, weights=(0.0,) * len(steps), mix=(1.0,) * len(steps), trained=())
 
 
-def kept(subset: config.ShareOfSteps | config.Window | None, trained: int) -> int:
+def trained_per_group(subset: config.ShareOfSteps | config.Window | None, trained: int) -> int:
     """How many of so many trained steps one group is trained on."""
     match subset:
         case config.ShareOfSteps(share=share):
@@ -224,7 +224,7 @@ def kept(subset: config.ShareOfSteps | config.Window | None, trained: int) -> in
 def trained_steps(run: config.Run) -> int:
     """How many steps of each trajectory are trained on, without loading a model. Raises CreditError, ScheduleError."""
     schedule = models.schedule_of(models.folder_of(run.model, weights=False), run.model, run.sampling)
-    return kept(run.sampling.subset, len(plan(run.credit, run.sampling, schedule).trained))
+    return trained_per_group(run.sampling.subset, len(plan(run.credit, run.sampling, schedule).trained))
 
 
 def first_of_window(window: config.Window, trained: int, step: int, seed: int) -> int:

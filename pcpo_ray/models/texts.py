@@ -11,7 +11,7 @@ import torch
 from pcpo_ray.config import Model
 from pcpo_ray.data.tensors import Conditioning, to_numpy
 from pcpo_ray.errors import ModelError
-from pcpo_ray.runs.disk import again, beside, sync
+from pcpo_ray.runs.disk import partial_path, retrying, sync
 
 CHUNK = 1 << 24
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -79,7 +79,7 @@ class TextCache:
 
         path = self.path(text)
         try:
-            for attempt in again():
+            for attempt in retrying():
                 with attempt:
                     content = path.read_bytes()
         except OSError as error:  # this machine's way to the disk, and not the text, is what is wrong
@@ -113,7 +113,7 @@ class TextCache:
             rows.append({"name": name, "dtype": dtype, "shape": list(tensor.shape), "data": bits.tobytes()})
         table = pyarrow.Table.from_pylist(rows)
         path = self.path(text)
-        made = beside(path)
+        made = partial_path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with pyarrow.ipc.new_file(made, table.schema) as file:

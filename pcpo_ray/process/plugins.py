@@ -29,7 +29,7 @@ PACKAGE = Path(__file__).parents[1]
 INSTALLED = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
-def own_class(name: str) -> Any:
+def resolve_class(name: str) -> Any:
     """What the name `package.module:Class` stands for, its module searched in the working folder as Python would.
 
     Raises whatever importing it raises.
@@ -37,7 +37,7 @@ def own_class(name: str) -> Any:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    with apart(name):
+    with isolated(name):
         return pkgutil.resolve_name(name)
 
 
@@ -45,7 +45,7 @@ class EndedError(Exception):
     """Code that wanted to end the whole process, as `sys.exit` and a KeyboardInterrupt of its own do."""
 
 
-def told(error: BaseException) -> str:
+def explained(error: BaseException) -> str:
     """What an error says, and the file and line of the user's own code where it came up, if any."""
     seen = error.__cause__ if isinstance(error, EndedError) and error.__cause__ is not None else error
     if isinstance(seen, SyntaxError):  # it names its file and line itself
@@ -223,7 +223,7 @@ def _exit(status: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def apart(name: str, seed: int = 0) -> Iterator[None]:
+def isolated(name: str, seed: int = 0) -> Iterator[None]:
     """Inside, code of the module that `name` (`package.module:Class`) names; afterwards the process is as it was.
 
     The module finds the settings that it left, and random numbers that depend on `seed` alone. Raises EndedError where

@@ -153,7 +153,7 @@ _streams: list[Stream] = []
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
+def buffered_output() -> Iterator[None]:
     """Inside, nothing that is printed raises, nor waits for who reads it."""
     _opened()
     before: list[Any] = [sys.stdout, sys.stderr]

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError
-from pcpo_ray.process.plugins import apart, own_class, told
+from pcpo_ray.process.plugins import explained, isolated, resolve_class
 from pcpo_ray.rewards import clip, published
 
 HPS_FILES = {"hps_v2.1": "HPS_v2.1_compressed.pt", "hps_v2.0": "HPS_v2_compressed.pt"}
@@ -69,15 +69,15 @@ def load(reward: config.Reward, device: torch.device) -> Reward:
     What it does to the process while it is built, nobody else sees (process/plugins.py).
     """
     if not isinstance(reward, config.CustomReward):
-        with apart(reward.kind):
+        with isolated(reward.kind):
             return _shipped(reward, device)
     found = _class_of(reward)
     try:
-        with apart(reward.kind):
+        with isolated(reward.kind):
             made = found(**reward.options)
     except Exception as error:  # a class of the user's own may raise anything while it is built
         raise RewardError(
-            f"reward {reward.kind!r} cannot be built with options {dict(reward.options)}: {told(error)}"
+            f"reward {reward.kind!r} cannot be built with options {dict(reward.options)}: {explained(error)}"
         ) from error
     if not isinstance(made, Reward):
         raise RewardError(f"{reward.kind} made a {type(made).__name__} without a score method")
@@ -128,10 +128,10 @@ def _shipped(reward: config.Reward, device: torch.device) -> Reward:
 def _class_of(reward: config.CustomReward) -> Any:
     """The user's class."""
     try:
-        found = own_class(reward.kind)
+        found = resolve_class(reward.kind)
     except Exception as error:  # the user's module may raise anything while it is imported
         raise RewardError(
-            f"reward {reward.kind!r}: {told(error)}; expected an importable package.module:Class"
+            f"reward {reward.kind!r}: {explained(error)}; expected an importable package.module:Class"
         ) from error
     method = getattr(found, "score", None)
     expected = "expected a class with a method score(self, images, prompts) that returns one number an image"

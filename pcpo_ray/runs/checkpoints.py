@@ -22,10 +22,10 @@ import xxhash
 from torch import Tensor
 
 from pcpo_ray.data import weights
-from pcpo_ray.data.updates import State
-from pcpo_ray.data.weights import Weights
+from pcpo_ray.data.updates import DriverState
+from pcpo_ray.data.weights import WeightSnapshot
 from pcpo_ray.errors import CheckpointError
-from pcpo_ray.runs.disk import beside, replaced, swap_in, sync, writing
+from pcpo_ray.runs.disk import partial_path, replaced, swap_in, sync, writing
 
 STATE = "state.json"
 CANARY = ".canary"
@@ -44,7 +44,7 @@ class Checkpoint:
     """All that a checkpoint holds; `updates` are those that the running mean has taken in."""
 
     version: int
-    state: State
+    state: DriverState
     parameters: Mapping[str, Tensor]
     averaged: Mapping[str, Tensor]
     updates: int
@@ -81,7 +81,7 @@ def write(
     folder: Path,
     *,
     version: int,
-    state: State,
+    state: DriverState,
     parameters: Mapping[str, Tensor],
     averaged: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
@@ -106,7 +106,7 @@ def unfinished(folder: Path) -> Iterator[Path]:
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise CheckpointError(f"{folder} is in the way: a file or a link, and no checkpoint of ours; move it away")
-    made = beside(folder)
+    made = partial_path(folder)
     with writing(folder):
         try:
             made.mkdir(parents=True)
@@ -160,7 +160,7 @@ def read_more(folder: Path, name: str) -> dict[str, Tensor]:
     return found
 
 
-def write_versions(made: Path, older: Iterable[Weights]) -> dict[str, str]:
+def write_versions(made: Path, older: Iterable[WeightSnapshot]) -> dict[str, str]:
     """Add older versions of the weights, which batches under way are sampled with; their files' checksums."""
     sums: dict[str, str] = {}
     for one in older:
@@ -169,7 +169,7 @@ def write_versions(made: Path, older: Iterable[Weights]) -> dict[str, str]:
     return sums
 
 
-def read_version(folder: Path, version: int) -> Weights:
+def read_version(folder: Path, version: int) -> WeightSnapshot:
     """An older version that a checkpoint holds, with the checksum that it was known by. Raises CheckpointError."""
     try:
         parameters = read_more(folder, _version(version))
@@ -183,7 +183,9 @@ def _version(version: int) -> str:
     return f"versions/{version:06d}"
 
 
-def finish(made: Path, folder: Path, *, version: int, state: State, sums: Mapping[str, str], updates: int = 0) -> None:
+def finish(
+    made: Path, folder: Path, *, version: int, state: DriverState, sums: Mapping[str, str], updates: int = 0
+) -> None:
     """Make an unfinished checkpoint one that counts. `sums` are of the files that are synced, the others get theirs.
 
     Raises CheckpointError if a file that was written is not here.
@@ -218,7 +220,7 @@ def read(folder: Path) -> Checkpoint:
 
     return Checkpoint(
         version=found["version"],
-        state=State(**found["driver"]),
+        state=DriverState(**found["driver"]),
         parameters=all_of(TRAINABLE),
         averaged=all_of(AVERAGED),
         updates=found["updates"],
@@ -230,7 +232,7 @@ def verify(folder: Path) -> dict:
     """The contents of state.json. Raises CheckpointError naming the file that is missing, cut short or changed."""
     try:
         found: dict = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        files, _, _, _ = dict(found["files"]), found["version"], found["updates"], State(**found["driver"])
+        files, _, _, _ = dict(found["files"]), found["version"], found["updates"], DriverState(**found["driver"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder}: {STATE} cannot be read ({error})") from None
     for name, expected in files.items():
@@ -244,7 +246,7 @@ def verify(folder: Path) -> dict:
 
 def newest(run: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint of a run that is whole; `warn` is told of each newer one that is not."""
-    for folder in reversed(everyone(run)):
+    for folder in reversed(all_checkpoints(run)):
         try:
             verify(folder)
         except CheckpointError as error:
@@ -254,7 +256,7 @@ def newest(run: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def everyone(run: Path) -> list[Path]:
+def all_checkpoints(run: Path) -> list[Path]:
     """The checkpoints' folders, oldest first. A file, a link, or what only begins like one of ours is none."""
     found = {}
     for path in (run / "checkpoints").glob("step-*"):
@@ -266,7 +268,7 @@ def everyone(run: Path) -> list[Path]:
 
 def prune(run: Path, keep: int, spared: Path | None = None) -> None:
     """Delete all but the newest `keep` and the one that is `spared`."""
-    for folder in everyone(run)[:-keep]:
+    for folder in all_checkpoints(run)[:-keep]:
         if folder != spared:
             delete(folder)
 
@@ -278,7 +280,7 @@ def delete(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def mend(run: Path) -> None:
+def recover_interrupted(run: Path) -> None:
     """Clear away what a process left that ended while it wrote a checkpoint; only the run's one writer may ask."""
     for path in (run / "checkpoints").glob(".step-*"):
         name = path.name.removeprefix(".").removesuffix(".replaced")

@@ -41,7 +41,7 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(f"{path} cannot be written: {cause}; {remedy}, then go on with --resume") from error
 
 
-def again() -> tenacity.Retrying:
+def retrying() -> tenacity.Retrying:
     """Attempts at reading what other machines replace: on NFS an open file is stale (ESTALE) once it is replaced."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(OSError),
@@ -51,7 +51,7 @@ def again() -> tenacity.Retrying:
     )
 
 
-def beside(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """A hidden name next to a path, which nobody in the world has had: machines and containers share disks."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
 
@@ -71,7 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises RunError where the disk does not take it.
     """
-    made = beside(path)
+    made = partial_path(path)
     with writing(path):
         try:
             yield made

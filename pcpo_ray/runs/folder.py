@@ -142,7 +142,7 @@ class RunFolder:
                 time.sleep(SETTLING)
             writer.check(token.id, Token.of(storage.read(WRITER)), self.place, self.local)
         writer.take(self.local, token)
-        checkpoints.mend(self.local)
+        checkpoints.recover_interrupted(self.local)
         return dataclasses.replace(self, writer=token.id)
 
     def check_here(self) -> None:
@@ -195,7 +195,7 @@ class RunFolder:
     def steps(self) -> list[int]:
         """Of which there are checkpoints, the newest last."""
         if self.url is None:
-            found = {checkpoints.step_of(folder.name) for folder in checkpoints.everyone(self.local)}
+            found = {checkpoints.step_of(folder.name) for folder in checkpoints.all_checkpoints(self.local)}
         else:
             found = {_step(name) for name in self._storage.names(CHECKPOINTS)}
         return sorted(found - {None})  # type: ignore[arg-type]
@@ -263,10 +263,10 @@ class RunFolder:
                     storage.put(files, fresh=True)
                     self.check()
                     storage.put({f"{name}/{checkpoints.STATE}": last})
-        for other in checkpoints.everyone(self.local):
+        for other in checkpoints.all_checkpoints(self.local):
             if other != folder:
                 checkpoints.delete(other)
-        checkpoints.mend(self.local)
+        checkpoints.recover_interrupted(self.local)
 
     def fetch_checkpoint(self, step: int) -> Path:
         """A step's checkpoint on this machine, from storage unless it is here. Raises CheckpointError, RunError."""
@@ -356,7 +356,7 @@ class RunFolder:
         return None
 
     def _fetch_records(self, into: Path) -> None:
-        made = disk.beside(into)
+        made = disk.partial_path(into)
         with writing(into):
             try:
                 outbox.fetch(self._storage, made)

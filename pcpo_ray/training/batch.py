@@ -13,15 +13,15 @@ from pcpo_ray import config
 from pcpo_ray.algorithm import advantages
 from pcpo_ray.config import TOTAL
 from pcpo_ray.data.types import Scored
-from pcpo_ray.data.updates import Weighted
+from pcpo_ray.data.updates import TrainingGroup
 from pcpo_ray.errors import RewardError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class TrainingBatch:
     """What the learner gets, and what is recorded of it."""
 
-    groups: Sequence[Weighted]
+    groups: Sequence[TrainingGroup]
     metrics: Mapping[str, Any]
 
 
@@ -42,9 +42,9 @@ def make_histories(run: config.Run) -> dict[str, advantages.PromptHistory]:
     }
 
 
-def weigh(
+def training_batch(
     run: config.Run, scored: Sequence[Scored], histories: Mapping[str, advantages.PromptHistory], step: int
-) -> Batch:
+) -> TrainingBatch:
     """The batch with its advantages, groups with missing scores dropped whole, and what to record of it.
 
     Raises RewardError when no group is left.
@@ -66,7 +66,7 @@ def weigh(
         values += own if name == TOTAL else weights[name] * own
     values = advantages.clip_advantage(values, run.advantage.clip)
     groups = [
-        Weighted(rollout=group.rollout, advantages=row) for group, row in zip(whole, values.tolist(), strict=True)
+        TrainingGroup(rollout=group.rollout, advantages=row) for group, row in zip(whole, values.tolist(), strict=True)
     ]
     metrics = {
         "reward_mean": float(totals.mean()),
@@ -78,7 +78,7 @@ def weigh(
         "rounding_groups": int(rounded.sum()),
         "dropped_groups": len(scored) - len(whole),
     }
-    return Batch(groups=groups, metrics=metrics)
+    return TrainingBatch(groups=groups, metrics=metrics)
 
 
 def _scores(scored: Sequence[Scored], weights: Mapping[str, float]) -> Float[Tensor, "P G"]:
@@ -86,7 +86,7 @@ def _scores(scored: Sequence[Scored], weights: Mapping[str, float]) -> Float[Ten
     return torch.tensor(np.stack([group.total(weights) for group in scored]))
 
 
-def rounding_told(run: config.Run, batch: Batch) -> str:
+def rounding_warning(run: config.Run, batch: TrainingBatch) -> str:
     """A line on the groups whose scores differ by rounding only; empty where there is none."""
     count = batch.metrics["rounding_groups"]
     if not count:
@@ -116,7 +116,7 @@ def normalised(
     return history.normalise(prompts, scores)
 
 
-def score_columns(scored: Sequence[Scored], batch: Batch) -> dict[str, Sequence[Any]]:
+def score_columns(scored: Sequence[Scored], batch: TrainingBatch) -> dict[str, Sequence[Any]]:
     """A row a sample: step, prompt, sample, version, each reward, advantage (null for a group that was dropped)."""
     known = {weighted.rollout.task: weighted.advantages for weighted in batch.groups}
     rows = [(group, sample) for group in scored for sample in range(group.rollout.task.images)]

@@ -12,7 +12,7 @@ NO_REASON = "none"
 """The reason of an outcome that needs none."""
 
 
-class Tally:
+class Counters:
     """Times are seconds on the driver's clock; versions are (version, whether its running mean)."""
 
     def __init__(self) -> None:

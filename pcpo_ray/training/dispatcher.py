@@ -8,15 +8,15 @@ from typing import Any
 
 from pcpo_ray import config
 from pcpo_ray.data.types import Scored, Task
-from pcpo_ray.data.updates import Published, Update, Weighted
+from pcpo_ray.data.updates import Published, TrainingGroup, Update
 from pcpo_ray.errors import ClusterError, LearnerLostError, RewardError, TrainingError
 from pcpo_ray.runs.folder import RunFolder
-from pcpo_ray.training.counters import Tally
+from pcpo_ray.training.counters import Counters
 from pcpo_ray.training.scheduling.ledger import Ledger
 from pcpo_ray.training.scheduling.watchdog import StalledError, Watchdog
 from pcpo_ray.training.stages import Stages
 
-LOSSES = 5
+MAX_RESTARTS = 5
 """How often a thing may be lost before the run gives up."""
 
 QUIET = 30.0
@@ -50,7 +50,7 @@ class Phases:
         phases[phase] = phases.get(phase, 0.0) + seconds
 
 
-class Traffic:
+class Dispatcher:
     """Moves groups between stages: a task becomes a rollout becomes a scored group, each as soon as it can.
 
     `event` records what went wrong and was mended, `say` gets a line whenever there was none for `QUIET` seconds.
@@ -76,7 +76,7 @@ class Traffic:
         self.failed_in_a_row = 0
         self.exhausted: RewardError | None = None
         self.phases = Phases()
-        self.tally = Tally()
+        self.tally = Counters()
         self.checksums: dict[tuple[int, bool], str] = {}
         self.versions: dict[str, int] = {}
         """What each sampler last sampled with."""
@@ -144,7 +144,7 @@ class Traffic:
         self.tally.taken(tasks)
         return self.ledger.take(tasks)
 
-    def learn(self, step: int, batch: Sequence[Weighted]) -> Update:
+    def learn(self, step: int, batch: Sequence[TrainingGroup]) -> Update:
         """Do an update, while groups go on moving. Raises LearnerLostError also where it does not end in time."""
         self.stages.learner.begin(step, batch)
         self.watchdog.progress(time.monotonic())
@@ -189,8 +189,10 @@ class Traffic:
             self.stages.scorers.submit(rollout)
         for rollout in self.stages.scorers.lost():
             self.regained[rollout.task] += 1
-            if self.regained[rollout.task] > LOSSES:
-                raise ClusterError(f"images of step {rollout.task.step} were lost {LOSSES + 1} times before a score")
+            if self.regained[rollout.task] > MAX_RESTARTS:
+                raise ClusterError(
+                    f"images of step {rollout.task.step} were lost {MAX_RESTARTS + 1} times before a score"
+                )
             self.event("fault", message=f"images of step {rollout.task.step} are gone; they are sampled again")
             self.tally.count("samplers", "lost", "images_gone")
             self.stages.samplers.submit(rollout.task)

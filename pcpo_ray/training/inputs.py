@@ -20,7 +20,7 @@ import xxhash
 from pcpo_ray import config, models
 from pcpo_ray.config import PromptFile
 from pcpo_ray.errors import RunError
-from pcpo_ray.process.plugins import own_class
+from pcpo_ray.process.plugins import resolve_class
 from pcpo_ray.runs.folder import INPUTS
 
 LARGE = 1 << 28
@@ -138,7 +138,7 @@ def _in_options(value: Any, key: str) -> Files:
 def _code(name: str) -> Mapping[str, Path]:
     """The file of the module of a class of the user's own; none where it has no file."""
     try:
-        path = Path(inspect.getfile(own_class(name)))
+        path = Path(inspect.getfile(resolve_class(name)))
     except (TypeError, OSError):
         return {}
     return _itself(path) if path.is_file() else {}

@@ -14,7 +14,7 @@ from pcpo_ray.data import weights
 from pcpo_ray.data.requests import Fault, Request
 from pcpo_ray.data.tensors import device_here
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task
-from pcpo_ray.data.updates import Published, Size, State, Update, Weighted
+from pcpo_ray.data.updates import DriverState, PoolStatus, Published, TrainingGroup, Update
 from pcpo_ray.errors import ClusterError, TrainingError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import RunFolder
@@ -31,9 +31,9 @@ class LocalSamplers:
         self.threads = run.workers.samplers.threads
         self.tasks: deque[Task] = deque()
         self.done: list[Rollout] = []
-        self.versions: dict[tuple[int, bool], weights.Weights] = {}
+        self.versions: dict[tuple[int, bool], weights.WeightSnapshot] = {}
 
-    def publish(self, published: weights.Weights, oldest: int) -> None:
+    def publish(self, published: weights.WeightSnapshot, oldest: int) -> None:
         self.versions[published.manifest.key] = published
         for key in [key for key in self.versions if key[0] < oldest]:
             del self.versions[key]
@@ -122,10 +122,10 @@ class LocalLearner:
         self.learner = Learner(run, device)
         self.threads = run.workers.learner.threads
         self.samplers = samplers
-        self.begun: tuple[int, Sequence[Weighted]] | None = None
+        self.begun: tuple[int, Sequence[TrainingGroup]] | None = None
         self.done: Update | None = None
 
-    def begin(self, step: int, batch: Sequence[Weighted]) -> None:
+    def begin(self, step: int, batch: Sequence[TrainingGroup]) -> None:
         self.begun = (step, batch)
 
     def updating(self) -> bool:
@@ -157,7 +157,7 @@ class LocalLearner:
         started = time.perf_counter()
         return self._published(checkpoints.read_version(folder.fetch_checkpoint(step), version), 0, started)
 
-    def _published(self, packed: weights.Weights, oldest: int, started: float) -> Published:
+    def _published(self, packed: weights.WeightSnapshot, oldest: int, started: float) -> Published:
         self.samplers.publish(packed, oldest)
         return Published(
             version=packed.manifest.version,
@@ -170,13 +170,13 @@ class LocalLearner:
     def leaving(self) -> bool:
         return False
 
-    def save(self, folder: RunFolder, state: State) -> None:
+    def save(self, folder: RunFolder, state: DriverState) -> None:
         folder.check()
         older = [self.samplers.versions[version, False] for version in state.older]
         self.learner.save(folder.checkpoint(state.step), state, older=older, allowed=folder.check)
         folder.push_checkpoint(state.step)
 
-    def restore(self, folder: RunFolder, step: int) -> State:
+    def restore(self, folder: RunFolder, step: int) -> DriverState:
         return self.learner.restore(folder.fetch_checkpoint(step))
 
     def recover(self) -> None:
@@ -206,9 +206,9 @@ class LocalStages:
     def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:
         raise ClusterError("a run in one process has one sampler and one scorer; train on Ray (without --local)")
 
-    def sizes(self) -> dict[str, Size]:
+    def sizes(self) -> dict[str, PoolStatus]:
         names = {"samplers": "sampler-0", "scorers": "scorer-0"}
-        return {role: Size(wanted=1, ready=1, workers=(name,)) for role, name in names.items()}
+        return {role: PoolStatus(wanted=1, ready=1, workers=(name,)) for role, name in names.items()}
 
     def disturb(self, fault: Fault) -> None:
         raise ClusterError(f"a run in one process has no {fault} to lose; train on Ray (without --local)")

@@ -15,15 +15,15 @@ from pcpo_ray import config
 from pcpo_ray.data.prompts import PromptSource
 from pcpo_ray.data.tasks import evaluation_tasks, training_tasks, watched_training_tasks
 from pcpo_ray.data.types import Scored, Task
-from pcpo_ray.data.updates import Size, State, Update
+from pcpo_ray.data.updates import DriverState, PoolStatus, Update
 from pcpo_ray.errors import LearnerLostError, RolloutsLostError, RunError, TakenOverError, TrainingError
-from pcpo_ray.metrics.reporter import Standing
+from pcpo_ray.metrics.reporter import RunNumbers
 from pcpo_ray.process import signals
 from pcpo_ray.rewards import quality
 from pcpo_ray.runs import intervals, records
 from pcpo_ray.training import evaluation, monitors, status
-from pcpo_ray.training.batch import Batch, make_histories, rounding_told, score_columns, weigh
-from pcpo_ray.training.dispatcher import LOSSES, Phases, Traffic, trouble
+from pcpo_ray.training.batch import TrainingBatch, make_histories, rounding_warning, score_columns, training_batch
+from pcpo_ray.training.dispatcher import MAX_RESTARTS, Dispatcher, Phases, trouble
 from pcpo_ray.training.recorder import Recorder
 from pcpo_ray.training.scheduling import sizing
 from pcpo_ray.training.scheduling.staleness import capacity
@@ -56,7 +56,7 @@ class Loop:
         self._report = report
         self.step = 0
         self.sampling: dict[int, list[Task]] = {}
-        self.updating: Batch | None = None
+        self.updating: TrainingBatch | None = None
         self.max_staleness = run.rollout.max_staleness
         self.losses, self.lost_at = 0, Counter[int]()
         """How often the learner was lost since a newer checkpoint was made, and at which steps."""
@@ -78,7 +78,7 @@ class Loop:
             if line := trouble(kind, details):
                 say(line)
 
-        self.traffic = Traffic(run, stages, event=event, say=say)
+        self.traffic = Dispatcher(run, stages, event=event, say=say)
         self.traffic.asked = self._serve
         self.traffic.entered = recorder.meter.phase
         self.noted = signals.Noted()
@@ -157,7 +157,7 @@ class Loop:
         self.losses += 1
         self.lost_at[self.step + 1] += 1
         at_one = self.lost_at[self.step + 1]
-        if at_one < AT_ONE_STEP and self.losses <= LOSSES:
+        if at_one < AT_ONE_STEP and self.losses <= MAX_RESTARTS:
             return
         often = f"{at_one} times at step {self.step + 1}" if at_one >= AT_ONE_STEP else f"{self.losses} times"
         raise LearnerLostError(
@@ -328,22 +328,22 @@ class Loop:
 
     def _learn(self, scored: Sequence[Scored]) -> None:
         self.remembered = {name: history.state() for name, history in self.histories.items()}
-        batch = weigh(self.run, scored, self.histories, self.step + 1)
-        if not self.rounding and (line := rounding_told(self.run, batch)):
+        batch = training_batch(self.run, scored, self.histories, self.step + 1)
+        if not self.rounding and (line := rounding_warning(self.run, batch)):
             self.rounding = True
             self.recorder.event("rounding", step=self.step + 1, message=line)
             self.traffic.say(line)
         self.recorder.samples("scores.parquet", self.step + 1, score_columns(scored, batch))
         self.traffic.enter("learn")
         started = time.perf_counter()
-        for attempt in range(1, LOSSES + 1):
+        for attempt in range(1, MAX_RESTARTS + 1):
             self.updating = batch
             try:
                 update = self.traffic.learn(self.step + 1, batch.groups)
                 break
             except RolloutsLostError as lost:
                 self.updating = None
-                if attempt == LOSSES:
+                if attempt == MAX_RESTARTS:
                     raise
                 self.recorder.event("fault", message=f"{lost}; they are sampled again")
                 self.traffic.tally.count("samplers", "lost", "trajectories_gone", len(lost.places))
@@ -351,7 +351,7 @@ class Loop:
         self.traffic.phases.add("learn", started)
         self._learned(update)
 
-    def _sampled_again(self, batch: Batch, places: Sequence[int]) -> Batch:
+    def _sampled_again(self, batch: TrainingBatch, places: Sequence[int]) -> TrainingBatch:
         """The batch with new rollouts at these places: the same bits, as a task is a pure function."""
         tasks = [batch.groups[place].rollout.task for place in places]
         self.traffic.submit(tasks)
@@ -403,7 +403,7 @@ class Loop:
         finally:
             self._record_step(update, batch)
 
-    def _record_step(self, update: Update, batch: Batch) -> None:
+    def _record_step(self, update: Update, batch: TrainingBatch) -> None:
         seconds = time.perf_counter() - self.started
         phases, self.traffic.phases = self.traffic.phases, Phases()
         images = self.run.rollout.prompts * self.run.rollout.images
@@ -430,7 +430,7 @@ class Loop:
             "busy_seconds": phases.busy_in,
             "workers": {role: size.ready for role, size in self.stages.sizes().items()},
             **self.traffic.tally.step(self.step - 1, self.stages.sizes()["samplers"].workers),
-            "idle": idle_shares(self.stages.sizes(), phases.busy, seconds),
+            "idle": idle_fractions(self.stages.sizes(), phases.busy, seconds),
         }
         self._record("train", row)
         self.moved.append(self.last["train"])
@@ -460,7 +460,7 @@ class Loop:
             self.recorder.pictures(self.step, pictures)
         if self.assessor is not None:
             self.assessor.keep(self.step, [group.measured for group in scored])
-        measured = summary(self.run, scored, seen, self.assessor)
+        measured = evaluation_summary(self.run, scored, seen, self.assessor)
         if self.step > 0:
             if self.first_scores is None:
                 self.first_scores = records.evaluations(self.recorder.folder, 0)
@@ -483,8 +483,8 @@ class Loop:
 
     def _evaluated_whole(self) -> tuple[list[Scored], list[Scored], list[np.ndarray]]:
         """An evaluation, with its pictures where they are to be kept; from the start again where some are gone."""
-        for attempt in range(1, LOSSES + 1):
-            scored, seen = evaluated(
+        for attempt in range(1, MAX_RESTARTS + 1):
+            scored, seen = run_evaluation(
                 self.run, self.traffic, self.held_out, self.step, oldest=self._oldest, prompts=self.prompts
             )
             if self.step not in (0, self.run.steps):
@@ -492,7 +492,7 @@ class Loop:
             try:
                 return scored, seen, [self.stages.fetch(group.rollout.images) for group in scored]
             except RolloutsLostError as lost:
-                if attempt == LOSSES:
+                if attempt == MAX_RESTARTS:
                     raise
                 self.recorder.event("fault", message=f"{lost}; the evaluation is made again")
         return scored, seen, []
@@ -524,7 +524,7 @@ class Loop:
 
     def _tell_meter(self) -> None:
         self.recorder.meter.status(
-            Standing(
+            RunNumbers(
                 step=self.step,
                 steps=self.run.steps,
                 max_staleness=self.max_staleness,
@@ -553,7 +553,7 @@ class Loop:
         else:
             self.recorder.home.push_records()  # before: a checkpoint must not outrun what led to it
         begun = [(step, tasks[0].version) for step, tasks in self.sampling.items()]
-        state = State(
+        state = DriverState(
             step=self.step,
             histories=histories,
             micro_batch=self.micro_batch,
@@ -581,8 +581,8 @@ class Loop:
         self.state = "stopped"
 
 
-def evaluated(
-    run: config.Run, traffic: Traffic, held_out: PromptSource, version: int, *, oldest: int, prompts: PromptSource
+def run_evaluation(
+    run: config.Run, traffic: Dispatcher, held_out: PromptSource, version: int, *, oldest: int, prompts: PromptSource
 ) -> tuple[list[Scored], list[Scored]]:
     """The evaluation at a version that has been published, a group a prompt, and that of training prompts besides.
 
@@ -599,7 +599,7 @@ def evaluated(
     return evaluation.by_prompt(scored[:count]), evaluation.by_prompt(scored[count:])
 
 
-def summary(
+def evaluation_summary(
     run: config.Run, scored: Sequence[Scored], seen: Sequence[Scored], assessor: quality.Assessor | None
 ) -> dict[str, Any]:
     """An evaluation in numbers: its `prompts`, their `rewards`, those of training prompts besides, `quality`."""
@@ -615,7 +615,7 @@ def _estimates(run: config.Run, scored: Sequence[Scored]) -> dict[str, dict[str,
     return {name: intervals.estimate(value).row() for name, value in evaluation.table(run, scored).items()}
 
 
-def idle_shares(sizes: Mapping[str, Size], busy: Mapping[str, float], seconds: float) -> dict[str, float]:
+def idle_fractions(sizes: Mapping[str, PoolStatus], busy: Mapping[str, float], seconds: float) -> dict[str, float]:
     """The share of its workers' time that each role did not work."""
     counts = {**{role: max(1, size.ready) for role, size in sizes.items()}, "learner": 1}
     return {role: max(0.0, 1 - busy.get(role, 0.0) / (count * seconds)) for role, count in counts.items()}

@@ -22,7 +22,7 @@ import numpy as np
 from pcpo_ray import config
 from pcpo_ray.config import files
 from pcpo_ray.errors import AwayError, RunError
-from pcpo_ray.metrics.reporter import Meter, Silent
+from pcpo_ray.metrics.reporter import MetricsReporter, NoReporter
 from pcpo_ray.runs import checkpoints, disk, lines
 from pcpo_ray.runs.disk import writing
 from pcpo_ray.runs.folder import CONFIG, INPUTS, RunFolder
@@ -44,7 +44,7 @@ class Recorder:
         self.home = home
         self.folder = home.local
         self.run = run
-        self.meter: Meter = Silent()
+        self.meter: MetricsReporter = NoReporter()
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.mended: list[str] = []
         """What the last `rewind` found damaged in the records, and did about it, in words."""
@@ -172,7 +172,7 @@ class Recorder:
 
         self.home.check_here()
         folder = self.folder / "images" / checkpoints.name_of(step)
-        made = disk.beside(folder)
+        made = disk.partial_path(folder)
         with writing(folder):
             try:
                 made.mkdir(parents=True)
@@ -191,7 +191,7 @@ class Recorder:
             self._tell_of_trackers()
             self._trackers = None
         self.meter.close()
-        self.meter = Silent()
+        self.meter = NoReporter()
 
     def _tell_of_trackers(self) -> None:
         assert self._trackers is not None

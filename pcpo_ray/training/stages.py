@@ -11,7 +11,7 @@ import numpy as np
 
 from pcpo_ray.data.requests import Fault, Request
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task
-from pcpo_ray.data.updates import Published, Size, State, Update, Weighted
+from pcpo_ray.data.updates import DriverState, PoolStatus, Published, TrainingGroup, Update
 
 if TYPE_CHECKING:
     from pcpo_ray.runs.folder import RunFolder
@@ -52,7 +52,7 @@ class LearnerGroup(Protocol):
     Every method may raise LearnerLostError; after `recover` the group is as it was at the start of the run.
     """
 
-    def begin(self, step: int, batch: Sequence[Weighted]) -> None:
+    def begin(self, step: int, batch: Sequence[TrainingGroup]) -> None:
         """Start the update that turns version `step - 1` into `step`; the batch is in the order of its positions."""
 
     def updating(self) -> bool:
@@ -73,13 +73,13 @@ class LearnerGroup(Protocol):
     def leaving(self) -> bool:
         """Whether a machine that it is on was told to leave, so that what it has learned should be saved soon."""
 
-    def save(self, folder: "RunFolder", state: State) -> None:
+    def save(self, folder: "RunFolder", state: DriverState) -> None:
         """Write the checkpoint of a step, whole or not at all, with the versions that its begun batches need.
 
         Raises TrainingError where the learner is in the midst of an update.
         """
 
-    def restore(self, folder: "RunFolder", step: int) -> State:
+    def restore(self, folder: "RunFolder", step: int) -> DriverState:
         """Continue from the checkpoint of a step."""
 
     def recover(self) -> None:
@@ -113,7 +113,7 @@ class Stages(Protocol):
     def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:
         """Have so many workers from now on; those that leave finish what they hold. Raises ClusterError."""
 
-    def sizes(self) -> Mapping[str, Size]:
+    def sizes(self) -> Mapping[str, PoolStatus]:
         """Of samplers and scorers."""
 
     def disturb(self, fault: Fault) -> None:

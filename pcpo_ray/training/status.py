@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pcpo_ray.data.requests import ENDED
-from pcpo_ray.data.updates import Size
+from pcpo_ray.data.updates import PoolStatus
 
 if TYPE_CHECKING:
     from pcpo_ray.config import Run
@@ -18,7 +18,7 @@ def starting(
 ) -> dict[str, Any]:
     """The status of a run whose workers start: what it waits for, in words, and how many of them are ready, by role."""
     wanted = {"samplers": run.workers.samplers.workers, "scorers": run.workers.scorers.workers}
-    sizes = {role: asdict(Size(wanted=count, ready=(ready or {}).get(role, 0))) for role, count in wanted.items()}
+    sizes = {role: asdict(PoolStatus(wanted=count, ready=(ready or {}).get(role, 0))) for role, count in wanted.items()}
     return {"run": run.name, "state": "starting", "step": 0, "steps": run.steps, "waiting": waiting, **sizes}
 
 

@@ -32,7 +32,7 @@ Array = tuple[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
+class PackedTrajectory:
     """One group's trajectory, of the same fields but for the noise.
 
     `latents` are those of `sent_steps`; `predictions` are in the dtype that the network computes in, where that loses
@@ -64,11 +64,11 @@ def sent_steps(credit: Credit) -> tuple[int, ...]:
     return tuple(index for index in credit.trained if index not in follows)
 
 
-def pack(policy: Policy, task: Task, trajectory: Trajectory) -> Packed:
+def pack_trajectory(policy: Policy, task: Task, trajectory: Trajectory) -> PackedTrajectory:
     """The trajectory of a task, to send."""
     sent = set(sent_steps(policy.credit_of(task.step, task.position)))
     steps = tuple(trajectory.steps.tolist())
-    return Packed(
+    return PackedTrajectory(
         task=task,
         steps=steps,
         predictions=to_numpy(_narrow(trajectory.predictions, policy.computes_in)),
@@ -80,7 +80,7 @@ def pack(policy: Policy, task: Task, trajectory: Trajectory) -> Packed:
     )
 
 
-def unpack(policy: Policy, packed: Packed, rows: slice = ALL) -> Trajectory:
+def unpack_trajectory(policy: Policy, packed: PackedTrajectory, rows: slice = ALL) -> Trajectory:
     """The trajectory of the images at `rows`, to the bit and on the CPU.
 
     Raises TrainingError where this machine computes other bits.

@@ -30,7 +30,7 @@ class Sampler:
         """The checksum of the weights that stand here."""
         self.prepared: set[int] = set()
 
-    def load(self, received: weights.Weights) -> str:
+    def load(self, received: weights.WeightSnapshot) -> str:
         """Take over a version; the checksum returned is counted over the parameters as they now stand.
 
         Raises WeightsError where they are not those that were sent, or the network does not predict as the learner's.

@@ -28,7 +28,7 @@ class Scorer:
         self.trained = [reward.name for reward in run.rewards]
         self.rewards = {name: rewards.load(reward, device) for name, reward in self.named.items()}
         wanted = run.evaluation.quality
-        with plugins.apart(QUALITY):
+        with plugins.isolated(QUALITY):
             self.measures = None if wanted is None else quality.Measures(wanted, device)
 
     def score(
@@ -50,10 +50,10 @@ class Scorer:
         measured: Mapping[str, np.ndarray] = {}
         if self.measures is not None and task.purpose == "evaluate":
             try:
-                with plugins.apart(QUALITY):
+                with plugins.isolated(QUALITY):
                     measured = self.measures(shared, each=task.images)
             except Exception as error:  # a network may raise anything; the loop counts it as it does rewards
-                failures[QUALITY] = plugins.told(error)
+                failures[QUALITY] = plugins.explained(error)
         return scores, failures, measured
 
     def _scored(
@@ -66,11 +66,11 @@ class Scorer:
         prompts = task.texts[first : first + len(images)]
         seed = seed_of(self.seed, "reward", name, task.purpose, task.step, task.position, first)
         try:
-            with plugins.apart(self.named[name].kind, seed):
+            with plugins.isolated(self.named[name].kind, seed):
                 scores = _checked(self.rewards[name].score(images, prompts), len(images))
         except Exception as error:  # a user's reward may raise anything; the loop counts it and stops when it lasts
             if len(images) <= task.images:
-                return [float("nan")] * len(images), plugins.told(error)
+                return [float("nan")] * len(images), plugins.explained(error)
             starts = range(0, len(images), task.images)
             parts = [self._scored(name, images[at : at + task.images], task, first=at) for at in starts]
             causes = dict.fromkeys(cause for _, cause in parts if cause)

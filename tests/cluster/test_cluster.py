@@ -257,7 +257,7 @@ def test_a_run_is_resized_paced_and_stopped_through_its_controller(small_sd, tmp
     with pytest.raises(ClusterError, match=r"no run named 'other'.*'spoken-to'"):
         Caller("other", here)
     with pytest.raises(ClusterError, match="a run named 'spoken-to' is going on"):
-        driver.Desk("spoken-to", {})
+        driver.DriverControl("spoken-to", {})
     caller = Caller("spoken-to", here)
 
     def ask(stages):

@@ -37,7 +37,7 @@ def test_a_learner_with_a_disk_of_its_own_comes_back_from_storage_to_the_bit(sma
         begun.append(step)
         begin(step, batch)
         if len(begun) == 3:
-            held.extend(folder.name for folder in checkpoints.everyone(there))
+            held.extend(folder.name for folder in checkpoints.all_checkpoints(there))
             pid, _ = ray.get(stages.learner.actors[0].alive.remote(0.0), timeout=60)
             os.kill(pid, signal.SIGKILL)
             shutil.rmtree(there)  # its machine is lost as well

@@ -8,7 +8,7 @@ from PIL import Image
 from pcpo_ray.commands import drawing
 from pcpo_ray.config import files
 from pcpo_ray.data.seeds import generator
-from pcpo_ray.data.updates import State
+from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import RunError
 from pcpo_ray.models import load
 from pcpo_ray.models.policy import Policy
@@ -34,7 +34,7 @@ def made(small_sd, tmp_path):
         checkpoints.write(
             checkpoints.folder_for(folder, 1),
             version=1,
-            state=State(step=1),
+            state=DriverState(step=1),
             parameters=denoiser.trainable(),
             averaged={},
             optimizer={"none": torch.zeros(1)},

@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState
 from pcpo_ray.data.types import Prompt, Task
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers.learner.learner import FIRST_RATIO_LIMIT, Learner
-from pcpo_ray.workers.packing import pack, unpack
+from pcpo_ray.workers.packing import pack_trajectory, unpack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import small
 from tests.support.trajectories import TRAJECTORIES
@@ -39,9 +39,9 @@ def test_a_trajectory_sampled_on_a_gpu_is_opened_by_any_device_to_the_same_bits(
     run = small.run(request.getfixturevalue(fixture), **changes)
     sampler, task = Sampler(run, GPU), tasks(run)[0]
     trajectory, _ = sampler.sample(task)
-    packed = pack(sampler.policy, task, trajectory)
+    packed = pack_trajectory(sampler.policy, task, trajectory)
     for policy in (sampler.policy, Policy(run, torch.device("cpu"))):
-        opened = unpack(policy, packed)
+        opened = unpack_trajectory(policy, packed)
         for name in ("steps", "latents", "predictions", "noises", "log_probs"):
             assert torch.equal(getattr(opened, name).cpu(), getattr(trajectory, name).cpu()), name
 
@@ -54,7 +54,7 @@ def test_at_unchanged_weights_the_learner_predicts_what_the_sampler_stored(reque
         batch = []
         for task in tasks(run, step, step - 1):
             trajectory, _ = sampler.sample(task)
-            batch.append((step - 1, pack(sampler.policy, task, trajectory), [1.0, -1.0, 0.5, -0.5]))
+            batch.append((step - 1, pack_trajectory(sampler.policy, task, trajectory), [1.0, -1.0, 0.5, -0.5]))
         update = learner.update(step, batch)
         # a number of one's own may give other bits
         assert update.first_log_ratio <= (FIRST_RATIO_LIMIT if isinstance(run.optimizer.micro_batch, int) else 0.0)
@@ -90,7 +90,7 @@ def test_no_step_of_a_sampler_or_pass_of_a_learner_waits_for_the_gpu(request, fi
         sampler.sample(task)
         found["sampler", steps] = waits(lambda: sampler.sample(task))  # noqa: B023 - called at once
         trajectory, _ = sampler.sample(task)
-        packed = pack(sampler.policy, task, trajectory)
+        packed = pack_trajectory(sampler.policy, task, trajectory)
         advantages = [1.0, -1.0, 0.5, -0.5]
         found["learner", steps] = waits(lambda: learner.update(1, [(0, packed, advantages)]))  # noqa: B023
     for role in ("sampler", "learner"):
@@ -102,7 +102,7 @@ def test_a_learner_on_a_gpu_has_the_gradients_of_one_on_a_cpu(small_sd):
     run = small.run(small_sd, rollout__prompts=1, credit__kind="native", objective__log_ratio="replay")
     sampler, task = Sampler(run, torch.device("cpu")), tasks(run)[0]
     trajectory, _ = sampler.sample(task)
-    packed = pack(sampler.policy, task, trajectory)
+    packed = pack_trajectory(sampler.policy, task, trajectory)
     found = []
     for device in (torch.device("cpu"), GPU):
         AcceleratorState._reset_state(reset_partial_state=True)  # a process has one kind of device else

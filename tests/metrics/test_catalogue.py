@@ -8,7 +8,7 @@ from pcpo_ray.commands import session
 from pcpo_ray.metrics import catalogue
 from pcpo_ray.metrics.catalogue import CATALOGUE
 from pcpo_ray.metrics.prometheus import Endpoint
-from pcpo_ray.metrics.reporter import Metered
+from pcpo_ray.metrics.reporter import ExportingReporter
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
 from tests.support import small
@@ -54,7 +54,7 @@ def run_in_one_process(small_sd, tmp_path_factory):
     )
     recorder = Recorder.create(tmp_path_factory.mktemp("run") / "told", run)
     endpoint = Endpoint(0)
-    recorder.meter = Metered(run.name, endpoint)
+    recorder.meter = ExportingReporter(run.name, endpoint)
     stages = session.stages(run, local=True, say=lambda line: None)
     prompts, held_out = session.sources(run)
     Loop(run, stages, recorder, prompts=prompts, held_out=held_out).train()

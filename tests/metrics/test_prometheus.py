@@ -14,7 +14,7 @@ from pcpo_ray.commands import session
 from pcpo_ray.config import files
 from pcpo_ray.errors import RunError
 from pcpo_ray.metrics.prometheus import Endpoint
-from pcpo_ray.metrics.reporter import Silent, change
+from pcpo_ray.metrics.reporter import NoReporter, change
 from tests.support import small
 from tests.support.scraping import scraped
 
@@ -86,7 +86,7 @@ def test_a_closed_port_is_free_again():
 
 def test_a_run_tells_nobody_unless_it_is_asked_to(small_sd):
     run = small.run(small_sd)
-    assert isinstance(session.meter(run, local=True, port=None, say=pytest.fail), Silent)
+    assert isinstance(session.meter(run, local=True, port=None, say=pytest.fail), NoReporter)
     with pytest.raises(RunError, match="--metrics-port 9400 is for --local"):
         session.meter(run, local=False, port=9400, say=pytest.fail)
     said = []

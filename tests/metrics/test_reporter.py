@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from pcpo_ray.data.updates import Size
+from pcpo_ray.data.updates import PoolStatus
 from pcpo_ray.metrics import reporter
 from pcpo_ray.metrics.catalogue import BY_NAME
-from pcpo_ray.metrics.reporter import Change, Metered, Standing, idle_seconds
+from pcpo_ray.metrics.reporter import Change, ExportingReporter, RunNumbers, idle_seconds
 from pcpo_ray.training import monitors
 
 
@@ -78,14 +78,14 @@ STEP = {
     "sampler_behind": 0,
     "buffer_bytes": 1000,
 }
-STANDING = Standing(
+STANDING = RunNumbers(
     step=3,
     steps=10,
     max_staleness=1,
     in_flight=5,
     pools={
-        "samplers": Size(wanted=2, ready=1, losses={"died": 1}, setbacks={"lost": {"died": 1}, "hedged": {}}),
-        "scorers": Size(wanted=1, ready=1),
+        "samplers": PoolStatus(wanted=2, ready=1, losses={"died": 1}, setbacks={"lost": {"died": 1}, "hedged": {}}),
+        "scorers": PoolStatus(wanted=1, ready=1),
     },
     tasks={"samplers": {"done": {"none": 7}, "lost": {"images_gone": 2}}},
 )
@@ -97,7 +97,7 @@ def with_done(count, **changes):
 
 def told(**changes):
     kept = Kept()
-    Metered("r", kept).row({**STEP, **changes})
+    ExportingReporter("r", kept).row({**STEP, **changes})
     return kept
 
 
@@ -147,7 +147,7 @@ def test_an_evaluation_says_each_rewards_mean_and_interval():
     row = {"kind": "evaluation", "step": 0, "rewards": {"reward": found}, "images": 4, "seconds": 2.0,
            "train_rewards": {"reward": found}, "quality": {"frechet": 0.25}, "alarms": {"hacking": "why"},
            "busy_seconds": {"samplers": {"evaluate": 1.5}}, "workers": {"samplers": 1, "scorers": 1}}  # fmt: skip
-    Metered("r", kept).row(row)
+    ExportingReporter("r", kept).row(row)
     label = {"reward": "reward"}
     assert (
         kept["evaluation_score_low", label],
@@ -165,7 +165,7 @@ def test_an_evaluation_says_each_rewards_mean_and_interval():
 
 def test_events_count_what_they_tell_of():
     kept = Kept()
-    metered = Metered("r", kept)
+    metered = ExportingReporter("r", kept)
     for averaged in (False, False, True):
         metered.event("published", {"version": 1, "averaged": averaged, "bytes": 100, "seconds": 0.5})
     metered.event("resized", {"why": "asked for", "samplers": 3})
@@ -182,7 +182,7 @@ def test_events_count_what_they_tell_of():
 
 def test_a_statuss_totals_become_growth_and_it_is_looked_at_now_and_then_only():
     now, kept = [100.0], Kept()
-    metered = Metered("r", kept, now=lambda: now[0])
+    metered = ExportingReporter("r", kept, now=lambda: now[0])
     metered.status(STANDING)
     assert kept["tasks", {"role": "samplers", "outcome": "done", "reason": "none"}] == 7
     assert kept["workers_ready", {"role": "samplers"}] == 1 and kept["in_flight"] == 5
@@ -202,7 +202,7 @@ def test_a_statuss_totals_become_growth_and_it_is_looked_at_now_and_then_only():
 @pytest.mark.parametrize("end", [lambda metered: metered.row(STEP), lambda metered: metered.close()])
 def test_the_last_status_before_a_step_or_the_end_is_not_lost(end):
     kept = Kept()
-    metered = Metered("r", kept, now=lambda: 0.0)
+    metered = ExportingReporter("r", kept, now=lambda: 0.0)
     metered.status(STANDING)
     metered.status(with_done(30))
     end(metered)
@@ -211,7 +211,7 @@ def test_the_last_status_before_a_step_or_the_end_is_not_lost(end):
 
 def test_one_phase_is_on_at_a_time():
     kept = Kept()
-    metered = Metered("r", kept)
+    metered = ExportingReporter("r", kept)
     for phase in reporter.PHASES:
         metered.phase(phase)
         on = [dict(key[1:])["phase"] for key, value in kept.values.items() if key[0] == "phase" and value]

@@ -68,7 +68,7 @@ def test_the_process_is_as_it_was_whatever_was_done_to_it(what, ends, tmp_path):
     disturb, read = disturbances(tmp_path)[what]
     before = read()
     try:
-        with plugins.apart(f"{what} {ends}:Thing"):
+        with plugins.isolated(f"{what} {ends}:Thing"):
             disturb()
             if ends == "raises":
                 raise ZeroDivisionError
@@ -80,39 +80,39 @@ def test_the_process_is_as_it_was_whatever_was_done_to_it(what, ends, tmp_path):
 
 
 def test_a_module_finds_the_settings_that_it_left_and_no_other_does(tmp_path):
-    with plugins.apart("one:Thing"):
+    with plugins.isolated("one:Thing"):
         os.chdir(tmp_path)
         torch.set_default_dtype(torch.float64)
-    with plugins.apart("other:Thing"):
+    with plugins.isolated("other:Thing"):
         assert os.getcwd() != str(tmp_path) and torch.get_default_dtype() is torch.float32
-    with plugins.apart("one:Another"):
+    with plugins.isolated("one:Another"):
         assert os.getcwd() == str(tmp_path) and torch.get_default_dtype() is torch.float64
         torch.set_default_dtype(torch.float32)
-    with plugins.apart("one:Thing"):
+    with plugins.isolated("one:Thing"):
         assert os.getcwd() == str(tmp_path) and torch.get_default_dtype() is torch.float32
 
 
 def test_random_numbers_depend_on_the_seed_alone():
     def drawn(seed):
         torch.rand(1), np.random.rand(), random.random()
-        with plugins.apart(KIND, seed):
+        with plugins.isolated(KIND, seed):
             return torch.rand(1).item(), np.random.rand(), random.random()
 
     assert drawn(1) == drawn(1) != drawn(2)
 
 
 def test_what_would_end_the_process_is_an_error_and_an_interrupt_is_not():
-    with pytest.raises(plugins.EndedError) as caught, plugins.apart(KIND):
+    with pytest.raises(plugins.EndedError) as caught, plugins.isolated(KIND):
         sys.exit("no licence")
-    assert plugins.told(caught.value).startswith("SystemExit: no licence, which would end the whole process (")
-    assert f"{__file__}, line " in plugins.told(caught.value)
-    with pytest.raises(KeyboardInterrupt), plugins.apart(KIND):
+    assert plugins.explained(caught.value).startswith("SystemExit: no licence, which would end the whole process (")
+    assert f"{__file__}, line " in plugins.explained(caught.value)
+    with pytest.raises(KeyboardInterrupt), plugins.isolated(KIND):
         raise KeyboardInterrupt
 
 
 def test_an_exit_that_nothing_would_see_is_an_error_but_in_a_forked_child():
     before = os._exit
-    with pytest.raises(plugins.EndedError, match="3"), plugins.apart(KIND):
+    with pytest.raises(plugins.EndedError, match="3"), plugins.isolated(KIND):
         child = os.fork()
         if child == 0:
             os._exit(7)
@@ -125,7 +125,7 @@ def test_an_error_is_told_with_the_last_line_of_the_users_own_code():
     try:
         np.zeros(3).reshape(2, 2)  # numpy's own files are nobody's to mend
     except ValueError as error:
-        told = plugins.told(error)
+        told = plugins.explained(error)
         line = error.__traceback__.tb_lineno
     assert told == f"ValueError: cannot reshape array of size 3 into shape (2,2) ({__file__}, line {line})"
     with warnings.catch_warnings():
@@ -133,7 +133,7 @@ def test_an_error_is_told_with_the_last_line_of_the_users_own_code():
         try:
             torch.nn.functional.linear(torch.ones(2, 3), torch.ones(2, 2))
         except RuntimeError as error:
-            assert f"({__file__}, line {error.__traceback__.tb_lineno})" in plugins.told(error)
+            assert f"({__file__}, line {error.__traceback__.tb_lineno})" in plugins.explained(error)
 
 
 def test_what_a_module_does_while_it_is_imported_stays_with_it(tmp_path, monkeypatch):
@@ -142,8 +142,8 @@ def test_what_a_module_does_while_it_is_imported_stays_with_it(tmp_path, monkeyp
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert plugins.own_class("restless:Thing").__name__ == "Thing"
+    assert plugins.resolve_class("restless:Thing").__name__ == "Thing"
     sys.modules.pop("restless")
     assert os.getcwd() == str(tmp_path) and torch.get_default_dtype() is torch.float32
-    with plugins.apart("restless:Thing"):
+    with plugins.isolated("restless:Thing"):
         assert os.getcwd() == "/" and torch.get_default_dtype() is torch.float64

@@ -130,7 +130,7 @@ def test_one_that_a_destructor_swallows_comes_again(default):
 
 @pytest.mark.parametrize("answer", ["pass", "raise ValueError('the server hung up')", "sys.exit(1)"])
 def test_one_that_a_users_code_catches_comes_all_the_same(default, answer):
-    with pytest.raises(KeyboardInterrupt), signals.ended(), plugins.apart(KIND):
+    with pytest.raises(KeyboardInterrupt), signals.ended(), plugins.isolated(KIND):
         try:
             signal.raise_signal(signal.SIGINT)
         except BaseException:
@@ -139,19 +139,19 @@ def test_one_that_a_users_code_catches_comes_all_the_same(default, answer):
 
 def test_a_users_module_does_not_take_the_ending_signals_for_itself(default):
     with signals.ended():
-        with plugins.apart(KIND):
+        with plugins.isolated(KIND):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGALRM, lambda number, frame: None)
         alarmed = signal.getsignal(signal.SIGALRM)
-        with pytest.raises(KeyboardInterrupt), plugins.apart(KIND):
+        with pytest.raises(KeyboardInterrupt), plugins.isolated(KIND):
             assert signal.getsignal(signal.SIGALRM) is not alarmed  # its own is there again
             signal.raise_signal(signal.SIGTERM)
 
 
 def test_an_interrupt_of_the_users_own_making_is_an_error_of_its_code(default):
-    with signals.ended(), pytest.raises(plugins.EndedError) as caught, plugins.apart(KIND):
+    with signals.ended(), pytest.raises(plugins.EndedError) as caught, plugins.isolated(KIND):
         raise KeyboardInterrupt("no more quota")
-    assert "KeyboardInterrupt: no more quota, which would end the whole process (" in plugins.told(caught.value)
+    assert "KeyboardInterrupt: no more quota, which would end the whole process (" in plugins.explained(caught.value)
 
 
 def test_signals_that_were_noted_and_heeded_tear_nothing_afterwards(default):

@@ -86,8 +86,10 @@ def test_a_recipe_of_another_differs_from_it_in_what_its_header_says(name):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("flux_*.yaml")), ids=lambda path: path.stem)
 def test_a_flux_recipe_keeps_many_ranks_busy_though_a_minibatch_has_four_groups(path, ranks):
     run = files.load(path)
-    trained = policy.kept(run.sampling.subset, run.sampling.steps - 1)  # the last step draws no noise
-    (part, _) = mini_batches.of(run.optimizer, run.rollout.prompts, seed=0, step=1)
-    blocks = mini_batches.cut(dict.fromkeys(part, (run.rollout.images, trained)), mini_batches.length_of(run, None))
-    learned = [len(mini_batches.share(blocks, rank, ranks)) for rank in range(ranks)]
+    trained = policy.trained_per_group(run.sampling.subset, run.sampling.steps - 1)  # the last step draws no noise
+    (part, _) = mini_batches.split_groups(run.optimizer, run.rollout.prompts, seed=0, step=1)
+    blocks = mini_batches.cut_into_blocks(
+        dict.fromkeys(part, (run.rollout.images, trained)), mini_batches.length_of(run, None)
+    )
+    learned = [len(mini_batches.rank_share(blocks, rank, ranks)) for rank in range(ranks)]
     assert len(part) == 4 and 1 - sum(learned) / (ranks * max(learned)) < 0.05

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pcpo_ray.data.updates import State
+from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import CheckpointError, RunError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.workers.learner import distributed
@@ -20,7 +20,7 @@ def save(run, step, *, export=lambda folder: None):
     checkpoints.write(
         folder,
         version=step,
-        state=State(step=step, histories={"reward": {"a": [0.1, 0.2]}}),
+        state=DriverState(step=step, histories={"reward": {"a": [0.1, 0.2]}}),
         parameters={"w": torch.full((4,), float(step))},
         averaged={"w": torch.full((4,), step / 2)},
         optimizer={"w/exp_avg": torch.ones(4) / 3, "w/step": torch.tensor(float(step))},
@@ -32,7 +32,7 @@ def save(run, step, *, export=lambda folder: None):
 def test_what_is_written_is_read_to_the_bit(tmp_path):
     loaded = checkpoints.read(save(tmp_path, 3))
     assert loaded.version == 3
-    assert loaded.state == State(step=3, histories={"reward": {"a": [0.1, 0.2]}})
+    assert loaded.state == DriverState(step=3, histories={"reward": {"a": [0.1, 0.2]}})
     assert torch.equal(loaded.parameters["w"], torch.full((4,), 3.0))
     assert torch.equal(loaded.best["w"], torch.full((4,), 1.5))
     assert torch.equal(loaded.optimizer["w/exp_avg"], torch.ones(4) / 3)
@@ -114,7 +114,7 @@ def test_power_lost_while_a_step_is_written_again_costs_nothing(tmp_path, monkey
     monkeypatch.undo()
     (folder.parent / f".step-000003.{'a' * 32}.unfinished").mkdir()
     (folder.parent / ".step-000003.mine").mkdir()
-    checkpoints.mend(tmp_path)
+    checkpoints.recover_interrupted(tmp_path)
     assert checkpoints.newest(tmp_path, pytest.fail) == folder
     assert (folder / "model").is_dir() == (reached == "in")
     assert sorted(path.name for path in folder.parent.iterdir()) == [".step-000003.mine", "step-000001"]
@@ -131,11 +131,11 @@ def test_what_only_begins_like_a_checkpoint_is_left_alone(tmp_path):
     (folder / "step-000004").write_text("mine")
     (folder / "step-000005.zip").write_text("mine")
     before = sorted(path.name for path in folder.iterdir())
-    assert [path.name for path in checkpoints.everyone(tmp_path)] == [
+    assert [path.name for path in checkpoints.all_checkpoints(tmp_path)] == [
         *("step-000001", "step-000002", "step-999999", "step-1000000")
     ]
     assert checkpoints.newest(tmp_path, pytest.fail).name == "step-1000000"
-    checkpoints.mend(tmp_path)
+    checkpoints.recover_interrupted(tmp_path)
     checkpoints.prune(tmp_path, 1)
     gone = {"step-000001", "step-000002", "step-999999"}
     assert sorted(path.name for path in folder.iterdir()) == [name for name in before if name not in gone]
@@ -149,7 +149,7 @@ def test_further_tensors_lie_in_a_checkpoint_and_are_watched_too(tmp_path):
     with checkpoints.unfinished(folder) as made:
         sums = checkpoints.write_part(made, {"w": torch.ones(2)}, {}, {})
         sums |= checkpoints.write_more(made, "versions/2", {"bucket-0": torch.arange(5, dtype=torch.uint8)})
-        checkpoints.finish(made, folder, version=3, state=State(step=3), sums=sums)
+        checkpoints.finish(made, folder, version=3, state=DriverState(step=3), sums=sums)
     assert checkpoints.read(folder).parameters.keys() == {"w"}
     assert checkpoints.read_more(folder, "versions/2")["bucket-0"].tolist() == [0, 1, 2, 3, 4]
     (folder / "versions" / "2.safetensors").write_bytes(b"cut")
@@ -161,7 +161,7 @@ def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 2, 10):
         save(tmp_path, step)
     checkpoints.prune(tmp_path, 2)
-    assert [folder.name for folder in checkpoints.everyone(tmp_path)] == ["step-000002", "step-000010"]
+    assert [folder.name for folder in checkpoints.all_checkpoints(tmp_path)] == ["step-000002", "step-000010"]
 
 
 def test_parameters_of_another_model_are_refused(tmp_path):
@@ -180,7 +180,7 @@ def test_float32_weights_come_back_to_the_bit_and_are_rounded_for_a_narrower_net
     checkpoints.write(
         folder,
         version=1,
-        state=State(step=1),
+        state=DriverState(step=1),
         parameters=sent,
         averaged={},
         optimizer={},
@@ -265,13 +265,13 @@ def test_parts_of_several_ranks_are_read_as_one_and_a_missing_one_is_named(tmp_p
                 sums |= checkpoints.write_part(made, *held, part=part, parts=2)
             for name in lost:
                 (made / name).unlink()
-            checkpoints.finish(made, folder, version=1, state=State(step=1), sums=sums)
+            checkpoints.finish(made, folder, version=1, state=DriverState(step=1), sums=sums)
 
     with pytest.raises(
         CheckpointError, match=r"lacks \['trainable-2-of-2.safetensors'\].*storage that their nodes share"
     ):
         write(["trainable-2-of-2.safetensors"])
-    assert checkpoints.everyone(tmp_path) == [] and list(folder.parent.iterdir()) == []
+    assert checkpoints.all_checkpoints(tmp_path) == [] and list(folder.parent.iterdir()) == []
     write([])
     found = checkpoints.read(folder)
     assert found.parameters.keys() == {"a", "b"} and found.optimizer.keys() == {"b/step"} and not found.averaged

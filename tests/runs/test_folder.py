@@ -168,7 +168,7 @@ def test_storage_keeps_the_newest_and_a_machine_the_last(stored, machine):
         kept(home, step)
         home.prune(2)
     assert of_checkpoints(home) == ["step-000002", "step-000010"]
-    assert [folder.name for folder in checkpoints.everyone(home.local)] == ["step-000010"]
+    assert [folder.name for folder in checkpoints.all_checkpoints(home.local)] == ["step-000010"]
 
 
 def test_a_checkpoint_that_was_not_sent_before_the_process_ended_is_sent_by_the_next(stored, machine):
@@ -187,7 +187,7 @@ def test_a_fetched_checkpoint_is_seen_to_be_what_was_sent(stored, machine):
     elsewhere = RunFolder.below(stored, "mine")
     with pytest.raises(CheckpointError, match=r"trainable\.safetensors is cut short .*delete its state\.json"):
         elsewhere.fetch_checkpoint(1)
-    assert checkpoints.everyone(elsewhere.local) == []
+    assert checkpoints.all_checkpoints(elsewhere.local) == []
     with pytest.raises(CheckpointError, match=r"no whole checkpoint at .*mine/checkpoints/step-000007"):
         elsewhere.fetch_checkpoint(7)
 

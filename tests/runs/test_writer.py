@@ -13,7 +13,7 @@ import pytest
 
 from pcpo_ray.commands import session
 from pcpo_ray.config import files
-from pcpo_ray.data.updates import State
+from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import RunError, TakenOverError
 from pcpo_ray.runs import disk, writer
 from pcpo_ray.runs.folder import RunFolder
@@ -127,7 +127,7 @@ def test_a_checkpoint_under_way_when_the_run_is_taken_over_gets_no_name(small_sd
 
     learner.learner.policy.denoiser.save = slowly
     with pytest.raises(TakenOverError, match="has taken over"):
-        learner.save(home, State(step=0))
+        learner.save(home, DriverState(step=0))
     assert list((home.local / "checkpoints").iterdir()) == []
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from pcpo_ray import config
 from pcpo_ray.data import prompts, tasks
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task, Trajectory
-from pcpo_ray.data.updates import State, Update
+from pcpo_ray.data.updates import DriverState, Update
 from pcpo_ray.models.policy import Policy
-from pcpo_ray.training.batch import make_histories, weigh
+from pcpo_ray.training.batch import make_histories, training_batch
 from pcpo_ray.workers.learner import mini_batches
 from pcpo_ray.workers.learner.learner import FIRST_RATIO_LIMIT, Group, Learner
-from pcpo_ray.workers.packing import Packed, pack, unpack
+from pcpo_ray.workers.packing import PackedTrajectory, pack_trajectory, unpack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from pcpo_ray.workers.scorer import Scorer
 
@@ -64,14 +64,14 @@ class Running:
             task = Task(step=step, position=place, prompt=prompt, images=images, version=version, purpose="train")
             held[task], one = self._scored(task)
             scored.append(one)
-        batch = weigh(self.run, scored, self.histories, step)
+        batch = training_batch(self.run, scored, self.histories, step)
         return [(version, held[one.rollout.task], one.advantages) for one in batch.groups]
 
-    def _scored(self, task: Task) -> tuple[Trajectory | Packed, Scored]:
+    def _scored(self, task: Task) -> tuple[Trajectory | PackedTrajectory, Scored]:
         trajectory, images = self.sampler.sample(task)
         assert trajectory is not None
         self.images.append(images.tobytes())
-        sent = pack(self.sampler.policy, task, trajectory) if self.packed else trajectory
+        sent = pack_trajectory(self.sampler.policy, task, trajectory) if self.packed else trajectory
         scores, failures, _ = self.scorer.score(task, images)
         about = {"bytes": 0, "checksum": "", "seconds": 0.0, "worker": "sampler-0"}
         rollout = Rollout(task=task, trajectory=Handle(reference=sent), images=Handle(reference=images), **about)
@@ -198,7 +198,7 @@ def check(run: config.Run, *, packed: bool, folder: Path) -> list[dict[str, Any]
     if run.optimizer.micro_batch == "auto":  # which is the fastest, a clock says
         chosen = dataclasses.replace(run.optimizer, micro_batch=learner.micro_batch)
         run = dataclasses.replace(run, optimizer=chosen)
-    learner.save(folder / "step-000001", State(step=1, micro_batch=learner.micro_batch))
+    learner.save(folder / "step-000001", DriverState(step=1, micro_batch=learner.micro_batch))
     image_count = len(first.images)
 
     again = Running(run, packed=packed)
@@ -227,7 +227,7 @@ def _learned(
 ) -> dict[str, Any]:
     """Have the learner make an update, and check it; what was found."""
     run = learner.run
-    parts = mini_batches.of(run.optimizer, len(groups), seed=run.seed, step=step)
+    parts = mini_batches.split_groups(run.optimizer, len(groups), seed=run.seed, step=step)
     expected = reference.expected(groups, predicted, parts[0])
     masters = learner.masters.values
     before = {name: value.detach().clone() for name, value in masters.items()}
@@ -263,9 +263,9 @@ def _learned(
     return {**found, "update": update, "fresh": fresh}
 
 
-def _opened(learner: Learner, sent: Trajectory | Packed | None) -> Trajectory:
+def _opened(learner: Learner, sent: Trajectory | PackedTrajectory | None) -> Trajectory:
     assert sent is not None
-    return unpack(learner.policy, sent) if isinstance(sent, Packed) else sent
+    return unpack_trajectory(learner.policy, sent) if isinstance(sent, PackedTrajectory) else sent
 
 
 def _others(learner: Learner) -> dict[str, Tensor]:

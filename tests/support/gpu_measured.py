@@ -11,7 +11,7 @@ import torch
 
 from pcpo_ray.commands.plan import roles
 from pcpo_ray.config import files
-from pcpo_ray.workers.packing import pack
+from pcpo_ray.workers.packing import pack_trajectory
 from tests.support import measured
 
 
@@ -35,7 +35,7 @@ def main(path, overrides):
     run = files.load(path, overrides)
     found, gpu = {}, torch.device("cuda")
     found["sampler"], (sampler, (trajectory, pictures)) = taken(lambda: measured.sample(run, gpu))
-    packed = pack(sampler.policy, measured.task_of(run), trajectory)
+    packed = pack_trajectory(sampler.policy, measured.task_of(run), trajectory)
     del sampler, trajectory, pictures
     found["learner"], made = taken(lambda: measured.learn(run, packed, gpu))
     del made

@@ -18,7 +18,7 @@ import torch
 from pcpo_ray.config import files
 from pcpo_ray.data.types import Prompt, Task
 from pcpo_ray.workers.learner.learner import Learner
-from pcpo_ray.workers.packing import pack
+from pcpo_ray.workers.packing import pack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from pcpo_ray.workers.scorer import Scorer
 
@@ -83,11 +83,11 @@ def main(path: str) -> None:
     optimizer = dataclasses.replace(run.optimizer, updates=1)
     little = dataclasses.replace(run, rollout=rollout, optimizer=optimizer)
     sampler, (trajectory, _) = sample(little)
-    learn(little, pack(sampler.policy, task_of(little), trajectory))
+    learn(little, pack_trajectory(sampler.policy, task_of(little), trajectory))
     score(little)
     found = {"scorer": grown(lambda: score(run))[0]}
     found["sampler"], (sampler, (trajectory, pictures)) = grown(lambda: sample(run))
-    packed = pack(sampler.policy, task_of(run), trajectory)
+    packed = pack_trajectory(sampler.policy, task_of(run), trajectory)
     del sampler, trajectory, pictures
     found["learner"] = grown(lambda: learn(run, packed))[0]
     print(json.dumps(found))

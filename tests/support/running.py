@@ -3,7 +3,7 @@
 import torch
 
 from pcpo_ray.commands import session
-from pcpo_ray.data.updates import State
+from pcpo_ray.data.updates import DriverState
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.training import loop as loops
 from pcpo_ray.training.recorder import Recorder
@@ -34,7 +34,7 @@ def same(one, other):
 def saved(folder, step):
     where = checkpoints.folder_for(folder, step)
     weights = {"w": torch.ones(4)}
-    state = State(step=step)
+    state = DriverState(step=step)
     checkpoints.write(
         where, version=step, state=state, parameters=weights, averaged={}, optimizer=weights, export=lambda folder: None
     )

@@ -4,7 +4,7 @@ import heapq
 import itertools
 import random
 
-from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, State, Stop
+from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, Stop, WorkerState
 
 
 class Workers:
@@ -98,7 +98,7 @@ class Workers:
     def settle(self, count):
         """Let time pass until there are so many workers at work."""
         for _ in range(1000):
-            if self.pool.count(State.READY) == count and not self.pool.count(State.DRAINING):
+            if self.pool.count(WorkerState.READY) == count and not self.pool.count(WorkerState.DRAINING):
                 return
             self.step()
-        raise AssertionError(f"{self.pool.count(State.READY)} workers at {self.now}, not {count}")
+        raise AssertionError(f"{self.pool.count(WorkerState.READY)} workers at {self.now}, not {count}")

@@ -8,7 +8,7 @@ import pytest
 from pcpo_ray.commands import session
 from pcpo_ray.data.types import Handle, Prompt, Rollout, Scored, Task
 from pcpo_ray.errors import RewardError
-from pcpo_ray.training.batch import make_histories, rounding_told, weigh
+from pcpo_ray.training.batch import make_histories, rounding_warning, training_batch
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
 from tests.support import small
@@ -36,7 +36,7 @@ def scored(totals, step=1):
 
 
 def test_a_group_of_equal_scores_has_advantage_zero_and_is_counted(small_sd):
-    batch = weigh(small.run(small_sd), scored([[1.0, 1.0], [0.0, 2.0]]), {}, 1)
+    batch = training_batch(small.run(small_sd), scored([[1.0, 1.0], [0.0, 2.0]]), {}, 1)
     assert batch.groups[0].advantages == [0.0, 0.0]
     assert batch.groups[1].advantages == pytest.approx([-(2**-0.5), 2**-0.5])
     assert batch.metrics["degenerate_groups"] == 1
@@ -44,7 +44,7 @@ def test_a_group_of_equal_scores_has_advantage_zero_and_is_counted(small_sd):
 
 def test_a_batch_without_one_whole_group_stops_the_run(small_sd):
     with pytest.raises(RewardError, match="all 1 groups"):
-        weigh(small.run(small_sd), scored([[1.0, float("nan")]]), {}, 1)
+        training_batch(small.run(small_sd), scored([[1.0, float("nan")]]), {}, 1)
 
 
 TWO = {"jpeg_compressibility": [-30.0, -10.0], "shapes_oracle": [0.5, 0.25]}
@@ -53,9 +53,9 @@ REWARDS = "[{kind: jpeg_compressibility, weight: 2}, {kind: shapes_oracle, weigh
 
 def test_scores_are_summed_before_they_are_normalised_or_after(small_sd):
     half = 2**-0.5
-    summed = weigh(small.run(small_sd, rewards=REWARDS), scored([TWO]), {}, 1)
+    summed = training_batch(small.run(small_sd, rewards=REWARDS), scored([TWO]), {}, 1)
     assert summed.groups[0].advantages == pytest.approx([-half, half])
-    each = weigh(small.run(small_sd, rewards=REWARDS, combine="advantages"), scored([TWO]), {}, 1)
+    each = training_batch(small.run(small_sd, rewards=REWARDS, combine="advantages"), scored([TWO]), {}, 1)
     assert each.groups[0].advantages == pytest.approx([-2 * half + half, 2 * half - half])
     assert summed.metrics["reward_mean"] == each.metrics["reward_mean"] == pytest.approx(-39.625)
 
@@ -63,31 +63,31 @@ def test_scores_are_summed_before_they_are_normalised_or_after(small_sd):
 def test_each_reward_has_a_history_of_its_own(small_sd):
     run = small.run(small_sd, rewards=REWARDS, combine="advantages", advantage="{kind: prompt_history, minimum: 2}")
     histories = make_histories(run)
-    made = weigh(run, scored([TWO]), histories, 1)
+    made = training_batch(run, scored([TWO]), histories, 1)
     assert {name: history.state() for name, history in histories.items()} == {n: {"p0": v} for n, v in TWO.items()}
     assert made.groups[0].advantages == pytest.approx([-1.0, 1.0], abs=1e-4)
 
 
 def test_a_sum_of_advantages_is_clipped_as_one(small_sd):
     run = small.run(small_sd, rewards=REWARDS, combine="advantages", advantage="{kind: group, clip: 0.5}")
-    assert weigh(run, scored([TWO]), {}, 1).groups[0].advantages == [-0.5, 0.5]
+    assert training_batch(run, scored([TWO]), {}, 1).groups[0].advantages == [-0.5, 0.5]
 
 
 def counted(run, totals):
-    return weigh(run, scored(totals), {}, 1).metrics["rounding_groups"]
+    return training_batch(run, scored(totals), {}, 1).metrics["rounding_groups"]
 
 
 def test_groups_whose_scores_differ_by_rounding_only_are_counted_and_told(small_sd):
     groups = [[-30.1, -30.1 * (1 + 2**-23)], [-30.1, -30.1], [-30.1, -30.2]]
     run = small.run(small_sd)
-    batch = weigh(run, scored(groups), {}, 1)
+    batch = training_batch(run, scored(groups), {}, 1)
     assert batch.metrics["rounding_groups"] == batch.metrics["degenerate_groups"] == 1
     assert abs(batch.groups[0].advantages[0]) == pytest.approx(2**-0.5, rel=0.01)
-    told = rounding_told(run, batch)
+    told = rounding_warning(run, batch)
     assert told.startswith("the scores of 1 of 3 groups differ by rounding only, and their advantages are as large as")
     whole = small.run(small_sd, advantage="{kind: batch}")
-    assert "as large as" not in rounding_told(whole, batch)
-    assert rounding_told(run, weigh(run, scored(groups[1:]), {}, 1)) == ""
+    assert "as large as" not in rounding_warning(whole, batch)
+    assert rounding_warning(run, training_batch(run, scored(groups[1:]), {}, 1)) == ""
 
 
 def test_several_rewards_round_together_in_their_sum_and_apart_by_themselves(small_sd):

@@ -1,7 +1,7 @@
 """Traffic, counted: what tasks came to, how long versions lie unused, who lags, what waits."""
 
 from pcpo_ray.data.types import Handle, Prompt, Rollout, Scored, Task
-from pcpo_ray.training.counters import Tally
+from pcpo_ray.training.counters import Counters
 
 
 def rollout(worker="s-0", *, position=0, version=0, seconds=1.0, size=10):
@@ -24,7 +24,7 @@ def scored(values, failures=()):
 
 
 def test_tasks_are_counted_by_what_came_of_them():
-    tally = Tally()
+    tally = Counters()
     tally.sampled(rollout(), 1.0)
     tally.scored(scored({"clip": [1.0, 2.0]}))
     tally.scored(scored({"clip": [1.0, float("nan")]}, {"clip": "it hung up"}))
@@ -38,7 +38,7 @@ def test_tasks_are_counted_by_what_came_of_them():
 
 
 def test_a_versions_lag_ends_where_the_first_sampler_begins_with_it():
-    tally = Tally()
+    tally = Counters()
     tally.published((0, False), 10.0)
     tally.sampled(rollout(seconds=2.0), 15.0)
     tally.sampled(rollout(position=1, seconds=2.0), 30.0)
@@ -49,7 +49,7 @@ def test_a_versions_lag_ends_where_the_first_sampler_begins_with_it():
 
 
 def test_a_sampler_that_delivers_nothing_falls_behind_and_one_that_left_or_just_came_does_not():
-    tally = Tally()
+    tally = Counters()
     tally.sampled(rollout("s-0"), 0.0)
     tally.sampled(rollout("s-1"), 0.0)
     assert tally.step(0, ["s-0", "s-1"])["sampler_behind"] == 0
@@ -61,7 +61,7 @@ def test_a_sampler_that_delivers_nothing_falls_behind_and_one_that_left_or_just_
 
 
 def test_the_most_that_waited_at_once_is_remembered_for_a_step():
-    tally = Tally()
+    tally = Counters()
     groups = [rollout(position=n, size=100) for n in range(3)]
     for group in groups:
         tally.sampled(group, 0.0)

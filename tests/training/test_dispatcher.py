@@ -7,7 +7,7 @@ import pytest
 from pcpo_ray.data import prompts
 from pcpo_ray.data.tasks import evaluation_tasks
 from pcpo_ray.errors import TrainingError
-from pcpo_ray.training.dispatcher import Traffic
+from pcpo_ray.training.dispatcher import Dispatcher
 from pcpo_ray.training.local import LocalStages
 from tests.support import small
 
@@ -25,7 +25,7 @@ def stages(run):
 
 
 def test_a_rollout_sampled_with_other_weights_ends_the_run_with_both_checksums(run, stages):
-    traffic = Traffic(run, stages, event=lambda kind, **details: None, say=pytest.fail)
+    traffic = Dispatcher(run, stages, event=lambda kind, **details: None, say=pytest.fail)
     published = traffic.publish(oldest=0)
     tasks = evaluation_tasks(run, prompts.load(run.prompts, seed=0), 0)
     traffic.submit(tasks)
@@ -43,7 +43,7 @@ def test_a_rollout_sampled_with_other_weights_ends_the_run_with_both_checksums(r
 
 
 def test_the_checksums_of_versions_that_nobody_asks_for_any_more_are_forgotten(run, stages):
-    traffic = Traffic(run, stages, event=lambda kind, **details: None, say=pytest.fail)
+    traffic = Dispatcher(run, stages, event=lambda kind, **details: None, say=pytest.fail)
     published = traffic.publish(oldest=0)
     assert traffic.checksums == {(0, False): published.checksum}
     traffic.checksums[-1, False] = "older"

@@ -15,13 +15,13 @@ import torch
 from pcpo_ray.commands import session
 from pcpo_ray.config import files
 from pcpo_ray.data import weights
-from pcpo_ray.data.updates import Size
+from pcpo_ray.data.updates import PoolStatus
 from pcpo_ray.errors import ClusterError, LearnerLostError, RewardError, RolloutsLostError, TrainingError
 from pcpo_ray.process import signals
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.training import dispatcher
 from pcpo_ray.training.local import LocalStages
-from pcpo_ray.training.loop import Loop, idle_shares
+from pcpo_ray.training.loop import Loop, idle_fractions
 from pcpo_ray.training.recorder import Recorder
 from pcpo_ray.workers.learner import learner, micro_batches
 from pcpo_ray.workers.learner.learner import Learner
@@ -163,7 +163,7 @@ class Elastic(LocalStages):
         self.counts |= counts
 
     def sizes(self):
-        return {role: Size(wanted=count, ready=count) for role, count in self.counts.items()}
+        return {role: PoolStatus(wanted=count, ready=count) for role, count in self.counts.items()}
 
 
 def test_a_run_grows_by_itself_while_its_learner_waits(small_sd, tmp_path):
@@ -328,7 +328,7 @@ def test_a_learner_that_is_lost_again_and_again_ends_the_run(small_sd, tmp_path)
 
 
 def test_losses_with_steps_learned_and_saved_between_them_do_not_add_up(small_sd, tmp_path):
-    steps = dispatcher.LOSSES + 2
+    steps = dispatcher.MAX_RESTARTS + 2
     run = small.run(small_sd, steps=steps, rollout__prompts=1, sampling__steps=2, evaluation__every=100)
     stages = LocalStages(run)
     begin, lost = stages.learner.begin, []
@@ -382,8 +382,8 @@ def test_a_batch_whose_trajectories_are_gone_is_sampled_again_to_the_bit(small_s
 
 
 def test_idle_is_the_share_of_time_not_worked():
-    sizes = {role: Size(wanted=1, ready=1) for role in ("samplers", "scorers")}
-    idle = idle_shares(sizes, {"samplers": 5.0}, 10.0)
+    sizes = {role: PoolStatus(wanted=1, ready=1) for role in ("samplers", "scorers")}
+    idle = idle_fractions(sizes, {"samplers": 5.0}, 10.0)
     assert idle == {"samplers": 0.5, "scorers": 1.0, "learner": 1.0}
     assert np.isfinite(list(idle.values())).all()
 

@@ -162,7 +162,7 @@ def events(folder, kind):
 
 
 def names(folder):
-    return [path.name for path in checkpoints.everyone(folder)]
+    return [path.name for path in checkpoints.all_checkpoints(folder)]
 
 
 def test_a_warning_is_one_line_one_event_and_in_every_row_while_it_lasts(small_sd, tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from pcpo_ray.config import files
 from pcpo_ray.errors import TrainingError
-from pcpo_ray.workers.packing import pack, sent_steps, unpack
+from pcpo_ray.workers.packing import pack_trajectory, sent_steps, unpack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import ROOT, small
 from tests.support.trajectories import same, task
@@ -32,7 +32,7 @@ def sampled(run, **asked):
 
 def opened(policy, asked, trajectory):
     """What the learner makes of what has travelled."""
-    return unpack(policy, pickle.loads(pickle.dumps(pack(policy, asked, trajectory), protocol=5)))
+    return unpack_trajectory(policy, pickle.loads(pickle.dumps(pack_trajectory(policy, asked, trajectory), protocol=5)))
 
 
 def check(run, **asked):
@@ -41,7 +41,7 @@ def check(run, **asked):
     assert same(back, trajectory)
     assert {back.latents.dtype, back.predictions.dtype, back.noises.dtype} == {getattr(torch, run.sampling.storage)}
     assert all(torch.equal(back.conditioning[name], row) for name, row in trajectory.conditioning.items())
-    return pack(policy, asked, trajectory)
+    return pack_trajectory(policy, asked, trajectory)
 
 
 CREDITS = {
@@ -122,7 +122,7 @@ def test_a_sample_s_bytes_are_its_predictions_and_a_tenth(name):
     run = files.load(ROOT / "configs" / f"{name}.yaml", [])
     policy, asked, trajectory = sampled(run, images=run.rollout.images)
     predictions = trajectory.predictions.numel() * policy.computes_in.itemsize
-    packed = pack(policy, asked, trajectory)
+    packed = pack_trajectory(policy, asked, trajectory)
     if not sent_steps(policy.credit_of(asked.step, asked.position)):
         assert packed.bytes <= 1.1 * predictions
     assert packed.bytes < 0.7 * trajectory.bytes
@@ -149,17 +149,17 @@ def test_noise_of_another_kind_of_cpu_is_found_out_and_what_to_do_is_said(small_
     if packed.machine.endswith(torch.backends.cpu.get_cpu_capability()):
         pytest.skip("this processor has nothing beyond the default")
     with pytest.raises(TrainingError, match=r"other noise or latents here .*DEFAULT\); .*ATEN_CPU_CAPABILITY=default"):
-        unpack(Sampler(run, CPU).policy, packed)
+        unpack_trajectory(Sampler(run, CPU).policy, packed)
 
 
 def test_predictions_that_were_changed_on_their_way_are_found_out(small_sd):
     policy, asked, trajectory = sampled(small.run(small_sd))
-    packed = pack(policy, asked, trajectory)
+    packed = pack_trajectory(policy, asked, trajectory)
     name, array = packed.predictions
     changed = array.copy()
     changed[0, 0] += 1e-3
     with pytest.raises(TrainingError, match="the group at place 0 of step 1 has other noise or latents"):
-        unpack(policy, dataclasses.replace(packed, predictions=(name, changed)))
+        unpack_trajectory(policy, dataclasses.replace(packed, predictions=(name, changed)))
 
 
 def test_latents_that_are_no_numbers_are_not_blamed_on_the_machine(small_sd):
@@ -173,4 +173,4 @@ def test_a_learner_that_trains_other_steps_refuses(small_sd):
     policy, asked, trajectory = sampled(small.run(small_sd))
     other = Sampler(small.run(small_sd, sampling__trained_steps=2), CPU).policy
     with pytest.raises(TrainingError, match=r"for the steps \(0, 1, 2, 3\); the learner's config trains \(0, 1\)"):
-        unpack(other, pack(policy, asked, trajectory))
+        unpack_trajectory(other, pack_trajectory(policy, asked, trajectory))

@@ -23,7 +23,7 @@ FAREWELL = 5.0
 """Seconds that an ended run waits for who watches it to have heard so."""
 
 
-class Desk:
+class DriverControl:
     """The driver's side: starts the controller on the driver's own node, starts it again where it died.
 
     Never waits for it once it was there. `status` is what the run says at first. Raises ClusterError where another run

@@ -10,8 +10,8 @@ from pcpo_ray.commands import session
 from pcpo_ray.commands.bench import work
 from pcpo_ray.commands.bench.rows import Goal, Row, Say, alternate
 from pcpo_ray.commands.bench.waiting import DEADLINE, answers
-from pcpo_ray.training.batch import make_histories, weigh
-from pcpo_ray.training.dispatcher import Traffic
+from pcpo_ray.training.batch import make_histories, training_batch
+from pcpo_ray.training.dispatcher import Dispatcher
 from pcpo_ray.training.stages import Stages
 from pcpo_ray.workers import memory
 
@@ -41,7 +41,7 @@ class Steps:
 
     def __init__(self, run: config.Run, stages: Stages) -> None:
         self.run, self.stages, self.step = run, stages, 0
-        self.traffic = Traffic(run, stages, event=lambda kind, **details: None, say=lambda line: None)
+        self.traffic = Dispatcher(run, stages, event=lambda kind, **details: None, say=lambda line: None)
         self.histories = make_histories(run)
 
     def __call__(self) -> float:
@@ -50,7 +50,7 @@ class Steps:
         self.traffic.publish(oldest=self.step)
         tasks = work.tasks(self.run, self.step + 1, self.step)
         self.traffic.submit(tasks)
-        batch = weigh(self.run, self.traffic.gather(tasks), self.histories, self.step + 1)
+        batch = training_batch(self.run, self.traffic.gather(tasks), self.histories, self.step + 1)
         self.step = self.traffic.learn(self.step + 1, batch.groups).version
         return time.perf_counter() - started
 

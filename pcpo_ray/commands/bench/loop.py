@@ -7,7 +7,7 @@ from pcpo_ray import config
 from pcpo_ray.commands.bench import simulated, work
 from pcpo_ray.commands.bench.rows import Goal, Row, Say, alternate, spread
 from pcpo_ray.commands.bench.waiting import collected, until
-from pcpo_ray.training.batch import weigh
+from pcpo_ray.training.batch import training_batch
 from pcpo_ray.training.loop import Loop
 
 STEPS = 4
@@ -69,7 +69,7 @@ def alone(loop: Loop) -> dict[str, float]:
     spent["scorers"] = time.perf_counter() - started
 
     scored.sort(key=lambda group: group.rollout.task.position)
-    batch = weigh(loop.run, scored, {}, step)
+    batch = training_batch(loop.run, scored, {}, step)
     started = time.perf_counter()
     stages.learner.begin(step, batch.groups)
     update = until(stages, stages.learner.collect, "the learner")

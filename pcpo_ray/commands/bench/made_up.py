@@ -35,7 +35,7 @@ def write(name: str, folder: Path, dtype: str, device: torch.device) -> None:
         raise BenchError(f"{folder} is there already; give a folder that is not, or take it as it is")
     if dtype not in DTYPES:
         raise BenchError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
-    beside = disk.beside(folder)
+    beside = disk.partial_path(folder)
     MODELS[name](beside)
     try:
         with _drawing(getattr(torch, dtype), device):

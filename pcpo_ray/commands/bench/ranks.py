@@ -27,10 +27,10 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
     trained, asked = policy.trained_steps(run), run.optimizer.micro_batch
     size = asked if isinstance(asked, int) else None
     length = mini_batches.length_of(run, size)
-    blocks = mini_batches.cut(dict.fromkeys(range(GROUPS), (run.rollout.images, trained)), length)
-    shared = [mini_batches.share(blocks, rank, RANKS) for rank in range(RANKS)]
+    blocks = mini_batches.cut_into_blocks(dict.fromkeys(range(GROUPS), (run.rollout.images, trained)), length)
+    shared = [mini_batches.rank_share(blocks, rank, RANKS) for rank in range(RANKS)]
     grouped = [[block for block in blocks if block.place % RANKS == rank] for rank in range(RANKS)]
-    together = micro_batches.together(length, size)
+    together = micro_batches.blocks_per_pass(length, size)
     passes, before = ([_passes(own, together) for own in shares] for shares in (shared, grouped))
     row = Row(
         name=f"idle, {RANKS} ranks on {GROUPS} groups",

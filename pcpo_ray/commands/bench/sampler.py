@@ -9,7 +9,7 @@ from pcpo_ray import config
 from pcpo_ray.commands.bench import bare, work
 from pcpo_ray.commands.bench.rows import Goal, Row, Say, alternate, timed
 from pcpo_ray.data.tensors import device_here, in_one_piece, of_rows
-from pcpo_ray.workers.packing import pack
+from pcpo_ray.workers.packing import pack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 
 GOALS = {"cpu": 0.95, "cuda": 0.97}
@@ -29,7 +29,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
             trajectory, pictures = sampler.sample(task)
             assert trajectory is not None
             # the copy that an object store would keep
-            pickle.dumps((pack(policy, task, trajectory), pictures), protocol=5)
+            pickle.dumps((pack_trajectory(policy, task, trajectory), pictures), protocol=5)
 
         return task.images / timed(handed_over)
 

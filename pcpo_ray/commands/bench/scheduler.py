@@ -12,7 +12,7 @@ from pcpo_ray.commands import session
 from pcpo_ray.commands.bench.rows import Goal, Row, Say, alternate
 from pcpo_ray.data.types import Handle, Prompt, Rollout, Scored, Task
 from pcpo_ray.data.updates import Published
-from pcpo_ray.training.dispatcher import Traffic
+from pcpo_ray.training.dispatcher import Dispatcher
 from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start
 from pcpo_ray.training.stages import Stages
 
@@ -102,7 +102,7 @@ def _scored(rollout: Rollout, worker: str) -> Scored:
 def cost(run: config.Run, in_flight: int, tasks: int = TASKS) -> float:
     """Microseconds of processor time a task, from being submitted to being gathered, in batches of `in_flight`."""
     stages = cast(Stages, InstantStages())
-    traffic = Traffic(run, stages, event=_ignore, say=_ignore)
+    traffic = Dispatcher(run, stages, event=_ignore, say=_ignore)
     traffic.publish(oldest=0)
     batches = [
         [_task(step, position) for position in range(in_flight)] for step in range(1, 1 + max(1, tasks // in_flight))

@@ -10,7 +10,7 @@ from pcpo_ray import config
 from pcpo_ray.data import prompts
 from pcpo_ray.data.tasks import training_tasks
 from pcpo_ray.data.types import Task, Trajectory
-from pcpo_ray.workers.packing import Packed, pack
+from pcpo_ray.workers.packing import PackedTrajectory, pack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 
 
@@ -25,7 +25,7 @@ class Sampled:
 
     trajectory: Trajectory
     pictures: np.ndarray
-    packed: Packed
+    packed: PackedTrajectory
 
 
 def sampled(run: config.Run, device: torch.device) -> list[Sampled]:
@@ -37,7 +37,7 @@ def sampled(run: config.Run, device: torch.device) -> list[Sampled]:
         sampler.prepare(task)
         trajectory, pictures = sampler.sample(task)
         assert trajectory is not None
-        crossing = pack(sampler.policy, task, trajectory)
+        crossing = pack_trajectory(sampler.policy, task, trajectory)
         found.append(Sampled(trajectory=trajectory.to(torch.device("cpu")), pictures=pictures, packed=crossing))
     return found
 

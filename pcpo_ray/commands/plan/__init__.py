@@ -39,7 +39,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class Budget:
     """What there is: a kind of GPU by its name, and the bytes of the object stores together; None is not judged."""
 
     gpu: str | None = None
@@ -66,7 +66,7 @@ def plan(run: Run) -> Plan:
     return Plan(run=run, roles=(roles.sampler(run), roles.scorer(run), roles.learner(run)), store=roles.store(run))
 
 
-def judge(planned: Plan, room: Room) -> list[Verdict]:
+def judge(planned: Plan, room: Budget) -> list[Verdict]:
     """What fits and what does not, and which switches would make it fit. Raises ConfigError for an unknown GPU."""
     found = []
     for role in planned.roles:
@@ -100,7 +100,7 @@ def _judged(run: Run, what: str, needed: int, room: float) -> Verdict:
     return Verdict(what=what, needed=needed, room=room, remedies=switches.remedies(run, candidates(run), measured))
 
 
-def together(planned: Plan, verdicts: list[Verdict], room: Room) -> tuple[Overrides, list[Verdict]]:
+def together(planned: Plan, verdicts: list[Verdict], room: Budget) -> tuple[Overrides, list[Verdict]]:
     """The first remedy of all that does not fit, and what the whole plan is judged with all of them at once."""
     overrides = switches.merged(
         override for verdict in verdicts for remedy in verdict.remedies[:1] for override in remedy.overrides

@@ -148,9 +148,9 @@ def turns(run: Run) -> float:
     a_group = (run.rollout.images, steps)
     length = mini_batches.length_of(run, asked if isinstance(asked, int) else None)
     pairs = 0
-    for part in mini_batches.of(run.optimizer, run.rollout.prompts, seed=run.seed, step=1):
-        blocks = mini_batches.cut(dict.fromkeys(part, a_group), length)
-        pairs += max(sum(map(len, mini_batches.share(blocks, rank, ranks))) for rank in range(ranks))
+    for part in mini_batches.split_groups(run.optimizer, run.rollout.prompts, seed=run.seed, step=1):
+        blocks = mini_batches.cut_into_blocks(dict.fromkeys(part, a_group), length)
+        pairs += max(sum(map(len, mini_batches.rank_share(blocks, rank, ranks))) for rank in range(ranks))
     return pairs / (run.rollout.images * steps * run.optimizer.epochs)
 
 

@@ -11,7 +11,7 @@ from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
 from pcpo_ray.commands.plan.pace import Forecast, Pace
 from pcpo_ray.commands.plan.roles import Memory, Store
 from pcpo_ray.commands.plan.switches import Overrides
-from pcpo_ray.config import SHARE
+from pcpo_ray.config import ROLLOUT_STORE_FRACTION
 
 
 def size(count: float) -> str:
@@ -67,7 +67,7 @@ def store_table(store: Store) -> Table:
     for name, count in store.others.items():
         table.add_row(escape(name), size(count), "")
     table.add_row("[bold]at most", f"[bold]{size(store.total)}", "")
-    table.add_row("room that they need", size(store.needed), f"{SHARE:.0%} for groups")
+    table.add_row("room that they need", size(store.needed), f"{ROLLOUT_STORE_FRACTION:.0%} for groups")
     return table
 
 

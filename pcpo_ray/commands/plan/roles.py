@@ -14,7 +14,7 @@ from pcpo_ray.algorithm.credit import Credit
 from pcpo_ray.commands.plan import scoring
 from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
 from pcpo_ray.commands.plan.hollow import Hollow, size_of, size_of_module
-from pcpo_ray.config import SHARE, Full, Model, Run, Sampling, Window
+from pcpo_ray.config import ROLLOUT_STORE_FRACTION, Full, Model, Run, Sampling, Window
 from pcpo_ray.models import policy
 from pcpo_ray.models.texts import KEPT
 from pcpo_ray.workers import packing
@@ -68,7 +68,7 @@ class Store:
     @property
     def needed(self) -> int:
         """What the stores must have, so that no batch waits for room that rollout.max_staleness would allow."""
-        return max(self.total, math.ceil(self.groups / SHARE))
+        return max(self.total, math.ceil(self.groups / ROLLOUT_STORE_FRACTION))
 
 
 @lru_cache(maxsize=16)
@@ -101,7 +101,7 @@ def sent_steps(run: Run) -> int:
     if isinstance(subset, Window):
         places = range(len(trained) - subset.size + 1)
         return max(len(packing.sent_steps(credit.restricted(trained[at : at + subset.size]))) for at in places)
-    count = policy.kept(subset, len(trained))
+    count = policy.trained_per_group(subset, len(trained))
     if subset is None or any(credit.mix[index] != 1 for index in trained):
         return min(count, len(packing.sent_steps(credit)) + len(trained) - count)
     return min(count, len(trained) - count)  # a step that was left out before each
@@ -153,12 +153,14 @@ def pass_of(run: Run, size: int) -> tuple[int, int]:
     weighed, ranks = run.objective.correction is not None, run.workers.learner.ranks
     groups = run.rollout.prompts if weighed else -(-run.rollout.prompts // run.optimizer.updates)
     length = mini_batches.length_of(run, size)
-    blocks = mini_batches.cut(dict.fromkeys(range(groups), (run.rollout.images, trained_steps(run))), length)
-    together = micro_batches.together(length, size)
+    blocks = mini_batches.cut_into_blocks(
+        dict.fromkeys(range(groups), (run.rollout.images, trained_steps(run))), length
+    )
+    together = micro_batches.blocks_per_pass(length, size)
     pairs = spanned = 0
     for rank in range(ranks):
         kinds: dict[int, list[int]] = {}
-        for block in mini_batches.share(blocks, rank, ranks):
+        for block in mini_batches.rank_share(blocks, rank, ranks):
             kinds.setdefault(len(block), []).append(block.place)
         for images, places in kinds.items():
             for one in micro_batches.split(places, together):

@@ -84,7 +84,7 @@ def for_learner(run: Run) -> Iterator[Overrides]:
     if isinstance(run.model.train, Full):
         yield ("model.train={kind: lora}",)
     ranks = 2 * run.workers.learner.ranks if run.workers.learner.strategy == "fsdp2" else 2
-    most = min(MOST_RANKS, mini_batches.fewest(run, roles.trained_steps(run)))
+    most = min(MOST_RANKS, mini_batches.fewest_blocks(run, roles.trained_steps(run)))
     while ranks <= most:
         yield (f"workers.learner.ranks={ranks}", "workers.learner.strategy=fsdp2")
         ranks *= 2

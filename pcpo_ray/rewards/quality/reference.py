@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from pcpo_ray import config
 from pcpo_ray.errors import QualityError, RunError
 from pcpo_ray.rewards.quality import features, frechet
-from pcpo_ray.runs.disk import again, replacing, writing
+from pcpo_ray.runs.disk import replacing, retrying, writing
 
 UNREAD = (".heic", ".heif", ".jxl", ".exr", ".hdr", ".svg", ".cr2", ".nef", ".arw", ".dng")
 """Endings of pictures that cannot be read here: a set without them would be another."""
@@ -250,7 +250,7 @@ def save(path: Path, values: Float[np.ndarray, "N E"]) -> None:
 
 def _read(path: Path) -> np.ndarray:
     try:
-        for attempt in again():
+        for attempt in retrying():
             with attempt:
                 found: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -17,7 +17,7 @@ from pcpo_ray.training.scheduling.retries import Backoff
 Item = TypeVar("Item")
 
 
-class State(enum.Enum):
+class WorkerState(enum.Enum):
     """Of a worker: being started, at work, or finishing what it holds before it goes."""
 
     STARTING = "starting"
@@ -79,7 +79,7 @@ Action = Start | Stop | Send[Item]
 
 @dataclass
 class _Worker:
-    state: State
+    state: WorkerState
     heard: float
     held: dict[int, float] = field(default_factory=dict)
     """Tickets, and since when the worker has been at work on each."""
@@ -126,7 +126,7 @@ class Pool(Generic[Item]):
         """Items submitted and not finished."""
         return len(self._entries)
 
-    def count(self, *states: State) -> int:
+    def count(self, *states: WorkerState) -> int:
         return sum(worker.state in states for worker in self.workers.values())
 
     def take(self) -> list[Action[Item]]:
@@ -165,8 +165,8 @@ class Pool(Generic[Item]):
         if found is None:
             return
         found.heard = now
-        if found.state is State.STARTING:
-            found.state = State.READY
+        if found.state is WorkerState.STARTING:
+            found.state = WorkerState.READY
             self._free[0][worker] = None
         self._dispatch(now)
 
@@ -233,7 +233,7 @@ class Pool(Generic[Item]):
         # what it was about to be given, by the death of another a moment ago, is lost with it
         self._actions = [action for action in self._actions if getattr(action, "worker", None) != worker]
         self.mended.append(f"{worker} is gone: {cause}")
-        if found.state is not State.DRAINING:
+        if found.state is not WorkerState.DRAINING:
             self.losses[loss] += 1
             self._backoff.failed()
             if self._backoff.failures > self.limits.deaths + self.wanted:
@@ -250,7 +250,7 @@ class Pool(Generic[Item]):
     def tick(self, now: float) -> None:
         """Look at the time: start who was to be started later, give up the silent, hedge what takes long."""
         for name, worker in list(self.workers.items()):
-            if worker.state is State.STARTING:
+            if worker.state is WorkerState.STARTING:
                 if worker.placed is None:
                     continue
                 late = now - worker.placed
@@ -272,31 +272,31 @@ class Pool(Generic[Item]):
 
     def _fit(self, now: float) -> None:
         """Start the missing, drain those too many: first those still starting, then who holds least."""
-        there = [name for name, worker in self.workers.items() if worker.state is not State.DRAINING]
+        there = [name for name, worker in self.workers.items() if worker.state is not WorkerState.DRAINING]
         if len(there) < self.wanted and now >= self._start_at:
             for _ in range(self.wanted - len(there)):
                 name = f"{self.name}-{self._named}"
                 self._named += 1
-                self.workers[name] = _Worker(State.STARTING, heard=now)
+                self.workers[name] = _Worker(WorkerState.STARTING, heard=now)
                 self._actions.append(Start(name))
         leaving = sorted(
-            there, key=lambda name: (self.workers[name].state is State.READY, len(self.workers[name].held))
+            there, key=lambda name: (self.workers[name].state is WorkerState.READY, len(self.workers[name].held))
         )
         for name in leaving[: max(0, len(there) - self.wanted)]:
             worker = self.workers[name]
             for level in self._free:
                 level.pop(name, None)
-            worker.state = State.DRAINING
+            worker.state = WorkerState.DRAINING
             self._settle(name, worker)
 
     def drain(self, worker: str, now: float) -> None:
         """A worker is to leave, as its node was told to: it finishes what it holds, and another is started at once."""
         found = self.workers.get(worker)
-        if found is None or found.state is State.DRAINING:
+        if found is None or found.state is WorkerState.DRAINING:
             return
         for level in self._free:
             level.pop(worker, None)
-        found.state = State.DRAINING
+        found.state = WorkerState.DRAINING
         self.mended.append(f"{worker} is leaving: its node is being drained")
         self.losses["drained"] += 1
         self._settle(worker, found)
@@ -319,7 +319,7 @@ class Pool(Generic[Item]):
         """Who has refused an item; they get it again only where there is nobody else."""
         if not entry.refused:
             return set()
-        there = {name for name, found in self.workers.items() if found.state is State.READY}
+        there = {name for name, found in self.workers.items() if found.state is WorkerState.READY}
         return set() if there <= set(entry.refused) else set(entry.refused)
 
     def _least_busy(self, without: Iterable[str], *, idle: bool = False) -> str | None:
@@ -344,27 +344,27 @@ class Pool(Generic[Item]):
         since = found.held.get(ticket)
         if since is None:
             return None
-        if found.state is State.READY:
+        if found.state is WorkerState.READY:
             for level in self._free:
                 level.pop(worker, None)
         del found.held[ticket]
         for following in found.held:
             found.held[following] = now
             break
-        if found.state is State.READY:
+        if found.state is WorkerState.READY:
             self._free[len(found.held)][worker] = None
         return since
 
     def _settle(self, worker: str, found: _Worker) -> None:
         """Let a worker go that was only finishing."""
-        if found.state is State.DRAINING and not found.held:
+        if found.state is WorkerState.DRAINING and not found.held:
             del self.workers[worker]
             self._actions.append(Stop(worker))
 
     def _settle_if_waiting(self, worker: str) -> None:
         """A leaving worker's last item may have been finished elsewhere: it need not finish it too."""
         found = self.workers.get(worker)
-        if found is None or found.state is not State.DRAINING:
+        if found is None or found.state is not WorkerState.DRAINING:
             return
         if all(ticket not in self._entries for ticket in found.held):
             found.held.clear()

@@ -264,20 +264,20 @@ def shard(module: nn.Module, rank: Rank) -> None:
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for parameter in module.parameters():
             parameter.data = parameter.data.float()
-    whole = set(getattr(module, "_no_split_modules", None) or ())
-    for part in [part for part in module.modules() if type(part).__name__ in whole][::-1]:  # inner ones first
+    gather_whole = set(getattr(module, "_no_split_modules", None) or ())
+    for part in [part for part in module.modules() if type(part).__name__ in gather_whole][::-1]:  # inner ones first
         fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_whole(tensor: Tensor) -> Tensor:
     """A tensor as it is on one rank alone; with `fsdp2` every rank must ask."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def place(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """This rank's part of a whole tensor, on the device of `like` and cut as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -310,4 +310,4 @@ def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mappi
         )
     with torch.no_grad():
         for name, value in saved.items():
-            parameters[name].copy_(place(value, parameters[name]))
+            parameters[name].copy_(shard_like(value, parameters[name]))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """An exponential mean, in float32 at least, of parameters that an optimizer changes.
 
     Its decay is min(`decay`, (1 + n) / (10 + n)) at the n-th update, so that it soon forgets where it began.

@@ -18,23 +18,23 @@ from pcpo_ray.algorithm.credit import Credit
 from pcpo_ray.data import updates, weights
 from pcpo_ray.data.tensors import sent_to
 from pcpo_ray.data.types import Trajectory
-from pcpo_ray.data.updates import State, Update
-from pcpo_ray.data.weights import Weights
+from pcpo_ray.data.updates import DriverState, Update
+from pcpo_ray.data.weights import WeightSnapshot
 from pcpo_ray.errors import CheckpointError, PcpoError, TrainingError
-from pcpo_ray.models.policy import Policy, kept
+from pcpo_ray.models.policy import Policy, trained_per_group
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.disk import writing
 from pcpo_ray.workers import canary
 from pcpo_ray.workers.learner import distributed, micro_batches, mini_batches
 from pcpo_ray.workers.learner.distributed import Rank
-from pcpo_ray.workers.learner.ema import Average
+from pcpo_ray.workers.learner.ema import EMA
 from pcpo_ray.workers.learner.masters import Masters
-from pcpo_ray.workers.learner.micro_batches import Opened, Pairs
+from pcpo_ray.workers.learner.micro_batches import OpenedGroup, PairBatch
 from pcpo_ray.workers.learner.mini_batches import Block
 from pcpo_ray.workers.learner.movement import Movement
-from pcpo_ray.workers.packing import Packed, unpack
+from pcpo_ray.workers.packing import PackedTrajectory, unpack_trajectory
 
-Group = tuple[int, Trajectory | Packed | None, Sequence[float]]
+Group = tuple[int, Trajectory | PackedTrajectory | None, Sequence[float]]
 """The version that sampled it, its trajectory (None where another rank learns it), its images' advantages."""
 
 BAD_GRADIENTS = 3
@@ -95,7 +95,7 @@ class Learner:
         self.accelerator = Accelerator(mixed_precision=optimization.mixed_precision, cpu=device.type == "cpu")
         self.policy.denoiser.module, self.optimizer = self.accelerator.prepare(self.policy.denoiser.module, optimizer)
         weights_here = self.masters.values.values()
-        self.average = None if optimization.average is None else Average(weights_here, optimization.average)
+        self.average = None if optimization.average is None else EMA(weights_here, optimization.average)
         self.loss_scale = 1.0
         self.importances: list[Float[Tensor, "4"]] = []
         # dropout would make the ratio at unchanged weights differ from 1
@@ -123,9 +123,9 @@ class Learner:
         if step != self.version + 1:
             raise TrainingError(f"asked for update {step} at version {self.version}; expected {self.version + 1}")
         diagnostics = objective.StepDiagnostics(len(self.policy.schedule))
-        parts = mini_batches.of(self.run.optimizer, len(batch), seed=self.run.seed, step=step)
+        parts = mini_batches.split_groups(self.run.optimizer, len(batch), seed=self.run.seed, step=step)
         minibatch_blocks = [self._blocks(batch, part) for part in parts]
-        shares = [mini_batches.share(blocks, self.rank.index, self.rank.count) for blocks in minibatch_blocks]
+        shares = [mini_batches.rank_share(blocks, self.rank.index, self.rank.count) for blocks in minibatch_blocks]
         found = self._find_micro_batch(batch, minibatch_blocks[0], shares[0])
         movement = Movement(self.masters.values.values(), self.rank)
         # in the first optimizer step the log-ratio itself is the lag: nothing has moved since
@@ -169,7 +169,7 @@ class Learner:
         Raises TrainingError for a trajectory that does not have them.
         """
         asked = self.run.optimizer.micro_batch
-        trained = kept(self.run.sampling.subset, len(self.policy.credit.trained))
+        trained = trained_per_group(self.run.sampling.subset, len(self.policy.credit.trained))
         for place in places:
             _, trajectory, advantages = batch[place]
             if trajectory is None:
@@ -181,7 +181,7 @@ class Learner:
                     f"{len(advantages)} at {trained}: give samplers and learner the same config"
                 )
         length = mini_batches.length_of(self.run, asked if isinstance(asked, int) else None)
-        return mini_batches.cut({place: (len(batch[place][2]), trained) for place in places}, length)
+        return mini_batches.cut_into_blocks({place: (len(batch[place][2]), trained) for place in places}, length)
 
     def _lags(self, batch: Sequence[Group], own: Sequence[Block]) -> dict[int, Float[Tensor, "N K 2"]]:
         """Compare the weights as they are now with those that sampled each of this rank's older groups (`_lag_now`)."""
@@ -192,7 +192,7 @@ class Learner:
         shapes = {place: (len(one), len(one.steps)) for place, one in held.items()}
         found = {place: torch.zeros(*shape, 2, device=self.policy.device) for place, shape in shapes.items()}
 
-        def compare(pairs: Pairs) -> None:
+        def compare(pairs: PairBatch) -> None:
             prediction = self._predict(pairs)
             lag = self._lag_now(prediction, self._log_ratio(prediction, pairs), pairs)
             for block, one in zip(pairs.blocks, lag.split(pairs.lengths), strict=True):
@@ -206,9 +206,9 @@ class Learner:
 
     def _go_through(
         self,
-        groups: Mapping[int, Trajectory | Packed],
+        groups: Mapping[int, Trajectory | PackedTrajectory],
         passes: Sequence[Sequence[Block]],
-        work: Callable[[Pairs], None],
+        work: Callable[[PairBatch], None],
         idle: Callable[[], Any],
     ) -> Exception | None:
         """Have `work` done on the pairs of each pass; what this rank failed of.
@@ -233,14 +233,16 @@ class Learner:
         return failure
 
     def _passes(
-        self, blocks: Sequence[Block], groups: Mapping[int, Trajectory | Packed], size: int | None
+        self, blocks: Sequence[Block], groups: Mapping[int, Trajectory | PackedTrajectory], size: int | None
     ) -> list[list[Block]]:
-        count = micro_batches.together(mini_batches.length_of(self.run, size), size)
+        count = micro_batches.blocks_per_pass(mini_batches.length_of(self.run, size), size)
         return micro_batches.passes(blocks, groups, count)
 
-    def _pairs(self, groups: Mapping[int, Trajectory | Packed], passes: Sequence[Sequence[Block]]) -> Iterator[Pairs]:
+    def _pairs(
+        self, groups: Mapping[int, Trajectory | PackedTrajectory], passes: Sequence[Sequence[Block]]
+    ) -> Iterator[PairBatch]:
         """Each pass's pairs on the device; only the groups of one pass lie open, and of these the passes' images."""
-        opened: dict[int, Opened] = {}
+        opened: dict[int, OpenedGroup] = {}
         rows: dict[int, slice] = {}
         for block in (block for blocks in passes for block in blocks):
             before = rows.get(block.place, block.rows)
@@ -264,19 +266,19 @@ class Learner:
         told: tuple[Tensor, ...] = sent_to(torch.tensor(numbers, dtype=dtype), self.policy.device).split(lengths)
         return told
 
-    def _open(self, trajectory: Trajectory | Packed, rows: slice) -> Opened:
+    def _open(self, trajectory: Trajectory | PackedTrajectory, rows: slice) -> OpenedGroup:
         """The images at `rows` on the learner's device, or all of them where they are there already.
 
         What came packed is opened anew each time, so that few groups lie open at once.
         """
-        if isinstance(trajectory, Packed):
-            unpacked = unpack(self.policy, trajectory, rows).to(self.policy.device)
-            return Opened(trajectory=unpacked, first=rows.start)
-        return Opened(trajectory=trajectory.to(self.policy.device))
+        if isinstance(trajectory, PackedTrajectory):
+            unpacked = unpack_trajectory(self.policy, trajectory, rows).to(self.policy.device)
+            return OpenedGroup(trajectory=unpacked, first=rows.start)
+        return OpenedGroup(trajectory=trajectory.to(self.policy.device))
 
     def _find_micro_batch(
         self, batch: Sequence[Group], blocks: Sequence[Block], own: Sequence[Block]
-    ) -> updates.Found | None:
+    ) -> updates.MicroBatchChoice | None:
         """Where optimizer.micro_batch is auto and not yet known, choose it, by trying it on a minibatch.
 
         That has these `blocks`, of which this rank learns its `own`; all ranks choose the same.
@@ -292,11 +294,13 @@ class Learner:
                 taken = self._measure(sizes, _held(batch, own), own)
             except Exception as error:
                 failure = error
-        found = updates.Found.of(sizes, self.rank.agreed(taken.to(self.policy.device), failure).tolist())
+        found = updates.MicroBatchChoice.of(sizes, self.rank.agreed(taken.to(self.policy.device), failure).tolist())
         self.micro_batch = found.size
         return found
 
-    def _measure(self, sizes: Sequence[int], groups: Mapping[int, Trajectory | Packed], own: Sequence[Block]) -> Tensor:
+    def _measure(
+        self, sizes: Sequence[int], groups: Mapping[int, Trajectory | PackedTrajectory], own: Sequence[Block]
+    ) -> Tensor:
         """Seconds a pair by size (micro_batches.measure), tried on these blocks of the groups."""
         longest = max(self._passes(own, groups, sizes[-1]), key=lambda blocks: sum(map(len, blocks)))
         opened = {
@@ -347,25 +351,25 @@ class Learner:
             for values in zeros:
                 values.zero_()
 
-    def _predict(self, pairs: Pairs) -> Float[Tensor, "B ..."]:
+    def _predict(self, pairs: PairBatch) -> Float[Tensor, "B ..."]:
         """The present prediction, rounded as the sampler's was."""
         prediction = self.policy.predict(pairs.latents, pairs.steps, pairs.conditioning)
         return objective.rounded(prediction, pairs.predictions.dtype)
 
     @torch.no_grad()
-    def _reference(self, pairs: Pairs) -> Float[Tensor, "B ..."]:
+    def _reference(self, pairs: PairBatch) -> Float[Tensor, "B ..."]:
         """The prediction without the adapter, rounded as the present one is, so that equal ones have no divergence."""
         with self.policy.denoiser.without_adapter():
             return self._predict(pairs)
 
-    def _log_ratio(self, prediction: Float[Tensor, "B ..."], pairs: Pairs) -> Float[Tensor, " B"]:
+    def _log_ratio(self, prediction: Float[Tensor, "B ..."], pairs: PairBatch) -> Float[Tensor, " B"]:
         if self.run.objective.log_ratio == "replay":
             return self._replayed(prediction, pairs)
         weight, sign = self.credit_weights[pairs.steps], self.signs[pairs.steps]
         found = objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
         return self.scales[pairs.steps] * found
 
-    def _replayed(self, prediction: Float[Tensor, "B ..."], pairs: Pairs) -> Float[Tensor, " B"]:
+    def _replayed(self, prediction: Float[Tensor, "B ..."], pairs: PairBatch) -> Float[Tensor, " B"]:
         """The log-ratio with the noise recovered from the bits that the sampler went on with."""
         found = []
         for one, predicted in zip(pairs.apart(), prediction.split(pairs.lengths), strict=True):
@@ -397,7 +401,7 @@ class Learner:
         advantages = iter(self._told(passes, lambda block: batch[block.place][2][block.rows], torch.float32))
         total = torch.zeros(2, device=device)
 
-        def learn(pairs: Pairs) -> None:
+        def learn(pairs: PairBatch) -> None:
             total.add_(self._accumulate(pairs, next(advantages), lags, older, diagnostics, count=count))
 
         failure = self._go_through(held, passes, learn, self._idle)
@@ -423,7 +427,7 @@ class Learner:
         if self.loss_scale != 1.0:
             torch._foreach_div_([p.grad for p in trained if p.grad is not None], self.loss_scale)
         most = self.run.optimizer.max_gradient_norm
-        norm = float(distributed.whole(self.accelerator.clip_grad_norm_(trained, most)))
+        norm = float(distributed.gather_whole(self.accelerator.clip_grad_norm_(trained, most)))
         if math.isfinite(norm):
             self.bad_gradients = 0
             self.stepping = True
@@ -477,7 +481,7 @@ class Learner:
 
     def _accumulate(
         self,
-        pairs: Pairs,
+        pairs: PairBatch,
         advantage: Float[Tensor, " B"],
         lags: Mapping[int, Float[Tensor, "N K 2"]],
         older: Container[int],
@@ -524,7 +528,7 @@ class Learner:
 
     @torch.no_grad()
     def _lag_now(
-        self, prediction: Float[Tensor, "B ..."], log_ratio: Float[Tensor, " B"], pairs: Pairs
+        self, prediction: Float[Tensor, "B ..."], log_ratio: Float[Tensor, " B"], pairs: PairBatch
     ) -> Float[Tensor, "B 2"]:
         """Compare the weights as they are now with those that sampled: the log-ratio that the loss is made of, and that
         of the sampler's own densities, which the importance is made of."""
@@ -537,7 +541,7 @@ class Learner:
         self,
         prediction: Float[Tensor, "B ..."],
         log_ratio: Float[Tensor, " B"],
-        pairs: Pairs,
+        pairs: PairBatch,
         lags: Mapping[int, Float[Tensor, "N K 2"]],
         older: Container[int],
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
@@ -593,7 +597,7 @@ class Learner:
         }
         return {name: [values[index] for index in trained] for name, values in columns.items()}
 
-    def weights(self, *, averaged: bool = False, over: weights.Weights | None = None) -> weights.Weights:
+    def weights(self, *, averaged: bool = False, over: weights.WeightSnapshot | None = None) -> weights.WeightSnapshot:
         """A copy of what is trained, to send, or of its running mean; it may take the memory of `over`.
 
         The first rank's; fsdp2's others assist.
@@ -635,7 +639,7 @@ class Learner:
         """Those of the tensors that this rank is to have whole; a tensor in parts is gathered by all ranks together."""
         found = {}
         for name, tensor in tensors.items():
-            complete = distributed.whole(tensor.detach())
+            complete = distributed.gather_whole(tensor.detach())
             if writers[name] == self.rank.index:
                 found[name] = complete.cpu() if self.rank.sharded else complete
         return found
@@ -656,9 +660,9 @@ class Learner:
     def save(
         self,
         folder: Path,
-        state: State,
+        state: DriverState,
         *,
-        older: Sequence[Weights] = (),
+        older: Sequence[WeightSnapshot] = (),
         allowed: Callable[[], None] = lambda: None,
     ) -> None:
         """Write a checkpoint that `restore` continues from exactly, and that diffusers can load.
@@ -711,7 +715,7 @@ class Learner:
                 )
             meeting.tell()
 
-    def restore(self, folder: Path) -> State:
+    def restore(self, folder: Path) -> DriverState:
         """Take over parameters, optimizer and version.
 
         Raises CheckpointError: before anything is changed if files or shapes are wrong, and afterwards if nobody could
@@ -729,12 +733,12 @@ class Learner:
             parameter = self.masters.values[name]
             self.optimizer.state[parameter] = {
                 # AdamW keeps its step count on the CPU
-                key: value if key == "step" else distributed.place(value, parameter)
+                key: value if key == "step" else distributed.shard_like(value, parameter)
                 for key, value in values.items()
             }
         if self.average is not None:
             means = [
-                distributed.place(loaded.averaged[name], value)
+                distributed.shard_like(loaded.averaged[name], value)
                 for name, value in zip(self.parameters, self.average.values, strict=True)
             ]
             self.average.restore(means, updates=loaded.updates)
@@ -750,9 +754,9 @@ class Learner:
         return loaded.state
 
 
-def _held(batch: Sequence[Group], blocks: Sequence[Block]) -> dict[int, Trajectory | Packed]:
+def _held(batch: Sequence[Group], blocks: Sequence[Block]) -> dict[int, Trajectory | PackedTrajectory]:
     """The trajectories of the groups that these blocks are of, in the blocks' order."""
-    found: dict[int, Trajectory | Packed] = {}
+    found: dict[int, Trajectory | PackedTrajectory] = {}
     for place in dict.fromkeys(block.place for block in blocks):
         trajectory = batch[place][1]
         assert trajectory is not None  # whoever learns a block was sent its group

@@ -22,7 +22,7 @@ from torch import Tensor
 from pcpo_ray.data.tensors import Conditioning, in_one_piece, of_rows
 from pcpo_ray.data.types import Trajectory
 from pcpo_ray.workers.learner.mini_batches import Block
-from pcpo_ray.workers.packing import Packed
+from pcpo_ray.workers.packing import PackedTrajectory
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ LONGEST = 60.0
 """Seconds after which no further number is tried."""
 
 
-def together(length: int, size: int | None) -> int:
+def blocks_per_pass(length: int, size: int | None) -> int:
     """How many blocks of `length` images make up a pass of at most `size` pairs (None: one): a power of two."""
     return 1 << max(1, (size or 1) // length).bit_length() - 1
 
@@ -50,7 +50,9 @@ def split(blocks: Sequence[T], count: int) -> list[list[T]]:
     return found
 
 
-def passes(blocks: Sequence[Block], groups: Mapping[int, Trajectory | Packed], count: int) -> list[list[Block]]:
+def passes(
+    blocks: Sequence[Block], groups: Mapping[int, Trajectory | PackedTrajectory], count: int
+) -> list[list[Block]]:
     """What goes through the network at once, pass for pass: all of these blocks of the groups.
 
     `count` of them make up a pass (`split`). A group's last block may be of fewer images; as many such make up a pass
@@ -64,19 +66,19 @@ def passes(blocks: Sequence[Block], groups: Mapping[int, Trajectory | Packed], c
     return sorted(found, key=lambda blocks: (order[blocks[0].place], order[blocks[-1].place]))
 
 
-def shapes_of(group: Trajectory | Packed) -> Hashable:
+def shapes_of(group: Trajectory | PackedTrajectory) -> Hashable:
     """Of a text's conditioning."""
     rows = group.conditioning.values()
     return tuple(tuple((row[1] if isinstance(row, tuple) else row).shape) for row in rows)
 
 
-def steps_of(trajectory: Trajectory | Packed) -> tuple[int, ...]:
+def steps_of(trajectory: Trajectory | PackedTrajectory) -> tuple[int, ...]:
     """As numbers, had before the trajectory is on a device, where to read them would be to wait for it."""
     return tuple(int(index) for index in trajectory.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs:
+class PairBatch:
     """What one pass is made of, a row a pair; `steps` are indices into the sampler's T steps, `lengths` the blocks'.
 
     `indices` are each block's step, as numbers: to read them from a device would be to wait for it.
@@ -95,13 +97,13 @@ class Pairs:
     def lengths(self) -> list[int]:
         return [len(block) for block in self.blocks]
 
-    def apart(self) -> list["Pairs"]:
+    def apart(self) -> list["PairBatch"]:
         """Each block by itself, as the sampler had it."""
         ends = itertools.accumulate(self.lengths)
         whole = [slice(end - len(block), end) for end, block in zip(ends, self.blocks, strict=True)]
         names = ("steps", "latents", "predictions", "noises", "log_probs")
         return [
-            Pairs(
+            PairBatch(
                 blocks=[block],
                 indices=[index],
                 **{name: getattr(self, name)[rows] for name in names},
@@ -112,7 +114,7 @@ class Pairs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
+class OpenedGroup:
     """A group's trajectory, or that of its images from the `first` on."""
 
     trajectory: Trajectory
@@ -124,13 +126,13 @@ class Opened:
 
 
 def gather(
-    blocks: Sequence[Block], indices: Sequence[int], groups: Mapping[int, Opened], steps: Int[Tensor, " B"]
-) -> Pairs:
+    blocks: Sequence[Block], indices: Sequence[int], groups: Mapping[int, OpenedGroup], steps: Int[Tensor, " B"]
+) -> PairBatch:
     """The pairs of one pass, of groups that lie open."""
     names = ("latents", "predictions", "noises", "log_probs")
     where = [(groups[one.place].trajectory, groups[one.place].rows(one), one.k) for one in blocks]
     texts = [of_rows(group.conditioning, rows, len(group)) for group, rows, _ in where]
-    return Pairs(
+    return PairBatch(
         blocks=blocks,
         indices=indices,
         steps=steps,

@@ -32,7 +32,7 @@ class Block:
         return self.place, self.rows.start, self.k
 
 
-def of(optimizer: config.Optimizer, groups: int, *, seed: int, step: int) -> list[list[int]]:
+def split_groups(optimizer: config.Optimizer, groups: int, *, seed: int, step: int) -> list[list[int]]:
     """The positions in the batch of each optimizer step's groups: `updates` of them an epoch, drawn anew each epoch."""
     drawn = np.random.default_rng(seed_of(seed, "minibatches", step))
     count = min(optimizer.updates, groups)
@@ -46,7 +46,7 @@ def length_of(run: config.Run, micro_batch: int | None) -> int:
     return min(images, run.sampling.batch or images, micro_batch or images)
 
 
-def cut(groups: Mapping[int, tuple[int, int]], length: int) -> list[Block]:
+def cut_into_blocks(groups: Mapping[int, tuple[int, int]], length: int) -> list[Block]:
     """All (image, step) pairs of groups of so many images and trained steps each, in blocks of at most `length` images.
 
     In the groups' order; of a group's images some at all steps, then the next.
@@ -59,7 +59,7 @@ def cut(groups: Mapping[int, tuple[int, int]], length: int) -> list[Block]:
     ]
 
 
-def share(blocks: Sequence[Block], rank: int, ranks: int) -> list[Block]:
+def rank_share(blocks: Sequence[Block], rank: int, ranks: int) -> list[Block]:
     """Those of a minibatch's blocks that a rank learns, in their order.
 
     All ranks have as many, or one less, and so of blocks of each number of images: what a group leaves over is spread
@@ -79,7 +79,7 @@ def share(blocks: Sequence[Block], rank: int, ranks: int) -> list[Block]:
     return [blocks[number] for number in sorted(own)]
 
 
-def places(run: config.Run, groups: Sequence[int], trained: int, *, step: int, rank: int, ranks: int) -> list[int]:
+def rank_groups(run: config.Run, groups: Sequence[int], trained: int, *, step: int, rank: int, ranks: int) -> list[int]:
     """The positions of those groups of a batch of which a rank learns anything, in update `step`.
 
     `groups` have so many images each, at `trained` steps.
@@ -87,13 +87,13 @@ def places(run: config.Run, groups: Sequence[int], trained: int, *, step: int, r
     asked = run.optimizer.micro_batch
     length = length_of(run, asked if isinstance(asked, int) else None)
     found: set[int] = set()
-    for part in of(run.optimizer, len(groups), seed=run.seed, step=step):
-        blocks = cut({place: (groups[place], trained) for place in part}, length)
-        found.update(block.place for block in share(blocks, rank, ranks))
+    for part in split_groups(run.optimizer, len(groups), seed=run.seed, step=step):
+        blocks = cut_into_blocks({place: (groups[place], trained) for place in part}, length)
+        found.update(block.place for block in rank_share(blocks, rank, ranks))
     return sorted(found)
 
 
-def fewest(run: config.Run, trained: int) -> int:
+def fewest_blocks(run: config.Run, trained: int) -> int:
     """The blocks of the smallest minibatch of whole batches, each group having `trained` steps: what ranks share."""
     asked = run.optimizer.micro_batch
     length = length_of(run, asked if isinstance(asked, int) else None)
@@ -102,7 +102,7 @@ def fewest(run: config.Run, trained: int) -> int:
 
 def check_ranks(run: config.Run, trained: int) -> None:
     """Raise ConfigError where there are more ranks than blocks in a minibatch: some would idle."""
-    ranks, blocks = run.workers.learner.ranks, fewest(run, trained)
+    ranks, blocks = run.workers.learner.ranks, fewest_blocks(run, trained)
     if ranks > blocks:
         raise ConfigError(
             f"workers.learner.ranks is {ranks}, and a minibatch has {blocks} blocks for them to share (of "

@@ -10,7 +10,7 @@ import ray
 
 from pcpo_ray.cluster.connect import connect
 from pcpo_ray.cluster.control.client import Caller
-from pcpo_ray.cluster.control.driver import FAREWELL, Desk
+from pcpo_ray.cluster.control.driver import FAREWELL, DriverControl
 from pcpo_ray.data.requests import Request
 from pcpo_ray.errors import ClusterError, EndedError
 from tests.support import small
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures
 
 @pytest.fixture
 def desk(request):
-    found = Desk(request.node.name, {"state": "starting", "step": 0})
+    found = DriverControl(request.node.name, {"state": "starting", "step": 0})
     yield found
     found.close()
 

@@ -1,14 +1,14 @@
 """What a task costs the driver: each passes through once."""
 
 from pcpo_ray.commands.bench import scheduler
-from pcpo_ray.training.dispatcher import Traffic
+from pcpo_ray.training.dispatcher import Dispatcher
 from tests.support import small
 
 
 def test_every_task_comes_back_in_order_whatever_is_in_flight(small_sd):
     run = scheduler.measured_on(small.run(small_sd))
     stages = scheduler.InstantStages()
-    traffic = Traffic(run, stages, event=scheduler._ignore, say=scheduler._ignore)
+    traffic = Dispatcher(run, stages, event=scheduler._ignore, say=scheduler._ignore)
     traffic.publish(oldest=0)
     for step in (1, 2):
         tasks = [scheduler._task(step, position) for position in range(50)]

@@ -63,7 +63,7 @@ def test_every_published_recipe_fits_80_gib(config, tmp_path):
     ]
     rewards = {kind: published.clip(tmp_path / name, large=name == "clip-h") for kind, name in REWARDS.items()}
     run = files.load(config, elsewhere(asked, write(tmp_path / "model"), rewards))
-    verdicts = plan.judge(plan.plan(run), plan.Room(gpu="H100"))
+    verdicts = plan.judge(plan.plan(run), plan.Budget(gpu="H100"))
     assert [verdict.what for verdict in verdicts if verdict.fits] == ["sampler", "scorer", "learner"]
 
 

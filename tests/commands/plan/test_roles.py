@@ -16,12 +16,12 @@ from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
 from pcpo_ray.config import files
 from pcpo_ray.data.types import Handle, Rollout
 from pcpo_ray.data.weights import layout
-from pcpo_ray.training.counters import Tally
+from pcpo_ray.training.counters import Counters
 from pcpo_ray.workers.learner import micro_batches, mini_batches
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.learner.learner import ALONE, Learner
 from pcpo_ray.workers.learner.movement import Movement
-from pcpo_ray.workers.packing import pack
+from pcpo_ray.workers.packing import pack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import ROOT, measured, small
 from tests.support.trajectories import TRAJECTORIES, trajectory
@@ -42,7 +42,7 @@ def sent(run, step=1):
         parameter.data.add_(0.1)
     asked = dataclasses.replace(measured.task_of(run), step=step)
     trajectory, images = sampler.sample(asked)
-    return pack(sampler.policy, asked, trajectory), trajectory, images
+    return pack_trajectory(sampler.policy, asked, trajectory), trajectory, images
 
 
 @pytest.mark.parametrize(("fixture", "changes"), TRAJECTORIES)
@@ -78,7 +78,7 @@ def test_512_samples_of_flux_s_size_and_a_batch_ahead_fit_8_gb_of_object_store(t
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_what_waits_to_be_learned_comes_to_the_stores_bytes_and_no_higher(small_sd, staleness):
     run = small.run(small_sd, rollout__max_staleness=staleness)
-    planned, tally = roles.store(run), Tally()
+    planned, tally = roles.store(run), Counters()
     packed, _, images = sent(run)
     for step in range(1, staleness + 2):
         for position in range(run.rollout.prompts):
@@ -193,8 +193,8 @@ def test_a_pass_has_the_pairs_and_is_of_the_groups_that_are_planned(small_sd, sa
     shapes = {name: torch.zeros(images, 3, 4, 5) for name in ("latents", "predictions", "noises")}
     group = trajectory(**shapes, log_probs=torch.zeros(images, 3))
     length = min(images, sampled or images, size)
-    blocks = mini_batches.cut(dict.fromkeys(range(16), (images, 3)), length)
-    found = micro_batches.passes(blocks, dict.fromkeys(range(16), group), micro_batches.together(length, size))
+    blocks = mini_batches.cut_into_blocks(dict.fromkeys(range(16), (images, 3)), length)
+    found = micro_batches.passes(blocks, dict.fromkeys(range(16), group), micro_batches.blocks_per_pass(length, size))
     groups = max(len({block.place for block in blocks}) for blocks in found)
     assert roles.pass_of(run, size) == (max(sum(map(len, blocks)) for blocks in found), groups)
     half = small.run(small_sd, **sampling, rollout__images=images, rollout__prompts=16, optimizer__updates=2)
@@ -236,8 +236,8 @@ def test_auto_on_a_cpu_is_planned_with_the_most_pairs_that_it_tries(
     shapes = {name: torch.zeros(4, 2, 4, 5) for name in ("latents", "predictions", "noises")}
     group = trajectory(**shapes, log_probs=torch.zeros(4, 2), steps=torch.tensor([0, 1]))
     groups = [(0, group, [0.0] * 4)] * prompts
-    blocks = learner._blocks(groups, mini_batches.of(run.optimizer, prompts, seed=0, step=1)[0])
-    learner._find_micro_batch(groups, blocks, mini_batches.share(blocks, 0, ranks))
+    blocks = learner._blocks(groups, mini_batches.split_groups(run.optimizer, prompts, seed=0, step=1)[0])
+    learner._find_micro_batch(groups, blocks, mini_batches.rank_share(blocks, 0, ranks))
     assert roles.micro_batch_of(run) == tried[-1] == most
     on_a_gpu = small.run(small_sd, **sampling, **batch, workers__learner=f"{{ranks: {ranks}, gpus: 1}}")
     assert roles.micro_batch_of(on_a_gpu) == 4  # its memory ends it

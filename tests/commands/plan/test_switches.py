@@ -22,7 +22,7 @@ def card(monkeypatch):
 
     def make(size):
         monkeypatch.setitem(gpus.MEMORY, "TEST", size / gpus.GIB)
-        return plan.Room(gpu="TEST")
+        return plan.Budget(gpu="TEST")
 
     return make
 
@@ -97,7 +97,7 @@ def test_stores_too_small_are_told_to_sample_less_ahead_and_then_less_at_once(sm
     run = small.run(small_sd, rollout__max_staleness=1, rollout__prompts=8, evaluation__count=1)
     store = roles.store(run)
     assert store.needed == pytest.approx(store.groups / 0.6, abs=1)
-    first = judged(run, "object stores", plan.Room(store=store.needed - 1)).remedies
+    first = judged(run, "object stores", plan.Budget(store=store.needed - 1)).remedies
     assert [remedy.overrides for remedy in first] == [
         ("rollout.max_staleness=0",),
         ("sampling.subset={kind: window, size: 2}",),
@@ -105,14 +105,14 @@ def test_stores_too_small_are_told_to_sample_less_ahead_and_then_less_at_once(sm
     ]
     for remedy in first:
         assert remedy.needed == roles.store(switches.changed(run, remedy.overrides)).needed < store.needed
-    assert judged(run, "object stores", plan.Room(store=store.needed)).fits
+    assert judged(run, "object stores", plan.Budget(store=store.needed)).fits
 
 
 def test_where_no_switch_is_enough_alone_as_many_are_taken_as_it_takes(small_sd):
     batch = {"rollout__prompts": 8, "optimizer__updates": 4, "rollout__max_staleness": 1, "evaluation__count": 1}
     run = small.run(small_sd, **batch)
     wanted = switches.changed(run, ("rollout.max_staleness=0", "rollout.prompts=4"))
-    room = plan.Room(store=roles.store(wanted).needed)
+    room = plan.Budget(store=roles.store(wanted).needed)
     (remedy,) = judged(run, "object stores", room).remedies
     assert len(remedy.overrides) > 1
     assert remedy.needed == roles.store(switches.changed(run, remedy.overrides)).needed
@@ -137,7 +137,7 @@ def test_what_makes_each_fit_is_planned_together(small_flux, card):
     run = small.run(small_flux, **GPU, **size)
     planned = plan.plan(run)
     room = card(roles.learner(run).total - 1)
-    room = plan.Room(gpu=room.gpu, store=planned.store.needed - 1)
+    room = plan.Budget(gpu=room.gpu, store=planned.store.needed - 1)
     verdicts = plan.judge(planned, room)
     assert [verdict.what for verdict in verdicts if not verdict.fits] == ["learner", "object stores"]
     overrides, after = plan.together(planned, verdicts, room)
@@ -149,8 +149,8 @@ def test_what_makes_each_fit_is_planned_together(small_flux, card):
 def test_no_role_on_a_gpu_and_an_unknown_gpu_are_errors(small_sd):
     planned = plan.plan(small.run(small_sd))
     with pytest.raises(ConfigError, match=r"no role of this config has a GPU.*workers\.learner\.gpus=1"):
-        plan.judge(planned, plan.Room(gpu="H200"))
+        plan.judge(planned, plan.Budget(gpu="H200"))
     with pytest.raises(ConfigError, match=r"--gpu H20: unknown \(did you mean 'H200'\?\); expected one of .*A100-80"):
-        plan.judge(planned, plan.Room(gpu="H20"))
-    assert plan.judge(planned, plan.Room()) == []
+        plan.judge(planned, plan.Budget(gpu="H20"))
+    assert plan.judge(planned, plan.Budget()) == []
     assert gpus.memory_of("a100-80") == 80 * 2**30

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcpo_ray.errors import ClusterError
-from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, State, Stop
+from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, Stop, WorkerState
 from tests.support.simulated import Workers
 
 
@@ -59,7 +59,7 @@ def test_a_shrinking_pool_lets_the_leaving_finish():
     assert sent(pool) == [("w-0", 1), ("w-1", 2)]
     pool.resize(1, 1.0)
     assert pool.take() == [Stop("w-2")]
-    leaving = next(name for name, worker in pool.workers.items() if worker.state is State.DRAINING)
+    leaving = next(name for name, worker in pool.workers.items() if worker.state is WorkerState.DRAINING)
     pool.submit("c", 1.0)
     assert not pool.take()
     ticket = {"w-0": 1, "w-1": 2}[leaving]
@@ -280,7 +280,7 @@ def test_a_worker_that_was_only_finishing_is_not_replaced_when_it_dies():
     pool.submit("a", 0.0)
     pool.resize(1, 0.0)
     pool.submit("b", 0.0)
-    leaving = next(name for name, worker in pool.workers.items() if worker.state is State.DRAINING or worker.held)
+    leaving = next(name for name, worker in pool.workers.items() if worker.state is WorkerState.DRAINING or worker.held)
     pool.resize(0, 0.0)
     pool.died(leaving, "SIGKILL", 1.0)
     assert not pool.losses

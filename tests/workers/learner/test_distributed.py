@@ -14,7 +14,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from pcpo_ray.errors import CheckpointError, RunError, TrainingError
 from pcpo_ray.workers.learner import distributed, micro_batches, mini_batches
 from pcpo_ray.workers.learner.learner import Learner
-from pcpo_ray.workers.packing import pack
+from pcpo_ray.workers.packing import pack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import lockstep, small
 from tests.support.trajectories import task
@@ -122,7 +122,7 @@ def sampled(sampler, learner, step, count):
     """A batch of groups as they travel."""
     sampler.load(learner.weights())
     asked = [task(position=n, version=learner.version, step=step) for n in range(count)]
-    made = [pack(sampler.policy, one, sampler.sample(one)[0]) for one in asked]
+    made = [pack_trajectory(sampler.policy, one, sampler.sample(one)[0]) for one in asked]
     return [(learner.version, one, ADVANTAGES[n % 3]) for n, one in enumerate(made)]
 
 
@@ -130,7 +130,7 @@ def of_rank(run, batch, step, rank):
     """The batch as a rank gets it: without the trajectories of which it learns nothing."""
     trained = len(batch[0][1].steps)
     images = [len(advantages) for _, _, advantages in batch]
-    own = mini_batches.places(run, images, trained, step=step, rank=rank.index, ranks=rank.count)
+    own = mini_batches.rank_groups(run, images, trained, step=step, rank=rank.index, ranks=rank.count)
     return [(version, one if n in own else None, values) for n, (version, one, values) in enumerate(batch)]
 
 
@@ -245,10 +245,10 @@ def test_ranks_choose_one_micro_batch_that_all_of_them_can_have(small_sd, monkey
     def find(learner):
         learner._predict = lambda pairs: pairs.predictions
         blocks, own = (
-            learner._blocks(batch, mini_batches.of(run.optimizer, 3, seed=0, step=1)[0]),
+            learner._blocks(batch, mini_batches.split_groups(run.optimizer, 3, seed=0, step=1)[0]),
             of_rank(run, batch, 1, learner.rank),
         )
-        return learner._find_micro_batch(own, blocks, mini_batches.share(blocks, learner.rank.index, 3))
+        return learner._find_micro_batch(own, blocks, mini_batches.rank_share(blocks, learner.rank.index, 3))
 
     found = lockstep.at_once(find, together)
     assert seen == [([4, 8, 16], [True] * 3)] * 3  # of 48 pairs each rank has four blocks of four
@@ -285,7 +285,7 @@ def test_a_group_that_one_rank_cannot_open_ends_the_update_of_all_with_one_messa
 @pytest.mark.parametrize("changes", [{}, {"optimizer__updates": 3}])
 def test_a_log_ratio_that_is_not_zero_on_one_rank_is_found_out_by_all(small_sd, changes):
     def damage(batch, together):
-        place = mini_batches.of(together[0].run.optimizer, 3, seed=0, step=1)[0][-1]
+        place = mini_batches.split_groups(together[0].run.optimizer, 3, seed=0, step=1)[0][-1]
         version, packed, advantages = batch[place]
         dtype, values = packed.predictions
         values = values.copy()

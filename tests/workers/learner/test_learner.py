@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from pcpo_ray.algorithm import objective
-from pcpo_ray.data.updates import State
+from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import CheckpointError, RunError, TrainingError, WeightsError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.workers.learner import distributed, mini_batches
 from pcpo_ray.workers.learner.learner import BAD_GRADIENTS, Learner
-from pcpo_ray.workers.packing import pack
+from pcpo_ray.workers.packing import pack_trajectory
 from tests.support import small
 from tests.support.trajectories import ADVANTAGES, CPU, batch, pair, task
 
@@ -106,7 +106,7 @@ def test_what_travels_packed_is_learned_to_the_same_bits(small_sd, changes):
     sampler, learner = pair(small_sd, **changes)
     _, other = pair(small_sd, **changes)
     groups = batch(sampler, learner)
-    travelled = [(v, pack(sampler.policy, task(position=n), t), a) for n, (v, t, a) in enumerate(groups)]
+    travelled = [(v, pack_trajectory(sampler.policy, task(position=n), t), a) for n, (v, t, a) in enumerate(groups)]
     for step in (1, 2):
         learner.update(step, groups)
         other.update(step, travelled)
@@ -116,9 +116,9 @@ def test_what_travels_packed_is_learned_to_the_same_bits(small_sd, changes):
 def test_a_checkpoint_restores_parameters_and_optimizer_to_the_bit(small_sd, tmp_path):
     sampler, learner = pair(small_sd)
     learner.update(1, batch(sampler, learner))
-    learner.save(tmp_path / "step-000001", State(step=1, histories={"reward": {"a": [1.0, 2.0]}}))
+    learner.save(tmp_path / "step-000001", DriverState(step=1, histories={"reward": {"a": [1.0, 2.0]}}))
     _, other = pair(small_sd)
-    assert other.restore(tmp_path / "step-000001") == State(step=1, histories={"reward": {"a": [1.0, 2.0]}})
+    assert other.restore(tmp_path / "step-000001") == DriverState(step=1, histories={"reward": {"a": [1.0, 2.0]}})
     groups = batch(sampler, learner)
     learner.update(2, groups)
     other.update(2, groups)
@@ -130,7 +130,7 @@ def test_a_running_mean_goes_on_from_any_checkpoint_that_of_step_0_included(smal
     sampler, learner = pair(small_sd, optimizer__average=0.9, optimizer__updates=2)
     for step in range(1, steps + 1):
         learner.update(step, batch(sampler, learner))
-    learner.save(tmp_path / "saved", State(step=steps))
+    learner.save(tmp_path / "saved", DriverState(step=steps))
     _, other = pair(small_sd, optimizer__average=0.9, optimizer__updates=2)
     other.restore(tmp_path / "saved")
     assert other.average.updates == 2 * steps
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_may_not_be_written_any_more_has_no_name(small_sd, tmp
 
     _, learner = pair(small_sd)
     with pytest.raises(RunError, match="taken over"):
-        learner.save(tmp_path / "step-000000", State(step=0), allowed=refused)
+        learner.save(tmp_path / "step-000000", DriverState(step=0), allowed=refused)
     assert not list(tmp_path.iterdir())
 
 
@@ -164,7 +164,7 @@ def test_full_fine_tuning_learns_and_its_checkpoint_is_a_pipeline(small_sd, tmp_
     sampler, learner = pair(small_sd, model__train="{kind: full}")
     update = learner.update(1, batch(sampler, learner))
     assert update.diagnostics["overall"]["max_log_ratio"] == 0.0
-    learner.save(tmp_path / "step-000001", State(step=1))
+    learner.save(tmp_path / "step-000001", DriverState(step=1))
     loaded = dict(StableDiffusionPipeline.from_pretrained(tmp_path / "step-000001").unet.named_parameters())
     assert all(torch.equal(parameter, loaded[name]) for name, parameter in learner.parameters.items())
 
@@ -265,7 +265,7 @@ def test_a_truncated_correction_weighs_what_older_weights_sampled(small_sd, kind
     learner.update(1, groups)
     plan, moved = learner.policy.credit, {name: p.detach().clone() for name, p in learner.parameters.items()}
     expected, noted = [], []
-    for place in mini_batches.of(learner.run.optimizer, 2, seed=0, step=2)[0]:
+    for place in mini_batches.split_groups(learner.run.optimizer, 2, seed=0, step=2)[0]:
         trajectory = groups[place][1]
         rows = {name: row.expand(4, *row.shape[1:]) for name, row in trajectory.conditioning.items()}
         for k, index in enumerate(trajectory.steps.tolist()):
@@ -425,7 +425,7 @@ def test_a_half_precision_checkpoint_has_the_masters_and_continues_to_the_bit(sm
     sampler, learner = pair(small_sd, **changes, optimizer__average=average)
     learner.update(1, batch(sampler, learner))
     folder = tmp_path / "step-000001"
-    learner.save(folder, State(step=1))
+    learner.save(folder, DriverState(step=1))
     saved = checkpoints.read(folder)
     assert {value.dtype for value in (*saved.parameters.values(), *saved.averaged.values())} == {torch.float32}
     _, other = pair(small_sd, **changes, optimizer__average=average)
@@ -498,7 +498,7 @@ def test_no_checkpoint_is_written_that_nobody_could_continue(small_sd, tmp_path,
     broken = learner.masters.values if average == "null" else dict(enumerate(learner.average.values))
     next(iter(broken.values())).data.fill_(float("nan"))
     with pytest.raises(TrainingError, match="prediction is not finite"):
-        learner.save(tmp_path / "step-000001", State(step=1))
+        learner.save(tmp_path / "step-000001", DriverState(step=1))
     assert not list(tmp_path.iterdir())
 
 
@@ -507,7 +507,7 @@ def test_a_checkpoint_that_nobody_could_continue_is_refused_by_name(small_sd, tm
 
     _, learner = pair(small_sd)
     folder = tmp_path / "step-000000"
-    learner.save(folder, State(step=0))
+    learner.save(folder, DriverState(step=0))
     held = load_file(folder / "trainable.safetensors")
     save_file({name: value.fill_(float("nan")) for name, value in held.items()}, folder / "trainable.safetensors")
     state = json.loads((folder / "state.json").read_text())

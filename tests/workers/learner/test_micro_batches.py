@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pcpo_ray.data.updates import Found
+from pcpo_ray.data.updates import MicroBatchChoice
 from pcpo_ray.workers.learner import micro_batches, mini_batches
-from pcpo_ray.workers.learner.micro_batches import Opened, candidates, gather, measure
-from pcpo_ray.workers.packing import pack
+from pcpo_ray.workers.learner.micro_batches import OpenedGroup, candidates, gather, measure
+from pcpo_ray.workers.packing import pack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import small
 from tests.support.trajectories import batch, pair, task, trajectory
@@ -26,7 +26,9 @@ def passes(groups, sampled, size):
     shapes = {place: (len(group), len(group.steps)) for place, group in groups.items()}
     images = max(images for images, _ in shapes.values())
     length = min(images, sampled or images, size or images)
-    return micro_batches.passes(mini_batches.cut(shapes, length), groups, micro_batches.together(length, size))
+    return micro_batches.passes(
+        mini_batches.cut_into_blocks(shapes, length), groups, micro_batches.blocks_per_pass(length, size)
+    )
 
 
 def places(found, groups):
@@ -71,7 +73,7 @@ def test_only_groups_whose_texts_have_one_shape_go_together():
 def test_packed_groups_go_together_as_opened_ones_do(small_sd):
     sampler = Sampler(small.run(small_sd), CPU)
     made = {n: sampler.sample(task(position=n))[0] for n in range(3)}
-    sent = {n: pack(sampler.policy, task(position=n), one) for n, one in made.items()}
+    sent = {n: pack_trajectory(sampler.policy, task(position=n), one) for n, one in made.items()}
     assert places(passes(sent, None, 8), sent) == places(passes(made, None, 8), made) != []
 
 
@@ -109,7 +111,7 @@ def test_gathered_pairs_have_each_block_s_own_step_and_text_and_are_taken_apart_
     (blocks, *_) = passes(made, 1, 8)
     blocks = [*blocks[1:3], *passes({1: made[1]}, 1, 8)[0][:2]]
     indices = [int(made[block.place].steps[block.k]) for block in blocks]
-    pairs = gather(blocks, indices, {n: Opened(trajectory=one) for n, one in made.items()}, torch.tensor(indices))
+    pairs = gather(blocks, indices, {n: OpenedGroup(trajectory=one) for n, one in made.items()}, torch.tensor(indices))
     expected = [made[block.place].latents[block.rows, block.k] for block in blocks]
     assert torch.equal(pairs.latents, torch.cat(expected))
     assert pairs.conditioning["embeds"][:, 0].tolist() == [0.0, 0.0, 1.0, 1.0]
@@ -146,8 +148,10 @@ def test_nothing_is_tried_for_longer_than_a_minute(monkeypatch):
 
 
 def test_the_fastest_is_found_and_what_was_no_choice_has_no_time():
-    assert Found.of([8, 16, 32], [0.3, 0.1, math.inf]) == Found(size=16, seconds={8: 0.3, 16: 0.1, 32: None})
-    assert Found.of([8, 16], [math.inf, math.inf]).size == 8
+    assert MicroBatchChoice.of([8, 16, 32], [0.3, 0.1, math.inf]) == MicroBatchChoice(
+        size=16, seconds={8: 0.3, 16: 0.1, 32: None}
+    )
+    assert MicroBatchChoice.of([8, 16], [math.inf, math.inf]).size == 8
 
 
 SETTINGS = [
@@ -239,7 +243,9 @@ def test_only_the_groups_of_one_pass_lie_open(small_sd, monkeypatch, size, most)
         return accumulate(*arguments, **more)
 
     monkeypatch.setattr(learner, "_accumulate", accumulating)
-    sent = [(0, pack(sampler.policy, task(position=n), one), values) for n, (_, one, values) in enumerate(made)]
+    sent = [
+        (0, pack_trajectory(sampler.policy, task(position=n), one), values) for n, (_, one, values) in enumerate(made)
+    ]
     del made
     learner.update(1, sent)
     assert len(opened) == 4 and max(lying) == most

@@ -16,7 +16,7 @@ def pairs(blocks):
 
 def test_every_group_is_learned_once_an_epoch_whatever_the_number_of_updates():
     optimizer = config.Optimizer(updates=3, epochs=2)
-    parts = mini_batches.of(optimizer, 8, seed=0, step=1)
+    parts = mini_batches.split_groups(optimizer, 8, seed=0, step=1)
     assert len(parts) == 6 and all(2 <= len(part) <= 3 for part in parts)
     for epoch in (parts[:3], parts[3:]):
         assert sorted(place for part in epoch for place in part) == list(range(8))
@@ -24,18 +24,18 @@ def test_every_group_is_learned_once_an_epoch_whatever_the_number_of_updates():
 
 def test_they_depend_on_seed_and_step_alone():
     optimizer = config.Optimizer(updates=2)
-    drawn = mini_batches.of(optimizer, 16, seed=1, step=5)
-    assert drawn == mini_batches.of(optimizer, 16, seed=1, step=5)
-    assert drawn != mini_batches.of(optimizer, 16, seed=2, step=5)
-    assert drawn != mini_batches.of(optimizer, 16, seed=1, step=6)
+    drawn = mini_batches.split_groups(optimizer, 16, seed=1, step=5)
+    assert drawn == mini_batches.split_groups(optimizer, 16, seed=1, step=5)
+    assert drawn != mini_batches.split_groups(optimizer, 16, seed=2, step=5)
+    assert drawn != mini_batches.split_groups(optimizer, 16, seed=1, step=6)
 
 
 def test_fewer_groups_than_updates_are_one_an_update():
-    assert [len(part) for part in mini_batches.of(config.Optimizer(updates=4), 2, seed=0, step=1)] == [1, 1]
+    assert [len(part) for part in mini_batches.split_groups(config.Optimizer(updates=4), 2, seed=0, step=1)] == [1, 1]
 
 
 def test_blocks_are_all_pairs_once_and_of_a_group_some_images_at_all_steps_then_the_next():
-    blocks = mini_batches.cut({7: (5, 2), 3: (4, 2)}, 3)
+    blocks = mini_batches.cut_into_blocks({7: (5, 2), 3: (4, 2)}, 3)
     assert [(block.place, block.rows.start, block.rows.stop, block.k) for block in blocks] == [
         *((7, 0, 3, 0), (7, 0, 3, 1), (7, 3, 5, 0), (7, 3, 5, 1)),
         *((3, 0, 3, 0), (3, 0, 3, 1), (3, 3, 4, 0), (3, 3, 4, 1)),
@@ -46,8 +46,8 @@ def test_blocks_are_all_pairs_once_and_of_a_group_some_images_at_all_steps_then_
 
 
 def test_eight_ranks_on_four_groups_have_as_many_blocks_each():
-    blocks = mini_batches.cut(dict.fromkeys((5, 2, 0, 6), (12, 10)), 12)
-    shares = [mini_batches.share(blocks, rank, 8) for rank in range(8)]
+    blocks = mini_batches.cut_into_blocks(dict.fromkeys((5, 2, 0, 6), (12, 10)), 12)
+    shares = [mini_batches.rank_share(blocks, rank, 8) for rank in range(8)]
     assert [len(own) for own in shares] == [5] * 8
     assert all(len({block.place for block in own}) == 1 for own in shares)  # half of a group's steps
 
@@ -59,8 +59,8 @@ DRAWN = [random.Random(n) for n in range(40)]
 def test_every_block_is_learned_by_one_rank_and_none_has_two_more_than_another(drawn):
     images, steps, ranks = drawn.randint(1, 9), drawn.randint(1, 6), drawn.randint(1, 12)
     places = drawn.sample(range(30), drawn.randint(1, 9))
-    blocks = mini_batches.cut(dict.fromkeys(places, (images, steps)), drawn.randint(1, images))
-    shares = [mini_batches.share(blocks, rank, ranks) for rank in range(ranks)]
+    blocks = mini_batches.cut_into_blocks(dict.fromkeys(places, (images, steps)), drawn.randint(1, images))
+    shares = [mini_batches.rank_share(blocks, rank, ranks) for rank in range(ranks)]
     assert sorted(pair for own in shares for pair in pairs(own)) == sorted(pairs(blocks))
     for counts in (
         [len(own) for own in shares],
@@ -77,7 +77,7 @@ def test_every_block_is_learned_by_one_rank_and_none_has_two_more_than_another(d
     # side by side: two neighbours of a kind share a group at most
     opened = sum(len({block.place for block in own}) for own in shares)
     assert opened <= len(places) + len({len(block) for block in blocks}) * (ranks - 1)
-    assert mini_batches.share(blocks, 0, 1) == blocks
+    assert mini_batches.rank_share(blocks, 0, 1) == blocks
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
@@ -86,10 +86,10 @@ def test_a_rank_is_sent_the_groups_that_it_learns_any_block_of(small_sd, ranks):
     groups = [4] * 5
     for rank in range(ranks):
         expected = set()
-        for part in mini_batches.of(run.optimizer, 5, seed=0, step=3):
-            blocks = mini_batches.cut(dict.fromkeys(part, (4, 4)), 3)
-            expected |= {block.place for block in mini_batches.share(blocks, rank, ranks)}
-        found = mini_batches.places(run, groups, 4, step=3, rank=rank, ranks=ranks)
+        for part in mini_batches.split_groups(run.optimizer, 5, seed=0, step=3):
+            blocks = mini_batches.cut_into_blocks(dict.fromkeys(part, (4, 4)), 3)
+            expected |= {block.place for block in mini_batches.rank_share(blocks, rank, ranks)}
+        found = mini_batches.rank_groups(run, groups, 4, step=3, rank=rank, ranks=ranks)
         assert found == sorted(expected) and (ranks > 1 or found == [0, 1, 2, 3, 4])
 
 
@@ -102,5 +102,5 @@ def test_a_micro_batch_below_the_sampler_s_number_cuts_blocks_of_its_own(small_s
 
 
 def test_blocks_of_several_minibatches_are_joined_in_the_batch_s_order_each_once():
-    blocks = mini_batches.cut({0: (4, 2), 1: (4, 2)}, 2)
+    blocks = mini_batches.cut_into_blocks({0: (4, 2), 1: (4, 2)}, 2)
     assert mini_batches.joined([blocks[5:], blocks[:3], blocks[2:6]]) == blocks

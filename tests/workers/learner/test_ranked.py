@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 import torch
 
-from pcpo_ray.data.updates import State
+from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.workers.learner import distributed
@@ -41,7 +41,7 @@ def rank(index, address, model, folder, answers, fail):
 
     checkpoints.write_part, checkpoints.finish = slow_part, slow_finish
     try:
-        learner.save(folder, State(step=0))
+        learner.save(folder, DriverState(step=0))
         checkpoints.write_part, checkpoints.finish = write_part, finish
         answers.put((index, "saved", learner.restore(folder).step, learner.average.updates))
     except Exception as error:
