@@ -59,7 +59,7 @@ TRAJECTORIES = [
 ]
 
 
-def same(one, other):
+def same_bits(one, other):
     return all(
         torch.equal(getattr(one, name), getattr(other, name))
         for name in ("steps", "latents", "predictions", "noises", "log_probs")

@@ -26,8 +26,7 @@ from pcpo_ray.training.recorder import Recorder
 from pcpo_ray.workers.learner import learner, micro_batches
 from pcpo_ray.workers.learner.learner import Learner
 from tests.support import small
-from tests.support.running import go, parameters
-from tests.support.trajectories import same
+from tests.support.running import go, parameters, same
 
 
 def test_a_run_leaves_what_the_run_folder_promises(small_sd, tmp_path):

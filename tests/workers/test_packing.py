@@ -14,7 +14,7 @@ from pcpo_ray.errors import TrainingError
 from pcpo_ray.workers.packing import pack_trajectory, sent_steps, unpack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import ROOT, small
-from tests.support.trajectories import same, task
+from tests.support.trajectories import same_bits, task
 
 CPU = torch.device("cpu")
 HALVES = ("bfloat16", "float16")
@@ -38,7 +38,7 @@ def opened(policy, asked, trajectory):
 def check(run, **asked):
     policy, asked, trajectory = sampled(run, **asked)
     back = opened(policy, asked, trajectory)
-    assert same(back, trajectory)
+    assert same_bits(back, trajectory)
     assert {back.latents.dtype, back.predictions.dtype, back.noises.dtype} == {getattr(torch, run.sampling.storage)}
     assert all(torch.equal(back.conditioning[name], row) for name, row in trajectory.conditioning.items())
     return pack_trajectory(policy, asked, trajectory)

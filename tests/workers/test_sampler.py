@@ -12,7 +12,7 @@ from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.stable_diffusion import StableDiffusion
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import small
-from tests.support.trajectories import same, task
+from tests.support.trajectories import same_bits, task
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def test_a_task_gives_the_same_bits_whatever_was_sampled_before_it(small_sd):
     busy.sample(task(position=1, prompt=Prompt(index=9, text="a small green ring")))
     one, images = busy.sample(task())
     other, expected = fresh.sample(task())
-    assert same(one, other)
+    assert same_bits(one, other)
     assert (images == expected).all()
 
 
@@ -171,7 +171,7 @@ def test_an_evaluation_of_its_own_steps_and_guidance_is_what_a_run_with_them_dra
     before, _ = sampler.sample(task())
     _, images = sampler.sample(asked)
     after, _ = sampler.sample(task())
-    assert same(before, after) and before.conditioning.keys() == after.conditioning.keys()
+    assert same_bits(before, after) and before.conditioning.keys() == after.conditioning.keys()
     whole = small.run(folder, sampling__steps=6, sampling__guidance_scale=evaluated, credit__kind="native")
     assert (images == Sampler(whole, CPU).sample(asked)[1]).all()
     plain = small.run(folder, sampling__guidance_scale=training, sampling__trained_steps=2)
