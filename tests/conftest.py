@@ -1,8 +1,13 @@
 """Fixtures that are dear to make, once a session."""
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,11 +17,34 @@ import pytest
 import torch
 
 from pcpo_ray.config import files
-from tests.support import s3, small
+from tests.support import ROOT, s3, small, warm
 
 torch.set_num_threads(1)
+WARM = Path(tempfile.mkdtemp(prefix="pcpo-")) / "warm"
+os.environ.update(warm.environment(str(WARM)))  # before any module copies the environment for its commands
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background, its children too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish(session):
+    """Have Ray's workers start warm in the tests that start any."""
+    if session.config.option.collectonly or not any(
+        item.get_closest_marker(mark) for item in session.items for mark in ("ray", "recipes", "chaos")
+    ):
+        return
+    session.warm = subprocess.Popen([sys.executable, "-m", "tests.support.warm", str(WARM)], cwd=ROOT)
+    deadline = time.monotonic() + 300
+    while not WARM.exists():
+        assert session.warm.poll() is None, "tests/support/warm.py has ended"
+        assert time.monotonic() < deadline, "tests/support/warm.py does not listen"
+        time.sleep(0.1)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session, "warm"):
+        session.warm.kill()
+        session.warm.wait()
+    shutil.rmtree(WARM.parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
