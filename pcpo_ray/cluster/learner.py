@@ -22,7 +22,7 @@ from pcpo_ray.data.types import Task
 from pcpo_ray.data.updates import DriverState, Published, TrainingGroup, Update
 from pcpo_ray.data.weights import Manifest
 from pcpo_ray.errors import ClusterError, LearnerLostError, PcpoError, RolloutsLostError, WeightsError
-from pcpo_ray.models import policy
+from pcpo_ray.models import steps
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.workers.learner import mini_batches
 
@@ -130,7 +130,7 @@ class RayLearner:
         advantages = [list(weighted.advantages) for weighted in batch]
         self.begun = step, versions, advantages
         images, count = [len(values) for values in advantages], len(self.actors)
-        trained = policy.trained_steps(self.run) if count > 1 else 1  # one rank learns all, whatever their number
+        trained = steps.trained_steps(self.run) if count > 1 else 1  # one rank learns all, whatever their number
         for rank in range(count):
             own = mini_batches.rank_groups(self.run, images, trained, step=step, rank=rank, ranks=count)
             held = {place: handle.reference for place in own if (handle := batch[place].rollout.trajectory)}

@@ -16,7 +16,7 @@ from pcpo_ray.config.files import differing
 from pcpo_ray.data import prompts
 from pcpo_ray.errors import AlarmError, ClusterError, ConfigError, RunError
 from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
-from pcpo_ray.models import lora_file, policy
+from pcpo_ray.models import lora_file, steps
 from pcpo_ray.rewards import quality
 from pcpo_ray.runs import intervals
 from pcpo_ray.runs.folder import RunFolder
@@ -59,9 +59,9 @@ def check_steps(run: config.Run) -> None:
     The first time takes seconds, in which diffusers is imported.
     """
     folder = models.folder_of(run.model)
-    mini_batches.check_ranks(run, policy.trained_steps(run))
+    mini_batches.check_ranks(run, steps.trained_steps(run))
     if run.evaluation.sampling is not None:
-        policy.evaluation_credit(run, models.schedule_of(folder, run.model, run.evaluated))
+        steps.evaluation_credit(run, models.schedule_of(folder, run.model, run.evaluated))
 
 
 @contextmanager

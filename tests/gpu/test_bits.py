@@ -6,7 +6,8 @@ from accelerate.state import AcceleratorState
 
 from pcpo_ray.data.types import Prompt, Task
 from pcpo_ray.models.policy import Policy
-from pcpo_ray.workers.learner.learner import FIRST_RATIO_LIMIT, Learner
+from pcpo_ray.workers.learner.learner import Learner
+from pcpo_ray.workers.learner.loss import FIRST_RATIO_LIMIT
 from pcpo_ray.workers.packing import pack_trajectory, unpack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import small

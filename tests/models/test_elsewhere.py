@@ -71,7 +71,7 @@ def test_a_whole_model(model, request, tmp_path):
     assert (drawn(plain(tmp_path), noise) == pictures).all()
 
 
-def test_a_whole_model_trained_in_more_precision_is_written_in_the_models_dtype(small_sd, tmp_path):
+def test_a_model_trained_in_float32_masters_is_saved_in_its_own_dtype(small_sd, tmp_path):
     from safetensors.torch import load_file
 
     denoiser = load(small_sd, model__train="{kind: full}", model__dtype="bfloat16")

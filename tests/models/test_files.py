@@ -61,7 +61,7 @@ def test_a_single_file_that_is_a_pointer_is_named(small_sd, tmp_path):
         models.folder_of(small.run(small_sd, model__single_file=tmp_path / "model.safetensors").model)
 
 
-def test_a_checkpoint_of_another_format_comes_with_the_command_that_converts_it(small_sd, tmp_path):
+def test_a_checkpoint_of_another_format_is_refused_with_the_conversion(small_sd, tmp_path):
     old = tmp_path / "v1.ckpt"
     shared = torch.ones(2, 2)
     torch.save({"state_dict": {"a": shared, "b": shared.T}, "global_step": 470000}, old)
@@ -88,7 +88,7 @@ def test_a_folder_of_a_variant_only_names_it_and_is_loaded_by_it(small_sd, tmp_p
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_a_part_without_the_variant_has_the_weights_of_none_as_in_diffusers(small_sd, tmp_path):
+def test_a_part_without_the_variant_loads_the_plain_weights(small_sd, tmp_path):
     folder = named(copied(small_sd, tmp_path), "fp16", ["unet"])
     run = small.run(folder, model__variant="fp16")
     assert load(run).encode(["a ring"])

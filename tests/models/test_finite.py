@@ -91,7 +91,7 @@ def test_an_image_is_refused_with_the_dtype_that_helps(small_sd, tmp_path, dtype
         denoiser.decode(latents)
 
 
-def test_one_image_among_others_and_latents_that_are_not_finite_are_told_apart(small_sd):
+def test_non_finite_latents_and_non_finite_images_are_told_apart(small_sd):
     denoiser = load(small_sd)
     decode = denoiser.pipeline.vae.decoder.forward
     latents = torch.randn(3, *denoiser.latent_shape, generator=generator(0))

@@ -286,7 +286,7 @@ def drawn(folder, prefix):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_run_writes_is_as_strong_to_every_reader_and_to_the_next_run(kind, pair, tmp_path):
+def test_a_saved_adapter_is_as_strong_to_every_reader_and_the_next_run(kind, pair, tmp_path):
     both = pair(kind)
     ours = both.ours
     with torch.no_grad():

@@ -109,7 +109,7 @@ def test_a_damaged_cached_text_is_a_named_error(small_sd, tmp_path):
 
 @pytest.mark.parametrize("train", ["{kind: full}", "{kind: lora, rank: 2}"])
 @pytest.mark.parametrize("model", ["small_sd", "small_sdxl", "small_sd3", "small_flux"])
-def test_gradient_checkpointing_keeps_fewer_activations_and_changes_no_gradient(model, request, train):
+def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(model, request, train):
     """In eval mode, as the learner has its network."""
     gradients, kept = [], []
     for checkpointing in (False, True):

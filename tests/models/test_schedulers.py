@@ -126,7 +126,7 @@ def test_a_key_that_changes_the_image_is_refused_by_name(family, settings):
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
-def test_clipping_by_a_classs_default_is_refused_where_the_pipeline_leaves_it(name):
+def test_clipping_by_a_default_that_the_pipeline_ignores_is_refused(name):
     config = {"_class_name": name, **NOISE}
     with pytest.raises(ModelError, match=r"clip_sample: true.*Write that there"):
         understood(as_loaded(config, "StableDiffusionXLPipeline", name), DIFFUSION)

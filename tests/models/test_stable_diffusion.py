@@ -139,7 +139,7 @@ def checked_sd(small_sd, tmp_path_factory):
     return folder
 
 
-def test_a_safety_checker_is_not_loaded_and_what_full_fine_tuning_writes_has_it(checked_sd, tmp_path):
+def test_a_safety_checker_is_not_loaded_but_is_saved_by_full_training(checked_sd, tmp_path):
     from diffusers import StableDiffusionPipeline
 
     denoiser = load(checked_sd, model__train="{kind: full}")

@@ -136,7 +136,7 @@ def test_a_full_disk_is_said_once_and_ends_nothing(small_sd, tmp_path, monkeypat
     assert "a ring" in cache
 
 
-def test_a_file_that_is_stale_for_a_moment_is_read_again_and_not_called_damaged(small_sd, tmp_path, monkeypatch):
+def test_a_briefly_stale_file_is_read_again_and_not_called_damaged(small_sd, tmp_path, monkeypatch):
     cache = TextCache(small.run(small_sd, model__text_cache=tmp_path).model, small_sd)
     cache.put("a ring", row(10))
     read, failures = Path.read_bytes, [3]

@@ -8,7 +8,7 @@ import pytest
 from pcpo_ray import models
 from pcpo_ray.commands.study import axes
 from pcpo_ray.config import files
-from pcpo_ray.models import policy
+from pcpo_ray.models import steps
 from pcpo_ray.workers.learner import mini_batches
 from tests.support import ROOT
 
@@ -22,7 +22,7 @@ def recipe(name):
 def trained(run, folder):
     """(t, dt, the step) of every trained step, on the grid of SD3's scheduler."""
     schedule = models.schedule_of(folder, dataclasses.replace(run.model, path=str(folder)), run.sampling)
-    plan = policy.plan(run.credit, run.sampling, schedule)
+    plan = steps.plan(run.credit, run.sampling, schedule)
     return [(schedule.times[i], schedule.dt[i], plan.steps[i]) for i in plan.trained]
 
 
@@ -86,7 +86,7 @@ def test_a_recipe_of_another_differs_from_it_in_what_its_header_says(name):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("flux_*.yaml")), ids=lambda path: path.stem)
 def test_a_flux_recipe_keeps_many_ranks_busy_though_a_minibatch_has_four_groups(path, ranks):
     run = files.load(path)
-    trained = policy.trained_per_group(run.sampling.subset, run.sampling.steps - 1)  # the last step draws no noise
+    trained = steps.trained_per_group(run.sampling.subset, run.sampling.steps - 1)  # the last step draws no noise
     (part, _) = mini_batches.split_groups(run.optimizer, run.rollout.prompts, seed=0, step=1)
     blocks = mini_batches.cut_into_blocks(
         dict.fromkeys(part, (run.rollout.images, trained)), mini_batches.length_of(run, None)

@@ -23,13 +23,13 @@ def noise(count, height, width):
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
 
 
-def test_pictures_of_the_networks_size_are_normalised_at_once_to_the_transforms_bits(shapes_clip):
+def test_images_of_the_networks_size_get_the_transforms_exact_values(shapes_clip):
     images = noise(5, shapes_clip.side, shapes_clip.side)
     assert shapes_clip.normal is not None
     assert torch.equal(shapes_clip.pixels(images), torch.stack([shapes_clip.preprocess(one) for one in rgb(images)]))
 
 
-def test_pictures_of_another_size_go_through_the_transform_on_any_number_of_threads(shapes_clip):
+def test_images_of_another_size_use_the_transform_on_any_thread_count(shapes_clip):
     images = noise(5, shapes_clip.side + 9, shapes_clip.side + 40)
     expected = torch.stack([shapes_clip.preprocess(one) for one in rgb(images)])
     assert torch.equal(shapes_clip.pixels(images), expected)

@@ -92,18 +92,18 @@ def test_what_is_no_reward_is_refused_with_its_name_and_the_reason(kind, words):
             refuse(custom(kind))
 
 
-def test_options_that_the_class_does_not_take_are_refused_before_it_is_built():
+def test_unknown_options_are_refused_before_the_class_is_built():
     with pytest.raises(RewardError, match=r"reward 'mine:Unready' with its options: .*'folder'"):
         rewards.check(custom("mine:Unready", folder="x"))
 
 
-def test_a_class_that_cannot_be_built_is_named_with_its_options_and_the_cause():
+def test_a_class_that_cannot_be_built_is_named_with_options_and_cause():
     rewards.check(custom("mine:Unready", path="x.pt"))
     with pytest.raises(RewardError, match=r"'mine:Unready' .* options \{'path': 'x.pt'\}: FileNotFoundError: x.pt"):
         rewards.load(custom("mine:Unready", path="x.pt"), torch.device("cpu"))
 
 
-def test_a_class_that_ends_the_process_while_it_is_built_is_named_with_the_line():
+def test_a_class_that_exits_while_being_built_is_named_with_the_line():
     rewards.check(custom("mine:Quits"))
     with pytest.raises(RewardError, match=r"(?s)'mine:Quits' .*SystemExit: no licence, .*mine\.py, line \d+\)"):
         rewards.load(custom("mine:Quits"), torch.device("cpu"))

@@ -162,7 +162,7 @@ def test_weights_for_another_picture_size_are_refused_and_not_interpolated(tmp_p
         rewards.load(score(QUICK, path), CPU)
 
 
-def test_a_folder_whose_towers_have_two_activations_or_another_than_published_is_refused(tmp_path):
+def test_towers_with_mixed_or_unpublished_activations_are_refused(tmp_path):
     def folder(name, **towers):
         made = tmp_path / name
         made.mkdir()
@@ -214,7 +214,7 @@ def test_a_processor_of_another_network_is_refused(clip_transformers, tmp_path):
     refused("has a tokenizer of .* tokens, and the network", other)
 
 
-def test_a_tokenizer_that_knows_no_longest_text_cuts_where_the_network_ends(clip_transformers, tmp_path):
+def test_a_tokenizer_without_a_limit_truncates_at_the_networks(clip_transformers, tmp_path):
     folder = changed(clip_transformers, tmp_path / "clip", "tokenizer_config.json", model_max_length=10**30)
     found = clip.load(str(folder), None, CPU).tokenize(["a red circle " * 100])
     assert found["input_ids"].shape == (1, 16)

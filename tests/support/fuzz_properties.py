@@ -18,7 +18,9 @@ from pcpo_ray.data.updates import DriverState, Update
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.training.batch import make_histories, training_batch
 from pcpo_ray.workers.learner import mini_batches
-from pcpo_ray.workers.learner.learner import FIRST_RATIO_LIMIT, Group, Learner
+from pcpo_ray.workers.learner.learner import Learner
+from pcpo_ray.workers.learner.loss import FIRST_RATIO_LIMIT
+from pcpo_ray.workers.learner.pair_loader import SampledGroup
 from pcpo_ray.workers.packing import PackedTrajectory, pack_trajectory, unpack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from pcpo_ray.workers.scorer import Scorer
@@ -55,7 +57,7 @@ class Running:
         self.sources = prompts.sources(run)
         self.images: list[bytes] = []
 
-    def sampled(self, step: int) -> list[Group]:
+    def sampled(self, step: int) -> list[SampledGroup]:
         """The batch that update `step` learns, sampled with the weights as they are now."""
         self.sampler.load(self.learner.weights())
         version, images = self.learner.version, self.run.rollout.images
@@ -116,12 +118,12 @@ class Reference:
             value.copy_(given[name])
 
     @torch.no_grad()
-    def predictions(self, groups: Sequence[Group]) -> list[Tensor]:
+    def predictions(self, groups: Sequence[SampledGroup]) -> list[Tensor]:
         """Of each group's trained steps, with the weights as they are now."""
         self.follow()
         return [torch.stack([self._predict(group, k) for k in range(len(group.steps))]) for group in self._open(groups)]
 
-    def expected(self, groups: Sequence[Group], sampled: Sequence[Tensor], places: Sequence[int]) -> Expected:
+    def expected(self, groups: Sequence[SampledGroup], sampled: Sequence[Tensor], places: Sequence[int]) -> Expected:
         """Of the mean loss over the pairs of some of the groups, with the weights as they are now."""
         self.follow()
         opened = self._open(groups)
@@ -141,7 +143,7 @@ class Reference:
             parameter.grad = None
         return Expected(gradients=found, loss=float(total[0]), divergence=float(total[1]))
 
-    def _open(self, groups: Sequence[Group]) -> list[Trajectory]:
+    def _open(self, groups: Sequence[SampledGroup]) -> list[Trajectory]:
         return [_opened(self.learner, sent) for _, sent, _ in groups]
 
     def _predict(self, group: Trajectory, k: int) -> Tensor:
@@ -223,7 +225,7 @@ def check(run: config.Run, *, packed: bool, folder: Path) -> list[dict[str, Any]
 
 
 def _learned(
-    learner: Learner, reference: Reference, step: int, groups: Sequence[Group], predicted: Sequence[Tensor]
+    learner: Learner, reference: Reference, step: int, groups: Sequence[SampledGroup], predicted: Sequence[Tensor]
 ) -> dict[str, Any]:
     """Have the learner make an update, and check it; what was found."""
     run = learner.run
@@ -320,7 +322,7 @@ def _recounted(update: Update, before: Named, after: Named) -> None:
     assert update.update_ratio == pytest.approx(change / size, rel=1e-5, abs=1e-15)
 
 
-def _check_first_log_ratio(learner: Learner, groups: Sequence[Group], update: Update, *, fresh: bool) -> None:
+def _check_first_log_ratio(learner: Learner, groups: Sequence[SampledGroup], update: Update, *, fresh: bool) -> None:
     """See that it is 0 where the weights that learn have sampled, or the correction takes it against them.
 
     A replay is off by what rounding the latents did to the noise that is recovered from them. A number of pairs that
@@ -374,7 +376,7 @@ def _same_bits(one: Learner, other: Learner, what: str) -> None:
 
 def _bits(learner: Learner) -> dict[str, Tensor]:
     """All that the next update, or a sampler, is given."""
-    means = [] if learner.average is None else learner.average.values
+    means = [] if learner.ema is None else learner.ema.values
     return {
         **{f"master of {name}": value for name, value in learner.masters.values.items()},
         **learner.parameters,

@@ -74,7 +74,7 @@ def test_the_difference_is_counted_against_the_largest_value():
             canary.check(here, sent, dtype="float16", version=1)
 
 
-def test_a_float32_network_under_bf16_autocast_is_held_to_the_limit_of_bfloat16(small_sd):
+def test_a_network_under_bf16_autocast_is_held_to_bfloat16s_limit(small_sd):
     """Autocast's bits differ between kinds of CPU by more than float32's limit."""
     run = small.run(small_sd, optimizer__mixed_precision="bf16")
     learner, sampler = trained(run), Sampler(run, CPU)

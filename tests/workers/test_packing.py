@@ -106,7 +106,7 @@ def values_of(packed):
     "changes",
     [{"model__dtype": "bfloat16"}, {"model__dtype": "float16"}, {"optimizer__mixed_precision": "bf16"}],
 )
-def test_without_guidance_predictions_travel_in_the_dtype_that_the_network_computes_in(request, model, changes):
+def test_unguided_predictions_travel_in_the_networks_dtype(request, model, changes):
     packed = check(small.run(request.getfixturevalue(model), **changes, sampling__guidance_scale=1.0))
     assert packed.predictions[0] == changes.get("model__dtype", "bfloat16")
     assert packed.predictions[1].nbytes == 2 * values_of(packed)

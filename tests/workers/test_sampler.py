@@ -56,7 +56,7 @@ def test_an_image_has_the_same_noise_in_a_group_of_any_size(small_sd):
     assert torch.equal(few, many[:2])
 
 
-def test_prompts_that_are_sampled_together_have_each_its_own_noise_and_text(small_sd):
+def test_prompts_sampled_together_have_their_own_noise_and_text(small_sd):
     sampler = Sampler(small.run(small_sd), CPU)
     texts = ["a red circle above a blue square", "a small green ring", "two yellow stars"]
     first, *more = (Prompt(index=5 + n, text=text) for n, text in enumerate(texts))
@@ -104,7 +104,7 @@ def test_an_evaluation_carries_no_trajectory(small_sd):
     assert images.shape == (4, 16, 16, 3)
 
 
-def test_interpolation_steps_with_the_mixed_prediction_and_stores_the_networks_own(small_sd):
+def test_interpolate_steps_with_the_mix_and_stores_the_networks_prediction(small_sd):
     sampler = Sampler(small.run(small_sd, credit__kind="interpolate", sampling__trained_steps=3), CPU)
     with torch.no_grad():
         for parameter in sampler.policy.denoiser.trainable().values():
@@ -159,7 +159,7 @@ OWN = {  # guidance as in training, and the evaluation's
 
 
 @pytest.mark.parametrize("kind", OWN)
-def test_an_evaluation_of_its_own_steps_and_guidance_is_what_a_run_with_them_draws(request, kind):
+def test_an_evaluation_with_own_steps_and_guidance_draws_as_such_a_run(request, kind):
     folder, (training, evaluated) = request.getfixturevalue(kind), OWN[kind]
     own = small.run(
         folder,
@@ -201,7 +201,7 @@ def test_a_deterministic_evaluation_is_the_pipelines_own(small_flux):
 
 
 @pytest.mark.parametrize("kind", ["small_sd", "small_sd3"])
-def test_a_deterministic_evaluation_draws_no_noise_and_starts_each_image_from_its_own(request, kind, monkeypatch):
+def test_a_deterministic_evaluation_only_draws_each_images_initial_noise(request, kind, monkeypatch):
     own = {"sampling__shared_noise": True, "evaluation__sampling": "{deterministic: true}"}
     sampler = Sampler(small.run(request.getfixturevalue(kind), **own), CPU)
     _, images = sampler.sample(task(purpose="evaluate", step=0))

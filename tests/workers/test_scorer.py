@@ -87,7 +87,7 @@ class Picky:
         return [float(len(prompt)) for prompt in prompts]
 
 
-def test_a_prompt_that_cannot_be_scored_costs_none_of_those_beside_it_theirs(small_sd):
+def test_a_prompt_that_fails_leaves_the_scores_of_other_prompts(small_sd):
     run = small.run(small_sd, evaluation__rewards="[{kind: 'tests.workers.test_scorer:Picky'}]")
     prompts = [Prompt(index=n, text=text) for n, text in enumerate(["one", "bad", "three"])]
     together = Task(
@@ -102,7 +102,7 @@ def test_a_prompt_that_cannot_be_scored_costs_none_of_those_beside_it_theirs(sma
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_no_number_is_missing_with_its_cause_and_its_siblings_stay(small_sd, bad):
+def test_a_non_finite_score_is_missing_with_its_cause_and_others_stay(small_sd, bad):
     scores, failures = scored(small_sd, [1.0, bad, 0.0, 2.0])
     assert math.isnan(scores["Says"][1])
     assert [scores["Says"][n] for n in (0, 2, 3)] == [1.0, 0.0, 2.0]
@@ -220,7 +220,7 @@ class Meddles:
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @pytest.mark.parametrize("how", ["in place", "made writeable", "through torch", "prompts", "prompts gone"])
-def test_a_reward_that_changes_what_it_is_given_changes_it_for_itself_alone(how):
+def test_a_reward_that_modifies_its_images_affects_no_other_reward(how):
     meddles = {"kind": "tests.workers.test_scorer:Meddles", "options": {"how": how}}
     others = [{"kind": "jpeg_compressibility"}, {"kind": "tests.workers.test_scorer:Picky"}]
     images = IMAGES.copy()
@@ -254,7 +254,7 @@ class Restless:
         return torch.rand(len(images))
 
 
-def test_a_scorer_leaves_the_process_as_it_was_and_its_random_numbers_are_the_groups(tmp_path):
+def test_a_scorer_seeds_by_group_and_restores_the_random_state(tmp_path):
     restless = {"kind": "tests.workers.test_scorer:Restless", "options": {"folder": str(tmp_path)}}
     run = small.run("model", rewards=yaml.safe_dump([restless]))
 

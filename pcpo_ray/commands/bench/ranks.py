@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pcpo_ray import config
 from pcpo_ray.commands.bench.rows import Goal, Row, Say
-from pcpo_ray.models import policy
+from pcpo_ray.models import steps
 from pcpo_ray.workers.learner import micro_batches, mini_batches
 
 RANKS, GROUPS = 4, 2
@@ -24,7 +24,7 @@ def measured_on(run: config.Run) -> config.Run:
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
     """Of one minibatch with fewer groups than ranks, in which no rank goes on before the one with the most passes."""
-    trained, asked = policy.trained_steps(run), run.optimizer.micro_batch
+    trained, asked = steps.trained_steps(run), run.optimizer.micro_batch
     size = asked if isinstance(asked, int) else None
     length = mini_batches.length_of(run, size)
     blocks = mini_batches.cut_into_blocks(dict.fromkeys(range(GROUPS), (run.rollout.images, trained)), length)

@@ -15,10 +15,10 @@ from pcpo_ray.commands.plan import scoring
 from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
 from pcpo_ray.commands.plan.hollow import Hollow, size_of, size_of_module
 from pcpo_ray.config import ROLLOUT_STORE_FRACTION, Full, Model, Run, Sampling, Window
-from pcpo_ray.models import policy
+from pcpo_ray.models import steps
 from pcpo_ray.models.texts import KEPT
 from pcpo_ray.workers import packing
-from pcpo_ray.workers.learner import micro_batches, mini_batches
+from pcpo_ray.workers.learner import autotune, micro_batches, mini_batches
 from pcpo_ray.workers.learner.movement import SAMPLED
 
 FLOAT = 4
@@ -86,12 +86,12 @@ def hollow_of(run: Run, sampling: Sampling | None = None) -> Hollow:
 def credit_of(run: Run) -> Credit:
     """Of all steps that are trained at some batch. Raises CreditError and ScheduleError."""
     schedule = models.schedule_of(models.folder_of(run.model, weights=False), run.model, run.sampling)
-    return policy.plan(run.credit, run.sampling, schedule)
+    return steps.plan(run.credit, run.sampling, schedule)
 
 
 def trained_steps(run: Run) -> int:
     """How many steps of a trajectory are kept to be trained on. Raises CreditError and ScheduleError."""
-    return policy.trained_steps(run)
+    return steps.trained_steps(run)
 
 
 def sent_steps(run: Run) -> int:
@@ -101,7 +101,7 @@ def sent_steps(run: Run) -> int:
     if isinstance(subset, Window):
         places = range(len(trained) - subset.size + 1)
         return max(len(packing.sent_steps(credit.restricted(trained[at : at + subset.size]))) for at in places)
-    count = policy.trained_per_group(subset, len(trained))
+    count = steps.trained_per_group(subset, len(trained))
     if subset is None or any(credit.mix[index] != 1 for index in trained):
         return min(count, len(packing.sent_steps(credit)) + len(trained) - count)
     return min(count, len(trained) - count)  # a step that was left out before each
@@ -132,7 +132,7 @@ def micro_batch_of(run: Run) -> int:
     """The (image, step) pairs that the learner is to have at once, at most.
 
     `auto` on a CPU has gone forward and backward with them before it chooses. A GPU's memory ends its tries
-    (micro_batches.measure), so there it needs no more than the sampler's number.
+    (autotune.measure), so there it needs no more than the sampler's number.
     """
     asked = run.optimizer.micro_batch
     if isinstance(asked, int):
@@ -141,7 +141,7 @@ def micro_batch_of(run: Run) -> int:
         return rows_of(run)
     groups = -(-run.rollout.prompts // run.optimizer.updates)
     pairs = groups * run.rollout.images * trained_steps(run) // run.workers.learner.ranks
-    return micro_batches.candidates(rows_of(run), pairs)[-1]
+    return autotune.candidates(rows_of(run), pairs)[-1]
 
 
 def pass_of(run: Run, size: int) -> tuple[int, int]:

@@ -51,11 +51,11 @@ def _differences(left: Any, right: Any, path: str = "") -> Iterator[tuple[str, t
 def derived(run: config.Run) -> dict[str, Any]:
     """A run's value of each of DERIVED, as plain data."""
     from pcpo_ray import models
-    from pcpo_ray.models import policy
+    from pcpo_ray.models import steps
 
     sampling = run.sampling
     schedule = models.schedule_of(models.folder_of(run.model), run.model, sampling)
-    plan = policy.plan(run.credit, sampling, schedule)
+    plan = steps.plan(run.credit, sampling, schedule)
     subset = "all of them" if sampling.subset is None else asdict(sampling.subset)
     return {
         "trained steps": [[schedule.timesteps[index] for index in plan.trained], subset],
@@ -86,14 +86,14 @@ def _paths(settings: Mapping[str, Any], before: str = "") -> Iterator[str]:
 def drawn(run: config.Run) -> dict[str, Any]:
     """How a run draws the images of an evaluation, beside its weights: equal where two runs draw alike."""
     from pcpo_ray import models
-    from pcpo_ray.models import policy
+    from pcpo_ray.models import steps
 
     sampling = run.evaluated
     schedule = models.schedule_of(models.folder_of(run.model), run.model, sampling)
     if run.evaluation.sampling is None:
-        way = policy.plan(run.credit, sampling, schedule)
+        way = steps.plan(run.credit, sampling, schedule)
     else:
-        way = policy.evaluation_credit(run, schedule)
+        way = steps.evaluation_credit(run, schedule)
     keys = ("guidance_scale", "height", "width", "shared_noise", "storage")
     return {
         **{key: getattr(sampling, key) for key in keys},

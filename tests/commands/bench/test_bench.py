@@ -28,7 +28,7 @@ def test_help_names_every_benchmark(command):
         assert status == 0 and "--repeats" in said and "--out" in said
 
 
-def test_what_a_command_measures_it_shows_and_writes_and_the_file_compares_with_itself(command, config):
+def test_measurements_are_shown_written_and_compare_equal_to_themselves(command, config):
     arguments = ("rollout.prompts=2", "--repeats", 2, "--out", "a.json")
     status, said, errors = command("bench", "sampler", config, *arguments)
     assert (status, errors) == (0, "")

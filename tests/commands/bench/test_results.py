@@ -77,7 +77,7 @@ def test_two_files_are_compared_row_by_row_by_their_median_ratios():
     assert pair.change == pytest.approx(1.2)
 
 
-def test_rows_without_a_limit_are_compared_by_their_figures_and_absent_ones_not_at_all():
+def test_rows_without_a_limit_compare_by_figures_absent_rows_do_not():
     def peak(value):
         return Row(name="peak memory", unit="MiB", figures=(value,))
 
@@ -104,7 +104,7 @@ def test_files_that_measured_different_things_are_not_compared(other, words):
         compare(found(bench()), other)
 
 
-def test_tables_say_what_was_reached_what_was_missed_and_what_was_not_measured():
+def test_tables_show_what_was_reached_missed_and_not_measured():
     console = page.wide()
     reached = row(goal=Goal(bound="at most", value=2.0))
     missed = row("slow learner", goal=Goal(bound="at least", value=0.95))

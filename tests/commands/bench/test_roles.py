@@ -32,7 +32,7 @@ def quiet(line):
 
 
 @pytest.mark.parametrize("changes", [{}, {"sampling__batch": 3}, {"credit": "{kind: interpolate}"}])
-def test_the_samplers_limit_makes_the_same_calls_of_the_network_as_the_sampler(small_sd, forwards, changes):
+def test_the_samplers_limit_calls_the_network_as_the_sampler_does(small_sd, forwards, changes):
     run = small.run(small_sd, **changes)
     measured, absent = sampler.measure(run, 1, quiet)
     assert len(forwards) % 4 == 0

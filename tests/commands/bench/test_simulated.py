@@ -31,7 +31,7 @@ def test_its_sleeps_are_those_of_the_pictures_and_steps(quick):
     assert sum(quick) < learned + sampled + 5 * 0.25  # besides: canaries, and the evaluation's group at the end
 
 
-def test_by_hand_a_step_is_each_roles_own_time_and_the_loop_goes_on_from_it(quick):
+def test_by_hand_a_step_takes_the_roles_times_and_the_loop_continues(quick):
     run = simulated.run(simulated.Sampling, samplers=1, prompts=2, scoring=0.0)
     with simulated.looped(run, lambda line: None, local=True) as looped:
         simulated.steps(looped, 2, staleness=1, prompts=2)

@@ -17,7 +17,7 @@ from pcpo_ray.config import files
 from pcpo_ray.data.types import Handle, Rollout
 from pcpo_ray.data.weights import layout
 from pcpo_ray.training.counters import Counters
-from pcpo_ray.workers.learner import micro_batches, mini_batches
+from pcpo_ray.workers.learner import autotune, micro_batches, mini_batches
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.learner.learner import ALONE, Learner
 from pcpo_ray.workers.learner.movement import Movement
@@ -126,8 +126,8 @@ def test_weights_gradients_and_moments_are_the_learners_exactly(request, fixture
     assert held["weights before the update, sampled"] == pytest.approx(sum(s.nbytes for s in sampled), rel=0.05)
     assert held["AdamW's two moments"] == sum(v.nbytes for s in learner.optimizer.state.values() for v in s.values())
     assert held["a group's trajectory"] == trajectory.bytes
-    if learner.average is not None:
-        assert held["running mean of the weights"] == sum(value.nbytes for value in learner.average.values)
+    if learner.ema is not None:
+        assert held["running mean of the weights"] == sum(value.nbytes for value in learner.ema.values)
 
 
 def wide(model, folder):
@@ -230,14 +230,14 @@ def test_auto_on_a_cpu_is_planned_with_the_most_pairs_that_it_tries(
         tried.extend(sizes)
         return torch.ones(len(sizes), dtype=torch.float64)
 
-    monkeypatch.setattr(micro_batches, "measure", measured)
+    monkeypatch.setattr(autotune, "measure", measured)
     monkeypatch.setattr(Rank, "total", lambda rank, tensor: tensor)  # the other rank is not there
     learner = Learner(run, CPU, Rank(index=0, count=ranks))
     shapes = {name: torch.zeros(4, 2, 4, 5) for name in ("latents", "predictions", "noises")}
     group = trajectory(**shapes, log_probs=torch.zeros(4, 2), steps=torch.tensor([0, 1]))
     groups = [(0, group, [0.0] * 4)] * prompts
-    blocks = learner._blocks(groups, mini_batches.split_groups(run.optimizer, prompts, seed=0, step=1)[0])
-    learner._find_micro_batch(groups, blocks, mini_batches.rank_share(blocks, 0, ranks))
+    blocks = learner.loader.blocks(groups, mini_batches.split_groups(run.optimizer, prompts, seed=0, step=1)[0])
+    learner.autotune(groups, blocks, mini_batches.rank_share(blocks, 0, ranks))
     assert roles.micro_batch_of(run) == tried[-1] == most
     on_a_gpu = small.run(small_sd, **sampling, **batch, workers__learner=f"{{ranks: {ranks}, gpus: 1}}")
     assert roles.micro_batch_of(on_a_gpu) == 4  # its memory ends it

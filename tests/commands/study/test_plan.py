@@ -8,7 +8,7 @@ import pytest
 from pcpo_ray import config, models
 from pcpo_ray.commands.study import axes, plan
 from pcpo_ray.errors import ConfigError, StudyError
-from pcpo_ray.models import policy
+from pcpo_ray.models import steps
 from tests.support import ROOT, stored
 
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
@@ -245,7 +245,7 @@ def test_all_four_credits_of_a_schedule_have_the_same_mean_weight():
         run = plan.planned(study, kind, study.seeds[0]).run
         folder = models.folder_of(run.model)
         schedule = models.schedule_of(folder, run.model, run.sampling)
-        weights[kind] = policy.plan(run.credit, run.sampling, schedule).weights
+        weights[kind] = steps.plan(run.credit, run.sampling, schedule).weights
     assert statistics.pstdev(weights["native"]) > 0.1 * statistics.mean(weights["native"])
     for kind in kinds[1:]:
         assert statistics.mean(weights[kind]) == pytest.approx(statistics.mean(weights["native"]), rel=1e-6)

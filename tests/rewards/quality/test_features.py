@@ -62,7 +62,7 @@ def test_each_gives_a_row_a_picture_whatever_the_batch_and_its_order(dino, incep
         assert np.linalg.norm(found[0] - found[1]) > 0, kind
 
 
-def test_dinos_features_are_the_class_token_of_pictures_resized_as_stein_et_al_do(dino):
+def test_dino_features_are_class_tokens_of_images_resized_as_published(dino):
     from PIL import Image
     from transformers import Dinov2Model
 

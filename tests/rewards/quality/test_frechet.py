@@ -37,7 +37,7 @@ def test_it_is_clean_fids_number_on_features_that_were_saved(tmp_path):
     assert distance(normal(one), normal(other)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_normals_in_one_dimension_have_the_distance_of_their_means_and_deviations():
+def test_the_distance_of_1d_normals_is_that_of_their_means_and_stds():
     grid = np.linspace(-1, 1, 101)[:, None]
     one, other = 2 * grid, 5 * grid + 3
     assert distance(normal(one), normal(other)) == pytest.approx(9 + (3 * grid.std(ddof=1)) ** 2, rel=1e-9)
@@ -49,7 +49,7 @@ def test_equal_sets_are_at_0_even_with_fewer_pictures_than_dimensions():
     assert distance(normal(few), normal(few[::-1])) == pytest.approx(0, abs=1e-9)
 
 
-def test_with_fewer_pictures_than_dimensions_it_is_what_the_eigenvalues_say():
+def test_with_fewer_images_than_dimensions_the_eigenvalues_agree():
     one, other = sets(30, 40, 64)
     product = np.cov(one, rowvar=False) @ np.cov(other, rowvar=False)
     shared = np.sqrt(linalg.eigvals(product).astype(complex)).real.sum()
@@ -58,7 +58,7 @@ def test_with_fewer_pictures_than_dimensions_it_is_what_the_eigenvalues_say():
     assert distance(normal(one), normal(other)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_two_samples_of_one_distribution_are_the_farther_apart_the_smaller_they_are():
+def test_smaller_samples_of_one_distribution_are_farther_apart():
     """The bias, about as 1 / N: why only distances at equal N are compared."""
     rng = np.random.default_rng(0)
 

@@ -48,7 +48,7 @@ def test_they_do_not_depend_on_how_many_rows_are_held_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_set_against_itself_is_all_precise_recalled_covered_and_of_density_one(dtype):
+def test_a_set_against_itself_has_every_figure_at_one(dtype):
     points = np.random.default_rng(0).normal(size=(40, 8)).astype(dtype)
     assert neighbours.compare(points, points, 5) == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
 
@@ -64,7 +64,7 @@ def test_ties_on_a_balls_surface_count_as_in_each_papers_own_code():
     assert neighbours.compare(twins, twins, 2) == {"precision": 1, "recall": 1, "density": 0, "coverage": 0}
 
 
-def test_pictures_of_one_mode_only_are_precise_and_lack_recall_and_coverage():
+def test_images_of_one_mode_are_precise_and_lack_recall_and_coverage():
     rng = np.random.default_rng(0)
     modes = np.concatenate([rng.normal(0, 0.1, (50, 4)), rng.normal(5, 0.1, (50, 4))])
     found = neighbours.compare(rng.normal(0, 0.1, (100, 4)), modes, 5)

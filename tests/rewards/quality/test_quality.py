@@ -62,7 +62,7 @@ def test_pictures_of_several_prompts_are_compared_inside_each():
     assert quality.rows_of(found, slice(2, 4))["lpips"].tolist() == [2, 2]
 
 
-def test_features_that_fail_are_missing_with_their_cause_and_the_scores_are_not():
+def test_features_that_fail_are_missing_with_their_cause_scores_stay():
     scorer = Scorer(small.run("model", evaluation__quality=CLIP), CPU)
     scorer.measures.extract = lambda images: np.full((len(images), 4), np.nan)
     scores, failures, found = scorer.score(task(), images())
@@ -86,7 +86,7 @@ def test_the_numbers_are_those_of_the_estimators(tmp_path):
     assert set(found) == set(quality.NAMES) - {"lpips"}
 
 
-def test_a_group_without_features_counts_nowhere_and_none_at_all_is_no_number(tmp_path):
+def test_groups_without_features_do_not_count_and_none_gives_no_figure(tmp_path):
     assess = quality.Assessor(config.Quality(features=config.ClipFeatures()), tmp_path, CPU)
     assert assess([measured(0), {}]) == assess([measured(0)])
     assert assess([{}, {}]) == {}
@@ -165,7 +165,7 @@ def test_training_prompts_are_evaluated_apart_where_asked(measured_run):
     assert held_out.mean() == pytest.approx(row["rewards"]["reward"]["mean"])
 
 
-def test_the_change_since_the_first_evaluation_is_recorded_of_3_prompts_without_an_interval(measured_run):
+def test_a_change_over_3_prompts_is_recorded_without_an_interval(measured_run):
     first, last = (row for row in measured_run.metrics() if row["kind"] == "evaluation")
     assert "changes" not in first
     for name, change in last["changes"].items():

@@ -156,7 +156,7 @@ def saved(folder, name, array, mode=None, **more):
         ("palette.gif", Image.fromarray(GREY[..., 0]).convert("P"), GREY),
     ],
 )
-def test_pictures_of_every_mode_with_a_known_black_and_white_are_read_as_they_look(tmp_path, name, picture, expected):
+def test_images_of_every_mode_with_known_black_and_white_are_read_right(tmp_path, name, picture, expected):
     path = saved(tmp_path, name, picture)
     assert reference.pictures(str(tmp_path)) == [path]
     np.testing.assert_array_equal(reference.pixels(path), expected)
@@ -204,14 +204,14 @@ def sixteen_bit_png(rows):
         ),
     ],
 )
-def test_pictures_that_can_be_read_in_two_ways_are_refused_before_any_is_measured(tmp_path, name, picture, more, words):
+def test_ambiguous_images_are_refused_before_any_is_measured(tmp_path, name, picture, more, words):
     pictures(tmp_path)
     saved(tmp_path, name, picture, **more)
     with pytest.raises(QualityError, match=words):
         reference.check(quality(tmp_path))
 
 
-def test_a_picture_that_a_camera_says_is_turned_is_read_and_measured_upright(tmp_path):
+def test_an_image_with_an_exif_orientation_is_read_upright(tmp_path):
     note = Image.Exif()
     note[reference.ORIENTATION] = 6
     upright = np.concatenate([COLOURS, 255 - COLOURS])  # 16 x 8
@@ -232,7 +232,7 @@ def test_a_picture_cut_short_is_named_though_a_library_asked_for_leniency(tmp_pa
         reference.load(quality(tmp_path), Counted(), print)
 
 
-def test_a_transparent_picture_is_refused_and_one_with_an_idle_alpha_is_not(tmp_path):
+def test_a_transparent_image_is_refused_an_opaque_alpha_is_not(tmp_path):
     alpha = ALPHA.copy()
     alpha[3, 3] = 0
     path = saved(tmp_path, "hole.png", np.concatenate([COLOURS, alpha], axis=2))
@@ -240,7 +240,7 @@ def test_a_transparent_picture_is_refused_and_one_with_an_idle_alpha_is_not(tmp_
         reference.pixels(path)
 
 
-def test_endings_in_capitals_count_hidden_files_do_not_and_what_cannot_be_read_is_named(tmp_path):
+def test_capital_suffixes_count_hidden_files_do_not_unreadable_are_named(tmp_path):
     folder = pictures(tmp_path / "set", count=1)
     saved(folder, "LOUD.JPG", COLOURS)
     saved(folder, "wrong.png", COLOURS, format="JPEG")
@@ -271,7 +271,7 @@ def test_a_lists_lines_end_where_lines_end(tmp_path, monkeypatch):
         reference.pictures(str(tmp_path / "wide.txt"))
 
 
-def test_runs_that_keep_the_same_features_at_once_do_not_disturb_each_other(tmp_path):
+def test_runs_that_cache_the_same_features_at_once_do_not_conflict(tmp_path):
     path = tmp_path / "kept" / "same.npy"
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: reference.save(path, np.ones((200, 200))), range(64)))

@@ -12,7 +12,7 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pcpo_ray.errors import CheckpointError, RunError, TrainingError
-from pcpo_ray.workers.learner import distributed, micro_batches, mini_batches
+from pcpo_ray.workers.learner import autotune, distributed, mini_batches
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.packing import pack_trajectory
 from pcpo_ray.workers.sampler import Sampler
@@ -102,7 +102,7 @@ def test_of_a_rank_that_fails_the_others_hear_at_once(error, heard):
     assert str(first).endswith(f"of the learner failed: {error}") and time.monotonic() - started < 10
 
 
-def test_a_rank_that_hangs_while_it_writes_costs_the_meetings_deadline_and_is_named():
+def test_a_rank_that_hangs_while_writing_is_named_after_the_deadline():
     slow = lambda meeting: time.sleep(3)  # noqa: E731
     first, second, _ = meet([lambda meeting: meeting.tell(), lambda meeting: meeting.tell(), slow], seconds=1.0)
     for error in (first, second):
@@ -161,7 +161,7 @@ SETTINGS = [
 @pytest.mark.parametrize(
     ("changes", "count"), [*((changes, 3) for changes in SETTINGS), (SETTINGS[0], 8), (SETTINGS[2], 5)]
 )
-def test_any_number_of_ranks_learns_what_one_does_whatever_the_number_of_groups(small_sd, changes, count):
+def test_any_number_of_ranks_learns_what_one_rank_learns(small_sd, changes, count):
     run = small.run(small_sd, **changes, rollout__prompts=2, optimizer__max_gradient_norm=1e9)
     sampler, alone, together = Sampler(run, CPU), Learner(run, CPU), learners(run, count)
     for learner in (alone, *together):
@@ -201,13 +201,13 @@ def test_no_rank_idles_while_another_has_two_passes_more(small_sd, monkeypatch, 
     sampler, together = Sampler(run, CPU), learners(run, count)
     batch, passed = sampled(sampler, together[0], 1, prompts), dict.fromkeys(range(count), 0)
     for learner in together:
-        accumulate = learner._accumulate
+        of_pass = learner.loss.of_pass
 
-        def accumulating(*arguments, index=learner.rank.index, accumulate=accumulate, **more):
+        def counted(*arguments, index=learner.rank.index, of_pass=of_pass, **more):
             passed[index] += 1
-            return accumulate(*arguments, **more)
+            return of_pass(*arguments, **more)
 
-        monkeypatch.setattr(learner, "_accumulate", accumulating)
+        monkeypatch.setattr(learner.loss, "of_pass", counted)
     assert not any(isinstance(update, Exception) for update in learn(together, run, 1, batch))
     assert list(passed.values()) == each
 
@@ -217,14 +217,14 @@ def test_of_a_group_that_it_learns_in_part_a_rank_opens_its_own_images(small_sd,
     sampler, together = Sampler(run, CPU), learners(run, 2)
     batch, opened = sampled(sampler, together[0], 1, 1), {0: [], 1: []}
     for learner in together:
-        open_one = learner._open
+        open_one = learner.loader.open
 
         def opening(group, rows, index=learner.rank.index, open_one=open_one):
             one = open_one(group, rows)
             opened[index].append((rows.start, len(one.trajectory)))
             return one
 
-        monkeypatch.setattr(learner, "_open", opening)
+        monkeypatch.setattr(learner.loader, "open", opening)
     assert not any(isinstance(update, Exception) for update in learn(together, run, 1, batch))
     assert opened == {0: [(0, 2)], 1: [(2, 2)]}
 
@@ -238,17 +238,17 @@ def test_ranks_choose_one_micro_batch_that_all_of_them_can_have(small_sd, monkey
             seen.append((list(sizes), [same(size) for size in sizes]))
         return torch.tensor([1 / size for size in sizes], dtype=torch.float64)
 
-    monkeypatch.setattr(micro_batches, "measure", measured)
+    monkeypatch.setattr(autotune, "measure", measured)
     sampler, together = Sampler(run, CPU), learners(run, 3)
     batch = sampled(sampler, together[0], 1, 3)
 
     def find(learner):
-        learner._predict = lambda pairs: pairs.predictions
+        learner.loss.predict = lambda pairs: pairs.predictions
         blocks, own = (
-            learner._blocks(batch, mini_batches.split_groups(run.optimizer, 3, seed=0, step=1)[0]),
+            learner.loader.blocks(batch, mini_batches.split_groups(run.optimizer, 3, seed=0, step=1)[0]),
             of_rank(run, batch, 1, learner.rank),
         )
-        return learner._find_micro_batch(own, blocks, mini_batches.rank_share(blocks, learner.rank.index, 3))
+        return learner.autotune(own, blocks, mini_batches.rank_share(blocks, learner.rank.index, 3))
 
     found = lockstep.at_once(find, together)
     assert seen == [([4, 8, 16], [True] * 3)] * 3  # of 48 pairs each rank has four blocks of four
@@ -272,7 +272,7 @@ def failing(small_sd, damage, error, **changes):
     return str(raised[0]), together
 
 
-def test_a_group_that_one_rank_cannot_open_ends_the_update_of_all_with_one_message(small_sd):
+def test_a_group_that_one_rank_cannot_unpack_ends_the_update_of_all(small_sd):
     def damage(batch, together):
         version, packed, advantages = batch[1]
         batch[1] = (version, dataclasses.replace(packed, digests=("",) * 4), advantages)
@@ -298,8 +298,8 @@ def test_a_log_ratio_that_is_not_zero_on_one_rank_is_found_out_by_all(small_sd, 
 
 def test_a_log_ratio_that_is_not_finite_on_one_rank_ends_the_update_of_all(small_sd):
     def damage(batch, together):
-        predict = together[2]._predict
-        together[2]._predict = lambda pairs: predict(pairs) * float("nan")
+        predict = together[2].loss.predict
+        together[2].loss.predict = lambda pairs: predict(pairs) * float("nan")
 
     message, _ = failing(small_sd, damage, TrainingError)
     assert message.startswith("rank 2 of 3: at step ") and "is not finite" in message
@@ -310,7 +310,7 @@ def test_a_log_ratio_that_is_not_finite_on_one_rank_ends_the_update_of_all(small
 )
 def test_what_one_rank_fails_of_is_said_by_all(small_sd, monkeypatch, changes):
     def damage(batch, together):
-        predict, failed = together[1]._predict, []
+        predict, failed = together[1].loss.predict, []
 
         def without_room(*arguments, **more):
             if failed:
@@ -320,8 +320,8 @@ def test_what_one_rank_fails_of_is_said_by_all(small_sd, monkeypatch, changes):
 
         for place, (_, packed, advantages) in enumerate(batch):
             batch[place] = (-1 if "correction" in str(changes) else 0, packed, advantages)
-        monkeypatch.setattr(together[1], "_predict", without_room)
-        monkeypatch.setattr(together[1], "_measure", without_room)
+        monkeypatch.setattr(together[1].loss, "predict", without_room)
+        monkeypatch.setattr(together[1].autotuner, "_measure", without_room)
 
     message, _ = failing(small_sd, damage, distributed.RankError, **changes)
     assert message == "rank 1 of 3: OutOfMemoryError: no room for 3 GiB"
@@ -334,7 +334,7 @@ def test_one_rank_alone_raises_what_it_has_failed_of(small_sd, monkeypatch):
     def without_room(*arguments):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(learner, "_predict", without_room)
+    monkeypatch.setattr(learner.loss, "predict", without_room)
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
         learner.update(1, sampled(sampler, learner, 1, 2))
 

@@ -1,20 +1,13 @@
-"""Which (image, step) pairs go through the network together, and which number of them a learner chooses."""
-
-import math
+"""Micro-batches: the (image, step) pairs that go through the network in one pass."""
 
 import pytest
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from pcpo_ray.data.updates import MicroBatchChoice
 from pcpo_ray.workers.learner import micro_batches, mini_batches
-from pcpo_ray.workers.learner.micro_batches import OpenedGroup, candidates, gather, measure
 from pcpo_ray.workers.packing import pack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import small
-from tests.support.trajectories import batch, pair, task, trajectory
-
-CPU = torch.device("cpu")
+from tests.support.trajectories import CPU, batch, pair, task, trajectory
 
 
 def groups(count, **changes):
@@ -92,7 +85,7 @@ def test_a_block_is_what_the_sampler_had_at_once_or_less(sampled, size, rows):
     assert sorted({(block.rows.start, block.rows.stop) for block in found}) == rows
 
 
-def test_what_is_left_of_a_group_goes_with_what_is_left_of_others_as_often_as_whole_blocks_do():
+def test_remainders_of_groups_are_passed_together_like_whole_blocks():
     names = ("latents", "predictions", "noises")
     made = {
         n: trajectory(**{name: torch.zeros(4, 3, 4, 5) for name in names}, log_probs=torch.zeros(4, 3)) for n in (0, 1)
@@ -103,55 +96,6 @@ def test_what_is_left_of_a_group_goes_with_what_is_left_of_others_as_often_as_wh
     assert whole == [[(0, 3), (0, 3)], [(0, 3), (1, 3)], [(1, 3), (1, 3)]]
     assert left == [[(0, 1), (0, 1)], [(0, 1), (1, 1)], [(1, 1), (1, 1)]]
     assert [blocks[-1][0] for blocks in found] == sorted(blocks[-1][0] for blocks in found)  # none is opened twice
-
-
-def test_gathered_pairs_have_each_block_s_own_step_and_text_and_are_taken_apart_again():
-    texts = [{"embeds": torch.full((1, 7), float(n)), "mask": torch.full((1, 2), float(n))} for n in (0, 1)]
-    made = {n: trajectory(latents=torch.rand(2, 3, 4, 5) + n, conditioning=texts[n]) for n in (0, 1)}
-    (blocks, *_) = passes(made, 1, 8)
-    blocks = [*blocks[1:3], *passes({1: made[1]}, 1, 8)[0][:2]]
-    indices = [int(made[block.place].steps[block.k]) for block in blocks]
-    pairs = gather(blocks, indices, {n: OpenedGroup(trajectory=one) for n, one in made.items()}, torch.tensor(indices))
-    expected = [made[block.place].latents[block.rows, block.k] for block in blocks]
-    assert torch.equal(pairs.latents, torch.cat(expected))
-    assert pairs.conditioning["embeds"][:, 0].tolist() == [0.0, 0.0, 1.0, 1.0]
-    for number, (one, latents) in enumerate(zip(pairs.apart(), expected, strict=True)):
-        assert torch.equal(one.latents, latents) and one.steps.tolist() == one.indices == [indices[number]]
-        assert one.blocks == [blocks[number]] and one.conditioning["mask"].shape == (1, 2)
-
-
-@pytest.mark.parametrize(
-    ("sampled", "pairs", "sizes"),
-    [(16, 512, [16, 32, 64, 128]), (16, 100, [16, 32, 64]), (4, 4, [4]), (3, 12, [3, 6, 12])],
-)
-def test_doubles_of_the_sampler_s_number_are_tried_as_far_as_there_are_pairs(sampled, pairs, sizes):
-    assert candidates(sampled, pairs) == sizes
-
-
-def test_numbers_with_other_bits_or_without_room_are_no_choice():
-    learned = []
-
-    def learn(size):
-        learned.append(size)
-        if size == 64:
-            raise torch.OutOfMemoryError
-
-    assert measure([8, 16, 32], lambda size: size < 32, learn, CPU).isfinite().tolist() == [True, True, False]
-    assert measure([8, 16, 32], lambda size: size > 16, learn, CPU).isfinite().tolist() == [True, False, False]
-    assert learned == [8, 8, 16, 16, 8, 8]
-    assert measure([32, 64, 128], lambda size: True, learn, CPU).isfinite().tolist() == [True, False, False]
-
-
-def test_nothing_is_tried_for_longer_than_a_minute(monkeypatch):
-    monkeypatch.setattr(micro_batches, "LONGEST", -1.0)
-    assert measure([8, 16], lambda size: True, lambda size: None, CPU).isfinite().tolist() == [True, False]
-
-
-def test_the_fastest_is_found_and_what_was_no_choice_has_no_time():
-    assert MicroBatchChoice.of([8, 16, 32], [0.3, 0.1, math.inf]) == MicroBatchChoice(
-        size=16, seconds={8: 0.3, 16: 0.1, 32: None}
-    )
-    assert MicroBatchChoice.of([8, 16], [math.inf, math.inf]).size == 8
 
 
 SETTINGS = [
@@ -172,7 +116,7 @@ SETTINGS = [
         ("small_sd", {"objective__kl": 0.1, "credit__kind": "interpolate"}),
     ],
 )
-def test_pairs_of_several_groups_and_steps_at_once_are_learned_as_each_block_alone(request, model, changes):
+def test_a_pass_over_several_groups_and_steps_learns_as_block_by_block(request, model, changes):
     folder = request.getfixturevalue(model)
     sampler, learner = pair(folder, **changes)
     _, other = pair(folder, **changes, optimizer__micro_batch=16)
@@ -223,86 +167,3 @@ def test_no_pass_is_short_where_each_group_trains_steps_of_its_own(small_sd, mon
     monkeypatch.setattr(learner.policy, "predict", predicted)
     learner.update(1, made)
     assert passed == [16] * 4  # four groups of four images at four steps
-
-
-@pytest.mark.parametrize(("size", "most"), [(4, 1), (8, 1), (32, 2)])
-def test_only_the_groups_of_one_pass_lie_open(small_sd, monkeypatch, size, most):
-    sampler, learner = pair(small_sd, optimizer__micro_batch=size)
-    made = batch(sampler, learner, count=4)
-    opened, lying, open_one, accumulate = [], [], learner._open, learner._accumulate
-
-    def opening(group, rows):
-        one = open_one(group, rows)
-        opened.append(StorageWeakRef(one.trajectory.latents.untyped_storage()))
-        return one
-
-    monkeypatch.setattr(learner, "_open", opening)
-
-    def accumulating(*arguments, **more):
-        lying.append(sum(not one.expired() for one in opened))
-        return accumulate(*arguments, **more)
-
-    monkeypatch.setattr(learner, "_accumulate", accumulating)
-    sent = [
-        (0, pack_trajectory(sampler.policy, task(position=n), one), values) for n, (_, one, values) in enumerate(made)
-    ]
-    del made
-    learner.update(1, sent)
-    assert len(opened) == 4 and max(lying) == most
-
-
-def test_the_learner_tries_what_it_has_and_keeps_to_what_it_found(small_flux, monkeypatch):
-    sampler, learner = pair(small_flux, optimizer__micro_batch="auto", rollout__prompts=5)
-    seen = []
-
-    def measured(sizes, same, learn, device):
-        for size in sizes:
-            same(size)
-            learn(size)
-        seen.append(sizes)
-        return torch.tensor([0.3, 0.1, 0.2, 0.4])
-
-    monkeypatch.setattr(micro_batches, "measure", measured)
-    made = batch(sampler, learner, count=5)
-    first = learner.update(1, made)
-    assert first.micro_batch is not None and first.micro_batch.size == learner.micro_batch == 8
-    assert learner.update(2, made).micro_batch is None
-    assert seen == [[4, 8, 16, 32]]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_most_pairs_that_auto_may_choose_predict_the_samplers_bits(small_flux, monkeypatch, dtype):
-    sampler, learner = pair(small_flux, optimizer__micro_batch="auto", model__dtype=dtype)
-
-    def measured(sizes, same, learn, device):
-        return torch.tensor([1 / size if same(size) else math.inf for size in sizes])
-
-    monkeypatch.setattr(micro_batches, "measure", measured)
-    assert learner.update(1, batch(sampler, learner, count=3)).diagnostics["overall"]["max_log_ratio"] == 0.0
-    assert learner.micro_batch is not None
-
-
-def test_auto_is_not_misled_by_an_adapter_that_is_still_zero(small_sd, monkeypatch):
-    """Half of it is, at first: so what it does to the bits of a larger batch is only seen later."""
-    sampler, learner = pair(small_sd, optimizer__micro_batch="auto")
-    zero = {name: p for name, p in learner.parameters.items() if not p.any()}
-    assert 0 < len(zero) < len(learner.parameters)
-    predict = learner.policy.predict
-
-    def predicted(latents, *rest):
-        otherwise = sum(p.detach().square().sum() for p in zero.values())
-        return predict(latents, *rest) * (1 + otherwise * (len(latents) > 4))
-
-    monkeypatch.setattr(learner.policy, "predict", predicted)
-    learner.update(1, batch(sampler, learner, count=3))
-    assert learner.micro_batch == 4
-
-
-def test_trying_leaves_every_weight_as_it_was(small_sd):
-    sampler, learner = pair(small_sd, optimizer__micro_batch="auto")
-    before = {name: p.detach().clone() for name, p in learner.parameters.items()}
-    made = batch(sampler, learner, count=3)
-    blocks = learner._blocks(made, [0, 1, 2])
-    learner._find_micro_batch(made, blocks, blocks)
-    assert learner.micro_batch is not None
-    assert all(torch.equal(p, before[name]) for name, p in learner.parameters.items())

@@ -14,7 +14,7 @@ def pairs(blocks):
     return [(block.place, row, block.k) for block in blocks for row in range(*block.rows.indices(block.rows.stop))]
 
 
-def test_every_group_is_learned_once_an_epoch_whatever_the_number_of_updates():
+def test_every_group_is_learned_once_per_epoch_for_any_updates():
     optimizer = config.Optimizer(updates=3, epochs=2)
     parts = mini_batches.split_groups(optimizer, 8, seed=0, step=1)
     assert len(parts) == 6 and all(2 <= len(part) <= 3 for part in parts)
@@ -34,7 +34,7 @@ def test_fewer_groups_than_updates_are_one_an_update():
     assert [len(part) for part in mini_batches.split_groups(config.Optimizer(updates=4), 2, seed=0, step=1)] == [1, 1]
 
 
-def test_blocks_are_all_pairs_once_and_of_a_group_some_images_at_all_steps_then_the_next():
+def test_blocks_cover_all_pairs_once_in_the_order_images_then_steps():
     blocks = mini_batches.cut_into_blocks({7: (5, 2), 3: (4, 2)}, 3)
     assert [(block.place, block.rows.start, block.rows.stop, block.k) for block in blocks] == [
         *((7, 0, 3, 0), (7, 0, 3, 1), (7, 3, 5, 0), (7, 3, 5, 1)),
@@ -56,7 +56,7 @@ DRAWN = [random.Random(n) for n in range(40)]
 
 
 @pytest.mark.parametrize("drawn", DRAWN, ids=range(len(DRAWN)))
-def test_every_block_is_learned_by_one_rank_and_none_has_two_more_than_another(drawn):
+def test_ranks_share_all_blocks_and_differ_by_at_most_one(drawn):
     images, steps, ranks = drawn.randint(1, 9), drawn.randint(1, 6), drawn.randint(1, 12)
     places = drawn.sample(range(30), drawn.randint(1, 9))
     blocks = mini_batches.cut_into_blocks(dict.fromkeys(places, (images, steps)), drawn.randint(1, images))
@@ -101,6 +101,6 @@ def test_a_micro_batch_below_the_sampler_s_number_cuts_blocks_of_its_own(small_s
     assert lengths == [8, 6, 4, 6, 8]
 
 
-def test_blocks_of_several_minibatches_are_joined_in_the_batch_s_order_each_once():
+def test_joined_blocks_of_minibatches_are_unique_and_in_batch_order():
     blocks = mini_batches.cut_into_blocks({0: (4, 2), 1: (4, 2)}, 2)
     assert mini_batches.joined([blocks[5:], blocks[:3], blocks[2:6]]) == blocks

@@ -43,7 +43,7 @@ def rank(index, address, model, folder, answers, fail):
     try:
         learner.save(folder, DriverState(step=0))
         checkpoints.write_part, checkpoints.finish = write_part, finish
-        answers.put((index, "saved", learner.restore(folder).step, learner.average.updates))
+        answers.put((index, "saved", learner.restore(folder).step, learner.ema.updates))
     except Exception as error:
         answers.put((index, type(error).__name__, str(error), 0))
     distributed.Meeting(joined, "the end", seconds=60.0).tell()

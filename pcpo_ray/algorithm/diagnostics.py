@@ -1,0 +1,186 @@
+"""Diagnostics of a surrogate while it is trained: ratios, clipping and gradient norms at each timestep.
+
+Notation and shapes are those of objective.py.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pcpo_ray.algorithm.objective import Objective, change_and_noise, per_sample, std_of_sums
+from pcpo_ray.errors import ConfigError, TrainingError
+
+SHOWN = 5
+"""The most non-finite numbers that an error quotes."""
+
+
+def inactive(
+    log_ratio: Float[Tensor, " B"],
+    advantage: Float[Tensor, " B"],
+    *,
+    clip_range: float | Float[Tensor, " B"],
+    objective: Objective,
+) -> Float[Tensor, " B"]:
+    """Return 1 where the clip range cuts off the surrogate's gradient, else 0.
+
+    Raises ConfigError for an unknown objective.
+    """
+    match objective:
+        case "clipped_ratio":
+            change = torch.expm1(log_ratio)
+        case "log_hinge":
+            change = log_ratio
+        case _:
+            raise ConfigError(f"got objective {objective!r}; expected 'clipped_ratio' or 'log_hinge'")
+    return (advantage * change > clip_range * advantage.abs()).to(log_ratio.dtype)
+
+
+@torch.no_grad()
+def gradient_norm(
+    prediction: Float[Tensor, "B ..."],
+    old_prediction: Float[Tensor, "B ..."],
+    noise: Float[Tensor, "B ..."],
+    log_ratio: Float[Tensor, " B"],
+    advantage: Float[Tensor, " B"],
+    *,
+    weight: float | Float[Tensor, " B"],
+    sign: float | Float[Tensor, " B"],
+    clip_range: float | Float[Tensor, " B"],
+    objective: Objective,
+) -> Float[Tensor, " B"]:
+    """Compute the L2 norm of each sample's d loss / d prediction: |A| r w / D ||s z + w d|| where active, else 0.
+
+    r is rho for the clipped ratio and 1 for the hinge. Raises ConfigError for another objective.
+    """
+    d, z = change_and_noise(prediction, old_prediction, noise)
+    w, s = per_sample(weight, d), per_sample(sign, d)
+    slope = (w * (s * z + w * d)).flatten(1)
+    norm: Tensor = advantage.abs() * slope.square().sum(1).sqrt() / slope.shape[1]
+    if objective == "clipped_ratio":
+        norm = norm * log_ratio.exp()
+    return norm * (1 - inactive(log_ratio, advantage, clip_range=clip_range, objective=objective))
+
+
+class TimestepDiagnostics:
+    """Diagnostics of a surrogate at each of a trajectory's T timesteps, summed over the micro-batches of an update.
+
+    They are kept as sums and maxima per timestep, so that those of several ranks can be added up.
+    """
+
+    # change = rho - 1
+    SUMS = (
+        "count", "change", "change_squared", "log_ratio", "log_ratio_squared", "clipped", "inactive", "gradient_norm"
+    )  # fmt: skip
+
+    def __init__(self, steps: int) -> None:
+        self._sums = torch.zeros(len(self.SUMS), steps, dtype=torch.float64)
+        self._max_log_ratio = torch.zeros(steps, dtype=torch.float64)
+        self._noted: list[tuple[Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def add(
+        self,
+        step: int | Int[Tensor, " B"],
+        log_ratio: Float[Tensor, " B"],
+        advantage: Float[Tensor, " B"],
+        gradient_norm: Float[Tensor, " B"],
+        *,
+        clip_range: float | Float[Tensor, " B"],
+        objective: Objective,
+    ) -> None:
+        """Note B samples, all at timestep `step` or each at its own, without waiting for the device.
+
+        `count` adds them up later. Raises ConfigError for an unknown objective.
+        """
+        stopped = inactive(log_ratio, advantage, clip_range=clip_range, objective=objective)
+        steps, limits = (_each(value, log_ratio) for value in (step, clip_range))
+        self._noted.append((steps.long(), torch.stack([log_ratio, gradient_norm, stopped.to(log_ratio), limits])))
+
+    def count(self) -> None:
+        """Add up what was noted, waiting for the device once, whatever the number of micro-batches.
+
+        Raises TrainingError, counting nothing, for a log-ratio or gradient that is not finite.
+        """
+        if not self._noted:
+            return
+        noted, self._noted = self._noted, []
+        where = torch.cat([steps for steps, _ in noted]).cpu()
+        values, norms, stops, limits = torch.cat([part for _, part in noted], dim=1).cpu().double()
+        finite = values.isfinite() & norms.isfinite()
+        if not finite.all():
+            some = [found[~finite][:SHOWN].tolist() for found in (values, norms)]
+            raise TrainingError(
+                f"at step {where[~finite].unique().tolist()} a log-ratio or its gradient is not finite, of "
+                f"{int((~finite).sum())} (image, step) pairs: log-ratios {some[0]}, gradient norms {some[1]}, ...; "
+                "lower the learning rate, or use a wider dtype"
+            )
+        change = torch.expm1(values)
+        clipped = (values.abs() > limits).double()
+        squares = (change.square(), values, values.square())
+        rows = torch.stack([torch.ones_like(values), change, *squares, clipped, stops, norms])
+        self._sums.index_add_(1, where, rows)
+        self._max_log_ratio.scatter_reduce_(0, where, values.abs(), reduce="amax")
+
+    @property
+    def sums(self) -> Float[Tensor, "8 T"]:
+        """The sums named in SUMS, at each timestep."""
+        self.count()
+        return self._sums
+
+    @sums.setter
+    def sums(self, value: Float[Tensor, "8 T"]) -> None:
+        self._sums = value
+
+    @property
+    def max_log_ratio(self) -> Float[Tensor, " T"]:
+        """The largest |log rho| at each timestep."""
+        self.count()
+        return self._max_log_ratio
+
+    @max_log_ratio.setter
+    def max_log_ratio(self, value: Float[Tensor, " T"]) -> None:
+        self._max_log_ratio = value
+
+    def summary(self) -> dict[str, list[float | None]]:
+        """Summarise each timestep; None where nothing was counted.
+
+        `ratio_mean` and `ratio_std` are of rho, `log_ratio_std` of log rho, `max_log_ratio` of |log rho|.
+        `clip_fraction` is the fraction with |log rho| > xi, whatever the objective. `inactive_fraction` is the fraction
+        whose gradient is cut off: one-sided, so about half of it. `gradient_share` is the timestep's fraction of all
+        gradient norms; they add up to 1 (None if all are 0).
+        """
+        rows = [_statistics(*column) for column in zip(self.sums.T.tolist(), self.max_log_ratio.tolist(), strict=True)]
+        table = {name: [row[name] for row in rows] for name in rows[0]}
+        count, norms = self.sums[0].tolist(), self.sums[-1].tolist()
+        total = math.fsum(norms)
+        shares = [norm / total if seen and total else None for seen, norm in zip(count, norms, strict=True)]
+        return {**table, "gradient_share": shares}
+
+    def overall(self) -> dict[str, float | None]:
+        """Summarise all samples and timesteps at once, without `gradient_share`."""
+        return _statistics(self.sums.sum(1).tolist(), self.max_log_ratio.max().item())
+
+
+def _statistics(sums: list[float], max_log_ratio: float) -> dict[str, float | None]:
+    """Compute the statistics that the sums named in TimestepDiagnostics.SUMS give."""
+    count, change, change_squared, log_ratio, log_ratio_squared, clipped, stopped, _ = sums
+    names = ("ratio_mean", "ratio_std", "log_ratio_std", "clip_fraction", "inactive_fraction", "max_log_ratio")
+    if count == 0:
+        return dict.fromkeys(names)
+    mean = change / count
+    values = (
+        1 + mean,
+        std_of_sums(change, change_squared, count),
+        std_of_sums(log_ratio, log_ratio_squared, count),
+        clipped / count,
+        stopped / count,
+        max_log_ratio,
+    )
+    return dict(zip(names, values, strict=True))
+
+
+def _each(value: float | Tensor, like: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Return one value per sample."""
+    return value.to(like) if isinstance(value, Tensor) else torch.full_like(like, value)

@@ -1,0 +1,216 @@
+"""The loss of (image, trained step) pairs: log-ratio, correction for older weights, surrogate, KL and diagnostics.
+
+Shapes: N images of a group, K trained steps, B pairs of a pass, `...` one image's latents.
+"""
+
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pcpo_ray import config
+from pcpo_ray.algorithm import diagnostics, objective
+from pcpo_ray.algorithm.credit import Credit
+from pcpo_ray.algorithm.diagnostics import TimestepDiagnostics
+from pcpo_ray.data.tensors import sent_to
+from pcpo_ray.errors import TrainingError
+from pcpo_ray.models.policy import Policy
+from pcpo_ray.workers.learner.distributed import Rank
+from pcpo_ray.workers.learner.pair_loader import PairBatch
+
+FIRST_RATIO_LIMIT = 1e-6
+"""Largest |log-ratio| allowed at the weights that sampled; above it, sampler and learner compute different things."""
+
+
+class Loss:
+    """A policy's loss under the config's objective. It reads the policy's weights and changes nothing but its tallies.
+
+    Per timestep, on the policy's device: `credit_weights`, `signs`, `clip_ranges`, `factors` (multiply the surrogate),
+    `scales` (multiply the log-ratio) and `own_weights` (the weights of the sampler's own Gaussians).
+    """
+
+    def __init__(self, policy: Policy, settings: config.Objective) -> None:
+        self.policy = policy
+        self.settings = settings
+        plan, device = policy.credit, policy.device
+        noises = [step.std for step in plan.steps]
+        self.credit_weights = torch.tensor(plan.weights, device=device)
+        self.signs = torch.tensor([step.sign for step in plan.steps], device=device)
+        clip_ranges = scaled(plan, settings.clip_range, plan.weights if settings.clip_scale == "weight" else None)
+        self.clip_ranges = torch.tensor(clip_ranges, device=device)
+        self.factors = torch.tensor(scaled(plan, 1.0, noises if settings.step_loss == "noise" else None), device=device)
+        own = [mix * step.weight for mix, step in zip(plan.mix, plan.steps, strict=True)]
+        self.own_weights = torch.tensor(own, dtype=torch.float64, device=device)
+        published = settings.log_ratio == "flow_cps"
+        self.scales = torch.tensor([2 * std**2 if published else 1.0 for std in noises], device=device)
+        self.importances: list[Float[Tensor, "4"]] = []
+
+    def predict(self, pairs: PairBatch) -> Float[Tensor, "B ..."]:
+        """Predict with the present weights, rounded as the sampler's predictions were."""
+        prediction = self.policy.predict(pairs.latents, pairs.steps, pairs.conditioning)
+        return objective.rounded(prediction, pairs.predictions.dtype)
+
+    @torch.no_grad()
+    def reference(self, pairs: PairBatch) -> Float[Tensor, "B ..."]:
+        """Predict without the adapter, rounded in the same way, so that equal predictions have no divergence."""
+        with self.policy.denoiser.without_adapter():
+            return self.predict(pairs)
+
+    def log_ratio(self, prediction: Float[Tensor, "B ..."], pairs: PairBatch) -> Float[Tensor, " B"]:
+        """Compute the log-ratio to the policy that sampled, by the config's `objective.log_ratio`."""
+        if self.settings.log_ratio == "replay":
+            return self._replayed(prediction, pairs)
+        weight, sign = self.credit_weights[pairs.steps], self.signs[pairs.steps]
+        found = objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
+        return self.scales[pairs.steps] * found
+
+    def _replayed(self, prediction: Float[Tensor, "B ..."], pairs: PairBatch) -> Float[Tensor, " B"]:
+        """Compute the log-ratio with the noise recovered from the rounded x_next that the sampler continued with."""
+        found = []
+        for one, predicted in zip(pairs.apart(), prediction.split(pairs.lengths), strict=True):
+            step = self.policy.credit.steps[one.indices[0]]
+            after = step.moved(one.latents, one.predictions, one.noises)
+            found.append(step.log_prob(after, one.latents, predicted) - one.log_probs)
+        return torch.cat(found)
+
+    def of_pass(
+        self,
+        pairs: PairBatch,
+        advantage: Float[Tensor, " B"],
+        lags: Mapping[int, Float[Tensor, "N K 2"]],
+        older: Container[int],
+        noted: TimestepDiagnostics,
+        *,
+        count: int,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Compute a pass's part of the mean loss over `count` pairs, and of the mean KL divergence it contains.
+
+        `lags` are those of the groups at the places `older` (`lag_now`, before the update began); without one, the
+        present lag is taken. `noted` gets the diagnostics. Nothing here waits for the device.
+        """
+        settings = self.settings
+        prediction = self.predict(pairs)
+        log_ratio = self.log_ratio(prediction, pairs)
+        clip_range, factor = self.clip_ranges[pairs.steps], self.factors[pairs.steps]
+        if settings.correction is not None:
+            lag, importance = self._lag(prediction, log_ratio, pairs, lags, older)
+            log_ratio, factor = log_ratio - lag, factor * importance
+        surrogate = objective.log_hinge if settings.kind == "log_hinge" else objective.clipped_ratio
+        loss = (factor * surrogate(log_ratio, advantage, clip_range=clip_range)).sum() / count
+        divergence = torch.zeros_like(loss)
+        if settings.kl:
+            own = self.own_weights[pairs.steps]
+            divergence = objective.kl_divergence(prediction, self.reference(pairs), weight=own).sum() / count
+            loss = loss + settings.kl * divergence
+        norm = (
+            factor
+            * self.scales[pairs.steps]
+            * diagnostics.gradient_norm(
+                prediction,
+                pairs.predictions,
+                pairs.noises,
+                log_ratio,
+                advantage,
+                weight=self.credit_weights[pairs.steps],
+                sign=self.signs[pairs.steps],
+                clip_range=clip_range,
+                objective=settings.kind,
+            )
+        )
+        noted.add(pairs.steps, log_ratio, advantage, norm, clip_range=clip_range, objective=settings.kind)
+        return loss, divergence
+
+    @torch.no_grad()
+    def lag_now(
+        self, prediction: Float[Tensor, "B ..."], log_ratio: Float[Tensor, " B"], pairs: PairBatch
+    ) -> Float[Tensor, "B 2"]:
+        """Compare the present weights with those that sampled.
+
+        The first column is the log-ratio that the loss uses. The second is that of the sampler's own densities, from
+        which the importance weights are computed.
+        """
+        weight, sign = self.own_weights[pairs.steps], self.signs[pairs.steps]
+        own = objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
+        return torch.stack([log_ratio.detach(), own], dim=1)
+
+    @torch.no_grad()
+    def _lag(
+        self,
+        prediction: Float[Tensor, "B ..."],
+        log_ratio: Float[Tensor, " B"],
+        pairs: PairBatch,
+        lags: Mapping[int, Float[Tensor, "N K 2"]],
+        older: Container[int],
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Return each pair's lag, the log-ratio of the update's first weights to the sampler's, and its importance.
+
+        Pairs of groups that are not older have lag 0 and importance 1.
+        """
+        if not any(block.place in older for block in pairs.blocks):
+            return torch.zeros_like(log_ratio), torch.ones_like(log_ratio)
+        old = torch.tensor([block.place in older for block in pairs.blocks for _ in range(len(block))])
+        old = sent_to(old, self.policy.device)
+        now = self.lag_now(prediction, log_ratio, pairs)
+        begun = [
+            lags[block.place][block.rows, block.k] if block.place in lags else present
+            for block, present in zip(pairs.blocks, now.split(pairs.lengths), strict=True)
+        ]
+        lag, own = torch.cat(begun).unbind(1)
+        most = self.settings.correction
+        assert most is not None
+        importance = objective.importance(own, dimensions=pairs.latents[0].numel(), most=most)
+        self.importances.append(objective.spread(importance, old, most=most))
+        return torch.where(old, lag, 0.0), torch.where(old, importance, 1.0)
+
+    def take_importance(self, rank: Rank) -> Mapping[str, float] | None:
+        """Summarise the importance weights of all ranks since the last call; None if there were none."""
+        noted, self.importances = self.importances, []
+        sums = torch.stack(noted).sum(0) if noted else torch.zeros(4, dtype=torch.float64, device=self.policy.device)
+        if self.settings.correction is None:
+            return None
+        return objective.spread_in_numbers(rank.total(sums).tolist())
+
+    def per_timestep(self, noted: TimestepDiagnostics) -> Mapping[str, Sequence[float | None]]:
+        """Tabulate the diagnostics and weights of the trained timesteps, noisiest first."""
+        credit = self.policy.credit
+        columns: dict[str, Sequence[float | None]] = {
+            "timestep": self.policy.schedule.timesteps,
+            "native_weight": [step.weight for step in self.policy.native],
+            "credit_weight": credit.weights,
+            **noted.summary(),
+        }
+        return {name: [values[index] for index in credit.trained] for name, values in columns.items()}
+
+
+def scaled(plan: Credit, value: float, by: Sequence[float] | None) -> tuple[float, ...]:
+    """Scale `value` at each timestep by its `by` over the trained timesteps' mean of `by` (None: not at all)."""
+    if by is None:
+        return (value,) * len(plan.steps)
+    mean = sum(by[index] for index in plan.trained) / len(plan.trained)
+    return tuple(value * part / mean for part in by)
+
+
+def loss_scale(dtypes: Iterable[torch.dtype], dimensions: int, count: int) -> float:
+    """Choose a power of two for the loss, so that float16 does not round gradients of a mean over `count` pairs to 0.
+
+    Each pair's gradient of its prediction, about |A| w z / (count D), then is about |A| w z, for D = `dimensions`.
+    Without float16 among the dtypes it is 1.
+    """
+    if torch.float16 not in dtypes:
+        return 1.0
+    return 2.0 ** round(math.log2(count * dimensions))
+
+
+def check_unchanged(log_ratios: Sequence[float], version: int) -> None:
+    """Check the largest |log-ratio| at each timestep. Raises TrainingError above FIRST_RATIO_LIMIT."""
+    largest = max(log_ratios)
+    if largest > FIRST_RATIO_LIMIT:
+        index = log_ratios.index(largest)
+        raise TrainingError(
+            f"at the weights that sampled (version {version}), step {index} has log-ratio {largest:.3g}; "
+            f"expected 0 (at most {FIRST_RATIO_LIMIT:g}): sampler and learner do not compute the same prediction. "
+            "Use the same dtype, sampling.batch and kernels on both, model.dtype=float32, or "
+            "optimizer.micro_batch=null"
+        )
