@@ -1,7 +1,7 @@
 """The Denoiser protocol (encode, predict, decode, trainable), and `load`, which makes one from a config.
 
-Backbones know no algorithms: a denoiser predicts, and says on which schedule; what a step does with the prediction
-stands in `transitions`, what credit it carries in `credit`.
+Backbones know no algorithms: a denoiser predicts and names its schedule. `transitions` defines the step that uses the
+prediction, and `credit` the weight that the step carries.
 """
 
 import inspect
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pcpo_ray.models.pipeline import PipelineDenoiser
 
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
-"""Parts that neither sampling nor training asks: never loaded, and copied into what full fine-tuning writes."""
+"""Parts that neither sampling nor training uses: never loaded, and copied into what full fine-tuning saves."""
 
 CLASSES = {
     "stable_diffusion": "pcpo_ray.models.stable_diffusion:StableDiffusion",
@@ -36,7 +36,7 @@ CLASSES = {
     "sd3": "pcpo_ray.models.sd3:StableDiffusion3",
     "flux": "pcpo_ray.models.flux:Flux",
 }
-"""By model.kind. Imported when asked for: a scorer needs none of them."""
+"""Denoiser classes by model.kind. They are imported when asked for: a scorer needs none of them."""
 
 
 class Denoiser(Protocol):
@@ -47,46 +47,46 @@ class Denoiser(Protocol):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Of one image's latents, as the sampler steps them."""
+        """The shape of one image's latents, as the sampler steps them."""
 
     def schedule(self, steps: int) -> Schedule:
-        """The timesteps that the model's own scheduler visits in `steps` steps. Raises ScheduleError."""
+        """Build the schedule that the model's own scheduler follows in `steps` steps. Raises ScheduleError."""
 
     def initial_noise(self, generator: torch.Generator) -> Float[Tensor, "..."]:
-        """One image's starting latents, drawn as the model's pipeline draws them."""
+        """Draw one image's initial latents as the model's pipeline draws them."""
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
-        """What `predict` needs of the texts, one row a text, with what guidance needs besides."""
+        """Encode texts for `predict`, one row each, with the rows that guidance needs."""
 
     def sampling_as(self, sampling: Sampling) -> AbstractContextManager[None]:
-        """A context in which `encode`, `predict` and `schedule` follow other settings than the run's."""
+        """Follow these settings instead of the run's in `encode`, `predict` and `schedule` while inside."""
 
     def prepare(self, texts: Sequence[str]) -> None:
-        """Encode texts that will be asked for, so that `encode` only has to find them."""
+        """Encode texts ahead, so that `encode` only has to look them up."""
 
     def fixed_text(self) -> Conditioning:
-        """One row that stands for a text, the same in every process, for the canary (canary.py)."""
+        """Return a row that stands for a text, the same in every process, for the canary (canary.py)."""
 
     def predict(
         self, latents: Float[Tensor, "B ..."], timesteps: Float[Tensor, " B"], conditioning: Conditioning
     ) -> Float[Tensor, "B ..."]:
-        """The network's prediction after guidance, in float32; each image has a timestep and a text of its own."""
+        """Predict with guidance, in float32; each image has its own timestep and text."""
 
     def decode(self, latents: Float[Tensor, "B ..."]) -> UInt8[np.ndarray, "B H W 3"]:
-        """The pictures."""
+        """Decode latents to images."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What training changes, by name."""
+        """Return the trained parameters by name."""
 
     def without_adapter(self) -> AbstractContextManager[None]:
-        """A context in which `predict` is the base model's. Raises ModelError when there is no adapter."""
+        """Predict with the base model while inside. Raises ModelError if there is no adapter."""
 
     def save(self, folder: Path, parameters: Mapping[str, Tensor]) -> None:
-        """Write what is trained, with these values, as diffusers reads it: a LoRA, or the whole pipeline."""
+        """Save the trained parameters, with these values, as diffusers reads them: a LoRA or a whole pipeline."""
 
 
 def folder_of(model: Model, *, weights: bool = True) -> Path:
-    """The model's folder, seen to be one of its kind's without loading anything; without `weights`, configs will do.
+    """Return the model's folder, checked for its kind without loading anything; without `weights`, configs suffice.
 
     Raises ModelError.
     """
@@ -118,7 +118,7 @@ def folder_of(model: Model, *, weights: bool = True) -> Path:
 
 
 def class_of(model: Model) -> "type[PipelineDenoiser]":
-    """The denoiser's class for a model's kind. Raises ModelError where a class of the user's own is none."""
+    """Return the denoiser class of a model's kind. Raises ModelError if a user's class is not a denoiser."""
     from pcpo_ray.models.pipeline import PipelineDenoiser
 
     if model.denoiser is None:
@@ -141,13 +141,13 @@ def class_of(model: Model) -> "type[PipelineDenoiser]":
 
 
 def schedule_of(folder: Path, model: Model, sampling: Sampling) -> Schedule:
-    """The schedule that the folder's scheduler gives, its weights left alone. Raises ScheduleError and ModelError."""
+    """Build the schedule of the folder's scheduler without reading weights. Raises ScheduleError and ModelError."""
     kind = class_of(model)
     return kind.schedule_in(kind.described(folder), sampling)
 
 
 def load(model: Model, sampling: Sampling, *, seed: int, device: torch.device) -> Denoiser:
-    """The denoiser that a config names, on `device`, ready to train; adapters are initialised from `seed`.
+    """Load the denoiser that a config names onto `device`, ready to train; adapters are initialised from `seed`.
 
     Raises ModelError naming the folder and what is wrong with it.
     """

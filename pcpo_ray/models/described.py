@@ -1,6 +1,6 @@
-"""What a model's folder says of it in its JSON files, as its pipeline has it once it is loaded.
+"""Descriptions of models from their folders' JSON files, with the values that a loaded pipeline has.
 
-Check, plan, study and run all take it from here, so that what is checked is what is run.
+Check, plan, study and run all read them here, so that the checked values are the values used.
 """
 
 import json
@@ -17,7 +17,7 @@ from pcpo_ray.models import schedulers
 POINTER = b"version https://git-lfs.github.com/spec/"
 
 VAES = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny")
-"""The classes of VAE that are understood."""
+"""The supported VAE classes."""
 
 VAE_KEYS = {
     "StableDiffusionPipeline": frozenset[str](),
@@ -25,18 +25,18 @@ VAE_KEYS = {
     "StableDiffusion3Pipeline": frozenset({"shift_factor"}),
     "FluxPipeline": frozenset({"shift_factor"}),
 }
-"""Which of FACTORS the pipeline makes images of latents with."""
+"""The FACTORS with which each pipeline turns latents into images."""
 
 FACTORS = ("latents_mean", "latents_std", "shift_factor")
-"""What a VAE's config may say of its latents, beside the scaling_factor that all pipelines read."""
+"""Keys of a VAE's config about its latents, apart from the scaling_factor that all pipelines read."""
 
 BLOCKS = ("decoder_block_out_channels", "up_block_out_channels", "block_out_channels")
-"""Where the config of one of VAES says how often it doubles the size, less one."""
+"""Keys of a VAE's config with one entry per resolution: one more than it doubles the size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """The configs of scheduler, denoising network and VAE; `factor` pixels a side are one of the VAE's latents."""
+    """The configs of scheduler, denoising network and VAE; the VAE turns `factor` pixels a side into one latent."""
 
     folder: Path
     scheduler: Mapping[str, Any]
@@ -46,7 +46,7 @@ class Described:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object of settings. Raises ModelError."""
+    """Read a JSON object of settings. Raises ModelError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def described(folder: Path, pipeline_class: str, part: str) -> Described:
-    """The model in the folder, whose denoising network is `part`. Raises ModelError."""
+    """Describe the model in the folder, whose denoising network is `part`. Raises ModelError."""
     scheduler, network, vae = (
         read_json(folder / name) for name in (schedulers.FILE, f"{part}/config.json", "vae/config.json")
     )
@@ -83,7 +83,7 @@ def described(folder: Path, pipeline_class: str, part: str) -> Described:
 
 
 def _network_as_loaded(network: dict[str, Any], pipeline_class: str) -> dict[str, Any]:
-    """StableDiffusionPipeline takes a size below 64 in a config of before diffusers 0.9 for a mistake."""
+    """Correct a size below 64 in a config from before diffusers 0.9, as StableDiffusionPipeline does."""
     size, version = network.get("sample_size"), re.match(r"(\d+)\.(\d+)", network.get("_diffusers_version", ""))
     early = version is not None and (int(version[1]), int(version[2])) < (0, 9)
     if pipeline_class == "StableDiffusionPipeline" and early and isinstance(size, int) and size < 64:
@@ -92,9 +92,9 @@ def _network_as_loaded(network: dict[str, Any], pipeline_class: str) -> dict[str
 
 
 def _check_vae(vae: Mapping[str, Any], path: Path, pipeline_class: str) -> None:
-    """Raise ModelError unless the pipeline makes images of latents as the VAE's config says, and the code here too."""
+    """Raise ModelError unless the pipeline, and the code here, decode latents as the VAE's config says."""
     applied = VAE_KEYS.get(pipeline_class)
-    if applied is None:  # a pipeline of the user's own choice
+    if applied is None:  # a pipeline that a user's class chose
         return
     name = vae.get("_class_name", VAES[0])
     if name not in VAES:
@@ -117,7 +117,7 @@ def _check_vae(vae: Mapping[str, Any], path: Path, pipeline_class: str) -> None:
 
 
 def _check_factor(vae: Mapping[str, Any], key: str, path: Path) -> None:
-    """Raise ModelError unless a factor of the latents is null, a finite number, or a list of one for each channel."""
+    """Raise ModelError unless a factor is null, a finite number, or a list with a number per channel."""
     value, channels = vae.get(key), vae.get("latent_channels", 4)
     several = key.startswith("latents_")
     numbers = value if several and isinstance(value, list) else [value]
@@ -131,7 +131,7 @@ def _check_factor(vae: Mapping[str, Any], key: str, path: Path) -> None:
 
 
 def _factor(vae: Mapping[str, Any], path: Path) -> int:
-    """How many pixels a side are one latent. Raises ModelError."""
+    """Return how many pixels a side make up one latent. Raises ModelError."""
     blocks = next((vae[key] for key in BLOCKS if vae.get(key)), None)
     if not isinstance(blocks, Sized):
         raise ModelError(f"{path} has no {BLOCKS[-1]}; copy it again from the model it was made from")
@@ -139,7 +139,7 @@ def _factor(vae: Mapping[str, Any], path: Path) -> int:
 
 
 def check_channels(description: Described, part: str, patch: int) -> None:
-    """Raise ModelError unless the network takes latents alone, `patch` of them together, and gives as many numbers."""
+    """Raise ModelError unless the network's inputs and outputs are latents alone, `patch` of them together."""
     network, latents = description.network, description.vae.get("latent_channels", 4)
     taken = network.get("in_channels", patch * latents)
     given = network.get("out_channels") or taken

@@ -1,4 +1,4 @@
-"""What a model's parts need on disk, seen without loading anything."""
+"""Checks of a model's files on disk, without loading anything."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,14 +10,14 @@ from pcpo_ray.models.described import POINTER, read_json
 
 WEIGHTS = (".safetensors", ".bin")
 VARIANT = re.compile(r"[^.]+?(?:-\d+-of-\d+)?(?:\.(?P<variant>.+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
-"""A file of weights: `model.safetensors`, `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`."""
+"""Names of weight files: `model.safetensors`, `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`."""
 
 
 def check_parts(folder: Path, parts: Mapping[str, Any], *, weights: bool, variant: str | None) -> None:
-    """Raise ModelError unless each part is there, whole as far as can be seen; without `weights`, but for these.
+    """Raise ModelError unless each part is complete as far as file names tell; without `weights`, configs suffice.
 
     `parts` are as in model_index.json: a library and a class by name. A part has the weights of its `variant`, or, as
-    in diffusers, those of none where it lacks them.
+    in diffusers, the plain ones if it has none of the variant.
     """
     for name in parts:
         if not (folder / name).is_dir():
@@ -43,7 +43,7 @@ def check_no_pointers(paths: Iterable[Path]) -> None:
 
 
 def variants(part: Path) -> dict[str | None, list[str]]:
-    """A part's files of weights, by variant."""
+    """List a part's weight files by variant."""
     found: dict[str | None, list[str]] = {}
     for path in sorted(part.iterdir()):
         matched = VARIANT.fullmatch(path.name)
@@ -75,7 +75,7 @@ def _check_weights(networks: Mapping[Path, Mapping[str | None, list[str]]], fold
 
 
 def _check_length(folder: Path, name: str) -> None:
-    """Raise ModelError unless a tokenizer that pads to its greatest length has one, no greater than its encoder's."""
+    """Raise ModelError unless a tokenizer that pads to a maximum length has one within its encoder's limit."""
     encoder = folder / name.replace("tokenizer", "text_encoder") / "config.json"
     if not encoder.is_file():
         return

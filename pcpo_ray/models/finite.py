@@ -1,6 +1,6 @@
-"""Numbers that are not finite end where they arise: in weights as they are loaded, in encoded texts, in images.
+"""Checks for non-finite numbers where they arise: in loaded weights, encoded texts and decoded images.
 
-Further on they would become ordinary: a decoder's NaN is a black image, which a reward scores.
+Later they would look ordinary: a decoder's NaN becomes a black image, which a reward scores.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from pcpo_ray.errors import ModelError
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all of the numbers are. A sum tells at the speed of reading, without memory of the tensor's size."""
-    if tensor.is_meta or isinstance(tensor, FakeTensor):  # without data, as `plan` has them
+    """Return True if all numbers are finite. A sum tells without allocating memory of the tensor's size."""
+    if tensor.is_meta or isinstance(tensor, FakeTensor):  # `plan` uses tensors without data
         return True
     if bool(torch.isfinite(tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)))):
         return True
@@ -36,7 +36,7 @@ def check_weights(module: nn.Module, source: str, dtype: str) -> None:
 
 
 def check_text(encoded: Mapping[str, Tensor], text: str, dtype: str, path: Path | None = None) -> None:
-    """Raise ModelError unless what a text encoder gave, or a cache at `path` has of it, is finite."""
+    """Raise ModelError unless an encoded text is finite; `path` is its file if it comes from a cache."""
     for name, row in encoded.items():
         if is_finite(row):
             continue
@@ -48,7 +48,7 @@ def check_text(encoded: Mapping[str, Tensor], text: str, dtype: str, path: Path 
 
 
 def check_images(decoded: Tensor, latents: Tensor, dtype: str) -> None:
-    """Raise ModelError unless what the decoder made of `latents` is finite."""
+    """Raise ModelError unless the images decoded from `latents` are finite."""
     if is_finite(decoded):
         return
     if not is_finite(latents):

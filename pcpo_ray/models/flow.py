@@ -1,4 +1,4 @@
-"""The times that diffusers' flow pipelines visit."""
+"""Schedules of diffusers' flow pipelines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +12,9 @@ from pcpo_ray.models import schedulers
 def schedule(
     scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int, sigmas: Sequence[float] | None
 ) -> FlowSchedule:
-    """The times of a FlowMatchEulerDiscreteScheduler that is handed `sigmas`, for pictures of that many tokens.
+    """Build the schedule of a FlowMatchEulerDiscreteScheduler given `sigmas`, for images of so many tokens.
 
-    With sampling.shift, those of that shift on an even grid instead, as DanceGRPO's code samples. Raises ScheduleError
-    and ModelError.
+    With sampling.shift, an even grid is shifted instead, as in DanceGRPO's code. Raises ScheduleError and ModelError.
     """
     settings = schedulers.understood(scheduler_config, schedulers.FLOW)
     if sampling.shift is not None:

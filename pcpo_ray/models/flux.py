@@ -1,4 +1,4 @@
-"""FLUX.1: a transformer that predicts the velocity of packed latents, guided by an input or by a second branch."""
+"""FLUX.1: a transformer that predicts the velocity of packed latents, with guidance as an input or a second branch."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -17,7 +17,7 @@ from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 
 
 class Flux(PipelineDenoiser):
-    """Latents are packed 2 x 2: (h/2 * w/2 tokens, 4 C)."""
+    """FLUX.1; latents are packed 2 x 2: (h/2 * w/2 tokens, 4 C)."""
 
     pipeline_class = "FluxPipeline"
     part = "transformer"
@@ -29,12 +29,12 @@ class Flux(PipelineDenoiser):
 
     @property
     def distilled(self) -> bool:
-        """Whether the guidance scale is an input of the network (FLUX.1-dev)."""
+        """True if the guidance scale is an input of the network (FLUX.1-dev)."""
         return bool(self.config.guidance_embeds)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Tokens down and across."""
+        """The number of tokens down and across."""
         factor = 2 * self.pipeline.vae_scale_factor
         return self.height // factor, self.width // factor
 
@@ -63,7 +63,7 @@ class Flux(PipelineDenoiser):
         return {"embeds": (TOKENS, self.config.joint_attention_dim), "pooled": (self.config.pooled_projection_dim,)}
 
     def encode_one(self, text: str) -> Conditioning:
-        # the pipeline would pad to 512 tokens, also where the model was trained on fewer
+        # the pipeline would pad to 512 tokens even for a model trained on fewer
         length = min(self.pipeline.tokenizer_2.model_max_length, 512)
         embeds, pooled, _ = self.pipeline.encode_prompt(
             text, None, device=self.device, num_images_per_prompt=1, max_sequence_length=length
@@ -91,7 +91,7 @@ class Flux(PipelineDenoiser):
 
     @cached_property
     def places(self) -> Float[Tensor, "tokens 3"]:
-        """Of each token; made once, as to copy them to the device would be to wait for it at every call."""
+        """Each token's position, copied to the device once; a copy per call would stall each call."""
         made: Tensor = self.pipeline._prepare_latent_image_ids(1, *self.grid, self.device, torch.float32)
         return made
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft, written so that `pipe.load_lora_weights(folder)` reads them."""
+"""Low-rank adapters through peft, saved so that `pipe.load_lora_weights(folder)` reads them."""
 
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -38,8 +38,8 @@ def attach(module: nn.Module, config: Lora, *, seed: int) -> None:
 def start(pipeline: Any, part: str, config: Lora) -> None:
     """Give the adapter of `pipeline.<part>` the update that `config.start` has in each layer.
 
-    What its scale there is other than here goes into B, and of a file of several ranks the lesser ones leave rows of A
-    as they were drawn, their columns of B being 0. Raises ModelError unless model.train has its layers and its rank.
+    A different scale goes into B. Where a file has several ranks, smaller ones leave rows of A as initialised, with
+    columns of B that are 0. Raises ModelError unless model.train has the file's layers and rank.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -60,7 +60,7 @@ def start(pipeline: Any, part: str, config: Lora) -> None:
 def _check_fit(
     config: Lora, updates: Mapping[str, lora_file.Update], here: Mapping[str, nn.Module], adaptable: Sequence[str]
 ) -> None:
-    """Raise ModelError with what to write unless model.train has the rank and the layers of the file."""
+    """Raise ModelError, naming the right values, unless model.train has the rank and the layers of the file."""
     rank = max(update.rank for update in updates.values())
     needed = [] if rank == config.rank else [f"model.train.rank={rank}"]
     if updates.keys() != here.keys():
@@ -78,13 +78,13 @@ def _check_fit(
 
 
 def _adaptable(module: nn.Module) -> list[str]:
-    """Names of the layers that an adapter can be on, with one or without."""
+    """List the layers that can have an adapter, with or without one."""
     names = (name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d))
     return [name.removesuffix(".base_layer") for name in names if ".lora_" not in name]
 
 
 def _endings(chosen: Set[str], names: Sequence[str]) -> list[str]:
-    """The shortest endings that all of `chosen` have and no other of `names`, as model.train.targets has them."""
+    """Find the shortest name endings that select exactly `chosen` among `names`, as model.train.targets does."""
     found = set()
     for name in chosen:
         parts = name.split(".")
@@ -94,9 +94,9 @@ def _endings(chosen: Set[str], names: Sequence[str]) -> list[str]:
 
 
 def save(pipeline: Any, part: str, parameters: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the adapter of `pipeline.<part>`, whose parameters have these values, scaled to an alpha equal to its rank.
+    """Save the adapter of `pipeline.<part>` with these values, scaled to an alpha equal to its rank.
 
-    So it is of the same strength to readers that ask for its alpha in other places, or not at all.
+    So it has the same strength for readers that look for alpha elsewhere or not at all.
     """
     from peft import get_peft_model_state_dict
 

@@ -1,4 +1,4 @@
-"""What a LoRA file says: the change of each layer, of whoever wrote it. What it says and we cannot keep is refused."""
+"""Readers of LoRA files in every common layout: the update of each layer. Anything that would be lost is refused."""
 
 import json
 import math
@@ -15,25 +15,25 @@ from pcpo_ray.errors import ModelError
 from pcpo_ray.models import files
 
 PEFT = "adapter_model"
-"""Stem of the file in a folder that PEFT's own `save_pretrained` wrote, beside its adapter_config.json."""
+"""Stem of the file that PEFT's `save_pretrained` writes, beside its adapter_config.json."""
 
 FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", f"{PEFT}.safetensors", f"{PEFT}.bin")
-"""Names that a folder's LoRA has, the first that is there counting."""
+"""File names of a LoRA in a folder; the first that exists counts."""
 
 CHECKPOINT = re.compile(r"step-\d{6,}")
-"""How a run calls its checkpoints, and nobody's copies of them."""
+"""Names of a run's checkpoints, but not of copies of them."""
 
 MATRIX = re.compile(r"lora\w*[._](?P<which>A|B|up|down)\.weight$")
-"""How the names of A and B end in every layout: lora_A.weight, lora_down.weight, to_q_lora.down.weight and so on."""
+"""Endings of the names of A and B in every layout: lora_A.weight, lora_down.weight, to_q_lora.down.weight, ..."""
 
 ENCODERS = re.compile(r"(lora_te\d?_|(base_model\.model\.)?(text_encoder|text_model|cond_stage_model|conditioner))")
-"""How the names of a text encoder's weights begin."""
+"""Beginnings of the names of a text encoder's weights."""
 
 OWN = re.compile(r"(?P<layer>.+)\.(lora_[AB]\.weight|alpha)")
-"""A name that needs no converter, of a layer of the network."""
+"""Names of a layer's weights that need no converter."""
 
 SCALING = frozenset({"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"})
-"""PEFT's settings of which the scale is made."""
+"""PEFT's settings that determine the scale."""
 
 # fmt: off
 WITHOUT_EFFECT = frozenset({
@@ -43,7 +43,7 @@ WITHOUT_EFFECT = frozenset({
     "runtime_config", "target_modules", "task_type", "velora_config",
 })
 # fmt: on
-"""PEFT's settings that say how a LoRA was trained or which layers it has; its weights mean the same with any value."""
+"""PEFT's settings about training and layers; the weights mean the same with any value of them."""
 
 STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Values of PEFT's `init_lora_weights` that leave the network's own weights as they are."""
@@ -65,12 +65,12 @@ class Update:
 
 
 def refused(what: object, why: str) -> ModelError:
-    """The error of a LoRA that is not begun from."""
+    """Make the error for a LoRA that training cannot start from."""
     return ModelError(f"model.train.start: {what} {why}")
 
 
 def find(source: Path) -> Path:
-    """The file that `source` names, or the one in that folder. Raises ModelError, also for a git-lfs pointer."""
+    """Find the file that `source` names, or the one in that folder. Raises ModelError, also for a git-lfs pointer."""
     file = _named(source)
     files.check_no_pointers([file])
     return file
@@ -103,9 +103,9 @@ def _named(source: Path) -> Path:
 
 
 def read(pipeline: Any, part: str, source: Path) -> dict[str, Update]:
-    """The update of each layer of `pipeline.<part>` that the LoRA has, as `pipe.load_lora_weights` would scale it.
+    """Read the update of each layer of `pipeline.<part>` that the LoRA has, as `pipe.load_lora_weights` scales it.
 
-    Raises ModelError where it is damaged, holds anything but such updates, or readers would differ about a scale.
+    Raises ModelError if it is damaged, holds anything but such updates, or readers would differ about a scale.
     """
     file = find(source)
     weights = _weights(file)
@@ -115,14 +115,14 @@ def read(pipeline: Any, part: str, source: Path) -> dict[str, Update]:
     pairs = _pairs(file, getattr(pipeline, part), matrices)
     ups = sum(int(weight.count_nonzero()) for name, weight in weights.items() if _is_up(name))
     kept = sum(int(b.count_nonzero()) for _, b in pairs.values())
-    if ups != kept:  # a file that has layers in two layouts at once: converters take one of them
+    if ups != kept:  # a file may mix two layouts, and converters read only one of them
         raise refused(file, f"has {ups} numbers of B that are not 0, and its converter keeps {kept}; write it anew")
     scales = _scales(file, {layer: a.shape[0] for layer, (a, _) in pairs.items()}, settings, alphas)
     return {layer: Update(a=a, b=b, scale=scales[layer]) for layer, (a, b) in pairs.items()}
 
 
 def _weights(file: Path) -> dict[str, Tensor]:
-    """All that the file holds, in float32, which every narrower dtype fits into."""
+    """Read all tensors of the file as float32, which represents every narrower dtype exactly."""
     from safetensors.torch import load_file
 
     try:
@@ -133,7 +133,7 @@ def _weights(file: Path) -> dict[str, Tensor]:
 
 
 def _check(file: Path, weights: Mapping[str, Tensor]) -> None:
-    """Raise ModelError unless all weights are finite and the parts of a plain LoRA of the denoising network."""
+    """Raise ModelError unless all weights are finite and belong to a plain LoRA of the denoising network."""
     broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if broken:
         raise refused(file, f"has {len(broken)} weights that are not finite {broken[:3]}; it was damaged in training")
@@ -158,7 +158,7 @@ def _check(file: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def _settings(file: Path, part: str) -> dict[str, Any] | None:
-    """What PEFT's config says, which diffusers keeps in the file and PEFT beside it; None where there is none."""
+    """Read PEFT's config, which diffusers keeps in the file and PEFT beside it; None if there is none."""
     from safetensors import safe_open
 
     if file.stem == PEFT:
@@ -177,7 +177,7 @@ def _settings(file: Path, part: str) -> dict[str, Any] | None:
         said = {key.removeprefix(f"{part}."): value for key, value in json.loads(text).items()}
     except (ValueError, AttributeError) as error:
         raise refused(file, f"says its settings in what is no JSON object: {error}") from error
-    settings = {key: value for key, value in said.items() if "." not in key}  # a dot is another part's
+    settings = {key: value for key, value in said.items() if "." not in key}  # keys with a dot belong to another part
     odd = {key: settings[key] for key in settings.keys() - SCALING - WITHOUT_EFFECT if settings[key]}
     if odd.get("bias") == "none":
         del odd["bias"]
@@ -198,8 +198,7 @@ def _is_up(name: str) -> bool:
 def _matrices(
     file: Path, pipeline: Any, part: str, weights: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """A and B as LAYER.lora_A.weight and LAYER.lora_B.weight; the alphas that are not yet in them, as diffusers names
-    them."""
+    """Convert names to LAYER.lora_A.weight and LAYER.lora_B.weight; also return the alphas not yet in the weights."""
     layers = {name for name, _ in getattr(pipeline, part).named_modules()}
     plain = {name.removeprefix("base_model.model.").removeprefix(f"{part}."): weights[name] for name in weights}
     if all(found and found["layer"] in layers for found in map(OWN.fullmatch, plain)):
@@ -215,7 +214,7 @@ def _matrices(
 
 
 def _own_names(found: Mapping[str, T], part: str) -> dict[str, T]:
-    """The same under the network's names of its layers, with PEFT's endings."""
+    """Rename to the network's layer names with PEFT's endings."""
     from diffusers.utils import convert_unet_state_dict_to_peft
 
     own: dict[str, T] = convert_unet_state_dict_to_peft({name.removeprefix(f"{part}."): found[name] for name in found})
@@ -223,7 +222,7 @@ def _own_names(found: Mapping[str, T], part: str) -> dict[str, T]:
 
 
 def _pairs(file: Path, module: nn.Module, matrices: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B of each layer, seen to belong together and to a layer of `module`."""
+    """Pair A and B of each layer, checked to fit each other and a layer of `module`."""
     layers = {name for name, _ in module.named_modules()}
     named = list(dict.fromkeys(name.partition(".lora_")[0] for name in matrices))
     foreign = [layer for layer in named if layer not in layers]
@@ -246,7 +245,7 @@ def _pairs(file: Path, module: nn.Module, matrices: Mapping[str, Tensor]) -> dic
 def _scales(
     file: Path, ranks: Mapping[str, int], settings: Mapping[str, Any] | None, alphas: Mapping[str, float]
 ) -> dict[str, float]:
-    """What each layer's B @ A is multiplied with: by PEFT's settings or by the file's alphas, and 1 without either."""
+    """Return the scale of each layer's B @ A: from PEFT's settings or the file's alphas, and 1 without either."""
     from diffusers.utils import get_peft_kwargs
 
     if settings is not None and alphas:
@@ -272,7 +271,7 @@ def _scales(
 
 
 def _by_settings(file: Path, ranks: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, float]:
-    """The scales that PEFT gives to layers of these ranks."""
+    """Compute the scales that PEFT gives to layers of these ranks."""
     from peft import LoraConfig
     from peft.utils.other import get_pattern_key
 

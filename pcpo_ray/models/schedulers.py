@@ -1,8 +1,7 @@
-"""What a model's own scheduler config means for the sampler here: understood, harmless, or refused by name.
+"""Scheduler configs: each class and key is supported, irrelevant, or refused by name.
 
-The sampler is DDIM, or a flow's, whatever solver the config is of. So of its class and of each of its keys the question
-is: does it say something of the model (its noise, what its network is told and predicts), or of a solver that is not
-run?
+The sampler is DDIM, or a flow's, whatever solver the config belongs to. So each class and key either describes the
+model (its noise, its network's inputs and outputs), or a solver that does not run here.
 """
 
 import inspect
@@ -15,12 +14,12 @@ from pcpo_ray.errors import ModelError
 
 FILE = "scheduler/scheduler_config.json"
 INDEX_CLASS = "_index_class_name"
-"""Under this key, beside the file's own `_class_name`, stands the class that model_index.json gives the scheduler."""
+"""The key under which the scheduler class of model_index.json is kept, beside the file's own `_class_name`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Only:
-    """A key of which one value is understood: `meaning` is what any other says of the model."""
+    """A key with one supported value; `meaning` explains any other."""
 
     value: Any
     meaning: str
@@ -31,7 +30,7 @@ class Only:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """The classes and keys of one kind of model: `read` are understood, `unread` say nothing of the model."""
+    """The classes and keys of one kind of model: `read` keys are supported, `unread` ones irrelevant."""
 
     model: str
     classes: frozenset[str]
@@ -61,17 +60,17 @@ DIFFUSION = Family(
             # the order and algebra of another solver
             *("algorithm_type", "solver_type", "solver_order", "solver_p", "lower_order_final", "euler_at_final"),
             *("predict_x0", "disable_corrector", "skip_prk_steps", "noise_sampler_seed"),
-            # where another solver puts its steps and its end: DDIM's are timestep_spacing, steps_offset and
+            # where another solver puts its timesteps and its end: DDIM's keys are timestep_spacing, steps_offset and
             # set_alpha_to_one, which other classes' configs have too
             *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
             *("interpolation_type", "lambda_min_clipped", "final_sigmas_type"),
             # DDPM's noise, unless it is learned, which is refused
             "variance_type",
-            # how much would be clipped, where clipping itself is refused
+            # the clipping range, irrelevant as clipping itself is refused
             *("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"),
-            # what use_flow_sigmas would turn on, which is refused
+            # options of use_flow_sigmas, which is refused
             *("flow_shift", "time_shift_type", "use_dynamic_shifting", "shift_terminal"),
-            # of configs of 2022: torch or numpy, and an option that came to nothing
+            # from configs of 2022: torch or numpy, and an option that was never used
             *("tensor_format", "timestep_values"),
         }
     ),
@@ -106,7 +105,7 @@ FLOW = Family(
 )
 
 NOT_HEUNS = ("use_dynamic_shifting", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-"""What FlowMatchHeunDiscreteScheduler does not read, and FlowMatchEulerDiscreteScheduler does."""
+"""Keys that FlowMatchEulerDiscreteScheduler reads and FlowMatchHeunDiscreteScheduler does not."""
 
 OTHER_BETAS = (
     "HeunDiscreteScheduler",
@@ -114,7 +113,7 @@ OTHER_BETAS = (
     "KDPM2AncestralDiscreteScheduler",
     "DPMSolverSDEScheduler",
 )
-"""Classes whose betas, where a config has none, are not those of the others."""
+"""Classes with default betas that differ from the others'."""
 
 REASONS = {
     "EDM": "its network is told continuous noise levels",
@@ -122,11 +121,11 @@ REASONS = {
     "TCD": "its model was distilled for a few steps of another sampler",
     "FlowMatchLCM": "its model was distilled for a few steps, each with all of its noise drawn afresh",
 }
-"""Why some classes are not understood, by how their names begin."""
+"""Reasons why some classes are refused, by the beginning of their names."""
 
 
 def as_loaded(config: Mapping[str, Any], pipeline_class: str, index_class: str | None) -> dict[str, Any]:
-    """The config as the pipeline has it once it is loaded: one of them changes what the file says."""
+    """Return the config that the loaded pipeline has: StableDiffusionPipeline changes some values."""
     loaded = {**config, INDEX_CLASS: index_class}
     if pipeline_class == "StableDiffusionPipeline":
         loaded |= {"steps_offset": 1, "clip_sample": False}
@@ -134,7 +133,7 @@ def as_loaded(config: Mapping[str, Any], pipeline_class: str, index_class: str |
 
 
 def understood(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The config, with what its class means where it says nothing. Raises ModelError naming what is not understood."""
+    """Complete the config with its class's defaults. Raises ModelError naming anything unsupported."""
     classes = [name for name in (config.get("_class_name"), config.get(INDEX_CLASS)) if isinstance(name, str)]
     for name in classes:
         if name not in family.classes:
@@ -145,7 +144,7 @@ def understood(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
                 "model_index.json one of these classes, with the keys of that class that the model was trained with"
             )
     settings = dict(config)
-    if classes and classes[-1] in ("DDIMScheduler", "DDPMScheduler"):  # the one that the pipeline makes
+    if classes and classes[-1] in ("DDIMScheduler", "DDPMScheduler"):  # the one that the pipeline builds
         settings.setdefault("clip_sample", True)
     if set(classes) & set(OTHER_BETAS):
         settings = {"beta_start": 0.00085, "beta_end": 0.012, **settings}
@@ -174,22 +173,22 @@ def understood(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
 
 def made(scheduler: type, config: Mapping[str, Any]) -> Any:
-    """The scheduler with the config of any of its kind: what diffusers' `from_config` gives.
+    """Make the scheduler from any config of its kind, as diffusers' `from_config` would.
 
-    That imports every other scheduler, and scipy with them, to tell whose the unknown keys are. Raises ModelError for
-    values that the scheduler does not take.
+    That one imports every other scheduler, and scipy with them, to attribute unknown keys. Raises ModelError for values
+    that the scheduler refuses.
     """
     known = inspect.signature(scheduler).parameters
     default = config.get("_use_default_values", ())
     settings = {name: value for name, value in config.items() if name in known and name not in default}
     try:
         return scheduler(**settings)
-    except Exception as error:  # whatever a scheduler makes of a value of another type
+    except Exception as error:  # a scheduler may raise anything for a value of another type
         raise ModelError(f"no {scheduler.__name__} can be made of the model's {FILE}: {error}") from error
 
 
 def set_timesteps(scheduler: Any, **wanted: Any) -> None:
-    """Have the scheduler place its steps. Raises ModelError for a config by which it cannot."""
+    """Have the scheduler place its timesteps. Raises ModelError if it cannot with its config."""
     try:
         scheduler.set_timesteps(**wanted)
     except Exception as error:

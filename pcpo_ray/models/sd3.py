@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a transformer that predicts the velocity, told by three text encoders."""
+"""Stable Diffusion 3 and 3.5: a transformer that predicts the velocity, conditioned by three text encoders."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ TEXT_LENGTH = 256  # T5 tokens that the pipeline pads to
 
 
 class StableDiffusion3(PipelineDenoiser):
-    """Latents are (C, h, w)."""
+    """Stable Diffusion 3; latents are (C, h, w)."""
 
     pipeline_class = "StableDiffusion3Pipeline"
     part = "transformer"
@@ -35,7 +35,7 @@ class StableDiffusion3(PipelineDenoiser):
         return {"embeds": (TOKENS, self.config.joint_attention_dim), "pooled": (self.config.pooled_projection_dim,)}
 
     def encode_one(self, text: str) -> Conditioning:
-        # the pipeline would pad to 256 tokens, also where the model was trained on fewer
+        # the pipeline would pad to 256 tokens even for a model trained on fewer
         tokenizer = self.pipeline.tokenizer_3
         length = min(tokenizer.model_max_length, TEXT_LENGTH) if tokenizer is not None else TEXT_LENGTH
         embeds, _, pooled, _ = self.pipeline.encode_prompt(

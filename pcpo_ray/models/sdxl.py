@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: a UNet told, beside two encoders' texts, their pooled embedding and the picture's size."""
+"""Stable Diffusion XL: a UNet conditioned by two text encoders, their pooled embedding and the image's size."""
 
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from pcpo_ray.models.stable_diffusion import StableDiffusion
 
 
 class StableDiffusionXL(StableDiffusion):
-    """Latents are (C, h, w)."""
+    """Stable Diffusion XL; latents are (C, h, w)."""
 
     pipeline_class = "StableDiffusionXLPipeline"
 
@@ -30,9 +30,9 @@ class StableDiffusionXL(StableDiffusion):
 
     @cached_property
     def sizes(self) -> Float[Tensor, "1 6"]:
-        """Original size, where the crop begins, target size: a whole picture of the size asked for.
+        """Original size, crop corner and target size, for an uncropped image of the size asked for.
 
-        Made once, as to copy them to the device would be to wait for it at every call.
+        They are copied to the device once; a copy per call would stall each call.
         """
         numbers = [self.height, self.width, 0, 0, self.height, self.width]
         return torch.tensor([numbers], dtype=torch.float32, device=self.device)

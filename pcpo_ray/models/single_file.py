@@ -1,4 +1,4 @@
-"""A pipeline whose weights, or some of them, are in one `.safetensors` file in their authors' own layout."""
+"""Pipelines whose weights, or some of them, are in one `.safetensors` file in their authors' layout."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from pcpo_ray.models.described import read_json
 from pcpo_ray.models.files import check_no_pointers
 
 VAE = ("first_stage_model.", "vae.")
-"""How the names of a VAE's weights begin in such files, where they hold one."""
+"""Beginnings of the names of a VAE's weights in such files, if they hold one."""
 
 
 CONVERT = (
@@ -21,17 +21,17 @@ CONVERT = (
     "s.save_file({{k: v.clone(memory_format=torch.contiguous_format) for k, v in w.items() if torch.is_tensor(v)}}, "
     '{new!r})"'
 )
-"""Makes a safetensors file of a pickled one."""
+"""The command that converts a pickled file to safetensors."""
 
 
 def check(file: Path) -> None:
-    """Raise ModelError unless it is there, and neither a pointer of git-lfs nor pickled."""
+    """Raise ModelError unless the file exists and is neither a git-lfs pointer nor pickled."""
     if not file.is_file():
         raise ModelError(f"no file at model.single_file={str(file)!r}; expected a .safetensors file")
     check_no_pointers([file])
     with file.open("rb") as opened:
         head = opened.read(9)
-    if head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{":  # torch.save's, today's and of old
+    if head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{":  # torch.save's formats, current and legacy
         command = CONVERT.format(old=str(file), new=str(file.with_suffix(".safetensors")))
         raise ModelError(
             f"model.single_file={str(file)!r} is a pickled file, not a .safetensors one; convert it, if you trust "
@@ -40,9 +40,9 @@ def check(file: Path) -> None:
 
 
 def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, left_out: Mapping[str, Any]) -> Any:
-    """The pipeline, on the CPU: configs and what `file` lacks from `folder`, the rest from `file`.
+    """Load the pipeline onto the CPU: configs and anything that `file` lacks from `folder`, the rest from `file`.
 
-    Raises ModelError for a file that is not whole, is no such pipeline's, or has other sizes than `folder` describes.
+    Raises ModelError for a file that is truncated, belongs to another pipeline, or has other sizes than `folder`.
     """
     import diffusers
     from safetensors import SafetensorError, safe_open

@@ -17,7 +17,7 @@ from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 
 
 class StableDiffusion(PipelineDenoiser):
-    """Latents are (C, h, w)."""
+    """Stable Diffusion 1.x and 2.x; latents are (C, h, w)."""
 
     pipeline_class = "StableDiffusionPipeline"
     part = "unet"
@@ -38,7 +38,7 @@ class StableDiffusion(PipelineDenoiser):
 
     @cached_property
     def alpha_bars(self) -> Float[Tensor, " T"]:
-        """Of the training schedule, by timestep, in float64."""
+        """The training schedule's alpha_bars by timestep, in float64."""
         alpha_bars: Tensor = ddim(self.description.scheduler).alphas_cumprod
         return alpha_bars.double().to(self.device)
 
@@ -62,7 +62,7 @@ class StableDiffusion(PipelineDenoiser):
     def parametrised(
         self, prediction: Float[Tensor, "B C h w"], latents: Float[Tensor, "B C h w"], timesteps: Float[Tensor, " B"]
     ) -> Float[Tensor, "B C h w"]:
-        """The noise; a velocity v (arXiv 2202.00512) stands for sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x."""
+        """Convert to the noise: for a velocity v (arXiv 2202.00512), sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x."""
         if self.description.scheduler.get("prediction_type", "epsilon") == "epsilon":
             return prediction
         alpha_bar = self.alpha_bars[timesteps.long()].reshape(-1, *[1] * (latents.ndim - 1))
@@ -77,14 +77,14 @@ LEADING = (
 
 
 def ddim(scheduler_config: Mapping[str, Any]) -> Any:
-    """diffusers' DDIMScheduler with the config of any scheduler of its kind. Raises ModelError."""
+    """Make diffusers' DDIMScheduler from the config of any diffusion scheduler. Raises ModelError."""
     from diffusers import DDIMScheduler
 
     return schedulers.made(DDIMScheduler, schedulers.understood(scheduler_config, schedulers.DIFFUSION))
 
 
 def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedule:
-    """The steps that diffusers' DDIM takes with this scheduler config. Raises ScheduleError and ModelError."""
+    """Build the schedule of diffusers' DDIM with this scheduler config. Raises ScheduleError and ModelError."""
     scheduler = ddim(scheduler_config)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ModelError(
@@ -97,7 +97,7 @@ def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedu
     schedulers.set_timesteps(scheduler, num_inference_steps=steps)
     alpha_bar = scheduler.alphas_cumprod.double()
     timesteps = [int(t) for t in scheduler.timesteps]
-    if timesteps[0] >= train_steps:  # the offset takes them past the end
+    if timesteps[0] >= train_steps:  # the offset puts them past the end
         raise ScheduleError(
             f"sampling.steps is {steps}, which begin at timestep {timesteps[0]} (the scheduler's steps_offset is "
             f"{scheduler.config.steps_offset}); the model knows 0 to {train_steps - 1}: use fewer steps"
@@ -114,7 +114,7 @@ def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedu
             f"leaves no signal at all (alpha_bar is 0, as rescale_betas_zero_snr makes it) and a step of DDIM with "
             f"noise has no ratio of probabilities; {at_the_end}"
         )
-    # DDIMScheduler itself takes the step before as t minus the stride, whatever the spacing
+    # DDIMScheduler itself takes t minus the stride as the previous timestep, whatever the spacing
     before = [t - train_steps // steps for t in timesteps]
     return DiffusionSchedule(
         timesteps=tuple(timesteps),

@@ -1,16 +1,21 @@
-"""Encoded texts: in memory up to a bound, and on disk, an Arrow file a text, under a key of the encoders' own files."""
+"""Encoded texts: in memory up to a limit, and on disk, one Arrow file per text, under a key of the encoders' files."""
 
 import contextlib
 import errno
 import hashlib
 import logging
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from pcpo_ray.config import Model
 from pcpo_ray.data.tensors import Conditioning, to_numpy
 from pcpo_ray.errors import ModelError
+from pcpo_ray.models import finite
 from pcpo_ray.runs.disk import partial_path, retrying, sync
 
 CHUNK = 1 << 24
@@ -19,11 +24,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 log = logging.getLogger(__name__)
 
 KEPT = 1 << 30
-"""Bytes of encoded texts that stay in a process's memory: 250 of FLUX's, 1,600 of SDXL's."""
+"""Bytes of encoded texts that a process keeps in memory: 250 texts for FLUX, 1,600 for SDXL."""
 
 
 class KeptTexts:
-    """The encoded texts that were asked for last, `limit` bytes of them at most."""
+    """The most recently used encoded texts, at most `limit` bytes of them."""
 
     def __init__(self, limit: int = KEPT) -> None:
         self.limit = limit
@@ -34,14 +39,14 @@ class KeptTexts:
         return text in self.rows
 
     def get(self, text: str) -> Conditioning | None:
-        """What `put` was given for the text, if it is still here."""
+        """Return what `put` was given for the text, if it is still here."""
         found = self.rows.pop(text, None)
         if found is not None:
-            self.rows[text] = found  # now the last to go
+            self.rows[text] = found  # now the most recently used
         return found
 
     def put(self, text: str, encoded: Conditioning) -> None:
-        """Keep the text, unless it has no room by itself, and let go of what was not asked for the longest."""
+        """Keep the text unless it exceeds the limit by itself, and drop the least recently used ones."""
         self._forget(text)
         self.rows[text] = encoded
         self.size += _bytes_of(encoded)
@@ -59,7 +64,7 @@ def _bytes_of(encoded: Conditioning) -> int:
 
 
 class TextCache:
-    """Several processes may share one: a file appears whole, by renaming, or not at all."""
+    """A cache on disk that processes may share: each file appears whole, by renaming, or not at all."""
 
     def __init__(self, model: Model, folder: Path) -> None:
         assert model.text_cache is not None
@@ -74,7 +79,10 @@ class TextCache:
         return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.arrow"
 
     def get(self, text: str) -> Conditioning:
-        """What `put` was given for the text. Raises ModelError for a file that is damaged, OSError for one unread."""
+        """Return what `put` was given for the text.
+
+        Raises ModelError for a damaged file, OSError for one that cannot be read.
+        """
         import pyarrow
 
         path = self.path(text)
@@ -82,7 +90,7 @@ class TextCache:
             for attempt in retrying():
                 with attempt:
                     content = path.read_bytes()
-        except OSError as error:  # this machine's way to the disk, and not the text, is what is wrong
+        except OSError as error:  # the path to the disk is at fault, not the text
             raise OSError(
                 f"{path}, a cached text of model.text_cache={self.given!r}, cannot be read on this machine: {error}"
             ) from error
@@ -101,9 +109,9 @@ class TextCache:
             ) from error
 
     def put(self, text: str, conditioning: Conditioning) -> None:
-        """Keep a text; of one that another process has kept meanwhile, its file stays.
+        """Keep a text, unless another process has written it meanwhile.
 
-        A full disk is said once, and texts are encoded anew from then on. Raises ModelError where nobody may write.
+        A full disk is reported once; texts are encoded again from then on. Raises ModelError for any other failure.
         """
         import pyarrow
 
@@ -128,8 +136,9 @@ class TextCache:
                 self._say_full(path, error)
                 return
             raise ModelError(
-                f"model.text_cache={self.given!r}: an encoded text cannot be written to {path}: {error}; make room or "
-                "give leave to write there, name another folder, or set model.text_cache=null to keep texts in memory"
+                f"model.text_cache={self.given!r}: an encoded text cannot be written to {path}: {error}; free "
+                "some space or give permission to write there, name another folder, or set model.text_cache=null to "
+                "keep texts in memory"
             ) from error
         finally:
             with contextlib.suppress(OSError):
@@ -139,14 +148,77 @@ class TextCache:
         if not self.full:
             self.full = True
             log.warning(
-                "model.text_cache=%r: an encoded text cannot be written to %s: %s; it goes on without, encoding texts "
-                "anew where memory has not kept them; make room there",
+                "model.text_cache=%r: an encoded text cannot be written to %s: %s; training continues, and texts that "
+                "are not in memory are encoded again; free some space there",
                 *(self.given, path, error.strerror or error),
             )
 
 
+class Encoder(Protocol):
+    """The side of a denoiser that encodes texts."""
+
+    def text_encoders(self) -> AbstractContextManager[None]:
+        """Keep the text encoders on the device while inside."""
+
+    def encode_one(self, text: str) -> Conditioning:
+        """Encode one text while the text encoders are on the device."""
+
+
+class EncodedTexts:
+    """The rows of texts: from memory, from the cache on disk if there is one, or from an encoder."""
+
+    def __init__(self, model: Model, folder: Path) -> None:
+        self.dtype = model.dtype
+        self.kept = KeptTexts()
+        self.cache = None if model.text_cache is None else TextCache(model, folder)
+
+    def rows(self, texts: Sequence[str], encoder: Encoder) -> dict[str, Conditioning]:
+        """Return a row for each distinct text, even if memory cannot keep all of them."""
+        found = {text: self._find(text) for text in texts}
+        missing = [text for text, encoded in found.items() if encoded is None]
+        found.update(self._encoded(missing, encoder))
+        return {text: encoded for text, encoded in found.items() if encoded is not None}
+
+    def prepare(self, texts: Sequence[str], encoder: Encoder) -> None:
+        """Encode the texts that neither memory nor the cache holds.
+
+        Workers that share a cache on disk and are given the same texts share the work.
+        """
+        missing = [text for text in dict.fromkeys(texts) if not self._holds(text)]
+        random.SystemRandom().shuffle(missing)  # each worker in its own order, so that few encode the same text
+        for _ in self._encoded(missing, encoder):
+            pass
+
+    def _encoded(self, texts: Sequence[str], encoder: Encoder) -> Iterator[tuple[str, Conditioning]]:
+        """Encode and keep texts one by one; those that another worker has written meanwhile are read."""
+        if not texts:
+            return
+        with torch.no_grad(), encoder.text_encoders():
+            for text in texts:
+                encoded = self._find(text)
+                if encoded is None:
+                    encoded = {name: row.cpu() for name, row in encoder.encode_one(text).items()}
+                    finite.check_text(encoded, text, self.dtype)
+                    if self.cache is not None:
+                        self.cache.put(text, encoded)
+                    self.kept.put(text, encoded)
+                yield text, encoded
+
+    def _find(self, text: str) -> Conditioning | None:
+        """Return the text's row from memory or the cache on disk."""
+        encoded = self.kept.get(text)
+        if encoded is None and self.cache is not None and text in self.cache:
+            encoded = self.cache.get(text)
+            finite.check_text(encoded, text, self.dtype, self.cache.path(text))
+            self.kept.put(text, encoded)
+        return encoded
+
+    def _holds(self, text: str) -> bool:
+        return text in self.kept or (self.cache is not None and text in self.cache)
+
+
 def fingerprint(model: Model, folder: Path) -> str:
-    """Of the bytes of the text encoders and tokenizers, of which of them are read, and of the dtype they compute in."""
+    """Hash the files of text encoders and tokenizers, their variant, and the dtype they compute in."""
     digest = hashlib.blake2b(f"{model.dtype}{model.variant or ''}".encode(), digest_size=16)
     parts = ("text_encoder*", "tokenizer*")
     files = sorted(path for part in parts for path in folder.glob(f"{part}/**/*") if path.is_file())

@@ -73,9 +73,9 @@ def test_an_encoded_text_is_named_and_never_cached(small_sd, tmp_path, monkeypat
     monkeypatch.setattr(denoiser, "encode_one", overflowing)
     with pytest.raises(ModelError, match=rf"text encoder gave .*{TEXT}.*model\.dtype=float32"):
         denoiser.encode([TEXT])
-    assert not denoiser.texts.path(TEXT).exists()
-    denoiser.texts.put(TEXT, {"embeds": torch.full((1, 2), float("nan"))})
-    with pytest.raises(ModelError, match=rf"{denoiser.texts.path(TEXT)}, a cached text.*delete"):
+    assert not denoiser.texts.cache.path(TEXT).exists()
+    denoiser.texts.cache.put(TEXT, {"embeds": torch.full((1, 2), float("nan"))})
+    with pytest.raises(ModelError, match=rf"{denoiser.texts.cache.path(TEXT)}, a cached text.*delete"):
         denoiser.encode([TEXT])
 
 

@@ -58,20 +58,20 @@ def test_what_was_not_asked_for_the_longest_goes_first():
 def test_memory_is_bounded_with_and_without_a_cache_on_disk(small_sd, tmp_path, monkeypatch, cache):
     denoiser = load(small_sd, **({"model__text_cache": tmp_path} if cache else {}), sampling__guidance_scale=1)
     one = denoiser.encode(TEXTS[:1])["embeds"].nbytes
-    denoiser._kept.limit = 2 * one
+    denoiser.texts.kept.limit = 2 * one
     seen = counted(denoiser, monkeypatch)
     expected = denoiser.encode(TEXTS)["embeds"]  # more than fit, in one go
-    assert denoiser._kept.size <= 2 * one and expected.shape[0] == len(TEXTS)
+    assert denoiser.texts.kept.size <= 2 * one and expected.shape[0] == len(TEXTS)
     assert sorted(seen) == sorted(TEXTS[1:])
     assert torch.equal(denoiser.encode(TEXTS)["embeds"], expected)
     assert (len(seen) == len(TEXTS) - 1) is cache
-    assert denoiser._kept.size <= 2 * one
+    assert denoiser.texts.kept.size <= 2 * one
 
 
 def test_a_text_that_groups_go_on_asking_for_is_encoded_once(small_sd, monkeypatch):
     denoiser = load(small_sd, sampling__guidance_scale=2)
     one = denoiser.encode(TEXTS[:1])["embeds"].nbytes
-    denoiser._kept.limit = 2 * one
+    denoiser.texts.kept.limit = 2 * one
     seen = counted(denoiser, monkeypatch)
     for text in TEXTS:
         denoiser.encode([text])
@@ -81,10 +81,10 @@ def test_a_text_that_groups_go_on_asking_for_is_encoded_once(small_sd, monkeypat
 
 def test_preparing_more_than_fit_leaves_them_in_the_cache_on_disk(small_sd, tmp_path, monkeypatch):
     denoiser = load(small_sd, model__text_cache=tmp_path)
-    denoiser._kept.limit = 1
+    denoiser.texts.kept.limit = 1
     seen = counted(denoiser, monkeypatch)
     denoiser.prepare(TEXTS)
-    assert sorted(seen) == sorted(TEXTS) and denoiser._kept.size == 0
+    assert sorted(seen) == sorted(TEXTS) and denoiser.texts.kept.size == 0
     other = load(small_sd, model__text_cache=tmp_path)
     other.prepare([*TEXTS, *TEXTS])
     assert other.pipeline.text_encoder is None
@@ -130,7 +130,7 @@ def test_a_full_disk_is_said_once_and_ends_nothing(small_sd, tmp_path, monkeypat
         cache.put(text, row(10))
     assert list(cache.folder.iterdir()) == []
     (said,) = caplog.messages
-    assert f"model.text_cache='{tmp_path}'" in said and "No space left" in said and "make room there" in said
+    assert f"model.text_cache='{tmp_path}'" in said and "No space left" in said and "free some space there" in said
     monkeypatch.setattr(pyarrow.ipc, "new_file", new_file)
     cache.put("a ring", row(10))
     assert "a ring" in cache

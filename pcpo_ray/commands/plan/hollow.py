@@ -196,11 +196,11 @@ def shell_of(base: type[PipelineDenoiser]) -> Any:
             import diffusers
 
             parts: dict[str, nn.Module | None] = {
-                name: None for name, there in self._parts().items() if not there or name in left_out
+                name: None for name, there in self.files.parts().items() if not there or name in left_out
             }
-            for name, there in self._parts().items():
+            for name, there in self.files.parts().items():
                 if there and name not in left_out:
-                    library, kind = self._index()[name]
+                    library, kind = self.files.index()[name]
                     cls = class_in(library, kind)
                     if cls is not None:
                         parts[name] = network(cls, self.folder / name, getattr(torch, self.model.dtype))
@@ -213,7 +213,9 @@ def shell_of(base: type[PipelineDenoiser]) -> Any:
 
         def load_encoders(self) -> None:
             """Make the text encoders, which a run loads when a text has to be encoded."""
-            loaded = self._load({name for name in self._parts() if not name.startswith(("text_encoder", "tokenizer"))})
+            loaded = self._load(
+                {name for name in self.files.parts() if not name.startswith(("text_encoder", "tokenizer"))}
+            )
             parts = {name: getattr(loaded, name).requires_grad_(False).eval() for name in self.encoders}
             self.pipeline.register_modules(**parts)
 

@@ -1,0 +1,109 @@
+"""A pipeline's folder in diffusers' format: its index, and the parts loaded with all of their weights."""
+
+import importlib
+import json
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pcpo_ray.config import Model
+from pcpo_ray.errors import ModelError
+from pcpo_ray.models import UNUSED, files, single_file
+
+
+class PipelineFolder:
+    """The folder of a pipeline of one class, whose denoising network is its `part`."""
+
+    def __init__(self, folder: Path, model: Model, pipeline_class: str, part: str) -> None:
+        self.folder, self.model, self.pipeline_class, self.part = folder, model, pipeline_class, part
+        self.encoders = [name for name, there in self.parts().items() if there and name.startswith("text_encoder")]
+
+    def parts(self) -> dict[str, bool]:
+        """Return the index's parts, and whether the folder has them (SD3 works without T5)."""
+        return {name: value[0] is not None for name, value in self.index().items() if isinstance(value, list)}
+
+    def index(self) -> dict[str, Any]:
+        """Read model_index.json."""
+        found: dict[str, Any] = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
+        return found
+
+    def source(self, part: str) -> str:
+        """Name the files of a part's weights, for errors."""
+        file = self.model.single_file
+        return str(self.folder / part) if file is None else f"model.single_file={file!r} or {self.folder / part}"
+
+    def load(self, left_out: Collection[str]) -> Any:
+        """Load the pipeline onto the CPU, without some of its parts. Raises ModelError."""
+        import diffusers
+
+        # diffusers must be told of every part that it should not look for
+        missing: dict[str, Any] = {
+            name: None for name, there in self.parts().items() if not there or name in left_out or name in UNUSED
+        }
+        if "safety_checker" in missing:
+            missing["requires_safety_checker"] = False
+        pipeline_class, dtype = getattr(diffusers, self.pipeline_class), getattr(torch, self.model.dtype)
+        if self.model.single_file is not None:
+            return single_file.load(pipeline_class, Path(self.model.single_file), self.folder, dtype, missing)
+        try:
+            networks = {name: self._network(name, dtype) for name in self._networks() if name not in missing}
+            return pipeline_class.from_pretrained(
+                self.folder, dtype=dtype, variant=self.model.variant, local_files_only=True, **missing, **networks
+            )
+        except ModelError:
+            raise
+        except Exception as error:  # a truncated file raises whatever its format's reader raises
+            raise ModelError(f"{self.folder} cannot be loaded as a {self.pipeline_class}: {error}") from error
+
+    def _networks(self) -> list[str]:
+        """List the parts that are loaded one by one, to check that config and weights belong together."""
+        libraries = {name: "transformers" for name in self.encoders} | {self.part: "diffusers", "vae": "diffusers"}
+        index = self.index()
+        return [name for name, library in libraries.items() if name in index and index[name][0] == library]
+
+    def _network(self, name: str, dtype: torch.dtype) -> nn.Module:
+        """Load a part with exactly the weights of its files.
+
+        The libraries would initialise weights that the files lack, and drop those unknown to the config. Raises
+        ModelError for either.
+        """
+        library, kind = self.index()[name]
+        found, told = getattr(importlib.import_module(library), kind).from_pretrained(
+            self.folder / name,
+            dtype=dtype,
+            variant=self.model.variant if self.model.variant in files.variants(self.folder / name) else None,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        # an encoder's files may hold the rest of a larger model: a decoder or another tower
+        own = {child for child, _ in found.named_children()} if library == "transformers" else None
+        dropped = [
+            key
+            for key in told["unexpected_keys"]
+            if not key.endswith("position_ids") and (own is None or key.partition(".")[0] in own)
+        ]
+        for keys, what in ((told["missing_keys"], "lack"), (dropped, "hold")):
+            if keys:
+                raise ModelError(
+                    f"the weights of {self.folder / name} {what} {len(keys)} parameters that its config.json "
+                    f"{'describes' if what == 'lack' else 'has no place for'}, such as {sorted(keys)[:3]}: they are of "
+                    "another network than the config; copy both again from one place"
+                )
+        network: nn.Module = found
+        return network
+
+    def copy_unused(self, saved: Path) -> None:
+        """Add the parts that were never loaded to a saved pipeline."""
+        own, path = self.index(), saved / "model_index.json"
+        written = json.loads(path.read_text(encoding="utf-8"))
+        for name in sorted(UNUSED & own.keys()):
+            if (self.folder / name).is_dir() and self.model.single_file is None:
+                shutil.copytree(self.folder / name, saved / name)
+                written[name] = own[name]
+        if "requires_safety_checker" in own:
+            written["requires_safety_checker"] = own["requires_safety_checker"]
+        path.write_text(json.dumps(written, indent=2), encoding="utf-8")
