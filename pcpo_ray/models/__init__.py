@@ -36,7 +36,7 @@ CLASSES = {
     "sd3": "pcpo_ray.models.sd3:StableDiffusion3",
     "flux": "pcpo_ray.models.flux:Flux",
 }
-"""Denoiser classes by model.kind. They are imported when asked for: a scorer needs none of them."""
+"""By model.kind. Imported when asked for: a scorer needs none of them."""
 
 
 class Denoiser(Protocol):
@@ -118,7 +118,7 @@ def folder_of(model: Model, *, weights: bool = True) -> Path:
 
 
 def class_of(model: Model) -> "type[PipelineDenoiser]":
-    """Return the denoiser class of a model's kind. Raises ModelError if a user's class is not a denoiser."""
+    """The denoiser's class for a model's kind. Raises ModelError where a class of the user's own is none."""
     from pcpo_ray.models.pipeline import PipelineDenoiser
 
     if model.denoiser is None:

@@ -1,7 +1,7 @@
 """The Reward protocol, and `load`, which makes one from a config.
 
-A reward scores pictures against their prompts, higher being better. A score that cannot be given is NaN ("missing"),
-never 0. All pictures of one call belong to one prompt when the loop calls it.
+A reward scores images against their prompts; higher is better. A score that cannot be given is NaN ("missing"), never
+0. The images of a call belong to one prompt in training; an evaluation may pass several prompts.
 """
 
 import inspect
@@ -27,7 +27,7 @@ class Reward(Protocol):
     """Anything with this method."""
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> Sequence[float]:
-        """N scores for N pictures (RGB, 0..255) and their N prompts."""
+        """Return N scores for N images (RGB, 0..255) and their N prompts."""
 
 
 def check(reward: config.Reward) -> None:

@@ -17,7 +17,7 @@ LAION_WIDTH = 768
 
 
 class Aesthetic:
-    """Five linear layers without activations; the dropout between them is for training only.
+    """The aesthetic score: five linear layers without activations, as the dropout between them is for training only.
 
     The embedding has unit length: without that, scores look plausible and are wrong.
     """
@@ -41,9 +41,9 @@ class Aesthetic:
 
 
 def check(model: str, weights: str | None, head: str) -> None:
-    """See that LAION's head, which takes 768 numbers, gets them from the CLIP that it was trained on.
+    """Check that LAION's head, which takes 768 numbers, gets them from the CLIP that it was trained on.
 
-    Others give as many, and scores would be plausible and wrong. Raises RewardError.
+    Other CLIP models have 768 too, and would give plausible but wrong scores. Raises RewardError.
     """
     if load_head(head)[0].in_features != LAION_WIDTH:
         return
@@ -56,7 +56,7 @@ def check(model: str, weights: str | None, head: str) -> None:
 
 
 def _unlike_openai(model: str, weights: str | None) -> str:
-    """What a CLIP model is instead of OpenAI's ViT-L-14; empty where it may be that."""
+    """Say which model it is instead of OpenAI's ViT-L-14; empty if it may be that one."""
     name, file = clip.locate(model, weights)
     if file is not None:
         known = published.check_activation(name, Path(file).absolute())
@@ -73,11 +73,11 @@ def _unlike_openai(model: str, weights: str | None) -> str:
     if not quick:
         return "one with GELU, as LAION's are, not QuickGELU"
     size, patch = vision.get("image_size", 224), vision.get("patch_size", 32)
-    return "" if (size, patch) == (224, 14) else f"one for pictures of {size} with patches of {patch}, not 224 and 14"
+    return "" if (size, patch) == (224, 14) else f"one for images of {size} with patches of {patch}, not 224 and 14"
 
 
 def layers(width: int) -> nn.Sequential:
-    """The head for embeddings of so many numbers, with random weights."""
+    """Build the head for embeddings of this width, with random weights."""
     return nn.Sequential(
         nn.Linear(width, 1024),
         nn.Dropout(0.2),
@@ -91,12 +91,12 @@ def layers(width: int) -> nn.Sequential:
 
 
 def load_head(path: str) -> nn.Sequential:
-    """The layers of the authors' file. Raises RewardError."""
+    """Load the layers from the authors' file. Raises RewardError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         head = layers(state["layers.0.weight"].shape[1])
         head.load_state_dict({name.removeprefix("layers."): weight for name, weight in state.items()})
-    except Exception as error:  # a file cut short raises whatever torch's reader raises
+    except Exception as error:  # a truncated file raises whatever torch's reader raises
         raise RewardError(
             f"aesthetic head {path} cannot be loaded: {str(error)[:400]}; "
             "expected the layers of sac+logos+ava1-l14-linearMSE.pth"

@@ -19,18 +19,18 @@ from pcpo_ray.rewards import published
 from pcpo_ray.rewards.pictures import rgb
 
 CHUNK = 64
-"""Pictures that go through a model at once."""
+"""Images per pass through a model."""
 
 REMEMBERED = 4096
-"""Calls of `texts` whose embeddings are kept; a thousand numbers take 4 kB."""
+"""Calls of `texts` whose embeddings are kept; an embedding of 1,000 numbers takes 4 kB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """What makes pixels of pictures and tokens of texts, and the two towers; `scale` is exp(logit_scale).
+    """A CLIP model: preprocessing, tokenizer and the two towers; `scale` is exp(logit_scale).
 
-    N pictures or texts, E embedding dimensions. Embeddings are in float32 and of unit length. `normal` is the mean and
-    deviation by which alone `preprocess` changes RGB pictures of `side` x `side` pixels, where it is such a one.
+    N images or texts, E embedding dimensions. Embeddings are float32 and of unit length. `normal` is a mean and std if
+    `preprocess` only normalises RGB images of `side` x `side` pixels.
     """
 
     scale: float
@@ -46,7 +46,7 @@ class Clip:
 
     @torch.inference_mode()
     def images(self, images: UInt8[np.ndarray, "N H W 3"]) -> Float[Tensor, "N E"]:
-        """Rewards that are given the same pictures one after the other share what the first has computed."""
+        """Embed images; rewards that get the same images one after the other share the embeddings."""
         if self.last and self.last[0][0]() is images:
             return self.last[0][1]
         parts = []
@@ -59,7 +59,7 @@ class Clip:
         return embedded
 
     def pixels(self, images: UInt8[np.ndarray, "N H W 3"]) -> Float[Tensor, "N 3 side side"]:
-        """What the network sees: all at once where they only have to be normalised, else on torch's threads."""
+        """Preprocess images: all at once if they only have to be normalised, else on torch's threads."""
         if self.normal is not None and images.dtype == np.uint8 and images.shape[1:] == (self.side, self.side, 3):
             return normalised(images, *self.normal)
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
@@ -67,7 +67,7 @@ class Clip:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "N E"]:
-        """A text that occurs twice is encoded once; what was asked for before is not encoded again."""
+        """Embed texts, each distinct one once; recent calls are remembered."""
         distinct = tuple(dict.fromkeys(texts))
         if distinct not in self.known:
             with self._half():
@@ -83,7 +83,7 @@ class Clip:
 
 
 def cosines(clip: Clip, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
-    """cos(picture, its own prompt)."""
+    """Compute cos(image, its own prompt)."""
     products: list[float] = (clip.images(images) * clip.texts(prompts)).sum(dim=1).tolist()
     return products
 
@@ -91,13 +91,13 @@ def cosines(clip: Clip, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[
 def normalised(
     images: UInt8[np.ndarray, "N H W 3"], mean: Float[Tensor, "3 1 1"], deviation: Float[Tensor, "3 1 1"]
 ) -> Float[Tensor, "N 3 H W"]:
-    """Bytes as 0..1, less the mean, by the deviation: what torchvision's ToTensor and Normalize do to each."""
+    """Scale bytes to 0..1, subtract the mean and divide by the std, exactly as torchvision's ToTensor and Normalize."""
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(torch.float32).div(255)
     return pixels.sub_(mean).div_(deviation)
 
 
 def _normal_of(preprocess: Any, side: int) -> tuple[Tensor, Tensor] | None:
-    """The mean and deviation, seen to be all that `preprocess` does to pictures of that size; else None."""
+    """Return the mean and std if normalising is all that `preprocess` does to images of that size; else None."""
     from torchvision.transforms import Normalize
 
     last = getattr(preprocess, "transforms", [None])[-1]
@@ -115,7 +115,7 @@ def _unit(embedded: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
 
 
 def locate(model: str, weights: str | None) -> tuple[str, str | None]:
-    """open_clip's name for the model, and its weights file (None where the model's folder holds them).
+    """Return open_clip's name for the model, and its weights file (None if the model's folder holds them).
 
     `model` is a shipped name, a folder with open_clip_config.json, a folder in transformers' format (then the name is
     the folder's), or an architecture of open_clip's, such as ViT-L-14, together with `weights`, a file. Raises
@@ -145,14 +145,14 @@ def locate(model: str, weights: str | None) -> tuple[str, str | None]:
 
 
 def check(model: str, weights: str | None) -> None:
-    """See, without loading it, that the model is there, its weights included. Raises RewardError."""
+    """Check, without loading it, that the model and its weights exist. Raises RewardError."""
     name, file = locate(model, weights)
     if file is None:
         published.check_folder(Path(name.removeprefix("local-dir:")))
 
 
 def check_file(path: str, what: str) -> None:
-    """Raise RewardError unless the file is there, itself."""
+    """Raise RewardError unless the file exists and is no git-lfs pointer."""
     if not Path(path).is_file():
         raise RewardError(f"no {what} at {path}; download the file and give its path")
     if found := published.fault(Path(path)):
@@ -185,10 +185,9 @@ def _is_transformers(folder: Path) -> bool:
 
 @lru_cache(maxsize=2)
 def load(model: str, weights: str | None, device: torch.device, processor: str | None = None) -> Clip:
-    """The model, once a process, however many rewards use it. Raises RewardError.
+    """Load the model, once per process however many rewards use it. Raises RewardError.
 
-    `processor` is a folder in transformers' format with the preprocessing and the tokenizer, where the model's own has
-    none.
+    `processor` is a folder in transformers' format with preprocessing and tokenizer, if the model's has none.
     """
     check(model, weights)
     name, file = locate(model, weights)
@@ -196,7 +195,7 @@ def load(model: str, weights: str | None, device: torch.device, processor: str |
         if file is None and not name.startswith("local-dir:"):
             return _transformers(name, processor or name, device)
         return _open_clip(name, file, device)
-    except Exception as error:  # a file cut short raises whatever its own format's reader raises
+    except Exception as error:  # a truncated file raises whatever its format's reader raises
         raise RewardError(f"CLIP model {model!r} cannot be loaded: {error}") from error
 
 
@@ -208,7 +207,7 @@ def check_finite(network: torch.nn.Module, where: str) -> None:
 
 
 def _check_places(network: torch.nn.Module, name: str, file: str) -> None:
-    """Raise RewardError for weights of another picture size or text length: open_clip would interpolate them."""
+    """Raise RewardError for weights of another image size or text length: open_clip would interpolate them."""
     expected = {
         key: len(weight) for key, weight in network.state_dict().items() if key.endswith("positional_embedding")
     }
@@ -217,12 +216,12 @@ def _check_places(network: torch.nn.Module, name: str, file: str) -> None:
         if count != wanted:
             raise RewardError(
                 f"{file} has {count} places in {key}, and {name} has {wanted}: it is of an architecture for another "
-                "picture size or text length; name that one as `model`"
+                "image size or text length; name that one as `model`"
             )
 
 
 def _places(file: str) -> dict[str, int]:
-    """How many positions a file's embeddings of them have, by their names in open_clip's networks."""
+    """Count the positions of a file's position embeddings, by their names in open_clip's networks."""
     if file.endswith(".safetensors"):
         from safetensors import safe_open
 
@@ -250,7 +249,8 @@ def _open_clip(name: str, file: str | None, device: torch.device) -> Clip:
         name,
         pretrained=file,
         device=device,
-        weights_only=file is None or not published.is_torchscript(Path(file)),  # those hold no pickles of ours to run
+        weights_only=file is None
+        or not published.is_torchscript(Path(file)),  # TorchScript runs no pickles
         **{key: value for key, value in preprocess_of.items() if key in PREPROCESS},
     )
     check_finite(network, file or name.removeprefix("local-dir:"))
@@ -286,7 +286,7 @@ def _transformers(folder: str, processor: str, device: torch.device) -> Clip:
     pixels = CLIPImageProcessor.from_pretrained(processor, local_files_only=True)
     tokenizer = CLIPTokenizer.from_pretrained(processor, local_files_only=True)
     _check_processor(network.config, pixels, tokenizer, processor)
-    longest = network.config.text_config.max_position_embeddings  # whatever the tokenizer's own files say
+    longest = network.config.text_config.max_position_embeddings  # overrides the tokenizer's own files
 
     def tokenize(texts: Sequence[str]) -> Any:
         return tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
@@ -294,7 +294,7 @@ def _transformers(folder: str, processor: str, device: torch.device) -> Clip:
     return Clip(
         scale=float(network.logit_scale.detach().exp()),
         device=device,
-        preprocess=lambda picture: pixels(images=picture, return_tensors="pt").pixel_values[0],
+        preprocess=lambda image: pixels(images=image, return_tensors="pt").pixel_values[0],
         tokenize=tokenize,
         encode_images=lambda batch: network.get_image_features(pixel_values=batch).pooler_output,
         encode_texts=lambda tokens: network.get_text_features(**tokens).pooler_output,
@@ -302,13 +302,13 @@ def _transformers(folder: str, processor: str, device: torch.device) -> Clip:
 
 
 def _check_processor(described: Any, pixels: Any, tokenizer: Any, where: str) -> None:
-    """Raise RewardError where pictures or texts would be made ready for another network."""
+    """Raise RewardError if images or texts would be preprocessed for another network."""
     from PIL import Image
 
     side = described.vision_config.image_size
     seen = pixels(images=Image.new("RGB", (side + 3, side + 7)), return_tensors="pt").pixel_values.shape[-2:]
     if tuple(seen) != (side, side):
-        raise RewardError(f"{where} makes pictures of {tuple(seen)}, and the network takes {side} x {side}")
+        raise RewardError(f"{where} makes images of {tuple(seen)}, and the network takes {side} x {side}")
     left_out = [name for name in ("do_resize", "do_rescale", "do_normalize") if not getattr(pixels, name)]
     if left_out:
         raise RewardError(f"{where}/preprocessor_config.json has {', '.join(left_out)} false, and CLIP needs them")

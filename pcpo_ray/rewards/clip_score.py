@@ -1,4 +1,4 @@
-"""CLIP score: the cosine between picture and prompt, without logit scale, about 0..1."""
+"""CLIP score: the cosine between image and prompt, without logit scale, about 0..1."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from pcpo_ray.rewards import clip
 
 
 class ClipScore:
-    """cos(picture, prompt)."""
+    """The reward cos(image, prompt)."""
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
         self.clip = clip.load(model, weights, device)

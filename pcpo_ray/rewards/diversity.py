@@ -1,4 +1,4 @@
-"""Diversity inside a prompt: a picture's mean feature distance to the other pictures of the same prompt."""
+"""Diversity within a prompt: an image's mean feature distance to the other images of the same prompt."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from pcpo_ray.rewards import clip
 
 
 class Diversity:
-    """Mean of 1 - cosine, in an open_clip model's image embeddings; NaN for a picture alone with its prompt."""
+    """Mean of 1 - cosine between an open_clip model's image embeddings; NaN for a prompt's only image."""
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
         self.clip = clip.load(model, weights, device)

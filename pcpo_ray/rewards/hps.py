@@ -15,7 +15,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 class Hps:
-    """v2.0 and v2.1 differ in their weights file alone."""
+    """HPS v2.0 or v2.1, which differ only in their weights file."""
 
     def __init__(self, weights: str, architecture: str, device: torch.device) -> None:
         import open_clip
@@ -24,7 +24,7 @@ class Hps:
         network = open_clip.create_model(architecture, load_weights=False, device=device)
         try:
             network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["state_dict"])
-        except Exception as error:  # a file cut short raises whatever torch's reader raises
+        except Exception as error:  # a truncated file raises whatever torch's reader raises
             raise RewardError(
                 f"HPS weights {weights} cannot be loaded into {architecture}: {str(error)[:400]}; "
                 "expected HPS_v2.1_compressed.pt or HPS_v2_compressed.pt of xswu/HPSv2"
@@ -36,7 +36,7 @@ class Hps:
         self.clip = clip.Clip(
             scale=float(network.logit_scale.detach().exp()),
             device=device,
-            preprocess=lambda picture: preprocess(picture, side),
+            preprocess=lambda image: preprocess(image, side),
             tokenize=open_clip.get_tokenizer(architecture),
             encode_images=network.encode_image,
             encode_texts=network.encode_text,
@@ -46,15 +46,15 @@ class Hps:
         return clip.cosines(self.clip, images, prompts)
 
 
-def preprocess(picture: Any, side: int) -> Float[Tensor, "3 side side"]:
-    """HPS's own: the longest side to `side`, black on both sides of the other, then normalised.
+def preprocess(image: Any, side: int) -> Float[Tensor, "3 side side"]:
+    """Preprocess as HPS does: scale the longest side to `side`, pad the other with black, then normalise.
 
-    open_clip's transform for the same network cuts the picture's ends off instead.
+    open_clip's transform for the same network crops the image instead.
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
-    pixels = functional.pil_to_tensor(picture).float() / 255
+    pixels = functional.pil_to_tensor(image).float() / 255
     height, width = pixels.shape[1:]
     scale = side / max(height, width)
     height, width = round(height * scale), round(width * scale)

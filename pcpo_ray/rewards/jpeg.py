@@ -11,16 +11,16 @@ from pcpo_ray.rewards.pictures import rgb
 
 
 class Jpeg:
-    """sign * kB; sign -1 rewards compressibility."""
+    """The reward sign * kB; sign -1 rewards compressibility."""
 
     def __init__(self, *, sign: int, quality: int = 95) -> None:
         self.sign = sign
         self.quality = quality
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
-        return [self.sign * self._kilobytes(picture) for picture in rgb(images)]
+        return [self.sign * self._kilobytes(image) for image in rgb(images)]
 
-    def _kilobytes(self, picture: Any) -> float:
+    def _kilobytes(self, image: Any) -> float:
         file = io.BytesIO()
-        picture.save(file, format="JPEG", quality=self.quality)
+        image.save(file, format="JPEG", quality=self.quality)
         return file.tell() / 1000

@@ -1,4 +1,4 @@
-"""PickScore v1 (arXiv 2305.01569): exp(logit_scale) cos(picture, prompt), about 18..24."""
+"""PickScore v1 (arXiv 2305.01569): exp(logit_scale) cos(image, prompt), about 18..24."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from pcpo_ray.rewards import clip
 
 
 class PickScore:
-    """Each picture with its own prompt; others divide by 26."""
+    """PickScore of each image with its own prompt; some codebases divide it by 26."""
 
     def __init__(self, model: str, processor: str | None, device: torch.device) -> None:
         self.clip = clip.load(model, None, device, processor)

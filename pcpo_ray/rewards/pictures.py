@@ -1,4 +1,4 @@
-"""Arrays of pictures as PIL sees them, which is how every reward's original was given them."""
+"""Conversion of image arrays to PIL images, the input of every reward's original."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def rgb(images: np.ndarray) -> "list[Image.Image]":
-    """RGB pictures from (N, H, W) grey, (N, H, W, 3) RGB or (N, H, W, 4) RGBA bytes; alpha is dropped, not blended.
+    """Convert (N, H, W) grey, (N, H, W, 3) RGB or (N, H, W, 4) RGBA bytes to RGB images; alpha is dropped, not blended.
 
     Raises RewardError for anything else.
     """
@@ -20,6 +20,6 @@ def rgb(images: np.ndarray) -> "list[Image.Image]":
     array = np.asarray(images)
     if array.dtype != np.uint8 or not (array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (3, 4))):
         raise RewardError(
-            f"got pictures of {array.dtype} {array.shape}; expected uint8 of (N, H, W), (N, H, W, 3) or (N, H, W, 4)"
+            f"got images of {array.dtype} {array.shape}; expected uint8 of (N, H, W), (N, H, W, 3) or (N, H, W, 4)"
         )
     return [Image.fromarray(image).convert("RGB") for image in array]

@@ -1,8 +1,8 @@
-"""What is known of published CLIP weights: activation and preprocessing, which a file of weights does not hold.
+"""Facts about published CLIP weights: activation and preprocessing, which a file of weights does not hold.
 
-Two architectures may have the same shapes and other activations: open_clip's `ViT-L-14` has GELU, as LAION's and
-DataComp's weights want it, `ViT-L-14-quickgelu` QuickGELU, as OpenAI's, MetaCLIP's and DFN's do. With the wrong one,
-scores are plausible and wrong.
+Two architectures may have the same shapes and different activations. open_clip's `ViT-L-14` has GELU, as LAION's and
+DataComp's weights need; `ViT-L-14-quickgelu` has QuickGELU, as OpenAI's, MetaCLIP's and DFN's need. With the wrong one,
+scores are plausible but wrong.
 """
 
 import json
@@ -23,7 +23,7 @@ IN_TRANSFORMERS_FORMAT = {
     "clip-vit-large-patch14-336": True,
     "PickScore_v1": False,
 }
-"""Whether those that are published in transformers' format only, by the names of their repositories, have QuickGELU."""
+"""True for QuickGELU, by the names of repositories that publish in transformers' format only."""
 
 
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
@@ -31,9 +31,9 @@ PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where weights come from; `preprocess` has open_clip's mean, std, interpolation and resize_mode.
+    """The origin of weights; `preprocess` has open_clip's mean, std, interpolation and resize_mode.
 
-    `tag` is open_clip's name for them, where they are published ones.
+    `tag` is open_clip's name for them, if they are published.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Origin:
 
 
 def fault(path: Path) -> str:
-    """Why a file cannot be had; empty where it can."""
+    """Explain why a file cannot be read; empty if it can."""
     if not path.is_file():
         return f"there is no file {path}"
     with path.open("rb") as file:
@@ -52,14 +52,14 @@ def fault(path: Path) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise RewardError where git-lfs has not fetched what is read of a model's folder: texts, and the weights used."""
+    """Raise RewardError if git-lfs has not fetched the files of a model's folder that are read."""
     for path in (*sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt")), *_used(folder)):
         if found := fault(path):
             raise RewardError(found)
 
 
 def _used(folder: Path) -> list[Path]:
-    """The files of weights that are read: open_clip's or transformers' own names first, safetensors before others."""
+    """List the weight files that are read: open_clip's or transformers' own names first, safetensors before others."""
     own = "open_clip_" if (folder / "open_clip_config.json").is_file() else "model"
     for pattern in (f"{own}*.safetensors", "*.safetensors", "*.bin", "*.pth"):
         if found := sorted(folder.glob(pattern)):
@@ -68,7 +68,7 @@ def _used(folder: Path) -> list[Path]:
 
 
 def is_torchscript(file: Path) -> bool:
-    """Whether it is an archive that holds a network's code too, as OpenAI's own are."""
+    """Return True for an archive that also holds the network's code, as OpenAI's do."""
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
@@ -76,10 +76,10 @@ def is_torchscript(file: Path) -> bool:
 
 
 def check_activation(architecture: str, file: Path) -> Origin | None:
-    """What is known of the weights for an architecture of open_clip's; None where nothing is.
+    """Look up the weights for an architecture of open_clip's; None if nothing is known about them.
 
-    Raises RewardError where they were trained with another activation, or where that cannot be told: an architecture
-    whose twin has QuickGELU is taken at its word only where it is named in full.
+    Raises RewardError if they were trained with another activation, or if that is unknown. An architecture with a
+    QuickGELU twin is only trusted if its name ends in -quickgelu.
     """
     import open_clip
 
@@ -102,7 +102,7 @@ def check_activation(architecture: str, file: Path) -> Origin | None:
 
 
 def origin(plain: str, file: Path) -> Origin | None:
-    """What is known of a file of weights for an architecture, `plain` without its twin's ending."""
+    """Look up a file of weights for an architecture, `plain` without the twin's suffix."""
     beside = file.parent / "open_clip_config.json"
     if beside.is_file():
         try:
@@ -136,20 +136,20 @@ def _of_tag(plain: str, tag: str, found: Mapping[str, Any]) -> Origin:
 
 
 def _published(plain: str) -> dict[str, Mapping[str, Any]]:
-    """What open_clip knows of an architecture's published weights, by tag."""
+    """Return open_clip's facts about an architecture's published weights, by tag."""
     import open_clip
 
     return {tag: open_clip.get_pretrained_cfg(plain, tag) for tag in open_clip.list_pretrained_tags_by_model(plain)}
 
 
 def stands_in(repository: str, folder: Path) -> bool:
-    """Whether a folder is a copy of the hub's repository, by its name or as the hub's own cache names it."""
+    """Return True if a folder is a copy of the hub's repository, by its own name or the hub cache's."""
     name = repository.strip("/").rpartition("/")[2]
     return bool(name) and any(part.rpartition("--")[2] == name for part in folder.parts[-3:])
 
 
 def check_transformers(folder: Path, described: Mapping[str, Any]) -> None:
-    """Raise RewardError where a folder's config says another activation than it was published with."""
+    """Raise RewardError if a folder's config names another activation than the published one."""
     acts = {
         tower: described.get(tower, {}).get("hidden_act", "quick_gelu") for tower in ("text_config", "vision_config")
     }
@@ -168,12 +168,12 @@ def check_transformers(folder: Path, described: Mapping[str, Any]) -> None:
 
 
 def other_than(name: str, folder: Path) -> str:
-    """The published CLIP, not of that name, that a folder is a copy of; empty where nothing says so."""
+    """Name the published CLIP, other than `name`, that a folder is a copy of; empty if there is no sign of one."""
     return next((other for other in _by_repository() if other != name and stands_in(other, folder)), "")
 
 
 def _by_repository() -> dict[str, bool]:
-    """Whether published weights have QuickGELU, by the names of their repositories."""
+    """Map repositories of published weights to True if these have QuickGELU."""
     import open_clip
 
     found = dict(IN_TRANSFORMERS_FORMAT)

@@ -1,10 +1,10 @@
 """A scorer behind HTTP, such as `pcpo_ray/rewards/serve.py` in an environment of its own.
 
 GET  URL/health   200 when it can score
-               (each with the header Authorization: Bearer TOKEN, where the server wants a token)
+               (each with the header Authorization: Bearer TOKEN, if the server requires a token)
 POST URL/score    json: {"prompts": [...], "images": [PNG in base64, ...]}
                   npz:  arrays `images` (uint8) and `prompts` (str)
-     answer       {"scores": [number or null, ...]}, one a picture; null is a missing score
+     answer       {"scores": [number or null, ...]}, one per image; null is a missing score
 """
 
 import base64
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 LARGEST_ANSWER = 1 << 24
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
-"""Seconds before a request is repeated: at random below a bound that doubles, so that scorers do not knock in step."""
+"""Bounds in seconds on the random pause before a retry; it doubles each time, so that scorers do not retry in step."""
 
 AWAY = (408, 425, 429, 502, 503, 504)
-"""What a server, or a proxy before it, answers that may be able later."""
+"""Status codes of a server, or a proxy before it, that may recover."""
 
 FAULT, FAULTS = 500, 3
-"""What a server answers whose reward failed, and how often it is asked all the same."""
+"""The status code of a failed reward, and the number of attempts that it gets."""
 
 
 class AwayError(Exception):
-    """An attempt failed, and a later one may not. `pause`: seconds in which the server does not want to be asked."""
+    """A failed attempt that may succeed later. `pause`: seconds that the server asks to wait."""
 
     def __init__(self, problem: str, pause: float = 0.0, *, fault: bool = False) -> None:
         super().__init__(problem)
@@ -48,11 +48,11 @@ class AwayError(Exception):
 
 
 class Remote:
-    """Asks again where the server is away or busy, until it has been so for `patience` seconds.
+    """A client that retries while the server is away or busy, for up to `patience` seconds.
 
-    `timeout` is how many seconds an answer may take, `token` the environment variable that holds the server's token.
-    Raises RewardError, naming the address, for everything else and when the patience ends; an answer of another length,
-    or with something that is no number, is never used.
+    An answer may take `timeout` seconds; `token` is the environment variable that holds the server's token. Raises
+    RewardError, naming the address, for any other failure and when the patience ends. Answers of the wrong length, or
+    with anything but numbers, are never used.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Remote:
         self.url = url.rstrip("/")
         self.timeout, self.patience, self.format = timeout, patience, format
         self.away: float | None = None
-        """Since when no attempt succeeded."""
+        """The time since which no attempt has succeeded."""
         self.token, self.secret = token, None if token is None else os.environ.get(token)
         if token is not None and not self.secret:
             raise RewardError(
@@ -70,7 +70,7 @@ class Remote:
             )
         try:
             self._once("GET", "/health", b"", "application/json")
-        except AwayError as error:  # it may be restarting: the first scores wait for it
+        except AwayError as error:  # it may be restarting; the first scores will wait for it
             logging.getLogger(__name__).warning("%s is away (%s); its first scores wait for it", self.url, error)
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
@@ -82,7 +82,7 @@ class Remote:
         except (ValueError, TypeError, KeyError) as error:
             raise RewardError(f"{self.url}/score answered {answer[:200]!r}: {type(error).__name__}: {error}") from None
         if len(values) != len(images):
-            raise RewardError(f"{self.url}/score gave {len(values)} scores for {len(images)} pictures")
+            raise RewardError(f"{self.url}/score gave {len(values)} scores for {len(images)} images")
         return values
 
     def _request(self, method: str, path: str, body: bytes, kind: str) -> bytes:
@@ -114,7 +114,7 @@ class Remote:
         return answer
 
     def _once(self, method: str, path: str, body: bytes, kind: str) -> bytes:
-        """One attempt's answer. Raises AwayError, and RewardError for what no later one could mend."""
+        """Make one attempt. Raises AwayError, and RewardError for failures that no retry could fix."""
         import requests
         import urllib3
 
@@ -127,7 +127,7 @@ class Remote:
                 headers={"Content-Type": kind},
                 timeout=self.timeout,
                 stream=True,
-                auth=self._authorized,  # always: without one, requests sends what ~/.netrc has for the host
+                auth=self._authorized,  # always set: otherwise requests sends credentials from ~/.netrc
                 allow_redirects=False,
                 proxies={"http": "", "https": ""} if _is_here(url) else None,
             ) as response:
@@ -159,7 +159,7 @@ class Remote:
         return f"; the token in {self.token} is not the one that it wants"
 
     def _read(self, response: "requests.Response") -> bytes:
-        """The answer, whole within the deadline: a server that drips bytes would never time out otherwise."""
+        """Read the whole answer before the deadline: otherwise a server that drips bytes would never time out."""
         import requests
 
         deadline, answer = time.monotonic() + self.timeout, bytearray()
@@ -181,7 +181,7 @@ def _failure(state: Any) -> AwayError:
 
 
 def _retry_after(text: str) -> float:
-    """Seconds, from either form of the header; 0 for none."""
+    """Parse either form of the header into seconds; 0 for none."""
     if text.strip().isdigit():
         return float(text)
     try:
@@ -191,7 +191,7 @@ def _retry_after(text: str) -> float:
 
 
 def _is_here(url: str) -> bool:
-    """Whether a server is on this machine, where no proxy can reach it."""
+    """Return True for a server on this machine, which no proxy can reach."""
     host = urlsplit(url).hostname or ""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -202,9 +202,9 @@ def _is_here(url: str) -> bool:
 def as_json(images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> tuple[bytes, str]:
     """The request's body and its type."""
     encoded = []
-    for picture in rgb(images):
+    for image in rgb(images):
         file = io.BytesIO()
-        picture.save(file, format="PNG")
+        image.save(file, format="PNG")
         encoded.append(base64.b64encode(file.getvalue()).decode())
     return json.dumps({"prompts": list(prompts), "images": encoded}).encode(), "application/json"
 
@@ -212,5 +212,5 @@ def as_json(images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> tup
 def as_npz(images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> tuple[bytes, str]:
     """The request's body and its type."""
     file = io.BytesIO()
-    np.savez(file, images=np.stack([np.asarray(picture) for picture in rgb(images)]), prompts=np.array(list(prompts)))
+    np.savez(file, images=np.stack([np.asarray(image) for image in rgb(images)]), prompts=np.array(list(prompts)))
     return file.getvalue(), "application/x-npz"

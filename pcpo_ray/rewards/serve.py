@@ -2,12 +2,12 @@
 
     python serve.py package.module:Class --port 8100 --option name=value
 
-This file needs numpy and Pillow only and nothing of pcpo_ray, so that it runs where the reward's own library asks for
-versions that pcpo_ray cannot have (ImageReward: transformers before 4.56). The class has a method
+This file needs only numpy and Pillow and nothing of pcpo_ray, so that it runs where the reward's library requires
+versions that pcpo_ray cannot use (ImageReward: transformers before 4.56). The class has a method
 score(images, prompts), with images as (N, H, W, 3) bytes.
 
-Whoever asks must send the token in the environment variable REWARD_TOKEN, if that is set; it must be, to listen on any
-other address than this machine's own.
+If the environment variable REWARD_TOKEN is set, clients must send it as their token. Listening on any address but this
+machine's own requires it.
 """
 
 import argparse
@@ -32,25 +32,25 @@ import numpy as np
 
 TOKEN = "REWARD_TOKEN"
 LARGEST = 512 << 20
-"""Bytes of a request, and of its pictures once they are decoded."""
+"""The largest size in bytes of a request, and of its images when decoded."""
 
 CONNECTIONS = 64
-"""So many at a time are answered; who comes then hears nothing, and asks again."""
+"""The most connections at a time; further clients get no answer and retry."""
 
 BODIES = 2
-"""So many requests are read and kept in memory at a time: one is scored while the next arrives."""
+"""The most requests in memory at a time: one is scored while the next arrives."""
 
 ARRIVE = 60.0
-"""Seconds in which a request must have arrived."""
+"""Seconds within which a request must have arrived."""
 
 WAIT = 30.0
-"""Seconds in which it must be a request's turn; else it is told to come again, after `AGAIN` seconds."""
+"""Seconds that a request may wait for its turn; then the client is told to retry after `AGAIN` seconds."""
 
 AGAIN = 5
 
 
 class TooLargeError(ValueError):
-    """A request whose pictures would take more memory than is allowed."""
+    """A request whose images would take more memory than allowed."""
 
 
 def read_json(body: bytes, largest: int = LARGEST) -> tuple[np.ndarray, list[str]]:
@@ -73,7 +73,7 @@ def read_npz(body: bytes, largest: int = LARGEST) -> tuple[np.ndarray, list[str]
         members = {entry.filename: entry for entry in found.infolist()}
         if sorted(members) != ["images.npy", "prompts.npy"] or len(found.infolist()) != 2:
             raise ValueError(f"got {sorted(members)[:5]}; expected images.npy and prompts.npy")
-        if sum(entry.file_size for entry in members.values()) > largest:  # no more than that is ever inflated
+        if sum(entry.file_size for entry in members.values()) > largest:  # no more than that is ever decompressed
             raise TooLargeError
         for name, kind in (("images.npy", "u"), ("prompts.npy", "U")):
             with found.open(members[name]) as file:
@@ -97,7 +97,7 @@ READERS: dict[str, Callable[[bytes, int], tuple[np.ndarray, list[str]]]] = {
 
 
 def handler(reward: Any, *, token: str | None = None, largest: int = LARGEST) -> type[BaseHTTPRequestHandler]:
-    """Answers for one reward, a request at a time."""
+    """Make a handler class that answers for one reward, one request at a time."""
     lock, bodies = threading.Lock(), threading.BoundedSemaphore(BODIES)
 
     class Handler(BaseHTTPRequestHandler):
@@ -105,11 +105,11 @@ def handler(reward: Any, *, token: str | None = None, largest: int = LARGEST) ->
         unread = 0
 
         def handle(self) -> None:
-            self.arriving = threading.Timer(ARRIVE, self._too_slow)  # a byte at a time would never time out
+            self.arriving = threading.Timer(ARRIVE, self._too_slow)  # a client that drips bytes would never time out
             self.arriving.daemon = True
             self.arriving.start()
             try:
-                with contextlib.suppress(OSError):  # the other end has gone
+                with contextlib.suppress(OSError):  # the client has gone
                     super().handle()
             finally:
                 self.arriving.cancel()
@@ -148,18 +148,18 @@ def handler(reward: Any, *, token: str | None = None, largest: int = LARGEST) ->
                     )
             except TooLargeError:
                 return self._too_large()
-            except Exception as error:  # whatever a malformed body makes its reader raise is the sender's fault
+            except Exception as error:  # a malformed body is the sender's fault, whatever it makes the reader raise
                 return self._answer(400, {"error": _told(error)})
             del body
             try:
                 with lock:
                     scores = [float(score) for score in reward.score(images, prompts)]
-            except Exception as error:  # the sender tries again, and counts it
+            except Exception as error:  # the sender retries and counts it
                 return self._answer(500, {"error": _told(error)})
             return self._answer(200, {"scores": [score if math.isfinite(score) else None for score in scores]})
 
         def _known(self) -> bool:
-            """Whether the sender may ask; else it has been told that it may not."""
+            """Check the sender's token, and refuse the request if it is wrong."""
             given = self.headers.get("Authorization", "")
             if token is None or hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
                 return True
@@ -170,7 +170,7 @@ def handler(reward: Any, *, token: str | None = None, largest: int = LARGEST) ->
             self._answer(
                 413,
                 {
-                    "error": f"more than {largest >> 20} MiB of a request, or of its pictures; serve with a higher "
+                    "error": f"more than {largest >> 20} MiB of a request, or of its images; serve with a higher "
                     "--largest, or send fewer at once"
                 },
             )
@@ -189,18 +189,18 @@ def handler(reward: Any, *, token: str | None = None, largest: int = LARGEST) ->
             self.end_headers()
             self.wfile.write(body)
             while self.unread > 0 and (rest := self.rfile.read(min(1 << 20, self.unread))):
-                self.unread -= len(rest)  # who is cut off while it sends would not see the answer
+                self.unread -= len(rest)  # a client that is cut off while sending would not see the answer
 
     return Handler
 
 
 def _told(error: Exception) -> str:
-    """The last line of a traceback, and no more of this machine."""
+    """Return the last line of a traceback, which reveals no more of this machine."""
     return f"{type(error).__name__}: {error}"[:500]
 
 
 class Server(ThreadingHTTPServer):
-    """A thread for each of at most `CONNECTIONS` connections."""
+    """A server with a thread for each of at most `CONNECTIONS` connections."""
 
     daemon_threads = True
 
@@ -223,7 +223,7 @@ class Server(ThreadingHTTPServer):
 
 
 def of_this_machine(host: str) -> bool:
-    """Whether nobody outside of this machine reaches an address."""
+    """Return True if an address can be reached only from this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("reward", help="package.module:Class")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8100)
-    parser.add_argument("--largest", type=int, default=LARGEST >> 20, help="MiB of a request, and of its pictures")
+    parser.add_argument("--largest", type=int, default=LARGEST >> 20, help="MiB of a request, and of its images")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="for the class; JSON")
     arguments = parser.parse_args()
     token = os.environ.pop(TOKEN, "") or None
@@ -250,7 +250,7 @@ def main() -> None:
         name, _, value = text.partition("=")
         try:
             options[name] = json.loads(value)
-        except ValueError:  # a plain word is itself
+        except ValueError:  # a plain word stands for itself
             options[name] = value
     reward = pkgutil.resolve_name(arguments.reward)(**options)
     try:

@@ -1,4 +1,4 @@
-"""The embedded world's oracle as a reward: does the picture show what the caption says?"""
+"""The embedded world's oracle as a reward: the fraction of the caption's facts that the image shows."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,10 +8,11 @@ from jaxtyping import UInt8
 
 
 class ShapesOracle:
-    """Of the caption's facts, 0..1: the share that holds; 1 where all hold and else 0 (`shapes_oracle_all`); the share
-    that holds of those of layout, which are count, relation and position (`shapes_layout`).
+    """The fraction of the caption's facts that hold, 0..1 (`shapes_oracle`).
 
-    The oracle tells a caption's two things apart by what they are, so a relation holds between those that it names.
+    `shapes_oracle_all` is 1 if all facts hold, else 0. `shapes_layout` counts only facts of layout: count, relation and
+    position. The oracle identifies a caption's two objects by their descriptions, so relations are between these.
+
     Raises PromptError for a prompt outside the embedded world's grammar.
     """
 

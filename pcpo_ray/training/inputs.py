@@ -106,7 +106,7 @@ def _of_quality(quality: config.Quality) -> Files:
             found["features.model"] = _folder_or_file(folder)
     if isinstance(quality.reference, config.ImagesReference):
         where = Path(quality.reference.path)
-        pictures = reference.pictures(quality.reference.path)
+        pictures = reference.image_files(quality.reference.path)
         whole = where.is_dir()  # the pictures of a list go by their place in it
         found["reference.path"] = {
             path.relative_to(where).as_posix() if whole else f"picture {place}": path

@@ -1,1 +1,1 @@
-"""What the roles do, each in one process and without Ray: sampler, scorer, learner."""
+"""The work of the roles, each in one process and without Ray: sampler, scorer, learner."""

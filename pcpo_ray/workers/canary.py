@@ -1,8 +1,8 @@
-"""Canary: one prediction on fixed inputs, by whoever holds the weights.
+"""Canary: one prediction on fixed inputs, to compare networks that hold the same weights.
 
-Equal bytes in the parameters do not yet mean that the network uses them (an adapter that is switched off, scaled
-otherwise, bound elsewhere). So the learner sends what it predicts with a version, and a sampler that has loaded it must
-predict the same before it counts.
+Equal bytes in the parameters do not prove that the network uses them: an adapter may be switched off, scaled
+differently or attached elsewhere. So the learner sends its prediction with each version, and a sampler must reproduce
+it before the version counts as loaded.
 """
 
 import math
@@ -17,14 +17,14 @@ from pcpo_ray.errors import WeightsError
 from pcpo_ray.models.policy import Policy
 
 VALUES = 64
-"""Of the prediction, evenly spaced."""
+"""The number of values compared, evenly spaced in the prediction."""
 
 LIMITS = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""Largest difference, relative to the largest value, between two kinds of device or numbers of threads, by dtype."""
+"""Largest accepted difference by dtype, relative to the largest value: devices and thread counts may differ."""
 
 
 def output(policy: Policy) -> Float[Tensor, "1 ..."]:
-    """The prediction at a fixed latent, text and timestep, the middle one, whatever the run's seed."""
+    """Predict at a fixed latent and text and the middle timestep, whatever the run's seed."""
     denoiser = policy.denoiser
     latents = denoiser.initial_noise(generator("canary"))[None].to(denoiser.device)
     return policy.predict(latents, len(policy.schedule) // 2, denoiser.fixed_text())
@@ -32,13 +32,13 @@ def output(policy: Policy) -> Float[Tensor, "1 ..."]:
 
 @torch.no_grad()
 def prediction(policy: Policy) -> tuple[float, ...]:
-    """Some values of `output`, to compare."""
+    """Compute `output` and take some of its values, to compare."""
     flat = output(policy).flatten().float().cpu()
     return tuple(flat[:: max(1, len(flat) // VALUES)][:VALUES].tolist())
 
 
 def check(here: Sequence[float], sent: Sequence[float], *, dtype: str, version: int) -> None:
-    """Raise WeightsError unless both predicted the same."""
+    """Raise WeightsError unless both predictions agree."""
     if len(here) != len(sent):
         raise WeightsError(
             f"the canary of version {version} has {len(here)} values here, {len(sent)} where it was sent"

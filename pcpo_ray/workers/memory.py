@@ -1,4 +1,4 @@
-"""The most memory that this process has had, by the kernel and by torch."""
+"""Peak memory of this process, as counted by the kernel and by torch."""
 
 import resource
 import sys
@@ -8,16 +8,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """Bytes: resident in main memory, of it shared memory too, and allocated by torch on the GPU."""
+    """Peak bytes: resident in main memory (shared memory included), and allocated by torch on the GPU."""
 
     resident: int
     gpu: int
 
 
 def peak() -> Peak:
-    """Since the process began."""
+    """Return the peak since the process began."""
     gpu = 0
-    torch = sys.modules.get("torch")  # who has not imported it has allocated nothing
+    torch = sys.modules.get("torch")  # a process that has not imported it has allocated nothing
     if torch is not None and torch.cuda.is_available():
         gpu = int(torch.cuda.max_memory_allocated())
     return Peak(resident=_resident(), gpu=gpu)
@@ -25,7 +25,7 @@ def peak() -> Peak:
 
 def _resident() -> int:
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage's counts the process that this one was forked from too
+    if status.is_file():  # getrusage's figure includes the process that this one was forked from
         lines = status.read_text(encoding="ascii", errors="replace").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

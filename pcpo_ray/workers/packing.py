@@ -1,14 +1,14 @@
-"""Packed: a trajectory as it crosses processes, its predictions and little else; opened again to the same bits.
+"""Packing of trajectories to cross processes: predictions and little else, unpacked to the same bits.
 
 Noise is drawn again from its seeds (Policy.initial_noise, step_noise), and latents are computed again by the affine
 recursion
 
     x_next = scale * x + gain * prediction + std * z
 
-in the order of operations, and with the roundings, in which they were sampled. So sent are the predictions of the
-trained steps, and the latents of those trained steps alone that do not follow from the one before: where that was not
-trained (a window, a share of the steps), or stepped with another prediction (credit `interpolate`). A gap of m steps
-could be crossed by their m predictions as well: fewer bytes only where m is 1 and they have half the latents' width.
+with the order of operations and the roundings of sampling. So a packed trajectory holds the predictions of the trained
+steps. It holds latents only where they do not follow from the step before: that one was not trained (a window, a
+fraction of the steps), or stepped with another prediction (credit `interpolate`). The m predictions of a gap would
+bridge it too, but with fewer bytes only if m is 1 and they have half the latents' width.
 
 Shapes: N images of a group, K trained steps, `...` one image's latents.
 """
@@ -28,15 +28,15 @@ from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.policy import ALL, Policy
 
 Array = tuple[str, np.ndarray]
-"""A tensor's dtype and its bits (trajectory.to_numpy), which an object store hands over without a copy."""
+"""A tensor's dtype and its bits (tensors.to_numpy), which an object store hands over without a copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedTrajectory:
-    """One group's trajectory, of the same fields but for the noise.
+    """One group's trajectory without the noise.
 
-    `latents` are those of `sent_steps`; `predictions` are in the dtype that the network computes in, where that loses
-    nothing. `digests` are each image's, of what is computed again, `machine` what it was computed with first.
+    `latents` are those of `sent_steps`. `predictions` have the network's dtype if that loses nothing. `digests`, one
+    per image, check the values that are computed again; `machine` names the machine that computed them first.
     """
 
     task: Task
@@ -53,19 +53,19 @@ class PackedTrajectory:
 
     @property
     def bytes(self) -> int:
-        """What its arrays hold."""
+        """The bytes of its arrays."""
         arrays = (self.predictions, self.latents, self.log_probs, *self.conditioning.values())
         return sum(array.nbytes for _, array in arrays)
 
 
 def sent_steps(credit: Credit) -> tuple[int, ...]:
-    """The trained steps whose latents do not follow from the trained step before, or at step 0 from the seeds."""
+    """List the trained steps whose latents do not follow from the trained step before, or at index 0 from the seeds."""
     follows = {0, *(index + 1 for index in credit.trained if credit.mix[index] == 1.0)}
     return tuple(index for index in credit.trained if index not in follows)
 
 
 def pack_trajectory(policy: Policy, task: Task, trajectory: Trajectory) -> PackedTrajectory:
-    """The trajectory of a task, to send."""
+    """Pack the trajectory of a task."""
     sent = set(sent_steps(policy.credit_of(task.step, task.position)))
     steps = tuple(trajectory.steps.tolist())
     return PackedTrajectory(
@@ -81,9 +81,9 @@ def pack_trajectory(policy: Policy, task: Task, trajectory: Trajectory) -> Packe
 
 
 def unpack_trajectory(policy: Policy, packed: PackedTrajectory, rows: slice = ALL) -> Trajectory:
-    """The trajectory of the images at `rows`, to the bit and on the CPU.
+    """Unpack the trajectory of the images at `rows`, exactly and on the CPU.
 
-    Raises TrainingError where this machine computes other bits.
+    Raises TrainingError if this machine computes other bits.
     """
     task = packed.task
     credit = policy.credit_of(task.step, task.position)
@@ -110,7 +110,7 @@ def unpack_trajectory(policy: Policy, packed: PackedTrajectory, rows: slice = AL
         conditioning={name: from_numpy(row) for name, row in packed.conditioning.items()},
     )
     if _digests(opened) != packed.digests[rows]:
-        if not latents.isfinite().all():  # bits of what is no number are no machine's fault
+        if not latents.isfinite().all():  # NaN bits may differ on any machine
             raise TrainingError(
                 f"the group at place {task.position} of step {task.step} has latents that are not finite; set "
                 "model.dtype and sampling.storage to a wider type, or optimizer.mixed_precision=no"
@@ -124,7 +124,7 @@ def unpack_trajectory(policy: Policy, packed: PackedTrajectory, rows: slice = AL
 
 
 def _narrow(predictions: Tensor, dtype: torch.dtype) -> Tensor:
-    """In `dtype` where that has all the values: what a half-precision network predicted without guidance."""
+    """Convert to `dtype` if that is exact, as for a half-precision network's predictions without guidance."""
     if dtype.itemsize >= predictions.dtype.itemsize:
         return predictions
     narrow = predictions.to(dtype)
@@ -137,7 +137,7 @@ def _of(array: Array, rows: slice) -> Tensor:
 
 
 def _digests(trajectory: Trajectory) -> tuple[str, ...]:
-    """Of what `unpack` computes: each image's latents and noise."""
+    """Hash each image's latents and noise, which `unpack_trajectory` computes again."""
     found = []
     for latents, noises in zip(to_numpy(trajectory.latents)[1], to_numpy(trajectory.noises)[1], strict=True):
         digest = xxhash.xxh3_128(latents.data)
@@ -147,5 +147,5 @@ def _digests(trajectory: Trajectory) -> tuple[str, ...]:
 
 
 def _machine() -> str:
-    """What the bits of noise may depend on."""
+    """Describe the software and hardware that the bits of noise depend on."""
     return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"

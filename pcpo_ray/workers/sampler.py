@@ -17,25 +17,25 @@ from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers import canary
 
 AHEAD = 256
-"""Texts, about, that are encoded in one go where workers share what they encode."""
+"""The approximate number of texts encoded at once if workers share a text cache."""
 
 
 class Sampler:
-    """One process's sampler. Loads weights between tasks only."""
+    """One process's sampler. It loads weights only between tasks."""
 
     def __init__(self, run: config.Run, device: torch.device) -> None:
         self.run = run
         self.policy = Policy(run, device)
         self.loaded: str | None = None
-        """The checksum of the weights that stand here."""
+        """The checksum of the weights in the network."""
         self.prepared: set[int] = set()
 
     def load(self, received: weights.WeightSnapshot) -> str:
-        """Take over a version; the checksum returned is counted over the parameters as they now stand.
+        """Load a version and return the checksum of the parameters as they are now.
 
-        Raises WeightsError where they are not those that were sent, or the network does not predict as the learner's.
+        Raises WeightsError if they differ from those sent, or the network's prediction from the learner's.
         """
-        manifest, self.loaded = received.manifest, None  # half of them would be no version at all
+        manifest, self.loaded = received.manifest, None  # a partial load is no version at all
         checksum = weights.apply(received, self.policy.denoiser.trainable())
         predicted = canary.prediction(self.policy)
         computed_in = str(self.policy.computes_in).removeprefix("torch.")
@@ -44,9 +44,9 @@ class Sampler:
         return checksum
 
     def prepare(self, task: Task) -> None:
-        """Have the texts of the task's step and of those after it encoded, or those of an evaluation.
+        """Encode ahead the texts of the task's step and of later ones, or those of an evaluation.
 
-        Only where workers share what they encode (model.text_cache): each would else encode what others sample.
+        This happens only with a shared cache (model.text_cache); without one, each worker would encode others' texts.
         """
         if self.run.model.text_cache is None:
             return
@@ -70,14 +70,14 @@ class Sampler:
 
     @torch.no_grad()
     def sample(self, task: Task) -> tuple[Trajectory | None, UInt8[ndarray, "N H W 3"]]:
-        """The task's N images, and the trajectory of the trained steps unless the task is an evaluation."""
+        """Sample the task's N images, and the trajectory of the trained steps unless the task is an evaluation."""
         with self.policy.evaluating() if task.purpose == "evaluate" else contextlib.nullcontext():
             return self._sample(task)
 
     def _sample(self, task: Task) -> tuple[Trajectory | None, UInt8[ndarray, "N H W 3"]]:
         denoiser = self.policy.denoiser
         training = task.purpose == "train"
-        # evaluations sample in one and the same way, whatever part of the steps a batch is trained on
+        # evaluations always sample in the same way, whatever subset of the steps is trained
         credit = self.policy.credit_of(task.step, task.position) if training else self.policy.credit
         conditioning = denoiser.encode([prompt.text for prompt in task.prompts])
         dtype = getattr(torch, self.run.sampling.storage)
@@ -88,7 +88,7 @@ class Sampler:
         for index, step in enumerate(credit.steps):
             predicted = self._predict(latents, index, texts, credit.mix[index])
             prediction, drawn_with = (one.to(dtype) for one in predicted)
-            if noises is None:  # all of it, while a GPU makes the first prediction
+            if noises is None:  # all steps at once, while a GPU computes the first prediction
                 noises = sent_to(self.policy.step_noise(task).to(dtype), self.policy.device)
             noise = noises[:, index]
             before = latents
@@ -104,9 +104,9 @@ class Sampler:
         return Trajectory(steps=torch.tensor(credit.trained), conditioning=conditioning, **stacked), images
 
     def _check_finite(self, latents: Tensor, task: Task) -> None:
-        """Raise TrainingError unless an image's last latents are finite.
+        """Raise TrainingError unless the final latents are finite.
 
-        A prediction that is not stays in the latents to the end, so this looks once and waits for a GPU once.
+        A non-finite prediction stays in the latents to the end, so one check suffices and waits for a GPU once.
         """
         if not latents.isfinite().all():
             raise TrainingError(
@@ -116,7 +116,7 @@ class Sampler:
             )
 
     def _texts(self, conditioning: Conditioning, count: int) -> list[tuple[slice, Conditioning]]:
-        """The images that go through the network together, and a text for each."""
+        """Split into the images that pass through the network together, with a text for each."""
         size = self.run.sampling.batch or count
         parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
         return [(rows, in_one_piece(of_rows(conditioning, rows, count))) for rows in parts]
@@ -124,7 +124,7 @@ class Sampler:
     def _predict(
         self, latents: Tensor, index: int, texts: Sequence[tuple[slice, Conditioning]], mix: float
     ) -> tuple[Tensor, Tensor]:
-        """The network's own prediction, and the one to step with (they differ under credit `interpolate`)."""
+        """Return the network's own prediction and the one to step with; they differ under credit `interpolate`."""
         own, mixed = [], []
         for rows, conditioning in texts:
             prediction = self.policy.predict(latents[rows], index, conditioning)

@@ -1,8 +1,7 @@
 """The scorer: a group's images in, each reward's scores out, and for evaluations their features.
 
-A reward that fails is missing, never 0. Whatever it does, the process is afterwards as it was (process/plugins.py),
-and what it was given was its own: in one process the samplers, the learner and the other rewards notice nothing, as on
-Ray.
+A failed score is missing, never 0. Whatever a reward does, the process state is restored (process/plugins.py), and its
+inputs are its own copies. So even in one process it cannot disturb samplers, learner or other rewards.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -20,7 +19,7 @@ from pcpo_ray.rewards import quality
 
 
 class Scorer:
-    """One process's rewards: those trained on, and those that evaluations watch besides."""
+    """One process's rewards: those trained on and those that only evaluations watch."""
 
     def __init__(self, run: config.Run, device: torch.device) -> None:
         self.seed = run.seed
@@ -34,10 +33,10 @@ class Scorer:
     def score(
         self, task: Task, images: UInt8[np.ndarray, "N H W 3"]
     ) -> tuple[dict[str, list[float]], dict[str, str], quality.Measured]:
-        """Each reward's scores, NaN where missing; by reward the cause of what is missing; what quality is made of.
+        """Return each reward's scores (NaN if missing), the causes by reward, and the features for quality.
 
-        The last is empty for a group to train on, and where it failed: then the cause is under `quality`. A reward's
-        random numbers depend on the run's seed and the group alone, so that any worker finds the same scores.
+        Features are empty for training groups, and if they failed; the cause is then under `quality`. A reward's random
+        numbers depend only on the run's seed and the group, so that any worker finds the same scores.
         """
         shared = images.view()
         shared.flags.writeable = False
@@ -59,9 +58,9 @@ class Scorer:
     def _scored(
         self, name: str, images: UInt8[np.ndarray, "N H W 3"], task: Task, *, first: int
     ) -> tuple[list[float], str]:
-        """The scores of the task's images from the `first` on, and the cause of those that are missing.
+        """Score the task's images from the `first` on, and return the cause of missing scores.
 
-        Where a reward fails for several prompts, each is scored by itself.
+        If a reward fails for several prompts together, each prompt is scored by itself.
         """
         prompts = task.texts[first : first + len(images)]
         seed = seed_of(self.seed, "reward", name, task.purpose, task.step, task.position, first)
@@ -77,21 +76,21 @@ class Scorer:
             return [score for found, _ in parts for score in found], "; ".join(causes)
         if np.isfinite(scores).all():
             return scores, ""
-        missing = f"scores that are no numbers: {scores}"
+        missing = f"scores that are not finite: {scores}"
         return [score if np.isfinite(score) else float("nan") for score in scores], missing
 
 
 def _copied(images: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N H W 3"]:
-    """Pictures of somebody's own, and read-only, as Ray's are: torch writes into an array whatever that says."""
+    """Copy the images, read-only like Ray's: torch writes into a read-only array without asking."""
     copied = images.copy()
     copied.flags.writeable = False
     return copied
 
 
 def _checked(values: Any, count: int) -> list[float]:
-    """A reward's scores as floats, from numbers of any type on any device; None is NaN.
+    """Convert a reward's scores, numbers of any type on any device, to floats; None is NaN.
 
-    Raises ValueError and TypeError for anything but one number an image.
+    Raises ValueError and TypeError for anything but one number per image.
     """
     if (
         isinstance(values, Iterable)
@@ -102,7 +101,7 @@ def _checked(values: Any, count: int) -> list[float]:
     if _shape(values) != (count,):
         raise ValueError(
             f"got a {type(values).__name__} with scores of shape {_shape(values)} for {count} images; "
-            f"expected ({count},), one number an image"
+            f"expected ({count},), one number per image"
         )
     return [_number(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
 

@@ -108,7 +108,7 @@ def test_more_ranks_than_a_minibatch_has_to_share_are_refused_by_number(hollow_s
         plan.plan(run)
 
     checked(16)  # two groups, in blocks of three images and of one, at four steps
-    with pytest.raises(ConfigError, match=r"ranks is 17, and a minibatch has 16 blocks .* use at most 16 ranks"):
+    with pytest.raises(ConfigError, match=r"ranks is 17, and a mini-batch has 16 blocks .* use at most 16 ranks"):
         checked(17)
     for fewer in ({"sampling__batch": 4}, {"optimizer__updates": 5}, {"sampling__trained_steps": 2}):
         checked(8, **fewer)

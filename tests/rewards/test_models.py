@@ -233,7 +233,7 @@ GOLDEN = {"clip_score": 0.26448, "pickscore": 3.77808, "hps": -0.19346, "aesthet
     "bad", [np.zeros((1, 8, 8, 2), np.uint8), np.zeros((1, 8, 8, 3), np.float32), np.zeros((8, 8), np.uint8)]
 )
 def test_pictures_of_another_mode_are_refused_by_name(bad):
-    with pytest.raises(RewardError, match=r"got pictures of .*expected uint8"):
+    with pytest.raises(RewardError, match=r"got images of .*expected uint8"):
         rewards.load(config.Jpeg(kind="jpeg_compressibility"), CPU).score(bad, ["x"])
 
 

@@ -275,9 +275,9 @@ def test_its_failures_are_missing_scores_with_their_cause(served, small_sd):
     run = small.run(small_sd, rewards=f"[{{kind: remote, url: '{url}', label: mine}}]")
     scorer = Scorer(run, CPU)
     scores, failures, _ = scorer.score(task(), np.repeat(PICTURES[:1], 4, axis=0))
-    assert np.isnan(scores["mine"]).tolist() == [False, True, False, False] and "no numbers" in failures["mine"]
+    assert np.isnan(scores["mine"]).tolist() == [False, True, False, False] and "not finite" in failures["mine"]
     scores, failures, _ = scorer.score(task(), np.repeat(PICTURES[:1], 4, axis=0))
-    assert np.isnan(scores["mine"]).all() and "0 scores for 4 pictures" in failures["mine"]
+    assert np.isnan(scores["mine"]).all() and "0 scores for 4 images" in failures["mine"]
 
 
 @pytest.mark.parametrize(

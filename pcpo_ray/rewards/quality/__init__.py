@@ -1,8 +1,8 @@
-"""Quality: what an evaluation's pictures are like, whatever their rewards say.
+"""Quality of an evaluation's images, apart from rewards.
 
-Features are taken where the pictures are, by the scorers (`Measures`), and travel to the driver, which holds the
-reference and does the sums (`Assessor`). The names are stable: frechet, precision, recall, density, coverage against
-the reference; vendi, pairwise, lpips inside a prompt, mean over prompts.
+Scorers, which have the images, compute features (`Measures`) and send them to the driver, which holds the reference
+and computes the figures (`Assessor`). Their names are stable: frechet, precision, recall, density and coverage against
+the reference; vendi, pairwise and lpips within a prompt, as means over prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +19,11 @@ from pcpo_ray.rewards.quality import diversity, features, frechet, neighbours, r
 NAMES = ("frechet", "precision", "recall", "density", "coverage", "vendi", "pairwise", "lpips")
 
 Measured = Mapping[str, np.ndarray]
-"""Of a group's N pictures: `features` (N, E), `size` (height, width), and `lpips` (N,) where it is asked for."""
+"""Values for a group's N images: `features` (N, E), `size` (height, width), and `lpips` (N,) if configured."""
 
 
 def check(run: config.Run) -> None:
-    """See, without loading a network, that quality can be measured. Raises QualityError."""
+    """Check, without loading a network, that quality can be measured. Raises QualityError."""
     quality = run.evaluation.quality
     if quality is None:
         return
@@ -35,17 +35,17 @@ def check(run: config.Run) -> None:
 
 
 class Measures:
-    """A scorer's part: networks on pictures. Raises QualityError where a network cannot be loaded."""
+    """The scorer's part: networks applied to images. Raises QualityError if a network cannot be loaded."""
 
     def __init__(self, quality: config.Quality, device: torch.device) -> None:
         self.extract = features.load(quality.features, device)
         self.lpips = None if quality.lpips is None else diversity.load_lpips(quality.lpips, device)
 
     def __call__(self, images: UInt8[np.ndarray, "N H W 3"], *, each: int) -> Measured:
-        """Of pictures of several prompts, `each` of every one after those of the last."""
+        """Measure images of several prompts: `each` images per prompt, prompts in order."""
         found = {"features": self.extract(images), "size": np.array(images.shape[1:3])}
         if not np.isfinite(found["features"]).all():
-            raise QualityError("features that are no numbers")
+            raise QualityError("features that are not finite")
         if self.lpips is None:
             return found
         groups = [self.lpips(images[start : start + each]) for start in range(0, len(images), each)]
@@ -53,14 +53,14 @@ class Measures:
 
 
 def rows_of(measured: Measured, rows: slice) -> Measured:
-    """Of these pictures alone."""
+    """Select the values of some images."""
     return {name: value if name == "size" else value[rows] for name, value in measured.items()}
 
 
 def assessor(run: config.Run, folder: Path, say: Callable[[str], None]) -> "Assessor | None":
-    """The driver's part of a run in `folder`, its reference ready; None where its config asks for no quality.
+    """Make the driver's part of a run in `folder`; None if its config asks for no quality.
 
-    So what is wrong with a reference is said before anything is sampled. Raises QualityError.
+    The reference is loaded at once, so that its errors appear before anything is sampled. Raises QualityError.
     """
     from pcpo_ray.data.tensors import device_here
 
@@ -73,7 +73,7 @@ def assessor(run: config.Run, folder: Path, say: Callable[[str], None]) -> "Asse
 
 
 class Assessor:
-    """The driver's part, for a run in `folder`. The reference is loaded once, and held."""
+    """The driver's part, for a run in `folder`. It loads the reference once and keeps it."""
 
     def __init__(
         self,
@@ -86,16 +86,16 @@ class Assessor:
         self._reference: reference.Reference | None = None
 
     def prepare(self) -> None:
-        """Load the reference, where it is not the run's own first evaluation. Raises QualityError."""
+        """Load the reference, unless it is the run's own first evaluation. Raises QualityError."""
         if self.quality.reference is not None and not isinstance(self.quality.reference, config.BaseReference):
             self._reference = reference.load(
                 self.quality, lambda: features.load(self.quality.features, self.device), self.say
             )
 
     def __call__(self, measured: Sequence[Measured]) -> dict[str, float]:
-        """The quality of an evaluation's groups; a group without features counts nowhere, and none at all is no number.
+        """Compute the quality of an evaluation's groups that have features; empty if none has.
 
-        Raises QualityError where the reference cannot be had, or is of another size than the pictures.
+        Raises QualityError if the reference is missing or has another size than the images.
         """
         groups = [group for group in measured if "features" in group]
         values: dict[str, float] = {}
@@ -110,7 +110,7 @@ class Assessor:
         return values
 
     def keep(self, step: int, measured: Sequence[Measured]) -> None:
-        """Save the evaluation's features: features/step-000010.npy, a row a picture."""
+        """Save the evaluation's features to features/step-000010.npy, one row per image."""
         groups = [group["features"] for group in measured if "features" in group]
         if groups:
             reference.save(self._path(step), np.concatenate(groups))
@@ -120,7 +120,7 @@ class Assessor:
 
     def _against(self, known: reference.Reference, made: np.ndarray) -> dict[str, float]:
         k = self.quality.neighbours
-        if len(made) <= k:  # scorers failed on nearly all of them, and said so
+        if len(made) <= k:  # scorers failed on nearly all of them and reported it
             return {}
         return {
             "frechet": frechet.distance(frechet.normal(made), known.normal),
@@ -136,7 +136,7 @@ class Assessor:
         if self._reference.size != (height, width):
             wide = " x ".join(map(str, self._reference.size))
             raise QualityError(
-                f"the run makes pictures of {height} x {width}, and evaluation.quality.reference has {wide}; give "
-                "reference pictures of the run's size, or set sampling.height and sampling.width"
+                f"the run makes images of {height} x {width}, and evaluation.quality.reference has {wide}; give "
+                "reference images of the run's size, or set sampling.height and sampling.width"
             )
         return self._reference

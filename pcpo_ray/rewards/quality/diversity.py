@@ -1,4 +1,4 @@
-"""How different are the pictures of one prompt?"""
+"""Diversity of the images of one prompt."""
 
 from collections.abc import Callable
 from itertools import combinations
@@ -17,9 +17,9 @@ Distances = Callable[[UInt8[np.ndarray, "N H W 3"]], Float[np.ndarray, " N"]]
 
 
 def vendi(features: Float[np.ndarray, "N E"]) -> float:
-    """How many different pictures there are: 1 where all N are the same, N where none is like another.
+    """Compute the Vendi score, an effective number of different images: 1 if all N are equal, N if all are unlike.
 
-    The exponential of the entropy of the eigenvalues of K / N, K being cosines (Friedman and Dieng 2022,
+    It is the exponential of the entropy of the eigenvalues of K / N, where K are cosines (Friedman and Dieng 2022,
     arXiv 2210.02410, definition 3.1).
     """
     unit = _unit(features)
@@ -29,7 +29,7 @@ def vendi(features: Float[np.ndarray, "N E"]) -> float:
 
 
 def pairwise(features: Float[np.ndarray, "N E"]) -> float:
-    """Mean 1 - cosine over the pairs of N >= 2 pictures."""
+    """Compute the mean of 1 - cosine over the pairs of N >= 2 images."""
     unit = _unit(features)
     upper = np.triu_indices(len(unit), 1)
     return float(1 - (unit @ unit.T)[upper].mean())
@@ -42,18 +42,18 @@ def _unit(features: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
 
 
 LPIPS_FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
-"""torchvision's weights of each net, trained on ImageNet."""
+"""File names of torchvision's ImageNet weights of each net."""
 
 
 def check_lpips(lpips: config.Lpips) -> None:
-    """Raise QualityError unless its file is there."""
+    """Raise QualityError unless the weights' file exists."""
     check_file(lpips.weights, "evaluation.quality.lpips.weights", f"torchvision's {LPIPS_FILES[lpips.net]}")
 
 
 def load_lpips(lpips: config.Lpips, device: torch.device) -> Distances:
-    """Each picture's mean LPIPS (Zhang et al. 2018, arXiv 1801.03924) to the N - 1 others. Raises QualityError.
+    """Load the mean LPIPS (Zhang et al. 2018, arXiv 1801.03924) of each image to the N - 1 others. Raises QualityError.
 
-    The net is torchmetrics', whose linear layers come with it; their backbone comes from `weights`.
+    The linear layers come with torchmetrics, their backbone from `weights`.
     """
     check_lpips(lpips)
     from torchmetrics.functional.image.lpips import _LPIPS
@@ -64,7 +64,7 @@ def load_lpips(lpips: config.Lpips, device: torch.device) -> Distances:
         backbone = {name: saved[f"features.{name.split('.', 1)[1]}"] for name in network.net.state_dict()}
         network.net.load_state_dict(backbone)
         clip.check_finite(network, lpips.weights)
-    except Exception as error:  # a file cut short, or another net's
+    except Exception as error:  # a truncated file, or another net's
         raise QualityError(
             f"evaluation.quality.lpips.weights is {lpips.weights}, which is not torchvision's "
             f"{LPIPS_FILES[lpips.net]}: {type(error).__name__}: {error}"

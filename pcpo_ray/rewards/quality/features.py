@@ -1,7 +1,7 @@
-"""Feature spaces: a network's numbers for a picture, in which distances between pictures mean something.
+"""Feature spaces: networks' embeddings of images, in which distances are meaningful.
 
-Fréchet distance in Inception's is FID (Heusel et al. 2017, arXiv 1706.08500), in DINOv2's FD-DINO (Stein et al. 2023,
-arXiv 2306.04675: it agrees with people best). Every weight is a local file: nothing is downloaded.
+The Fréchet distance in Inception's features is FID (Heusel et al. 2017, arXiv 1706.08500), in DINOv2's FD-DINO (Stein
+et al. 2023, arXiv 2306.04675: it agrees best with people). All weights are local files: nothing is downloaded.
 """
 
 import json
@@ -19,19 +19,19 @@ from pcpo_ray.rewards import clip, published
 from pcpo_ray.rewards.pictures import rgb
 
 CHUNK = 64
-"""Pictures that go through a network at once."""
+"""Images per pass through a network."""
 
 DINO_SIDE = 224
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, of the channels."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's mean and std per channel."""
 
 Features = config.ClipFeatures | config.InceptionFeatures | config.DinoFeatures
 Extractor = Callable[[UInt8[np.ndarray, "N H W 3"]], Float[np.ndarray, "N E"]]
-"""From pictures to E float32 numbers each."""
+"""A function from images to E float32 numbers each."""
 
 
 def check(features: Features) -> None:
-    """See, without loading a network, that its files are there. Raises QualityError."""
+    """Check, without loading a network, that its files exist. Raises QualityError."""
     match features:
         case config.ClipFeatures(model=model, weights=weights):
             try:
@@ -60,7 +60,7 @@ def check(features: Features) -> None:
 
 
 def check_file(path: str, where: str, what: str) -> None:
-    """Raise QualityError unless the file is there, itself."""
+    """Raise QualityError unless the file exists and is no git-lfs pointer."""
     if not Path(path).is_file():
         raise QualityError(f"{where} is {path}, which is no file; download {what} and give its path")
     if found := published.fault(Path(path)):
@@ -76,7 +76,7 @@ def _model_type(path: Path) -> str | None:
 
 
 def load(features: Features, device: torch.device) -> Extractor:
-    """The extractor, ready. Raises QualityError."""
+    """Load the extractor. Raises QualityError."""
     check(features)
     try:
         match features:
@@ -87,12 +87,12 @@ def load(features: Features, device: torch.device) -> Extractor:
                 return _chunked(_inception(weights, device))
             case config.DinoFeatures(model=model):
                 return _chunked(_dino(model, device))
-    except Exception as error:  # a file cut short raises whatever its own format's reader raises
+    except Exception as error:  # a truncated file raises whatever its format's reader raises
         raise QualityError(f"evaluation.quality.features cannot be loaded from {features}: {error}") from error
 
 
 def files(features: Features) -> list[Path]:
-    """What the network's weights are read from."""
+    """List the files that the network's weights are read from."""
     match features:
         case config.ClipFeatures(model=model, weights=weights):
             name, file = clip.locate(model, weights)
@@ -114,7 +114,7 @@ def _chunked(extract: Callable[[np.ndarray], Tensor]) -> Extractor:
 
 
 def _inception(weights: str, device: torch.device) -> Callable[[np.ndarray], Tensor]:
-    """The network of the original FID, with its own resizing to 299 x 299."""
+    """Load the network of the original FID, with its own resizing to 299 x 299."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
@@ -124,7 +124,7 @@ def _inception(weights: str, device: torch.device) -> Callable[[np.ndarray], Ten
 
 
 def _dino(folder: str, device: torch.device) -> Callable[[np.ndarray], Tensor]:
-    """The class token after the last norm, of pictures resized to 224 x 224, as Stein et al. do."""
+    """Load DINOv2: the class token after the last norm, for images resized to 224 x 224, as in Stein et al."""
     from torchvision.transforms import v2
     from transformers import Dinov2Model
 
@@ -139,12 +139,12 @@ def _dino(folder: str, device: torch.device) -> Callable[[np.ndarray], Tensor]:
             v2.Resize((DINO_SIDE, DINO_SIDE), interpolation=v2.InterpolationMode.BICUBIC),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, DEVIATION),
+            v2.Normalize(MEAN, STD),
         ]
     )
 
     def extract(images: np.ndarray) -> Tensor:
-        pixels = torch.stack([prepare(picture) for picture in rgb(images)])
+        pixels = torch.stack([prepare(image) for image in rgb(images)])
         tokens: Tensor = network(pixel_values=pixels.to(device)).pooler_output
         return tokens
 

@@ -1,5 +1,7 @@
-"""Fréchet distance between two sets of pictures, each taken as a normal distribution in feature space (Heusel et al.
-2017, arXiv 1706.08500, eq. 6; in any feature space: Stein et al. 2023, arXiv 2306.04675):
+"""Fréchet distance between two sets of images, each modelled as a normal distribution in feature space.
+
+It is equation 6 of Heusel et al. 2017 (arXiv 1706.08500), in any feature space as in Stein et al. 2023
+(arXiv 2306.04675):
 
     |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))
 """
@@ -12,14 +14,14 @@ from jaxtyping import Float
 
 @dataclass(frozen=True)
 class Normal:
-    """A set's mean (E,) and a root of its covariance: root^T root = S, with as few rows R as that takes."""
+    """A set's mean (E,) and a root of its covariance, root^T root = S, with as few rows R as possible."""
 
     mean: Float[np.ndarray, " E"]
     root: Float[np.ndarray, "R E"]
 
 
 def normal(features: Float[np.ndarray, "N E"]) -> Normal:
-    """Of N pictures, the covariance with n - 1, as FID has it."""
+    """Fit a normal distribution to N images; the covariance is divided by N - 1, as in FID."""
     features = np.asarray(features, np.float64)
     mean = features.mean(axis=0)
     root = np.asarray(np.linalg.qr((features - mean) / np.sqrt(len(features) - 1), mode="r"))
@@ -27,10 +29,10 @@ def normal(features: Float[np.ndarray, "N E"]) -> Normal:
 
 
 def distance(one: Normal, other: Normal) -> float:
-    """The Fréchet distance: 0 for equal sets, biased upwards by about 1 / N: compare at equal N only.
+    """Compute the Fréchet distance: 0 for equal sets, biased upwards by about 1 / N, so compare at equal N only.
 
     tr (S_1 S_2)^(1/2) is the sum of the singular values of root_1 root_2^T. No covariance is multiplied out, so sets
-    of fewer pictures than the features have dimensions cost no precision.
+    with fewer images than feature dimensions lose no precision.
     """
     shared = np.linalg.svd(one.root @ other.root.T, compute_uv=False).sum()
     apart = np.square(one.mean - other.mean).sum()

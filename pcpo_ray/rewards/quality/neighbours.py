@@ -1,9 +1,9 @@
-"""Are the pictures like those of the reference, and all kinds of them? By k-nearest-neighbour balls in feature space.
+"""Fidelity and variety against a reference, by k-nearest-neighbour balls in feature space.
 
 Precision and recall: Kynkäänniemi et al. 2019 (arXiv 1904.06991); density and coverage: Naeem et al. 2020
-(arXiv 2002.09797), less moved by outliers. A ball is around a picture and reaches to its k-th nearest in its own set.
-A picture on a ball's surface is inside for precision and recall, and outside for density and coverage, as in the
-authors' code of each (and of dgm-eval): so a set against itself has density 1, and ties count as published.
+(arXiv 2002.09797), more robust to outliers. A ball is centred on an image and reaches to its k-th nearest neighbour in
+its own set. An image on a ball's surface is inside for precision and recall, and outside for density and coverage, as
+in the authors' code of each (and dgm-eval's): a set against itself has density 1, and ties count as published.
 """
 
 import numpy as np
@@ -12,18 +12,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 ROWS = 1024
-"""Pictures whose distances to all others are held at once."""
+"""Images whose distances to all others are in memory at once."""
 
 
 def radii(features: Float[Tensor, "N E"], k: int) -> Float[Tensor, " N"]:
-    """Each picture's distance to its k-th nearest in the same set, itself not counted."""
+    """Compute each image's distance to its k-th nearest neighbour in the same set."""
     return torch.cat(
         [_distances(rows, features).kthvalue(k + 1, dim=1).values for rows in features.split(ROWS)]
-    )  # the nearest is itself, at 0
+    )  # the nearest is the image itself, at 0
 
 
 def compare(made: Float[np.ndarray, "N E"], reference: Float[np.ndarray, "M E"], k: int) -> dict[str, float]:
-    """Precision, recall, density and coverage of N pictures made against M of a reference; both above k."""
+    """Compute precision, recall, density and coverage of N images against M of a reference; N and M exceed k."""
     ours, theirs = (torch.from_numpy(np.asarray(values, np.float64)) for values in (made, reference))
     our_radii, their_radii = radii(ours, k), radii(theirs, k)
     precise, balls, held = [], [], torch.zeros(len(theirs), dtype=torch.bool)
@@ -43,4 +43,4 @@ def compare(made: Float[np.ndarray, "N E"], reference: Float[np.ndarray, "M E"],
 
 
 def _distances(rows: Float[Tensor, "R E"], others: Float[Tensor, "M E"]) -> Float[Tensor, "R M"]:
-    return torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")  # the other mode is off near 0
+    return torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")  # the other mode is imprecise near 0

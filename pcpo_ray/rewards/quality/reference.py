@@ -1,7 +1,7 @@
-"""Reference sets: the pictures that an evaluation's are compared with, as features, kept on disk where one asks for it.
+"""Reference sets: features of the images that an evaluation's are compared with, cached on disk if configured.
 
-What is kept goes by what it was made of: the bytes of every picture, and the network with its files' names, sizes and
-times. So a changed picture or network is another entry, and no entry is ever wrong.
+A cache entry's key covers the bytes of every image, and the network with its files' names, sizes and times. So a
+changed image or network makes another entry, and no entry is ever stale.
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from pcpo_ray.rewards.quality import features, frechet
 from pcpo_ray.runs.disk import replacing, retrying, writing
 
 UNREAD = (".heic", ".heif", ".jxl", ".exr", ".hdr", ".svg", ".cr2", ".nef", ".arw", ".dng")
-"""Endings of pictures that cannot be read here: a set without them would be another."""
+"""Suffixes of images that cannot be read here; skipping them would change the set."""
 
 MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "I;16", "I;16B", "I;16L", "I;16N")
-"""PIL's names for pictures whose black and white are known; with `I`, `F` or CMYK they are not."""
+"""PIL's modes with known black and white; `I`, `F` and CMYK have none."""
 
 ORIENTATION, QUARTER_TURNS, OPAQUE = 0x0112, 5, 255
-"""EXIF's number for how a picture is to be turned, from which value on it is by a quarter, and alpha's greatest."""
+"""EXIF's orientation tag, its first value for a quarter turn, and the largest alpha."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The features of M pictures, and the pictures' height and width."""
+    """The features of M images, and their height and width."""
 
     features: Float[np.ndarray, "M E"]
     size: tuple[int, int]
@@ -44,25 +44,25 @@ class Reference:
 
 
 def check(quality: config.Quality, size: tuple[int, int] | None = None) -> None:
-    """See, by the heads of the pictures' files, that the reference can be used for pictures of `size` (None: unknown).
+    """Check, from the headers of its files, that the reference suits images of `size` (None: unknown).
 
-    Raises QualityError for pictures that are not there, too few, or of other sizes.
+    Raises QualityError for images that are missing, too few, or of other sizes.
     """
     if isinstance(quality.reference, config.ImagesReference):
-        paths = pictures(quality.reference.path)
+        paths = image_files(quality.reference.path)
         if len(paths) <= quality.neighbours:
             raise QualityError(
-                f"evaluation.quality.reference.path {quality.reference.path} has {len(paths)} pictures; expected more "
+                f"evaluation.quality.reference.path {quality.reference.path} has {len(paths)} images; expected more "
                 f"than the {quality.neighbours} of evaluation.quality.neighbours"
             )
         _one_size(paths, size)
 
 
-def pictures(path: str) -> list[Path]:
-    """The files of a folder, by name, or of a .txt list, in its order. Raises QualityError where there are none."""
+def image_files(path: str) -> list[Path]:
+    """List the images of a folder, by name, or of a .txt list, in its order. Raises QualityError if there are none."""
     where = Path(path).expanduser()
     if where.is_dir():
-        found = sorted(_pictures_below(where))
+        found = sorted(_images_below(where))
     elif where.suffix.lower() == ".txt" and where.is_file():
         found = _listed(where)
     else:
@@ -71,13 +71,13 @@ def pictures(path: str) -> list[Path]:
         )
     if not found:
         raise QualityError(
-            f"evaluation.quality.reference.path {path} has no pictures (.png, .jpg, .webp and what else PIL reads)"
+            f"evaluation.quality.reference.path {path} has no images (.png, .jpg, .webp and others that PIL reads)"
         )
     return found
 
 
-def _pictures_below(folder: Path) -> Iterator[Path]:
-    """Every picture in a folder; what is hidden, as thumbnails and checkpoints of editors are, is none."""
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Find every image in a folder, except hidden files such as thumbnails and editors' backups."""
     from PIL import Image
 
     formats = Image.registered_extensions()
@@ -86,13 +86,13 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
         if file.is_dir() or any(part.startswith(".") for part in file.relative_to(folder).parts):
             continue
         if ending in UNREAD:
-            raise QualityError(f"{file} is a picture that cannot be read here; save it as PNG, or take it out")
+            raise QualityError(f"{file} is an image that cannot be read here; save it as PNG, or remove it")
         if formats.get(ending) in Image.OPEN:
             yield file
 
 
 def _listed(where: Path) -> list[Path]:
-    """The files that a list names, a path a line, relative to the list's own folder."""
+    """Read a list of files, one path per line, relative to the list's own folder."""
     try:
         text = where.read_bytes().decode("utf-8-sig")  # read_text would end lines at a lone \r
     except UnicodeDecodeError as error:
@@ -101,61 +101,61 @@ def _listed(where: Path) -> list[Path]:
     found = [where.parent / Path(line).expanduser() for line in lines if line.strip()]
     absent = [file for file in found if not file.is_file()]
     if absent:
-        raise QualityError(f"{where} names {len(absent)} pictures that are not there, such as {absent[0]}")
+        raise QualityError(f"{where} names {len(absent)} images that do not exist, such as {absent[0]}")
     return found
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A picture of which the head is read. Raises QualityError where it is none, or one that has no plain pixels."""
+    """Open an image and read its header. Raises QualityError if it is no image or its mode is ambiguous."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(path)
-    except Exception as error:  # each format's reader raises what it likes
-        raise QualityError(f"{path} cannot be read as a picture: {error}; copy it again, or take it out") from None
+    except Exception as error:  # each format's reader may raise anything
+        raise QualityError(f"{path} cannot be read as an image: {error}; copy it again, or remove it") from None
     with picture:
         png = picture.format == "PNG" and picture.mode == "I"  # 16 bits, as older PIL calls it
         if picture.mode not in MODES and not png:
             raise QualityError(
-                f"{path} is a picture of mode {picture.mode}, in which nothing says what is black and what is white, "
+                f"{path} is an image of mode {picture.mode}, which does not define black and white, "
                 "or how its inks look; save it in RGB with 8 bits a channel (sRGB)"
             )
-        if getattr(picture, "is_animated", False) and picture.format != "MPO":  # whose others are previews
+        if getattr(picture, "is_animated", False) and picture.format != "MPO":  # MPO's other frames are previews
             raise QualityError(f"{path} has several frames; save the one that counts by itself")
         yield picture
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """Height and width as a picture is looked at: cameras note a rotation beside it."""
+    """Return the height and width of the image as displayed, after any EXIF rotation."""
     from PIL import Image
 
     with _opened(path) as picture:
         try:
             note = Image.Exif()
-            if picture.format == "PNG":  # whose own method would read it whole
+            if picture.format == "PNG":  # getexif would read the whole PNG
                 note.load(picture.info.get("exif"))
             else:
                 note = picture.getexif()
             turned = note.get(ORIENTATION, 1) >= QUARTER_TURNS
-        except Exception as error:  # whatever malformed EXIF raises
+        except Exception as error:  # malformed EXIF may raise anything
             raise QualityError(f"{path} has EXIF that cannot be read: {error}; save it without") from None
         return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
 def pixels(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture whole, as it is looked at. Raises QualityError where it is cut short, or transparent."""
+    """Read the image as displayed. Raises QualityError if it is truncated or transparent."""
     from PIL import ImageFile, ImageOps
 
     with _opened(path) as picture:
         lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
             shown = ImageOps.exif_transpose(picture)
-        except Exception as error:  # each format's reader raises what it likes
+        except Exception as error:  # each format's reader may raise anything
             raise QualityError(
-                f"{path} cannot be read whole as a picture: {error}; copy it again, or take it out"
+                f"{path} cannot be read as a whole image: {error}; copy it again, or remove it"
             ) from None
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = lenient
@@ -174,7 +174,7 @@ def pixels(path: Path) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _one_size(paths: list[Path], wanted: tuple[int, int] | None) -> tuple[int, int]:
-    """The pictures' one height and width, from their files' heads."""
+    """Return the height and width that all images share, from their files' headers."""
     found: dict[tuple[int, int], list[Path]] = {}
     for path in paths:
         found.setdefault(_size(path), []).append(path)
@@ -184,15 +184,15 @@ def _one_size(paths: list[Path], wanted: tuple[int, int] | None) -> tuple[int, i
         size, some = max(others.items(), key=lambda item: len(item[1]))
         whose = "the run's own are" if wanted else "most are"
         raise QualityError(
-            f"{sum(map(len, others.values()))} of {len(paths)} reference pictures are of another size, such as "
+            f"{sum(map(len, others.values()))} of {len(paths)} reference images have another size, such as "
             f"{some[0]} ({size[0]} x {size[1]}); {whose} {expected[0]} x {expected[1]}, and features of resized "
-            "pictures differ for the resizing alone; make all of them that size"
+            "resizing alone makes images differ; make all of them that size"
         )
     return expected
 
 
 def load(quality: config.Quality, extractor: Callable[[], features.Extractor], say: Callable[[str], None]) -> Reference:
-    """The reference of drawn or given pictures; `extractor` is asked for only where features are not kept yet.
+    """Load the reference of drawn or given images; `extractor` is called only if features are not cached yet.
 
     Raises QualityError.
     """
@@ -206,7 +206,7 @@ def load(quality: config.Quality, extractor: Callable[[], features.Extractor], s
             for chunk in chunks() if quality.cache else ():
                 what.update(chunk.tobytes())
         case config.ImagesReference(path=path):
-            paths = pictures(path)
+            paths = image_files(path)
             count, size = len(paths), _one_size(paths, None)
             chunks = lambda: _in_chunks(paths, size)  # noqa: E731
             what = hashlib.blake2b(b"images, as they are looked at")
@@ -223,13 +223,11 @@ def load(quality: config.Quality, extractor: Callable[[], features.Extractor], s
         kept = Path(quality.cache) / f"{what.hexdigest()[:32]}.npy"
         if kept.is_file():
             return Reference(_read(kept), size)
-    say(f"reference: features of {count} pictures")
+    say(f"reference: features of {count} images")
     extract = extractor()
     found = np.concatenate([extract(chunk) for chunk in chunks()])
     if not np.isfinite(found).all():
-        raise QualityError(
-            f"the features of {count} reference pictures are not all finite; see to the network's weights"
-        )
+        raise QualityError(f"the features of {count} reference images are not all finite; check the network's weights")
     if kept is not None:
         try:
             save(kept, found)
@@ -241,7 +239,7 @@ def load(quality: config.Quality, extractor: Callable[[], features.Extractor], s
 
 
 def save(path: Path, values: Float[np.ndarray, "N E"]) -> None:
-    """Write features, whole or not at all, whoever else is writing the same. Raises RunError where the disk is full."""
+    """Write features atomically, even if others write the same file. Raises RunError if the disk is full."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as made, made.open("wb") as file:
@@ -259,7 +257,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def base(path: Path, size: tuple[int, int]) -> Reference:
-    """The features of the run's first evaluation. Raises QualityError where the run has none."""
+    """Load the features of the run's first evaluation. Raises QualityError if the run has none."""
     if not path.is_file():
         raise QualityError(
             f"{path} is missing: evaluation.quality.reference base is the run's own first evaluation; train the run "
@@ -283,7 +281,7 @@ def _in_chunks(paths: list[Path], size: tuple[int, int]) -> Iterator[UInt8[np.nd
     for start in range(0, len(paths), features.CHUNK):
         some = paths[start : start + features.CHUNK]
         found = [pixels(path) for path in some]
-        for path, picture in zip(some, found, strict=True):
-            if picture.shape[:2] != size:
+        for path, image in zip(some, found, strict=True):
+            if image.shape[:2] != size:
                 raise QualityError(f"{path} is turned by EXIF at its end, where its head says nothing; save it upright")
         yield np.stack(found)

@@ -1,12 +1,12 @@
 """Ranks: the learner's processes in lock-step, over torch.distributed; one process alone is rank 0 of 1.
 
 Contract: every rank calls the same methods in the same order, on one thread; each call has the group's deadline, after
-which it raises RuntimeError. A rank that fails says so in the store where all have met, so that each can say which rank
-it was, and why: those that it has told with the next sum at once, those that wait for it in another call at their
-deadline. Two strategies: `ddp`, a whole copy of the network each, gradients added up once a
-minibatch; `fsdp2`, a part of every parameter each (torch's fully_shard), gathered layer by layer while it is computed
-with. Accelerate is not asked to wrap the network: it has no FSDP2 on CPU, and its DDP would add gradients up once a
-backward pass, not once a minibatch.
+which it raises RuntimeError. A rank that fails writes the cause to the store where all have met, so that every rank can
+name it: at once with the next sum, or at the deadline of another call that waits for it.
+
+There are two strategies. With `ddp` each rank has a copy of the network, and gradients are added up once per
+mini-batch. With `fsdp2` (torch's fully_shard) each holds a part of every parameter, gathered layer by layer for each
+pass. Accelerate does not wrap the network: it has no FSDP2 on CPUs, and its DDP reduces gradients in every pass.
 """
 
 import json
@@ -26,51 +26,51 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from pcpo_ray.errors import CheckpointError, ModelError, PcpoError, TrainingError
 
 GLANCE = 0.1
-"""Seconds between two looks at whether the others have come."""
+"""Seconds between two checks for the other ranks' messages."""
 
 FAILURE = "failure"
-"""Where the first rank that fails says what of."""
+"""The store's key for the cause of the first failure."""
 
 
 class RankError(RuntimeError):
-    """What a rank has failed of, as every rank says it."""
+    """A rank's failure, raised on every rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """One of `count` processes that learn a batch together; `sharded` where each holds a part of every parameter."""
+    """One of `count` processes that train on a batch together; `sharded` if each holds a part of every parameter."""
 
     index: int = 0
     count: int = 1
     sharded: bool = False
     store: TCPStore | None = None
-    """A connection of its own to where the ranks have met: torch's is blocked while it waits."""
+    """A connection of its own to the store where the ranks have met: torch's blocks while it waits."""
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that writes and sends for all."""
+        """True for the rank that writes and sends for all."""
         return self.index == 0
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """Sum over all ranks, in place."""
         if self.count > 1:
             distributed.all_reduce(tensor)
         return tensor
 
     def largest(self, tensor: Tensor) -> Tensor:
-        """The greatest of all ranks, element by element, in place."""
+        """Take the maximum over all ranks, element by element, in place."""
         if self.count > 1:
             distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return tensor
 
     def agreed(self, tensor: Tensor, failure: Exception | None) -> Tensor:
-        """The sum over all ranks, where none has a failure. Raises the same on all of them where one has (`told`)."""
+        """Sum over all ranks, or raise the same error on all of them if one has a failure (`told`)."""
         if self.count == 1:
             if failure is not None:
                 raise failure
             return tensor
         if failure is not None:
-            self.told(failure)  # before the others look
+            self.told(failure)  # before the others read the store
         flagged = torch.cat([tensor.flatten(), tensor.new_tensor([float(failure is not None)])])
         *_, failed = self.total(flagged).tolist()
         if failed:
@@ -78,9 +78,9 @@ class Rank:
         return flagged[:-1].reshape(tensor.shape)
 
     def told(self, error: Exception) -> Exception:
-        """What the first rank to fail has failed of, for every rank to raise; that is `error` where nobody was before.
+        """Return the first failure of any rank, for every rank to raise; `error` itself if no rank failed before.
 
-        A TrainingError where that was an error of this package, else a RankError.
+        It is a TrainingError for an error of this package, else a RankError.
         """
         if self.store is None:
             return error
@@ -89,7 +89,7 @@ class Rank:
         own = json.dumps({"ours": ours, "text": f"rank {self.index} of {self.count}: {what}"})
         try:
             first = json.loads(self.store.compare_set(FAILURE, "", own))
-        except RuntimeError:  # its keeper, the first rank's process, is gone
+        except RuntimeError:  # the process that holds the store is gone
             first = json.loads(own)
         return (TrainingError if first["ours"] else RankError)(first["text"])
 
@@ -100,7 +100,7 @@ class Rank:
         listed = list(parameters)
         there = torch.tensor([float(p.grad is not None) for p in listed], device=listed[0].device)
         used = [p for p, any_rank in zip(listed, self.largest(there).tolist(), strict=True) if any_rank]
-        for dtype in {p.dtype for p in used}:  # one reduction a dtype: many small ones would wait for each other
+        for dtype in {p.dtype for p in used}:  # one reduction per dtype: many small ones would wait for each other
             same = [p for p in used if p.dtype is dtype]
             flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in same])
             for parameter, part in zip(same, self.total(flat).split([p.numel() for p in same]), strict=True):
@@ -108,10 +108,10 @@ class Rank:
 
 
 class Meeting:
-    """What ranks tell each other while they write, by a store and not by a collective, so with a deadline of its own.
+    """An exchange of messages between ranks that write; it uses the store, so that its deadline is not a collective's.
 
-    Contract: every rank that is asked to write opens meetings of the same names in the same order, and `tell`s as often
-    in each. One that fails tells that when it leaves, and the others raise at once.
+    Contract: all ranks open meetings of the same names in the same order, and call `tell` equally often in each. A rank
+    that fails says so when it leaves, and the others raise at once.
     """
 
     def __init__(self, rank: Rank, name: str, *, seconds: float) -> None:
@@ -119,11 +119,11 @@ class Meeting:
         self.count = rank.count if rank.sharded else 1
         self.rounds = 0
         self.failed = False
-        """Whether another rank has."""
+        """Whether another rank has failed."""
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, the ranks may tell each other."""
+        """Exchange messages while inside, and report a failure when leaving."""
         try:
             yield
         except Exception as error:
@@ -132,10 +132,9 @@ class Meeting:
             raise
 
     def tell(self, said: Any = None) -> list[Any]:
-        """What every rank says now, in their order, once all have.
+        """Send a message to all ranks and return everyone's, in rank order.
 
-        Raises CheckpointError for one that has failed for a reason of ours, or does not come within the seconds;
-        RuntimeError for any other failure.
+        Raises CheckpointError if a rank is late or fails with an error of this package, else RuntimeError.
         """
         if self.count == 1:
             return [said]
@@ -158,7 +157,7 @@ class Meeting:
             if time.monotonic() > deadline:
                 raise CheckpointError(
                     f"rank {self.rank.index} of the learner has waited {self.seconds:.0f} s for ranks {absent} to "
-                    f"write their parts ({self.name}); see whether the storage there hangs, or is that slow"
+                    f"write their parts ({self.name}); check whether their storage hangs or is that slow"
                 )
             time.sleep(GLANCE)
 
@@ -175,12 +174,12 @@ class Meeting:
 
 
 def host(address: str) -> TCPStore:
-    """Where processes meet, at a free port of this machine, whose address is given; whoever holds it keeps it open."""
+    """Open a store where processes can meet, at a free port of this address; it closes with the returned object."""
     return TCPStore(address, 0, is_master=True, wait_for_workers=False)
 
 
 def join(*, index: int, count: int, sharded: bool, address: tuple[str, int], timeout: float, device: Any) -> Rank:
-    """Meet the other ranks at the address of a `host`, within `timeout` seconds, which is each call's deadline too."""
+    """Meet the other ranks at the address of a `host`; `timeout` seconds are the deadline of this and every call."""
     deadline = timedelta(seconds=timeout)
     store = TCPStore(*address, timeout=deadline)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -189,18 +188,18 @@ def join(*, index: int, count: int, sharded: bool, address: tuple[str, int], tim
 
 
 class Sync:
-    """A group of processes that lives for one version of the weights, beside any other: rank 0 sends, all others get.
+    """A process group for one broadcast of weights, apart from all others: rank 0 sends, the others receive.
 
-    Raises RuntimeError where a member is lost, or after `timeout` seconds. That costs no member its process: NCCL's
-    watchdog, which would end it by default (TORCH_NCCL_ASYNC_ERROR_HANDLING), does not exist in a group that waits on
-    the CPU (TORCH_NCCL_BLOCKING_WAIT, read when a group is made), and what still hangs on the GPU is aborted.
+    Raises RuntimeError if a member is lost, or after `timeout` seconds. No process dies of that: by default NCCL's
+    watchdog would end it (TORCH_NCCL_ASYNC_ERROR_HANDLING), but a group that waits on the CPU
+    (TORCH_NCCL_BLOCKING_WAIT, read when it is made) has no watchdog. Operations that still hang on the GPU are aborted.
     """
 
     def __init__(self, *, index: int, count: int, address: tuple[str, int], timeout: float, device: Any) -> None:
         deadline = timedelta(seconds=timeout)
         self.index, self.device = index, device
         store = TCPStore(*address, timeout=deadline)
-        # first all come to the store, which has a deadline; NCCL would wait for ever for one that does not come
+        # all meet at the store first, which has a deadline; NCCL would wait forever for a missing member
         store.set(f"come/{index}", "")
         store.wait([f"come/{other}" for other in range(count)], deadline)
         if device.type == "cuda":
@@ -212,7 +211,7 @@ class Sync:
             self.group = distributed.ProcessGroupGloo(store, index, count, deadline)
 
     def broadcast(self, bucket: Tensor) -> Tensor:
-        """Rank 0's bucket, (bytes,) uint8, with everybody."""
+        """Send rank 0's bucket, (bytes,) uint8, to all."""
         held = bucket.to(self.device)
         try:
             self.group.broadcast(held, 0).wait()
@@ -225,7 +224,7 @@ class Sync:
 
 @contextmanager
 def _waiting_on_the_cpu() -> Iterator[None]:
-    """Inside, NCCL groups are made whose calls return when they are done; those of the ranks stay as they are."""
+    """Make NCCL groups with blocking calls while inside; the ranks' own group stays as it is."""
     name = "TORCH_NCCL_BLOCKING_WAIT"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -236,13 +235,13 @@ def _waiting_on_the_cpu() -> Iterator[None]:
 
 
 def shard(module: nn.Module, rank: Rank) -> None:
-    """Leave each rank its part of every parameter, in place: the blocks that diffusers does not split, then the rest.
+    """Shard every parameter over the ranks, in place: the blocks that diffusers does not split, then the rest.
 
-    Each is given back as soon as it was computed with, so that `named_parameters` are always the parts. Trained weights
-    in half precision get float32 parts: they are gathered in their own dtype, and their gradients are reduced in
-    float32. An adapter's weights are float32 already. Gradients leave at each pass, and nothing stays gathered between
-    two: of FLUX, all of it trained, either would hold 24 to 48 GB more on each rank, which is what the parts are for;
-    of its adapter of rank 128, gradients are 2% of what a pass sends.
+    Parameters are freed right after use, so that `named_parameters` are always the parts. Trained half-precision
+    weights get float32 parts, which are gathered in half precision and whose gradients are reduced in float32. An
+    adapter's weights are float32 already. Gradients are reduced in every pass, and nothing stays gathered between
+    passes. For a fully trained FLUX either would take 24 to 48 GB more per rank; for its adapter of rank 128, gradients
+    are only 2% of a pass's traffic.
 
     Raises ModelError for trained weights of two dtypes.
     """
@@ -260,7 +259,7 @@ def shard(module: nn.Module, rank: Rank) -> None:
     policy = MixedPrecisionPolicy()
     if trained != [torch.float32]:
         (dtype,) = trained
-        # inputs stay as they are: a timestep rounded to bfloat16 is another timestep
+        # inputs are not cast: a timestep rounded to bfloat16 is another timestep
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for parameter in module.parameters():
             parameter.data = parameter.data.float()
@@ -271,14 +270,14 @@ def shard(module: nn.Module, rank: Rank) -> None:
 
 
 def gather_whole(tensor: Tensor) -> Tensor:
-    """A tensor as it is on one rank alone; with `fsdp2` every rank must ask."""
+    """Gather a tensor whole; with `fsdp2` every rank must call this."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, on the device of `like` and cut as it is."""
+    """Return this rank's part of a whole tensor, on the device of `like` and sharded as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     moved = tensor.to(like.device)
@@ -286,7 +285,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Which rank writes which of the named tensors, so that each writes about as many bytes."""
+    """Assign each named tensor to the rank that writes it, so that all write about as many bytes."""
     written = [0] * count
     found = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
@@ -296,9 +295,9 @@ def owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Overwrite `parameters`, rounding the saved float32 values where these are of a narrower dtype.
+    """Overwrite `parameters` with the saved float32 values, rounded to any narrower dtype.
 
-    Raises CheckpointError if names or shapes are not those of the checkpoint, or what it holds is not float32.
+    Raises CheckpointError if names or shapes differ from the checkpoint's, or the saved values are not float32.
     """
     there = {name: (value.dtype, value.shape) for name, value in saved.items()}
     here = {name: (torch.float32, p.shape) for name, p in parameters.items()}

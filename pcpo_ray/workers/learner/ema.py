@@ -1,4 +1,4 @@
-"""A running mean of the weights, which samples better than the last weights do."""
+"""An exponential moving average (EMA) of the weights, which samples better than the last weights do."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """An exponential mean, in float32 at least, of parameters that an optimizer changes.
+    """An EMA, in float32 at least, of parameters that an optimizer changes.
 
-    Its decay is min(`decay`, (1 + n) / (10 + n)) at the n-th update, so that it soon forgets where it began.
+    Its decay is min(`decay`, (1 + n) / (10 + n)) at the n-th update, so that it soon forgets the initial weights.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
@@ -21,7 +21,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters as they are now into the mean."""
+        """Average in the present parameters."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for value, parameter in zip(self.values, self.parameters, strict=True):
@@ -29,7 +29,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the parameters hold the mean; afterwards their own values again."""
+        """Give the parameters the averaged values while inside, and their own afterwards."""
         own = [parameter.detach().clone() for parameter in self.parameters]
         self._copy(self.values)
         try:
@@ -38,7 +38,7 @@ class EMA:
             self._copy(own)
 
     def restore(self, values: Sequence[Tensor], *, updates: int) -> None:
-        """Go on from a mean of so many updates."""
+        """Continue from an average of so many updates."""
         self.updates = updates
         for mine, value in zip(self.values, values, strict=True):
             mine.copy_(value)

@@ -1,8 +1,8 @@
-"""Master weights: float32 copies of what is trained, which the optimizer steps, whatever dtype the network computes in.
+"""Master weights: float32 copies of the trained weights, which the optimizer steps whatever the network's dtype.
 
 An optimizer step of 1e-5 is below half of bfloat16's spacing for every weight above 0.005 and would be rounded away.
-Stepped in float32, it counts, and the network gets the rounded sum of all steps (Micikevicius et al. 2018, arXiv
-1710.03740, section 3.1).
+In float32 it counts, and the network gets the rounded sum of all steps (Micikevicius et al. 2018, arXiv 1710.03740,
+section 3.1).
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class Masters:
     """The float32 weights behind a network's trained `parameters`, by the same names.
 
-    A parameter that is float32 is its own master. For any other, gradients are taken over as soon as a backward pass
-    has added them up, and are summed in float32 from one pass to the next.
+    A float32 parameter is its own master. For others, gradients move to the master at the end of each backward pass,
+    and are summed in float32 over passes.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -24,7 +24,7 @@ class Masters:
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Give the network the masters' values, rounded to its own dtype."""
+        """Copy the masters' values to the network, rounded to its own dtype."""
         for name, parameter in self.network.items():
             if parameter is not self.values[name]:
                 parameter.copy_(self.values[name])

@@ -1,7 +1,7 @@
-"""Which (image, step) pairs of a batch make up each optimizer step, and which rank learns which of them.
+"""Mini-batches: the (image, step) pairs of each optimizer step, and their distribution over ranks.
 
-Pure in (seed, step) and the groups' numbers of images and trained steps, so that the driver knows whom to send what
-without opening a trajectory.
+Everything is a pure function of (seed, step) and the groups' numbers of images and trained steps. So the driver knows
+which rank needs which group without unpacking a trajectory.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from pcpo_ray.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Images of the group at `place`, at its k-th trained step: what the sampler had through the network together."""
+    """Images of the group at `place`, at its k-th trained step, which passed through the sampler's network together."""
 
     place: int
     rows: slice
@@ -28,12 +28,12 @@ class Block:
 
     @property
     def key(self) -> tuple[int, int, int]:
-        """What tells it from the other blocks of a batch, in their order."""
+        """A key that is unique in a batch and sorts blocks in the batch's order."""
         return self.place, self.rows.start, self.k
 
 
 def split_groups(optimizer: config.Optimizer, groups: int, *, seed: int, step: int) -> list[list[int]]:
-    """The positions in the batch of each optimizer step's groups: `updates` of them an epoch, drawn anew each epoch."""
+    """Split the batch's positions into mini-batches of groups: `updates` per epoch, drawn anew each epoch."""
     drawn = np.random.default_rng(seed_of(seed, "minibatches", step))
     count = min(optimizer.updates, groups)
     orders = [drawn.permutation(groups) for _ in range(optimizer.epochs)]
@@ -41,15 +41,15 @@ def split_groups(optimizer: config.Optimizer, groups: int, *, seed: int, step: i
 
 
 def length_of(run: config.Run, micro_batch: int | None) -> int:
-    """The images of a block: as many as the sampler had at once, or fewer, where fewer pairs than that go together."""
+    """Return the number of images per block: the sampler's batch, or the micro-batch if that is smaller."""
     images = run.rollout.images
     return min(images, run.sampling.batch or images, micro_batch or images)
 
 
 def cut_into_blocks(groups: Mapping[int, tuple[int, int]], length: int) -> list[Block]:
-    """All (image, step) pairs of groups of so many images and trained steps each, in blocks of at most `length` images.
+    """Cut groups of so many images and trained steps each into blocks of at most `length` images.
 
-    In the groups' order; of a group's images some at all steps, then the next.
+    Blocks follow the groups' order; within a group, some images at all steps come first, then the next images.
     """
     return [
         Block(place=place, rows=slice(start, min(start + length, images)), k=k)
@@ -60,16 +60,16 @@ def cut_into_blocks(groups: Mapping[int, tuple[int, int]], length: int) -> list[
 
 
 def rank_share(blocks: Sequence[Block], rank: int, ranks: int) -> list[Block]:
-    """Those of a minibatch's blocks that a rank learns, in their order.
+    """Select a rank's blocks of a mini-batch, in their order.
 
-    All ranks have as many, or one less, and so of blocks of each number of images: what a group leaves over is spread
-    too. A rank's lie side by side, so that it opens few groups.
+    Ranks' numbers of blocks differ by at most one, also among blocks with each number of images. A rank's blocks are
+    adjacent, so that it unpacks few groups.
     """
     kinds: dict[int, list[int]] = {}
     for number, block in enumerate(blocks):
         kinds.setdefault(len(block), []).append(number)
     own: list[int] = []
-    first = 0  # of the ranks that have one block more: those after the last that had one of another kind
+    first = 0  # the first rank to get one block more: ranks after those that got one of another kind
     for numbers in kinds.values():
         least, more = divmod(len(numbers), ranks)
         counts = [least + ((index - first) % ranks < more) for index in range(ranks)]
@@ -80,9 +80,9 @@ def rank_share(blocks: Sequence[Block], rank: int, ranks: int) -> list[Block]:
 
 
 def rank_groups(run: config.Run, groups: Sequence[int], trained: int, *, step: int, rank: int, ranks: int) -> list[int]:
-    """The positions of those groups of a batch of which a rank learns anything, in update `step`.
+    """List the positions of the groups in a batch that a rank needs for update `step`.
 
-    `groups` have so many images each, at `trained` steps.
+    `groups` are their numbers of images, each at `trained` steps.
     """
     asked = run.optimizer.micro_batch
     length = length_of(run, asked if isinstance(asked, int) else None)
@@ -94,18 +94,18 @@ def rank_groups(run: config.Run, groups: Sequence[int], trained: int, *, step: i
 
 
 def fewest_blocks(run: config.Run, trained: int) -> int:
-    """The blocks of the smallest minibatch of whole batches, each group having `trained` steps: what ranks share."""
+    """Count the blocks of the smallest mini-batch that ranks have to share, for groups with `trained` steps."""
     asked = run.optimizer.micro_batch
     length = length_of(run, asked if isinstance(asked, int) else None)
     return run.rollout.prompts // run.optimizer.updates * -(-run.rollout.images // length) * trained
 
 
 def check_ranks(run: config.Run, trained: int) -> None:
-    """Raise ConfigError where there are more ranks than blocks in a minibatch: some would idle."""
+    """Raise ConfigError if a mini-batch has fewer blocks than ranks: some would idle."""
     ranks, blocks = run.workers.learner.ranks, fewest_blocks(run, trained)
     if ranks > blocks:
         raise ConfigError(
-            f"workers.learner.ranks is {ranks}, and a minibatch has {blocks} blocks for them to share (of "
+            f"workers.learner.ranks is {ranks}, and a mini-batch has {blocks} blocks for them to share (of "
             f"{run.rollout.prompts // run.optimizer.updates} groups the images that are sampled together, at each of "
             f"{trained} trained steps); use at most {blocks} ranks, a smaller optimizer.updates or a smaller "
             "sampling.batch"
@@ -113,6 +113,6 @@ def check_ranks(run: config.Run, trained: int) -> None:
 
 
 def joined(shares: Iterable[Iterable[Block]]) -> list[Block]:
-    """The blocks of several minibatches, each once, in the batch's order."""
+    """Merge the blocks of several mini-batches, each once, in the batch's order."""
     found = {block.key: block for blocks in shares for block in blocks}
     return [found[key] for key in sorted(found)]

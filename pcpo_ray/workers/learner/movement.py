@@ -1,11 +1,11 @@
-"""Movement: how far an update has moved the trained weights, so that training which changes nothing is seen.
+"""Movement: the distance that an update moved the trained weights, to detect training that changes nothing.
 
     update_ratio     |update| / |weights|, both L2 norms over all trained weights
     moved_fraction   the fraction of the trained weights whose bits changed
 
-Of a tensor with more than SAMPLED values, SAMPLED evenly spaced ones stand for all of them.
+A tensor with more than SAMPLED values is represented by SAMPLED evenly spaced ones.
 
-A run whose weights hardly move for PATIENCE steps in a row, or move by weight decay alone, trains on nothing, and ends.
+A run whose weights hardly move for PATIENCE steps in a row, or move by weight decay alone, learns nothing, and ends.
 """
 
 import math
@@ -23,24 +23,24 @@ from pcpo_ray.workers.learner.distributed import Rank
 SAMPLED = 2**16
 
 LEAST_MOVED = 0.001
-"""The moved fraction below which an update counts as one that changed nothing."""
+"""The moved fraction below which an update counts as no change."""
 
 LEAST_RATIO = 1e-8
-"""The update ratio below which it does too; float32 tells weights apart that differ by 6e-8 of their size."""
+"""The update ratio below which it does too; float32 resolves differences of 6e-8 of a weight's size."""
 
 PATIENCE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """What `Movement.measured` found."""
+    """The result of `Movement.measured`."""
 
     update_ratio: float
     moved_fraction: float
 
 
 def unmoved(steps: Iterable[Mapping[str, Any]]) -> str:
-    """Why a run with these lines of metrics.jsonl, of kind train, trains on nothing; empty where it does train."""
+    """Explain why a run with these train rows of metrics.jsonl learns nothing; empty if it does learn."""
     recent = list(steps)[-PATIENCE:]
     if len(recent) < PATIENCE or not all(map(_still, recent)):
         return ""
@@ -65,13 +65,13 @@ def unmoved(steps: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _still(row: Mapping[str, Any]) -> bool:
-    """Whether a step changed nothing that training means."""
+    """Return True if a step did not train anything."""
     moved = row["moved_fraction"] >= LEAST_MOVED and row["update_ratio"] >= LEAST_RATIO
     return not moved or row["gradient_norm"] == 0
 
 
 class Movement:
-    """Remembers some values of each of the float32 `weights`, to compare them with what an update leaves there."""
+    """A copy of some values of each of the float32 `weights`, to compare with the weights after an update."""
 
     def __init__(self, weights: Iterable[Tensor], rank: Rank) -> None:
         self.weights = list(weights)
@@ -80,7 +80,7 @@ class Movement:
 
     @torch.no_grad()
     def measured(self, version: int) -> Moved:
-        """Compare with the weights as they are now, those of all ranks together where each has a part.
+        """Compare with the present weights, over all ranks if each holds a part.
 
         Raises TrainingError, naming the update's `version`, if any weight is not finite.
         """
@@ -97,14 +97,14 @@ class Movement:
 
 
 def _some(tensor: Tensor) -> Float[Tensor, " S"]:
-    """At most SAMPLED values of this process's part; the stride is odd, so that it meets every column of a matrix."""
+    """Take at most SAMPLED values of this process's part; an odd stride reaches every column of a matrix."""
     flat = _here(tensor).reshape(-1)
     stride = -(-len(flat) // SAMPLED) | 1
     return flat[::stride]
 
 
 def _sums(tensor: Tensor, before: Float[Tensor, " S"]) -> Float[Tensor, "4"]:
-    """The tensor's |update|^2, |weights|^2, number of values that changed, and number of values."""
+    """Return the tensor's |update|^2, |weights|^2, number of changed values, and number of values."""
     here, some = _here(tensor), _some(tensor)
     each = here.numel() / max(1, len(some))
     update = (some - before).double().square().sum() * each
@@ -114,7 +114,7 @@ def _sums(tensor: Tensor, before: Float[Tensor, " S"]) -> Float[Tensor, "4"]:
 
 
 def _here(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process has."""
+    """Return the part of a tensor that this process holds."""
     from torch.distributed.tensor import DTensor
 
     local: Tensor = tensor.detach()

@@ -66,7 +66,7 @@ def test_features_that_fail_are_missing_with_their_cause_scores_stay():
     scorer = Scorer(small.run("model", evaluation__quality=CLIP), CPU)
     scorer.measures.extract = lambda images: np.full((len(images), 4), np.nan)
     scores, failures, found = scorer.score(task(), images())
-    assert found == {} and "no numbers" in failures["quality"]
+    assert found == {} and "not finite" in failures["quality"]
     assert np.isfinite(scores["jpeg_compressibility"]).all()
 
 
@@ -94,7 +94,7 @@ def test_groups_without_features_do_not_count_and_none_gives_no_figure(tmp_path)
 
 def test_pictures_of_another_size_than_the_references_are_refused(tmp_path):
     settings = config.Quality(features=config.ClipFeatures(), reference=config.ShapesReference(count=6), neighbours=2)
-    with pytest.raises(QualityError, match=r"pictures of 32 x 64, .* has 64 x 64"):
+    with pytest.raises(QualityError, match=r"images of 32 x 64, .* has 64 x 64"):
         quality.Assessor(settings, tmp_path, CPU)([measured(0, size=(32, 64))])
 
 

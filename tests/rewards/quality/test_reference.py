@@ -158,7 +158,7 @@ def saved(folder, name, array, mode=None, **more):
 )
 def test_images_of_every_mode_with_known_black_and_white_are_read_right(tmp_path, name, picture, expected):
     path = saved(tmp_path, name, picture)
-    assert reference.pictures(str(tmp_path)) == [path]
+    assert reference.image_files(str(tmp_path)) == [path]
     np.testing.assert_array_equal(reference.pixels(path), expected)
 
 
@@ -186,10 +186,10 @@ def sixteen_bit_png(rows):
 @pytest.mark.parametrize(
     ("name", "picture", "more", "words"),
     [
-        ("float.tif", RAMP.astype(np.float32), {}, r"float\.tif is a picture of mode F, .*save it in RGB"),
-        ("int.tif", RAMP.astype(np.int32), {}, r"int\.tif is a picture of mode I, "),
-        ("ink.jpg", Image.fromarray(COLOURS).convert("CMYK"), {}, r"ink\.jpg is a picture of mode CMYK"),
-        ("lab.tif", Image.fromarray(COLOURS).convert("LAB"), {}, r"lab\.tif is a picture of mode LAB"),
+        ("float.tif", RAMP.astype(np.float32), {}, r"float\.tif is an image of mode F, .*save it in RGB"),
+        ("int.tif", RAMP.astype(np.int32), {}, r"int\.tif is an image of mode I, "),
+        ("ink.jpg", Image.fromarray(COLOURS).convert("CMYK"), {}, r"ink\.jpg is an image of mode CMYK"),
+        ("lab.tif", Image.fromarray(COLOURS).convert("LAB"), {}, r"lab\.tif is an image of mode LAB"),
         (
             "moves.gif",
             Image.fromarray(COLOURS),
@@ -218,7 +218,7 @@ def test_an_image_with_an_exif_orientation_is_read_upright(tmp_path):
     saved(tmp_path, "turned.png", Image.fromarray(np.rot90(upright).copy()), exif=note)
     saved(tmp_path, "upright.png", upright)
     np.testing.assert_array_equal(reference.pixels(tmp_path / "turned.png"), upright)
-    assert reference._one_size(reference.pictures(str(tmp_path)), None) == (16, 8)
+    assert reference._one_size(reference.image_files(str(tmp_path)), None) == (16, 8)
 
 
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg"])
@@ -228,7 +228,7 @@ def test_a_picture_cut_short_is_named_though_a_library_asked_for_leniency(tmp_pa
     path = saved(tmp_path, name, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     path.write_bytes(path.read_bytes()[:-900])
     reference.check(quality(tmp_path))
-    with pytest.raises(QualityError, match=rf"{name} cannot be read whole as a picture: .*copy it again"):
+    with pytest.raises(QualityError, match=rf"{name} cannot be read as a whole image: .*copy it again"):
         reference.load(quality(tmp_path), Counted(), print)
 
 
@@ -248,10 +248,10 @@ def test_capital_suffixes_count_hidden_files_do_not_unreadable_are_named(tmp_pat
     saved(folder / ".ipynb_checkpoints", "0-0-checkpoint.png", COLOURS)
     (folder / "._LOUD.JPG").write_bytes(b"resource fork")
     (folder / "notes.md").write_text("about")
-    assert [path.name for path in reference.pictures(str(folder))] == ["0-0.png", "LOUD.JPG", "wrong.png"]
+    assert [path.name for path in reference.image_files(str(folder))] == ["0-0.png", "LOUD.JPG", "wrong.png"]
     (folder / "phone.HEIC").write_bytes(b"")
-    with pytest.raises(QualityError, match=r"phone\.HEIC is a picture that cannot be read here; save it as PNG"):
-        reference.pictures(str(folder))
+    with pytest.raises(QualityError, match=r"phone\.HEIC is an image that cannot be read here; save it as PNG"):
+        reference.image_files(str(folder))
 
 
 def test_a_lists_lines_end_where_lines_end(tmp_path, monkeypatch):
@@ -264,11 +264,11 @@ def test_a_lists_lines_end_where_lines_end(tmp_path, monkeypatch):
     lines = [f"set/{name}" for name in names] + ["~/0-0.png", str(folder / "0-0.png"), ""]
     for at, end in (("list.txt", "\n"), ("LIST2.TXT", "\r\n")):
         (tmp_path / at).write_bytes(b"\xef\xbb\xbf" * (end == "\r\n") + end.join(lines).encode())
-        found = reference.pictures(str(tmp_path / at))
+        found = reference.image_files(str(tmp_path / at))
         assert [path.name for path in found] == [*names, "0-0.png", "0-0.png"]
     (tmp_path / "wide.txt").write_text("set/a b.png", encoding="utf-16")
     with pytest.raises(QualityError, match=r"wide\.txt is not UTF-8 .*save it as UTF-8"):
-        reference.pictures(str(tmp_path / "wide.txt"))
+        reference.image_files(str(tmp_path / "wide.txt"))
 
 
 def test_runs_that_cache_the_same_features_at_once_do_not_conflict(tmp_path):
@@ -283,7 +283,7 @@ def test_a_cache_that_takes_nothing_is_said_and_ends_nothing(tmp_path):
     folder, said = pictures(tmp_path / "set"), []
     (tmp_path / "kept").write_text("a file where the folder should be")
     found = reference.load(quality(folder, cache=str(tmp_path / "kept")), lambda: means, said.append)
-    assert len(found.features) == 4 and said[0] == "reference: features of 4 pictures"
+    assert len(found.features) == 4 and said[0] == "reference: features of 4 images"
     assert said[1].startswith(f"reference: its features are not kept in evaluation.quality.cache='{tmp_path}/kept'")
 
 
@@ -303,5 +303,5 @@ def test_an_entry_that_is_stale_for_a_moment_is_read_again(tmp_path, monkeypatch
 
 
 def test_features_of_a_reference_that_are_not_finite_are_refused(tmp_path):
-    with pytest.raises(QualityError, match="4 reference pictures are not all finite"):
+    with pytest.raises(QualityError, match="4 reference images are not all finite"):
         reference.load(quality(pictures(tmp_path)), lambda: lambda images: means(images) * np.nan, print)
