@@ -249,8 +249,8 @@ def _open_clip(name: str, file: str | None, device: torch.device) -> Clip:
         name,
         pretrained=file,
         device=device,
-        weights_only=file is None
-        or not published.is_torchscript(Path(file)),  # TorchScript runs no pickles
+        # torch refuses weights_only for TorchScript archives
+        weights_only=file is None or not published.is_torchscript(Path(file)),
         **{key: value for key, value in preprocess_of.items() if key in PREPROCESS},
     )
     check_finite(network, file or name.removeprefix("local-dir:"))

@@ -83,7 +83,7 @@ def test_a_model_trained_in_float32_masters_is_saved_in_its_own_dtype(small_sd, 
 
 
 @ALL
-def test_pictures_of_the_same_latents(model, request):
+def test_images_of_the_same_latents(model, request):
     path = request.getfixturevalue(model)
     denoiser, pipeline = load(path), plain(path)
     noise = torch.stack([denoiser.initial_noise(generator(seed)) for seed in range(len(TEXTS))])

@@ -133,7 +133,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(model, reques
     assert kept[1] < kept[0]
 
 
-def test_slicing_decodes_a_picture_at_a_time_to_the_same_pictures(small_sd):
+def test_slicing_decodes_an_image_at_a_time_to_the_same_images(small_sd):
     denoiser, plain = load(small_sd, model__vae_slicing=True), load(small_sd)
     latents = torch.randn(3, *denoiser.latent_shape, generator=generator(0))
     seen, decode = [], denoiser.pipeline.vae.decoder.forward
@@ -147,7 +147,7 @@ def test_slicing_decodes_a_picture_at_a_time_to_the_same_pictures(small_sd):
     assert seen == [1, 1, 1]
 
 
-def test_tiling_decodes_a_large_picture_a_tile_at_a_time(small_sd):
+def test_tiling_decodes_a_large_image_a_tile_at_a_time(small_sd):
     changes = {"sampling__height": 32, "sampling__width": 48}
     denoiser, plain = load(small_sd, model__vae_tiling=True, **changes), load(small_sd, **changes)
     latents = torch.randn(2, *denoiser.latent_shape, generator=generator(0))

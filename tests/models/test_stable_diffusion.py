@@ -209,7 +209,7 @@ def test_another_prediction_type_is_refused(small_sd, tmp_path):
         models.schedule_of(models.folder_of(run.model), run.model, run.sampling)
 
 
-def test_pictures_are_bytes_of_the_size_asked_for(small_sd):
+def test_images_are_bytes_of_the_size_asked_for(small_sd):
     denoiser = load(small_sd, sampling__height=24, sampling__width=16)
     images = denoiser.decode(torch.randn(3, *denoiser.latent_shape))
     assert images.shape == (3, 24, 16, 3)

@@ -51,7 +51,7 @@ def test_a_transform_that_does_more_than_normalise_is_left_alone():
     assert clip._normal_of(lambda picture: picture, 32) is None
 
 
-def test_the_same_pictures_and_texts_are_embedded_once_and_others_anew(shapes_clip):
+def test_the_same_images_and_texts_are_embedded_once_and_others_anew(shapes_clip):
     calls = []
 
     def counted(name):
@@ -73,7 +73,7 @@ def test_the_same_pictures_and_texts_are_embedded_once_and_others_anew(shapes_cl
     assert calls == ["encode_images", "encode_texts"] * 2
 
 
-def test_pictures_are_not_kept_for_being_remembered(shapes_clip):
+def test_images_are_not_kept_for_being_remembered(shapes_clip):
     images = noise(1, 64, 64)
     shapes_clip.images(images)
     gone = weakref.ref(images)

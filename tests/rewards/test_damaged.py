@@ -57,6 +57,6 @@ def test_an_architecture_that_open_clip_does_not_have_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("quality", "kilobytes"), [(95, 0.697), (50, 0.653)])
-def test_a_fixed_pictures_jpeg_has_the_size_it_always_had(quality, kilobytes):
+def test_a_fixed_images_jpeg_has_the_size_it_always_had(quality, kilobytes):
     reward = rewards.load(config.Jpeg(kind="jpeg_incompressibility", quality=quality), CPU)
     assert reward.score(PICTURE[None], ["x"]) == pytest.approx([kilobytes], rel=0.01)  # encoders differ by a few bytes

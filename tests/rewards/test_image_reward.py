@@ -35,7 +35,7 @@ def loaded(monkeypatch):
     return asked
 
 
-def test_each_picture_is_scored_with_its_own_prompt_in_the_packages_order(loaded):
+def test_each_image_is_scored_with_its_own_prompt_in_the_packages_order(loaded):
     scorer = Scorer(model="ImageReward.pt", med_config="med_config.json")
     assert loaded == [("ImageReward.pt", "cpu", "med_config.json")]
     expected = [len(text) + picture.mean() for text, picture in zip(("a", "long one"), PICTURES, strict=True)]

@@ -100,7 +100,7 @@ def cut_and_normalised(colours, side, *, mean, std, middle):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
-def test_a_clip_sees_pictures_as_its_authors_code_does(clip_transformers, size, mode):
+def test_a_clip_sees_images_as_its_authors_code_does(clip_transformers, size, mode):
     array, colours = given(*SIZES[size], mode)
     (picture,) = rgb(array[None])
     described = json.loads((shapes.checkpoint("shapes-clip") / "open_clip_config.json").read_text())["preprocess_cfg"]
@@ -232,12 +232,12 @@ GOLDEN = {"clip_score": 0.26448, "pickscore": 3.77808, "hps": -0.19346, "aesthet
 @pytest.mark.parametrize(
     "bad", [np.zeros((1, 8, 8, 2), np.uint8), np.zeros((1, 8, 8, 3), np.float32), np.zeros((8, 8), np.uint8)]
 )
-def test_pictures_of_another_mode_are_refused_by_name(bad):
+def test_images_of_another_mode_are_refused_by_name(bad):
     with pytest.raises(RewardError, match=r"got images of .*expected uint8"):
         rewards.load(config.Jpeg(kind="jpeg_compressibility"), CPU).score(bad, ["x"])
 
 
-def test_grey_and_transparent_pictures_score_as_their_colours(clip_transformers):
+def test_grey_and_transparent_images_score_as_their_colours(clip_transformers):
     reward = rewards.load(config.ClipScore(kind="clip_score", model=str(clip_transformers)), CPU)
     grey = PICTURES[..., 0]
     assert reward.score(grey, TEXTS) == reward.score(np.repeat(grey[..., None], 3, axis=3), TEXTS)

@@ -152,7 +152,7 @@ def test_preprocessing_is_the_published_weights_own(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".pt", ".safetensors"])
-def test_weights_for_another_picture_size_are_refused_and_not_interpolated(tmp_path, ending):
+def test_weights_for_another_image_size_are_refused_and_not_interpolated(tmp_path, ending):
     from safetensors.torch import save_file
 
     path = tmp_path / f"large{ending}"
@@ -200,7 +200,7 @@ def test_a_processor_of_another_network_is_refused(clip_transformers, tmp_path):
     name = "preprocessor_config.json"
     larger = {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 40}}
     refused(
-        r"makes pictures of \(40, 40\), and the network takes 32",
+        r"makes images of \(40, 40\), and the network takes 32",
         changed(clip_transformers, tmp_path / "a", name, **larger),
     )
     raw = changed(clip_transformers, tmp_path / "b", name, do_normalize=False, do_rescale=False)
@@ -256,7 +256,7 @@ def test_laions_head_takes_openais_clip_only(tmp_path):
         (weights("ViT-L-14", "CLIP-ViT-L-14-laion2B-s32B-b82K/model.bin"), "is a ViT-L-14;"),
         (weights(quick, "DFN2B-CLIP-ViT-L-14/model.bin"), "is open_clip's ViT-L-14, dfn2b;"),
         (clip_folder("laion", patch_size=14, hidden_act="gelu"), "is one with GELU, as LAION's are"),
-        (clip_folder("clip-vit-large-patch14-336", patch_size=14, image_size=336), "is one for pictures of 336"),
+        (clip_folder("clip-vit-large-patch14-336", patch_size=14, image_size=336), "is one for images of 336"),
     ):
         with pytest.raises(RewardError, match=rf"trained on OpenAI's ViT-L-14, and .*{words}.*write model: {quick}"):
             rewards.check(config.Aesthetic(kind="aesthetic", head=str(head), **given))

@@ -96,7 +96,7 @@ def client(url, **changes):
 
 
 @pytest.mark.parametrize("format", ["json", "npz"])
-def test_pictures_and_prompts_arrive_as_they_were_sent(served, format):
+def test_images_and_prompts_arrive_as_they_were_sent(served, format):
     url = served(serve.handler(Brightness()))
     assert client(url, format=format).score(PICTURES, TEXTS) == pytest.approx(Brightness().score(PICTURES, TEXTS))
     missing = client(url, format=format).score(PICTURES, ["a", "missing", "c"])
@@ -235,7 +235,7 @@ def test_a_proxy_is_not_asked_for_what_runs_on_this_machine(served, monkeypatch)
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b'{"scores": [1, 2]}', "2 scores for 3 pictures"),
+        (b'{"scores": [1, 2]}', "2 scores for 3 images"),
         (b'{"scores": [1, 2, "x"]}', "ValueError"),
         (b'{"scores": 3}', "TypeError"),
         (b'{"values": [1, 2, 3]}', "KeyError"),

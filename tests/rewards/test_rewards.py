@@ -75,7 +75,7 @@ def test_clip_score_is_the_cosine_that_open_clip_gives(clip_folder):
     assert reward.score(PICTURES, TEXTS) == pytest.approx(expected, abs=1e-5)
 
 
-def test_diversity_compares_pictures_of_one_prompt_only(clip_folder):
+def test_diversity_compares_images_of_one_prompt_only(clip_folder):
     reward = rewards.load(config.Diversity(kind="diversity", model=str(clip_folder)), CPU)
     same = np.stack([PICTURES[0], PICTURES[0], PICTURES[1], PICTURES[2], PICTURES[0]])
     scores = reward.score(same, ["a", "a", "b", "b", "c"])
@@ -84,7 +84,7 @@ def test_diversity_compares_pictures_of_one_prompt_only(clip_folder):
     assert np.isnan(scores[4])
 
 
-def test_the_oracle_gives_drawn_pictures_their_captions():
+def test_the_oracle_gives_drawn_images_their_captions():
     assert rewards.load(config.ShapesOracle(kind="shapes_oracle_all"), CPU).score(PICTURES, TEXTS) == [1, 1, 1]
     wrong = rewards.load(config.ShapesOracle(kind="shapes_oracle"), CPU).score(PICTURES, TEXTS[::-1])
     assert wrong[0] < 1 > wrong[2]
@@ -132,7 +132,7 @@ def test_grain_is_the_deviation_of_noise_and_hardly_knows_what_it_lies_on(deviat
     assert reward.score(busy, [""] * 3) == pytest.approx([deviation] * 3, rel=0.25)
 
 
-def test_a_picture_too_small_for_grain_has_no_score():
+def test_an_image_too_small_for_grain_has_no_score():
     reward = rewards.load(config.Grain(kind="grain"), CPU)
     assert np.isnan(reward.score(np.zeros((1, 2, 9, 3), np.uint8), [""])).all()
 

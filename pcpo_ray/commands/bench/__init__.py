@@ -1,7 +1,7 @@
-"""pcpo-ray bench: each figure beside a limit that is measured in the same run, in turn with it.
+"""pcpo-ray bench: each figure beside a limit that is measured alternately with it in the same run.
 
 A benchmark is a module of this package with a function `measure(run, repeats, say)` that returns its rows, and
-`measured_on(run)`, the run that it measures, where that is another than the config's.
+`measured_on(run)` if it changes the config's run.
 """
 
 from collections.abc import Callable
@@ -16,18 +16,18 @@ app = typer.Typer(
 )
 
 BENCHES = {
-    # first: this process's peak of memory is one of its figures
-    "backends": "Seconds a step on Ray against in this process, one worker a role, and each role's peak memory.",
-    "sampler": "Images/s with guidance, log-probs, decode and handing over, against bare forwards and a bare decode.",
+    # first: this process's peak memory is one of its figures
+    "backends": "Seconds per step on Ray and in this process, one worker per role, and each role's peak memory.",
+    "sampler": "Images/s with guidance, log-probs, decoding and packing, against bare forward passes and decoding.",
     "learner": "(Sample, step) pairs/s of an update, against a bare forward and backward at the best micro-batch.",
-    "ranks": "The share of the learner's passes in which a rank idles, 4 ranks on 2 groups, against whole groups each.",
-    "trajectory": "Bytes a sample that cross processes, against the predictions of the trained steps.",
-    "scoring": "Images/s scored, against the bare forward of the rewards' networks at the best batch.",
-    "scheduler": "The driver's microseconds a task, with 10 to 10,000 tasks in flight (no work, no Ray).",
-    "weights": "Seconds from publishing until 4 samplers have acknowledged, against one copy a process (on Ray).",
-    "store": "MB that 512 samples of FLUX's size make an object store of 8 GB put on disk (simulated work, on Ray).",
-    "loop": "Seconds a step with a batch ahead, against the slowest role alone (simulated work, on Ray).",
-    "grow": "Seconds a step with 1 to 8 samplers and 64 to 1,024 samples (simulated work, on Ray).",
+    "ranks": "The fraction of idle learner passes, 4 ranks on 2 groups, against distributing whole groups.",
+    "trajectory": "Bytes per sample that cross processes, against the predictions of the trained steps.",
+    "scoring": "Images/s scored, against bare forward passes of the rewards' networks at the best batch.",
+    "scheduler": "The driver's microseconds per task, with 10 to 10,000 tasks in flight (no work, no Ray).",
+    "weights": "Seconds from publishing to 4 samplers' acknowledgements, against one copy per process (on Ray).",
+    "store": "MB that an object store of 8 GB spills for 512 FLUX-sized samples (simulated work, on Ray).",
+    "loop": "Seconds per step with one batch ahead, against the slowest role alone (simulated work, on Ray).",
+    "grow": "Seconds per step with 1 to 8 samplers and 64 to 1,024 samples (simulated work, on Ray).",
     "start": "Seconds from the command to the first sample, against importing torch and diffusers and starting Ray.",
 }
 
@@ -35,7 +35,7 @@ CONFIG = Path("configs/shapes_pcpo.yaml")
 
 Config = Annotated[Path, typer.Argument(help="A YAML config.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")]
-Repeats = Annotated[int, typer.Option(min=1, help="How often figure and limit are measured, in turn.")]
+Repeats = Annotated[int, typer.Option(min=1, help="How often figure and limit are measured, alternately.")]
 Out = Annotated[Path | None, typer.Option(help="The JSON file to write, with every repeat's numbers.")]
 
 
@@ -55,17 +55,17 @@ def bench(
     raise typer.Exit
 
 
-@app.command("made-up", help="Write a published model with weights made up, for a config's model.path.")
-def _made_up(
+@app.command("made-up", help="Write a published model with random weights, for a config's model.path.")
+def _random_weights(
     name: Annotated[str, typer.Argument(help="sd15, sd35m or flux; clip-l or clip-h for a reward.")],
-    folder: Annotated[Path, typer.Argument(help="Where, in the libraries' format; it is not to be there yet.")],
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    folder: Annotated[Path, typer.Argument(help="A new folder, in the libraries' format.")],
+    dtype: Annotated[str, typer.Option(help="The weights' dtype: float32, bfloat16 or float16.")] = "float32",
 ) -> None:
-    from pcpo_ray.commands.bench import made_up, page
+    from pcpo_ray.commands.bench import random_weights, page
     from pcpo_ray.data.tensors import device_here
 
-    made_up.write(name, folder, dtype, device_here())
-    page.say(page.wide(), f"{name}, made up, in {dtype}: {folder}")
+    random_weights.write(name, folder, dtype, device_here())
+    page.say(page.wide(), f"{name}, random weights, in {dtype}: {folder}")
 
 
 def _command(names: list[str]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Ray against one process: the same steps, with one sampler, one scorer and one learner, one after the other."""
+"""Ray against one process: the same steps with one sampler, one scorer and one learner, run synchronously."""
 
 import dataclasses
 import time
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def measured_on(run: config.Run) -> config.Run:
-    """The config with one worker a role, synchronous."""
+    """Change the config to one worker per role, synchronous."""
     workers = run.workers
     return dataclasses.replace(
         run,
@@ -37,7 +37,7 @@ def measured_on(run: config.Run) -> config.Run:
 
 
 class Steps:
-    """Takes a run's steps by hand on either backend, as the loop does, with nothing recorded."""
+    """A run's steps made by hand on either backend, as the loop makes them, with nothing recorded."""
 
     def __init__(self, run: config.Run, stages: Stages) -> None:
         self.run, self.stages, self.step = run, stages, 0
@@ -45,7 +45,7 @@ class Steps:
         self.histories = make_histories(run)
 
     def __call__(self) -> float:
-        """Seconds of the next."""
+        """Make the next step and return its seconds."""
         started = time.perf_counter()
         self.traffic.publish(oldest=self.step)
         tasks = work.tasks(self.run, self.step + 1, self.step)
@@ -56,7 +56,7 @@ class Steps:
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """A repeat is one step on each."""
+    """Measure one step on each backend per repeat."""
     here = session.stages(run, local=True, say=say)
     there = cast("RayStages", session.stages(run, local=False, say=say))
     try:

@@ -1,4 +1,4 @@
-"""The network alone: nothing but its forwards, on inputs that are made beforehand."""
+"""The network alone: only its forward passes, on inputs made beforehand."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ from pcpo_ray.models.policy import Policy
 
 
 def denoiser_of(policy: Policy) -> PipelineDenoiser:
-    """Every model of a config's is one of these."""
+    """Return the policy's denoiser; every configured model is a PipelineDenoiser."""
     assert isinstance(policy.denoiser, PipelineDenoiser)
     return policy.denoiser
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of the network for B latents: with guidance, both branches in one batch of 2 B."""
+    """A call of the network for B latents; with guidance, both branches form one batch of 2 B."""
 
     latents: Float[Tensor, "B ..."]
     timesteps: Float[Tensor, " B"]
@@ -29,7 +29,7 @@ class Call:
 def call(
     policy: Policy, latents: Float[Tensor, "B ..."], step: int | Int[Tensor, " B"], conditioning: Conditioning
 ) -> Call:
-    """The call by which a policy predicts at a step, or each latent at its own; `conditioning` has B rows."""
+    """Make the call by which a policy predicts at one index or at one per latent; `conditioning` has B rows."""
     timesteps = policy.timesteps[step].expand(len(latents))
     inputs = latents.to(conditioning["embeds"].dtype)
     if not denoiser_of(policy).guided:
@@ -40,20 +40,20 @@ def call(
 
 
 def forward(policy: Policy, asked: Call) -> Tensor:
-    """What the network gives, under the autocast that the policy predicts with."""
+    """Run the network under the policy's autocast."""
     with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.mixed):
         return denoiser_of(policy).forward(asked.latents, asked.timesteps, asked.conditioning)
 
 
 def reference(policy: Policy, asked: Call) -> Tensor:
-    """`forward` of the model under the adapter."""
+    """Run `forward` on the base model, without the adapter."""
     with policy.denoiser.without_adapter():
         return forward(policy, asked)
 
 
 def decode(policy: Policy, latents: Float[Tensor, "B ..."]) -> Tensor:
-    """What the VAE gives, on the device."""
+    """Decode with the VAE, on the device."""
     denoiser = denoiser_of(policy)
     vae = denoiser.pipeline.vae
-    pictures: Tensor = vae.decode(denoiser.latents_of(latents).to(vae.dtype), return_dict=False)[0]
-    return pictures
+    images: Tensor = vae.decode(denoiser.latents_of(latents).to(vae.dtype), return_dict=False)[0]
+    return images

@@ -1,4 +1,4 @@
-"""How a step's seconds grow with samplers and with samples, on simulated work, one batch at a time."""
+"""Growth of a step's seconds with samplers and with samples, on simulated work, one batch at a time."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from pcpo_ray.training.loop import Loop
 
 SAMPLERS = (1, 2, 4, 8)
 GROUPS = (4, 16, 64)
-"""Of 16 pictures: 64 to 1,024 samples."""
+"""Numbers of groups, each of 16 images: 64 to 1,024 samples."""
 
 SAMPLERS_OF_GROUPS = 4
 GROUPS_OF_SAMPLERS = 16
@@ -19,18 +19,18 @@ SCORING = 0.01
 
 
 def measured_on(run: config.Run) -> config.Run:
-    """Simulated work, whatever the config: 16 ms of a sampler and 2 ms of the learner a picture."""
+    """Replace the config by simulated work: 16 ms of a sampler and 2 ms of the learner per image."""
     return simulated.run(simulated.Sampling, samplers=max(SAMPLERS), prompts=GROUPS_OF_SAMPLERS, scoring=SCORING)
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """A repeat is one step at each number of samplers, then one at each number of samples."""
+    """Measure one step at each number of samplers and at each number of samples per repeat."""
     points = [(samplers, GROUPS_OF_SAMPLERS) for samplers in SAMPLERS]
     points += [(SAMPLERS_OF_GROUPS, groups) for groups in GROUPS if groups != GROUPS_OF_SAMPLERS]
     found: dict[tuple[int, int], list[float]] = {point: [] for point in points}
     with simulated.looped(run, say) as loop:
         _resize(loop, max(SAMPLERS))
-        simulated.steps(loop, 1, staleness=0, prompts=max(SAMPLERS))  # each sampler has its weights then
+        simulated.steps(loop, 1, staleness=0, prompts=max(SAMPLERS))  # afterwards each sampler has its weights
         for repeat in range(repeats):
             for samplers, groups in points:
                 _resize(loop, samplers)
@@ -49,7 +49,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
 
 def sleeps(samplers: int, groups: int) -> float:
-    """Seconds that a step would take if nothing but the work took any."""
+    """Return the seconds that a step would take if only the work took any."""
     turns = -(-groups // samplers)
     network = simulated.Sampling
     return (
@@ -58,6 +58,6 @@ def sleeps(samplers: int, groups: int) -> float:
 
 
 def _resize(loop: Loop, samplers: int) -> None:
-    """Have so many samplers at work."""
+    """Resize to so many samplers and wait for them."""
     loop.stages.resize(samplers=samplers)
     settled(loop.stages, samplers)

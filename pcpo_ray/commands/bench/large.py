@@ -1,6 +1,6 @@
-"""A model of a real size, made up: shapes-sd with a network of about the bytes of Stable Diffusion 1.5's in bfloat16.
+"""A model of realistic size with random weights: shapes-sd with about the bytes of Stable Diffusion 1.5 in bfloat16.
 
-In float32, as a CPU computes; what it predicts is noise.
+It is float32, as CPUs compute; its predictions are meaningless.
 """
 
 import shutil
@@ -13,14 +13,14 @@ import torch
 from pcpo_ray import config, models
 
 WIDTHS = (224, 448, 896, 896)
-"""Channels of the UNet's four levels: 0.7 of Stable Diffusion 1.5's, so half its parameters, of twice the bytes."""
+"""Channels of the UNet's four levels: 0.7 of Stable Diffusion 1.5's, so half its parameters at twice the bytes."""
 
 BYTES = 1_656_491_680
-"""Of its parameters, with those widths."""
+"""Bytes of its parameters at those widths."""
 
 
 def network(source: Path, widths: Sequence[int]) -> Any:
-    """The UNet, for the other parts of the model that lies there."""
+    """Make the UNet that fits the other parts of the model in `source`."""
     from diffusers import UNet2DConditionModel
 
     small = UNet2DConditionModel.load_config(source / "unet")
@@ -30,7 +30,7 @@ def network(source: Path, widths: Sequence[int]) -> Any:
 
 
 def write(folder: Path, widths: Sequence[int]) -> config.Model:
-    """Write it to a folder that is not there yet, to be trained whole."""
+    """Write the model to a new folder, to be fully trained."""
     shipped = config.Model(kind="stable_diffusion", path="shapes-sd")
     source = models.folder_of(shipped)
     shutil.copytree(source, folder, ignore=lambda place, names: {"unet"} & set(names))

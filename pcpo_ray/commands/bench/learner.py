@@ -1,4 +1,4 @@
-"""The learner: an update of a whole batch, against bare forwards and backwards of its (sample, step) pairs."""
+"""The learner: an update on a whole batch, against bare forward and backward passes of its (sample, step) pairs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers.learner.learner import Learner
 
 TRIED = 128
-"""Pairs that each size of a bare micro-batch is tried on."""
+"""The number of pairs on which each size of a bare micro-batch is tried."""
 
 RATE = 1e-12
-"""So small that the weights stay those that sampled: every repeat is a first update, and does the same."""
+"""A learning rate too small to change the weights: every repeat is a first update and does the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Every (sample, step) pair of a batch, a row a pair."""
+    """All (sample, step) pairs of a batch, one row per pair."""
 
     latents: Float[Tensor, "B ..."]
     steps: Int[Tensor, " B"]
@@ -42,7 +42,7 @@ def measured_on(run: config.Run) -> config.Run:
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """A repeat is one update on all groups of a batch, and one bare pass over the same pairs."""
+    """Measure one update on all groups of a batch, and one bare pass over the same pairs, per repeat."""
     device = device_here()
     say("sampling a batch")
     groups = work.sampled(run, device)
@@ -54,7 +54,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
     advantages = np.linspace(-1.0, 1.0, run.rollout.images).tolist()
 
     def update() -> float:
-        batch = [(learner.version, group.packed, advantages) for group in groups]  # as they reach it
+        batch = [(learner.version, group.packed, advantages) for group in groups]  # packed, as they reach the learner
         return count / timed(lambda: learner.update(learner.version + 1, batch))
 
     joined = _joined(trajectories, device)
@@ -98,13 +98,13 @@ def _joined(trajectories: Sequence[Trajectory], device: torch.device) -> Batch:
 
 
 def _calls(policy: Policy, batch: Batch, size: int) -> list[bare.Call]:
-    """So many pairs at a time, whatever the steps."""
+    """Make calls of so many pairs each, whatever their steps."""
     parts = [batch[start : start + size] for start in range(0, len(batch.latents), size)]
     return [bare.call(policy, part.latents, part.steps, part.conditioning) for part in parts]
 
 
 def _tried(policy: Policy, batch: Batch, size: int, reference: bool) -> float | None:
-    """Pairs/s with micro-batches of a size, the better of two; None where the device has no room."""
+    """Measure pairs/s with micro-batches of a size, the better of two; None if they do not fit the device."""
     part = batch[: max(size, TRIED)]
     try:
         calls = _calls(policy, part, size)
@@ -116,7 +116,7 @@ def _tried(policy: Policy, batch: Batch, size: int, reference: bool) -> float | 
 
 
 def _pass(policy: Policy, calls: Sequence[bare.Call], reference: bool) -> None:
-    """Forward and backward of each call, after the reference's forward where the objective needs one."""
+    """Run each call forward and backward, after the reference's forward if the objective needs one."""
     for call in calls:
         if reference:
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The loop with a batch ahead, on simulated work: seconds a step against the slowest role working alone."""
+"""The loop with one batch ahead, on simulated work: seconds per step against the slowest role working alone."""
 
 import time
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from pcpo_ray.training.batch import training_batch
 from pcpo_ray.training.loop import Loop
 
 STEPS = 4
-"""The first fills the pipe and nothing is sampled in the last: those between are measured."""
+"""Steps per repeat. The first fills the pipeline and the last samples nothing, so the others are measured."""
 
 PROMPTS = 8
 
 
 def measured_on(run: config.Run) -> config.Run:
-    """Simulated work, whatever the config: sampling and learning take 2 s a step, scoring 0.4 s."""
+    """Replace the config by simulated work: sampling and learning take 2 s per step, scoring 0.4 s."""
     return simulated.run(simulated.Sleeping, samplers=1, prompts=PROMPTS, scoring=0.05)
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """A repeat is `STEPS` steps of the loop, and one batch with which each role works alone."""
+    """Measure `STEPS` steps of the loop, and one batch with each role working alone, per repeat."""
     seen: dict[str, list[float]] = {}
     with simulated.looped(run, say) as loop:
 
@@ -50,7 +50,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
 
 def alone(loop: Loop) -> dict[str, float]:
-    """The loop's next step by hand, a role after the other: seconds of each."""
+    """Make the loop's next step by hand, one role after the other, and return the seconds of each."""
     stages, step = loop.stages, loop.step + 1
     loop.traffic.publish(oldest=loop.step)
     asked = work.tasks(loop.run, step, loop.step)

@@ -1,4 +1,4 @@
-"""Results as tables."""
+"""Benchmark results as tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,29 +12,29 @@ from pcpo_ray.commands.bench.rows import Goal, Row, spread
 NUMBER = ".4g"
 
 WIDTH = 144
-"""Characters of a line, at least: a narrower terminal breaks the lines of tables, and nothing is left out."""
+"""The least characters per line: a narrower terminal breaks the lines of tables, but nothing is left out."""
 
 
 def wide() -> Console:
-    """A console on which tables are whole."""
+    """Make a console wide enough for the tables."""
     return Console(width=max(Console().width, WIDTH))
 
 
 def head(results: Results, console: Console) -> None:
-    """Which machine it is, and what cannot be measured on it."""
+    """Print the machine, and the figures that cannot be measured on it."""
     say(console, machine(results.machine))
     if results.machine["device"] == "CPU":
         say(console, "no GPU here: all rows are the CPU's; a GPU's are unmeasured")
 
 
 def machine(found: Mapping[str, Any]) -> str:
-    """One line."""
+    """Describe the machine in one line."""
     device = "no GPU" if found["device"] == "CPU" else found["device"]
     return f"{found['cpu']}, {found['cores']} cores, {device}; {', '.join(found['versions'])}"
 
 
 def show(bench: Bench, console: Console) -> None:
-    """Each row: figure, limit, ratio with its least and greatest, and the goal; then the facts, a line each."""
+    """Print each row's figure, limit, ratio with its range, and goal; then its facts, one per line."""
     table = _table("", "unit", "figure", "limit", "ratio", "least..greatest", "goal", "")
     times = "once" if bench.repeats == 1 else f"medians of {bench.repeats}"
     table.title = f"{bench.name}: {times}, in {bench.seconds:.0f} s"
@@ -65,7 +65,7 @@ def show(bench: Bench, console: Console) -> None:
 
 
 def goal(wanted: Goal | None) -> str:
-    """What is to be reached, in words."""
+    """Describe the goal in words."""
     if wanted is None:
         return ""
     sign = "≥" if wanted.bound == "at least" else "≤"
@@ -73,7 +73,7 @@ def goal(wanted: Goal | None) -> str:
 
 
 def compare(pairs: Sequence[Compared], first: Results, second: Results, console: Console) -> None:
-    """Both files' ratios side by side, or the figures (`Row.judged`)."""
+    """Print both files' ratios, or figures, side by side (`Row.judged`)."""
     say(console, f"first:  {first.made}, {machine(first.machine)}")
     say(console, f"second: {second.made}, {machine(second.machine)}")
     names = [{bench.name for bench in results.benches} for results in (first, second)]

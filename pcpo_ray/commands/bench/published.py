@@ -1,6 +1,6 @@
-"""The JSON files of published models, as their folders have them, without weights: what a plan needs of them.
+"""The JSON files of published models without weights, which suffice for planning.
 
-The tokenizers are those of the embedded models, which split any text; a published one has a larger vocabulary.
+The tokenizers are those of the embedded models, which split any text; published ones have larger vocabularies.
 """
 
 import json
@@ -24,7 +24,7 @@ T5_XXL = dict(
 
 
 def _write(folder: Path, pipeline: str, **parts: tuple[str | None, str | None, Any]) -> Path:
-    """A pipeline's folder: each part is (library, class, its config or what saves it, whether it has weights)."""
+    """Write a pipeline's folder; each part is (library, class, its config or an object that saves it, has weights)."""
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
     for name, (library, cls, saved) in parts.items():
         index[name] = [library, cls]
@@ -47,7 +47,7 @@ def _tokenizer(kind: Literal["clip", "t5"], length: int) -> Any:
 
 
 def network(cls: str, **settings: Any) -> dict[str, Any]:
-    """A diffusers network's config."""
+    """Make a diffusers network's config."""
     return {"_class_name": cls, **settings}
 
 
@@ -88,7 +88,7 @@ def _schedulers() -> tuple[Any, Any]:
 
 
 def stable_diffusion(folder: Path) -> Path:
-    """Stable Diffusion 1.5, without its safety checker."""
+    """Write the files of Stable Diffusion 1.5, without its safety checker."""
     unet = network(
         "UNet2DConditionModel",
         sample_size=64,
@@ -113,7 +113,7 @@ def stable_diffusion(folder: Path) -> Path:
 
 
 def flux(folder: Path) -> Path:
-    """FLUX.1-dev."""
+    """Write the files of FLUX.1-dev."""
     return _write(
         folder,
         "FluxPipeline",
@@ -128,7 +128,7 @@ def flux(folder: Path) -> Path:
 
 
 def sd3(folder: Path) -> Path:
-    """Stable Diffusion 3.5 medium."""
+    """Write the files of Stable Diffusion 3.5 medium."""
     transformer = network(
         "SD3Transformer2DModel",
         sample_size=128,
@@ -162,7 +162,7 @@ def sd3(folder: Path) -> Path:
 
 
 def clip(folder: Path, *, large: bool) -> Path:
-    """CLIP ViT-L-14 in transformers' format, or PickScore's ViT-H-14 where it is `large`."""
+    """Write CLIP ViT-L-14 in transformers' format, or PickScore's ViT-H-14 if `large`."""
     from transformers import CLIPConfig
 
     text = {**CLIP_L, "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24} if large else CLIP_L

@@ -1,4 +1,4 @@
-"""Ranks: of the learner's ranks' passes through the network, the share in which one has nothing to learn. Counted."""
+"""Ranks: the fraction of the learner ranks' passes that are idle. Counted, not timed."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def measured_on(run: config.Run) -> config.Run:
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """Of one minibatch with fewer groups than ranks, in which no rank goes on before the one with the most passes."""
+    """Count one mini-batch with fewer groups than ranks, in which all ranks wait for the busiest one."""
     trained, asked = steps.trained_steps(run), run.optimizer.micro_batch
     size = asked if isinstance(asked, int) else None
     length = mini_batches.length_of(run, size)

@@ -1,4 +1,4 @@
-"""Results of benchmarks as files: what was measured, on which machine, with which config; and two files compared."""
+"""Benchmark results as files, with machine and config, and the comparison of two files."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ from pcpo_ray.runs import lines
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """One benchmark's rows; `config` is the digest of the run that they were measured on, `seconds` what it took."""
+    """One benchmark's rows; `config` is the digest of the measured run, `seconds` the benchmark's duration."""
 
     name: str
     config: str
@@ -29,7 +29,7 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What one command measured; `made` is when, `source` the config's file and overrides."""
+    """The results of one command; `made` is the time, `source` the config's file and overrides."""
 
     made: str
     source: str
@@ -38,12 +38,12 @@ class Results:
 
 
 def begin(source: str) -> Results:
-    """Results without any benchmark yet, made here and now."""
+    """Make empty results for this machine and time."""
     return Results(made=time.strftime("%Y-%m-%dT%H:%M:%S%z"), source=source, machine=machine())
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on: processor, cores, device and versions."""
+    """Describe the machine that figures depend on: processor, cores, device and versions."""
     from pcpo_ray.commands import session
 
     there = session.surroundings(local=False)
@@ -56,7 +56,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's model, by the kernel."""
+    """Return the processor's model, as the kernel names it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -64,7 +64,7 @@ def _cpu() -> str:
 
 
 def digest(run: Run) -> str:
-    """Of everything in a config but the run's name."""
+    """Hash everything in a config except the run's name."""
     from pcpo_ray.config import files
 
     data = {key: value for key, value in files.plain(run).items() if key != "name"}
@@ -72,7 +72,7 @@ def digest(run: Run) -> str:
 
 
 def write(results: Results, path: Path) -> None:
-    """As JSON, every repeat's raw numbers in it; whole or not at all."""
+    """Write results atomically as JSON, with every repeat's raw numbers."""
     beside = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside.write_text(
@@ -82,7 +82,7 @@ def write(results: Results, path: Path) -> None:
 
 
 def read(path: Path) -> Results:
-    """What `write` wrote. Raises BenchError."""
+    """Read what `write` wrote. Raises BenchError."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -97,7 +97,7 @@ def read(path: Path) -> Results:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A row in two files; `change` is the second's ratio by the first's, or its figure (`Row.judged`)."""
+    """A row in two files; `change` is the second's ratio, or figure, over the first's (`Row.judged`)."""
 
     bench: str
     first: Row
@@ -105,7 +105,7 @@ class Compared:
 
     @property
     def change(self) -> float | None:
-        """None where one of the two was not measured, and where the first is 0."""
+        """The second value over the first; None if one was not measured or the first is 0."""
         if self.first.unmeasured or self.second.unmeasured:
             return None
         one, other = (spread(row.judged).median for row in (self.first, self.second))
@@ -113,7 +113,7 @@ class Compared:
 
 
 def compare(first: Results, second: Results) -> list[Compared]:
-    """The rows of the benchmarks that both have. Raises BenchError where these did not measure the same."""
+    """Compare the rows of benchmarks in both results. Raises BenchError if they did not measure the same."""
     ours, theirs = ({bench.name: bench for bench in results.benches} for results in (first, second))
     shared = [name for name in ours if name in theirs]
     if not shared:

@@ -1,4 +1,4 @@
-"""A row of a benchmark: a figure beside its limit, both measured in turn in the same run, and what it is to reach."""
+"""A benchmark's row: a figure beside its limit, measured alternately in the same run, and the goal."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Of a number over repeats: the median, and the least and the greatest."""
+    """The median, least and greatest of a number over repeats."""
 
     median: float
     low: float
@@ -21,7 +21,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Raises BenchError where there are none."""
+    """Summarise values. Raises BenchError if there are none."""
     if not values:
         raise BenchError("there are no repeats to sum up; measure at least one (--repeats 1)")
     return Spread(median=statistics.median(values), low=min(values), high=max(values))
@@ -29,7 +29,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """The median of the ratio, or of the figure itself, is to be at least, or at most, `value`."""
+    """A bound on the median of the ratio, or of the figure itself: at least, or at most, `value`."""
 
     bound: Literal["at least", "at most"]
     value: float
@@ -38,11 +38,11 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`figures` and `limits` have an element a repeat, in `unit`, taken in turn; ratio = figure / limit.
+    """A benchmark's row: `figures` and `limits`, one per repeat, in `unit`; ratio = figure / limit.
 
-    `limit` says what the limits are; without any there is no ratio. `facts` is what else was seen. A row that could not
-    be measured here says why in `unmeasured`, and has no figures. Raises BenchError where figures and limits are not
-    as many.
+    `limit` describes the limits; without any there is no ratio. `facts` are other observations. A row that could not be
+    measured here has the reason in `unmeasured`, and no figures. Raises BenchError if the numbers of figures and limits
+    differ.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Row:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Each repeat's figure by its own limit, so that a drift of the machine hits both."""
+        """Each repeat's figure over its own limit, so that a drift of the machine affects both."""
         return (
             tuple(figure / limit for figure, limit in zip(self.figures, self.limits, strict=True))
             if self.limits
@@ -74,17 +74,17 @@ class Row:
 
     @property
     def by_figure(self) -> bool:
-        """Whether such rows are compared by their figures: where there are no limits, or the goal is of figures."""
+        """True if rows are compared by their figures: without limits, or with a goal for figures."""
         return not self.limits or (self.goal is not None and self.goal.of == "figure")
 
     @property
     def judged(self) -> tuple[float, ...]:
-        """What rows are compared by: ratios or figures."""
+        """The numbers by which rows are compared: ratios or figures."""
         return self.figures if self.by_figure else self.ratios
 
     @property
     def reached(self) -> bool | None:
-        """Whether the goal is; None where there is none, or nothing was measured."""
+        """True if the goal is reached; None without a goal or figures."""
         if self.goal is None or self.unmeasured:
             return None
         found = spread(self.ratios if self.goal.of == "ratio" else self.figures).median
@@ -92,7 +92,7 @@ class Row:
 
 
 def synchronize() -> None:
-    """Wait for the GPU, where there is one: until then its work has only been asked for."""
+    """Wait for the GPU, if there is one: its work is only queued until then."""
     import torch
 
     if torch.cuda.is_available():
@@ -100,7 +100,7 @@ def synchronize() -> None:
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds that it takes, the GPU's share included."""
+    """Measure the seconds that it takes, the GPU's work included."""
     synchronize()
     started = time.perf_counter()
     work()
@@ -111,9 +111,9 @@ def timed(work: Callable[[], Any]) -> float:
 def alternate(
     figure: Callable[[], float], limit: Callable[[], float], repeats: int, say: Say, *, warm: bool = True
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Figures and limits measured in turn, first the one and then the other, in an order that changes each time.
+    """Measure figures and limits alternately, in an order that changes with each repeat.
 
-    Each is called once more before where it is to be `warm`: a first call is slower than all that follow.
+    With `warm`, each is called once before: a first call is slower than all others.
     """
     if warm:
         say("warming up")

@@ -1,4 +1,4 @@
-"""Benchmarks one after the other: each shown as it is done, and written where it was asked for."""
+"""The run of several benchmarks: each is shown when done, and written if a file was named."""
 
 import dataclasses
 import importlib
@@ -18,7 +18,7 @@ from pcpo_ray.errors import BenchError, PcpoError
 def command(
     names: Sequence[str], path: Path, overrides: Sequence[str], *, repeats: int, out: Path | None, console: Console
 ) -> results.Results:
-    """What was measured. A benchmark that fails ends none of the others; raises BenchError after them."""
+    """Run benchmarks and return their results. Others continue after a failure; raises BenchError at the end."""
     run = files.load(path, overrides)
     session.check(run)
     found = results.begin(" ".join([str(path), *overrides]))
@@ -33,7 +33,7 @@ def command(
             continue
         page.show(one, console)
         found = dataclasses.replace(found, benches=(*found.benches, one))
-        if out is not None:  # each as it is done: what was measured is kept whatever comes
+        if out is not None:  # after each benchmark, so that a later failure loses nothing
             results.write(found, out)
     if out is not None and found.benches:
         page.say(console, f"results: {out}")
@@ -43,7 +43,7 @@ def command(
 
 
 def bench(name: str, run: config.Run, repeats: int, console: Console) -> results.Bench:
-    """One benchmark, on the run that it makes of the config's."""
+    """Run one benchmark on its version of the config's run."""
     module = importlib.import_module(f"pcpo_ray.commands.bench.{name}")
     measured_on = module.measured_on(run) if hasattr(module, "measured_on") else run
     started = time.perf_counter()
@@ -51,7 +51,7 @@ def bench(name: str, run: config.Run, repeats: int, console: Console) -> results
     return results.Bench(
         name=name,
         config=results.digest(measured_on),
-        repeats=max(len(row.figures) for row in rows),  # what is counted and not timed needs no second one
+        repeats=max(len(row.figures) for row in rows),  # counted figures need no second repeat
         seconds=time.perf_counter() - started,
         rows=rows,
     )

@@ -1,4 +1,4 @@
-"""The sampler: a group, from its task to what is handed over, against the bare forwards and decode of the same."""
+"""The sampler: a group, from its task to the packed result, against bare forward passes and decoding of the same."""
 
 import pickle
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ GOALS = {"cpu": 0.95, "cuda": 0.97}
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """A repeat is one group, its prompt encoded before."""
+    """Measure one group per repeat, with its prompt encoded before."""
     device = device_here()
     torch.set_num_threads(run.workers.samplers.threads)
     sampler = Sampler(run, device)
@@ -26,10 +26,10 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
     def whole() -> float:
         def handed_over() -> None:
-            trajectory, pictures = sampler.sample(task)
+            trajectory, images = sampler.sample(task)
             assert trajectory is not None
-            # the copy that an object store would keep
-            pickle.dumps((pack_trajectory(policy, task, trajectory), pictures), protocol=5)
+            # the object store's copy
+            pickle.dumps((pack_trajectory(policy, task, trajectory), images), protocol=5)
 
         return task.images / timed(handed_over)
 

@@ -1,4 +1,4 @@
-"""The scheduler: what the driver's own work costs a task, with few and with many in flight. Nothing is sampled."""
+"""The scheduler: the cost of the driver's own work per task, with few and many in flight. Nothing is sampled."""
 
 import dataclasses
 import math
@@ -22,17 +22,17 @@ Result = TypeVar("Result")
 FEWEST = 10
 IN_FLIGHT = (100, 1_000, 10_000)
 TASKS = 10_000
-"""That pass in one measurement, however many of them are in flight at once."""
+"""Tasks per measurement, however many of them are in flight at once."""
 
 WORKERS = 4
-"""They hold 8 tasks, fewer than are ever in flight: some always queue."""
+"""The number of workers. They hold 8 tasks, fewer than are ever in flight, so some always queue."""
 
 
 class InstantPool(Generic[Item, Result]):
-    """A role's pool, whose workers are done as soon as they are asked: what Ray's pool decides, without Ray."""
+    """A role's pool with instant workers: the decisions of Ray's pool without Ray."""
 
     def __init__(self, name: str, finish: Callable[[Item, str], Result]) -> None:
-        # no hedges: beside tasks that take no time, whichever is under way at a pause of the machine seems late
+        # no hedges: among instant tasks, any that a pause of the machine delays would seem late
         self.pool: Pool[Item] = Pool(name, Limits(hedge=math.inf))
         self.finish = finish
         self.held: list[Send[Item]] = []
@@ -54,7 +54,7 @@ class InstantPool(Generic[Item, Result]):
         return []
 
     def work(self) -> bool:
-        """One worker finishes an item; False if none holds any."""
+        """Let one worker finish an item; False if none holds any."""
         if not self.held:
             return False
         send = self.held.pop(0)
@@ -73,7 +73,7 @@ class InstantPool(Generic[Item, Result]):
 
 
 class InstantStages:
-    """As much of the stages as traffic asks."""
+    """The part of the stages that the dispatcher uses."""
 
     def __init__(self) -> None:
         self.samplers: InstantPool[Task, Rollout] = InstantPool("sampler", _sampled)
@@ -100,7 +100,7 @@ def _scored(rollout: Rollout, worker: str) -> Scored:
 
 
 def cost(run: config.Run, in_flight: int, tasks: int = TASKS) -> float:
-    """Microseconds of processor time a task, from being submitted to being gathered, in batches of `in_flight`."""
+    """Measure microseconds of processor time per task, from submission to gathering, in batches of `in_flight`."""
     stages = cast(Stages, InstantStages())
     traffic = Dispatcher(run, stages, event=_ignore, say=_ignore)
     traffic.publish(oldest=0)
@@ -125,16 +125,16 @@ def _ignore(*arguments: Any, **details: Any) -> None:
 
 
 def measured_on(run: config.Run) -> config.Run:
-    """Of the config only its limits count, and these are set so that none is met."""
+    """Set the config's limits, the only part that counts, so that none is reached."""
     return dataclasses.replace(run, workers=dataclasses.replace(run.workers, task_timeout=600.0))
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """A repeat is `TASKS` tasks with so many in flight, and as many with the fewest."""
+    """Measure `TASKS` tasks with so many in flight, and as many with the fewest, per repeat."""
     rows = []
     for in_flight in IN_FLIGHT:
         say(f"{in_flight} in flight")
-        with session.frozen():  # as the driver is
+        with session.frozen():  # as in the driver
             figures, limits = alternate(partial(cost, run, in_flight), partial(cost, run, FEWEST), repeats, say)
         rows.append(
             Row(

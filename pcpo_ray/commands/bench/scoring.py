@@ -1,4 +1,4 @@
-"""Scoring: groups through the scorer, against the bare forwards of the rewards' networks at the best batch."""
+"""Scoring: groups through the scorer, against bare forward passes of the rewards' networks at the best batch size."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,18 +19,18 @@ from pcpo_ray.rewards.pictures import rgb
 from pcpo_ray.workers.scorer import Scorer
 
 Forward = Callable[[int], Any]
-"""All pictures through one reward's network, so many at a time."""
+"""A function that passes all images through one reward's network, so many at a time."""
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """A repeat is one batch, a group at a time, by the rewards that are trained on."""
+    """Measure one batch per repeat, group by group, with the rewards that are trained on."""
     device = device_here()
     say("sampling a batch")
-    groups = [group.pictures for group in work.sampled(run, device)]
+    groups = [group.images for group in work.sampled(run, device)]
     asked = work.tasks(run, 1, 0)
     torch.set_num_threads(run.workers.scorers.threads)
     scorer = Scorer(run, device)
-    pictures = np.concatenate(groups)
+    images = np.concatenate(groups)
 
     def scored() -> None:
         for task, group in zip(asked, groups, strict=True):
@@ -40,22 +40,22 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
     scored()
     prompts = [text for task in asked for text in task.texts]
-    forwards = {name: _forward(scorer.rewards[name], pictures, prompts) for name in scorer.trained}
-    tried = {name: _tried(forward, len(pictures)) for name, forward in forwards.items()}
+    forwards = {name: _forward(scorer.rewards[name], images, prompts) for name in scorer.trained}
+    tried = {name: _tried(forward, len(images)) for name, forward in forwards.items()}
     best = {name: min(found, key=lambda size: found[size]) for name, found in tried.items()}
 
     def network() -> None:
         for name, forward in forwards.items():
             forward(best[name])
 
-    count = len(pictures)
+    count = len(images)
     figures, limits = alternate(lambda: count / timed(scored), lambda: count / timed(network), repeats, say)
     row = Row(
         name="scoring",
         unit="images/s",
         figures=figures,
         limits=limits,
-        limit="the picture towers' forwards on pixels made ready before, at the best batch (rewards without one: all)",
+        limit="the image towers' forwards on pixels made ready before, at the best batch (rewards without one: all)",
         goal=Goal(bound="at least", value=0.95),
         facts={
             "images": count,
@@ -69,15 +69,15 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
     return [row]
 
 
-def _forward(reward: Reward, pictures: np.ndarray, prompts: Sequence[str]) -> Forward:
-    """A CLIP model's picture tower, its pixels made ready; any other reward's own scores."""
+def _forward(reward: Reward, images: np.ndarray, prompts: Sequence[str]) -> Forward:
+    """Return a CLIP model's image tower on preprocessed pixels, or any other reward's own scoring."""
     clip = getattr(reward, "clip", None)
     if not isinstance(clip, Clip):
         return lambda size: [
-            reward.score(pictures[start : start + size], prompts[start : start + size])
-            for start in range(0, len(pictures), size)
+            reward.score(images[start : start + size], prompts[start : start + size])
+            for start in range(0, len(images), size)
         ]
-    pixels = torch.stack([clip.preprocess(picture) for picture in rgb(pictures)]).to(clip.device)
+    pixels = torch.stack([clip.preprocess(image) for image in rgb(images)]).to(clip.device)
 
     @torch.inference_mode()
     def tower(size: int) -> list[Tensor]:
@@ -88,7 +88,7 @@ def _forward(reward: Reward, pictures: np.ndarray, prompts: Sequence[str]) -> Fo
 
 
 def _tried(forward: Forward, count: int) -> dict[int, float]:
-    """Seconds for all pictures by batch, once they have been through, where the device has room for the batch."""
+    """Measure the seconds for all images by batch size, after a warm-up, for sizes that fit the device."""
     found = {}
     for size in work.sizes(count):
         try:
@@ -97,5 +97,5 @@ def _tried(forward: Forward, count: int) -> dict[int, float]:
         except torch.OutOfMemoryError:
             break
     if not found:
-        raise BenchError("not even two pictures at once fit the device; use a smaller reward model")
+        raise BenchError("not even two images at once fit the device; use a smaller reward model")
     return found

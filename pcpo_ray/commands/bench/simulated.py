@@ -1,7 +1,6 @@
-"""Simulated work: a run whose networks sleep instead of computing, so that what is measured is everything around them.
+"""Simulated work: networks that sleep instead of computing, so that everything around them is measured.
 
-All else is a run's own: actors, trajectories, scores, updates, weights. On few cores, real roles would wait for each
-other's.
+The rest is real: actors, trajectories, scores, updates, weights. On few cores, real roles would compete for them.
 """
 
 import contextlib
@@ -32,13 +31,13 @@ IMAGES = 16
 
 
 class Sleeping(StableDiffusion):
-    """shapes-sd with a network that takes `sample` seconds a picture and step, `learn` where gradients are wanted."""
+    """shapes-sd with a network that takes `sample` seconds per image and step, or `learn` with gradients."""
 
     sample, learn = 0.004, 0.004
 
     @functools.cached_property
     def trained(self) -> nn.Parameter:
-        """One of what is trained; to look for it takes longer than all else that a prediction does here."""
+        """A trained parameter, cached: looking it up takes longer than the rest of a prediction here."""
         return next(iter(self.trainable().values()))
 
     def encode_one(self, text: str) -> Conditioning:
@@ -48,20 +47,20 @@ class Sleeping(StableDiffusion):
         self, latents: Float[Tensor, "B C h w"], timesteps: Float[Tensor, " B"], conditioning: Conditioning
     ) -> Float[Tensor, "B C h w"]:
         time.sleep(len(latents) * (self.learn if torch.is_grad_enabled() else self.sample))
-        return 0.0 * latents + self.trained.mean()  # the gradient must reach something
+        return 0.0 * latents + self.trained.mean()  # the gradient must reach a parameter
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> UInt8[np.ndarray, "B H W 3"]:
         return np.zeros((len(latents), self.height, self.width, 3), np.uint8)
 
 
 class Sampling(Sleeping):
-    """One whose learning takes little: samplers are what a step waits for."""
+    """A model that learns quickly, so that a step waits for samplers."""
 
     learn = 0.0005
 
 
 class Sleeper:
-    """A reward that takes so many seconds a group; it prefers later pictures of a group."""
+    """A reward that takes so many seconds per group; it prefers later images of a group."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -72,7 +71,7 @@ class Sleeper:
 
 
 def run(denoiser: type[Sleeping], *, samplers: int, prompts: int, scoring: float) -> config.Run:
-    """A run of simulated work: `prompts` groups of `IMAGES`, `scoring` seconds a group."""
+    """Make a run of simulated work: `prompts` groups of `IMAGES`, `scoring` seconds per group."""
     return files.parse(
         {
             "name": "simulated",
@@ -105,7 +104,7 @@ def run(denoiser: type[Sleeping], *, samplers: int, prompts: int, scoring: float
 
 @contextlib.contextmanager
 def looped(run: config.Run, say: Say, *, local: bool = False) -> Iterator[Loop]:
-    """A loop over the run's own workers, on Ray unless `local`; its folder is gone afterwards."""
+    """Make a loop over the run's own workers, on Ray unless `local`; its folder is deleted afterwards."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
         recorder = Recorder.create(Path(folder) / run.name, run)
         ending.callback(recorder.close)
@@ -116,9 +115,9 @@ def looped(run: config.Run, say: Say, *, local: bool = False) -> Iterator[Loop]:
 
 
 def steps(loop: Loop, count: int, *, staleness: int, prompts: int) -> list[float]:
-    """Seconds of each of the loop's next steps, with so many groups a batch and batches ahead."""
+    """Make the loop's next steps, with so many groups per batch and batches ahead, and return the seconds of each."""
     loop.max_staleness = staleness
-    loop.sampling.clear()  # batches after what was the last step, of another size
+    loop.sampling.clear()  # batches of another size, begun for steps after the last one
     rollout = dataclasses.replace(loop.run.rollout, prompts=prompts)
     loop.run = dataclasses.replace(loop.run, steps=loop.step + count, rollout=rollout)
     loop.train()

@@ -1,4 +1,4 @@
-"""Starting: from the command to the first sample, against importing torch and diffusers and starting Ray."""
+"""Startup: from the command to the first sample, against importing torch and diffusers and starting Ray."""
 
 import dataclasses
 import subprocess
@@ -18,7 +18,7 @@ from pcpo_ray.config import files
 from pcpo_ray.errors import BenchError
 
 EVERY = 0.02
-"""Seconds between two looks at whether there is a sample: how exact the figure is."""
+"""Seconds between two checks for a sample: the precision of the figure."""
 
 BARE = """
 import torch, diffusers, ray, pathlib, signal, sys
@@ -30,7 +30,7 @@ signal.pause()
 
 
 class Arrival:
-    """A reward that leaves a file when the first pictures come."""
+    """A reward that creates a file when the first images arrive."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -41,7 +41,7 @@ class Arrival:
 
 
 def measured_on(run: config.Run) -> config.Run:
-    """The config's first step, with one evaluated prompt before it."""
+    """Reduce the config to its first step, after an evaluation of one prompt."""
     return dataclasses.replace(
         run,
         steps=1,
@@ -54,7 +54,7 @@ def measured_on(run: config.Run) -> config.Run:
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """A repeat is one command and one bare process; the first of each, with a cold disk, does not count."""
+    """Measure one command and one bare process per repeat; the first of each, with a cold disk, does not count."""
     figures, limits = alternate(lambda: first_sample(run), bare, repeats, say)
     row = Row(
         name="start",
@@ -68,7 +68,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
 
 def first_sample(run: config.Run) -> float:
-    """Seconds from `pcpo-ray train` to the first pictures at a scorer."""
+    """Measure the seconds from `pcpo-ray train` to the first images at a scorer."""
     with tempfile.TemporaryDirectory() as folder:
         path, seen = Path(folder) / "run.yaml", Path(folder) / "seen"
         arrival = config.CustomReward(kind=f"{__name__}:{Arrival.__name__}", options={"path": str(seen)})
@@ -78,14 +78,14 @@ def first_sample(run: config.Run) -> float:
 
 
 def bare() -> float:
-    """Seconds until the limit's process is ready."""
+    """Measure the seconds until the limit's process is ready."""
     with tempfile.TemporaryDirectory() as folder:
         seen = Path(folder) / "seen"
         return until_there(["-c", BARE, str(seen)], seen)
 
 
 def until_there(arguments: Sequence[str], seen: Path) -> float:
-    """Seconds until a Python process has made a file; then it is told to end. Raises BenchError where it does not."""
+    """Measure the seconds until a Python process creates a file, and end it. Raises BenchError if it does not end."""
     what = f"python {arguments[0]} {arguments[1].strip().splitlines()[0]} ..."
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The object store: a batch of samples of FLUX's size passes through 8 GB of it, on simulated work."""
+"""The object store: a batch of FLUX-sized samples passes through 8 GB of it, on simulated work."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from pcpo_ray.commands.bench.rows import Goal, Row, Say
 from pcpo_ray.errors import BenchError
 
 STORE = 8 * 10**9
-"""Bytes of the object store."""
+"""The object store's size in bytes."""
 
 PROMPTS = 32
-"""Of 16 pictures: 512 samples."""
+"""The number of groups, each of 16 images: 512 samples."""
 
 STEPS = 16
 PIXELS = 512
@@ -20,7 +20,7 @@ LATENTS = (16, 64, 64)
 
 
 class FluxSized(simulated.Sleeping):
-    """Latents of the size of a 512 x 512 picture's of FLUX, from a network that takes no time."""
+    """A model with the latents of FLUX's 512 x 512 images and a network that takes no time."""
 
     sample = learn = 0.0
 
@@ -30,7 +30,7 @@ class FluxSized(simulated.Sleeping):
 
 
 def measured_on(run: config.Run) -> config.Run:
-    """Simulated work, whatever the config."""
+    """Replace the config by simulated work."""
     made = simulated.run(FluxSized, samplers=1, prompts=PROMPTS, scoring=0.0)
     return dataclasses.replace(
         made, sampling=dataclasses.replace(made.sampling, steps=STEPS, height=PIXELS, width=PIXELS)
@@ -38,7 +38,7 @@ def measured_on(run: config.Run) -> config.Run:
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """One step of a run; its bytes are counted, and every repeat would give the same."""
+    """Count the bytes of one step of a run; every repeat would give the same."""
     import ray
 
     if ray.is_initialized():
@@ -70,7 +70,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
 
 def _spilled() -> int:
-    """Bytes that the object store has put on disk since it was started. Ray has no public way to ask at once."""
+    """Return the bytes that the object store has spilled since it started. Ray has no public call for it."""
     import ray
     from ray._private import internal_api
 

@@ -1,4 +1,4 @@
-"""The trajectory: what of a sample crosses processes to be learned, in bytes. Counted, not timed."""
+"""The trajectory: the bytes per sample that cross processes to the learner. Counted, not timed."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ def measured_on(run: config.Run) -> config.Run:
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """Of one group, whole, as it is handed to the object store; every repeat would give the same."""
+    """Count the bytes of one group as handed to the object store; every repeat would give the same."""
     (group,) = work.sampled(run, device_here())
     trajectory, images = group.trajectory, len(group.trajectory)
     crossing = len(pickle.dumps(group.packed, protocol=5)) / images
@@ -38,7 +38,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
         facts={
             "trained steps": len(trajectory.steps),
             "of it the texts' encodings": sum(row.nbytes for row in trajectory.conditioning.values()) / images,
-            "besides, to be scored, a picture": group.pictures.nbytes / images,
+            "also, to be scored, an image": group.images.nbytes / images,
         },
     )
     return [row]

@@ -1,4 +1,4 @@
-"""Waiting, each time with a deadline."""
+"""Waiting with deadlines."""
 
 import time
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from pcpo_ray.training.stages import Stages
 T = TypeVar("T")
 
 DEADLINE = 600.0
-"""Seconds that anything may take."""
+"""The deadline of every wait, in seconds."""
 
 
 def until(stages: Stages, found: Callable[[], T | None], awaited: str) -> T:
-    """What `found` gives once it is something; meanwhile the stages work. Raises BenchError at the deadline."""
+    """Let the stages work until `found` returns something, and return that. Raises BenchError at the deadline."""
     deadline = time.monotonic() + DEADLINE
     while (value := found()) is None:
         if time.monotonic() > deadline:
@@ -24,7 +24,7 @@ def until(stages: Stages, found: Callable[[], T | None], awaited: str) -> T:
 
 
 def collected(stages: Stages, collect: Callable[[], list[T]], count: int, awaited: str) -> list[T]:
-    """What `collect` gives, bit by bit, until there are so many."""
+    """Call `collect` until it has returned so many items."""
     found: list[T] = []
 
     def complete() -> list[T] | None:
@@ -45,7 +45,7 @@ def settled(stages: Stages, samplers: int) -> None:
 
 
 def answers(references: list[Any], awaited: str) -> list[Any]:
-    """Of Ray's references. Raises BenchError at the deadline."""
+    """Get the values of Ray's references. Raises BenchError at the deadline."""
     import ray
 
     try:

@@ -1,4 +1,4 @@
-"""New weights: from publishing until all samplers have acknowledged them, against one copy of their bytes a process."""
+"""New weights: from publishing to all samplers' acknowledgements, against one copy of their bytes per process."""
 
 import dataclasses
 import multiprocessing
@@ -29,10 +29,10 @@ R = TypeVar("R", config.Role, config.LearnerRole)
 
 SAMPLERS = 4
 SHARE = 0.15
-"""Of a core, and of a GPU where the role has one: all workers are to be on one node."""
+"""The fraction of a core, and of any GPU, per worker, so that all workers fit one node."""
 
 SMALL = 64 * 2**20
-"""Bytes, of an adapter: below, what counts is the time itself."""
+"""Bytes below which weights count as small, such as an adapter's, and the time itself matters."""
 
 SECONDS_OF_SMALL = Goal(bound="at most", value=0.2, of="figure")
 COPIES_OF_LARGE = Goal(bound="at most", value=3.0)
@@ -42,11 +42,11 @@ COPIES = 5
 LIMIT = f"one copy of the bytes in each of {SAMPLERS} processes at once, the slowest of them"
 
 NEEDED = 20 * 10**9
-"""Bytes of memory that a whole network takes: learner, samplers, two versions in the object store, the copies."""
+"""Bytes of memory for a whole network: learner, samplers, two versions in the object store, the copies."""
 
 
 def measured_on(run: config.Run) -> config.Run:
-    """The config's model on `SAMPLERS` samplers; the reward is one that loads nothing."""
+    """Put the config's model on `SAMPLERS` samplers, with a reward that loads nothing."""
     workers = run.workers
     return dataclasses.replace(
         run,
@@ -68,11 +68,11 @@ def _small(role: R) -> R:
 
 
 def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
-    """A repeat is one version to all samplers, and one copy of as many bytes in as many processes at once.
+    """Measure one version to all samplers, and one copy of its bytes in as many processes at once, per repeat.
 
-    Of the config's weights, and where they are few, of those of a whole network too, whatever the config.
+    It is measured for the config's weights and, if they are small, for those of a whole network too.
     """
-    free = psutil.virtual_memory().available  # afterwards, processes that are ending still have some
+    free = psutil.virtual_memory().available  # measured first: later, processes that are ending still hold memory
     own, size = _measured(run, repeats, say)
     return [own] if size > SMALL else [own, _of_a_whole_network(run, free, repeats, say)]
 
@@ -84,25 +84,25 @@ def _of_a_whole_network(run: config.Run, free: int, repeats: int, say: Say) -> R
         return _unmeasured(run, "its model is written on this machine, and RAY_ADDRESS names a cluster")
     with tempfile.TemporaryDirectory() as folder:
         say(f"writing a model of {large.BYTES / 1e9:.3g} GB to {folder}")
-        # in a process of its own: this one's peak of memory is a figure of another benchmark
+        # in another process: this one's peak memory is a figure of another benchmark
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
             model = apart.submit(large.write, Path(folder) / "large", large.WIDTHS).result(DEADLINE)
         workers = dataclasses.replace(
             run.workers, learner=dataclasses.replace(run.workers.learner, ranks=1, strategy="ddp")
         )
-        # only the other settings are those of simulated work: this network is a real one
+        # settings of simulated work, but a real network
         made = simulated.run(simulated.Sleeping, samplers=SAMPLERS, prompts=1, scoring=0.0)
         row, _ = _measured(dataclasses.replace(made, model=model, workers=workers), repeats, say)
     return row
 
 
 def _unmeasured(run: config.Run, why: str) -> Row:
-    """The row as it would be called if it were."""
+    """Make the row without figures, under the name that it would have."""
     return Row(name=_name(large.BYTES, run), unit="s", limit=LIMIT, goal=COPIES_OF_LARGE, unmeasured=why)
 
 
 def _measured(run: config.Run, repeats: int, say: Say) -> tuple[Row, int]:
-    """The row, and how many bytes were sent."""
+    """Measure the row, and return it with the number of bytes sent."""
     stages = cast("RayStages", session.stages(run, local=False, say=say))
     try:
         return _sent(run, stages, repeats, say)
@@ -149,9 +149,9 @@ def _name(count: int, run: config.Run) -> str:
 
 
 class Copies:
-    """A process that copies so many bytes, a bucket at a time, between pieces of memory that it has used before.
+    """A process that copies so many bytes, bucket by bucket, between pieces of memory that it has used before.
 
-    A process of its own throughout: a task's would come and go, and its imports take the processors from the samplers.
+    It lives throughout: a task's process would come and go, and its imports would take cores from the samplers.
     """
 
     def __init__(self, size: int) -> None:
@@ -160,7 +160,7 @@ class Copies:
         self.source, self.target = np.ones(bucket, np.uint8), np.zeros(bucket, np.uint8)
 
     def seconds(self) -> float:
-        """Of one copy, the median of `COPIES`."""
+        """Return the median seconds of `COPIES` copies."""
         found = []
         for _ in range(COPIES):
             started = time.perf_counter()
@@ -171,7 +171,7 @@ class Copies:
 
 
 def _copier(size: int) -> Any:
-    """What copies so many bytes in as many processes as there are samplers; its seconds are those of the slowest."""
+    """Make a function that copies so many bytes in a process per sampler and returns the slowest's seconds."""
     import ray
 
     copying = [ray.remote(num_cpus=0)(Copies).remote(size) for _ in range(SAMPLERS)]

@@ -1,4 +1,4 @@
-"""The work that benchmarks measure: the groups of a run's first batches."""
+"""The groups of a run's first batches, which benchmarks measure."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,38 +15,38 @@ from pcpo_ray.workers.sampler import Sampler
 
 
 def tasks(run: config.Run, step: int, version: int) -> list[Task]:
-    """The groups of a batch, as the loop asks for them."""
+    """Make the tasks of a batch, as the loop does."""
     return training_tasks(run, prompts.sources(run)[0], step, version)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """A group's trajectory and pictures, on the CPU, and the trajectory as it crosses processes."""
+    """A group's trajectory and images on the CPU, and the packed trajectory."""
 
     trajectory: Trajectory
-    pictures: np.ndarray
+    images: np.ndarray
     packed: PackedTrajectory
 
 
 def sampled(run: config.Run, device: torch.device) -> list[Sampled]:
-    """The groups of the first batch."""
+    """Sample the groups of the first batch."""
     torch.set_num_threads(run.workers.samplers.threads)
     sampler = Sampler(run, device)
     found = []
     for task in tasks(run, 1, 0):
         sampler.prepare(task)
-        trajectory, pictures = sampler.sample(task)
+        trajectory, images = sampler.sample(task)
         assert trajectory is not None
         crossing = pack_trajectory(sampler.policy, task, trajectory)
-        found.append(Sampled(trajectory=trajectory.to(torch.device("cpu")), pictures=pictures, packed=crossing))
+        found.append(Sampled(trajectory=trajectory.to(torch.device("cpu")), images=images, packed=crossing))
     return found
 
 
 def sizes(most: int) -> Sequence[int]:
-    """Batch sizes to try: powers of two, and all at once."""
+    """List batch sizes to try: powers of two, and all at once."""
     return sorted({most, *(2**power for power in range(1, most.bit_length()) if 2**power < most)})
 
 
 def counted(role: config.Role, workers: int) -> config.Role:
-    """The role with so many workers, for good."""
+    """Fix the role's number of workers."""
     return dataclasses.replace(role, workers=workers, min=1, max=None)

@@ -96,7 +96,7 @@ def test_a_trajectorys_bytes_are_those_that_are_pickled(small_sd):
     assert trajectory.measure(half, 1, quiet)[0].limits == (measured.limits[0] / 2,)
 
 
-def test_scoring_is_measured_against_the_picture_tower_alone(small_sd):
+def test_scoring_is_measured_against_the_image_tower_alone(small_sd):
     run = small.run(small_sd, rewards="[{kind: clip_score}, {kind: jpeg_compressibility}]", rollout__prompts=2)
     (measured,) = scoring.measure(run, 1, quiet)
     assert measured.facts["images"] == 8

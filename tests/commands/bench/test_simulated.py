@@ -15,7 +15,7 @@ def quick(monkeypatch):
     return slept
 
 
-def test_its_sleeps_are_those_of_the_pictures_and_steps(quick):
+def test_its_sleeps_are_those_of_the_images_and_steps(quick):
     run = simulated.run(simulated.Sleeping, samplers=1, prompts=2, scoring=0.25)
     with simulated.looped(run, lambda line: None, local=True) as looped:
         simulated.steps(looped, 1, staleness=0, prompts=2)  # an evaluation comes before

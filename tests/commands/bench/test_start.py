@@ -25,7 +25,7 @@ def test_the_deadline_is_an_error_and_the_process_is_gone(tmp_path, monkeypatch)
         start.until_there(["-c", "import time; time.sleep(60)"], tmp_path / "seen")
 
 
-def test_the_first_pictures_at_a_scorer_leave_the_file(tmp_path):
+def test_the_first_images_at_a_scorer_leave_the_file(tmp_path):
     arrival = start.Arrival(str(tmp_path / "seen"))
     assert not (tmp_path / "seen").exists()
     assert arrival.score(np.zeros((2, 4, 4, 3), np.uint8), ["", ""]) == [0.0, 0.0]

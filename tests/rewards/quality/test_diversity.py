@@ -74,7 +74,7 @@ def test_lpips_is_the_weighted_square_of_unit_features_apart(alexnet):
     assert min(expected) > 0
 
 
-def test_lpips_of_equal_pictures_is_0(alexnet):
+def test_lpips_of_equal_images_is_0(alexnet):
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     found = diversity.load_lpips(config.Lpips(weights=str(alexnet[0])), CPU)(np.stack([picture] * 3))
     assert found == pytest.approx([0, 0, 0], abs=1e-7)

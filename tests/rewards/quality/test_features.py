@@ -52,7 +52,7 @@ def every(dino, inception):
     ]
 
 
-def test_each_gives_a_row_a_picture_whatever_the_batch_and_its_order(dino, inception):
+def test_each_gives_a_row_an_image_whatever_the_batch_and_its_order(dino, inception):
     for kind, dimensions in every(dino, inception):
         extract = features.load(kind, CPU)
         found = extract(PICTURES)

@@ -43,7 +43,7 @@ def test_the_distance_of_1d_normals_is_that_of_their_means_and_stds():
     assert distance(normal(one), normal(other)) == pytest.approx(9 + (3 * grid.std(ddof=1)) ** 2, rel=1e-9)
 
 
-def test_equal_sets_are_at_0_even_with_fewer_pictures_than_dimensions():
+def test_equal_sets_are_at_0_even_with_fewer_images_than_dimensions():
     few = np.random.default_rng(0).normal(size=(20, 128))
     assert distance(normal(few), normal(few)) == pytest.approx(0, abs=1e-9)
     assert distance(normal(few), normal(few[::-1])) == pytest.approx(0, abs=1e-9)

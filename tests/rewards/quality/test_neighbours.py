@@ -71,7 +71,7 @@ def test_images_of_one_mode_are_precise_and_lack_recall_and_coverage():
     assert found["precision"] > 0.9 and found["recall"] <= 0.5 and found["coverage"] <= 0.5
 
 
-def test_a_radius_reaches_to_the_kth_other_picture_twins_counted():
+def test_a_radius_reaches_to_the_kth_other_image_twins_counted():
     line = torch.tensor([[0.0], [0.0], [1.0], [3.0]], dtype=torch.float64)
     assert neighbours.radii(line, 1).tolist() == [0, 0, 1, 2]
     assert neighbours.radii(line, 2).tolist() == [1, 1, 1, 3]

@@ -37,7 +37,7 @@ def measured(seed, count=4, size=(64, 64)):
     return {"features": np.random.default_rng(seed).normal(size=(count, 6)), "size": np.array(size)}
 
 
-def test_a_scorer_measures_evaluations_alone_where_the_pictures_are():
+def test_a_scorer_measures_evaluations_alone_where_the_images_are():
     run = small.run("model", evaluation__quality=CLIP)
     scorer = Scorer(run, CPU)
     _, failures, found = scorer.score(task(), images())
@@ -46,7 +46,7 @@ def test_a_scorer_measures_evaluations_alone_where_the_pictures_are():
     assert Scorer(small.run("model"), CPU).score(task(), images())[2] == {}
 
 
-def test_pictures_of_several_prompts_are_compared_inside_each():
+def test_images_of_several_prompts_are_compared_inside_each():
     measures = Scorer(small.run("model", evaluation__quality=CLIP), CPU).measures
     assert measures is not None
     seen = []
@@ -92,7 +92,7 @@ def test_groups_without_features_do_not_count_and_none_gives_no_figure(tmp_path)
     assert assess([{}, {}]) == {}
 
 
-def test_pictures_of_another_size_than_the_references_are_refused(tmp_path):
+def test_images_of_another_size_than_the_references_are_refused(tmp_path):
     settings = config.Quality(features=config.ClipFeatures(), reference=config.ShapesReference(count=6), neighbours=2)
     with pytest.raises(QualityError, match=r"images of 32 x 64, .* has 64 x 64"):
         quality.Assessor(settings, tmp_path, CPU)([measured(0, size=(32, 64))])
@@ -107,14 +107,14 @@ def test_what_is_wrong_with_a_reference_is_said_before_a_run_starts(small_sd, tm
         session.check(small.run(small_sd, evaluation__quality=wanted))
 
 
-def test_a_reference_picture_cut_short_is_named_before_anything_is_sampled(small_sd, tmp_path):
+def test_a_reference_image_cut_short_is_named_before_anything_is_sampled(small_sd, tmp_path):
     for n in range(3):
         Image.fromarray(images(n)[0]).save(tmp_path / f"{n}.png")
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:-300])
     wanted = f"{{features: {{kind: clip}}, neighbours: 2, reference: {{kind: images, path: '{tmp_path}'}}}}"
     run = small.run(small_sd, evaluation__quality=wanted)
     session.check(run)
-    with pytest.raises(QualityError, match=r"2\.png cannot be read whole"):
+    with pytest.raises(QualityError, match=r"2\.png cannot be read as a whole image"):
         quality.assessor(run, tmp_path / "run", print)
 
 
@@ -190,7 +190,7 @@ def test_a_rewound_run_drops_features_that_are_about_to_come_again(measured_run,
     assert [path.name for path in sorted((tmp_path / "features").iterdir())] == ["step-000000.npy", "step-000002.npy"]
 
 
-def test_pictures_that_are_never_measured_end_a_run_with_the_cause(small_sd, tmp_path):
+def test_images_that_are_never_measured_end_a_run_with_the_cause(small_sd, tmp_path):
     run = small.run(small_sd, evaluation__count=9, evaluation__quality=CLIP)
     stages = LocalStages(run)
 

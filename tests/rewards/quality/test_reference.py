@@ -51,7 +51,7 @@ def test_a_folder_and_a_list_of_its_files_are_the_same_reference(tmp_path):
     assert one.size == other.size == (8, 8)
 
 
-def test_features_are_computed_once_for_the_same_pictures_and_network(tmp_path):
+def test_features_are_computed_once_for_the_same_images_and_network(tmp_path):
     folder = pictures(tmp_path / "set")
     extractor = Counted()
 
@@ -86,7 +86,7 @@ def test_an_entry_that_is_cut_short_is_named(tmp_path):
         reference.load(settings, Counted(), print)
 
 
-def test_drawn_pictures_are_those_of_held_out_captions():
+def test_drawn_images_are_those_of_held_out_captions():
     settings = config.Quality(features=config.ClipFeatures(), reference=config.ShapesReference(count=70))
     found = reference.load(settings, Counted(), print)
     assert found.features.shape == (70, 3) and found.size == (64, 64)
@@ -94,7 +94,7 @@ def test_drawn_pictures_are_those_of_held_out_captions():
     assert (reference.load(settings, Counted(), print).features == found.features).all()
 
 
-def test_pictures_of_other_sizes_are_named_before_any_is_measured(tmp_path):
+def test_images_of_other_sizes_are_named_before_any_is_measured(tmp_path):
     folder = pictures(tmp_path / "set")
     pictures(folder, count=1, size=(8, 16), seed=1)
     with pytest.raises(QualityError, match=r"1 of 5 .*1-0\.png \(8 x 16\); most are 8 x 8"):
@@ -104,7 +104,7 @@ def test_pictures_of_other_sizes_are_named_before_any_is_measured(tmp_path):
     reference.check(quality(tmp_path / "other"), (8, 8))
 
 
-def test_a_reference_that_is_not_there_too_small_or_no_picture_is_named(tmp_path):
+def test_a_reference_that_is_not_there_too_small_or_no_image_is_named(tmp_path):
     (tmp_path / "list.txt").write_text("absent.png\n")
     (tmp_path / "empty").mkdir()
     few = pictures(tmp_path / "few", count=2)
@@ -112,16 +112,16 @@ def test_a_reference_that_is_not_there_too_small_or_no_picture_is_named(tmp_path
     (broken / "0-0.png").write_bytes(b"no picture")
     for where, words in [
         ("nowhere", "expected a folder"),
-        ("list.txt", r"names 1 pictures that are not there, such as .*absent\.png"),
-        ("empty", "has no pictures"),
-        (few, "has 2 pictures; expected more than the 2"),
+        ("list.txt", r"names 1 images that do not exist, such as .*absent\.png"),
+        ("empty", "has no images"),
+        (few, "has 2 images; expected more than the 2"),
         (broken, r"0-0\.png cannot be read"),
     ]:
         with pytest.raises(QualityError, match=words):
             reference.check(quality(tmp_path / where))
 
 
-def test_the_base_models_pictures_are_the_runs_own_first_evaluation(tmp_path):
+def test_the_base_models_images_are_the_runs_own_first_evaluation(tmp_path):
     reference.save(tmp_path / "features" / "step-000000.npy", np.ones((3, 2)))
     assert reference.base(tmp_path / "features" / "step-000000.npy", (8, 8)).features.shape == (3, 2)
     with pytest.raises(QualityError, match=r"step-000000\.npy is missing"):
@@ -156,7 +156,7 @@ def saved(folder, name, array, mode=None, **more):
         ("palette.gif", Image.fromarray(GREY[..., 0]).convert("P"), GREY),
     ],
 )
-def test_images_of_every_mode_with_known_black_and_white_are_read_right(tmp_path, name, picture, expected):
+def test_images_of_every_mode_with_known_black_and_white_are_read_right(tmp_path, name, image, expected):
     path = saved(tmp_path, name, picture)
     assert reference.image_files(str(tmp_path)) == [path]
     np.testing.assert_array_equal(reference.pixels(path), expected)
@@ -204,7 +204,7 @@ def sixteen_bit_png(rows):
         ),
     ],
 )
-def test_ambiguous_images_are_refused_before_any_is_measured(tmp_path, name, picture, more, words):
+def test_ambiguous_images_are_refused_before_any_is_measured(tmp_path, name, image, more, words):
     pictures(tmp_path)
     saved(tmp_path, name, picture, **more)
     with pytest.raises(QualityError, match=words):
@@ -222,7 +222,7 @@ def test_an_image_with_an_exif_orientation_is_read_upright(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg"])
-def test_a_picture_cut_short_is_named_though_a_library_asked_for_leniency(tmp_path, monkeypatch, name):
+def test_an_image_cut_short_is_named_though_a_library_asked_for_leniency(tmp_path, monkeypatch, name):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     pictures(tmp_path, size=(64, 64))
     path = saved(tmp_path, name, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""Published models with weights made up."""
+"""Published models with random weights."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pcpo_ray import models
-from pcpo_ray.commands.bench import made_up
+from pcpo_ray.commands.bench import random_weights
 from pcpo_ray.errors import BenchError
 from pcpo_ray.rewards import clip
 from tests.support import small
@@ -16,11 +16,11 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("fixture", ["small_sd", "small_sd3", "small_flux"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_config_loads_what_is_made_up_from_json_files_alone(request, monkeypatch, tmp_path, fixture, dtype):
+def test_a_config_loads_random_weights_made_from_json_files_alone(request, monkeypatch, tmp_path, fixture, dtype):
     model = request.getfixturevalue(fixture)
-    monkeypatch.setitem(made_up.MODELS, "sd15", lambda folder: small.without_weights(model, folder))
+    monkeypatch.setitem(random_weights.MODELS, "sd15", lambda folder: small.without_weights(model, folder))
     folder = tmp_path / model.name
-    made_up.write("sd15", folder, dtype, CPU)
+    random_weights.write("sd15", folder, dtype, CPU)
     assert torch.get_default_dtype() is torch.float32
     run = small.run(folder, model__dtype=dtype)
     denoiser = models.load(run.model, run.sampling, seed=0, device=CPU)
@@ -33,8 +33,8 @@ def test_a_config_loads_what_is_made_up_from_json_files_alone(request, monkeypat
 
 
 def test_each_text_encoder_has_one_layer_and_its_width(small_sd3, monkeypatch, tmp_path):
-    monkeypatch.setitem(made_up.MODELS, "sd35m", lambda folder: small.without_weights(small_sd3, folder))
-    made_up.write("sd35m", tmp_path / "sd3", "float32", CPU)
+    monkeypatch.setitem(random_weights.MODELS, "sd35m", lambda folder: small.without_weights(small_sd3, folder))
+    random_weights.write("sd35m", tmp_path / "sd3", "float32", CPU)
     layers = {
         "text_encoder": "num_hidden_layers",
         "text_encoder_2": "num_hidden_layers",
@@ -57,8 +57,8 @@ def test_a_clip_is_read_as_a_reward_reads_it(monkeypatch, tmp_path):
         vision_config={**towers, "image_size": 224, "patch_size": 112, "projection_dim": 16},
         projection_dim=16,
     )
-    monkeypatch.setitem(made_up.MODELS, "clip-l", config.save_pretrained)
-    made_up.write("clip-l", tmp_path / "clip", "float32", CPU)
+    monkeypatch.setitem(random_weights.MODELS, "clip-l", config.save_pretrained)
+    random_weights.write("clip-l", tmp_path / "clip", "float32", CPU)
     loaded = clip.load(str(tmp_path / "clip"), None, CPU)
     assert loaded.texts(["a red circle", "a blue square"]).shape == (2, 16)
 
@@ -70,13 +70,13 @@ def test_a_clip_is_read_as_a_reward_reads_it(monkeypatch, tmp_path):
         ("sd15", "int8", "--dtype int8: expected one of float32, bfloat16, float16"),
     ],
 )
-def test_what_cannot_be_made_up_is_named_and_nothing_written(tmp_path, name, dtype, said):
+def test_a_model_that_cannot_be_made_is_named_and_nothing_written(tmp_path, name, dtype, said):
     with pytest.raises(BenchError, match=said):
-        made_up.write(name, tmp_path / "model", dtype, CPU)
+        random_weights.write(name, tmp_path / "model", dtype, CPU)
     assert not (tmp_path / "model").exists()
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path):
     with pytest.raises(BenchError, match="there already"):
-        made_up.write("sd15", tmp_path, "float32", CPU)
+        random_weights.write("sd15", tmp_path, "float32", CPU)
     assert not list(tmp_path.iterdir())

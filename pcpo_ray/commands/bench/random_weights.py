@@ -1,4 +1,4 @@
-"""Published models with weights made up: to measure speed and memory where the real ones are not at hand."""
+"""Published models with random weights, to measure speed and memory without the real ones."""
 
 import json
 import shutil
@@ -25,9 +25,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def write(name: str, folder: Path, dtype: str, device: torch.device) -> None:
-    """Write the model, its weights drawn on `device` as its classes draw them before they are trained.
+    """Write the model with random weights, drawn on `device` by its classes' own initialisation.
 
-    Each text encoder has its width and one layer: a run encodes every text once. Raises BenchError.
+    Each text encoder has its real width but one layer: a run encodes every text only once. Raises BenchError.
     """
     if name not in MODELS:
         raise BenchError(f"no model {name!r} is known; expected one of {', '.join(MODELS)}")
@@ -53,7 +53,7 @@ def write(name: str, folder: Path, dtype: str, device: torch.device) -> None:
 
 @contextmanager
 def _drawing(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Inside, networks are made on the device and in the dtype, from a fixed seed."""
+    """Make networks on the device and in the dtype, from a fixed seed, while inside."""
     before = torch.get_default_dtype()
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
@@ -76,7 +76,7 @@ def _pipeline(folder: Path) -> None:
 
 
 def _networks(folder: Path) -> dict[str, tuple[str, str]]:
-    """The parts that have weights, by the pipeline's index."""
+    """List the parts with weights, from the pipeline's index."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     return {name: tuple(value) for name, value in index.items() if (folder / name / "config.json").is_file()}
 
