@@ -61,7 +61,7 @@ def _random_weights(
     folder: Annotated[Path, typer.Argument(help="A new folder, in the libraries' format.")],
     dtype: Annotated[str, typer.Option(help="The weights' dtype: float32, bfloat16 or float16.")] = "float32",
 ) -> None:
-    from pcpo_ray.commands.bench import random_weights, page
+    from pcpo_ray.commands.bench import page, random_weights
     from pcpo_ray.data.tensors import device_here
 
     random_weights.write(name, folder, dtype, device_here())
