@@ -4,6 +4,7 @@ Notation and shapes are those of objective.py.
 """
 
 import math
+from typing import assert_never, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -23,17 +24,19 @@ def inactive(
     clip_range: float | Float[Tensor, " B"],
     objective: Objective,
 ) -> Float[Tensor, " B"]:
-    """Return 1 where the clip range cuts off the surrogate's gradient, else 0.
+    """Mark with 1 where the clip range cuts off the surrogate's gradient, else 0.
 
     Raises ConfigError for an unknown objective.
     """
+    if objective not in get_args(Objective):
+        raise ConfigError(f"got objective {objective!r}; expected {' or '.join(map(repr, get_args(Objective)))}")
     match objective:
         case "clipped_ratio":
             change = torch.expm1(log_ratio)
         case "log_hinge":
             change = log_ratio
         case _:
-            raise ConfigError(f"got objective {objective!r}; expected 'clipped_ratio' or 'log_hinge'")
+            assert_never(objective)
     return (advantage * change > clip_range * advantage.abs()).to(log_ratio.dtype)
 
 
@@ -52,21 +55,27 @@ def gradient_norm(
 ) -> Float[Tensor, " B"]:
     """Compute the L2 norm of each sample's d loss / d prediction: |A| r w / D ||s z + w d|| where active, else 0.
 
-    r is rho for the clipped ratio and 1 for the hinge. Raises ConfigError for another objective.
+    r is rho for the clipped ratio and 1 for the hinge. Raises ConfigError for an unknown objective.
     """
     d, z = change_and_noise(prediction, old_prediction, noise)
     w, s = per_sample(weight, d), per_sample(sign, d)
     slope = (w * (s * z + w * d)).flatten(1)
     norm: Tensor = advantage.abs() * slope.square().sum(1).sqrt() / slope.shape[1]
-    if objective == "clipped_ratio":
-        norm = norm * log_ratio.exp()
-    return norm * (1 - inactive(log_ratio, advantage, clip_range=clip_range, objective=objective))
+    stopped = inactive(log_ratio, advantage, clip_range=clip_range, objective=objective)
+    match objective:
+        case "clipped_ratio":
+            norm = norm * log_ratio.exp()
+        case "log_hinge":
+            pass
+        case _:
+            assert_never(objective)
+    return norm * (1 - stopped)
 
 
 class TimestepDiagnostics:
     """Diagnostics of a surrogate at each of a trajectory's T timesteps, summed over the micro-batches of an update.
 
-    They are kept as sums and maxima per timestep, so that those of several ranks can be added up.
+    They are kept as sums per timestep, so that ranks merge by adding (and maxima by taking the larger).
     """
 
     # change = rho - 1
@@ -90,18 +99,18 @@ class TimestepDiagnostics:
         clip_range: float | Float[Tensor, " B"],
         objective: Objective,
     ) -> None:
-        """Note B samples, all at timestep `step` or each at its own, without waiting for the device.
+        """Note B samples, all at one timestep index `step` or each at its own; `count` counts them later.
 
-        `count` adds them up later. Raises ConfigError for an unknown objective.
+        This does not wait for the device. Raises ConfigError for an unknown objective.
         """
         stopped = inactive(log_ratio, advantage, clip_range=clip_range, objective=objective)
         steps, limits = (_each(value, log_ratio) for value in (step, clip_range))
         self._noted.append((steps.long(), torch.stack([log_ratio, gradient_norm, stopped.to(log_ratio), limits])))
 
     def count(self) -> None:
-        """Add up what was noted, waiting for the device once, whatever the number of micro-batches.
+        """Count all noted samples, with one wait for the device, however many micro-batches there were.
 
-        Raises TrainingError, counting nothing, for a log-ratio or gradient that is not finite.
+        Raises TrainingError for a log-ratio or gradient that is not finite, and then counts none of them.
         """
         if not self._noted:
             return
@@ -125,7 +134,7 @@ class TimestepDiagnostics:
 
     @property
     def sums(self) -> Float[Tensor, "8 T"]:
-        """The sums named in SUMS, at each timestep."""
+        """The sums that SUMS names, at each timestep."""
         self.count()
         return self._sums
 
@@ -144,12 +153,12 @@ class TimestepDiagnostics:
         self._max_log_ratio = value
 
     def summary(self) -> dict[str, list[float | None]]:
-        """Summarise each timestep; None where nothing was counted.
+        """Summarise each timestep; a value is None where nothing was counted.
 
         `ratio_mean` and `ratio_std` are of rho, `log_ratio_std` of log rho, `max_log_ratio` of |log rho|.
         `clip_fraction` is the fraction with |log rho| > xi, whatever the objective. `inactive_fraction` is the fraction
-        whose gradient is cut off: one-sided, so about half of it. `gradient_share` is the timestep's fraction of all
-        gradient norms; they add up to 1 (None if all are 0).
+        whose gradient is cut off; it is one-sided, so about half of that. `gradient_share` is the timestep's fraction
+        of all gradient norms; they add up to 1 (None if all norms are 0).
         """
         rows = [_statistics(*column) for column in zip(self.sums.T.tolist(), self.max_log_ratio.tolist(), strict=True)]
         table = {name: [row[name] for row in rows] for name in rows[0]}
@@ -159,12 +168,12 @@ class TimestepDiagnostics:
         return {**table, "gradient_share": shares}
 
     def overall(self) -> dict[str, float | None]:
-        """Summarise all samples and timesteps at once, without `gradient_share`."""
+        """Summarise all samples and timesteps at once; the values are those of `summary` but `gradient_share`."""
         return _statistics(self.sums.sum(1).tolist(), self.max_log_ratio.max().item())
 
 
 def _statistics(sums: list[float], max_log_ratio: float) -> dict[str, float | None]:
-    """Compute the statistics that the sums named in TimestepDiagnostics.SUMS give."""
+    """Compute the statistics from the sums that TimestepDiagnostics.SUMS names."""
     count, change, change_squared, log_ratio, log_ratio_squared, clipped, stopped, _ = sums
     names = ("ratio_mean", "ratio_std", "log_ratio_std", "clip_fraction", "inactive_fraction", "max_log_ratio")
     if count == 0:
@@ -182,5 +191,5 @@ def _statistics(sums: list[float], max_log_ratio: float) -> dict[str, float | No
 
 
 def _each(value: float | Tensor, like: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Return one value per sample."""
+    """Give one value for each sample."""
     return value.to(like) if isinstance(value, Tensor) else torch.full_like(like, value)

@@ -1,8 +1,8 @@
 """The two surrogates on the decomposed log-ratio of an affine step, its KL divergence and importance weights.
 
-Notation: B samples (at one step, or each at a step of its own); D latent dimensions; d = theta's prediction - the old
-one; z the noise drawn; w and s the step's weight and sign; A advantage; rho the ratio of densities; xi the clip range.
-Every log-ratio is the mean over D, not the sum: that is the quantity which published clip ranges are set for.
+Notation: B samples (all at one timestep, or each at its own); D latent dimensions; d = theta's prediction - the old
+one; z the drawn noise; w and s the step's weight and sign; A advantage; rho the ratio of densities; xi the clip range.
+Every log-ratio is the mean over D, not the sum: published clip ranges are set for the mean.
 """
 
 import math
@@ -26,9 +26,9 @@ def log_ratio(
 ) -> Float[Tensor, " B"]:
     """Compute log rho = -[ s w mean(d z) + w^2 mean(d^2) / 2 ], differentiable in `prediction` (arXiv 2509.25774).
 
-    With the step's own weight this is the exact log-ratio of its two Gaussians at the x_next that was drawn; with
-    another, that of a step which had this weight. Exactly 0 at d = 0 in every dtype, as no density is recovered
-    from a rounded x_next. Half types are taken to float32 before anything is subtracted.
+    With the step's own weight this is the exact log-ratio of its two Gaussians at the x_next that was drawn. With
+    another weight it is that of a step with this weight. It is exactly 0 at d = 0 in every dtype, because no density is
+    recovered from a rounded x_next. Half types are converted to float32 before anything is subtracted.
     """
     d, z = change_and_noise(prediction, old_prediction, noise)
     w, s = per_sample(weight, d), per_sample(sign, d)
@@ -36,10 +36,10 @@ def log_ratio(
 
 
 def rounded(prediction: Float[Tensor, "B ..."], dtype: torch.dtype) -> Float[Tensor, "B ..."]:
-    """Round to the values of `dtype`, keeping the tensor's own dtype and an unrounded gradient.
+    """Round a prediction to the values of `dtype`, keeping its own dtype and its unrounded gradient.
 
-    Stored predictions were rounded so, and equal ones stay equal. A cast back and forth would round the gradient too,
-    which is then 0 in float16.
+    Stored predictions were rounded in the same way, so equal predictions stay equal. A cast back and forth would round
+    the gradient too, to 0 in float16.
     """
     if dtype == prediction.dtype:
         return prediction
@@ -52,8 +52,9 @@ def clipped_ratio(
 ) -> Float[Tensor, " B"]:
     """Compute PPO's loss plus A: max(-A (rho - 1), -A clip(rho - 1, -xi, xi)) (arXiv 1707.06347, equation 7).
 
-    Written in rho - 1, by expm1: a float32 rho near 1 has three digits left for a clip range of 1e-4. The constant A
-    that this leaves out has no gradient. It equals the hinge max(0, xi |A| - A (rho - 1)) less the constant xi |A|.
+    It is written in rho - 1, by expm1, because a float32 rho near 1 has only three digits left for a clip range of
+    1e-4. The constant A that it leaves out has no gradient. It equals the hinge max(0, xi |A| - A (rho - 1)) less the
+    constant xi |A|.
     """
     change = torch.expm1(log_ratio)
     return torch.maximum(-advantage * change, -advantage * change.clamp(-clip_range, clip_range))  # type: ignore[arg-type]  # torch knows no union
@@ -69,9 +70,10 @@ def log_hinge(
 def kl_divergence(
     prediction: Float[Tensor, "B ..."], reference: Float[Tensor, "B ..."], *, weight: float | Float[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
-    """Compute KL(theta || reference) of a step's Gaussians per dimension, w^2 mean(d^2) / 2, d from `reference`.
+    """Compute KL(theta || reference) of a step's Gaussians, per dimension: w^2 mean(d^2) / 2.
 
-    `weight` is the step's own, |gain| / std, whatever credit it carries (Flow-GRPO, arXiv 2505.05470).
+    d is the difference of the predictions. `weight` is the step's own, |gain| / std, whatever credit it carries
+    (Flow-GRPO, arXiv 2505.05470).
     """
     d = prediction.to(torch.promote_types(prediction.dtype, torch.float32)) - reference
     squares = d.square().flatten(1).mean(1)
@@ -79,19 +81,19 @@ def kl_divergence(
 
 
 def importance(lag: Float[Tensor, " B"], *, dimensions: int, most: float) -> Float[Tensor, " B"]:
-    """Compute min(ratio of densities, most): V-trace's truncated importance weight (arXiv 1802.01561, equation 1).
+    """Compute min(ratio of densities, most), V-trace's truncated importance weight (arXiv 1802.01561, equation 1).
 
-    `lag` is the mean log-ratio per dimension, at the sampler's own weights, of the policy that learns to the one that
-    sampled; the ratio of the two densities of a step is exp(`dimensions` * lag). The surrogate is then taken of the
-    log-ratio to the policy that learns (decoupled PPO, arXiv 2110.00641).
+    `lag` is the mean log-ratio per dimension of the policy that is trained to the one that sampled, at the sampler's
+    own weights. The ratio of the two densities of a step is exp(`dimensions` * lag). The surrogate then uses the
+    log-ratio to the policy that is trained (decoupled PPO, arXiv 2110.00641).
     """
     return (dimensions * lag).clamp(max=math.log(most)).exp()
 
 
 def spread(weights: Float[Tensor, " B"], counted: Bool[Tensor, " B"], *, most: float) -> Float[Tensor, "4"]:
-    """Sum over the importance weights w that are `counted`; the sums add up over passes and ranks.
+    """Sum over the importance weights that are `counted`: their number, w, w^2, and the number truncated.
 
-    Returns their number, the sum of w, the sum of w^2, and how many are truncated. Nothing here waits for the device.
+    Such sums add up over passes and ranks. Nothing here waits for the device.
     """
     count = counted.double()
     w = weights.double() * count
@@ -100,9 +102,9 @@ def spread(weights: Float[Tensor, " B"], counted: Bool[Tensor, " B"], *, most: f
 
 
 def spread_in_numbers(sums: Sequence[float]) -> dict[str, float] | None:
-    """Compute the importance weights' `mean`, `std`, `truncated` fraction and `effective` fraction; None if none exist.
+    """Summarise importance weights: `mean`, `std`, `truncated` fraction, `effective` fraction; None if there are none.
 
-    The effective fraction is (sum w)^2 / (n sum w^2), the effective sample size over the number of samples.
+    The effective fraction is (sum w)^2 / (n sum w^2): an equally weighted sample of that size tells as much.
     """
     count, total, squares, truncated = sums
     if not count:
@@ -116,20 +118,20 @@ def spread_in_numbers(sums: Sequence[float]) -> dict[str, float] | None:
 
 
 def std_of_sums(summed: float, squared: float, count: float) -> float:
-    """Compute the std of `count` values from their sum and sum of squares."""
+    """Compute the std of `count` values from their sum and their sum of squares."""
     return math.sqrt(max(0.0, squared / count - (summed / count) ** 2))
 
 
 def change_and_noise(
     prediction: Float[Tensor, "B ..."], old_prediction: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."]
 ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
-    """Return d and z, in float32 at least."""
+    """Compute d and z, in float32 at least."""
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     return prediction.to(dtype) - old_prediction.to(dtype), noise.to(dtype)
 
 
 def per_sample(value: float | Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> float | Float[Tensor, "B ..."]:
-    """Return a number as it is, and one value per sample in the shape that multiplies `like`."""
+    """Shape one value a sample so that it multiplies `like`; leave a plain number as it is."""
     if not isinstance(value, Tensor):
-        return value  # a tensor would have to be copied to the device
+        return value  # a tensor of it would have to be copied to the device
     return value.to(like).reshape(-1, *[1] * (like.ndim - 1))

@@ -125,7 +125,7 @@ def test_each_micro_batch_is_counted_by_its_own_clip_range():
     assert summary["clip_fraction"] == summary["inactive_fraction"] == [1.0, 0.0]
 
 
-def test_at_unchanged_weights_nothing_is_clipped_and_log_ratios_are_zero():
+def test_nothing_is_clipped_at_unchanged_weights():
     made = TimestepDiagnostics(2)
     made.add(0, torch.zeros(4), torch.ones(4), torch.ones(4), clip_range=XI, objective="log_hinge")
     overall = made.overall()

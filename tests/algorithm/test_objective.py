@@ -54,7 +54,7 @@ def test_at_unchanged_weights_the_log_ratio_is_exactly_zero_in_every_dtype(dtype
 
 
 @given(st.floats(1e-3, 5), st.sampled_from([-1.0, 1.0]), st.floats(1e-4, 1), st.integers(0, 5))
-def test_swapping_the_two_policies_negates_the_log_ratio(weight, sign, change, seed):
+def test_exchanging_the_policies_negates_the_log_ratio(weight, sign, change, seed):
     """log p_new/p_old at one x_next, told from either side: the other side's noise is z + s w d."""
     new, old, noise = draws(seed, shape=(2, 32), change=change)
     forward = log_ratio(new, old, noise, weight=weight, sign=sign)
@@ -144,7 +144,7 @@ def test_in_float32_the_loss_keeps_the_digits_that_exp_minus_one_loses(change, n
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rounded_values_are_the_dtypes_and_gradients_stay_unrounded(dtype):
+def test_rounded_values_fit_the_dtype_and_their_gradient_is_not_rounded(dtype):
     scales = torch.logspace(-9, 3, 4001)
     values = (scales * torch.randn(4001, generator=torch.Generator().manual_seed(0))).requires_grad_()
     found = rounded(values, dtype)

@@ -5,6 +5,7 @@ Shapes: N images of a group, K trained steps, B pairs of a pass, `...` one image
 
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import assert_never
 
 import torch
 from jaxtyping import Float
@@ -97,7 +98,13 @@ class Loss:
         if settings.correction is not None:
             lag, importance = self._lag(prediction, log_ratio, pairs, lags, older)
             log_ratio, factor = log_ratio - lag, factor * importance
-        surrogate = objective.log_hinge if settings.kind == "log_hinge" else objective.clipped_ratio
+        match settings.kind:
+            case "log_hinge":
+                surrogate = objective.log_hinge
+            case "clipped_ratio":
+                surrogate = objective.clipped_ratio
+            case _:
+                assert_never(settings.kind)
         loss = (factor * surrogate(log_ratio, advantage, clip_range=clip_range)).sum() / count
         divergence = torch.zeros_like(loss)
         if settings.kl:
