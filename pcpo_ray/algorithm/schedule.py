@@ -4,8 +4,6 @@ Notation: T steps; `alpha_bar` is diffusion's cumulative alpha, in (0, 1]; `time
 0 for data. Everything is float64 and known before the run starts.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
@@ -48,53 +46,6 @@ class DiffusionSchedule:
 
     def __len__(self) -> int:
         return len(self.timesteps)
-
-    @classmethod
-    def from_alpha_bars(
-        cls, alpha_bars: Sequence[float], *, steps: int, offset: int = 1, final_alpha_bar: float
-    ) -> "DiffusionSchedule":
-        """`steps` of the training schedule `alpha_bars` at `leading` spacing (arXiv 2305.08891, table 2).
-
-        Timesteps are `k * stride + offset` with `stride = len(alpha_bars) // steps`; each step goes one stride down,
-        and the last, which would leave the schedule, to `final_alpha_bar`. Raises ScheduleError for steps that the
-        schedule does not have.
-        """
-        total = len(alpha_bars)
-        if not 1 <= steps <= total:
-            raise ScheduleError(f"got {steps} steps; expected 1 to {total}, the training steps: change `steps`")
-        stride = total // steps
-        timesteps = tuple(k * stride + offset for k in reversed(range(steps)))
-        if offset < 0 or timesteps[0] >= total:
-            raise ScheduleError(
-                f"{steps} steps with offset {offset} visit timesteps {timesteps[-1]} to {timesteps[0]}; expected 0 to "
-                f"{total - 1}: take fewer steps, or an offset from 0 to {total - 1 - (steps - 1) * stride}"
-            )
-        after = (timestep - stride for timestep in timesteps)
-        return cls(
-            timesteps=timesteps,
-            alpha_bar=tuple(float(alpha_bars[t]) for t in timesteps),
-            alpha_bar_prev=tuple(float(alpha_bars[t]) if t >= 0 else float(final_alpha_bar) for t in after),
-        )
-
-
-def scaled_linear_alpha_bars(
-    *, beta_start: float = 0.00085, beta_end: float = 0.012, train_steps: int = TRAIN_STEPS
-) -> tuple[float, ...]:
-    """Cumulative alphas of latent diffusion's schedule: sqrt(beta) is linear; the defaults are Stable Diffusion's.
-
-    Raises ScheduleError unless 0 < beta_start <= beta_end < 1 and there are at least two steps.
-    """
-    if not 0 < beta_start <= beta_end < 1 or train_steps < 2:
-        raise ScheduleError(
-            f"got betas {beta_start} to {beta_end} over {train_steps} steps; expected "
-            "0 < beta_start <= beta_end < 1 over at least 2"
-        )
-    first, last = math.sqrt(beta_start), math.sqrt(beta_end)
-    alpha_bars, product = [], 1.0
-    for k in range(train_steps):
-        product *= 1 - (first + (last - first) * k / (train_steps - 1)) ** 2
-        alpha_bars.append(product)
-    return tuple(alpha_bars)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,27 +77,6 @@ def seconds_for(size: int) -> float:
     return PATIENCE + size / SLOWEST
 
 
-def write(
-    folder: Path,
-    *,
-    version: int,
-    state: DriverState,
-    parameters: Mapping[str, Tensor],
-    averaged: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-    export: Callable[[Path], None],
-    updates: int = 0,
-) -> None:
-    """Write a checkpoint; `export` writes diffusers' own files. An older one of the same name is replaced.
-
-    Raises RunError where the disk does not take it; nothing of it is left then.
-    """
-    with unfinished(folder) as made:
-        sums = write_part(made, parameters, averaged, optimizer)
-        export(made)
-        finish(made, folder, version=version, state=state, updates=updates, sums=sums)
-
-
 @contextlib.contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
     """Where a checkpoint is written until it is whole. What is left there at the end goes.

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from pcpo_ray.algorithm import credit
 from pcpo_ray.algorithm.objective import log_ratio
-from pcpo_ray.algorithm.schedule import DiffusionSchedule, FlowSchedule
+from pcpo_ray.algorithm.schedule import FlowSchedule
 from pcpo_ray.algorithm.transitions import ddim, flow_sde
 from pcpo_ray.errors import CreditError
-from tests.support.schedules import SD15_ALPHA_BARS, diffusion_schedules, flow_schedules, sd15
+from tests.support.schedules import diffusion_schedules, flow_schedules, sd15
 
 SCHEDULE = sd15()
 STEPS = ddim.steps(SCHEDULE)
@@ -209,7 +209,7 @@ def test_training_the_steps_of_a_deterministic_sampler_is_refused_with_the_remed
 
 
 def test_a_last_step_onto_the_data_may_stay_but_not_be_trained():
-    schedule = DiffusionSchedule.from_alpha_bars(SD15_ALPHA_BARS, steps=50, final_alpha_bar=1.0)
+    schedule = sd15(50, final_alpha_bar=1.0)
     assert credit.variance(schedule, range(48)).steps[-1].std == 0
     for kind in (credit.variance, credit.released):
         with pytest.raises(CreditError, match=r"step 49 of 50 draws no noise.*set_alpha_to_one false"):

@@ -14,6 +14,7 @@ from pcpo_ray.models import load
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.runs import checkpoints
 from tests.support import small
+from tests.support.checkpointing import write_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -31,7 +32,7 @@ def made(small_sd, tmp_path):
         with torch.no_grad():
             for index, parameter in enumerate(denoiser.trainable().values()):
                 parameter.normal_(0, 0.5, generator=generator(seed, index))
-        checkpoints.write(
+        write_checkpoint(
             checkpoints.folder_for(folder, 1),
             version=1,
             state=DriverState(step=1),

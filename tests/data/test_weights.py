@@ -8,6 +8,7 @@ from torch import nn
 
 from pcpo_ray.data import weights
 from pcpo_ray.errors import WeightsError
+from tests.support.checksums import checksum
 
 
 def parameters(**changes):
@@ -23,7 +24,7 @@ def parameters(**changes):
 def test_every_dtype_arrives_to_the_bit_with_the_same_checksum():
     sent, here = parameters(), parameters()
     packed = weights.pack(4, sent)
-    assert weights.apply(packed, here) == packed.manifest.checksum == weights.checksum(sent)
+    assert weights.apply(packed, here) == packed.manifest.checksum == checksum(sent)
     assert all(torch.equal(here[name], value) for name, value in sent.items())
 
 
@@ -53,10 +54,10 @@ def test_buckets_hold_whole_parameters_and_no_more_than_they_may(bucket, sizes):
 )
 def test_other_names_or_shapes_are_refused_before_anything_changes(changes, words):
     here = parameters(**changes)
-    before = weights.checksum(here)
+    before = checksum(here)
     with pytest.raises(WeightsError, match=words):
         weights.apply(weights.pack(1, parameters()), here)
-    assert weights.checksum(here) == before
+    assert checksum(here) == before
 
 
 def test_a_buffer_changed_on_the_way_is_found_out():
@@ -85,10 +86,10 @@ def test_an_adapter_that_binds_nothing_is_refused():
 @pytest.mark.parametrize("cut", [slice(0, -5), slice(0, 0), slice(4, None)])
 def test_bytes_that_are_missing_are_found_out_before_anything_changes(cut):
     packed, here = weights.pack(7, parameters()), parameters()
-    before = weights.checksum(here)
+    before = checksum(here)
     with pytest.raises(WeightsError, match=r"version 7 arrived in buckets of \[\d+\] bytes; expected \[46\]"):
         weights.apply(dataclasses.replace(packed, buckets=(packed.buckets[0][cut],)), here)
-    assert weights.checksum(here) == before
+    assert checksum(here) == before
 
 
 def test_the_same_values_in_another_dtype_are_refused():
@@ -109,12 +110,12 @@ def test_what_was_packed_does_not_follow_the_learner():
 
 def test_the_checksum_knows_names_and_bytes_but_not_the_order_of_parameters():
     one = parameters()
-    assert weights.checksum(dict(reversed(one.items()))) == weights.checksum(one)
+    assert checksum(dict(reversed(one.items()))) == checksum(one)
     swapped = {"a": one["a"], "b": one["b"], "d": one["c"]}
-    assert weights.checksum(swapped) != weights.checksum(one)
+    assert checksum(swapped) != checksum(one)
     with torch.no_grad():
         one["c"][1] = 0.0  # it was -0.0, which is equal to it
-    assert weights.checksum(swapped) != weights.checksum(one)
+    assert checksum(swapped) != checksum(one)
 
 
 def test_memory_of_weights_that_are_no_longer_needed_is_taken_where_it_fits():
@@ -132,5 +133,5 @@ def test_memory_of_weights_that_are_no_longer_needed_is_taken_where_it_fits():
 
 def test_a_parameter_of_several_pieces_arrives_whole():
     sent, here = parameters(a=torch.randn(weights.PIECE // 2 + 3)), parameters(a=torch.zeros(weights.PIECE // 2 + 3))
-    assert weights.apply(weights.pack(1, sent), here) == weights.checksum(sent)
+    assert weights.apply(weights.pack(1, sent), here) == checksum(sent)
     assert torch.equal(here["a"], sent["a"])

@@ -13,11 +13,12 @@ from pcpo_ray.errors import CheckpointError, RunError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.workers.learner import distributed
 from tests.support import small
+from tests.support.checkpointing import write_checkpoint
 
 
 def save(run, step, *, export=lambda folder: None):
     folder = checkpoints.folder_for(run, step)
-    checkpoints.write(
+    write_checkpoint(
         folder,
         version=step,
         state=DriverState(step=step, histories={"reward": {"a": [0.1, 0.2]}}),
@@ -177,7 +178,7 @@ def test_a_run_without_checkpoints_has_no_newest(tmp_path):
 def test_float32_weights_come_back_to_the_bit_and_are_rounded_for_a_narrower_network(tmp_path):
     sent = {"a": torch.randn(3), "tiny": torch.tensor([1e-42, -0.0])}
     folder = checkpoints.folder_for(tmp_path, 1)
-    checkpoints.write(
+    write_checkpoint(
         folder,
         version=1,
         state=DriverState(step=1),

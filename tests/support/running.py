@@ -7,6 +7,7 @@ from pcpo_ray.data.updates import DriverState
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.training import loop as loops
 from pcpo_ray.training.recorder import Recorder
+from tests.support.checkpointing import write_checkpoint
 
 
 def go(run, folder, *, stages=None, found=None, url=None):
@@ -35,7 +36,7 @@ def saved(folder, step):
     where = checkpoints.folder_for(folder, step)
     weights = {"w": torch.ones(4)}
     state = DriverState(step=step)
-    checkpoints.write(
+    write_checkpoint(
         where, version=step, state=state, parameters=weights, averaged={}, optimizer=weights, export=lambda folder: None
     )
     return where

@@ -14,7 +14,6 @@ import torch
 
 from pcpo_ray.commands import session
 from pcpo_ray.config import files
-from pcpo_ray.data import weights
 from pcpo_ray.data.updates import PoolStatus
 from pcpo_ray.errors import ClusterError, LearnerLostError, RewardError, RolloutsLostError, TrainingError
 from pcpo_ray.process import signals
@@ -26,6 +25,7 @@ from pcpo_ray.training.recorder import Recorder
 from pcpo_ray.workers.learner import learner, micro_batches
 from pcpo_ray.workers.learner.learner import Learner
 from tests.support import small
+from tests.support.checksums import checksum
 from tests.support.running import go, parameters, same
 
 
@@ -403,7 +403,7 @@ def test_evaluations_and_the_exported_adapter_use_the_running_mean(small_sd, tmp
     )
     assert exported == sorted(value.flatten().tolist() for value in saved.averaged.values())
     sums = {(e["version"], e["averaged"]): e["checksum"] for e in events if e["kind"] == "published"}
-    assert sums[2, True] == weights.checksum(saved.averaged) != sums[2, False] == weights.checksum(saved.parameters)
+    assert sums[2, True] == checksum(saved.averaged) != sums[2, False] == checksum(saved.parameters)
     go(small.run(small_sd, steps=2), tmp_path / "plain")
     assert same(parameters(tmp_path / "run", 2), parameters(tmp_path / "plain", 2))
 

@@ -171,7 +171,7 @@ def test_a_whole_trajectory_is_diffusers_own_with_the_same_noise(eta):
 
 
 def test_a_step_onto_the_data_draws_no_noise_and_has_no_finite_weight():
-    schedule = DiffusionSchedule.from_alpha_bars(SD15_ALPHA_BARS, steps=50, final_alpha_bar=1.0)
+    schedule = sd15(50, final_alpha_bar=1.0)
     assert ddim.steps(schedule)[-1].std == 0 and ddim.steps(schedule)[-1].weight == math.inf
     with pytest.raises(CreditError, match="timestep 1 ends without noise"):
         ddim.least_weight(schedule, range(50))
