@@ -36,10 +36,10 @@ def furthest(one, other):
 @pytest.mark.parametrize(
     ("strategy", "changes"),
     [
-        pytest.param("ddp", {"optimizer__updates": 2}, marks=pytest.mark.chaos),
+        pytest.param("ddp", {"optimizer__minibatches": 2}, marks=pytest.mark.chaos),
         ("fsdp2", {"optimizer__average": 0.9, "objective__kl": 0.01}),
         # two updates a batch: the log-ratios before are had first, by one rank of two groups and by the other of one
-        pytest.param("fsdp2", {"optimizer__updates": 2, "objective__correction": 2.0}, marks=pytest.mark.chaos),
+        pytest.param("fsdp2", {"optimizer__minibatches": 2, "objective__correction": 2.0}, marks=pytest.mark.chaos),
         pytest.param("fsdp2", {"model__train": "{kind: full}"}, marks=pytest.mark.chaos),
     ],
 )
@@ -111,7 +111,7 @@ def test_what_two_ranks_wrote_in_parts_one_rank_goes_on_from(small_sd, tmp_path,
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_running_mean_of_two_ranks_goes_on_to_the_bits_of_the_undisturbed_run(small_sd, tmp_path, strategy, step):
-    settings = {"optimizer__average": 0.9, "optimizer__updates": 2, "workers__learner": ranks(2, strategy)}
+    settings = {"optimizer__average": 0.9, "optimizer__minibatches": 2, "workers__learner": ranks(2, strategy)}
     run = small.run(small_sd, steps=2, checkpoints__every=1, checkpoints__keep=9, **settings)
 
     def save_first(stages):

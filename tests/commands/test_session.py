@@ -102,7 +102,7 @@ def test_a_flow_whose_last_step_would_have_to_be_trained_is_refused(hollow_flux)
 
 def test_more_ranks_than_a_minibatch_has_to_share_are_refused_by_number(hollow_sd):
     def checked(ranks, **changes):
-        settings = {"rollout__prompts": 5, "optimizer__updates": 2, "sampling__batch": 3, **changes}
+        settings = {"rollout__prompts": 5, "optimizer__minibatches": 2, "sampling__batch": 3, **changes}
         run = small.run(hollow_sd, **settings, workers__learner=f"{{ranks: {ranks}}}")
         session.check(run)
         plan.plan(run)
@@ -110,7 +110,7 @@ def test_more_ranks_than_a_minibatch_has_to_share_are_refused_by_number(hollow_s
     checked(16)  # two groups, in blocks of three images and of one, at four steps
     with pytest.raises(ConfigError, match=r"ranks is 17, and a minibatch has 16 blocks .* use at most 16 ranks"):
         checked(17)
-    for fewer in ({"sampling__batch": 4}, {"optimizer__updates": 5}, {"sampling__trained_steps": 2}):
+    for fewer in ({"sampling__batch": 4}, {"optimizer__minibatches": 5}, {"sampling__trained_steps": 2}):
         checked(8, **fewer)
         with pytest.raises(ConfigError, match="use at most 8 ranks"):
             checked(9, **fewer)

@@ -84,7 +84,7 @@ SWITCHES = {
     "clip range by weight": ["objective.clip_scale=weight"],
     "loss by noise": ["objective.step_loss=noise"],
     "advantage clip": ["advantage.clip=0.5"],
-    "updates and epochs": ["optimizer.updates=2", "optimizer.epochs=2"],
+    "updates and epochs": ["optimizer.minibatches=2", "optimizer.epochs=2"],
     "running mean": ["optimizer.average=0.9"],
     "detached guidance": ["sampling.guidance_scale=3.0", "sampling.detach_unconditional=true"],
     "tilted credit": ["credit={kind: tilted, slope: 0.5}"],

@@ -30,7 +30,7 @@ from tests.support.running import go, parameters, same
 
 
 def test_a_run_leaves_what_the_run_folder_promises(small_sd, tmp_path):
-    run = small.run(small_sd, steps=3, optimizer__updates=2)
+    run = small.run(small_sd, steps=3, optimizer__minibatches=2)
     recorder = go(run, tmp_path / "run")
     rows = recorder.metrics()
     assert [(row["kind"], row["step"]) for row in rows] == [
@@ -234,7 +234,7 @@ def test_ctrl_c_in_mid_run_leaves_a_checkpoint_to_resume_from(small_sd, tmp_path
 
 @pytest.mark.parametrize("number", signals.NUMBERS)
 def test_a_signal_in_the_middle_of_an_update_takes_effect_after_it(small_sd, tmp_path, number):
-    run = small.run(small_sd, steps=3, optimizer__updates=2, checkpoints__every=3)
+    run = small.run(small_sd, steps=3, optimizer__minibatches=2, checkpoints__every=3)
     stages = LocalStages(run)
     learn, passes = stages.learner.learner._minibatch, 0
 
@@ -248,7 +248,7 @@ def test_a_signal_in_the_middle_of_an_update_takes_effect_after_it(small_sd, tmp
     stages.learner.learner._minibatch = signalled
     with signals.handled(), pytest.raises(KeyboardInterrupt):
         go(run, tmp_path / "run", stages=stages)
-    go(small.run(small_sd, steps=2, optimizer__updates=2), tmp_path / "whole")
+    go(small.run(small_sd, steps=2, optimizer__minibatches=2), tmp_path / "whole")
     assert passes == 4 and same(parameters(tmp_path / "whole", 2), parameters(tmp_path / "run", 2))
 
 

@@ -122,7 +122,7 @@ def recorded(folder: Path, run: Run) -> Pace:
     other = records.read(folder)
     differing = [name for name in SAME if getattr(other, name) != getattr(run, name)]
     differing += ["rollout.images"] * (other.rollout.images != run.rollout.images)
-    ours, theirs = (dataclasses.replace(r.optimizer, updates=1, learning_rate=1.0) for r in (run, other))
+    ours, theirs = (dataclasses.replace(r.optimizer, minibatches=1, learning_rate=1.0) for r in (run, other))
     differing += ["optimizer"] * (ours != theirs)
     if differing:
         raise RunError(

@@ -139,7 +139,7 @@ def micro_batch_of(run: Run) -> int:
         return asked
     if asked is None or run.workers.learner.gpus > 0:
         return rows_of(run)
-    groups = -(-run.rollout.prompts // run.optimizer.updates)
+    groups = -(-run.rollout.prompts // run.optimizer.minibatches)
     pairs = groups * run.rollout.images * trained_steps(run) // run.workers.learner.ranks
     return micro_batches.candidates(rows_of(run), pairs)[-1]
 
@@ -151,7 +151,7 @@ def pass_of(run: Run, size: int) -> tuple[int, int]:
     first, of all that it learns of a batch.
     """
     weighed, ranks = run.objective.correction is not None, run.workers.learner.ranks
-    groups = run.rollout.prompts if weighed else -(-run.rollout.prompts // run.optimizer.updates)
+    groups = run.rollout.prompts if weighed else -(-run.rollout.prompts // run.optimizer.minibatches)
     length = mini_batches.length_of(run, size)
     blocks = mini_batches.cut_into_blocks(
         dict.fromkeys(range(groups), (run.rollout.images, trained_steps(run))), length

@@ -113,7 +113,7 @@ def for_store(run: Run) -> Iterator[Overrides]:
         steps = roles.trained_steps(run)
         yield from ((f"sampling.subset={{kind: window, size: {steps // part}}}",) for part in (2, 4) if steps >= part)
     prompts = run.rollout.prompts // 2
-    while prompts >= run.optimizer.updates:
+    while prompts >= run.optimizer.minibatches:
         yield (f"rollout.prompts={prompts}",)
         prompts //= 2
 

@@ -21,6 +21,7 @@ from pcpo_ray import __version__, config
 from pcpo_ray.commands import session
 from pcpo_ray.commands.report import charts
 from pcpo_ray.config import TOTAL, files
+from pcpo_ray.config.rewards import OWN_SCALE
 from pcpo_ray.runs import intervals, lines, records
 from pcpo_ray.runs.disk import replace
 from pcpo_ray.runs.intervals import Estimate
@@ -32,21 +33,6 @@ PAIRS = 16
 """Pictures shown before and after."""
 SIDE = 256
 """Pixels to which larger pictures are reduced."""
-REWARDS = {
-    "clip_score": ("cosine", "how well picture and prompt agree, to a CLIP model"),
-    "shapes_oracle": ("share of facts", "the share of the prompt's facts that the picture shows, as measured in it"),
-    "shapes_oracle_all": ("share of pictures", "1 where the picture shows every fact of the prompt, else 0"),
-    "shapes_layout": ("share of facts", "the share that the picture shows of what the prompt says of number and place"),
-    "grain": ("levels", "how rough the picture's surfaces are, as noise of so many levels of 0 to 255 would make them"),
-    "jpeg_compressibility": ("-kB", "minus the picture's size as a JPEG: higher means smaller, plainer pictures"),
-    "jpeg_incompressibility": ("kB", "the picture's size as a JPEG: higher means more detail, or more noise"),
-    "aesthetic": ("1 to 10", "how much people would like the picture, whatever the prompt, to LAION's predictor"),
-    "pickscore": ("about 18 to 24", "which picture people would pick for the prompt, to PickScore"),
-    "hps_v2.1": ("about 0.2 to 0.4", "which picture people would prefer for the prompt, to HPS v2.1"),
-    "hps_v2.0": ("about 0.2 to 0.4", "which picture people would prefer for the prompt, to HPS v2.0"),
-    "diversity": ("1 - cosine", "how far a picture is from the others of its prompt: near 0 they all look alike"),
-}
-"""Unit and meaning of the shipped rewards."""
 QUALITY = {
     "frechet": ("Fréchet distance", "how far all pictures together are from the reference: less is better"),
     "precision": ("precision", "share of pictures that look like one of the reference"),
@@ -226,6 +212,7 @@ def _rewards(record: Record) -> list[dict[str, Any]]:
     if not record.evaluated:
         return []
     weights = {reward.name: reward.weight for reward in record.run.rewards}
+    scales = {reward.name: reward.scale for reward in (*record.run.rewards, *record.run.evaluation.rewards)}
     watched = [name for name in record.evaluated[0]["rewards"] if name not in weights and name != TOTAL]
     batches = {
         max(0, row["step"] - 1 - record.run.rollout.max_staleness): row["reward_mean"] for row in record.steps
@@ -233,10 +220,12 @@ def _rewards(record: Record) -> list[dict[str, Any]]:
     found = []
     for place, key in enumerate([TOTAL, *([] if record.sole else weights), *watched]):
         name = next(iter(weights)) if key == TOTAL and record.sole else key
-        unit, meaning = REWARDS.get(name, ("score", "a reward of the user's own"))
         if name == TOTAL:
             terms = " + ".join(f"{weight:g} * {term}" for term, weight in weights.items())
             name, unit, meaning = "total", "weighted sum", f"what was trained on: {terms}"
+        else:
+            scale = scales.get(name, OWN_SCALE)  # for a name that the run's config does not have
+            unit, meaning = scale.unit, scale.meaning
         levels = record.levels(key)
         compared = len(levels) > 1
         changes = record.changes(key) if compared else {}

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
@@ -500,7 +500,13 @@ class Learner:
         if settings.correction is not None:
             lag, importance = self._lag(prediction, log_ratio, pairs, lags, older)
             log_ratio, factor = log_ratio - lag, factor * importance
-        surrogate = objective.log_hinge if settings.kind == "log_hinge" else objective.clipped_ratio
+        match settings.kind:
+            case "log_hinge":
+                surrogate = objective.log_hinge
+            case "clipped_ratio":
+                surrogate = objective.clipped_ratio
+            case _:
+                assert_never(settings.kind)
         loss = (factor * surrogate(log_ratio, advantage, clip_range=clip_range)).sum() / count
         divergence = torch.zeros_like(loss)
         if settings.kl:

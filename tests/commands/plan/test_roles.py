@@ -143,7 +143,7 @@ def wide(model, folder):
 def embedded(name, **changes):
     """A config of the embedded models with batches large enough to be seen."""
     settings = {"rollout.images": 80, "rollout.prompts": 1, "sampling.steps": 3, "sampling.trained_steps": 2, **changes}
-    settings["optimizer.updates"] = 1
+    settings["optimizer.minibatches"] = 1
     return files.load(ROOT / "configs" / f"{name}.yaml", [f"{key}={value}" for key, value in settings.items()])
 
 
@@ -197,7 +197,7 @@ def test_a_pass_has_the_pairs_and_is_of_the_groups_that_are_planned(small_sd, sa
     found = micro_batches.passes(blocks, dict.fromkeys(range(16), group), micro_batches.blocks_per_pass(length, size))
     groups = max(len({block.place for block in blocks}) for blocks in found)
     assert roles.pass_of(run, size) == (max(sum(map(len, blocks)) for blocks in found), groups)
-    half = small.run(small_sd, **sampling, rollout__images=images, rollout__prompts=16, optimizer__updates=2)
+    half = small.run(small_sd, **sampling, rollout__images=images, rollout__prompts=16, optimizer__minibatches=2)
     assert roles.pass_of(half, size)[1] <= 8
 
 
@@ -222,7 +222,7 @@ def test_auto_on_a_cpu_is_planned_with_the_most_pairs_that_it_tries(
 ):
     """Doubles of the sampler's 4 images, of the 8 (image, step) pairs of each group of a rank's minibatch."""
     sampling = {"sampling__trained_steps": 2, "rollout__images": 4, "optimizer__micro_batch": "auto"}
-    batch = {"rollout__prompts": prompts, "optimizer__updates": updates}
+    batch = {"rollout__prompts": prompts, "optimizer__minibatches": updates}
     run = small.run(small_sd, **sampling, **batch, workers__learner=f"{{ranks: {ranks}}}")
     tried = []
 

@@ -35,7 +35,7 @@ def recorder(folder, *, watched=(), **changes):
         "credit": {"kind": "reweight"},
         "advantage": {"kind": "group"},
         "objective": {"kind": "log_hinge"},
-        "optimizer": {"updates": 2},
+        "optimizer": {"minibatches": 2},
         "evaluation": {"count": len(PROMPTS), "images": 2, "every": 3, "rewards": [{"kind": name} for name in watched]},
         **changes,
     }
@@ -298,7 +298,7 @@ def test_a_weighted_sum_is_shown_beside_its_terms(tmp_path):
 
 
 def test_a_run_that_cannot_clip_says_why_its_fractions_are_0(tmp_path):
-    finished(tmp_path / "run", clipped=0.0, optimizer={"updates": 1})
+    finished(tmp_path / "run", clipped=0.0, optimizer={"minibatches": 1})
     words = visible(page(tmp_path / "run"))
     assert "nothing can be clipped" in words and words.count("0 at every timestep and update.") == 4
 

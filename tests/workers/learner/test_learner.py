@@ -52,7 +52,7 @@ def test_an_update_raises_the_likelihood_of_what_had_the_higher_advantage(small_
 
 
 def test_log_ratios_move_once_the_weights_have(small_sd):
-    sampler, learner = pair(small_sd, optimizer__updates=2)
+    sampler, learner = pair(small_sd, optimizer__minibatches=2)
     update = learner.update(1, batch(sampler, learner))
     assert update.diagnostics["overall"]["max_log_ratio"] > 1e-6
 
@@ -101,7 +101,9 @@ def test_equal_scores_leave_the_weights_as_they_are(small_sd):
     assert learner.weights().manifest.checksum == before
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer__updates": 2, "optimizer__epochs": 2, "objective__correction": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer__minibatches": 2, "optimizer__epochs": 2, "objective__correction": 2}]
+)
 def test_what_travels_packed_is_learned_to_the_same_bits(small_sd, changes):
     sampler, learner = pair(small_sd, **changes)
     _, other = pair(small_sd, **changes)
@@ -127,11 +129,11 @@ def test_a_checkpoint_restores_parameters_and_optimizer_to_the_bit(small_sd, tmp
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_a_running_mean_goes_on_from_any_checkpoint_that_of_step_0_included(small_sd, tmp_path, steps):
-    sampler, learner = pair(small_sd, optimizer__average=0.9, optimizer__updates=2)
+    sampler, learner = pair(small_sd, optimizer__average=0.9, optimizer__minibatches=2)
     for step in range(1, steps + 1):
         learner.update(step, batch(sampler, learner))
     learner.save(tmp_path / "saved", DriverState(step=steps))
-    _, other = pair(small_sd, optimizer__average=0.9, optimizer__updates=2)
+    _, other = pair(small_sd, optimizer__average=0.9, optimizer__minibatches=2)
     other.restore(tmp_path / "saved")
     assert other.average.updates == 2 * steps
     groups = batch(sampler, learner)
@@ -223,7 +225,7 @@ def test_without_a_coefficient_no_divergence_is_computed(small_sd, monkeypatch):
 
 
 def test_epochs_go_through_the_batch_again(small_sd):
-    sampler, learner = pair(small_sd, optimizer__updates=2, optimizer__epochs=3)
+    sampler, learner = pair(small_sd, optimizer__minibatches=2, optimizer__epochs=3)
     learner.update(1, batch(sampler, learner))
     assert {int(state["step"]) for state in learner.optimizer.state.values()} == {6}
 
@@ -260,7 +262,7 @@ def test_a_step_s_loss_is_scaled_by_its_noise_outside_the_clip(small_flux):
 @pytest.mark.parametrize("updates", [1, 2])
 def test_a_truncated_correction_weighs_what_older_weights_sampled(small_sd, kind, updates):
     changes = {"objective__kind": kind, "objective__clip_range": 10, "optimizer__max_gradient_norm": 1e9}
-    sampler, learner = pair(small_sd, **changes, objective__correction=1.2, optimizer__updates=updates)
+    sampler, learner = pair(small_sd, **changes, objective__correction=1.2, optimizer__minibatches=updates)
     groups = batch(sampler, learner)
     learner.update(1, groups)
     plan, moved = learner.policy.credit, {name: p.detach().clone() for name, p in learner.parameters.items()}
@@ -309,7 +311,7 @@ def test_a_truncated_correction_weighs_what_older_weights_sampled(small_sd, kind
 
 
 def test_every_older_group_is_compared_before_anything_moves_whichever_minibatch_learns_it(small_sd, monkeypatch):
-    sampler, learner = pair(small_sd, objective__correction=2.0, optimizer__updates=2)
+    sampler, learner = pair(small_sd, objective__correction=2.0, optimizer__minibatches=2)
     groups, found, lags = batch(sampler, learner), {}, learner._lags
     learner.update(1, groups)
     monkeypatch.setattr(learner, "_lags", lambda *arguments: found.update(lags(*arguments)) or found)
@@ -327,7 +329,7 @@ def test_without_a_correction_the_log_ratio_is_against_the_policy_that_sampled(s
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("model", ["small_sd", "small_flux"])
 def test_the_decomposed_log_ratio_is_zero_at_equal_weights_in_every_storage(model, storage, request):
-    changes = {"sampling__storage": storage, "credit__kind": "native", "optimizer__updates": 1}
+    changes = {"sampling__storage": storage, "credit__kind": "native", "optimizer__minibatches": 1}
     sampler, learner = pair(request.getfixturevalue(model), **changes)
     update = learner.update(1, batch(sampler, learner))
     assert update.diagnostics["overall"]["max_log_ratio"] == 0.0
@@ -458,7 +460,7 @@ def spoil(learner, times):
 
 
 def test_one_bad_gradient_is_skipped_and_counted(small_sd):
-    sampler, learner = pair(small_sd, optimizer__updates=2, optimizer__average=0.9)
+    sampler, learner = pair(small_sd, optimizer__minibatches=2, optimizer__average=0.9)
     spoil(learner, 1)
     update = learner.update(1, batch(sampler, learner))
     assert update.skipped == 1 and math.isfinite(update.gradient_norm) and update.moved_fraction > 0
@@ -534,7 +536,7 @@ def test_what_predicts_no_numbers_is_neither_sent_nor_blamed_on_the_transfer(sma
 def test_the_published_loss_of_flow_cps_is_that_of_its_code(small_flux):
     """log-prob = -(x_next - mean)^2, without 1 / (2 std^2) (arXiv 2509.05952's code)."""
     process = "{kind: coefficients_preserving, eta: 0.7}"
-    changes = {"sampling__process": process, "credit__kind": "native", "optimizer__updates": 2}
+    changes = {"sampling__process": process, "credit__kind": "native", "optimizer__minibatches": 2}
     sampler, learner = pair(small_flux, **changes, objective__log_ratio="flow_cps")
     update = learner.update(1, batch(sampler, learner))
     assert update.first_log_ratio == 0.0 and update.moved_fraction > 0
