@@ -1,13 +1,13 @@
-"""The two surrogates on the decomposed log-ratio of an affine step, and what is watched while they are trained.
+"""The two surrogates on the decomposed log-ratio of an affine step, and the diagnostics of their training.
 
-Notation: B samples (at one step, or each at a step of its own); D latent dimensions; d = theta's prediction - the old
-one; z the noise drawn; w and s the step's weight and sign; A advantage; rho the ratio of densities; xi the clip range.
-Every log-ratio is the mean over D, not the sum: that is the quantity which published clip ranges are set for.
+Notation: B samples (all at one timestep, or each at its own); D latent dimensions; d = theta's prediction - the old
+one; z the drawn noise; w and s the step's weight and sign; A advantage; rho the ratio of densities; xi the clip range.
+Every log-ratio is the mean over D, not the sum: published clip ranges are set for the mean.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, assert_never, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,11 +26,11 @@ def log_ratio(
     weight: float | Float[Tensor, " B"],
     sign: float | Float[Tensor, " B"],
 ) -> Float[Tensor, " B"]:
-    """log rho = -[ s w mean(d z) + w^2 mean(d^2) / 2 ], differentiable in `prediction` (PCPO, arXiv 2509.25774).
+    """Compute log rho = -[ s w mean(d z) + w^2 mean(d^2) / 2 ], differentiable in `prediction` (arXiv 2509.25774).
 
-    With the step's own weight this is the exact log-ratio of its two Gaussians at the x_next that was drawn; with
-    another, that of a step which had this weight. Exactly 0 at d = 0 in every dtype, as no density is recovered
-    from a rounded x_next. Half types are taken to float32 before anything is subtracted.
+    With the step's own weight this is the exact log-ratio of its two Gaussians at the x_next that was drawn. With
+    another weight it is that of a step with this weight. It is exactly 0 at d = 0 in every dtype, because no density is
+    recovered from a rounded x_next. Half types are converted to float32 before anything is subtracted.
     """
     d, z = _change_and_noise(prediction, old_prediction, noise)
     w, s = _per_sample(weight, d), _per_sample(sign, d)
@@ -38,10 +38,10 @@ def log_ratio(
 
 
 def rounded(prediction: Float[Tensor, "B ..."], dtype: torch.dtype) -> Float[Tensor, "B ..."]:
-    """The values that `dtype` has for these, in the dtype that they came in and with the gradient of no rounding.
+    """Round a prediction to the values of `dtype`, keeping its own dtype and its unrounded gradient.
 
-    Rounded as what is stored was, equal predictions stay equal. A cast back and forth would round the gradient too,
-    which is 0 in float16.
+    Stored predictions were rounded in the same way, so equal predictions stay equal. A cast back and forth would round
+    the gradient too, to 0 in float16.
     """
     if dtype == prediction.dtype:
         return prediction
@@ -52,10 +52,11 @@ def rounded(prediction: Float[Tensor, "B ..."], dtype: torch.dtype) -> Float[Ten
 def clipped_ratio(
     log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float | Float[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
-    """PPO's loss plus A: max(-A (rho - 1), -A clip(rho - 1, -xi, xi)) (arXiv 1707.06347, equation 7).
+    """Compute PPO's loss plus A: max(-A (rho - 1), -A clip(rho - 1, -xi, xi)) (arXiv 1707.06347, equation 7).
 
-    Written in rho - 1, by expm1: a float32 rho near 1 has three digits left for a clip range of 1e-4. The constant A
-    that this leaves out has no gradient. It equals the hinge max(0, xi |A| - A (rho - 1)) less the constant xi |A|.
+    It is written in rho - 1, by expm1, because a float32 rho near 1 has only three digits left for a clip range of
+    1e-4. The constant A that it leaves out has no gradient. It equals the hinge max(0, xi |A| - A (rho - 1)) less the
+    constant xi |A|.
     """
     change = torch.expm1(log_ratio)
     return torch.maximum(-advantage * change, -advantage * change.clamp(-clip_range, clip_range))  # type: ignore[arg-type]  # torch knows no union
@@ -64,16 +65,17 @@ def clipped_ratio(
 def log_hinge(
     log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], *, clip_range: float | Float[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
-    """PCPO's loss: max(0, xi |A| - A log rho) (arXiv 2509.25774)."""
+    """Compute PCPO's loss: max(0, xi |A| - A log rho) (arXiv 2509.25774)."""
     return torch.relu(clip_range * advantage.abs() - advantage * log_ratio)
 
 
 def kl_divergence(
     prediction: Float[Tensor, "B ..."], reference: Float[Tensor, "B ..."], *, weight: float | Float[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
-    """KL(theta || reference) of a step's Gaussians, per dimension: w^2 mean(d^2) / 2, d the predictions' difference.
+    """Compute KL(theta || reference) of a step's Gaussians, per dimension: w^2 mean(d^2) / 2.
 
-    `weight` is the step's own, |gain| / std, whatever credit it carries (Flow-GRPO, arXiv 2505.05470).
+    d is the difference of the predictions. `weight` is the step's own, |gain| / std, whatever credit it carries
+    (Flow-GRPO, arXiv 2505.05470).
     """
     d = prediction.to(torch.promote_types(prediction.dtype, torch.float32)) - reference
     squares = d.square().flatten(1).mean(1)
@@ -81,19 +83,19 @@ def kl_divergence(
 
 
 def importance(lag: Float[Tensor, " B"], *, dimensions: int, most: float) -> Float[Tensor, " B"]:
-    """min(ratio of densities, most): V-trace's truncated importance weight (arXiv 1802.01561, equation 1).
+    """Compute min(ratio of densities, most), V-trace's truncated importance weight (arXiv 1802.01561, equation 1).
 
-    `lag` is the mean log-ratio per dimension, at the sampler's own weights, of the policy that learns to the one that
-    sampled; the ratio of the two densities of a step is exp(`dimensions` * lag). The surrogate is then taken of the
-    log-ratio to the policy that learns (decoupled PPO, arXiv 2110.00641).
+    `lag` is the mean log-ratio per dimension of the policy that is trained to the one that sampled, at the sampler's
+    own weights. The ratio of the two densities of a step is exp(`dimensions` * lag). The surrogate then uses the
+    log-ratio to the policy that is trained (decoupled PPO, arXiv 2110.00641).
     """
     return (dimensions * lag).clamp(max=math.log(most)).exp()
 
 
 def spread(weights: Float[Tensor, " B"], counted: Bool[Tensor, " B"], *, most: float) -> Float[Tensor, "4"]:
-    """Sums over the importance weights that are `counted`, which add up over passes and ranks.
+    """Sum over the importance weights that are `counted`: their number, w, w^2, and the number truncated.
 
-    They are how many there are, of w, of w^2, and how many are truncated. Nothing here waits for the device.
+    Such sums add up over passes and ranks. Nothing here waits for the device.
     """
     count = counted.double()
     w = weights.double() * count
@@ -102,16 +104,16 @@ def spread(weights: Float[Tensor, " B"], counted: Bool[Tensor, " B"], *, most: f
 
 
 def spread_in_numbers(sums: Sequence[float]) -> dict[str, float] | None:
-    """The importance weights' `mean`, `std`, `truncated` fraction and `effective` fraction; None where there are none.
+    """Summarise importance weights: `mean`, `std`, `truncated` fraction, `effective` fraction; None if there are none.
 
-    The effective fraction is (sum w)^2 / (n sum w^2): how much of the sample an equally weighted one would need.
+    The effective fraction is (sum w)^2 / (n sum w^2): an equally weighted sample of that size tells as much.
     """
     count, total, squares, truncated = sums
     if not count:
         return None
     return {
         "mean": total / count,
-        "std": _deviation(total, squares, count),
+        "std": _std(total, squares, count),
         "truncated": truncated / count,
         "effective": total**2 / (count * squares) if squares else 0.0,
     }
@@ -124,14 +126,19 @@ def inactive(
     clip_range: float | Float[Tensor, " B"],
     objective: Objective,
 ) -> Float[Tensor, " B"]:
-    """1 where the clip range cuts the surrogate's gradient off, else 0. Raises ConfigError for an unknown objective."""
+    """Mark with 1 where the clip range cuts off the surrogate's gradient, else 0.
+
+    Raises ConfigError for an unknown objective.
+    """
+    if objective not in get_args(Objective):
+        raise ConfigError(f"got objective {objective!r}; expected {' or '.join(map(repr, get_args(Objective)))}")
     match objective:
         case "clipped_ratio":
             change = torch.expm1(log_ratio)
         case "log_hinge":
             change = log_ratio
         case _:
-            raise ConfigError(f"got objective {objective!r}; expected 'clipped_ratio' or 'log_hinge'")
+            assert_never(objective)
     return (advantage * change > clip_range * advantage.abs()).to(log_ratio.dtype)
 
 
@@ -148,27 +155,33 @@ def gradient_norm(
     clip_range: float | Float[Tensor, " B"],
     objective: Objective,
 ) -> Float[Tensor, " B"]:
-    """L2 norm of each sample's d loss / d prediction, in closed form: |A| r w / D ||s z + w d|| where active, else 0.
+    """Compute the L2 norm of each sample's d loss / d prediction: |A| r w / D ||s z + w d|| where active, else 0.
 
-    r is rho for the clipped ratio and 1 for the hinge. Raises ConfigError for another objective.
+    r is rho for the clipped ratio and 1 for the hinge. Raises ConfigError for an unknown objective.
     """
     d, z = _change_and_noise(prediction, old_prediction, noise)
     w, s = _per_sample(weight, d), _per_sample(sign, d)
     slope = (w * (s * z + w * d)).flatten(1)
     norm: Tensor = advantage.abs() * slope.square().sum(1).sqrt() / slope.shape[1]
-    if objective == "clipped_ratio":
-        norm = norm * log_ratio.exp()
-    return norm * (1 - inactive(log_ratio, advantage, clip_range=clip_range, objective=objective))
+    stopped = inactive(log_ratio, advantage, clip_range=clip_range, objective=objective)
+    match objective:
+        case "clipped_ratio":
+            norm = norm * log_ratio.exp()
+        case "log_hinge":
+            pass
+        case _:
+            assert_never(objective)
+    return norm * (1 - stopped)
 
 
 SHOWN = 5
-"""Numbers that are not finite, in an error."""
+"""Number of values that are not finite which an error shows."""
 
 
 class StepDiagnostics:
-    """What a surrogate does at each of a trajectory's T steps, added up over the micro-batches of an update.
+    """Diagnostics of a surrogate at each of a trajectory's T timesteps, summed over the micro-batches of an update.
 
-    Kept as sums per step, so that ranks are merged by adding (and their maxima by taking the greater).
+    They are kept as sums per timestep, so that ranks merge by adding (and maxima by taking the larger).
     """
 
     # change = rho - 1
@@ -192,7 +205,9 @@ class StepDiagnostics:
         clip_range: float | Float[Tensor, " B"],
         objective: Objective,
     ) -> None:
-        """Note B samples, all at `step` or each at its own, without waiting for the device; `count` counts them.
+        """Note B samples, all at one timestep index `step` or each at its own; `count` counts them later.
+
+        This does not wait for the device.
 
         Raises ConfigError for an unknown objective.
         """
@@ -201,9 +216,9 @@ class StepDiagnostics:
         self._noted.append((steps.long(), torch.stack([log_ratio, gradient_norm, stopped.to(log_ratio), limits])))
 
     def count(self) -> None:
-        """Count what was noted: a wait for the device, whatever the number of micro-batches.
+        """Count all noted samples, with one wait for the device, however many micro-batches there were.
 
-        Raises TrainingError for a log-ratio or gradient that is not finite; nothing of what was noted is counted then.
+        Raises TrainingError for a log-ratio or gradient that is not finite, and then counts none of them.
         """
         if not self._noted:
             return
@@ -227,7 +242,7 @@ class StepDiagnostics:
 
     @property
     def sums(self) -> Float[Tensor, "8 T"]:
-        """Of SUMS, at each step."""
+        """The sums that SUMS names, at each timestep."""
         self.count()
         return self._sums
 
@@ -237,7 +252,7 @@ class StepDiagnostics:
 
     @property
     def max_log_ratio(self) -> Float[Tensor, " T"]:
-        """The greatest |log rho| at each step."""
+        """The largest |log rho| at each timestep."""
         self.count()
         return self._max_log_ratio
 
@@ -245,33 +260,13 @@ class StepDiagnostics:
     def max_log_ratio(self, value: Float[Tensor, " T"]) -> None:
         self._max_log_ratio = value
 
-    def merge(self, other: "StepDiagnostics") -> None:
-        """Count what `other` has counted, of another rank or part of the update. Raises ValueError if its T differs."""
-        if self.sums.shape != other.sums.shape:
-            raise ValueError(f"got diagnostics of {other.sums.shape[1]} steps; expected {self.sums.shape[1]}, as here")
-        self.sums = self.sums + other.sums
-        self.max_log_ratio = torch.maximum(self.max_log_ratio, other.max_log_ratio)
-
-    def as_dict(self) -> dict[str, list[float]]:
-        """Plain numbers, to travel between processes; `from_dict` is the way back."""
-        sums = dict(zip(self.SUMS, self.sums.tolist(), strict=True))
-        return {**sums, "max_log_ratio": self.max_log_ratio.tolist()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, list[float]]) -> "StepDiagnostics":
-        """What `as_dict` gave."""
-        made = cls(len(values["count"]))
-        made.sums = torch.tensor([values[name] for name in cls.SUMS], dtype=torch.float64)
-        made.max_log_ratio = torch.tensor(values["max_log_ratio"], dtype=torch.float64)
-        return made
-
     def summary(self) -> dict[str, list[float | None]]:
-        """Per step, None where nothing was counted.
+        """Summarise each timestep; a value is None where nothing was counted.
 
-        `ratio_mean` and `ratio_std` of rho; `log_ratio_std` of log rho; `clip_fraction`, the share with |log rho| > xi,
-        whatever the objective; `inactive_fraction`, the share whose gradient is cut off, one-sided and so about half of
-        it; `max_log_ratio` of |log rho|; `gradient_share`, the step's part of all gradient norms, adding up to 1 (None
-        if they are all 0).
+        `ratio_mean` and `ratio_std` are of rho, `log_ratio_std` of log rho, `max_log_ratio` of |log rho|.
+        `clip_fraction` is the fraction with |log rho| > xi, whatever the objective. `inactive_fraction` is the fraction
+        whose gradient is cut off; it is one-sided, so about half of that. `gradient_share` is the timestep's fraction
+        of all gradient norms; they add up to 1 (None if all norms are 0).
         """
         rows = [_statistics(*column) for column in zip(self.sums.T.tolist(), self.max_log_ratio.tolist(), strict=True)]
         table = {name: [row[name] for row in rows] for name in rows[0]}
@@ -281,12 +276,12 @@ class StepDiagnostics:
         return {**table, "gradient_share": shares}
 
     def overall(self) -> dict[str, float | None]:
-        """`summary`'s values over all samples and steps at once, without `gradient_share`."""
+        """Summarise all samples and timesteps at once; the values are those of `summary` but `gradient_share`."""
         return _statistics(self.sums.sum(1).tolist(), self.max_log_ratio.max().item())
 
 
 def _statistics(sums: list[float], max_log_ratio: float) -> dict[str, float | None]:
-    """The numbers that StepDiagnostics.SUMS stand for."""
+    """Compute the statistics from the sums that StepDiagnostics.SUMS names."""
     count, change, change_squared, log_ratio, log_ratio_squared, clipped, stopped, _ = sums
     names = ("ratio_mean", "ratio_std", "log_ratio_std", "clip_fraction", "inactive_fraction", "max_log_ratio")
     if count == 0:
@@ -294,8 +289,8 @@ def _statistics(sums: list[float], max_log_ratio: float) -> dict[str, float | No
     mean = change / count
     values = (
         1 + mean,
-        _deviation(change, change_squared, count),
-        _deviation(log_ratio, log_ratio_squared, count),
+        _std(change, change_squared, count),
+        _std(log_ratio, log_ratio_squared, count),
         clipped / count,
         stopped / count,
         max_log_ratio,
@@ -303,26 +298,26 @@ def _statistics(sums: list[float], max_log_ratio: float) -> dict[str, float | No
     return dict(zip(names, values, strict=True))
 
 
-def _deviation(summed: float, squared: float, count: float) -> float:
-    """Of `count` values whose sum and sum of squares these are."""
+def _std(summed: float, squared: float, count: float) -> float:
+    """Compute the std of `count` values from their sum and their sum of squares."""
     return math.sqrt(max(0.0, squared / count - (summed / count) ** 2))
 
 
 def _each(value: float | Tensor, like: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """One a sample."""
+    """Give one value for each sample."""
     return value.to(like) if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
 def _change_and_noise(
     prediction: Float[Tensor, "B ..."], old_prediction: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."]
 ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
-    """d and z, in float32 at least."""
+    """Compute d and z, in float32 at least."""
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     return prediction.to(dtype) - old_prediction.to(dtype), noise.to(dtype)
 
 
 def _per_sample(value: float | Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> float | Float[Tensor, "B ..."]:
-    """A number as it is, or one a sample, so shaped that it multiplies `like`."""
+    """Shape one value a sample so that it multiplies `like`; leave a plain number as it is."""
     if not isinstance(value, Tensor):
         return value  # a tensor of it would have to be copied to the device
     return value.to(like).reshape(-1, *[1] * (like.ndim - 1))

@@ -1,4 +1,3 @@
-import json
 import math
 from typing import Any
 
@@ -70,7 +69,7 @@ def test_at_unchanged_weights_the_log_ratio_is_exactly_zero_in_every_dtype(dtype
 
 
 @given(st.floats(1e-3, 5), st.sampled_from([-1.0, 1.0]), st.floats(1e-4, 1), st.integers(0, 5))
-def test_exchanging_the_policies_and_drawing_from_the_other_turns_the_log_ratio_around(weight, sign, change, seed):
+def test_exchanging_the_policies_negates_the_log_ratio(weight, sign, change, seed):
     """log p_new/p_old at one x_next, told from either side: the other side's noise is z + s w d."""
     new, old, noise = draws(seed, shape=(2, 32), change=change)
     forward = log_ratio(new, old, noise, weight=weight, sign=sign)
@@ -160,7 +159,7 @@ def test_in_float32_the_loss_keeps_the_digits_that_exp_minus_one_loses(change, n
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rounded_values_are_those_of_the_dtype_and_their_gradient_is_not_rounded(dtype):
+def test_rounded_values_fit_the_dtype_and_their_gradient_is_not_rounded(dtype):
     scales = torch.logspace(-9, 3, 4001)
     values = (scales * torch.randn(4001, generator=torch.Generator().manual_seed(0))).requires_grad_()
     found = rounded(values, dtype)
@@ -264,17 +263,6 @@ def test_the_overall_values_are_those_of_all_samples():
     assert overall["max_log_ratio"] == pytest.approx(values.abs().max().item())
 
 
-def test_ranks_merge_through_plain_json_to_what_one_process_would_have_counted():
-    parts = some_parts()
-    first, second = counted(parts[:2]), counted(parts[2:])
-    first.merge(StepDiagnostics.from_dict(json.loads(json.dumps(second.as_dict()))))
-    together = counted(parts).as_dict()
-    for name, values in first.as_dict().items():
-        assert values == pytest.approx(together[name], rel=1e-12), name
-    with pytest.raises(ValueError, match="got diagnostics of 3 steps; expected 4"):
-        first.merge(StepDiagnostics(3))
-
-
 def test_samples_of_one_micro_batch_may_stand_at_steps_of_their_own():
     values, advantage, norms = torch.tensor([XI, 2 * XI, 3 * XI]), torch.ones(3), torch.tensor([1.0, 2.0, 3.0])
     together, apart = StepDiagnostics(3), StepDiagnostics(3)
@@ -282,7 +270,7 @@ def test_samples_of_one_micro_batch_may_stand_at_steps_of_their_own():
     together.add(torch.tensor([2, 0, 2]), values, advantage, norms, **settings)
     for row, step in enumerate((2, 0, 2)):
         apart.add(step, values[row : row + 1], advantage[row : row + 1], norms[row : row + 1], **settings)
-    assert together.as_dict() == apart.as_dict()
+    assert torch.equal(together.sums, apart.sums) and torch.equal(together.max_log_ratio, apart.max_log_ratio)
 
 
 def test_each_micro_batch_is_counted_by_its_own_clip_range():
@@ -295,7 +283,7 @@ def test_each_micro_batch_is_counted_by_its_own_clip_range():
     assert summary["clip_fraction"] == summary["inactive_fraction"] == [1.0, 0.0]
 
 
-def test_at_unchanged_weights_nothing_is_clipped_and_the_greatest_log_ratio_is_zero():
+def test_nothing_is_clipped_at_unchanged_weights():
     made = StepDiagnostics(2)
     made.add(0, torch.zeros(4), torch.ones(4), torch.ones(4), clip_range=XI, objective="log_hinge")
     overall = made.overall()

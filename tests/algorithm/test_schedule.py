@@ -9,7 +9,7 @@ from pcpo_ray.errors import ScheduleError
 from tests.support.schedules import SD15_ALPHA_BARS, sd15
 
 
-def test_fifty_steps_of_stable_diffusion_visit_981_to_1_and_end_at_the_first_training_level():
+def test_fifty_steps_visit_981_to_1_and_end_at_the_first_training_level():
     schedule = sd15()
     assert len(schedule) == 50
     assert schedule.timesteps[:2] == (981, 961) and schedule.timesteps[-2:] == (21, 1)
@@ -80,7 +80,7 @@ def test_betas_that_are_no_schedule_are_refused(start, end, steps):
         scaled_linear_alpha_bars(beta_start=start, beta_end=end, train_steps=steps)
 
 
-def test_a_flow_schedule_falls_from_one_to_zero_and_its_time_steps_add_up_to_one():
+def test_a_flow_schedule_falls_from_one_to_zero_and_its_dt_add_up_to_one():
     schedule = FlowSchedule.shifted(steps=16, shift=3.0)
     assert len(schedule) == len(schedule.dt) == len(schedule.timesteps) == 16
     assert schedule.times[0] == 1 and schedule.times[-1] == 0
