@@ -98,7 +98,7 @@ class Quality:
 
 @config
 class EvaluationSampling:
-    """How evaluations sample where they differ from training; a key that is null is as in training.
+    """The sampling of evaluations, where it differs from training; a key that is null is as in training.
 
     `deterministic` leaves the noise out (the ODE of a flow, DDIM with eta 0). Each image starts from noise of its own,
     and every step uses the network's own prediction.

@@ -1,4 +1,4 @@
-"""Where prompts come from: the embedded world's captions, or a file."""
+"""The source of prompts: the embedded world's captions, or a file."""
 
 from typing import Annotated, Literal
 

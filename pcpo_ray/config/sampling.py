@@ -105,7 +105,7 @@ class Window:
 
 @config
 class Sampling:
-    """How an image is made: `steps` denoising steps at `height` x `width` pixels (null: the model's own size).
+    """The making of an image: `steps` denoising steps at `height` x `width` pixels (null: the model's own size).
 
     The first `trained_steps` are trained on (null: all that draw noise), or in each batch a `subset` of them.
     `shared_noise` starts all images of a group from the same noise. `detach_unconditional` keeps the gradient out of
