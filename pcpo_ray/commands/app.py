@@ -1,7 +1,6 @@
 """pcpo-ray train | evaluate | sample | report | plan | study | bench, and the commands of `operate.py`."""
 
 import contextlib
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -55,21 +54,15 @@ def train(
     from pcpo_ray.config import files, paths
     from pcpo_ray.data.prompts import said
     from pcpo_ray.process.signals import ended
-    from pcpo_ray.runs.folder import RunFolder
-    from pcpo_ray.runs.storage import is_url
+    from pcpo_ray.runs.places import folder_below
     from pcpo_ray.training.loop import Loop
 
     if resume and resume_if_started:
         raise ConfigError("got --resume and --resume-if-started; give one of them")
     run = paths.absolute(files.load(config, overrides or []))
-    home = RunFolder.below(runs if is_url(runs) else os.path.expanduser(runs), run.name)
+    home = folder_below(runs, run.name)
     folder = home.local
-    if home.url is None and "working_dir_files" in folder.resolve().parts:
-        raise RunError(
-            f"the run folder {folder} would lie in a job's copy of the working folder, which Ray deletes after the "
-            "job; give --runs an absolute path that all machines of the cluster share, or a URL such as "
-            "s3://bucket/runs"
-        )
+    home.check_lasting()
     resume = resume or (resume_if_started and home.started())
     console = Console()
     display = Display(run, console)
@@ -77,13 +70,13 @@ def train(
         with display, contextlib.ExitStack() as ending:
             with signals.kept():
                 ending.enter_context(running.begun(run, local=local, say=display.say))
-            recorder, found = running.resume(folder, run, display.say, url=home.url) if resume else (None, None)
+            recorder, found = running.resume(home, run, display.say) if resume else (None, None)
             if recorder is None:
                 recorder = running.create(home, run, display.say)
             display.failed = recorder.trouble
             recorder.say = display.say
-            if home.url is not None:
-                display.say(f"{home.place} is worked on in {folder}")
+            if home.working_copy is not None:
+                display.say(home.working_copy)
             ending.callback(recorder.close)
             stages = None
             try:
@@ -146,14 +139,14 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
     from pcpo_ray.commands import session as running
     from pcpo_ray.rewards import quality
     from pcpo_ray.runs import records
-    from pcpo_ray.runs.folder import RunFolder
+    from pcpo_ray.runs.places import folder_at
     from pcpo_ray.training import inputs
     from pcpo_ray.training.dispatcher import Dispatcher, trouble
     from pcpo_ray.training.loop import evaluation_summary, run_evaluation
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as ending:
-        home = ending.enter_context(RunFolder.of(folder).fetched(records=True))
+        home = ending.enter_context(folder_at(folder).fetched(records=True))
         run = running.read_to_evaluate(home.local, overrides or [])
         found = records.newest_step(home, console.print)
         ending.enter_context(running.begun(run, local=local, say=console.print))
@@ -213,7 +206,7 @@ def sample(
     from pcpo_ray.commands import drawing
     from pcpo_ray.commands import session as running
     from pcpo_ray.runs import records
-    from pcpo_ray.runs.folder import RunFolder
+    from pcpo_ray.runs.places import folder_at
     from pcpo_ray.training import inputs
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
@@ -223,7 +216,7 @@ def sample(
     with contextlib.ExitStack() as ending:
 
         def fetched(place: str) -> Path:
-            home = RunFolder.of(place).fetched(newest=composed or not base, say=console.print)
+            home = folder_at(place).fetched(newest=composed or not base, say=console.print)
             return ending.enter_context(home).local
 
         here = fetched(folder)
@@ -244,14 +237,12 @@ def report(folder: RunPlace) -> None:
     """Write a run's report.html again, from what its folder holds."""
     from pcpo_ray.commands.report.page import write
     from pcpo_ray.runs import records
-    from pcpo_ray.runs.folder import RunFolder
+    from pcpo_ray.runs.places import folder_at
 
-    with RunFolder.of(folder).fetched(records=True) as home:
+    with folder_at(folder).fetched(records=True) as home:
         records.read(home.local)
         page = write(home.local)
-        home.put(page)
-        place = page if home.url is None else f"{home.place}/{page.name}"
-        Console().print(f"report: {place}", markup=False, highlight=False, soft_wrap=True)
+        Console().print(f"report: {home.put(page)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

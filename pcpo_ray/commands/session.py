@@ -160,26 +160,22 @@ def create(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> Reco
     home.claim_new(say)
     there = home.local.exists()
     try:
-        return Recorder.create(home.local, run, url=home.url, began=began)
+        return Recorder.create(home, run, began=began)
     except KeyboardInterrupt:
         if not there and home.local.exists():
             home.discard()
         raise
 
 
-def resume(
-    folder: Path, run: config.Run, say: Callable[[str], None], *, url: str | None = None
-) -> tuple[Recorder, int | None]:
+def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tuple[Recorder, int | None]:
     """The run's recorder and the step of the checkpoint to continue from (None where there is none yet).
 
     Raises RunError if there is no such run, if a process of this machine is writing it, or if `run` or a file that it
     points to differs from it in what cannot change under way, and AlarmError if its monitors ended it and are still the
     same.
     """
-    home = RunFolder(local=folder, url=url)
     home.take_over(say)
-    if not (folder / "config.yaml").is_file():
-        raise RunError(f"there is no run at {folder} to resume; leave out --resume to start it")
+    folder = home.local
     changed = changes(folder, run, free=FREE_TO_CHANGE)
     if changed.config or changed.files:
         detail = [f"another config: {_some(changed.config)}"] if changed.config else []

@@ -8,7 +8,7 @@ import numpy as np
 from pcpo_ray import config
 from pcpo_ray.config import files, paths
 from pcpo_ray.errors import ConfigError, RunError
-from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs.folder import LocalFolder, RunFolder
 
 
 def read(folder: Path, overrides: Sequence[str] = ()) -> config.Run:
@@ -37,7 +37,7 @@ def newest_step(home: RunFolder, say: Callable[[str], None]) -> int:
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
     """The newest checkpoint that is whole. Raises RunError if there is none."""
-    home = RunFolder(local=folder)
+    home = LocalFolder(local=folder)
     return home.checkpoint(newest_step(home, say))
 
 

@@ -20,6 +20,7 @@ from pcpo_ray.errors import (
     ScheduleError,
 )
 from pcpo_ray.runs import records
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.runs.intervals import Estimate
 from pcpo_ray.training import inputs
 from pcpo_ray.training.recorder import Recorder
@@ -38,7 +39,7 @@ def hollow_flux(small_flux, tmp_path_factory):
 
 
 def begun(folder, run):
-    return Recorder.create(folder, run, began=inputs.digests(inputs.of_run(run)))
+    return Recorder.create(LocalFolder(local=folder), run, began=inputs.digests(inputs.of_run(run)))
 
 
 def test_a_run_that_can_start_passes_without_its_weights_being_touched(hollow_sd, hollow_flux):
@@ -126,7 +127,7 @@ def test_an_evaluation_that_is_not_guided_has_no_branch_to_detach(hollow_sd):
 
 def test_what_is_not_there_to_resume_is_said(small_sd, tmp_path):
     with pytest.raises(RunError, match=r"no run at .*nothing to resume; leave out --resume"):
-        session.resume(tmp_path / "nothing", small.run(small_sd), pytest.fail)
+        session.resume(LocalFolder(local=tmp_path / "nothing"), small.run(small_sd), pytest.fail)
 
 
 def test_a_run_resumes_from_the_newest_whole_checkpoint_and_says_which_it_passed_over(small_sd, tmp_path):
@@ -135,7 +136,7 @@ def test_a_run_resumes_from_the_newest_whole_checkpoint_and_says_which_it_passed
     older, newer = saved(tmp_path / "run", 1), saved(tmp_path / "run", 2)
     (newer / "trainable.safetensors").write_bytes((newer / "trainable.safetensors").read_bytes()[:-1])
     said = []
-    _, found = session.resume(tmp_path / "run", run, said.append)
+    _, found = session.resume(LocalFolder(local=tmp_path / "run"), run, said.append)
     assert older.name == "step-000001" and found == 1
     assert [("step-000002" in line, "falling back" in line) for line in said] == [(True, True)]
 
@@ -144,7 +145,7 @@ def test_a_run_without_a_checkpoint_starts_over_and_says_so(small_sd, tmp_path):
     run = small.run(small_sd)
     begun(tmp_path / "run", run)
     said = []
-    assert session.resume(tmp_path / "run", run, said.append)[1] is None
+    assert session.resume(LocalFolder(local=tmp_path / "run"), run, said.append)[1] is None
     assert "starting from step 0" in said[0]
     with pytest.raises(RunError, match="no whole checkpoint"):
         records.newest_checkpoint(tmp_path / "run", pytest.fail)
@@ -171,7 +172,7 @@ def test_a_resumed_run_may_not_differ_in_what_made_its_past(small_sd, tmp_path, 
     shutil.copytree(small_sd, "elsewhere-sd")
     begun(tmp_path / "run", small.run(small_sd))
     with pytest.raises(RunError) as caught:
-        session.resume(tmp_path / "run", small.run(small_sd, **changes), pytest.fail)
+        session.resume(LocalFolder(local=tmp_path / "run"), small.run(small_sd, **changes), pytest.fail)
     assert str(caught.value) == (
         f"{tmp_path}/run was started with another config: {named}; give it back, or start under another name"
     )
@@ -185,16 +186,16 @@ def test_a_resumed_run_goes_on_with_what_has_moved_and_remembers_where_it_is(sma
     (tmp_path / "old").rename(tmp_path / "new")
     (tmp_path / "new" / "prompts.txt").rename(tmp_path / "new" / "texts.txt")
     moved = small.run(tmp_path / "new" / "small-sd", prompts=f"{{kind: file, path: {tmp_path}/new/texts.txt}}")
-    session.resume(tmp_path / "run", moved, lambda line: None)
+    session.resume(LocalFolder(local=tmp_path / "run"), moved, lambda line: None)
     assert records.read(tmp_path / "run") == moved
-    session.resume(tmp_path / "run", moved, lambda line: None)  # and again
+    session.resume(LocalFolder(local=tmp_path / "run"), moved, lambda line: None)  # and again
 
 
 def test_a_resumed_run_may_keep_what_it_caches_elsewhere(small_sd, tmp_path):
     quality = "evaluation__quality"
     begun(tmp_path / "run", small.run(small_sd, **{quality: "{features: {kind: clip}, cache: old}"}))
     run = small.run(small_sd, model__text_cache="texts", **{quality: "{features: {kind: clip}, cache: new}"})
-    session.resume(tmp_path / "run", run, lambda line: None)
+    session.resume(LocalFolder(local=tmp_path / "run"), run, lambda line: None)
     assert records.read(tmp_path / "run") == run
 
 
@@ -228,7 +229,7 @@ def test_a_run_is_not_resumed_with_other_files_and_they_are_named(small_sd, tmp_
     with (new / file).open("ab") as opened:
         opened.write(b" ")
     with pytest.raises(RunError) as caught:
-        session.resume(tmp_path / "run", asked(new), pytest.fail)
+        session.resume(LocalFolder(local=tmp_path / "run"), asked(new), pytest.fail)
     assert str(caught.value) == (
         f"{tmp_path}/run was started with other files: {key}: {new / file} is not the file that the run began with; "
         "give it back, or start under another name"
@@ -243,13 +244,15 @@ def test_code_that_was_mended_is_said_and_recorded_and_another_class_refused(sma
     begun(tmp_path / "run", run)
     (tmp_path / "mended.py").write_text(code.format("One") + "# mended\n" + code.format("Two"))
     said = []
-    session.resume(tmp_path / "run", run, said.append)
+    session.resume(LocalFolder(local=tmp_path / "run"), run, said.append)
     changed = f"rewards.0.kind: {tmp_path}/mended.py is not the file that the run began with"
     assert f"{changed}; it goes on with it as it is now" in said
     (event,) = map(json.loads, (tmp_path / "run" / "events.jsonl").read_text().splitlines())
     assert (event["kind"], event["changed"]) == ("code_changed", [changed])
     with pytest.raises(RunError, match=r"another config: rewards\.0\.kind was 'mended:One', now 'mended:Two'"):
-        session.resume(tmp_path / "run", small.run(small_sd, rewards="[{kind: 'mended:Two'}]"), said.append)
+        session.resume(
+            LocalFolder(local=tmp_path / "run"), small.run(small_sd, rewards="[{kind: 'mended:Two'}]"), said.append
+        )
 
 
 def test_of_many_files_that_changed_some_are_named_and_the_rest_counted(small_sd, tmp_path):
@@ -261,7 +264,7 @@ def test_of_many_files_that_changed_some_are_named_and_the_rest_counted(small_sd
     with pytest.raises(
         RunError, match=rf"(?s)(.*began with; ){{{session.SAID}}}{len(files) - session.SAID} more; give it"
     ):
-        session.resume(tmp_path / "run", small.run(model), pytest.fail)
+        session.resume(LocalFolder(local=tmp_path / "run"), small.run(model), pytest.fail)
 
 
 def test_records_damaged_by_a_power_cut_are_said_at_a_resume(small_sd, tmp_path):
@@ -270,27 +273,27 @@ def test_records_damaged_by_a_power_cut_are_said_at_a_resume(small_sd, tmp_path)
         with (tmp_path / "run" / name).open("ab") as file:
             file.write(b"\0" * 64 + b"\n")
     said = []
-    session.resume(tmp_path / "run", small.run(small_sd), said.append)
+    session.resume(LocalFolder(local=tmp_path / "run"), small.run(small_sd), said.append)
     assert any("metrics.jsonl, line 2: not what a run records" in line for line in said)
     assert any("events.jsonl, line 1: not what a run records" in line for line in said)
 
 
 def test_of_a_run_that_has_not_kept_what_it_began_with_that_is_said(small_sd, tmp_path):
-    Recorder.create(tmp_path / "run", small.run(small_sd))
+    Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd))
     said = []
-    session.resume(tmp_path / "run", small.run(small_sd), said.append)
+    session.resume(LocalFolder(local=tmp_path / "run"), small.run(small_sd), said.append)
     assert "has no inputs.json: whether its prompts, model and rewards are as they were is not known" in said[0]
 
 
 def test_a_resumed_run_may_be_longer_and_have_other_workers_and_remembers_them(small_sd, tmp_path):
     begun(tmp_path / "run", small.run(small_sd))
     longer = small.run(small_sd, steps=7, workers__samplers__workers=3, checkpoints__keep=9)
-    session.resume(tmp_path / "run", longer, lambda line: None)
+    session.resume(LocalFolder(local=tmp_path / "run"), longer, lambda line: None)
     assert records.read(tmp_path / "run") == longer
 
 
 def test_a_run_that_is_not_there_is_answered_with_those_that_are(small_sd, tmp_path):
-    Recorder.create(tmp_path / "there", small.run(small_sd))
+    Recorder.create(LocalFolder(local=tmp_path / "there"), small.run(small_sd))
     with pytest.raises(RunError, match=r"no run at .*absent; in .* there are \['there'\]"):
         records.read(tmp_path / "absent")
     (tmp_path / "there" / "config.yaml").write_text("name: there\n")
@@ -299,7 +302,7 @@ def test_a_run_that_is_not_there_is_answered_with_those_that_are(small_sd, tmp_p
 
 
 def test_an_evaluation_is_read_in_the_order_of_prompts_and_one_that_is_not_stored_is_named(small_sd, tmp_path):
-    recorder = Recorder.create(tmp_path / "run", small.run(small_sd))
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd))
     before = np.random.default_rng(0).normal(size=(3, 2))
     places: dict[str, Any] = {
         "position": np.repeat(np.arange(3), 2),
@@ -327,7 +330,7 @@ def test_an_evaluation_is_read_in_the_order_of_prompts_and_one_that_is_not_store
     ],
 )
 def test_an_override_that_would_tell_nothing_of_the_run_is_refused(tmp_path, changes, override, words):
-    Recorder.create(tmp_path / "run", small.run("model", **changes))
+    Recorder.create(LocalFolder(local=tmp_path / "run"), small.run("model", **changes))
     with pytest.raises(ConfigError, match=words):
         session.read_to_evaluate(tmp_path / "run", [override])
     other = session.read_to_evaluate(tmp_path / "run", ["sampling.guidance_scale=3", "evaluation.count=7"])

@@ -12,6 +12,7 @@ from pcpo_ray.commands import session
 from pcpo_ray.config import files, paths
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import records
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import inputs
 from pcpo_ray.training.recorder import Recorder
 from tests.support import ROOT, small
@@ -78,7 +79,7 @@ def test_a_run_that_recorded_its_paths_goes_on_from_another_folder_and_from_move
     monkeypatch.chdir(tmp_path / "here")
     asked = small.run(Path(os.path.relpath(small_sd)), prompts="{kind: file, path: own.txt}")
     run = paths.absolute(asked)
-    Recorder.create(tmp_path / "run", run, began=inputs.digests(inputs.of_run(run))).close()
+    Recorder.create(LocalFolder(local=tmp_path / "run"), run, began=inputs.digests(inputs.of_run(run))).close()
     monkeypatch.chdir(tmp_path)
     assert records.read(tmp_path / "run") == run  # whose files are found
     inputs.of_run(records.read(tmp_path / "run"))
@@ -88,11 +89,11 @@ def test_a_run_that_recorded_its_paths_goes_on_from_another_folder_and_from_move
     assert not any(dataclasses.astuple(session.changes(tmp_path / "run", moved, free=session.FREE_TO_CHANGE)))
     (tmp_path / "there" / "own.txt").write_text("a dog\n" * 99)
     with pytest.raises(RunError, match=r"there/own.txt is not the file that the run began with"):
-        session.resume(tmp_path / "run", moved, print)
+        session.resume(LocalFolder(local=tmp_path / "run"), moved, print)
 
 
 def test_an_override_of_an_evaluation_is_of_where_it_is_given(small_sd, tmp_path, monkeypatch):
-    Recorder.create(tmp_path / "run", small.run(small_sd)).close()
+    Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd)).close()
     monkeypatch.chdir(tmp_path)
     found = session.read_to_evaluate(tmp_path / "run", ["evaluation.prompts={kind: file, path: own.txt}"])
     assert found.evaluation.prompts.path == f"{tmp_path}/own.txt"
