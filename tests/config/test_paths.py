@@ -8,7 +8,8 @@ from typing import get_type_hints
 import pytest
 
 from pcpo_ray import config
-from pcpo_ray.commands import session
+from pcpo_ray.commands import opening
+from pcpo_ray.commands.evaluate import read_to_evaluate
 from pcpo_ray.config import files, paths
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import records
@@ -86,16 +87,16 @@ def test_a_run_that_recorded_its_paths_goes_on_from_another_folder_and_from_move
     monkeypatch.chdir(tmp_path / "there")
     moved = paths.absolute(dataclasses.replace(asked, model=run.model))
     assert moved.prompts.path != run.prompts.path
-    assert not any(dataclasses.astuple(session.changes(tmp_path / "run", moved, free=session.FREE_TO_CHANGE)))
+    assert not any(dataclasses.astuple(opening.changes(tmp_path / "run", moved, free=opening.FREE_TO_CHANGE)))
     (tmp_path / "there" / "own.txt").write_text("a dog\n" * 99)
     with pytest.raises(RunError, match=r"there/own.txt is not the file that the run began with"):
-        session.resume(LocalFolder(local=tmp_path / "run"), moved, print)
+        opening.resume(LocalFolder(local=tmp_path / "run"), moved, print)
 
 
 def test_an_override_of_an_evaluation_is_of_where_it_is_given(small_sd, tmp_path, monkeypatch):
     Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd)).close()
     monkeypatch.chdir(tmp_path)
-    found = session.read_to_evaluate(tmp_path / "run", ["evaluation.prompts={kind: file, path: own.txt}"])
+    found = read_to_evaluate(tmp_path / "run", ["evaluation.prompts={kind: file, path: own.txt}"])
     assert found.evaluation.prompts.path == f"{tmp_path}/own.txt"
 
 

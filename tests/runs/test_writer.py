@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from pcpo_ray.commands import session
+from pcpo_ray.commands import opening
 from pcpo_ray.config import files
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import RunError, TakenOverError
@@ -85,7 +85,7 @@ def test_resume_of_a_run_under_way_is_refused_and_changes_nothing(small_sd, tmp_
     holder(copy)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     with pytest.raises(RunError, match="copy is being written by process"):
-        session.resume(LocalFolder(local=copy), run, lambda line: None)
+        opening.resume(LocalFolder(local=copy), run, lambda line: None)
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 

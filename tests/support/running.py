@@ -2,7 +2,7 @@
 
 import torch
 
-from pcpo_ray.commands import session
+from pcpo_ray.commands import opening, session
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import LocalFolder, RunFolder
@@ -16,7 +16,7 @@ def go(run, folder, *, stages=None, found=None):
     if found is None:
         recorder, step = Recorder.create(home, run), None
     else:
-        recorder, step = session.resume(home, run, lambda line: None)
+        recorder, step = opening.resume(home, run, lambda line: None)
     stages = stages or session.stages(run, local=True, say=lambda line: None)
     prompts, held_out = session.sources(run)
     loop = loops.Loop(run, stages, recorder, prompts=prompts, held_out=held_out)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcpo_ray.commands import session
+from pcpo_ray.commands import opening, session
 from pcpo_ray.config import files
 from pcpo_ray.data import weights
 from pcpo_ray.data.updates import PoolStatus
@@ -180,7 +180,7 @@ def test_a_resumed_run_may_not_have_another_method(small_sd, tmp_path):
     from pcpo_ray.errors import RunError
 
     with pytest.raises(RunError, match=r"credit\.kind was"):
-        session.resume(
+        opening.resume(
             LocalFolder(local=tmp_path / "run"), small.run(small_sd, steps=2, credit__kind="native"), lambda line: None
         )
 
