@@ -18,7 +18,7 @@ from pcpo_ray.cluster.connect import connect
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import ClusterError, TrainingError
 from pcpo_ray.runs import checkpoints
-from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs.folder import LocalFolder
 from tests.support import small
 from tests.support.on_ray import await_samplers, on_ray, ranks
 from tests.support.running import go, parameters, same
@@ -119,7 +119,7 @@ def test_a_running_mean_of_two_ranks_goes_on_to_the_bits_of_the_undisturbed_run(
 
         def beginning(number, batch):
             if number == 1:  # as a run with monitors.action=roll_back does
-                stages.learner.save(RunFolder(local=tmp_path / "run"), DriverState(step=0))
+                stages.learner.save(LocalFolder(local=tmp_path / "run"), DriverState(step=0))
             begin(number, batch)
 
         stages.learner.begin = beginning

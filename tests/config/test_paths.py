@@ -8,11 +8,13 @@ from typing import get_type_hints
 import pytest
 
 from pcpo_ray import config
-from pcpo_ray.commands import session
+from pcpo_ray.commands import opening
+from pcpo_ray.commands.evaluate import read_to_evaluate
 from pcpo_ray.config import files, paths
 from pcpo_ray.config.base import PathMark, path_marks
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import records
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import inputs
 from pcpo_ray.training.recorder import Recorder
 from tests.support import ROOT, small
@@ -91,23 +93,23 @@ def test_a_run_goes_on_from_another_folder_and_from_moved_files(small_sd, tmp_pa
     monkeypatch.chdir(tmp_path / "here")
     asked = small.run(Path(os.path.relpath(small_sd)), prompts="{kind: file, path: own.txt}")
     run = paths.absolute(asked)
-    Recorder.create(tmp_path / "run", run, began=inputs.digests(inputs.of_run(run))).close()
+    Recorder.create(LocalFolder(local=tmp_path / "run"), run, began=inputs.digests(inputs.of_run(run))).close()
     monkeypatch.chdir(tmp_path)
     assert records.read(tmp_path / "run") == run  # whose files are found
     inputs.of_run(records.read(tmp_path / "run"))
     monkeypatch.chdir(tmp_path / "there")
     moved = paths.absolute(dataclasses.replace(asked, model=run.model))
     assert moved.prompts.path != run.prompts.path
-    assert not any(dataclasses.astuple(session.changes(tmp_path / "run", moved, free=session.FREE_TO_CHANGE)))
+    assert not any(dataclasses.astuple(opening.changes(tmp_path / "run", moved, free=opening.FREE_TO_CHANGE)))
     (tmp_path / "there" / "own.txt").write_text("a dog\n" * 99)
     with pytest.raises(RunError, match=r"there/own.txt is not the file that the run began with"):
-        session.resume(tmp_path / "run", moved, print)
+        opening.resume(LocalFolder(local=tmp_path / "run"), moved, print)
 
 
 def test_a_path_in_an_override_is_relative_to_where_it_is_given(small_sd, tmp_path, monkeypatch):
-    Recorder.create(tmp_path / "run", small.run(small_sd)).close()
+    Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd)).close()
     monkeypatch.chdir(tmp_path)
-    found = session.read_to_evaluate(tmp_path / "run", ["evaluation.prompts={kind: file, path: own.txt}"])
+    found = read_to_evaluate(tmp_path / "run", ["evaluation.prompts={kind: file, path: own.txt}"])
     assert found.evaluation.prompts.path == f"{tmp_path}/own.txt"
 
 

@@ -8,6 +8,7 @@ import pytest
 from pcpo_ray.commands import session
 from pcpo_ray.config import files
 from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
 from tests.support import ROOT
@@ -43,7 +44,7 @@ def one_ray():
 
 def two_steps(run, folder, *, local):
     session.check(run)
-    recorder = Recorder.create(folder, run)
+    recorder = Recorder.create(LocalFolder(local=folder), run)
     stages = session.stages(run, local=local, say=lambda line: None)
     try:
         prompts, held_out = session.sources(run)

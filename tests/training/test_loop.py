@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from pcpo_ray.commands import session
+from pcpo_ray.commands import opening, session
 from pcpo_ray.config import files
 from pcpo_ray.data import weights
 from pcpo_ray.data.updates import PoolStatus
 from pcpo_ray.errors import ClusterError, LearnerLostError, RewardError, RolloutsLostError, TrainingError
 from pcpo_ray.process import signals
 from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import dispatcher
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.training.loop import Loop, idle_fractions
@@ -142,7 +143,7 @@ def test_no_more_is_sampled_ahead_than_there_is_room_for(small_sd, tmp_path):
     run, said = small.run(small_sd, steps=4, rollout__max_staleness=2), []
     stages = LocalStages(run)
     stages.room = lambda: 2.5 * 3 * loop.traffic.tally.largest  # two batches of three groups
-    recorder = Recorder.create(tmp_path / "run", run)
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), run)
     prompts, held_out = session.sources(run)
     loop = Loop(run, stages, recorder, prompts=prompts, held_out=held_out, say=said.append)
     loop.train()
@@ -179,7 +180,9 @@ def test_a_resumed_run_may_not_have_another_method(small_sd, tmp_path):
     from pcpo_ray.errors import RunError
 
     with pytest.raises(RunError, match=r"credit\.kind was"):
-        session.resume(tmp_path / "run", small.run(small_sd, steps=2, credit__kind="native"), lambda line: None)
+        opening.resume(
+            LocalFolder(local=tmp_path / "run"), small.run(small_sd, steps=2, credit__kind="native"), lambda line: None
+        )
 
 
 def test_groups_whose_reward_fails_are_dropped_whole_and_counted(small_sd, tmp_path):

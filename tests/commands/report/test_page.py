@@ -10,6 +10,7 @@ import yaml
 from pcpo_ray.commands.report.page import write
 from pcpo_ray.config import files
 from pcpo_ray.runs import intervals
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.recorder import Recorder
 
 PROMPTS = (
@@ -39,7 +40,7 @@ def recorder(folder, *, watched=(), **changes):
         "evaluation": {"count": len(PROMPTS), "images": 2, "every": 3, "rewards": [{"kind": name} for name in watched]},
         **changes,
     }
-    return Recorder.create(folder, files.parse(data))
+    return Recorder.create(LocalFolder(local=folder), files.parse(data))
 
 
 def evaluate(record, step, gain, *, missing=False, **more):
