@@ -1,1 +1,1 @@
-"""The paper: noise schedules, affine steps, credit, advantages, losses. Torch only."""
+"""The paper: noise schedules, affine steps, credit, advantages and losses. It needs torch only."""

@@ -1,4 +1,4 @@
-"""Which weight each step's log-ratio carries in the loss, and with which steps to sample (PCPO, arXiv 2509.25774).
+"""Credit: the weight of each step's log-ratio in the loss, and the steps to sample with (PCPO, arXiv 2509.25774).
 
 A sampler credits its T steps unevenly: step t's log-ratio moves with w_t = |gain| / std. PCPO makes the credit
 proportionate: constant for diffusion, proportional to the time covered for flow matching. Each function here is a kind:
@@ -13,10 +13,10 @@ proportionate: constant for diffusion, proportional to the time covered for flow
     proportionate_flow  native                             zeta dt_t                    no: a reweighted loss
     tilted              native                             proportionate, times a ramp  no: a reweighted loss
 
-"The native mean" is over the steps trained, so that arms which are compared take steps of the same size on average.
-Steps that are not trained keep the native sampler and carry no weight. `trained` holds the indices of the steps
-trained, 0 the noisiest. Every function raises CreditError if it is empty, repeats an index or names one that is not
-there, and if a trained step draws no noise.
+"The native mean" is over the trained steps, so that the kinds take steps of the same size on average when they are
+compared. Steps that are not trained keep the native sampler and carry no weight. `trained` holds the indices of the
+trained steps; 0 is the noisiest. Every function raises CreditError if `trained` is empty, repeats an index or has one
+out of range, and if a trained step draws no noise.
 """
 
 import math
@@ -30,11 +30,11 @@ from pcpo_ray.errors import CreditError
 
 @dataclass(frozen=True, kw_only=True)
 class Credit:
-    """A sampler's T steps and the T numbers by which its log-ratios are weighted.
+    """A sampler's T steps and the T weights of its log-ratios.
 
-    `steps`: what the sampler does. `weights`: what `objective.log_ratio` is given; 0 where a step is not trained.
-    `mix`: lambda, by which the sampler replaces the prediction: ref + lambda (theta - ref); 1 leaves it alone.
-    `trained`: indices of the steps trained, ascending.
+    `steps` are the steps of the sampler. `weights` are given to `objective.log_ratio`; untrained steps have weight 0.
+    `mix` is lambda: the sampler replaces the prediction by ref + lambda (theta - ref), and 1 leaves it as it is.
+    `trained` are the indices of the trained steps, ascending.
     """
 
     steps: tuple[AffineStep, ...]
@@ -43,38 +43,38 @@ class Credit:
     trained: tuple[int, ...]
 
     def restricted(self, chosen: Sequence[int]) -> "Credit":
-        """The same sampler, of which only the `chosen` steps are trained, with the weights they have."""
+        """Train only the `chosen` steps of the same sampler, with the weights they have."""
         weights = tuple(weight if index in chosen else 0.0 for index, weight in enumerate(self.weights))
         return replace(self, weights=weights, trained=tuple(sorted(chosen)))
 
     def elsewhere(self, steps: Sequence[AffineStep]) -> "Credit":
-        """The trained steps as they are, and in place of the others these."""
+        """Keep the trained steps, and replace all others by those given."""
         pairs = [(self.steps[i], self.mix[i]) if i in self.trained else (step, 1.0) for i, step in enumerate(steps)]
         return replace(self, steps=tuple(step for step, _ in pairs), mix=tuple(mix for _, mix in pairs))
 
 
 def native(steps: Sequence[AffineStep], trained: Sequence[int]) -> Credit:
-    """Every step carries the weight that its own sampler gives it: the exact log-ratio."""
+    """Give every step the weight of its own sampler, which makes the log-ratio exact."""
     weights = _native_weights(steps, trained)
     return _credit(steps, weights)
 
 
 def reweight(steps: Sequence[AffineStep], trained: Sequence[int]) -> Credit:
-    """The native sampler; every trained step carries the mean of the native weights.
+    """Keep the native sampler, and give every trained step the mean of the native weights.
 
-    The trajectories are exactly those of `native`. The log-ratio is no longer that of the sampler: this is a
-    reweighting of the loss, by a constant in place of w_t.
+    The trajectories are exactly those of `native`. The log-ratio is no longer the sampler's own: this reweights the
+    loss, with a constant in place of w_t.
     """
     weights = _native_weights(steps, trained)
     return _credit(steps, _all_at_mean(weights))
 
 
 def released(schedule: DiffusionSchedule, trained: Sequence[int], *, w_star: float = 4.5, eta: float = 1.0) -> Credit:
-    """The plus root at `w_star`, and w* rescaled to the native mean, as the authors' code family has it.
+    """Sample with the plus root at `w_star`, and rescale w* to the native mean, as the authors' released code does.
 
-    For w* beyond sqrt(1 + least weight^2) the plus root does not give a step the weight w* (see `ddim.plus_sigma`): it
-    leaves the true weights uneven, about where they were. `eta` is the native sampler's. Raises CreditError, naming
-    the least feasible weight and the step that asks for it, if w* is lower.
+    For w* beyond sqrt(1 + least weight^2) the plus root does not give a step the weight w* (see `ddim.plus_sigma`): the
+    true weights stay about as uneven as they were. `eta` is the native sampler's. Raises CreditError if w* is below the
+    least feasible weight, naming that weight and the step that sets it.
     """
     return _at_root(ddim.plus_sigma, schedule, trained, w_star, eta)
 
@@ -82,22 +82,22 @@ def released(schedule: DiffusionSchedule, trained: Sequence[int], *, w_star: flo
 def variance(
     schedule: DiffusionSchedule, trained: Sequence[int], *, w_star: float | None = None, eta: float = 1.0
 ) -> Credit:
-    """The minus root at `w_star`: trained steps whose true weights are all w*, rescaled to the native mean in the loss.
+    """Sample with the minus root at `w_star`: every trained step has the true weight w*, and the native mean as credit.
 
-    `w_star` None takes the least that all trained steps can have. That is high if a schedule's last two steps are
-    trained, and then the sampler is almost deterministic. `eta` is the native sampler's. Raises CreditError as
+    `w_star` None takes the least weight that all trained steps can have. It is high if the last two steps of a schedule
+    are trained, and the sampler is then almost deterministic. `eta` is the native sampler's. Raises CreditError as
     `released` does.
     """
     return _at_root(ddim.minus_sigma, schedule, trained, w_star, eta)
 
 
 def interpolate(steps: Sequence[AffineStep], trained: Sequence[int], *, w_star: float | None = None) -> Credit:
-    """The native sampler, stepping with ref + lambda_t (theta - ref) where lambda_t = w* / w_t.
+    """Step the native sampler with ref + lambda_t (theta - ref), where lambda_t = w* / w_t.
 
-    The trajectory stores the network's raw prediction. Between two policies the mixed predictions differ by
-    lambda_t d with d = theta - theta_old, the reference cancelling, so the exact log-ratio in terms of the stored d
-    carries the weight lambda_t w_t = w* in both of its terms. `w_star` None is the native mean. lambda_t above 1
-    extrapolates, at steps whose native weight is below w*. Raises CreditError unless w* is positive and finite.
+    The trajectory stores the network's raw prediction. The mixed predictions of two policies differ by lambda_t d with
+    d = theta - theta_old, as the reference cancels. The exact log-ratio in terms of the stored d therefore carries the
+    weight lambda_t w_t = w* in both of its terms. `w_star` None is the native mean. At steps whose native weight is
+    below w*, lambda_t is above 1 and extrapolates. Raises CreditError unless w* is positive and finite.
     """
     weights = _native_weights(steps, trained)
     wanted = _mean(weights) if w_star is None else w_star
@@ -108,10 +108,10 @@ def interpolate(steps: Sequence[AffineStep], trained: Sequence[int], *, w_star: 
 
 
 def proportionate_flow(schedule: FlowSchedule, steps: Sequence[AffineStep], trained: Sequence[int]) -> Credit:
-    """w_t := zeta dt_t over the trained steps, zeta = (sum of their native weights) / (sum of their dt).
+    """Set w_t := zeta dt_t over the trained steps, with zeta = (sum of their native weights) / (sum of their dt).
 
-    With every step trained from t = 1 the dt sum to 1 and zeta is the sum of the native weights, the paper's form.
-    Raises CreditError unless `steps` are as many as the schedule's.
+    If every step from t = 1 is trained, the dt sum to 1 and zeta is the sum of the native weights, the paper's form.
+    Raises CreditError unless there are as many `steps` as in the schedule.
     """
     if len(steps) != len(schedule):
         raise CreditError(f"got {len(steps)} steps for a schedule of {len(schedule)}; make the steps from the schedule")
@@ -121,12 +121,13 @@ def proportionate_flow(schedule: FlowSchedule, steps: Sequence[AffineStep], trai
 
 
 def tilted(schedule: Schedule, steps: Sequence[AffineStep], trained: Sequence[int], *, slope: float) -> Credit:
-    """Proportionate credit times a ramp in time, from 1 + slope at the first trained step to 1 - slope at the last.
+    """Multiply proportionate credit by a ramp, from 1 + slope at the first trained step to 1 - slope at the last.
 
-    Ours, beyond the paper: a `slope` above 0 favours early, noisy steps, below 0 late ones, and 0 is `reweight` or, for
-    flow, `proportionate_flow` exactly. Time is counted in steps for diffusion, each of which covers as much; for flow
-    it is that of a step's middle. A common factor keeps the native mean, as in the other kinds. Raises CreditError
-    unless -1 < slope < 1, where every weight is positive, and unless `steps` are as many as the schedule's.
+    Ours, beyond the paper. A `slope` above 0 favours early, noisy steps, one below 0 late steps; 0 is exactly
+    `reweight` or, for flow, `proportionate_flow`. The ramp is linear in time. For diffusion every step covers the same
+    time; for flow the time of a step is that of its middle. A common factor keeps the native mean, as in the other
+    kinds. Raises CreditError unless -1 < slope < 1, where every weight is positive, and unless there are as many
+    `steps` as in the schedule.
     """
     if not -1 < slope < 1:
         raise CreditError(f"got slope {slope}; expected a number between -1 and 1, so that every weight is positive")
@@ -141,9 +142,9 @@ def tilted(schedule: Schedule, steps: Sequence[AffineStep], trained: Sequence[in
         passed = {index: float(index) for index in weights}
     first, last = min(passed.values()), max(passed.values())
     middle, half = (first + last) / 2, (last - first) / 2 or 1.0
-    shares = {index: covered[index] * (1 - slope * (passed[index] - middle) / half) for index in weights}
-    zeta = math.fsum(weights.values()) / math.fsum(shares.values())
-    return _credit(steps, {index: zeta * share for index, share in shares.items()})
+    ramped = {index: covered[index] * (1 - slope * (passed[index] - middle) / half) for index in weights}
+    zeta = math.fsum(weights.values()) / math.fsum(ramped.values())
+    return _credit(steps, {index: zeta * value for index, value in ramped.items()})
 
 
 def _at_root(
@@ -153,7 +154,7 @@ def _at_root(
     w_star: float | None,
     eta: float,
 ) -> Credit:
-    """`root`'s sigma for `w_star` at the trained steps, the native one elsewhere; every weight is the native mean."""
+    """Use `root`'s sigma for `w_star` at the trained steps, the native one elsewhere, and the native mean as weight."""
     steps = ddim.steps(schedule, eta=eta)
     weights = _native_weights(steps, trained)
     least = ddim.least_weight(schedule, tuple(weights))
@@ -162,7 +163,7 @@ def _at_root(
         worst = ddim.most_demanding(schedule, tuple(weights))
         raise CreditError(
             f"no sampler gives all trained steps the weight {wanted:.6g}: the smallest feasible w_star is {least:.6g}, "
-            f"which step {worst} (timestep {schedule.timesteps[worst]}) asks for; set a finite w_star "
+            f"which step {worst} (timestep {schedule.timesteps[worst]}) needs; set a finite w_star "
             "of at least that, or leave that step untrained"
         )
     sigmas = [root(schedule, i, wanted) if i in weights else step.std for i, step in enumerate(steps)]
@@ -170,7 +171,7 @@ def _at_root(
 
 
 def _native_weights(steps: Sequence[AffineStep], trained: Sequence[int]) -> dict[int, float]:
-    """The trained steps' own weights, by index."""
+    """Compute the trained steps' own weights, by index. Raises CreditError for a trained step without noise."""
     indices = _checked(trained, len(steps))
     for index in indices:
         if steps[index].std == 0:
@@ -183,7 +184,7 @@ def _native_weights(steps: Sequence[AffineStep], trained: Sequence[int]) -> dict
 
 
 def _checked(trained: Sequence[int], count: int) -> tuple[int, ...]:
-    """The indices, ascending."""
+    """Sort the indices. Raises CreditError if there is none, or one is repeated or out of range."""
     indices = tuple(sorted(trained))
     if not indices or len(set(indices)) != len(indices) or indices[0] < 0 or indices[-1] >= count:
         raise CreditError(

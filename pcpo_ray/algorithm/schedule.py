@@ -1,7 +1,7 @@
-"""The noise levels that one trajectory visits, noisiest first: all that a sampler's steps are computed from.
+"""Noise schedules: the noise levels that a trajectory visits, noisiest first; a sampler's steps follow from them alone.
 
-Notation: T steps; `alpha_bar` is diffusion's cumulative alpha, in (0, 1]; `time` is flow matching's t, 1 for noise and
-0 for data. Everything is float64 and known before the run starts.
+Notation: T steps; `alpha_bar` is the cumulative alpha of diffusion, in (0, 1]; `time` is the t of flow matching, 1 for
+noise and 0 for data. Everything is float64 and known before the run starts.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ TRAIN_STEPS = 1000  # the range in which flow models count their timesteps
 class DiffusionSchedule:
     """T denoising steps of a diffusion model.
 
-    `timesteps` is what the network is told at each step, `alpha_bar` the noise level it starts from and
-    `alpha_bar_prev` the one it goes to. Raises ScheduleError unless timesteps fall and every step removes noise.
+    `timesteps` are the network's input at each step. A step starts at the noise level `alpha_bar` and goes to
+    `alpha_bar_prev`. Raises ScheduleError unless timesteps fall and every step removes noise.
     """
 
     timesteps: tuple[int, ...]
@@ -52,7 +52,7 @@ class DiffusionSchedule:
 class FlowSchedule:
     """T steps of a flow-matching model: T + 1 `times`, from noise (at most 1) strictly down to 0.
 
-    Raises ScheduleError if they are anything else.
+    Raises ScheduleError for any other times.
     """
 
     times: tuple[float, ...]
@@ -69,17 +69,17 @@ class FlowSchedule:
 
     @property
     def timesteps(self) -> tuple[float, ...]:
-        """What the network is told at each of the T steps: 1000 t."""
+        """The network's input at each of the T steps: 1000 t."""
         return tuple(TRAIN_STEPS * time for time in self.times[:-1])
 
     @property
     def dt(self) -> tuple[float, ...]:
-        """The time each of the T steps covers, positive; their sum is the first time."""
+        """The positive time that each of the T steps covers; they sum to the first time."""
         return tuple(now - later for now, later in pairwise(self.times))
 
     @classmethod
     def shifted(cls, *, steps: int, shift: float) -> "FlowSchedule":
-        """Even u from 1 to 0, moved towards the noise: t = shift u / (1 + (shift - 1) u) (arXiv 2403.03206).
+        """Shift even u from 1 to 0 towards the noise: t = shift u / (1 + (shift - 1) u) (arXiv 2403.03206).
 
         Raises ScheduleError unless steps >= 1 and shift > 0.
         """

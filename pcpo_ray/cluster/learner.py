@@ -21,7 +21,7 @@ from pcpo_ray.cluster.launch import BEAT, Launcher, end
 from pcpo_ray.data.types import Task
 from pcpo_ray.data.updates import DriverState, Published, TrainingGroup, Update
 from pcpo_ray.data.weights import Manifest
-from pcpo_ray.errors import ClusterError, LearnerLostError, PcpoError, RolloutsLostError, WeightsError
+from pcpo_ray.errors import LearnerLostError, PcpoError, RolloutsLostError, WeightsError
 from pcpo_ray.models import steps
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.workers.learner import mini_batches
@@ -211,12 +211,7 @@ class RayLearner:
                 for index in range(count)
             ]
         )
-        if folder.url is None and not saved.exists():
-            raise ClusterError(
-                f"the learner saved {saved.resolve()} on its own node, and it is not on this one; have runs lie on "
-                "storage that all nodes share (--runs with a mounted path, or a URL such as s3://bucket/runs), or the "
-                "learner on the node where you start it (workers.learner)"
-            )
+        folder.check_saved(state.step)
 
     def restore(self, folder: RunFolder, step: int) -> DriverState:
         awaited = f"the learner to restore {folder.checkpoint_place(step)}"

@@ -8,7 +8,7 @@ a second worker, or the only one once more, says so too.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, assert_never
 
 import ray
 from ray import exceptions
@@ -221,3 +221,5 @@ class WorkerPool(Generic[Item, Result]):
                 case Send(worker, ticket, item):
                     reference, finish = self.send(self.actors[worker], item)
                     self.calls[reference] = Call(worker=worker, ticket=ticket, item=item, finish=finish)
+                case _:
+                    assert_never(action)

@@ -1,10 +1,6 @@
 """pcpo-ray train | evaluate | sample | report | plan | study | bench, and the commands of `operate.py`."""
 
-import contextlib
-import os
-import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +9,8 @@ from rich.console import Console
 
 from pcpo_ray import __version__
 from pcpo_ray.commands import bench, operate
-from pcpo_ray.errors import AlarmError, ConfigError, PcpoError, RunError, TakenOverError
+from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
 from pcpo_ray.process import terminal
-from pcpo_ray.runs.lines import shown
 
 app = typer.Typer(
     add_completion=False,
@@ -49,92 +44,19 @@ def train(
     ] = None,
 ) -> None:
     """Train a model; the run's folder is RUNS/<name>."""
-    from pcpo_ray.commands import session as running
-    from pcpo_ray.commands.progress import Display
-    from pcpo_ray.commands.report.page import read, verdict, write
-    from pcpo_ray.config import files, paths
-    from pcpo_ray.data.prompts import said
-    from pcpo_ray.process.signals import ended
-    from pcpo_ray.runs.folder import RunFolder
-    from pcpo_ray.runs.storage import is_url
-    from pcpo_ray.training.loop import Loop
+    from pcpo_ray.commands import train as command
 
-    if resume and resume_if_started:
-        raise ConfigError("got --resume and --resume-if-started; give one of them")
-    run = paths.absolute(files.load(config, overrides or []))
-    home = RunFolder.below(runs if is_url(runs) else os.path.expanduser(runs), run.name)
-    folder = home.local
-    if home.url is None and "working_dir_files" in folder.resolve().parts:
-        raise RunError(
-            f"the run folder {folder} would lie in a job's copy of the working folder, which Ray deletes after the "
-            "job; give --runs an absolute path that all machines of the cluster share, or a URL such as "
-            "s3://bucket/runs"
+    command.train(
+        command.Order(
+            config=config,
+            overrides=overrides or (),
+            local=local,
+            resume=resume,
+            resume_if_started=resume_if_started,
+            runs=runs,
+            metrics_port=metrics_port,
         )
-    resume = resume or (resume_if_started and home.started())
-    console = Console()
-    display = Display(run, console)
-    with ended(display.say) as signals:
-        with display, contextlib.ExitStack() as ending:
-            with signals.kept():
-                ending.enter_context(running.begun(run, local=local, say=display.say))
-            recorder, found = running.resume(folder, run, display.say, url=home.url) if resume else (None, None)
-            if recorder is None:
-                recorder = running.create(home, run, display.say)
-            display.failed = recorder.trouble
-            recorder.say = display.say
-            if home.url is not None:
-                display.say(f"{home.place} is worked on in {folder}")
-            ending.callback(recorder.close)
-            stages = None
-            try:
-                recorder.meter = running.meter(run, local=local, port=metrics_port, say=display.say)
-                recorder.start_trackers()
-                display.say("starting " + ("in this process" if local else "workers on Ray"))
-                stages = running.stages(run, local=local, say=display.say, announced=True)
-                ending.callback(stages.close)
-                prompts, held_out = running.sources(run)
-                told = said(run, prompts, held_out)
-                for line in told:
-                    display.say(line)
-                recorder.event("started", **running.surroundings(local), prompts=told)
-                loop = Loop(
-                    run, stages, recorder, prompts=prompts, held_out=held_out, report=display.row, say=display.say
-                )
-                if found is not None:
-                    loop.restore(found)
-                    display.say(f"resuming {run.name} after step {loop.step}")
-                with running.frozen():
-                    loop.train()
-                alarm = loop.error
-            except KeyboardInterrupt:
-                options = [*(["--local"] if local else []), *([] if runs == "runs" else ["--runs", runs])]
-                again = shlex.join(["pcpo-ray", "train", str(config), *(overrides or []), *options, "--resume"])
-                try:
-                    recorder.push()
-                except RunError as error:
-                    display.say(str(error))
-                display.say(f"stopped; continue with: {again}")
-                raise
-            except Exception as error:
-                with contextlib.suppress(RunError):  # a full disk, which is what failed
-                    recorder.event("failed", error=str(error))
-                    recorder.push()
-                if stages is None and not resume:  # nothing started: once mended, the same command must work
-                    recorder.close()
-                    with contextlib.suppress(TakenOverError):
-                        recorder.home.discard()
-                raise
-        try:
-            recorder.home.check()
-            found_out, page = verdict(read(folder)), write(folder)
-            recorder.home.push_records()
-        except KeyboardInterrupt:
-            display.say(f"the run is whole, its page is not; write it with: pcpo-ray report {shlex.quote(home.place)}")
-            raise
-    for line in (found_out["text"], *found_out["notes"], f"report: {page}"):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if alarm:
-        raise AlarmError(alarm)
+    )
 
 
 @app.command()
@@ -143,54 +65,9 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
 
     Overrides, such as evaluation.count=256 or sampling.guidance_scale=3, change how it is evaluated, not the run.
     """
-    from pcpo_ray.commands import session as running
-    from pcpo_ray.rewards import quality
-    from pcpo_ray.runs import records
-    from pcpo_ray.runs.folder import RunFolder
-    from pcpo_ray.training import inputs
-    from pcpo_ray.training.dispatcher import Dispatcher, trouble
-    from pcpo_ray.training.loop import evaluation_summary, run_evaluation
+    from pcpo_ray.commands import evaluate as command
 
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    with contextlib.ExitStack() as ending:
-        home = ending.enter_context(RunFolder.of(folder).fetched(records=True))
-        run = running.read_to_evaluate(home.local, overrides or [])
-        found = records.newest_step(home, console.print)
-        ending.enter_context(running.begun(run, local=local, say=console.print))
-        for line in running.changed_inputs(home.local, inputs.of_run(run)):
-            if line.startswith("prompts."):
-                raise RunError(f"{line}, and it says what is held out; give it back")
-            console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
-        assessor = quality.assessor(run, home.local, console.print)
-        stages = running.stages(run, local=local, say=console.print)
-        ending.callback(stages.close)
-        step = stages.learner.restore(home, found).step
-
-        def event(kind: str, **details: object) -> None:
-            if line := trouble(kind, details):
-                console.print(line, markup=False, highlight=False)
-
-        traffic = Dispatcher(run, stages, event=event, say=console.print)
-        traffic.publish(oldest=step)
-        prompts, held_out = running.sources(run)
-        scored, seen = run_evaluation(run, traffic, held_out, step, oldest=step, prompts=prompts)
-        found_out = evaluation_summary(run, scored, seen, assessor)
-    console.print(f"{run.name}, step {step}, {len(scored)} {run.of_evaluation('prompts')}:")
-    _print_estimates(console, found_out["rewards"])
-    if seen:
-        console.print(f"{len(seen)} training prompts:")
-        _print_estimates(console, found_out["train_rewards"])
-    if "quality" in found_out:
-        console.print(f"quality, of {len(scored) * run.evaluation.images} {run.of_evaluation('pictures')}:")
-        for name, value in found_out["quality"].items():
-            console.print(f"  {name}: {shown(value, '.4f')}")
-
-
-def _print_estimates(console: Console, estimates: Mapping[str, Mapping[str, float | None]]) -> None:
-    for name, found in estimates.items():
-        mean, low, high = (shown(found[key], ".4f") for key in ("mean", "low", "high"))
-        interval = "no interval, from so few prompts" if found["low"] is None else f"{low} to {high}"
-        console.print(f"  {name}: {mean} ({interval})")
+    command.evaluate(folder, overrides or (), local=local)
 
 
 @app.command()
@@ -210,33 +87,9 @@ def sample(
 
     With strengths, base + sum of strength x (adapter - base) is what is drawn with, a cell a combination.
     """
-    from pcpo_ray.commands import drawing
-    from pcpo_ray.commands import session as running
-    from pcpo_ray.runs import records
-    from pcpo_ray.runs.folder import RunFolder
-    from pcpo_ray.training import inputs
+    from pcpo_ray.commands import sample as command
 
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    composed = bool(also) or strength != "1"
-    if composed and base:
-        raise ConfigError("got --base, which is the model without adapters, with --strength or --with; give one")
-    with contextlib.ExitStack() as ending:
-
-        def fetched(place: str) -> Path:
-            home = RunFolder.of(place).fetched(newest=composed or not base, say=console.print)
-            return ending.enter_context(home).local
-
-        here = fetched(folder)
-        run = records.read(here)
-        for line in running.changed_inputs(here, inputs.of_model(run.model)):
-            console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
-        if composed:
-            adapters = [drawing.parse(f"{here}={strength}"), *(drawing.parse(text, fetched) for text in also or [])]
-            drawing.grid(adapters, prompt, images=images, seed=seed, out=out, say=console.print)
-        else:
-            found = None if base else records.newest_checkpoint(here, console.print)
-            drawing.plain(run, found, prompt, images=images, seed=seed, out=out)
-    console.print(f"{images} pictures of {prompt!r}: {out}", markup=False, highlight=False, soft_wrap=True)
+    command.sample(folder, prompt, images=images, seed=seed, base=base, strength=strength, also=also or (), out=out)
 
 
 @app.command()
@@ -244,14 +97,12 @@ def report(folder: RunPlace) -> None:
     """Write a run's report.html again, from what its folder holds."""
     from pcpo_ray.commands.report.page import write
     from pcpo_ray.runs import records
-    from pcpo_ray.runs.folder import RunFolder
+    from pcpo_ray.runs.places import folder_at
 
-    with RunFolder.of(folder).fetched(records=True) as home:
+    with folder_at(folder).fetched(records=True) as home:
         records.read(home.local)
         page = write(home.local)
-        home.put(page)
-        place = page if home.url is None else f"{home.place}/{page.name}"
-        Console().print(f"report: {place}", markup=False, highlight=False, soft_wrap=True)
+        Console().print(f"report: {home.put(page)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -283,7 +134,7 @@ def plan(
     planned = plan.plan(run)
     verdicts = plan.judge(planned, room)
     page.show(planned, console)
-    page.show_verdicts(verdicts, console, gpu)
+    page.show_fits(verdicts, console, gpu)
     if any(verdict.remedies for verdict in verdicts):
         page.show_together(*plan.together(planned, verdicts, room), console)
     if probe or recorded is not None:

@@ -51,11 +51,11 @@ def submit(
 
     from pcpo_ray.cluster.control import jobs, package
     from pcpo_ray.config import files
-    from pcpo_ray.runs.storage import Storage, is_url
+    from pcpo_ray.runs import urls
 
     run = files.load(config, overrides or [])
-    if is_url(runs):
-        Storage(runs)  # which sees that it has no secret in it: the command is part of the job's log
+    if urls.is_url(runs):
+        urls.checked(runs)  # refuses a URL with credentials: the command is part of the job's log
     elif not Path(runs).is_absolute():
         raise RunError(
             f"got --runs {runs!r}; expected an absolute path that all machines of the cluster share (NFS, a volume), "

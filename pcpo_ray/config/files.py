@@ -1,8 +1,8 @@
 """Configs as files: `load` reads a YAML file, `dump` writes the resolved one.
 
-Unknown keys, wrong types and values out of range are errors that name the full path, the value and what was expected;
-overrides are `a.b.c=value`, read as YAML. A key that is given twice is an error too, in a file, in an override and by
-two overrides: YAML's readers would take the last one.
+Unknown keys, wrong types and values out of range are errors. They name the full path, the value and what was expected.
+Overrides are `a.b.c=value`, read as YAML. A key that is given twice is an error too, within a file or an override and
+across overrides, because YAML readers would take the last one.
 """
 
 import dataclasses
@@ -22,21 +22,28 @@ from pcpo_ray.errors import ConfigError
 T = TypeVar("T")
 
 
+RENAMED = {"optimizer.updates": "optimizer.minibatches"}
+"""Keys that had another name in an earlier version. The old names are refused, also in the config of a stored run.
+
+To resume such a run, rename the key in its config.yaml: nothing else in the run's folder holds it.
+"""
+
+
 class _Dumper(yaml.SafeDumper):
-    """Writes tuples as the lists that YAML has."""
+    """A YAML writer that writes tuples as lists."""
 
 
 _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
 def nearest(word: str, known: Any) -> str:
-    """` (did you mean 'x'?)` for the known name that is closest to `word`, else nothing."""
+    """Give ` (did you mean 'x'?)` for the known name that is closest to `word`, or nothing if none is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
-    """The config in a YAML file, with overrides `a.b.c=value`.
+    """Read the config in a YAML file, with overrides `a.b.c=value`.
 
     Raises ConfigError naming the file, the full path of the key, what was got and what was expected.
     """
@@ -48,7 +55,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """A YAML file's keys as plain data. Raises ConfigError where there is no such file, or it holds something else."""
+    """Read a YAML file's keys as plain data. Raises ConfigError if it is missing or holds something else."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -68,15 +75,15 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-"""What PyYAML raises for a text: ValueError for a date such as 2024-13-45, RecursionError for a thousand brackets."""
+"""The errors of PyYAML for a text: ValueError for a date such as 2024-13-45, RecursionError for a thousand brackets."""
 
 
 class _KeyTwiceError(Exception):
-    """A mapping names a key twice."""
+    """The error for a mapping that names a key twice."""
 
 
 def _parsed(text: str) -> Any:
-    """A YAML text's value. Raises _KeyTwiceError, or one of NOT_YAML."""
+    """Parse a YAML text. Raises _KeyTwiceError, or one of NOT_YAML."""
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
@@ -89,7 +96,7 @@ def _parsed(text: str) -> Any:
 
 
 def _check_once(loader: yaml.SafeLoader, node: yaml.Node, path: str, seen: set[int]) -> None:
-    """See that no mapping in a node has a key twice. What `<<` merges in may be named again: that is its purpose."""
+    """Check that no mapping in a node has a key twice. Keys that `<<` merges in may be named again: that is its use."""
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))
@@ -111,7 +118,7 @@ def _check_once(loader: yaml.SafeLoader, node: yaml.Node, path: str, seen: set[i
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """See that no override takes back what one before it has set. Raises ConfigError that names both."""
+    """Check that no override sets again what an earlier one has set. Raises ConfigError that names both."""
     leaves: dict[str, str] = {}
     for override in overrides:
         path, value = _override(override)
@@ -122,7 +129,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def _leaves(path: str, value: Any) -> list[str]:
-    """The paths of a value's parts that have no parts themselves; what is empty counts as nothing set."""
+    """List the paths of a value's innermost parts. An empty mapping or list sets nothing."""
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if parts is None:
         return [path]
@@ -130,12 +137,12 @@ def _leaves(path: str, value: Any) -> list[str]:
 
 
 def parse(data: Mapping[str, Any], *, source: str = "config") -> Run:
-    """The config that plain data describes; raises ConfigError as `load` does."""
+    """Make the config that plain data describes. Raises ConfigError as `load` does."""
     return parse_as(Run, data, source=source)
 
 
 def parse_as(cls: type[T], data: Mapping[str, Any], *, source: str) -> T:
-    """`parse` for another config class, such as a study's."""
+    """Make another config class, such as a study's, from plain data. Raises ConfigError as `load` does."""
     try:
         found: T = _adapter(cls).validate_python(data)  # type: ignore[arg-type]  # mypy takes a class for unhashable
         return found
@@ -145,12 +152,12 @@ def parse_as(cls: type[T], data: Mapping[str, Any], *, source: str) -> T:
 
 
 def dump(value: Any) -> str:
-    """The resolved config as YAML; `load` gives the same value back."""
+    """Write the resolved config as YAML; `load` gives the same value back."""
     return yaml.dump(plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """The resolved config as plain data; `parse` gives the same value back."""
+    """Write the resolved config as plain data; `parse` gives the same value back."""
     # as Python values: pydantic's JSON mode would write the infinities of a custom reward's options as null
     data: dict[str, Any] = _adapter(type(value)).dump_python(value)  # type: ignore[arg-type]
     return data
@@ -158,12 +165,12 @@ def plain(value: Any) -> dict[str, Any]:
 
 @lru_cache
 def _adapter(cls: type) -> TypeAdapter[Any]:
-    """What reads and writes a config class, which takes longer to make than to use."""
+    """Make the adapter that reads and writes a config class; making it takes longer than using it."""
     return TypeAdapter(cls)
 
 
 def differing(one: Any, other: Any, path: str = "") -> dict[str, str]:
-    """By key `a.b.c`, in what two configs' plain data differ, in words. Of another kind, the kind alone is named."""
+    """Describe by key `a.b.c` how two configs' plain data differ. Where the kinds differ, only they are named."""
     if one == other:
         return {}
     below = f"{path}." if path else ""
@@ -180,7 +187,7 @@ def differing(one: Any, other: Any, path: str = "") -> dict[str, str]:
 
 
 def _said(value: Any) -> str:
-    """A value, in as few words as tell which it is."""
+    """Describe a value in as few words as identify it."""
     if isinstance(value, Mapping):
         return f"kind {value['kind']}" if "kind" in value else "given"
     if isinstance(value, list | tuple):
@@ -189,7 +196,7 @@ def _said(value: Any) -> str:
 
 
 def set_key(data: dict[str, Any], override: str) -> None:
-    """Set the key that `a.b.c=value` names, the value read as YAML, in a config's plain data. Raises ConfigError."""
+    """Set the key that `a.b.c=value` names in a config's plain data, reading the value as YAML. Raises ConfigError."""
     path, value = _override(override)
     *parents, last = path.split(".")
     node: Any = data
@@ -209,7 +216,7 @@ def set_key(data: dict[str, Any], override: str) -> None:
 
 
 def _override(override: str) -> tuple[str, Any]:
-    """The path and the value of `a.b.c=value`."""
+    """Split `a.b.c=value` into the path and the value. Raises ConfigError."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"override {override!r}: expected a.b.c=value")
@@ -222,10 +229,12 @@ def _override(override: str) -> tuple[str, Any]:
 
 
 def _explain(detail: Any, root: type) -> str:
-    """One line for one of pydantic's findings: full path, what was got, what was expected."""
+    """Explain one of pydantic's errors in a line: the full path, what was got and what was expected."""
     keys, cls, annotation = _walk(detail["loc"], root)
     path = ".".join(keys) or "config"
     if detail["type"] == "unexpected_keyword_argument":
+        if path in RENAMED:
+            return f"{path}: got a key of an earlier version; it is now {RENAMED[path]}, so rename it where it is given"
         known = [f.name for f in dataclasses.fields(cls)] if cls is not None else []
         return f"{path}: unknown key{nearest(keys[-1], known)}; expected one of {known}"
     if detail["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
@@ -242,7 +251,7 @@ def _explain(detail: Any, root: type) -> str:
 
 
 def _walk(location: Sequence[Any], root: type) -> tuple[list[str], type | None, Any]:
-    """The location without pydantic's union tags, the config class that owns its last key, and that key's type."""
+    """Follow a location to its keys without pydantic's union tags, the class that owns the last one, and its type."""
     keys: list[str] = []
     annotation: Any = root
     owner: type | None = None
@@ -268,7 +277,7 @@ def _walk(location: Sequence[Any], root: type) -> tuple[list[str], type | None, 
 
 
 def _members(annotation: Any) -> list[type]:
-    """The config classes that an annotation allows."""
+    """List the config classes that an annotation allows."""
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return [annotation]
     if get_origin(annotation) in (None, tuple):
@@ -277,4 +286,5 @@ def _members(annotation: Any) -> list[type]:
 
 
 def _kinds(cls: type) -> tuple[Any, ...]:
+    """List the values that a class accepts as its kind; none if it has no kind, or one that is any text."""
     return get_args(get_type_hints(cls).get("kind"))

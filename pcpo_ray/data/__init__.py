@@ -1,1 +1,1 @@
-"""What goes into a run and what travels in it: prompts, tasks, trajectories, updates, requests, weights."""
+"""The data of a run: prompts, tasks, trajectories, updates, requests and weights."""

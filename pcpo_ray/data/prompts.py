@@ -1,7 +1,7 @@
-"""Prompt sources: the embedded world's captions, and text, CSV, JSON, JSONL and Parquet files; and which are held out.
+"""Prompt sources (the embedded world's captions; text, CSV, JSON, JSONL and Parquet files) and the held-out split.
 
-`batch(step)` is pure in the seed: epochs are seeded permutations laid end to end, so any step's prompts can be named
-without having drawn those before it, and a resumed run needs no cursor but its step.
+`batch(step)` depends on the seed and the step alone: epochs are seeded permutations, one after the other. Any step's
+prompts are found without drawing the earlier ones, and a resumed run needs no cursor but its step.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ from pcpo_ray.data.types import Prompt
 from pcpo_ray.errors import PromptError
 
 HELD_OUT = 0.1
-"""The fraction of a file's texts that are held out where the config names no evaluation prompts."""
+"""Fraction of a file's texts that is held out if the config names no evaluation prompts."""
 FEWEST = 32
-"""As many texts of a file are held out at least, where that is no more than half of them."""
+"""Fewest texts of a file that are held out, or half of a file that has fewer than twice as many."""
 SHOWN = 3
-"""Prompts that a message names."""
+"""Number of prompts that a message names."""
 
 
 class PromptSource:
-    """Texts in a seeded order. Raises PromptError when there are none."""
+    """Texts in a seeded order. Raises PromptError if there are none."""
 
     def __init__(self, texts: Sequence[str], *, seed: int, origin: str) -> None:
         if not texts:
@@ -43,13 +43,13 @@ class PromptSource:
         return len(self.texts)
 
     def batch(self, step: int, size: int) -> list[Prompt]:
-        """The `size` prompts of step `step` (counted from 1): the same whenever and wherever it is asked."""
+        """Give the `size` prompts of step `step` (counted from 1): the same ones in every process, at every time."""
         if step < 1:
             raise PromptError(f"step is {step}; steps count from 1")
         return [self._at(position) for position in range((step - 1) * size, step * size)]
 
     def distinct(self, count: int) -> list[Prompt]:
-        """The first `count` prompts of other texts, or as many as there are: a repeated one is no second sample."""
+        """Give the first `count` prompts with different texts, or all if fewer: a repeated text is no second sample."""
         first: dict[str, Prompt] = {}
         for position in range(len(self.texts)):
             if len(first) == count:
@@ -70,7 +70,7 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def load(config: ShapesPrompts | PromptFile, *, seed: int) -> PromptSource:
-    """The prompt source that a config names. Raises PromptError naming the file and what is wrong with it."""
+    """Make the prompt source that a config names. Raises PromptError naming the file and what is wrong with it."""
     if isinstance(config, ShapesPrompts):
         from pcpo_ray.shapes import captions
 
@@ -79,20 +79,20 @@ def load(config: ShapesPrompts | PromptFile, *, seed: int) -> PromptSource:
     return PromptSource(read(Path(config.path), config.column), seed=seed, origin=str(config.path))
 
 
-# -- what is trained on, and what is held out --------------------------------------------------------------------------
+# -- training prompts and held-out prompts -----------------------------------------------------------------------------
 
 
 def normalised(text: str) -> str:
-    """What two texts have in common that count as one: composed characters (NFC), without case, one space a gap."""
+    """Normalise a text: composed characters (NFC), no case, single spaces. Equal results count as one prompt."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def sources(run: Run) -> tuple[PromptSource, PromptSource]:
-    """The prompts that a run trains on, and those of its evaluations.
+    """Find the prompts that a run trains on, and those of its evaluations.
 
-    Where the config names none for evaluations, these are the embedded world's captions of the other split, or a part
-    of the file (`split`), which is then not trained on; with evaluation.held_out=false, the training prompts. Raises
-    PromptError where prompts that are to be held out are trained on.
+    If the config names no evaluation prompts, they are the embedded world's captions of the other split, or a part of
+    the file (`split`), which is then not trained on. With evaluation.held_out=false they are the training prompts.
+    Raises PromptError if prompts that should be held out are trained on.
     """
     asked = run.evaluation.prompts
     training = load(run.prompts, seed=run.seed)
@@ -118,10 +118,10 @@ def _other(prompts: ShapesPrompts) -> Any:
 
 
 def split(texts: Sequence[str], origin: str) -> tuple[list[str], list[str]]:
-    """The texts to train on, and those held out: of all distinct ones, those with the least hashes.
+    """Split the texts into those to train on and those held out, which are the distinct texts with the lowest hashes.
 
-    They are those whose hash is below `HELD_OUT`, so that no other text moves one of them, but `FEWEST` at least, or
-    half of a small file's. A repeated text is held out with all its repeats. Raises PromptError for a single one.
+    A text is held out if its hash is below `HELD_OUT`, so other texts do not move it. At least `FEWEST` are held out,
+    or half of a small file. A text is held out with all its repeats. Raises PromptError for a single distinct text.
     """
     places = {text: _hash(text) for text in map(normalised, texts)}
     if len(places) < 2:
@@ -139,24 +139,24 @@ def split(texts: Sequence[str], origin: str) -> tuple[list[str], list[str]]:
 
 
 def _hash(text: str) -> float:
-    """Where a text falls between 0 and 1, the same on every machine."""
+    """Map a text to a number between 0 and 1, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def _check_apart(run: Run, training: PromptSource, evaluated: PromptSource) -> None:
-    """Raise PromptError where the config says of evaluation prompts that they are held out and they are not, or not."""
+    """Raise PromptError if evaluation.held_out does not say whether evaluation prompts are training prompts."""
     trained = set(map(normalised, training.texts))
     both = [text for text in dict.fromkeys(evaluated.texts) if normalised(text) in trained]
     if both and run.evaluation.held_out:
         raise PromptError(
             f"{len(both)} of {len(set(evaluated.texts))} evaluation prompts ({evaluated.origin}) are training prompts "
             f"({training.origin}): {_named(both)}; take them out of one of the two, leave evaluation.prompts out to "
-            "hold a part of the training prompts out, or set evaluation.held_out=false, and no page calls them held out"
+            "hold a part of the training prompts out, or set evaluation.held_out=false (then no page says held-out)"
         )
     if not both and not run.evaluation.held_out:
         raise PromptError(
             f"evaluation.held_out is false, and none of the evaluation prompts ({evaluated.origin}) is a training "
-            f"prompt ({training.origin}); leave it out"
+            f"prompt ({training.origin}); leave evaluation.held_out out"
         )
 
 
@@ -165,7 +165,7 @@ def _named(texts: Sequence[str]) -> str:
 
 
 def said(run: Run, training: PromptSource, evaluated: PromptSource) -> list[str]:
-    """What a user is told of a run's prompts before it starts."""
+    """Describe the prompts of a run, in lines for the user, before it starts."""
     whole = len(training.texts)
     distinct = len(set(map(normalised, training.texts)))
     repeated = f", {distinct} of them distinct: a repeated one is drawn as often as it stands there"
@@ -184,11 +184,11 @@ POINTER = b"version https://git-lfs"
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")
 Rows = Iterator[tuple[str, Any]]
-"""Where a prompt stands in its file, and what stands there."""
+"""Pairs of a prompt's place in its file and the value there."""
 
 
 def read(path: Path, column: str = "prompt") -> list[str]:
-    """The prompts of a file, in its order, empty lines left out. Raises PromptError naming the file and the row."""
+    """Read the prompts of a file, in order, without empty lines. Raises PromptError naming the file and the row."""
     if not path.is_file():
         raise PromptError(f"no prompt file at {path}")
     suffix = path.suffix.lower()
@@ -214,12 +214,14 @@ def _prompt(path: Path, where: str, column: str, value: Any) -> str:
         shown = repr(value)
         raise PromptError(f"{path}, {where}: {column} is {shown[:100]}; expected a text that is not empty")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise PromptError(f"{path}, {where}: {column} has half a character ({value!r:.100}); write the file anew")
+        raise PromptError(
+            f"{path}, {where}: {column} has half of a surrogate pair ({value!r:.100}); write the file again as UTF-8"
+        )
     return value.strip()
 
 
 def _text(path: Path) -> str:
-    """All of a text file. Raises PromptError for what is no UTF-8 text."""
+    """Read a whole text file. Raises PromptError if it is not UTF-8 text."""
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
         kind = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "UTF-16 or no text (it has NUL bytes)"
@@ -234,7 +236,7 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    r"""The lines of a text file, which end at \n or \r\n: other separators, such as U+2028, are part of a line."""
+    r"""Read the lines of a text file, ending in \n or \r\n. Other separators, such as U+2028, are part of a line."""
     lines = [line.removesuffix("\r") for line in _text(path).split("\n")]
     for number, line in enumerate(lines, 1):
         if "\r" in line.rstrip("\r"):
@@ -272,7 +274,7 @@ def _parsed(path: Path, where: str, text: str) -> Any:
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that knows which names stand in it twice."""
+    """A JSON object that knows which of its names are repeated."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -303,7 +305,7 @@ def _check_column(path: Path, where: str, column: str, names: Collection[str]) -
 
 
 def _csv(path: Path, column: str) -> Rows:
-    """Comma-separated, a quote inside a quoted text doubled; every row has the header's columns."""
+    """Read comma-separated rows; a quote inside a quoted text is doubled, and every row has the header's columns."""
     import csv
 
     csv.field_size_limit(sys.maxsize)  # 128 KiB unless told

@@ -1,4 +1,4 @@
-"""What a run and those who talk to it agree on. Light to import: it travels to processes that need nothing else."""
+"""Requests to a run that is going on. It is light to import, for processes that need nothing else."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -7,18 +7,18 @@ from uuid import uuid4
 from pcpo_ray.errors import ClusterError
 
 NAMESPACE = "pcpo_ray"
-"""Where Ray finds a run's controller by the run's name."""
+"""The Ray namespace in which a run's controller has the run's name."""
 
 ENDED = ("finished", "stopped", "failed")
-"""States of a run that no other follows."""
+"""The final states of a run."""
 
 Fault = Literal["sampler", "all_samplers", "hang", "scorer", "learner"]
-"""What can be done to a run to see it mended: SIGKILL to a worker, or SIGSTOP to a sampler (hang)."""
+"""Faults that can be injected into a run: SIGKILL to a worker, or SIGSTOP to a sampler (hang)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What someone asks of a run that goes on: other sizes, another staleness, a fault, or its end; None leaves it."""
+    """A request to a run: other pool sizes, another staleness, a fault, or its end. None leaves a value as it is."""
 
     samplers: int | None = None
     scorers: int | None = None
@@ -26,10 +26,10 @@ class Request:
     fault: Fault | None = None
     stop: bool = False
     id: str = field(default_factory=lambda: uuid4().hex)
-    """Under which the run says that it was done (status.py)."""
+    """The id under which the run reports that the request was carried out (status.py)."""
 
     def __post_init__(self) -> None:
-        """Raises ClusterError at who asks, not in the run."""
+        """Raise ClusterError for a wrong value, in the process that asks and not in the run."""
         least = {"samplers": 1, "scorers": 1, "max_staleness": 0}
         for name, smallest in least.items():
             value = getattr(self, name)
@@ -40,6 +40,6 @@ class Request:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """Only what was asked for."""
+        """The values that were asked for, without those left as they are."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "id"}
         return {name: value for name, value in values.items() if value is not None and value is not False}

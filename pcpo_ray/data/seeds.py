@@ -1,4 +1,4 @@
-"""Seeds that depend on names and numbers alone, so that every draw can be made again anywhere."""
+"""Seeds that depend on names and numbers alone, so that every draw can be repeated anywhere."""
 
 import hashlib
 
@@ -6,11 +6,11 @@ import torch
 
 
 def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part and on nothing else."""
+    """Make a 63-bit seed that depends on every part and on nothing else."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by `seed_of(*parts)`: noise is drawn on the CPU, so it is the same on every device."""
+    """Make a CPU generator seeded by `seed_of(*parts)`: noise drawn on the CPU is the same for every device."""
     return torch.Generator().manual_seed(seed_of(*parts))

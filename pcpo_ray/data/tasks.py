@@ -1,4 +1,4 @@
-"""The tasks of a run: which groups its steps and its evaluations sample."""
+"""The tasks of a run: the groups that its steps and its evaluations sample."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from pcpo_ray.data.types import Prompt, Task
 
 
 def training_tasks(run: config.Run, source: PromptSource, step: int, version: int) -> list[Task]:
-    """The groups of a step's batch, to be sampled with a version of the weights."""
+    """Make the tasks of a step's batch, to be sampled with one version of the weights."""
     images = run.rollout.images
     return [
         Task(step=step, position=n, prompt=prompt, images=images, version=version, purpose="train")
@@ -17,15 +17,15 @@ def training_tasks(run: config.Run, source: PromptSource, step: int, version: in
 
 
 def evaluation_tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
-    """The evaluation: the same prompts, positions, noise and tasks at every version.
+    """Make the tasks of an evaluation: the same prompts, positions, noise and tasks at every version.
 
-    As many prompts a task as have no more images than a group to train on: what fits then fits now.
+    A task has as many prompts as make no more images than a training group, so it fits wherever training fits.
     """
     return _tasks(run, source.distinct(run.evaluation.count), version, first=0)
 
 
 def watched_training_tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
-    """The training prompts that are evaluated besides, at positions after all others."""
+    """Make the tasks of the training prompts that are evaluated too, at positions after all others."""
     return _tasks(run, source.distinct(run.evaluation.train_count), version, first=run.evaluation.count)
 
 

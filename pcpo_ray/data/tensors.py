@@ -1,4 +1,4 @@
-"""Tensors on their way: conditioning a row an image, copies between devices, arrays for other processes."""
+"""Helpers for tensors: rows of conditioning for images, copies between devices, arrays for other processes."""
 
 from collections.abc import Mapping
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 Conditioning = Mapping[str, Tensor]
-"""What a model makes of texts: named tensors with one row a text."""
+"""A model's encoding of texts: named tensors with one row for each text."""
 
 
 def of_rows(conditioning: Conditioning, rows: slice, count: int) -> Conditioning:
-    """A row for each image at `rows` of `count`, all texts having as many images one after the other; may be views."""
+    """Give a row to each image at `rows` of `count`; each text has equally many images in a row. May return views."""
     texts = len(next(iter(conditioning.values())))
     if texts == 1:
         return {name: row.expand(rows.stop - rows.start, *row.shape[1:]) for name, row in conditioning.items()}
@@ -21,30 +21,30 @@ def of_rows(conditioning: Conditioning, rows: slice, count: int) -> Conditioning
 
 
 def in_one_piece(conditioning: Conditioning) -> Conditioning:
-    """With a row of memory for each row: with one that stands for all, kernels may add up in another order."""
+    """Give every row its own memory: kernels may sum expanded rows in another order."""
     return {name: rows.contiguous() for name, rows in conditioning.items()}
 
 
 def sent_to(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device. From the CPU to a GPU nobody waits: what the GPU has still to do goes on meanwhile."""
+    """Copy the tensor to the device; from the CPU to a GPU without waiting, while the GPU goes on with queued work."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def to_numpy(tensor: Tensor) -> tuple[str, np.ndarray]:
-    """A tensor's dtype and an array of its bits; bfloat16, which numpy lacks, travels as uint16."""
+    """Convert a tensor to its dtype's name and an array of its bits; bfloat16, which numpy lacks, becomes uint16."""
     tensor = tensor.detach().cpu().contiguous()
     name = str(tensor.dtype).removeprefix("torch.")
     return name, (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
 def from_numpy(value: tuple[str, np.ndarray]) -> Tensor:
-    """The tensor that `to_numpy` saw, on memory of its own: arrays from an object store are read-only."""
+    """Convert the result of `to_numpy` back, in memory of its own: arrays from an object store are read-only."""
     name, array = value
     return torch.from_numpy(array.copy()).view(getattr(torch, name))
 
 
 def device_here() -> torch.device:
-    """The accelerator, if this process can use one: logical GPUs on a CPU machine are normal in tests."""
+    """Find the accelerator, if this process can use one: tests have logical GPUs on machines without any."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,6 @@
-"""What travels between the stages: Prompt, Task, Trajectory, Rollout, Scored; a Handle stands for the large ones.
+"""The data that travels between the stages: Prompt, Task, Trajectory, Rollout, Scored, and Handle for large data.
 
-Shapes: N images of one prompt (a group), K trained steps, `...` one image's latents.
+Shapes: N images of one prompt (a group), K trained timesteps, `...` one image's latents.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from pcpo_ray.data.tensors import Conditioning, sent_to
 from pcpo_ray.errors import TrainingError
 
 QUALITY = "quality"
-"""What is said to be missing where a group's images could not be measured."""
+"""The name under which a group is reported as missing if its images could not be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A text and its place in its source."""
+    """A text and its index in its source."""
 
     index: int
     text: str
@@ -31,10 +31,10 @@ class Prompt:
 class Task:
     """One group to sample. With the run's seed and the weights of `version` it fixes every bit of the result.
 
-    `step` is the update that the group belongs to (for an evaluation: 0, so that every evaluation draws the same
-    noise), `position` its place in the batch, `purpose` whether a trajectory is wanted, `averaged` whether it is to be
-    sampled with the version's running mean. `more` are an evaluation's prompts at the positions after, each with as
-    many images: they go through the network together.
+    `step` is the training step that the group belongs to; in evaluations it is 0, so that all of them draw the same
+    noise. `position` is its place in the batch. Only a task with the `purpose` train has a trajectory. `averaged` asks
+    for the EMA of the version's weights. `more` are the evaluation's prompts at the next positions, each with as many
+    images; all of them go through the network together.
     """
 
     step: int
@@ -48,25 +48,26 @@ class Task:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
+        """All prompts of the task, in the order of their positions."""
         return (self.prompt, *self.more)
 
     @property
     def texts(self) -> list[str]:
-        """Of each image, its prompt's."""
+        """The prompt text of each image, one entry per image."""
         return [prompt.text for prompt in self.prompts for _ in range(self.images)]
 
     @property
     def weights(self) -> tuple[int, bool]:
-        """Those to sample with: the version, and whether it is to be its running mean."""
+        """The key of the weights to sample with: the version, and whether its EMA is meant."""
         return self.version, self.averaged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """The trained steps of one group. Raises TrainingError where shapes disagree.
+    """The trained timesteps of one group. Raises TrainingError if shapes disagree.
 
-    `steps` are indices into the sampler's T steps; `predictions` are the network's own, after guidance;
-    `log_probs` are means over the latents' dimensions; `conditioning` has one row.
+    `steps` are indices into the sampler's T timesteps. `predictions` are the network's own, after guidance. `log_probs`
+    are means over the latents' dimensions. `conditioning` has one row.
     """
 
     steps: Int[Tensor, " K"]
@@ -95,20 +96,21 @@ class Trajectory:
 
     @property
     def bytes(self) -> int:
-        """What its tensors hold."""
+        """The bytes that its tensors hold."""
         tensors = [getattr(self, f.name) for f in fields(self) if f.name != "conditioning"]
         return sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *self.conditioning.values()))
 
     def to(self, device: torch.device) -> "Trajectory":
+        """Copy the trajectory to a device."""
         moved = {f.name: sent_to(getattr(self, f.name), device) for f in fields(self) if f.name != "conditioning"}
         return Trajectory(**moved, conditioning={k: sent_to(v, device) for k, v in self.conditioning.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Handle:
-    """Stands for something large that stays where it was made; only who needs it opens it.
+    """A reference to large data that stays where it was made, until a stage that needs it opens the handle.
 
-    `rows` are those that are meant of an array's (None: all).
+    `rows` are the rows of an array that the handle means (None: all).
     """
 
     reference: Any
@@ -117,10 +119,10 @@ class Handle:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """A sampled group: what was asked, where trajectory (None when evaluating) and images are, who made it.
+    """A sampled group: its task, handles of its trajectory (None when evaluating) and images, and its worker.
 
-    `checksum` is that of the weights it was sampled with, counted by the sampler over its own parameters; `bytes` is
-    what trajectory and images hold.
+    `checksum` is the checksum of the weights it was sampled with, computed by the sampler from its own parameters.
+    `bytes` is the size of trajectory and images.
     """
 
     task: Task
@@ -134,9 +136,9 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A rollout with each reward's scores (one an image; NaN is missing, never 0) and the causes of missing ones.
+    """A rollout with each reward's scores, one an image, and the causes of missing ones. Missing is NaN, never 0.
 
-    `measured` is what an evaluation's quality is made of (quality/), where that is asked for.
+    `measured` holds the features for an evaluation's quality (quality/), if the config asks for it.
     """
 
     rollout: Rollout
@@ -147,10 +149,11 @@ class Scored:
 
     @property
     def missing(self) -> bool:
+        """True if a score or the measured quality is missing."""
         return QUALITY in self.failures or any(np.isnan(values).any() for values in self.scores.values())
 
     def total(self, weights: Mapping[str, float]) -> np.ndarray:
-        """The weighted sum of the rewards named in `weights`, one value an image."""
+        """Compute the weighted sum of the rewards named in `weights`, one value an image."""
         terms = [weight * np.asarray(self.scores[name], np.float64) for name, weight in weights.items()]
         summed: np.ndarray = np.sum(terms, axis=0)
         return summed

@@ -1,4 +1,4 @@
-"""What the loop gives the learner, and what comes back: training groups, updates, published weights, states."""
+"""The data between the loop and the learner: training groups, updates, published weights and states."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from pcpo_ray.data.types import Rollout
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingGroup:
-    """A rollout and its images' advantages: what the learner gets."""
+    """A rollout and the advantages of its images, as the learner gets them."""
 
     rollout: Rollout
     advantages: Sequence[float]
@@ -18,14 +18,14 @@ class TrainingGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What one batch did to the weights: `version` after it, the diagnostics (objective.py), seconds of work.
+    """The effect of one batch on the weights: the `version` after it, diagnostics (objective.py), seconds of work.
 
-    `kl` is the mean divergence from the reference, None where objective.kl is 0. `gradient_norm` is the mean over the
-    optimizer steps that were taken, NaN if all were `skipped`, as their gradients were not finite. `update_ratio` and
-    `moved_fraction` say how far the weights moved (movement.py), `importance` how the importance weights of older
-    groups spread (objective.py), None where there are none.
-    `first_log_ratio` is the largest |log-ratio| of the first optimizer step's images: 0 if the weights sampled them.
-    `micro_batch` is there where the learner has chosen it in this update (optimizer.micro_batch=auto).
+    `kl` is the mean divergence from the reference; None if objective.kl is 0. `gradient_norm` is the mean over the
+    optimizer steps that were taken. Steps are `skipped` if their gradients are not finite; NaN means that all were.
+    `update_ratio` and `moved_fraction` say how far the weights moved (movement.py). `importance` summarises the
+    importance weights of older groups (objective.py); None if there are none. `first_log_ratio` is the largest
+    |log-ratio| of the first optimizer step's images: 0 if they were sampled with the same weights. `micro_batch` is
+    set if the learner chose it in this update (optimizer.micro_batch=auto).
     """
 
     version: int
@@ -44,9 +44,9 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A version of the weights, or its running mean, that samplers can load: its checksum, size, seconds it took.
+    """A version of the weights, or its EMA, that samplers can load: its checksum, its size, and the seconds it took.
 
-    `received` are the samplers that were sent it; all others pull it when a task names it.
+    `received` are the samplers that it was sent to; all others pull it when a task names it.
     """
 
     version: int
@@ -59,12 +59,12 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class DriverState:
-    """What the driver keeps in a checkpoint beside the learner's own state, to go on as if it had never been away.
+    """The driver's part of a checkpoint, beside the learner's own state: a resumed run goes on as if never interrupted.
 
-    `micro_batch` is the learner's, if it chose it. `begun` are the batches that were begun with older weights and are
-    not learned: (step, version) each. `largest` are the bytes of the largest group so far, and `max_staleness` what it
-    was last set to: with both, as many batches are begun as would have been. `rows` are metrics that could not be
-    recorded.
+    `micro_batch` is the number that the learner chose, if it did. `begun` are the batches that were begun with older
+    weights and not yet trained on, as (step, version). `largest` is the size of the largest group so far in bytes, and
+    `max_staleness` its last setting: with both, as many batches are begun as without the interruption. `rows` are
+    metrics that could not be recorded.
     """
 
     step: int
@@ -77,15 +77,15 @@ class DriverState:
 
     @property
     def older(self) -> list[int]:
-        """The versions that the batches begun are sampled with."""
+        """The versions with which the batches in `begun` are sampled."""
         return sorted({version for _, version in self.begun})
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolStatus:
-    """Of a pool: how many workers are wanted and how many are at work, who these are, and the losses by cause.
+    """The status of a pool: the number of workers wanted and at work, their names, and worker losses by cause.
 
-    `setbacks` are the tasks that were `lost` or `hedged`, by cause. Both count from the start.
+    `setbacks` are the tasks that were `lost` or `hedged`, by cause. Losses and setbacks count from the start.
     """
 
     wanted: int
@@ -97,13 +97,13 @@ class PoolStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchChoice:
-    """How many pairs go through at once, and the seconds a pair that each number took; None where no choice."""
+    """The chosen number of pairs in a micro-batch, and the seconds a pair of each size tried; None if it failed."""
 
     size: int
     seconds: Mapping[int, float | None]
 
     @classmethod
     def of(cls, sizes: Sequence[int], taken: Sequence[float]) -> "MicroBatchChoice":
-        """The fastest, by what `measure` found on all ranks together."""
+        """Choose the fastest size, from the seconds that `measure` found on all ranks together."""
         seconds = {size: value if math.isfinite(value) else None for size, value in zip(sizes, taken, strict=True)}
         return cls(size=min(zip(taken, sizes, strict=True))[1], seconds=seconds)

@@ -1,6 +1,6 @@
-"""Weights as they travel: flat buckets of bytes, a manifest that says what lies where, and a checksum.
+"""Weights as they travel: flat buckets of bytes, a manifest of what lies where, and a checksum.
 
-Both sides hold the same names and shapes, or nothing is loaded: a sync that binds nothing must not look like one.
+Nothing is loaded unless both sides have the same names and shapes: a sync that changes nothing must not pass for one.
 """
 
 import math
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from pcpo_ray.errors import WeightsError
 
 BUCKET = 256 * 2**20
-"""Bytes of a bucket, at most, unless one parameter alone has more."""
+"""Largest size of a bucket in bytes, unless one parameter alone is larger."""
 
 PIECE = 2**18
-"""Bytes that are copied and counted in one go, so that a core counts what its cache still holds."""
+"""Bytes that are copied and then hashed at a time, so that a core hashes what its cache still holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One parameter: its bytes start at `offset` of the bucket with that number."""
+    """One parameter: the number of its bucket, and the `offset` at which its bytes start there."""
 
     name: str
     dtype: str
@@ -34,13 +34,14 @@ class Entry:
 
     @property
     def bytes(self) -> int:
+        """The size of the parameter in bytes."""
         size: int = getattr(torch, self.dtype).itemsize
         return math.prod(self.shape) * size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything trainable at `version`, or its running mean: what lies where in buckets of `sizes` bytes."""
+    """The layout of everything trainable at `version`, or of its EMA, in buckets of `sizes` bytes."""
 
     version: int
     averaged: bool
@@ -48,24 +49,24 @@ class Manifest:
     sizes: tuple[int, ...]
     checksum: str
     canary: tuple[float, ...] = ()
-    """What the sender predicts with them on the canary input (canary.py)."""
+    """The sender's prediction with these weights on the canary input (canary.py)."""
 
     @property
     def key(self) -> tuple[int, bool]:
-        """What a task names them by."""
+        """The key by which a task names these weights."""
         return self.version, self.averaged
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSnapshot:
-    """A manifest and its buckets: each parameter's bytes, exactly, whatever its dtype."""
+    """A manifest and its buckets, with the exact bytes of each parameter, whatever its dtype."""
 
     manifest: Manifest
     buckets: tuple[np.ndarray, ...]
 
 
 def layout(parameters: Mapping[str, Tensor], bucket: int = BUCKET) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
-    """Where each parameter goes, and the buckets' sizes. Raises WeightsError if there is none."""
+    """Lay the parameters out: where each goes, and the sizes of the buckets. Raises WeightsError if there is none."""
     if not parameters:
         raise WeightsError("there is no trainable parameter to send: the adapter binds no module")
     entries: list[Entry] = []
@@ -96,9 +97,9 @@ def pack(
     bucket: int = BUCKET,
     over: WeightSnapshot | None = None,
 ) -> WeightSnapshot:
-    """A copy of the parameters' bytes; in the memory of `over` where that fits, which is of no use afterwards.
+    """Copy the parameters' bytes, reusing the buffers of `over` if the sizes match; `over` is invalid afterwards.
 
-    Memory that is new to a process costs it several times the copy. Raises WeightsError if there are no parameters.
+    New memory costs a process several times the copy. Raises WeightsError if there are no parameters.
     """
     entries, sizes = layout(parameters, bucket)
     if over is not None and over.manifest.sizes == sizes:
@@ -118,7 +119,7 @@ def pack(
 
 
 def unpack(weights: WeightSnapshot) -> dict[str, Tensor]:
-    """The parameters by name, in memory of their own."""
+    """Copy the parameters out of the buckets, by name."""
     return {
         entry.name: torch.from_numpy(_part(weights.buckets, entry).copy())
         .view(getattr(torch, entry.dtype))
@@ -128,10 +129,10 @@ def unpack(weights: WeightSnapshot) -> dict[str, Tensor]:
 
 
 def apply(weights: WeightSnapshot, parameters: Mapping[str, nn.Parameter]) -> str:
-    """Overwrite the parameters; returns the checksum counted over each as it stands then.
+    """Overwrite the parameters, and return the checksum of what they then hold.
 
-    Raises WeightsError, before anything is changed, if names, shapes or dtypes differ between the two sides or bytes
-    are missing, and afterwards if what arrived is not what was sent.
+    Raises WeightsError before anything changes if names, shapes or dtypes differ between the two sides, or if bytes are
+    missing. Raises it afterwards if the checksum is not the sender's.
     """
     manifest = weights.manifest
     sent = {entry.name: (entry.dtype, entry.shape) for entry in manifest.entries}
@@ -172,7 +173,7 @@ def _header(name: str, parameter: Tensor) -> bytes:
 
 
 def _copy(target: np.ndarray, source: np.ndarray, digest: xxhash.xxh3_128) -> None:
-    """Copy bytes, and count them where they arrived."""
+    """Copy bytes, and hash them where they arrived."""
     for start in range(0, len(source), PIECE):
         piece = slice(start, start + PIECE)
         target[piece] = source[piece]

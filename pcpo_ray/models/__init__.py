@@ -30,14 +30,6 @@ if TYPE_CHECKING:
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 """Parts that neither sampling nor training uses: never loaded, and copied into what full fine-tuning saves."""
 
-CLASSES = {
-    "stable_diffusion": "pcpo_ray.models.stable_diffusion:StableDiffusion",
-    "sdxl": "pcpo_ray.models.sdxl:StableDiffusionXL",
-    "sd3": "pcpo_ray.models.sd3:StableDiffusion3",
-    "flux": "pcpo_ray.models.flux:Flux",
-}
-"""By model.kind. Imported when asked for: a scorer needs none of them."""
-
 
 class Denoiser(Protocol):
     """A text-to-image model. B images, `...` one image's latents (`latent_shape`)."""
@@ -122,7 +114,7 @@ def class_of(model: Model) -> "type[PipelineDenoiser]":
     from pcpo_ray.models.pipeline import PipelineDenoiser
 
     if model.denoiser is None:
-        found: type[PipelineDenoiser] = pkgutil.resolve_name(CLASSES[model.kind])
+        found: type[PipelineDenoiser] = pkgutil.resolve_name(model.backbone.denoiser)
         return found
     try:
         own = resolve_class(model.denoiser)

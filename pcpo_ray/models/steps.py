@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import assert_never
 
 import numpy as np
 
@@ -33,6 +34,8 @@ def native_steps(sampling: config.Sampling, schedule: Schedule) -> tuple[AffineS
             levels = flow_sde.ratio_noise(schedule, a)
         case config.Ddim():
             raise AssertionError("config.Run has checked it")
+        case _:
+            assert_never(process)
     return flow_sde.steps(schedule, (*levels[:-1], 0.0))
 
 
@@ -62,7 +65,10 @@ def trained_per_group(subset: config.ShareOfSteps | config.Window | None, traine
             return max(1, round(share * trained))
         case config.Window(size=size):
             return size
-    return trained
+        case None:
+            return trained
+        case _:
+            assert_never(subset)
 
 
 def trained_steps(run: config.Run) -> int:
@@ -132,12 +138,14 @@ def _carrying(
             return credit.interpolate(steps, trained, w_star=w_star)
         case config.Tilted(slope=slope):
             return credit.tilted(schedule, steps, trained, slope=slope)
-    if isinstance(schedule, FlowSchedule):
-        return credit.proportionate_flow(schedule, steps, trained)
-    assert isinstance(sampling.process, config.Ddim)
-    match kind:
+        case config.Proportionate():
+            assert isinstance(schedule, FlowSchedule)  # config.Run has checked it, and the process of the others
+            return credit.proportionate_flow(schedule, steps, trained)
         case config.Released(w_star=w_star):
+            assert isinstance(schedule, DiffusionSchedule) and isinstance(sampling.process, config.Ddim)
             return credit.released(schedule, trained, w_star=w_star, eta=sampling.process.eta)
         case config.Variance(w_star=w_star):
+            assert isinstance(schedule, DiffusionSchedule) and isinstance(sampling.process, config.Ddim)
             return credit.variance(schedule, trained, w_star=w_star, eta=sampling.process.eta)
-    raise CreditError(f"credit.kind={kind.kind} has no meaning on this schedule")
+        case _:
+            assert_never(kind)

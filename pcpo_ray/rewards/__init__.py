@@ -1,12 +1,12 @@
 """The Reward protocol, and `load`, which makes one from a config.
 
 A reward scores images against their prompts; higher is better. A score that cannot be given is NaN ("missing"), never
-0. The images of a call belong to one prompt in training; an evaluation may pass several prompts.
+0. In training all images of one call belong to one prompt; evaluations pass images of several prompts.
 """
 
 import inspect
+import pkgutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,10 +16,6 @@ from jaxtyping import UInt8
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError
 from pcpo_ray.process.plugins import explained, isolated, resolve_class
-from pcpo_ray.rewards import clip, published
-
-HPS_FILES = {"hps_v2.1": "HPS_v2.1_compressed.pt", "hps_v2.0": "HPS_v2_compressed.pt"}
-"""The authors' file of each: their shapes are the same."""
 
 
 @runtime_checkable
@@ -31,46 +27,30 @@ class Reward(Protocol):
 
 
 def check(reward: config.Reward) -> None:
-    """See, without loading a model, that the reward can be made. Raises RewardError."""
-    match reward:
-        case config.CustomReward():
-            _class_of(reward)
-        case config.ClipScore() | config.Diversity() | config.Aesthetic():
-            clip.check(reward.model, reward.weights)
-            if isinstance(reward, config.Aesthetic):
-                from pcpo_ray.rewards import aesthetic
+    """Check, without loading a model, that the reward can be made. Raises RewardError."""
+    if isinstance(reward, config.CustomReward):
+        _class_of(reward)
+        return
+    scorer = scorer_of(reward)
+    if hasattr(scorer, "check"):
+        scorer.check(reward)
 
-                clip.check_file(reward.head, "aesthetic head (sac+logos+ava1-l14-linearMSE.pth)")
-                aesthetic.check(reward.model, reward.weights, reward.head)
-        case config.PickScore():
-            clip.check(reward.model, None)
-            if other := published.other_than("PickScore_v1", Path(reward.model).absolute()):
-                raise RewardError(f"{reward.model} is {other}, not PickScore_v1; give the folder of that")
-            if reward.processor is not None and not Path(reward.processor).is_dir():
-                raise RewardError(
-                    f"no processor at {reward.processor}; expected the folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-                )
-        case config.Hps():
-            clip.check_file(reward.weights, "HPS weights (HPS_v2.1_compressed.pt or HPS_v2_compressed.pt)")
-            clip.check_architecture(reward.architecture)
-            for kind, file in HPS_FILES.items():
-                if Path(reward.weights).name == file and kind != reward.kind:
-                    raise RewardError(f"{reward.weights} is the file of {kind}, not {reward.kind}; write kind: {kind}")
-            if reward.architecture.endswith(published.TWIN):
-                raise RewardError(
-                    f"{reward.kind} was trained with GELU, and {reward.architecture} has QuickGELU; write "
-                    f"architecture: {reward.architecture.removesuffix(published.TWIN)}"
-                )
+
+def scorer_of(reward: config.ShippedReward) -> Any:
+    """Find the class that scores a shipped reward. Its optional `check` takes the reward and looks at its files."""
+    return pkgutil.resolve_name(reward.scorer)
 
 
 def load(reward: config.Reward, device: torch.device) -> Reward:
-    """The reward that a config names, ready to score. Raises RewardError.
+    """Make the reward that a config names, ready to score. Raises RewardError.
 
-    What it does to the process while it is built, nobody else sees (process/plugins.py).
+    Its effects on the process while it is built stay with it (process/plugins.py).
     """
     if not isinstance(reward, config.CustomReward):
+        on_device = {} if reward.network == "none" else {"device": device}
         with isolated(reward.kind):
-            return _shipped(reward, device)
+            scorer: Reward = scorer_of(reward)(**reward.arguments, **on_device)
+            return scorer
     found = _class_of(reward)
     try:
         with isolated(reward.kind):
@@ -84,49 +64,8 @@ def load(reward: config.Reward, device: torch.device) -> Reward:
     return made
 
 
-def _shipped(reward: config.Reward, device: torch.device) -> Reward:
-    match reward:
-        case config.Jpeg(kind=kind, quality=quality):
-            from pcpo_ray.rewards.jpeg import Jpeg
-
-            return Jpeg(sign=-1 if kind == "jpeg_compressibility" else 1, quality=quality)
-        case config.ClipScore(model=model, weights=weights):
-            from pcpo_ray.rewards.clip_score import ClipScore
-
-            return ClipScore(model, weights, device)
-        case config.Diversity(model=model, weights=weights):
-            from pcpo_ray.rewards.diversity import Diversity
-
-            return Diversity(model, weights, device)
-        case config.ShapesOracle(kind=kind):
-            from pcpo_ray.rewards.shapes_oracle import ShapesOracle
-
-            return ShapesOracle(kind)
-        case config.Grain():
-            from pcpo_ray.rewards.grain import Grain
-
-            return Grain()
-        case config.Aesthetic(model=model, weights=weights, head=head):
-            from pcpo_ray.rewards.aesthetic import Aesthetic
-
-            return Aesthetic(model, weights, head, device)
-        case config.PickScore(model=model, processor=processor):
-            from pcpo_ray.rewards.pickscore import PickScore
-
-            return PickScore(model, processor, device)
-        case config.Hps(weights=file, architecture=architecture):
-            from pcpo_ray.rewards.hps import Hps
-
-            return Hps(file, architecture, device)
-        case config.Remote(url=url, timeout=timeout, patience=patience, format=format, token=token):
-            from pcpo_ray.rewards.remote import Remote
-
-            return Remote(url, timeout=timeout, patience=patience, format=format, token=token)
-    raise AssertionError(reward)
-
-
 def _class_of(reward: config.CustomReward) -> Any:
-    """The user's class."""
+    """Find the user's class and see that it is a reward. Raises RewardError."""
     try:
         found = resolve_class(reward.kind)
     except Exception as error:  # the user's module may raise anything while it is imported

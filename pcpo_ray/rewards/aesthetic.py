@@ -9,6 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import nn
 
+from pcpo_ray import config
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import clip, published
 
@@ -26,6 +27,13 @@ class Aesthetic:
         check(model, weights, head)
         self.clip = clip.load(model, weights, device)
         self.head = load_head(head).to(device)
+
+    @staticmethod
+    def check(reward: config.Aesthetic) -> None:
+        """Check that the files of the CLIP model and the head exist and fit. Raises RewardError."""
+        clip.check(reward.model, reward.weights)
+        clip.check_file(reward.head, "aesthetic head (sac+logos+ava1-l14-linearMSE.pth)")
+        check(reward.model, reward.weights, reward.head)
 
     @torch.inference_mode()
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:

@@ -1,6 +1,7 @@
 """Human Preference Score v2 (arXiv 2306.09341): the cosine of a fine-tuned ViT-H-14, about 0.2..0.4."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from pcpo_ray import config
 from pcpo_ray.errors import RewardError
-from pcpo_ray.rewards import clip
+from pcpo_ray.rewards import clip, published
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -41,6 +43,20 @@ class Hps:
             encode_images=network.encode_image,
             encode_texts=network.encode_text,
         )
+
+    @staticmethod
+    def check(reward: config.Hps) -> None:
+        """Check that the weights are this version's, for an architecture with GELU. Raises RewardError."""
+        clip.check_file(reward.weights, "HPS weights (HPS_v2.1_compressed.pt or HPS_v2_compressed.pt)")
+        clip.check_architecture(reward.architecture)
+        for kind, file in reward.published.items():
+            if Path(reward.weights).name == file and kind != reward.kind:
+                raise RewardError(f"{reward.weights} is the file of {kind}, not {reward.kind}; write kind: {kind}")
+        if reward.architecture.endswith(published.TWIN):
+            raise RewardError(
+                f"{reward.kind} was trained with GELU, and {reward.architecture} has QuickGELU; write "
+                f"architecture: {reward.architecture.removesuffix(published.TWIN)}"
+            )
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
         return clip.cosines(self.clip, images, prompts)

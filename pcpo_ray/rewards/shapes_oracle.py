@@ -1,7 +1,7 @@
 """The embedded world's oracle as a reward: the fraction of the caption's facts that the image shows."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,4 +28,7 @@ class ShapesOracle:
                 return [float(verdict.right) for verdict in verdicts]
             case "shapes_layout":
                 return [verdict.layout for verdict in verdicts]
-        return [verdict.accuracy for verdict in verdicts]
+            case "shapes_oracle":
+                return [verdict.accuracy for verdict in verdicts]
+            case _:
+                assert_never(self.kind)

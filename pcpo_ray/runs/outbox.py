@@ -21,7 +21,8 @@ import xxhash
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs.checkpoints import step_of
 from pcpo_ray.runs.disk import replace, writing
-from pcpo_ray.runs.storage import Storage, is_plain
+from pcpo_ray.runs.storage import Storage
+from pcpo_ray.runs.urls import is_plain
 
 MARK, RECORDS = ".stored.json", ".records.json"
 DATASETS = {"scores.parquet": ".parquet", "evaluations.parquet": ".parquet", "features": ".npy", "images": ""}

@@ -1,20 +1,25 @@
-"""What a run's folder holds, read again: its config, its newest checkpoint, its evaluations."""
+"""Reading a run's folder: its config, newest checkpoint, evaluations and recorded lines."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pcpo_ray import config
-from pcpo_ray.config import files, paths
+from pcpo_ray.config import TOTAL, files, paths
 from pcpo_ray.errors import ConfigError, RunError
-from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs import intervals, lines
+from pcpo_ray.runs.folder import LocalFolder, RunFolder
+from pcpo_ray.runs.intervals import Estimate
 
 
 def read(folder: Path, overrides: Sequence[str] = ()) -> config.Run:
-    """The config of a run, with overrides `a.b.c=value`.
+    """Read the config of a run, with overrides `a.b.c=value`.
 
-    Raises RunError, naming those that are there, if there is no such run; ConfigError for a wrong override.
+    Raises RunError, listing the runs there are, if there is no such run; ConfigError for a wrong override.
     """
     path = folder / "config.yaml"
     if not path.is_file():
@@ -28,7 +33,7 @@ def read(folder: Path, overrides: Sequence[str] = ()) -> config.Run:
 
 
 def newest_step(home: RunFolder, say: Callable[[str], None]) -> int:
-    """The step of the newest checkpoint that is whole. Raises RunError if there is none."""
+    """Return the step of the newest complete checkpoint. Raises RunError if there is none."""
     found = home.newest(say)
     if found is None:
         raise RunError(f"{home.place} has no whole checkpoint; train it first, or further (checkpoints.every)")
@@ -36,13 +41,13 @@ def newest_step(home: RunFolder, say: Callable[[str], None]) -> int:
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
-    """The newest checkpoint that is whole. Raises RunError if there is none."""
-    home = RunFolder(local=folder)
+    """Return the path of the newest complete checkpoint. Raises RunError if there is none."""
+    home = LocalFolder(local=folder)
     return home.checkpoint(newest_step(home, say))
 
 
 def evaluations(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """A stored evaluation: each reward's scores, (P, N) in the order of prompts and samples."""
+    """Read a stored evaluation: the scores of each reward, (P, N) in the order of prompts and samples."""
     from pyarrow import parquet
 
     path = folder / "evaluations.parquet" / f"step-{step:06d}.parquet"
@@ -56,3 +61,63 @@ def evaluations(folder: Path, step: int) -> dict[str, np.ndarray]:
         for name in table.column_names
         if name not in others
     }
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that a run recorded; `steps` and `evaluated` are the lines of metrics.jsonl."""
+
+    folder: Path
+    run: config.Run
+    steps: Sequence[dict[str, Any]]
+    evaluated: Sequence[dict[str, Any]]
+    events: Sequence[dict[str, Any]]
+    damaged: Sequence[str]
+    """Messages about lines that could not be read."""
+
+    @cached_property
+    def scores(self) -> dict[int, dict[str, np.ndarray]]:
+        """The scores by evaluated step and reward, (P, N) each."""
+        return {row["step"]: evaluations(self.folder, row["step"]) for row in self.evaluated}
+
+    @property
+    def prompts(self) -> int:
+        """Number of evaluated prompts: evaluation.count, or all prompts if they are fewer."""
+        return next((len(found[TOTAL]) for found in self.scores.values()), self.run.evaluation.count)
+
+    @property
+    def done(self) -> int:
+        """The last recorded training step."""
+        return int(self.steps[-1]["step"]) if self.steps else 0
+
+    @property
+    def sole(self) -> bool:
+        """Whether the trained total is the value of a single reward."""
+        return len(self.run.rewards) == 1 and self.run.rewards[0].weight == 1
+
+    def levels(self, name: str) -> dict[int, Estimate]:
+        """Return a reward's mean by evaluated step."""
+        return {row["step"]: Estimate.of(row["rewards"][name]) for row in self.evaluated}
+
+    def changes(self, name: str) -> dict[int, Estimate]:
+        """Return a reward's change since the first evaluation, at the same prompts and seeds, by evaluated step."""
+        first = min(self.scores)
+        return {step: intervals.paired(self.scores[first][name], now[name]) for step, now in self.scores.items()}
+
+    def named(self, *kinds: str) -> list[dict[str, Any]]:
+        """Return the events of these kinds, oldest first."""
+        return [event for event in self.events if event["kind"] in kinds]
+
+
+def read_record(folder: Path) -> Record:
+    """Read all that a run recorded. Raises RunError if there is no run."""
+    run = read(folder)
+    metrics, events = lines.metrics(folder / "metrics.jsonl"), lines.events(folder / "events.jsonl")
+    return Record(
+        folder=folder,
+        run=run,
+        steps=[row for row in metrics.rows if row["kind"] == "train"],
+        evaluated=[row for row in metrics.rows if row["kind"] == "evaluation"],
+        events=events.rows,
+        damaged=[str(read) for read in (metrics, events) if read.damaged],
+    )

@@ -1,6 +1,6 @@
-"""The embedded world: captions, the pictures they describe, an oracle that reads them, and small models of both.
+"""The embedded world: captions, the images they describe, an oracle that reads the images, and small models of both.
 
-Everything a run needs is in the package, so that no hub has to be reached at first use.
+Everything that a run needs is in the package, so nothing is downloaded at first use.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
 def checkpoint(name: str) -> Path:
-    """The folder of a shipped model: "shapes-sd" and "shapes-flux" (diffusers), "shapes-clip" (open_clip).
+    """Find the folder of a shipped model: "shapes-sd" and "shapes-flux" (diffusers), "shapes-clip" (open_clip).
 
     Raises ModelError, naming the shipped models, for any other name.
     """

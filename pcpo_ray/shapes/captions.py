@@ -1,11 +1,11 @@
-"""The small grammar whose captions the embedded world draws, and the split of them into training and held-out prompts.
+"""The small grammar of the embedded world's captions, and their split into training and held-out prompts.
 
     caption  := thing [position] | thing relation thing
     thing    := ("a" | "an") [size] colour shape
     position := "at the top" | "at the bottom" | "at the left" | "at the right" | "in the center"
     relation := "and" | "above" | "below" | "to the left of" | "to the right of"
 
-Of two things at most one has its size said, and the two differ in colour or shape: 57,264 captions in all.
+At most one of two things has a size in the caption, and the two differ in colour or shape: 57,264 captions in all.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Form = Literal["any", "thing", "placed", "related"]
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One thing a caption names. `size` is None where the caption leaves it open."""
+    """One thing that a caption names. `size` is None if the caption leaves it open."""
 
     shape: str
     colour: str
@@ -39,14 +39,14 @@ class Thing:
 
     @property
     def text(self) -> str:
-        """The words for it, with the article: "an orange star"."""
+        """The words of the thing, with the article: "an orange star"."""
         words = " ".join(filter(None, (self.size, self.colour, self.shape)))
         return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """What a caption says: one thing, perhaps with a position, or two things and the relation between them."""
+    """The content of a caption: one thing, perhaps with a position, or two things and the relation between them."""
 
     things: tuple[Thing, ...]
     relation: str | None = None
@@ -54,25 +54,25 @@ class Caption:
 
     @property
     def text(self) -> str:
-        """The caption itself; `parse` takes it back."""
+        """The caption in words; `parse` reads it back."""
         between = f" {self.relation} " if self.relation else ""
         return between.join(thing.text for thing in self.things) + (f" {self.position}" if self.position else "")
 
     @property
     def form(self) -> Form:
-        """One thing alone, one placed somewhere, or two and their relation."""
+        """The form: one thing alone, one thing with a position, or two things and their relation."""
         if self.relation is not None:
             return "related"
         return "thing" if self.position is None else "placed"
 
     @property
     def split(self) -> Split:
-        """Where the caption belongs, by a hash of its text: a tenth is held out, the same on every machine."""
+        """The split, by a hash of the text: a tenth is held out, the same on every machine."""
         return "held_out" if hashlib.sha256(self.text.encode()).digest()[0] * 10 < 256 else "train"
 
 
 def grammar() -> Iterator[Caption]:
-    """Every caption of the grammar, always in the same order."""
+    """Yield every caption of the grammar, always in the same order."""
     plain = [Thing(shape=shape, colour=colour) for shape, colour in product(SHAPES, COLOURS)]
     sizes = (None, *SIZES)
     for thing, size, position in product(plain, sizes, (None, *POSITIONS)):
@@ -92,7 +92,7 @@ def _by_text() -> dict[str, Caption]:
 
 @cache
 def captions(split: Split, form: Form = "any") -> tuple[str, ...]:
-    """The texts of one split and form, in grammar order. "train" holds about nine tenths, "held_out" the rest.
+    """List the texts of one split and form, in the grammar's order. "train" has about nine tenths, "held_out" the rest.
 
     Raises PromptError for any other split.
     """
@@ -104,7 +104,7 @@ def captions(split: Split, form: Form = "any") -> tuple[str, ...]:
 
 
 def parse(text: str) -> Caption:
-    """The caption that `text` spells. Case and spacing are free.
+    """Parse a caption; case and spacing do not matter.
 
     Raises PromptError, saying what the grammar allows, if the text is outside the grammar.
     """

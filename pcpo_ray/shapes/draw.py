@@ -1,7 +1,7 @@
-"""Draw what a caption says: a picture of 64 x 64 pixels, anti-aliased, in which every stated fact plainly holds.
+"""Drawing of captions: an anti-aliased image of 64 x 64 pixels in which every stated fact plainly holds.
 
-Lengths are in pixels, x to the right and y down; a thing's place is the middle of its bounding square, whose side is
-twice its radius.
+Lengths are in pixels, x to the right and y down. The place of a thing is the middle of its bounding square, whose side
+is twice its radius.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PALETTE = {
 RADII = {"small": (6.0, 8.0), "large": (11.0, 13.5)}
 
 _OVERSAMPLING = 4
-_MARGIN = 2.0  # free pixels between a thing and the picture's edge
+_MARGIN = 2.0  # free pixels between a thing and the image's edge
 _GAP = 4.0  # free pixels between the bounding squares of two things
 _CENTRE = SIDE / 2
 
@@ -78,7 +78,7 @@ def paint(
     fill: tuple[int, ...] | int,
     hole: tuple[int, ...] | int,
 ) -> None:
-    """Paint one shape, in the canvas's own pixels; `hole` is what shows through a ring."""
+    """Paint one shape, in the canvas's own pixels; `hole` is the colour inside a ring."""
     x, y = place
     if shape in _POLYGONS:
         canvas.polygon([(x + radius * dx, y + radius * dy) for dx, dy in _POLYGONS[shape]], fill=fill)
@@ -104,7 +104,7 @@ def _one_place(rng: np.random.Generator, position: str | None, radius: float) ->
 
 
 def _two_places(rng: np.random.Generator, relation: str, radii: tuple[float, float]) -> list[tuple[float, float]]:
-    """Places along one axis, in the relation's order, with a smaller offset across it."""
+    """Draw two places along one axis, in the relation's order, with a smaller offset across it."""
     axes = {"above": (1, 1), "below": (1, -1), "to the left of": (0, 1), "to the right of": (0, -1)}
     axis, order = axes[relation] if relation in axes else (int(rng.integers(2)), int(rng.choice((1, -1))))
     before, after = radii if order == 1 else radii[::-1]
@@ -123,8 +123,10 @@ def _two_places(rng: np.random.Generator, relation: str, radii: tuple[float, flo
 
 
 def draw(caption: Caption, seed: int) -> UInt8[np.ndarray, "64 64 3"]:
-    """One picture of `caption`. Whatever it leaves open (size, place, tones) is drawn from `seed`; the same pair of
-    caption and seed gives the same bytes."""
+    """Draw an image of `caption`: the same caption and seed give the same bytes.
+
+    Sizes, places and tones that the caption leaves open are drawn from `seed`.
+    """
     from PIL import Image, ImageDraw
 
     rng = np.random.default_rng(seed)
@@ -137,23 +139,23 @@ def draw(caption: Caption, seed: int) -> UInt8[np.ndarray, "64 64 3"]:
     else:
         places = _two_places(rng, caption.relation, (radii[0], radii[1]))
 
-    picture = Image.new("RGB", (SIDE * _OVERSAMPLING,) * 2, _rgb(background))
-    canvas = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (SIDE * _OVERSAMPLING,) * 2, _rgb(background))
+    canvas = ImageDraw.Draw(image)
     for thing, radius, (x, y) in zip(caption.things, radii, places, strict=True):
         fill = _rgb(np.array(PALETTE[thing.colour]) + rng.uniform(-10, 10, size=3))
         scaled = (x * _OVERSAMPLING, y * _OVERSAMPLING)
         paint(canvas, thing.shape, scaled, radius * _OVERSAMPLING, fill, _rgb(background))
-    return np.asarray(picture.reduce(_OVERSAMPLING))
+    return np.asarray(image.reduce(_OVERSAMPLING))
 
 
 def shape_mask(shape: str, place: tuple[float, float], radius: float, side: int) -> Float[np.ndarray, "side side"]:
-    """The share of each pixel that a shape covers, 0 to 1."""
+    """Compute the fraction of each pixel that a shape covers, 0 to 1."""
     from PIL import Image, ImageDraw
 
-    picture = Image.new("L", (side * _OVERSAMPLING,) * 2, 0)
+    image = Image.new("L", (side * _OVERSAMPLING,) * 2, 0)
     scaled = (place[0] * _OVERSAMPLING, place[1] * _OVERSAMPLING)
-    paint(ImageDraw.Draw(picture), shape, scaled, radius * _OVERSAMPLING, 255, 0)
-    return np.asarray(picture.reduce(_OVERSAMPLING), dtype=np.float32) / 255
+    paint(ImageDraw.Draw(image), shape, scaled, radius * _OVERSAMPLING, 255, 0)
+    return np.asarray(image.reduce(_OVERSAMPLING), dtype=np.float32) / 255
 
 
 def _rgb(colour: np.ndarray) -> tuple[int, int, int]:

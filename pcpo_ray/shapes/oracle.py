@@ -1,8 +1,8 @@
-"""Reads a picture of the embedded world and says which of a caption's facts hold in it.
+"""The oracle: it reads an image of the embedded world and tells which of a caption's facts hold in it.
 
-The background is the border's colour. What differs from it is cut into connected things; each gets the nearest palette
-colour and the shape whose template covers it best, or none where nothing comes close: a blob counts as a thing, but as
-no shape. So a picture of noise or of one tone shows nothing.
+The background is the colour of the border. Pixels that differ from it are cut into connected things. Each thing gets
+the nearest palette colour and the shape of the best template, or none if nothing comes close: a blob counts as a thing
+without a shape. An image of noise or of one tone therefore shows nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pcpo_ray.shapes.captions import SHAPES, Caption, Thing, parse
 from pcpo_ray.shapes.draw import PALETTE, SIDE, shape_mask
 
 CONTRAST = 45.0  # RGB distance from the background at which a pixel belongs to a thing
-QUIET_BORDER = 20.0  # mean absolute deviation of the border, above which a picture has no background
+QUIET_BORDER = 20.0  # mean absolute deviation of the border, above which an image has no background
 LEAST_AREA = 25.0  # pixels; the smallest drawn thing covers 75
-COLOUR_REACH = 80.0  # RGB distance past which a colour has no name
+COLOUR_REACH = 80.0  # RGB distance beyond which a colour has no name
 SHAPE_REACH = 0.72  # least overlap (intersection over union) with a template
 SMALL_BELOW = 19.0  # extent in pixels; drawn things measure 12 to 16 or 22 to 27
 MOST_THINGS = 6
@@ -32,9 +32,9 @@ _GRID = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """One thing in a picture. `shape` and `colour` are None where nothing of the palette or the shapes comes close.
+    """One thing in an image. `shape` and `colour` are None if no shape or no palette colour comes close.
 
-    `x` and `y` are the middle of its bounding box and `extent` the longer side of it, in pixels; `match` is the overlap
+    `x` and `y` are the middle of its bounding box and `extent` the box's longer side, in pixels. `match` is the overlap
     with the best template, 0 to 1.
     """
 
@@ -47,29 +47,30 @@ class Seen:
 
     @property
     def size(self) -> str:
+        """The size, by the extent."""
         return "small" if self.extent < SMALL_BELOW else "large"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Which facts of a caption hold: count, then object, colour and size of each thing, then relation or position."""
+    """The facts of a caption that hold: count; object, colour and size of each thing; relation or position."""
 
     facts: dict[str, bool]
 
     @property
     def accuracy(self) -> float:
-        """Share of the facts that hold, 0 to 1."""
+        """The fraction of the facts that hold, 0 to 1."""
         return sum(self.facts.values()) / len(self.facts)
 
     @property
     def layout(self) -> float:
-        """Share of the facts of where things are that hold: the count, and the relation or position if one is said."""
+        """The fraction of the layout facts that hold: the count, and the relation or position if there is one."""
         found = [held for fact, held in self.facts.items() if fact in LAYOUT]
         return sum(found) / len(found)
 
     @property
     def right(self) -> bool:
-        """Whether all of them hold."""
+        """True if all facts hold."""
         return all(self.facts.values())
 
 
@@ -104,7 +105,7 @@ def connected(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
 
 
 def _span(profile: Float[np.ndarray, "N"]) -> tuple[float, float]:
-    """First and last point of a coverage profile, to a fraction of a pixel."""
+    """Find the first and last point of a coverage profile, to a fraction of a pixel."""
     covered = np.flatnonzero(profile > 0.1)
     first, last = covered[0], covered[-1]
     return first + 1 - float(profile[first]), last + float(profile[last])
@@ -116,7 +117,7 @@ def _box(cover: Float[np.ndarray, "H W"]) -> tuple[float, float, float, float]:
 
 
 def _normalised(cover: Float[np.ndarray, "H W"], box: tuple[float, float, float, float]) -> Float[np.ndarray, "G"]:
-    """Coverage resampled so that the box's longer side fills a fixed grid, flattened."""
+    """Resample coverage so that the box's longer side fills a fixed grid, and flatten it."""
     from PIL import Image
 
     left, top, right, bottom = box
@@ -155,7 +156,7 @@ def _colour_of(rgb: Float[np.ndarray, "3"]) -> str | None:
 def _split_by_colour(
     region: Bool[np.ndarray, "H W"], nearest: Int[np.ndarray, "H W"], sure: Bool[np.ndarray, "H W"]
 ) -> list[Bool[np.ndarray, "H W"]]:
-    """Things of different palette colours that touch, apart; a region of one colour as it is."""
+    """Separate touching things of different palette colours; leave a region of one colour as it is."""
     counts = np.bincount(nearest[region & sure], minlength=len(PALETTE))
     present = np.flatnonzero(counts >= max(LEAST_AREA, 0.2 * counts.max()))
     if len(present) < 2:
@@ -164,13 +165,13 @@ def _split_by_colour(
 
 
 def read(image: UInt8[np.ndarray, "64 64 3"]) -> list[Seen]:
-    """The things in a picture (an array or a PIL image), largest first, at most MOST_THINGS.
+    """Find the things in an image (an array or a PIL image), largest first, at most MOST_THINGS.
 
     Raises RewardError for anything but 64 x 64 RGB bytes.
     """
     pixels = np.asarray(image)
     if pixels.shape != (SIDE, SIDE, 3) or pixels.dtype != np.uint8:
-        raise RewardError(f"got a picture of shape {pixels.shape} and type {pixels.dtype}, expected 64 x 64 x 3 bytes")
+        raise RewardError(f"got an image of shape {pixels.shape} and type {pixels.dtype}, expected 64 x 64 x 3 bytes")
     rgb = pixels.astype(np.float32)
     border = np.concatenate(
         [rgb[:2].reshape(-1, 3), rgb[-2:].reshape(-1, 3), rgb[:, :2].reshape(-1, 3), rgb[:, -2:].reshape(-1, 3)]
@@ -195,7 +196,7 @@ def read(image: UInt8[np.ndarray, "64 64 3"]) -> list[Seen]:
 def _describe(
     region: Bool[np.ndarray, "H W"], rgb: Float[np.ndarray, "H W 3"], offset: Float[np.ndarray, "H W 3"]
 ) -> list[Seen]:
-    """What a region shows: one thing, or none if it is too small to count."""
+    """Describe a region: one thing, or none if it is too small to count."""
     if region.sum() < LEAST_AREA:
         return []
     strength = np.linalg.norm(offset, axis=2)
@@ -212,11 +213,11 @@ def _describe(
 
 
 def judge(image: UInt8[np.ndarray, "64 64 3"], caption: str) -> Verdict:
-    """Which of the caption's facts hold in the picture.
+    """Judge which of the caption's facts hold in the image.
 
-    Things of the picture are matched to things of the caption so that as many facts as possible hold; a thing that is
-    missing makes its facts false, and one too many makes the count false.
-    Raises PromptError for a caption outside the grammar, RewardError for a picture of another size.
+    Things in the image are matched to things of the caption so that as many facts as possible hold. A missing thing
+    makes its facts false, and one too many makes the count false. Raises PromptError for a caption outside the grammar,
+    and RewardError for an image of another size.
     """
     wanted, seen = parse(caption), read(image)
     places: list[Seen | None] = [*seen, *[None] * len(wanted.things)]
@@ -248,7 +249,7 @@ def _thing_facts(thing: Thing, seen: Seen | None) -> dict[str, bool]:
 
 
 def _related(first: Seen, second: Seen, relation: str | None) -> bool:
-    """A relation holds along the axis on which the two things stand further apart."""
+    """Tell whether a relation holds, along the axis on which the two things are further apart."""
     dx, dy = second.x - first.x, second.y - first.y
     if relation in ("above", "below"):
         return abs(dy) > abs(dx) and (dy > 0) == (relation == "above")
@@ -256,7 +257,7 @@ def _related(first: Seen, second: Seen, relation: str | None) -> bool:
 
 
 def _placed(seen: Seen, position: str) -> bool:
-    """The outer two fifths of the picture are its top, bottom, left and right; its center is the middle."""
+    """Tell whether a position holds: the outer two fifths are top, bottom, left and right; the center is the middle."""
     low, high, middle = 0.42 * SIDE, 0.58 * SIDE, SIDE / 2
     return {
         "at the top": seen.y < low,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
@@ -112,8 +112,11 @@ def normalised(
             return advantages.group_relative(scores, scale=kind.scale, correction=kind.correction, epsilon=kind.epsilon)
         case config.BatchAdvantage():
             return advantages.batch_relative(scores, epsilon=kind.epsilon)
-    assert history is not None
-    return history.normalise(prompts, scores)
+        case config.HistoryAdvantage():
+            assert history is not None
+            return history.normalise(prompts, scores)
+        case _:
+            assert_never(kind)
 
 
 def score_columns(scored: Sequence[Scored], batch: TrainingBatch) -> dict[str, Sequence[Any]]:

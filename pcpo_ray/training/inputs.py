@@ -13,12 +13,13 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, assert_never
 
 import xxhash
 
 from pcpo_ray import config, models
 from pcpo_ray.config import PromptFile
+from pcpo_ray.config.base import path_marks
 from pcpo_ray.errors import RunError
 from pcpo_ray.process.plugins import resolve_class
 from pcpo_ray.runs.folder import INPUTS
@@ -78,19 +79,14 @@ def of_model(model: config.Model) -> Files:
 
 
 def _of_reward(reward: config.Reward) -> Files:
-    match reward:
-        case config.ClipScore(model=model, weights=weights) | config.Diversity(model=model, weights=weights):
-            return _of_clip(model, weights)
-        case config.Aesthetic(model=model, weights=weights, head=head):
-            return {**_of_clip(model, weights), "head": _itself(head)}
-        case config.PickScore(model=model, processor=processor):
-            own = {} if processor is None else {"processor": _folder_or_file(processor)}
-            return {**_of_clip(model, None), **own}
-        case config.Hps(weights=file):
-            return {"weights": _itself(file)}
-        case config.CustomReward(kind=kind, options=options):
-            return {"kind": _code(kind), **_in_options(options, "options")}
-    return {}
+    """List a reward's files: those that its config names, or the user's code and the files that its options name."""
+    if isinstance(reward, config.CustomReward):
+        return {"kind": _code(reward.kind), **_in_options(reward.options, "options")}
+    paths = {key: getattr(reward, key) for key in path_marks(type(reward))}
+    found: dict[str, Mapping[str, Path]] = {}
+    if reward.clip is not None and "model" in paths:
+        found |= _of_clip(paths.pop("model"), paths.pop("weights", None))
+    return found | {key: _folder_or_file(path) for key, path in paths.items() if path is not None}
 
 
 def _of_quality(quality: config.Quality) -> Files:
@@ -104,6 +100,8 @@ def _of_quality(quality: config.Quality) -> Files:
             found["features.weights"] = _itself(file)
         case config.DinoFeatures(model=folder):
             found["features.model"] = _folder_or_file(folder)
+        case _:
+            assert_never(quality.features)
     if isinstance(quality.reference, config.ImagesReference):
         where = Path(quality.reference.path)
         pictures = reference.image_files(quality.reference.path)

@@ -66,7 +66,7 @@ def conditions(run: config.Run, evaluated: Sequence[Row], steps: Sequence[Row]) 
 def watched(run: config.Run) -> list[str]:
     """The rewards not trained on of which less is worse: not a file's size, nor diversity, which has its monitor."""
     trained = {reward.name for reward in run.rewards}
-    others = [one for one in run.evaluation.rewards if not isinstance(one, config.Jpeg | config.Diversity)]
+    others = [one for one in run.evaluation.rewards if isinstance(one, config.CustomReward) or one.less_is_worse]
     return [reward.name for reward in others if reward.name not in trained]
 
 

@@ -14,7 +14,6 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,13 +52,12 @@ class Recorder:
         self._trackers: Trackers | None = None
 
     @classmethod
-    def create(
-        cls, folder: Path, run: config.Run, *, url: str | None = None, began: inputs.Digests | None = None
-    ) -> "Recorder":
-        """A new run's folder, kept at a URL too, with what the files held that it begins with.
+    def create(cls, home: RunFolder, run: config.Run, *, began: inputs.Digests | None = None) -> "Recorder":
+        """Make a new run's folder; `began` are the digests of the files that it starts from.
 
         Raises RunError if it exists or cannot be written.
         """
+        folder = home.local
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -69,7 +67,7 @@ class Recorder:
         except OSError as error:
             raise RunError(f"the run folder {folder} cannot be made: {error}") from None
         try:
-            recorder = cls(RunFolder(local=folder, url=url).claim(new=True), run)
+            recorder = cls(home.claim(new=True), run)
             disk.sync(folder.parent)
             recorder._replace(CONFIG, files.dump(run))
             if began is not None:

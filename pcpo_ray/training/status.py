@@ -62,7 +62,7 @@ def status(loop: "Loop") -> dict[str, Any]:
         "in_flight": len(loop.traffic.ledger),
         "learners_lost": loop.learners_lost,
         "checkpoint": saved,
-        "folder": home.place if home.url is not None else str(home.local.absolute()),
+        "folder": home.address,
         "events": list(loop.recorder.recent),
         "done": list(loop.done),
         **sizes,

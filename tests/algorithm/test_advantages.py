@@ -55,7 +55,7 @@ def test_advantages_of_a_group_add_up_to_nothing_and_keep_its_order(rows, settin
     assert (made.gather(1, best) >= made.amax(1, keepdim=True) - 1e-12).all()
 
 
-def test_large_float32_scores_keep_the_differences_that_float32_sums_would_lose():
+def test_large_float32_scores_keep_differences_that_float32_sums_lose():
     scores = torch.tensor([[1e7, 1e7 + 1, 1e7 + 2]])
     torch.testing.assert_close(group_relative(scores, **DANCE), torch.tensor([[-1.0, 0.0, 1.0]]))
 
@@ -89,7 +89,7 @@ def test_only_the_last_scores_of_a_prompt_are_remembered():
     assert history.state() == {"a": [1.0, 2.0, 3.0, 4.0]}
 
 
-def test_rows_of_one_prompt_are_remembered_together_and_their_order_does_not_matter():
+def test_rows_of_one_prompt_are_remembered_together_in_any_order():
     scores = torch.tensor([[1.0, 2.0], [5.0, 9.0]], dtype=torch.float64)
     made = PromptHistory(buffer=4, minimum=4).normalise(["a", "a"], scores)
     turned = PromptHistory(buffer=4, minimum=4).normalise(["a", "a"], scores.flip(0))
@@ -151,7 +151,7 @@ def test_a_clipped_advantage_stays_within_the_limit():
 
 @pytest.mark.parametrize("value", [0.3, -0.7, 22.2, 1e-3, -100.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_scores_that_differ_in_the_last_bit_of_their_type_are_apart_by_rounding(value, dtype):
+def test_scores_that_differ_in_their_last_bit_are_apart_by_rounding(value, dtype):
     value = torch.tensor(value, dtype=dtype)
     following = value + torch.finfo(dtype).eps * 2 ** value.abs().log2().floor()
     scores = torch.stack([value, following, value])[None].double()
@@ -162,7 +162,7 @@ def test_scores_that_differ_in_the_last_bit_of_their_type_are_apart_by_rounding(
     assert advantages.apart_by_rounding(far, advantages.rounding(far)).tolist() == [False]
 
 
-def test_equal_scores_whole_numbers_and_small_true_differences_are_not_apart_by_rounding():
+def test_true_differences_and_whole_numbers_are_not_apart_by_rounding():
     for rows in (
         [5.0, 5.0],
         [200.0, 201.0],

@@ -36,7 +36,7 @@ def mean(values):
 
 @kinds
 @pytest.mark.parametrize(("count", "native_mean"), [(50, 0.516900), (49, 0.506976), (48, 0.449313)])
-def test_every_kind_keeps_the_mean_of_the_native_weights_over_the_steps_trained(kind, count, native_mean):
+def test_every_kind_keeps_the_mean_native_weight_of_the_trained_steps(kind, count, native_mean):
     made = DIFFUSION_KINDS[kind](range(count))
     assert mean(over(made.trained, made.weights)) == pytest.approx(native_mean, abs=5e-7)
 
@@ -79,7 +79,7 @@ def test_released_leaves_the_weights_of_its_own_sampler_uneven():
     assert all(weight < 4.5 for weight in true)
 
 
-def test_variance_samples_with_literally_constant_weights_at_the_least_feasible_one():
+def test_variance_samples_with_constant_weights_at_the_least_feasible_one():
     made = credit.variance(SCHEDULE, range(48))
     assert over(made.trained, [step.weight for step in made.steps]) == pytest.approx([1.0172595250401] * 48, rel=1e-12)
 
@@ -91,17 +91,17 @@ def test_variance_takes_a_higher_weight_when_it_is_given_one():
 
 @pytest.mark.parametrize("kind", [credit.variance, credit.released])
 @pytest.mark.parametrize("w_star", [0.5169, 3.27, -1.0, 0.0, math.inf, math.nan])
-def test_a_weight_out_of_reach_is_refused_with_the_least_feasible_one_and_the_step_that_asks_for_it(kind, w_star):
+def test_an_infeasible_weight_is_refused_with_the_least_one_and_its_step(kind, w_star):
     with pytest.raises(CreditError, match=r"smallest feasible w_star is 3\.27479, which step 48 \(timestep 21\)"):
         kind(SCHEDULE, range(50), w_star=w_star)
 
 
-def test_the_released_weight_is_out_of_reach_for_twenty_steps_that_are_all_trained():
+def test_the_released_weight_is_infeasible_for_twenty_trained_steps():
     with pytest.raises(CreditError, match=r"the weight 4\.5: the smallest feasible w_star is 5\.43091"):
         credit.released(sd15(20), range(20))
 
 
-def test_another_eta_is_the_native_sampler_of_untrained_steps_and_of_the_mean():
+def test_another_eta_changes_the_untrained_steps_and_the_native_mean():
     native = ddim.steps(SCHEDULE, eta=0.5)
     made = credit.variance(SCHEDULE, range(40), eta=0.5)
     assert made.steps[40:] == native[40:]
@@ -116,7 +116,7 @@ def test_interpolate_mixes_so_that_native_weights_become_one_constant():
 
 
 @pytest.mark.parametrize("index", [0, 22, 48])
-def test_interpolate_s_weight_gives_the_exact_ratio_of_the_mixed_sampler_from_raw_predictions(index):
+def test_interpolate_gives_the_exact_ratio_of_the_mixed_sampler(index):
     made = credit.interpolate(STEPS, range(50))
     generator = torch.Generator().manual_seed(index)
     latents, reference, old, noise = (torch.randn(4, 64, generator=generator, dtype=torch.float64) for _ in range(4))
@@ -162,7 +162,7 @@ def test_flow_credit_over_some_steps_keeps_the_mean_over_those():
 
 
 @given(flow_schedules(), st.floats(0.05, 1), st.data())
-def test_flow_credit_is_proportional_to_time_and_keeps_the_mean_on_any_grid(schedule, eta, data):
+def test_flow_credit_is_proportional_to_time_and_keeps_the_mean(schedule, eta, data):
     trained = sorted(data.draw(st.sets(st.integers(0, len(schedule) - 1), min_size=1)))
     steps = flow_sde.steps(schedule, flow_sde.constant_noise(schedule, eta))
     made = credit.proportionate_flow(schedule, steps, trained)
@@ -173,7 +173,7 @@ def test_flow_credit_is_proportional_to_time_and_keeps_the_mean_on_any_grid(sche
 
 
 @given(diffusion_schedules(), st.floats(0, 3), st.data())
-def test_on_any_schedule_all_kinds_keep_the_mean_and_variance_is_literally_constant(schedule, excess, data):
+def test_all_kinds_keep_the_mean_and_variance_is_constant_on_any_schedule(schedule, excess, data):
     trained = sorted(data.draw(st.sets(st.integers(0, len(schedule) - 1), min_size=1)))
     steps = ddim.steps(schedule)
     native = mean(steps[index].weight for index in trained)
@@ -199,7 +199,7 @@ def test_trained_steps_that_are_none_are_refused(kind, trained):
         DIFFUSION_KINDS[kind](trained)
 
 
-def test_training_the_steps_of_a_deterministic_sampler_is_refused_with_the_remedy():
+def test_training_a_deterministic_sampler_is_refused_with_the_remedy():
     for make in (credit.native, credit.reweight, credit.interpolate):
         with pytest.raises(CreditError, match=r"step 3 of 50 draws no noise.*eta or a noise level above 0"):
             make(ddim.steps(SCHEDULE, eta=0.0), (3, 4))

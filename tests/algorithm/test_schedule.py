@@ -9,7 +9,7 @@ from pcpo_ray.errors import ScheduleError
 from tests.support.schedules import SD15_ALPHA_BARS, sd15
 
 
-def test_fifty_steps_of_stable_diffusion_visit_981_to_1_and_end_at_the_first_training_level():
+def test_fifty_steps_visit_981_to_1_and_end_at_the_first_training_level():
     schedule = sd15()
     assert len(schedule) == 50
     assert schedule.timesteps[:2] == (981, 961) and schedule.timesteps[-2:] == (21, 1)

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 
 from pcpo_ray.config import files
 from pcpo_ray.runs import checkpoints
-from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs.places import folder_below
 from tests.support import faults, s3, small
 from tests.support.running import go, same
 
@@ -123,7 +123,7 @@ class Operator:
         self.config.write_text(files.dump(run))
         self.words = [str(self.config), "--runs", runs]
         self.log = folder / f"{run.name}.log"
-        self.home = RunFolder.below(runs, run.name)
+        self.home = folder_below(runs, run.name)
         self.job = self._start()
 
     def _start(self, *more: str) -> "subprocess.Popen[str]":

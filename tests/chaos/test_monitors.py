@@ -5,6 +5,7 @@ import pytest
 from pcpo_ray.commands import session
 from pcpo_ray.config import files
 from pcpo_ray.runs import records
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
 from tests.support import ROOT
@@ -18,7 +19,7 @@ SMALL = ("evaluation.count=16", "rollout.prompts=4", "rollout.images=8")
 def trained(folder, *overrides):
     """The loop of a run in this process, over, and the lines of its evaluations."""
     run = files.load(DEMO, [f"name={folder.name}", *overrides])
-    recorder = Recorder.create(folder, run)
+    recorder = Recorder.create(LocalFolder(local=folder), run)
     prompts, held_out = session.sources(run)
     loop = Loop(
         run, session.stages(run, local=True, say=print), recorder, prompts=prompts, held_out=held_out, say=print

@@ -18,7 +18,7 @@ from pcpo_ray.cluster.connect import connect
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import ClusterError, TrainingError
 from pcpo_ray.runs import checkpoints
-from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs.folder import LocalFolder
 from tests.support import small
 from tests.support.on_ray import await_samplers, on_ray, ranks
 from tests.support.running import go, parameters, same
@@ -36,10 +36,10 @@ def furthest(one, other):
 @pytest.mark.parametrize(
     ("strategy", "changes"),
     [
-        pytest.param("ddp", {"optimizer__updates": 2}, marks=pytest.mark.chaos),
+        pytest.param("ddp", {"optimizer__minibatches": 2}, marks=pytest.mark.chaos),
         ("fsdp2", {"optimizer__average": 0.9, "objective__kl": 0.01}),
         # two updates a batch: the log-ratios before are had first, by one rank of two groups and by the other of one
-        pytest.param("fsdp2", {"optimizer__updates": 2, "objective__correction": 2.0}, marks=pytest.mark.chaos),
+        pytest.param("fsdp2", {"optimizer__minibatches": 2, "objective__correction": 2.0}, marks=pytest.mark.chaos),
         pytest.param("fsdp2", {"model__train": "{kind: full}"}, marks=pytest.mark.chaos),
     ],
 )
@@ -111,7 +111,7 @@ def test_what_two_ranks_wrote_in_parts_one_rank_goes_on_from(small_sd, tmp_path,
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_running_mean_of_two_ranks_goes_on_to_the_bits_of_the_undisturbed_run(small_sd, tmp_path, strategy, step):
-    settings = {"optimizer__average": 0.9, "optimizer__updates": 2, "workers__learner": ranks(2, strategy)}
+    settings = {"optimizer__average": 0.9, "optimizer__minibatches": 2, "workers__learner": ranks(2, strategy)}
     run = small.run(small_sd, steps=2, checkpoints__every=1, checkpoints__keep=9, **settings)
 
     def save_first(stages):
@@ -119,7 +119,7 @@ def test_a_running_mean_of_two_ranks_goes_on_to_the_bits_of_the_undisturbed_run(
 
         def beginning(number, batch):
             if number == 1:  # as a run with monitors.action=roll_back does
-                stages.learner.save(RunFolder(local=tmp_path / "run"), DriverState(step=0))
+                stages.learner.save(LocalFolder(local=tmp_path / "run"), DriverState(step=0))
             begin(number, batch)
 
         stages.learner.begin = beginning

@@ -11,8 +11,9 @@ import ray
 
 from pcpo_ray.cluster.connect import connect
 from pcpo_ray.runs import checkpoints
-from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.runs.storage import Storage
+from pcpo_ray.runs.stored import StoredFolder
+from pcpo_ray.runs.urls import child
 from tests.support import small
 from tests.support.running import go, parameters, same
 
@@ -26,7 +27,7 @@ def theirs(home, cluster_cache):
 
 @pytest.mark.parametrize("stored", ["s3"], indirect=True)
 def test_a_learner_with_a_disk_of_its_own_comes_back_from_storage_to_the_bit(small_sd, stored, tmp_path, cluster_cache):
-    home = RunFolder.below(stored, "apart")
+    home = StoredFolder.at(child(stored, "apart"))
     there = theirs(home, cluster_cache)
     assert home.local != there
     run = small.run(small_sd, steps=4, workers__silence_timeout=8)
@@ -44,7 +45,7 @@ def test_a_learner_with_a_disk_of_its_own_comes_back_from_storage_to_the_bit(sma
 
     stages.learner.begin = beginning
     try:
-        recorder = go(run, home.local, stages=stages, url=home.url)
+        recorder = go(run, home, stages=stages)
     finally:
         stages.close()
     assert begun == [1, 2, 3, 3, 4] and held == ["step-000002"]

@@ -9,7 +9,8 @@ import yaml
 
 from pcpo_ray import config
 from pcpo_ray.config import Lora, files
-from pcpo_ray.errors import ConfigError
+from pcpo_ray.errors import ConfigError, RunError
+from pcpo_ray.runs import records
 from tests.support import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -40,7 +41,7 @@ WRONG = {
     "credit={kind: tilted}": ["slope", "missing"],
     "credit={kind: tilted, slope: 1}": ["credit.slope", "less than 1"],
     "rollout.images=1": ["rollout.images is 1", "advantage.kind=batch"],
-    "optimizer.updates=9": ["optimizer.updates is 9", "rollout.prompts"],
+    "optimizer.minibatches=9": ["optimizer.minibatches is 9", "rollout.prompts"],
     "model={kind: stable_diffusion, path: shapes-sd, dtype: float16}": [
         "mixed_precision is bf16",
         "float32 or bfloat16",
@@ -117,7 +118,29 @@ def test_all_that_is_wrong_is_said_at_once():
         files.load(SHAPES, ["sampling.stpes=3", "optimizer.learning_rate=x"])
 
 
-def test_a_reward_watched_under_a_trained_ones_name_has_its_settings_or_is_refused():
+@pytest.mark.parametrize("old", ["optimizer.updates=2", "optimizer={updates: 2}"])
+def test_a_key_that_was_renamed_is_refused_with_its_new_name(old):
+    with pytest.raises(ConfigError, match=r"optimizer\.updates: .*it is now optimizer\.minibatches, so rename it"):
+        files.load(SHAPES, [old])
+
+
+def test_a_stored_run_with_a_renamed_key_says_what_to_rename(tmp_path):
+    text = files.dump(files.load(SHAPES)).replace("minibatches: 2", "updates: 2")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(RunError, match=r"config\.yaml is not a config of this version: [\s\S]*optimizer\.minibatches"):
+        records.read(tmp_path)
+    (tmp_path / "config.yaml").write_text(text.replace("updates: 2", "minibatches: 2"))
+    assert records.read(tmp_path) == files.load(SHAPES)
+
+
+def test_every_renamed_key_has_a_new_name_that_exists():
+    for old, new in files.RENAMED.items():
+        section, _, key = new.partition(".")
+        assert hasattr(getattr(files.load(SHAPES), section), key)
+        assert not hasattr(getattr(files.load(SHAPES), section), old.rpartition(".")[2])
+
+
+def test_a_watched_reward_with_a_trained_ones_name_has_its_settings():
     with pytest.raises(ConfigError, match=r"evaluation\.rewards has another clip_score than rewards"):
         files.load(SHAPES, ["evaluation.rewards=[{kind: clip_score, model: other}]"])
     same = "evaluation.rewards=[{kind: clip_score, weight: 2}, {kind: diversity, weight: 3}]"
@@ -125,7 +148,7 @@ def test_a_reward_watched_under_a_trained_ones_name_has_its_settings_or_is_refus
 
 
 @pytest.mark.parametrize("credit", ["released", "variance", "interpolate"])
-def test_a_credit_that_changes_the_sampler_is_evaluated_by_it_or_without_noise(credit):
+def test_credit_that_changes_the_sampler_allows_no_other_noisy_evaluation(credit):
     own = [f"credit={{kind: {credit}}}", "evaluation.sampling={steps: 4}"]
     with pytest.raises(ConfigError, match=rf"credit\.kind={credit}.*evaluation\.sampling\.deterministic=true"):
         files.load(SHAPES, own)
@@ -290,7 +313,7 @@ def test_a_key_given_twice_inside_an_override_is_refused():
     [
         ("steps=3", "steps=4", "steps"),
         ("steps=3", "steps=3", "steps"),
-        ("optimizer.learning_rate=1e-3", "optimizer={updates: 2}", "optimizer.learning_rate"),
+        ("optimizer.learning_rate=1e-3", "optimizer={minibatches: 2}", "optimizer.learning_rate"),
         ("model.train={kind: lora, rank: 8}", "model.train.rank=4", "model.train.rank"),
         ("rewards=[{kind: grain, weight: 2}]", "rewards.0.weight=3", "rewards.0.weight"),
         ("credit=null", "credit={kind: native}", "credit"),

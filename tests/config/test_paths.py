@@ -8,38 +8,55 @@ from typing import get_type_hints
 import pytest
 
 from pcpo_ray import config
-from pcpo_ray.commands import session
+from pcpo_ray.commands import opening
+from pcpo_ray.commands.evaluate import read_to_evaluate
 from pcpo_ray.config import files, paths
+from pcpo_ray.config.base import PathMark, path_marks
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import records
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import inputs
 from pcpo_ray.training.recorder import Recorder
 from tests.support import ROOT, small
 
+PATHS = {
+    ("Model", "single_file"), ("Model", "text_cache"), ("Lora", "start"), ("PromptFile", "path"),
+    ("ClipScore", "weights"), ("Diversity", "weights"), ("Aesthetic", "head"), ("Aesthetic", "weights"),
+    ("PickScore", "model"), ("PickScore", "processor"), ("Hps", "weights"), ("ClipFeatures", "weights"),
+    ("InceptionFeatures", "weights"), ("DinoFeatures", "model"), ("ImagesReference", "path"), ("Quality", "cache"),
+    ("Lpips", "weights"),
+}  # fmt: skip
+NAMES_OR_PATHS = {
+    ("Model", "path"), ("ClipScore", "model"), ("Diversity", "model"), ("Aesthetic", "model"), ("ClipFeatures", "model")
+}  # fmt: skip
 NO_PATHS = {
     ("Run", "name"), ("Model", "variant"), ("Model", "denoiser"), ("PromptFile", "column"), ("Hps", "architecture"),
     ("Remote", "url"), ("Remote", "label"), ("Remote", "token"), ("CustomReward", "kind"), ("CustomReward", "label"),
-    ("Role", "accelerator"), ("LearnerRole", "accelerator"), ("NamedByKind", "kind"),
+    ("Role", "accelerator"), ("LearnerRole", "accelerator"),
 }  # fmt: skip
-"""Keys that hold a text which is none."""
+"""Keys that hold any text, by config class and name."""
 
 
 def texts():
-    """Every key of a config class whose value may be any text."""
+    """Yield every key of a config class whose value may be any text."""
     for cls in vars(config).values():
-        if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == config.__name__:
+        if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls not in NO_CONFIGS:
+            own = {field.name for field in dataclasses.fields(cls)}
             for name, kind in get_type_hints(cls).items():
-                if kind in (str, str | None, config.Label, config.Label | None):
+                if name in own and kind in (str, str | None, config.Label, config.Label | None):
                     yield cls, name
 
 
-def test_every_key_with_a_text_is_known_to_be_a_path_or_none():
-    known = {
-        (cls, name) for table in (paths.PATHS, paths.NAMES_OR_PATHS) for cls, names in table.items() for name in names
+NO_CONFIGS = (config.Backbone, config.ClipModel, config.Scale)
+
+
+def test_every_key_with_a_text_is_marked_as_a_path_or_is_known_to_be_none():
+    marked = {(cls, name): path_marks(cls).get(name) for cls, name in texts()}
+    found = {
+        mark: {(cls.__name__, name) for (cls, name), one in marked.items() if one == mark}
+        for mark in (PathMark(), PathMark(or_name=True), None)
     }
-    found = {(cls, name) for cls, name in texts()}
-    assert known <= found
-    assert {(cls.__name__, name) for cls, name in found - known} <= NO_PATHS
+    assert found == {PathMark(): PATHS, PathMark(or_name=True): NAMES_OR_PATHS, None: NO_PATHS}
 
 
 def test_paths_are_made_absolute_and_names_of_models_stay(tmp_path, monkeypatch):
@@ -60,7 +77,7 @@ def test_paths_are_made_absolute_and_names_of_models_stay(tmp_path, monkeypatch)
     assert paths.absolute(shipped).model.path == f"{tmp_path}/shapes-sd"
 
 
-def test_in_a_job_they_mean_what_they_mean_in_the_submitted_folder(tmp_path, monkeypatch):
+def test_paths_in_a_job_stay_relative_to_the_submitted_folder(tmp_path, monkeypatch):
     folder = tmp_path / paths.JOB / "_ray_pkg_1"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -68,9 +85,7 @@ def test_in_a_job_they_mean_what_they_mean_in_the_submitted_folder(tmp_path, mon
     assert paths.absolute(run) is run
 
 
-def test_a_run_that_recorded_its_paths_goes_on_from_another_folder_and_from_moved_files(
-    small_sd, tmp_path, monkeypatch
-):
+def test_a_run_goes_on_from_another_folder_and_from_moved_files(small_sd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for place in ("here", "there"):
         (tmp_path / place).mkdir()
@@ -78,27 +93,27 @@ def test_a_run_that_recorded_its_paths_goes_on_from_another_folder_and_from_move
     monkeypatch.chdir(tmp_path / "here")
     asked = small.run(Path(os.path.relpath(small_sd)), prompts="{kind: file, path: own.txt}")
     run = paths.absolute(asked)
-    Recorder.create(tmp_path / "run", run, began=inputs.digests(inputs.of_run(run))).close()
+    Recorder.create(LocalFolder(local=tmp_path / "run"), run, began=inputs.digests(inputs.of_run(run))).close()
     monkeypatch.chdir(tmp_path)
     assert records.read(tmp_path / "run") == run  # whose files are found
     inputs.of_run(records.read(tmp_path / "run"))
     monkeypatch.chdir(tmp_path / "there")
     moved = paths.absolute(dataclasses.replace(asked, model=run.model))
     assert moved.prompts.path != run.prompts.path
-    assert not any(dataclasses.astuple(session.changes(tmp_path / "run", moved, free=session.FREE_TO_CHANGE)))
+    assert not any(dataclasses.astuple(opening.changes(tmp_path / "run", moved, free=opening.FREE_TO_CHANGE)))
     (tmp_path / "there" / "own.txt").write_text("a dog\n" * 99)
     with pytest.raises(RunError, match=r"there/own.txt is not the file that the run began with"):
-        session.resume(tmp_path / "run", moved, print)
+        opening.resume(LocalFolder(local=tmp_path / "run"), moved, print)
 
 
-def test_an_override_of_an_evaluation_is_of_where_it_is_given(small_sd, tmp_path, monkeypatch):
-    Recorder.create(tmp_path / "run", small.run(small_sd)).close()
+def test_a_path_in_an_override_is_relative_to_where_it_is_given(small_sd, tmp_path, monkeypatch):
+    Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd)).close()
     monkeypatch.chdir(tmp_path)
-    found = session.read_to_evaluate(tmp_path / "run", ["evaluation.prompts={kind: file, path: own.txt}"])
+    found = read_to_evaluate(tmp_path / "run", ["evaluation.prompts={kind: file, path: own.txt}"])
     assert found.evaluation.prompts.path == f"{tmp_path}/own.txt"
 
 
-def test_a_recipe_read_is_what_its_file_says():
+def test_reading_a_recipe_leaves_its_paths_as_written():
     """Only commands make paths absolute: what compares configs sees them as they are written."""
     recipe = files.load(ROOT / "configs" / "sd15_pcpo_hpsv21.yaml")
     assert not Path(recipe.model.path).is_absolute()

@@ -182,7 +182,7 @@ def test_files_that_cannot_be_used_are_named_with_what_is_wrong(tmp_path):
         "texts.jsonl": "row 1 holds a text; expected an object",
         "missing.jsonl": "row 2 has no column 'prompt'",
         "number.jsonl": "row 1: prompt is 7",
-        "half.jsonl": "half a character",
+        "half.jsonl": "half of a surrogate pair",
         "object.json": "holds an object; expected a list",
         "cut.json": "cannot be read as JSON",
         "nested.json": "row 1 holds a list",
@@ -209,7 +209,7 @@ def test_files_that_cannot_be_used_are_named_with_what_is_wrong(tmp_path):
         assert name in str(caught.value)
 
 
-def test_the_embedded_world_has_thousands_of_prompts_and_its_splits_do_not_meet():
+def test_the_embedded_world_has_thousands_of_prompts_in_disjoint_splits():
     train, held_out = (prompts.load(config.ShapesPrompts(split=s), seed=0).texts for s in ("train", "held_out"))
     assert len(train) > 2000
     assert not set(train) & set(held_out)
@@ -240,7 +240,7 @@ def many(count):
     return [f"a cat on {n} mats" for n in range(count)]
 
 
-def test_a_users_own_file_is_split_by_hash_and_what_is_held_out_is_not_trained_on(tmp_path):
+def test_a_file_is_split_by_hash_and_held_out_texts_are_not_trained_on(tmp_path):
     training, held_out = prompts.sources(run(tmp_path, many(1000)))
     assert sorted([*training.texts, *held_out.texts]) == sorted(many(1000))
     assert not set(training.texts) & set(held_out.texts)
@@ -249,7 +249,7 @@ def test_a_users_own_file_is_split_by_hash_and_what_is_held_out_is_not_trained_o
     assert drawn == set(training.texts)
 
 
-def test_the_split_is_of_the_texts_alone_whatever_is_added_evaluated_or_seeded(tmp_path):
+def test_the_split_depends_on_each_text_alone(tmp_path):
     texts = many(1000)
     held_out = set(prompts.sources(run(tmp_path, texts))[1].texts)
     for changes in ({"seed": 5}, {"evaluation__count": 256}):
@@ -266,7 +266,7 @@ def test_repeats_of_a_text_are_on_one_side_of_the_split(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(2, 1), (3, 1), (10, 5), (45, 22), (100, 32)])
-def test_a_small_file_has_as_many_held_out_as_are_worth_it_and_at_most_half(tmp_path, count, held_out):
+def test_a_small_file_holds_out_a_minimum_and_at_most_half(tmp_path, count, held_out):
     training, evaluated = prompts.sources(run(tmp_path, many(count)))
     assert (len(training), len(evaluated)) == (count - held_out, held_out)
 
@@ -276,7 +276,7 @@ def test_a_single_prompt_cannot_be_split_and_the_ways_out_are_named(tmp_path):
         prompts.sources(run(tmp_path, ["a cat", "A cat "]))
 
 
-def test_prompts_that_are_evaluated_and_trained_on_are_refused_with_the_ways_out(tmp_path):
+def test_prompts_both_evaluated_and_trained_on_are_refused_with_remedies(tmp_path):
     with pytest.raises(PromptError) as caught:
         prompts.sources(run(tmp_path, ["a cat", "a dog", "caf\u00e9"], ["A  Cat", "a fox", "cafe\u0301"]))
     said = str(caught.value)
@@ -297,7 +297,7 @@ def test_training_prompts_may_be_evaluated_where_the_config_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(("trained", "evaluated"), [("train", "held_out"), ("held_out", "train")])
-def test_the_embedded_world_is_evaluated_on_the_split_that_is_not_trained_on(trained, evaluated):
+def test_the_embedded_world_is_evaluated_on_the_other_split(trained, evaluated):
     found = prompts.sources(small.run("model", prompts=f"{{kind: shapes, split: {trained}}}"))
     assert found[1].texts == prompts.load(config.ShapesPrompts(split=evaluated), seed=0).texts
 
@@ -314,7 +314,7 @@ def test_what_is_trained_on_and_held_out_is_said_with_its_numbers(tmp_path):
     assert "evaluations: 2 of 2 training prompts" in lines[1] and "held" not in " ".join(lines)
 
 
-def test_what_repeats_in_columns_nobody_asked_for_and_very_long_texts_are_no_fault(tmp_path):
+def test_repeats_in_other_columns_and_very_long_texts_are_accepted(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": 1, "prompt": "a cat", "id": 2, "more": {"prompt": 1, "prompt": 2}}\n')
     assert prompts.read(tmp_path / "a.jsonl") == ["a cat"]
     long = "word " * 40_000

@@ -68,7 +68,7 @@ def test_a_seed_depends_on_every_part_on_its_kind_and_on_where_it_stands():
     assert all(0 <= seed_of(*part) < 2**63 for part in parts)
 
 
-def test_a_seed_and_the_noise_it_gives_never_change_between_versions_of_the_package():
+def test_a_seed_and_its_noise_never_change_between_versions():
     assert seed_of(0, "prompts", 1) == 4450546380323903027
     assert torch.randn(2, generator=generator(0, "prompts", 1)).tolist() == pytest.approx([0.293302, -1.953752])
 
@@ -84,7 +84,7 @@ def test_the_total_is_the_weighted_sum_of_the_rewards_named():
     assert group.total({"a": 2.0, "b": -0.5}).tolist() == [-3.0, -6.0]
 
 
-def test_one_missing_score_makes_its_images_total_missing_and_marks_the_group():
+def test_one_missing_score_makes_the_total_and_the_group_missing():
     group = scored(a=[1.0, 2.0], b=[float("nan"), 20.0])
     total = group.total({"a": 1.0, "b": 1.0})
     assert np.isnan(total[0])

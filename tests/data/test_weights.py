@@ -108,7 +108,7 @@ def test_what_was_packed_does_not_follow_the_learner():
     assert torch.equal(here["a"] + 1, sent["a"])
 
 
-def test_the_checksum_knows_names_and_bytes_but_not_the_order_of_parameters():
+def test_the_checksum_depends_on_names_and_bytes_but_not_on_order():
     one = parameters()
     assert checksum(dict(reversed(one.items()))) == checksum(one)
     swapped = {"a": one["a"], "b": one["b"], "d": one["c"]}
@@ -118,7 +118,7 @@ def test_the_checksum_knows_names_and_bytes_but_not_the_order_of_parameters():
     assert checksum(swapped) != checksum(one)
 
 
-def test_memory_of_weights_that_are_no_longer_needed_is_taken_where_it_fits():
+def test_the_buffers_of_old_weights_are_reused_if_they_fit():
     old, new, larger = parameters(), parameters(), parameters(d=torch.randn(4))
     before = weights.pack(1, old)
     held = before.buckets[0]

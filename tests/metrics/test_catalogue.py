@@ -9,6 +9,7 @@ from pcpo_ray.metrics import catalogue
 from pcpo_ray.metrics.catalogue import CATALOGUE
 from pcpo_ray.metrics.prometheus import Endpoint
 from pcpo_ray.metrics.reporter import ExportingReporter
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
 from tests.support import small
@@ -52,7 +53,7 @@ def run_in_one_process(small_sd, tmp_path_factory):
         evaluation__train_count=1,
         evaluation__quality="{features: {kind: clip}}",
     )
-    recorder = Recorder.create(tmp_path_factory.mktemp("run") / "told", run)
+    recorder = Recorder.create(LocalFolder(local=tmp_path_factory.mktemp("run") / "told"), run)
     endpoint = Endpoint(0)
     recorder.meter = ExportingReporter(run.name, endpoint)
     stages = session.stages(run, local=True, say=lambda line: None)

@@ -8,6 +8,7 @@ import pytest
 from pcpo_ray.commands import session
 from pcpo_ray.config import files
 from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
 from tests.support import ROOT
@@ -43,7 +44,7 @@ def one_ray():
 
 def two_steps(run, folder, *, local):
     session.check(run)
-    recorder = Recorder.create(folder, run)
+    recorder = Recorder.create(LocalFolder(local=folder), run)
     stages = session.stages(run, local=local, say=lambda line: None)
     try:
         prompts, held_out = session.sources(run)
@@ -84,7 +85,7 @@ SWITCHES = {
     "clip range by weight": ["objective.clip_scale=weight"],
     "loss by noise": ["objective.step_loss=noise"],
     "advantage clip": ["advantage.clip=0.5"],
-    "updates and epochs": ["optimizer.updates=2", "optimizer.epochs=2"],
+    "updates and epochs": ["optimizer.minibatches=2", "optimizer.epochs=2"],
     "running mean": ["optimizer.average=0.9"],
     "detached guidance": ["sampling.guidance_scale=3.0", "sampling.detach_unconditional=true"],
     "tilted credit": ["credit={kind: tilted, slope: 0.5}"],

@@ -13,6 +13,7 @@ from pcpo_ray.config import files
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import checkpoints, disk
 from pcpo_ray.runs.disk import writing
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.recorder import Recorder
 from tests.support import small
 
@@ -29,7 +30,7 @@ def test_a_cause_without_a_known_remedy_is_told_too(tmp_path):
 
 
 def test_every_record_on_a_full_disk_is_an_error_that_names_it(small_sd, tmp_path):
-    recorder = Recorder.create(tmp_path / "run", small.run(small_sd))
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd))
     for name in ("metrics.jsonl", "events.jsonl"):
         (recorder.folder / name).symlink_to("/dev/full")
     for record, name in (
@@ -41,7 +42,7 @@ def test_every_record_on_a_full_disk_is_an_error_that_names_it(small_sd, tmp_pat
 
 
 def test_a_file_in_the_way_of_a_folder_is_named(small_sd, tmp_path):
-    recorder = Recorder.create(tmp_path / "run", small.run(small_sd))
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd))
     for name in ("scores.parquet", "images"):
         (recorder.folder / name).write_text("in the way")
     with pytest.raises(RunError, match=r"scores.parquet/step-000001.parquet cannot be written"):
@@ -109,7 +110,7 @@ def test_a_folder_that_may_not_be_written_is_named_before_anything_is_loaded(sma
 
 
 def test_a_line_and_a_file_are_on_the_disk_before_anything_counts_on_them(small_sd, tmp_path, monkeypatch):
-    recorder = Recorder.create(tmp_path / "run", small.run(small_sd))
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd))
     folder = str(recorder.folder)
     done = small.watch_disk(monkeypatch)
     recorder.record("train", 1, {"loss": 1.0})

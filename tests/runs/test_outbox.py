@@ -6,7 +6,8 @@ import pytest
 
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import outbox
-from pcpo_ray.runs.storage import Storage, child
+from pcpo_ray.runs.storage import Storage
+from pcpo_ray.runs.urls import child
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 
 from pcpo_ray.errors import AwayError, RunError
 from pcpo_ray.runs import storage
-from pcpo_ray.runs.storage import Storage, child, shown
+from pcpo_ray.runs.storage import Storage
+from pcpo_ray.runs.urls import child, shown
 from tests.support import s3
 
 LIMIT = 30.0

@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from pcpo_ray.commands import session
+from pcpo_ray.commands import opening
 from pcpo_ray.config import files
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import RunError, TakenOverError
 from pcpo_ray.runs import disk, writer
-from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.recorder import Recorder
 from tests.support import small
 from tests.support.running import saved
@@ -57,7 +57,7 @@ def taken_over(folder):
 
 @pytest.fixture
 def recorder(tmp_path):
-    return Recorder.create(tmp_path / "run", small.run(tmp_path / "nowhere"))
+    return Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(tmp_path / "nowhere"))
 
 
 def test_a_second_process_of_this_machine_is_refused_by_name_until_the_first_is_killed(tmp_path, holder):
@@ -67,25 +67,25 @@ def test_a_second_process_of_this_machine_is_refused_by_name_until_the_first_is_
     with pytest.raises(
         RunError, match=rf"run is being written by process {process.pid} on .* \(since .*\); wait for its end"
     ):
-        RunFolder(local=folder).claim()
+        LocalFolder(local=folder).claim()
     assert (folder / writer.WRITER).read_bytes() == before
     process.kill()
     process.wait(30)
-    home = RunFolder(local=folder).claim()
+    home = LocalFolder(local=folder).claim()
     home.check()
     assert writer.read(folder).pid == os.getpid()
 
 
 def test_resume_of_a_run_under_way_is_refused_and_changes_nothing(small_sd, tmp_path, holder):
     run = small.run(small_sd)
-    Recorder.create(tmp_path / "run", run)
+    Recorder.create(LocalFolder(local=tmp_path / "run"), run)
     saved(tmp_path / "run", 1)
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(tmp_path / "run"), str(copy)], check=True)
     holder(copy)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     with pytest.raises(RunError, match="copy is being written by process"):
-        session.resume(copy, run, lambda line: None)
+        opening.resume(LocalFolder(local=copy), run, lambda line: None)
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
@@ -117,7 +117,7 @@ def test_a_checkpoint_under_way_when_the_run_is_taken_over_gets_no_name(small_sd
     from pcpo_ray.training.local import LocalStages
 
     run = small.run(small_sd)
-    home = Recorder.create(tmp_path / "run", run).home
+    home = Recorder.create(LocalFolder(local=tmp_path / "run"), run).home
     learner = LocalStages(run).learner
     save = learner.learner.policy.denoiser.save
 
@@ -135,14 +135,14 @@ def test_a_lock_of_another_machine_is_no_obstacle_and_neither_is_a_disk_without_
     folder = tmp_path / "run"
     holder(folder)
     taken_over(folder)
-    home = RunFolder(local=folder).claim()
+    home = LocalFolder(local=folder).claim()
     assert writer.read(folder).id == home.writer
 
     def none(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    again = RunFolder(local=folder).claim()
+    again = LocalFolder(local=folder).claim()
     again.check()
     with pytest.raises(TakenOverError):
         home.check()

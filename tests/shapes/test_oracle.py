@@ -19,7 +19,7 @@ def drawn():
     return [(text, draw(parse(text), seed)) for seed, text in enumerate(texts)]
 
 
-def test_each_kind_of_fact_is_read_right_on_at_least_99_of_100_drawn_pictures(drawn):
+def test_each_kind_of_fact_is_read_right_on_99_of_100_drawn_images(drawn):
     held = defaultdict(list)
     for text, picture in drawn:
         for fact, value in judge(picture, text).facts.items():
@@ -101,7 +101,7 @@ def test_connected_regions_join_across_diagonals_and_through_later_rows():
     assert not labels[~mask].any()
 
 
-def test_a_picture_of_another_size_and_a_caption_outside_the_grammar_are_refused():
+def test_an_image_of_another_size_or_an_unknown_caption_is_refused():
     with pytest.raises(RewardError, match="32, 32"):
         read(np.zeros((32, 32, 3), np.uint8))
     with pytest.raises(PromptError, match="a dog"):

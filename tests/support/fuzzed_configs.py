@@ -11,6 +11,7 @@ import yaml
 from hypothesis import strategies as st
 
 from pcpo_ray import config
+from pcpo_ray.config.base import kinds_by_family
 from tests.support import small
 
 MODELS = ("small_sd", "small_sdxl", "small_sd3", "small_flux", "small_flux_dev")
@@ -72,7 +73,7 @@ DEFAULTS = {
     "objective.kl": 0.0,
     "objective.correction": None,
     "objective.log_ratio": "decomposed",
-    "optimizer.updates": 1,
+    "optimizer.minibatches": 1,
     "optimizer.epochs": 1,
     "optimizer.average": None,
     "optimizer.mixed_precision": "no",
@@ -157,7 +158,7 @@ ODD: dict[str, list[Any]] = {
     "optimizer.learning_rate": [0, -1e-4, "fast"],
     "optimizer.weight_decay": [-0.1, 10.0],
     "optimizer.beta1": [1, 0],
-    "optimizer.updates": [0, 2, 4],
+    "optimizer.minibatches": [0, 2, 4],
     "optimizer.epochs": [0, 3],
     "optimizer.average": [0, 1, 0.5],
     "optimizer.mixed_precision": ["bf16", "fp16"],
@@ -271,7 +272,7 @@ def _loop(draw: Callable[..., Any], found: Changes) -> dict[str, Any]:
         "rollout.prompts": prompts,
         "rollout.images": draw(st.integers(2, 4)),
         "rollout.max_staleness": draw(st.sampled_from([0, 0, 1])),
-        "optimizer.updates": draw(st.integers(1, prompts)),
+        "optimizer.minibatches": draw(st.integers(1, prompts)),
         "optimizer.micro_batch": draw(st.sampled_from(micro)),
         "advantage": draw(st.sampled_from(advantages)),
         "rewards": [BRIGHTNESS, JPEG] if two else [BRIGHTNESS],
@@ -306,6 +307,6 @@ CREDITS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 }
 
 CREDITS_OF = {
-    False: [kind for kind in CREDITS if kind in config.DIFFUSION_KINDS["credit.kind"]],
-    True: [kind for kind in CREDITS if kind in config.FLOW_KINDS["credit.kind"]],
+    False: [kind for kind in CREDITS if kind in kinds_by_family(config.Credit)["diffusion"]],
+    True: [kind for kind in CREDITS if kind in kinds_by_family(config.Credit)["flow"]],
 }

@@ -80,7 +80,7 @@ def main(path: str) -> None:
     torch.set_num_threads(1)
     run = files.load(path)
     rollout = dataclasses.replace(run.rollout, images=2, prompts=1)
-    optimizer = dataclasses.replace(run.optimizer, updates=1)
+    optimizer = dataclasses.replace(run.optimizer, minibatches=1)
     little = dataclasses.replace(run, rollout=rollout, optimizer=optimizer)
     sampler, (trajectory, _) = sample(little)
     learn(little, pack_trajectory(sampler.policy, task_of(little), trajectory))

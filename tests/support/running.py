@@ -2,19 +2,22 @@
 
 import torch
 
-from pcpo_ray.commands import session
+from pcpo_ray.commands import opening, session
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import LocalFolder, RunFolder
 from pcpo_ray.training import loop as loops
 from pcpo_ray.training.recorder import Recorder
 from tests.support.checkpointing import write_checkpoint
 
 
-def go(run, folder, *, stages=None, found=None, url=None):
+def go(run, folder, *, stages=None, found=None):
+    """Train, or resume if `found`, in a folder: a path, or a RunFolder."""
+    home = folder if isinstance(folder, RunFolder) else LocalFolder(local=folder)
     if found is None:
-        recorder, step = Recorder.create(folder, run, url=url), None
+        recorder, step = Recorder.create(home, run), None
     else:
-        recorder, step = session.resume(folder, run, lambda line: None, url=url)
+        recorder, step = opening.resume(home, run, lambda line: None)
     stages = stages or session.stages(run, local=True, say=lambda line: None)
     prompts, held_out = session.sources(run)
     loop = loops.Loop(run, stages, recorder, prompts=prompts, held_out=held_out)

@@ -5,6 +5,7 @@ import numpy as np
 from pcpo_ray.commands.study import plan
 from pcpo_ray.config import files
 from pcpo_ray.runs import intervals
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.recorder import Recorder
 
 STEPS = 4
@@ -57,7 +58,7 @@ def store(folder, wanted, curve, **more):
 
 def one(folder, planned, curve, *, versions=VERSIONS, quality=False, until=STEPS, weights=(1.4, 1.4, 1.4)):
     run = planned.run
-    record = Recorder.create(folder / run.name, run)
+    record = Recorder.create(LocalFolder(local=folder / run.name), run)
     record.event("started", backend="in-process", device="CPU", cores=2, versions=list(versions))
     for step in range(until + 1):
         if step:

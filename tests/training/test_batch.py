@@ -8,6 +8,7 @@ import pytest
 from pcpo_ray.commands import session
 from pcpo_ray.data.types import Handle, Prompt, Rollout, Scored, Task
 from pcpo_ray.errors import RewardError
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.batch import make_histories, rounding_warning, training_batch
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
@@ -108,7 +109,7 @@ class Dull:
 
 def test_a_run_says_once_that_scores_differ_by_rounding_only(small_sd, tmp_path):
     run = small.run(small_sd, rewards="[{kind: 'tests.training.test_batch:Dull'}]", rollout__images=2)
-    recorder = Recorder.create(tmp_path / "run", run)
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), run)
     prompts, held_out = session.sources(run)
     said = []
     stages = session.stages(run, local=True, say=print)

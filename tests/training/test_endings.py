@@ -214,7 +214,7 @@ def test_a_version_that_a_checkpoint_should_hold_and_does_not_is_named(small_sd,
 
 
 def test_an_error_in_the_midst_of_an_update_keeps_what_was_learned_before_and_nothing_of_it(small_sd, tmp_path):
-    run = a_run(small_sd, optimizer__updates=2)
+    run = a_run(small_sd, optimizer__minibatches=2)
     stages = LocalStages(run)
     learn, parts = stages.learner.learner._minibatch, 0
 
@@ -234,7 +234,7 @@ def test_an_error_in_the_midst_of_an_update_keeps_what_was_learned_before_and_no
 
 
 def test_an_error_at_the_beginning_of_an_update_leaves_the_version_before(small_sd, tmp_path):
-    run = a_run(small_sd, optimizer__updates=2, **of_two_prompts(tmp_path))
+    run = a_run(small_sd, optimizer__minibatches=2, **of_two_prompts(tmp_path))
     stages = LocalStages(run)
     learn, parts = stages.learner.learner._minibatch, 0
 

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from pcpo_ray.commands import session
+from pcpo_ray.commands import opening, session
 from pcpo_ray.config import files
 from pcpo_ray.data.updates import PoolStatus
 from pcpo_ray.errors import ClusterError, LearnerLostError, RewardError, RolloutsLostError, TrainingError
 from pcpo_ray.process import signals
 from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import dispatcher
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.training.loop import Loop, idle_fractions
 from pcpo_ray.training.recorder import Recorder
-from pcpo_ray.workers.learner import learner, micro_batches
+from pcpo_ray.workers.learner import autotune, loss
 from pcpo_ray.workers.learner.learner import Learner
 from tests.support import small
 from tests.support.checksums import checksum
@@ -30,7 +31,7 @@ from tests.support.running import go, parameters, same
 
 
 def test_a_run_leaves_what_the_run_folder_promises(small_sd, tmp_path):
-    run = small.run(small_sd, steps=3, optimizer__updates=2)
+    run = small.run(small_sd, steps=3, optimizer__minibatches=2)
     recorder = go(run, tmp_path / "run")
     rows = recorder.metrics()
     assert [(row["kind"], row["step"]) for row in rows] == [
@@ -142,7 +143,7 @@ def test_no_more_is_sampled_ahead_than_there_is_room_for(small_sd, tmp_path):
     run, said = small.run(small_sd, steps=4, rollout__max_staleness=2), []
     stages = LocalStages(run)
     stages.room = lambda: 2.5 * 3 * loop.traffic.tally.largest  # two batches of three groups
-    recorder = Recorder.create(tmp_path / "run", run)
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), run)
     prompts, held_out = session.sources(run)
     loop = Loop(run, stages, recorder, prompts=prompts, held_out=held_out, say=said.append)
     loop.train()
@@ -179,7 +180,9 @@ def test_a_resumed_run_may_not_have_another_method(small_sd, tmp_path):
     from pcpo_ray.errors import RunError
 
     with pytest.raises(RunError, match=r"credit\.kind was"):
-        session.resume(tmp_path / "run", small.run(small_sd, steps=2, credit__kind="native"), lambda line: None)
+        opening.resume(
+            LocalFolder(local=tmp_path / "run"), small.run(small_sd, steps=2, credit__kind="native"), lambda line: None
+        )
 
 
 def test_groups_whose_reward_fails_are_dropped_whole_and_counted(small_sd, tmp_path):
@@ -234,7 +237,7 @@ def test_ctrl_c_in_mid_run_leaves_a_checkpoint_to_resume_from(small_sd, tmp_path
 
 @pytest.mark.parametrize("number", signals.NUMBERS)
 def test_a_signal_in_the_middle_of_an_update_takes_effect_after_it(small_sd, tmp_path, number):
-    run = small.run(small_sd, steps=3, optimizer__updates=2, checkpoints__every=3)
+    run = small.run(small_sd, steps=3, optimizer__minibatches=2, checkpoints__every=3)
     stages = LocalStages(run)
     learn, passes = stages.learner.learner._minibatch, 0
 
@@ -248,7 +251,7 @@ def test_a_signal_in_the_middle_of_an_update_takes_effect_after_it(small_sd, tmp
     stages.learner.learner._minibatch = signalled
     with signals.handled(), pytest.raises(KeyboardInterrupt):
         go(run, tmp_path / "run", stages=stages)
-    go(small.run(small_sd, steps=2, optimizer__updates=2), tmp_path / "whole")
+    go(small.run(small_sd, steps=2, optimizer__minibatches=2), tmp_path / "whole")
     assert passes == 4 and same(parameters(tmp_path / "whole", 2), parameters(tmp_path / "run", 2))
 
 
@@ -410,15 +413,15 @@ def test_evaluations_and_the_exported_adapter_use_the_running_mean(small_sd, tmp
 
 def test_a_resumed_run_keeps_the_micro_batch_that_it_had_found(small_sd, tmp_path, monkeypatch):
     run = small.run(small_sd, steps=4, optimizer__micro_batch="auto")
-    monkeypatch.setattr(micro_batches, "measure", lambda *_: torch.tensor([0.4, 0.1, 0.2, 0.3]))
-    monkeypatch.setattr(learner, "FIRST_RATIO_LIMIT", 1.0)  # what was not seen to give the same bits may not
+    monkeypatch.setattr(autotune, "measure", lambda *_: torch.tensor([0.4, 0.1, 0.2, 0.3]))
+    monkeypatch.setattr(loss, "FIRST_RATIO_LIMIT", 1.0)  # what was not seen to give the same bits may not
     go(run, tmp_path / "whole")
     go(small.run(small_sd, steps=2, optimizer__micro_batch="auto"), tmp_path / "run")
     path = tmp_path / "run" / "events.jsonl"
     (event,) = [e for e in map(json.loads, path.read_text().splitlines()) if e["kind"] == "micro_batch"]
     assert (event["step"], event["pairs"]) == (1, 8)
     assert event["seconds_a_pair"] == pytest.approx({"4": 0.4, "8": 0.1, "16": 0.2, "32": 0.3})
-    monkeypatch.setattr(micro_batches, "measure", lambda *_: pytest.fail("tried anew"))
+    monkeypatch.setattr(autotune, "measure", lambda *_: pytest.fail("tried anew"))
     go(run, tmp_path / "run", found=2)
     assert same(parameters(tmp_path / "run", 4), parameters(tmp_path / "whole", 4))
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from pcpo_ray.commands import session
+from pcpo_ray.commands import opening, session
 from pcpo_ray.config import files
 from pcpo_ray.errors import AlarmError
 from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import monitors
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
@@ -146,7 +147,11 @@ def hacked(model, folder, say=lambda line: None, found=None, **changes):
         checkpoints__keep=1,
         **changes,
     )
-    recorder = Recorder.create(folder, settings) if found is None else session.resume(folder, settings, say)[0]
+    recorder = (
+        Recorder.create(LocalFolder(local=folder), settings)
+        if found is None
+        else opening.resume(LocalFolder(local=folder), settings, say)[0]
+    )
     prompts, held_out = session.sources(settings)
     stages = session.stages(settings, local=True, say=say)
     loop = Loop(settings, stages, recorder, prompts=prompts, held_out=held_out, say=say)
@@ -188,7 +193,7 @@ def test_a_run_that_was_stopped_goes_on_only_where_its_monitors_are_told_otherwi
     folder = tmp_path / "run"
     first = hacked(small_sd, folder, monitors__action="stop")
     with pytest.raises(AlarmError, match="Spoilt fell"):
-        session.resume(folder, first.run, print)
+        opening.resume(LocalFolder(local=folder), first.run, print)
     assert hacked(small_sd, folder, found=2, monitors__action="warn").state == "finished"
 
 

@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from pcpo_ray.config import files
 from pcpo_ray.errors import RunError
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.recorder import Recorder
 from tests.support import small
 
@@ -23,7 +24,7 @@ def run(small_sd):
 
 @pytest.fixture
 def recorder(run, tmp_path):
-    return Recorder.create(tmp_path / "runs" / "small", run)
+    return Recorder.create(LocalFolder(local=tmp_path / "runs" / "small"), run)
 
 
 def events(recorder):
@@ -37,14 +38,14 @@ def test_a_new_folder_holds_the_resolved_config(recorder, run):
 def test_a_folder_that_exists_is_refused_and_left_as_it_is(recorder, run):
     before = (recorder.folder / "config.yaml").read_bytes()
     with pytest.raises(RunError, match=r"small exists; continue it with --resume, give another name"):
-        Recorder.create(recorder.folder, small.run(Path("elsewhere"), steps=9))
+        Recorder.create(LocalFolder(local=recorder.folder), small.run(Path("elsewhere"), steps=9))
     assert (recorder.folder / "config.yaml").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_made_is_a_named_error(run, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(RunError, match="cannot be made"):
-        Recorder.create(tmp_path / "file" / "small", run)
+        Recorder.create(LocalFolder(local=tmp_path / "file" / "small"), run)
 
 
 def test_lines_are_there_as_soon_as_they_are_recorded_numbers_that_are_none_included(recorder):
@@ -139,7 +140,7 @@ def test_pictures_are_stored_as_they_are_by_prompt_and_sample(recorder):
 
 
 def test_a_tracker_that_is_not_installed_is_named(small_sd, tmp_path):
-    recorder = Recorder.create(tmp_path / "run", small.run(small_sd, trackers="[aim]"))
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd, trackers="[aim]"))
     with pytest.raises(RunError, match="'aim' is not installed"):
         recorder.start_trackers()
 
@@ -158,7 +159,7 @@ def logged(file):
 
 
 def test_a_tracker_that_is_asked_for_gets_every_number_by_its_step(small_sd, tmp_path):
-    recorder = Recorder.create(tmp_path / "run", small.run(small_sd, trackers="[tensorboard]"))
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd, trackers="[tensorboard]"))
     recorder.start_trackers()
     recorder.record(
         "train", 1, {"loss": 0.5, "idle": {"samplers": 0.25}, "per_timestep": {"clip_fraction": [0.0, None]}}
@@ -181,6 +182,6 @@ def test_a_tracker_that_does_not_start_is_named_with_its_cause(small_sd, tmp_pat
         raise ConnectionError("not logged in")
 
     monkeypatch.setattr(TensorBoardTracker, "start", start)
-    recorder = Recorder.create(tmp_path / "run", small.run(small_sd, trackers="[tensorboard]"))
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd, trackers="[tensorboard]"))
     with pytest.raises(RunError, match="'tensorboard' does not start: ConnectionError: not logged in"):
         recorder.start_trackers()

@@ -8,6 +8,7 @@ from pcpo_ray.commands import session
 from pcpo_ray.data.requests import Request
 from pcpo_ray.errors import RewardError
 from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import status
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.training.loop import Loop
@@ -31,7 +32,7 @@ class Watched(LocalStages):
 
 
 def go(run, folder, asks=None):
-    stages, recorder = Watched(run, asks), Recorder.create(folder, run)
+    stages, recorder = Watched(run, asks), Recorder.create(LocalFolder(local=folder), run)
     prompts, held_out = session.sources(run)
     loop = Loop(run, stages, recorder, prompts=prompts, held_out=held_out)
     return stages, recorder, loop

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from pcpo_ray.errors import RunError
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import trackers
 from pcpo_ray.training.recorder import Recorder
 from tests.support import small
@@ -20,7 +21,7 @@ def recorder(tmp_path, monkeypatch):
     def make(**methods):
         for name, method in methods.items():
             monkeypatch.setattr(TensorBoardTracker, name, method)
-        made = Recorder.create(tmp_path / "run", small.run("model", trackers="[tensorboard]"))
+        made = Recorder.create(LocalFolder(local=tmp_path / "run"), small.run("model", trackers="[tensorboard]"))
         said = []
         made.say = said.append
         made.start_trackers()

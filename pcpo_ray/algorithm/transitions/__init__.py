@@ -2,8 +2,8 @@
 
     x_next = scale * x + gain * prediction + std * z,    z ~ N(0, 1)
 
-The only number of a step that its log-probability's answer to the policy depends on is `weight` = |gain| / std.
-Notation: B samples; D, the latent's dimensions, all behind the first; log-probabilities are the mean over D.
+How the log-probability of a step responds to the policy depends on a single number, `weight` = |gain| / std.
+Notation: B samples; D latent dimensions, all but the first; log-probabilities are the mean over D.
 """
 
 import math
@@ -32,40 +32,40 @@ class AffineStep:
 
     @property
     def weight(self) -> float:
-        """w = |gain| / std, how much the policy moves the step in units of its noise; inf for a step without noise."""
+        """The weight w = |gain| / std: how far the policy moves the step in units of its noise; inf without noise."""
         return abs(self.gain) / self.std if self.std > 0 else math.inf
 
     @property
     def sign(self) -> float:
-        """s = sign of -gain: 1 where a larger prediction means a smaller x_next, as with both samplers here."""
+        """The sign s of -gain: 1 if a larger prediction gives a smaller x_next, as in every sampler here."""
         return float((self.gain < 0) - (self.gain > 0))
 
     def draw(
         self, latents: Float[Tensor, "B ..."], prediction: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."]
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
-        """The next latents, in the dtype of `latents`, and the log-probability of having drawn them.
+        """Draw the next latents, in the dtype of `latents`, and compute the log-probability of the draw.
 
-        The log-probability is that of the noise itself, so rounding x_next to a half type cannot change it. +inf for
-        a step without noise, a point mass.
+        The log-probability is that of the noise itself, so rounding x_next to a half type cannot change it. A step
+        without noise is a point mass and gives +inf.
         """
         return self.moved(latents, prediction, noise), self._log_density(_precise(noise))
 
     def moved(
         self, latents: Float[Tensor, "B ..."], prediction: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."]
     ) -> Float[Tensor, "B ..."]:
-        """The next latents, in the dtype of `latents`: the same bits for the same input, on every device.
+        """Compute the next latents, in the dtype of `latents`: equal input gives equal bits on every device.
 
-        Each of its operations is rounded as IEEE 754 says, element by element, so their order fixes the bits.
+        IEEE 754 rounds each operation element by element, so the order of the operations fixes the bits.
         """
         return (self._mean(latents, prediction) + self.std * _precise(noise)).to(latents.dtype)
 
     def log_prob(
         self, next_latents: Float[Tensor, "B ..."], latents: Float[Tensor, "B ..."], prediction: Float[Tensor, "B ..."]
     ) -> Float[Tensor, " B"]:
-        """The log-probability of `next_latents`, with the noise recovered from them (the replay of DDPO, 2305.13301).
+        """Compute the log-probability of `next_latents`, recovering the noise from them (DDPO's replay, 2305.13301).
 
-        Not for ratios: what rounding did to `next_latents` is divided by `std` here; `objective.log_ratio` has no such
-        error. For a step without noise, +inf at its mean and -inf anywhere else.
+        It is not for ratios: the rounding error of `next_latents` is divided by `std` here, and `objective.log_ratio`
+        has no such error. A step without noise gives +inf at its mean and -inf elsewhere.
         """
         residual = _precise(next_latents) - self._mean(latents, prediction)
         if self.std == 0:
@@ -77,11 +77,11 @@ class AffineStep:
         return self.scale * _precise(latents) + self.gain * _precise(prediction)
 
     def _log_density(self, noise: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
-        """Mean over D of log N(std z; 0, std^2)."""
+        """Compute the mean over D of log N(std z; 0, std^2)."""
         log_std = math.log(self.std) if self.std > 0 else -math.inf
         return -0.5 * noise.square().flatten(1).mean(1) - (log_std + LOG_SQRT_TWO_PI)
 
 
 def _precise(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Half types as float32; float32 and float64 as they are."""
+    """Convert half types to float32; leave float32 and float64 as they are."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -2,13 +2,13 @@
 
 Notation, at each step: `alpha = alpha_bar / alpha_bar_prev`, `b = 1 - alpha_bar_prev`, and
 
-    c1 = sqrt((1 - alpha_bar) / alpha)    what removing all of the predicted noise takes away
-    c2 = sqrt(b - sigma^2)                what of it is put back
+    c1 = sqrt((1 - alpha_bar) / alpha)    the predicted noise that is removed
+    c2 = sqrt(b - sigma^2)                the part of it that is put back
     x_next = x / sqrt(alpha) + (c2 - c1) epsilon + sigma z,    weight w = (c1 - c2) / sigma
 
-Every sigma up to sqrt(b) leads to the same marginals. At eta = 1 (DDPM's variance) w is the least that the step can
-have: c1^2 = b (1 + least^2). A step is given a weight w* by solving w* sigma = c1 - c2 for sigma (PCPO, arXiv
-2509.25774), which squares to a quadratic with two roots.
+Every sigma up to sqrt(b) leads to the same marginals. At eta = 1 (DDPM's variance) w is the least weight of the step:
+c1^2 = b (1 + least^2). A step gets a weight w* by solving w* sigma = c1 - c2 for sigma (PCPO, arXiv 2509.25774), which
+squares to a quadratic with two roots.
 """
 
 import math
@@ -19,12 +19,12 @@ from pcpo_ray.algorithm.schedule import DiffusionSchedule
 from pcpo_ray.algorithm.transitions import AffineStep
 from pcpo_ray.errors import CreditError, ScheduleError
 
-ROUNDING = 1e-9  # of w*: a root that is missed by less was asked for at the least weight itself
+ROUNDING = 1e-9  # fraction of w*; a w* that is closer below the least weight means the least weight itself
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Level:
-    """One step of the schedule, in the module's notation; `removed` is c1^2 - b = (1 - alpha) / alpha, exactly."""
+    """One step of the schedule, in the module's notation; `removed` is exactly c1^2 - b = (1 - alpha) / alpha."""
 
     timestep: int
     alpha: float
@@ -34,16 +34,16 @@ class _Level:
 
     @property
     def native_sigma(self) -> float:
-        """sigma at eta = 1."""
+        """The sigma at eta = 1."""
         return math.sqrt(self.b * self.removed) / self.c1
 
     @property
     def least(self) -> float:
-        """The least weight any sigma gives, reached at eta = 1; inf for a step that ends without noise."""
+        """The least weight of any sigma, reached at eta = 1; inf for a step that ends without noise."""
         return math.sqrt(self.removed / self.b) if self.b > 0 else math.inf
 
     def discriminant_root(self, w_star: float) -> float:
-        """sqrt(b (1 + w*^2) - c1^2). Raises CreditError where it is not real."""
+        """Compute sqrt(b (1 + w*^2) - c1^2). Raises CreditError where it is not real."""
         if not self.least * (1 - ROUNDING) <= w_star < math.inf:
             raise CreditError(
                 f"no noise level gives the step at timestep {self.timestep} the weight {w_star:.6g}: the least it can "
@@ -53,15 +53,15 @@ class _Level:
 
 
 def steps(schedule: DiffusionSchedule, *, eta: float = 1.0) -> tuple[AffineStep, ...]:
-    """The T steps with `eta` times DDPM's deviation: 0 is deterministic, 1 is DDPM.
+    """Make the T steps with `eta` times the std of DDPM: 0 is deterministic, 1 is DDPM.
 
-    Raises ScheduleError if eta is negative, or above what a step has room for.
+    Raises ScheduleError if eta is negative, or a step would get more noise than is left after it.
     """
     return steps_with_sigma(schedule, [eta * level.native_sigma for level in _levels(schedule)])
 
 
 def steps_with_sigma(schedule: DiffusionSchedule, sigmas: Sequence[float]) -> tuple[AffineStep, ...]:
-    """The T steps with these deviations. Raises ScheduleError unless there are T, each from 0 to sqrt(b)."""
+    """Make the T steps with these stds. Raises ScheduleError unless there are T, each from 0 to sqrt(b)."""
     if len(sigmas) != len(schedule):
         raise ScheduleError(f"got {len(sigmas)} sigmas for {len(schedule)} steps; give one for each")
     made = []
@@ -77,36 +77,36 @@ def steps_with_sigma(schedule: DiffusionSchedule, sigmas: Sequence[float]) -> tu
 
 
 def plus_sigma(schedule: DiffusionSchedule, index: int, w_star: float) -> float:
-    """The larger root for step `index`: [w* c1 + sqrt(b (1 + w*^2) - c1^2)] / (1 + w*^2).
+    """Compute the larger root for step `index`: [w* c1 + sqrt(b (1 + w*^2) - c1^2)] / (1 + w*^2).
 
-    It gives the step the weight w* only while w* <= sqrt(1 + least^2). Past that it solves (c1 + c2) / sigma = w*, with
-    c2's sign turned by the squaring, and the sampler's true weight stays as uneven as it was. Raises CreditError
-    where w* is below the step's least weight.
+    It gives the step the weight w* only while w* <= sqrt(1 + least^2). Beyond that it solves (c1 + c2) / sigma = w*,
+    because squaring has turned the sign of c2, and the true weight stays as uneven as it was. Raises CreditError if w*
+    is below the step's least weight.
     """
     level = _levels(schedule)[index]
     return (w_star * level.c1 + level.discriminant_root(w_star)) / (1 + w_star**2)
 
 
 def minus_sigma(schedule: DiffusionSchedule, index: int, w_star: float) -> float:
-    """The smaller root for step `index`, which gives it the weight w* whatever w* is.
+    """Compute the smaller root for step `index`, which gives it the weight w* for every w*.
 
-    Written as removed / (w* c1 + sqrt(...)), the textbook form's equal without its cancellation. Raises CreditError
-    where w* is below the step's least weight.
+    It is written as removed / (w* c1 + sqrt(...)), which equals the textbook form without its cancellation. Raises
+    CreditError if w* is below the step's least weight.
     """
     level = _levels(schedule)[index]
     return level.removed / (w_star * level.c1 + level.discriminant_root(w_star))
 
 
 def most_demanding(schedule: DiffusionSchedule, trained: Sequence[int]) -> int:
-    """The index of the trained step whose least weight is the greatest: the one that `least_weight` is set by."""
+    """Find the index of the trained step with the largest least weight, which sets `least_weight`."""
     levels = _levels(schedule)
     return max(trained, key=lambda index: levels[index].least)
 
 
 def least_weight(schedule: DiffusionSchedule, trained: Sequence[int]) -> float:
-    """The least w* that all the `trained` steps can have at once: the greatest of their weights at eta = 1.
+    """Compute the least w* that all `trained` steps can have at once: the largest of their weights at eta = 1.
 
-    Raises CreditError if that is no number, naming the step that ends without noise.
+    Raises CreditError if it is infinite, naming the step that ends without noise.
     """
     worst = _levels(schedule)[most_demanding(schedule, trained)]
     if math.isinf(worst.least):

@@ -1,21 +1,21 @@
-"""The steps of a flow-matching sampler that keeps every time's share of noise (Flow-CPS, arXiv 2509.05952).
+"""The steps of a flow-matching sampler that keeps the noise level of every time (Flow-CPS, arXiv 2509.05952).
 
-Notation as in flow_sde.py, and t' = t - dt, the time that a step ends at. The network's estimates of both ends,
+Notation as in flow_sde.py, and t' = t - dt, the time at which a step ends. The network's estimates of both ends,
 
     x0_hat = x - t v,    x1_hat = x + (1 - t) v,
 
-are put together anew at t', with part of the noise of x1_hat replaced by fresh noise:
+are mixed again at t', with part of the noise of x1_hat replaced by fresh noise:
 
     x' = (1 - t') x0_hat + c x1_hat + sigma z,    c = sqrt(t'^2 - sigma^2),    0 <= sigma <= t'
 
-so that x' holds as much noise as t' says, c^2 + sigma^2 = t'^2, however long the step; the SDE's steps (flow_sde.py)
-hold more. In terms of x and v, with pull = t' - c,
+so that x' has the noise level t', c^2 + sigma^2 = t'^2, however long the step. Steps of the SDE (flow_sde.py) have
+more noise than that. In terms of x and v, with pull = t' - c,
 
     x' = (1 - pull) x - (dt + (1 - t) pull) v + sigma z,    weight w = (dt + (1 - t) pull) / sigma
 
-Without noise it is the ODE's step. A step is given a weight W = zeta dt (PCPO, arXiv 2509.25774) by solving
-W sigma = dt + (1 - t) (t' - c) for sigma, which squares to a quadratic; a sampler whose weights are proportionate of
-themselves is ours, not in either paper.
+Without noise it is the step of the ODE. A step gets a weight W = zeta dt (PCPO, arXiv 2509.25774) by solving
+W sigma = dt + (1 - t) (t' - c) for sigma, which squares to a quadratic. A sampler whose own weights are proportionate
+is ours; it is in neither paper.
 """
 
 import math
@@ -25,11 +25,11 @@ from pcpo_ray.algorithm.schedule import FlowSchedule
 from pcpo_ray.algorithm.transitions import AffineStep
 from pcpo_ray.errors import CreditError, ScheduleError
 
-ROUNDING = 1e-9  # of zeta: what is less by no more than this was meant to be the least
+ROUNDING = 1e-9  # fraction of zeta; a zeta that is closer below the least means the least itself
 
 
 def steps(schedule: FlowSchedule, sigmas: Sequence[float]) -> tuple[AffineStep, ...]:
-    """The T steps with fresh noise of these deviations; 0 makes a step of the ODE.
+    """Make the T steps with fresh noise of these stds; 0 gives a step of the ODE.
 
     Raises ScheduleError unless there are T, each from 0 to the time that its step ends at (for the last that is 0).
     """
@@ -49,9 +49,10 @@ def steps(schedule: FlowSchedule, sigmas: Sequence[float]) -> tuple[AffineStep, 
 
 
 def renewed_noise(schedule: FlowSchedule, eta: float) -> tuple[float, ...]:
-    """Flow-CPS's deviations, t' sin(eta pi / 2): the same share of the noise is fresh at every step, all at eta = 1.
+    """Give Flow-CPS's stds, t' sin(eta pi / 2): the same fraction of the noise is fresh at every step.
 
-    With more steps at the same eta more noise is renewed in all. Raises ScheduleError unless eta is from 0 to 1.
+    At eta = 1 all of it is fresh. At the same eta, more steps renew more noise in all. Raises ScheduleError unless eta
+    is from 0 to 1.
     """
     if not 0 <= eta <= 1:
         raise ScheduleError(f"got eta {eta}; expected 0 (no fresh noise) to 1 (nothing but fresh noise)")
@@ -59,14 +60,15 @@ def renewed_noise(schedule: FlowSchedule, eta: float) -> tuple[float, ...]:
 
 
 def proportionate_noise(schedule: FlowSchedule, zeta: float | None = None) -> tuple[float, ...]:
-    """The deviations at which every step's weight is zeta dt; 0 for the last, which ends without noise.
+    """Compute the stds at which every step's weight is zeta dt; 0 for the last step, which ends without noise.
 
-    The smaller root: sigma = dt m / (W (1 - t') t + (1 - t) sqrt(t'^2 W^2 - dt m)) with W = zeta dt and m as in
-    `least_zeta`, written without the textbook form's cancellation. It gives the step that weight whatever zeta is. The
-    larger one would only for W <= t (1 - t') / t'; past that it solves W sigma = dt + (1 - t) (t' + c), with c's sign
-    turned by the squaring. `zeta` None takes the least that all steps can have, and so the most noise.
+    This is the smaller root, sigma = dt m / (W (1 - t') t + (1 - t) sqrt(t'^2 W^2 - dt m)), with W = zeta dt and m as
+    in `least_zeta`, written without the cancellation of the textbook form. It gives the step that weight for every
+    zeta. The larger root does so only for W <= t (1 - t') / t'; beyond that it solves W sigma = dt + (1 - t) (t' + c),
+    because squaring has turned the sign of c. `zeta` None takes the least that all steps can have, which gives the most
+    noise.
 
-    Raises CreditError where a step cannot have the weight, naming it and the least zeta.
+    Raises CreditError if a step cannot have the weight, naming the step and the least zeta.
     """
     steps = len(schedule)
     least = [least_zeta(schedule, index) for index in range(steps - 1)]
@@ -89,14 +91,14 @@ def proportionate_noise(schedule: FlowSchedule, zeta: float | None = None) -> tu
 
 
 def least_zeta(schedule: FlowSchedule, index: int) -> float:
-    """The least weight of step `index` per time covered, sqrt(m / dt) / t' with m = t (1 - t') + t' (1 - t).
+    """Compute the least weight of step `index` per time covered, sqrt(m / dt) / t' with m = t (1 - t') + t' (1 - t).
 
-    No sigma gives the step a smaller weight. inf for the last step, which leaves no noise.
+    No sigma gives the step a smaller weight. The last step leaves no noise and gives inf.
     """
     time, after = schedule.times[index : index + 2]
     return math.sqrt(_spread(time, after) / (time - after)) / after if after > 0 else math.inf
 
 
 def _spread(time: float, after: float) -> float:
-    """m, as above: (t + t' - 2 t t'), all terms positive."""
+    """Compute m, as above: t + t' - 2 t t', written with positive terms only."""
     return time * (1 - after) + after * (1 - time)

@@ -16,7 +16,7 @@ from pcpo_ray.errors import ScheduleError
 
 
 def steps(schedule: FlowSchedule, noise_levels: Sequence[float]) -> tuple[AffineStep, ...]:
-    """The T steps with these noise levels; 0 makes a step of the ODE, without noise.
+    """Make the T steps with these noise levels; 0 gives a step of the ODE, without noise.
 
     Raises ScheduleError unless there are T noise levels, all finite and at or above 0.
     """
@@ -26,23 +26,24 @@ def steps(schedule: FlowSchedule, noise_levels: Sequence[float]) -> tuple[Affine
         raise ScheduleError(f"got noise levels {tuple(noise_levels)}; expected finite numbers at or above 0")
     made = []
     for time, dt, sigma in zip(schedule.times, schedule.dt, noise_levels, strict=False):
-        pull = sigma**2 / (2 * time)  # towards where the network says the data are
+        pull = sigma**2 / (2 * time)  # towards the data, as the network predicts them
         made.append(AffineStep(scale=1 - dt * pull, gain=-dt * (1 + (1 - time) * pull), std=sigma * math.sqrt(dt)))
     return tuple(made)
 
 
 def constant_noise(schedule: FlowSchedule, eta: float) -> tuple[float, ...]:
-    """DanceGRPO's noise levels: `eta` (0.3 there) at every step."""
+    """Give DanceGRPO's noise levels: `eta` (0.3 there) at every step."""
     return (eta,) * len(schedule)
 
 
 def ratio_noise(schedule: FlowSchedule, a: float) -> tuple[float, ...]:
-    """Flow-GRPO's noise levels, a sqrt(t / (1 - t)) with a = 0.7 there; at t = 1, a sqrt(1 / (1 - t of the next step)).
+    """Give Flow-GRPO's noise levels, a sqrt(t / (1 - t)) with a = 0.7 there; at t = 1, a sqrt(1 / (1 - t of step 2)).
 
     Only the vanishing denominator takes the next step's time; the numerator stays 1, as Flow-GRPO samples.
-    The sum of the weights that follow, 4.29675 for 10 steps at shift 3, is the sampler's own. PCPO (arXiv 2509.25774)
-    prints zeta = 4.315, which is that sum with the whole weight of the t = 1 step, its dt included, put equal to the
-    next step's (0.05102 to 0.06948): 4.3152134639895925. No noise level is changed by that, so it is no part of this
+
+    The weights that follow sum to 4.29675 for 10 steps at shift 3, the sampler's own sum. PCPO (arXiv 2509.25774)
+    prints zeta = 4.315. That is the sum if the whole weight of the t = 1 step, its dt included, is set equal to the
+    next step's (0.05102 to 0.06948): 4.3152134639895925. This changes no noise level, so it is no part of this
     function; `credit.proportionate_flow` keeps the sampler's own mean.
 
     Raises ScheduleError for a single step that starts at t = 1.

@@ -15,7 +15,7 @@ def measured_on(run: config.Run) -> config.Run:
     return dataclasses.replace(
         run,
         rollout=dataclasses.replace(run.rollout, prompts=GROUPS),
-        optimizer=dataclasses.replace(run.optimizer, updates=1, epochs=1),
+        optimizer=dataclasses.replace(run.optimizer, minibatches=1, epochs=1),
         workers=dataclasses.replace(
             run.workers, learner=dataclasses.replace(run.workers.learner, ranks=RANKS, strategy="ddp")
         ),

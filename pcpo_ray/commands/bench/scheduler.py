@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, assert_never, cast
 
 from pcpo_ray import config
 from pcpo_ray.commands import session
@@ -13,7 +13,7 @@ from pcpo_ray.commands.bench.rows import Goal, Row, Say, alternate
 from pcpo_ray.data.types import Handle, Prompt, Rollout, Scored, Task
 from pcpo_ray.data.updates import Published
 from pcpo_ray.training.dispatcher import Dispatcher
-from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start
+from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, Stop
 from pcpo_ray.training.stages import Stages
 
 Item = TypeVar("Item")
@@ -70,6 +70,10 @@ class InstantPool(Generic[Item, Result]):
                     self.pool.ready(worker, time.monotonic())
                 case Send():
                     self.held.append(action)
+                case Stop():
+                    pass  # the workers live as long as the benchmark
+                case _:
+                    assert_never(action)
 
 
 class InstantStages:

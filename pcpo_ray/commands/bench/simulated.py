@@ -23,6 +23,7 @@ from pcpo_ray.commands.bench.waiting import DEADLINE
 from pcpo_ray.config import files
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.models.stable_diffusion import StableDiffusion
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
 
@@ -106,7 +107,7 @@ def run(denoiser: type[Sleeping], *, samplers: int, prompts: int, scoring: float
 def looped(run: config.Run, say: Say, *, local: bool = False) -> Iterator[Loop]:
     """Make a loop over the run's own workers, on Ray unless `local`; its folder is deleted afterwards."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
-        recorder = Recorder.create(Path(folder) / run.name, run)
+        recorder = Recorder.create(LocalFolder(local=Path(folder) / run.name), run)
         ending.callback(recorder.close)
         stages = session.stages(run, local=local, say=say)
         ending.callback(stages.close)

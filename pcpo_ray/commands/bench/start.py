@@ -45,7 +45,7 @@ def measured_on(run: config.Run) -> config.Run:
     return dataclasses.replace(
         run,
         steps=1,
-        rollout=dataclasses.replace(run.rollout, prompts=run.optimizer.updates),
+        rollout=dataclasses.replace(run.rollout, prompts=run.optimizer.minibatches),
         evaluation=config.Evaluation(
             prompts=run.evaluation.prompts, held_out=run.evaluation.held_out, count=1, images=2
         ),

@@ -17,7 +17,7 @@ def measured_on(run: config.Run) -> config.Run:
     return dataclasses.replace(
         run,
         rollout=dataclasses.replace(run.rollout, prompts=1),
-        optimizer=dataclasses.replace(run.optimizer, updates=1),
+        optimizer=dataclasses.replace(run.optimizer, minibatches=1),
     )
 
 

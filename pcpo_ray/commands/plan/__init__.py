@@ -7,7 +7,7 @@ memory of a real model is needed: a folder's JSON files will do. No Ray.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pcpo_ray.commands.plan import gpus, roles, switches
+from pcpo_ray.commands.plan import gpus, roles, sizes, switches
 from pcpo_ray.commands.plan.roles import Memory, Store
 from pcpo_ray.commands.plan.switches import Overrides, Remedy
 from pcpo_ray.config import Run
@@ -47,7 +47,7 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Fit:
     """Whether something fits: `needed` and `room` in bytes; `remedies` make it fit where it does not."""
 
     what: str
@@ -62,11 +62,11 @@ class Verdict:
 
 def plan(run: Run) -> Plan:
     """What the run will hold. Raises the PcpoError of what is wrong with its config, model or rewards."""
-    mini_batches.check_ranks(run, roles.trained_steps(run))
+    mini_batches.check_ranks(run, sizes.trained_steps(run))
     return Plan(run=run, roles=(roles.sampler(run), roles.scorer(run), roles.learner(run)), store=roles.store(run))
 
 
-def judge(planned: Plan, room: Budget) -> list[Verdict]:
+def judge(planned: Plan, room: Budget) -> list[Fit]:
     """What fits and what does not, and which switches would make it fit. Raises ConfigError for an unknown GPU."""
     found = []
     for role in planned.roles:
@@ -84,9 +84,9 @@ def judge(planned: Plan, room: Budget) -> list[Verdict]:
     return found
 
 
-def _judged(run: Run, what: str, needed: int, room: float) -> Verdict:
+def _judged(run: Run, what: str, needed: int, room: float) -> Fit:
     if needed <= room:
-        return Verdict(what=what, needed=needed, room=room)
+        return Fit(what=what, needed=needed, room=room)
     size, candidates = NEEDED[what]
 
     def measured(changed: Run) -> tuple[int, float]:
@@ -97,10 +97,10 @@ def _judged(run: Run, what: str, needed: int, room: float) -> Verdict:
         return found.total, room * min(1.0, found.gpus) / min(1.0, share)
 
     share = getattr(size(run), "gpus", 1.0)
-    return Verdict(what=what, needed=needed, room=room, remedies=switches.remedies(run, candidates(run), measured))
+    return Fit(what=what, needed=needed, room=room, remedies=switches.remedies(run, candidates(run), measured))
 
 
-def together(planned: Plan, verdicts: list[Verdict], room: Budget) -> tuple[Overrides, list[Verdict]]:
+def together(planned: Plan, verdicts: list[Fit], room: Budget) -> tuple[Overrides, list[Fit]]:
     """The first remedy of all that does not fit, and what the whole plan is judged with all of them at once."""
     overrides = switches.merged(
         override for verdict in verdicts for remedy in verdict.remedies[:1] for override in remedy.overrides

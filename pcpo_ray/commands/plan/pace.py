@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from pcpo_ray.commands.plan import roles
+from pcpo_ray.commands.plan import sizes
 from pcpo_ray.config import Run
 from pcpo_ray.data import prompts
 from pcpo_ray.data.tensors import device_here
@@ -122,7 +122,7 @@ def recorded(folder: Path, run: Run) -> Pace:
     other = records.read(folder)
     differing = [name for name in SAME if getattr(other, name) != getattr(run, name)]
     differing += ["rollout.images"] * (other.rollout.images != run.rollout.images)
-    ours, theirs = (dataclasses.replace(r.optimizer, updates=1, learning_rate=1.0) for r in (run, other))
+    ours, theirs = (dataclasses.replace(r.optimizer, minibatches=1, learning_rate=1.0) for r in (run, other))
     differing += ["optimizer"] * (ours != theirs)
     if differing:
         raise RunError(
@@ -144,7 +144,7 @@ def recorded(folder: Path, run: Run) -> Pace:
 
 def turns(run: Run) -> float:
     """How many groups of a batch, or parts of them, the rank with the most learns, one after the other."""
-    ranks, steps, asked = run.workers.learner.ranks, roles.trained_steps(run), run.optimizer.micro_batch
+    ranks, steps, asked = run.workers.learner.ranks, sizes.trained_steps(run), run.optimizer.micro_batch
     a_group = (run.rollout.images, steps)
     length = mini_batches.length_of(run, asked if isinstance(asked, int) else None)
     pairs = 0

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pcpo_ray.commands.plan import Plan, Verdict, scoring
+from pcpo_ray.commands.plan import Fit, Plan, scoring
 from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
 from pcpo_ray.commands.plan.pace import Forecast, Pace
 from pcpo_ray.commands.plan.roles import Memory, Store
@@ -63,7 +63,7 @@ def store_table(store: Store) -> Table:
     table = _table("object stores, all nodes together")
     table.add_row("groups sampled and not yet learned", size(store.groups), "")
     table.add_row("  of it a group's trajectory", size(store.trajectory), "each")
-    table.add_row("  of it a group's pictures", size(store.pictures), "each")
+    table.add_row("  of it a group's pictures", size(store.images), "each")
     for name, count in store.others.items():
         table.add_row(escape(name), size(count), "")
     table.add_row("[bold]at most", f"[bold]{size(store.total)}", "")
@@ -79,7 +79,7 @@ def _table(title: str) -> Table:
     return table
 
 
-def show_verdicts(verdicts: Sequence[Verdict], console: Console, gpu: str | None) -> None:
+def show_fits(verdicts: Sequence[Fit], console: Console, gpu: str | None) -> None:
     """A sentence each on what fits, and what would make the rest fit."""
     for verdict in verdicts:
         where = "" if verdict.what == "object stores" else f" of {gpu}"
@@ -94,7 +94,7 @@ def show_verdicts(verdicts: Sequence[Verdict], console: Console, gpu: str | None
             say(console, "  no switch here makes it fit: take a larger GPU, a smaller model or smaller pictures")
 
 
-def show_together(overrides: Overrides, verdicts: Sequence[Verdict], console: Console) -> None:
+def show_together(overrides: Overrides, verdicts: Sequence[Fit], console: Console) -> None:
     """What comes of all remedies at once."""
     fits = all(verdict.fits for verdict in verdicts)
     say(console, f"{'everything fits' if fits else 'still it does NOT all fit'}, with {typed(overrides)}:")

@@ -1,4 +1,4 @@
-"""What the reward models take: made of their configs alone, without weights, as `hollow` makes the model trained."""
+"""The memory of reward models, built from their configs alone and without weights, as `hollow` builds the policy's."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -14,40 +14,41 @@ from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import aesthetic, clip
 
 Clip = tuple[str, bool]
-"""A CLIP model: open_clip's name of it or its folder, and whether that is one in transformers' format."""
+"""A CLIP model: open_clip's name for it or its folder, and whether that folder is in transformers' format."""
 
 
 def clips(rewards: Sequence[config.Reward]) -> dict[str, Clip]:
-    """The CLIP models of the rewards by what to call them, each once. Raises RewardError for one that is not there."""
+    """List the CLIP models of the rewards by label, each once. Raises RewardError for one that is not there."""
     found: dict[str, Clip] = {}
     for reward in rewards:
-        match reward:
-            case config.Hps():
-                clip.check_architecture(reward.architecture)
-                found[f"{reward.architecture} ({reward.name})"] = (reward.architecture, False)
-            case config.ClipScore() | config.Diversity() | config.Aesthetic() if reward.weights is not None:
-                clip.check_architecture(reward.model)
-                found[reward.model] = (reward.model, False)
-            case config.ClipScore() | config.Diversity() | config.Aesthetic() | config.PickScore():
-                located, _ = clip.locate(reward.model, None)
-                found[reward.model] = (located, not located.startswith("local-dir:"))
+        asked = None if isinstance(reward, config.CustomReward) else reward.clip
+        if asked is None:
+            continue
+        if asked.weights is not None:
+            clip.check_architecture(asked.model)
+            found[asked.label] = (asked.model, False)
+        else:
+            located, _ = clip.locate(asked.model, None)
+            found[asked.label] = (located, not located.startswith("local-dir:"))
     return found
 
 
 def heads(rewards: Sequence[config.Reward]) -> dict[str, int]:
-    """The bytes of what stands behind the CLIP models."""
+    """Count the bytes of the heads on CLIP models."""
     with torch.device("meta"):
         return {r.name: size_of_module(aesthetic.layers(768)) for r in rewards if isinstance(r, config.Aesthetic)}
 
 
 def unknown(rewards: Sequence[config.Reward]) -> list[str]:
-    """Rewards of which nothing is known before they are made: the user's own."""
-    return sorted({reward.name for reward in rewards if isinstance(reward, config.CustomReward)})
+    """List the rewards whose memory is unknown before they are made: the user's own, and other networks than CLIP."""
+    return sorted(
+        {reward.name for reward in rewards if isinstance(reward, config.CustomReward) or not reward.memory_is_known}
+    )
 
 
 @cache
 def measure(found: Clip, images: int, half: bool) -> tuple[int, int]:
-    """Bytes of a CLIP model, and the peak of embedding so many pictures and a text, on a GPU in `half` precision."""
+    """Measure a CLIP model: its bytes, and the peak of embedding so many images and a text (`half`: on a GPU)."""
     network, side, length = _network(*found)
     network.requires_grad_(False).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -66,7 +67,7 @@ def measure(found: Clip, images: int, half: bool) -> tuple[int, int]:
 
 
 def _network(name: str, transformers_format: bool) -> tuple[Any, int, int]:
-    """The network on the meta device, its pictures' side and its texts' length."""
+    """Make the network on the meta device; returns it with the side of its images and the length of its texts."""
     try:
         with quiet(), torch.device("meta"):
             if transformers_format:
@@ -82,6 +83,6 @@ def _network(name: str, transformers_format: bool) -> tuple[Any, int, int]:
 
             network: Any = open_clip.create_model(name, load_weights=False, device="meta")
     except Exception as error:  # whatever a library makes of a config that is cut short
-        raise RewardError(f"CLIP model {name!r}: nothing can be made of its config: {error}") from error
+        raise RewardError(f"CLIP model {name!r}: no network can be made from its config: {error}") from error
     size = network.visual.image_size
     return network, size[0] if isinstance(size, tuple) else size, int(network.context_length)

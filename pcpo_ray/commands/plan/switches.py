@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pcpo_ray.commands.plan import roles
+from pcpo_ray.commands.plan import sizes
 from pcpo_ray.config import Full, Run, files
 from pcpo_ray.errors import ConfigError
 from pcpo_ray.workers.learner import mini_batches
@@ -75,7 +75,7 @@ def for_learner(run: Run) -> Iterator[Overrides]:
     """More time for less memory first, then another precision, another number of trained weights, more processes."""
     if not run.model.gradient_checkpointing:
         yield ("model.gradient_checkpointing=true",)
-    more = roles.micro_batch_of(run) > roles.rows_of(run)
+    more = sizes.micro_batch_of(run) > sizes.rows_of(run)
     as_sampled = ("optimizer.micro_batch=null",) if more or isinstance(run.optimizer.micro_batch, int) else ()
     if more:
         yield as_sampled
@@ -84,7 +84,7 @@ def for_learner(run: Run) -> Iterator[Overrides]:
     if isinstance(run.model.train, Full):
         yield ("model.train={kind: lora}",)
     ranks = 2 * run.workers.learner.ranks if run.workers.learner.strategy == "fsdp2" else 2
-    most = min(MOST_RANKS, mini_batches.fewest_blocks(run, roles.trained_steps(run)))
+    most = min(MOST_RANKS, mini_batches.fewest_blocks(run, sizes.trained_steps(run)))
     while ranks <= most:
         yield (f"workers.learner.ranks={ranks}", "workers.learner.strategy=fsdp2")
         ranks *= 2
@@ -110,16 +110,16 @@ def for_store(run: Run) -> Iterator[Overrides]:
     for staleness in range(run.rollout.max_staleness - 1, -1, -1):
         yield (f"rollout.max_staleness={staleness}",)
     if run.sampling.subset is None:
-        steps = roles.trained_steps(run)
+        steps = sizes.trained_steps(run)
         yield from ((f"sampling.subset={{kind: window, size: {steps // part}}}",) for part in (2, 4) if steps >= part)
     prompts = run.rollout.prompts // 2
-    while prompts >= run.optimizer.updates:
+    while prompts >= run.optimizer.minibatches:
         yield (f"rollout.prompts={prompts}",)
         prompts //= 2
 
 
 def _smaller_batches(run: Run) -> Iterator[Overrides]:
-    rows = roles.rows_of(run) // 2
+    rows = sizes.rows_of(run) // 2
     while rows >= 1:
         yield (f"sampling.batch={rows}",)
         rows //= 2

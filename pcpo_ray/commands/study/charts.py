@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-from pcpo_ray.commands.report.charts import Axes, Colour, Curve, chart
+from pcpo_ray.commands.report.svg import Axes, Colour, Curve, chart
 from pcpo_ray.commands.study import plan, statistics
-from pcpo_ray.commands.study.results import Arm, Results
+from pcpo_ray.commands.study.results import ArmRuns, StudyResults
 
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 
@@ -17,18 +17,18 @@ Look = tuple[Colour, bool]
 """An arm's colour, and whether its line is dashed: the second round of the colours."""
 
 
-def looks(results: Results) -> dict[str, Look]:
+def looks(results: StudyResults) -> dict[str, Look]:
     """How each arm is drawn, by its name."""
     return {name: (COLOURS[place % len(COLOURS)], place >= len(COLOURS)) for place, name in enumerate(results.arms)}
 
 
-def reward(results: Results, name: str, axis: str, where: Callable[[Arm], Sequence[float]]) -> Markup:
+def reward(results: StudyResults, name: str, axis: str, where: Callable[[ArmRuns], Sequence[float]]) -> Markup:
     """The evaluated reward against what `where` says of each evaluation, with a band of one standard error."""
     curves = [_curve(results, arm, where(arm), arm.held_out()) for arm in results.arms.values()]
     return chart(name, f"Evaluated reward against {axis}", curves, Axes(x=axis, y="reward", legend=False))
 
 
-def differences(results: Results) -> Markup:
+def differences(results: StudyResults) -> Markup:
     """Each arm's evaluated reward less that of the arm it is compared with, seed by seed, with 95% t-intervals."""
     curves = []
     for name, other in plan.compared(results.study):
@@ -50,7 +50,9 @@ def differences(results: Results) -> Markup:
     return chart("differences", "Difference of the evaluated reward, by update", curves, axes)
 
 
-def history(results: Results, name: str, title: str, unit: str, *, percent: bool = False, zero: bool = True) -> Markup:
+def history(
+    results: StudyResults, name: str, title: str, unit: str, *, percent: bool = False, zero: bool = True
+) -> Markup:
     """What is recorded as `name` of each update, with a band of one standard error."""
     curves = [
         _curve(results, arm, list(range(1, arm.run.steps + 1)), arm.trained(name), thin=True)
@@ -60,9 +62,9 @@ def history(results: Results, name: str, title: str, unit: str, *, percent: bool
     return chart(name.replace("_", "-"), f"{title}, by update", curves, axes)
 
 
-def by_timestep(results: Results, name: str, title: str, unit: str, *, percent: bool = False) -> list[Markup]:
+def by_timestep(results: StudyResults, name: str, title: str, unit: str, *, percent: bool = False) -> list[Markup]:
     """A diagnostic's mean over updates and seeds, by timestep: a chart for each set of timesteps that arms have."""
-    grids: dict[tuple[float, ...], list[Arm]] = {}
+    grids: dict[tuple[float, ...], list[ArmRuns]] = {}
     for arm in results.arms.values():
         grids.setdefault(tuple(arm.timesteps), []).append(arm)
     charts = []
@@ -77,7 +79,7 @@ def by_timestep(results: Results, name: str, title: str, unit: str, *, percent: 
 
 
 def _curve(
-    results: Results, arm: Arm, x: Sequence[float], rows: Float[np.ndarray, "P N"], *, thin: bool = False
+    results: StudyResults, arm: ArmRuns, x: Sequence[float], rows: Float[np.ndarray, "P N"], *, thin: bool = False
 ) -> Curve:
     """The mean over seeds, with a band of one standard error."""
     mean = rows.mean(0)

@@ -8,9 +8,10 @@ import numpy as np
 from markupsafe import Markup
 
 from pcpo_ray import __version__
-from pcpo_ray.commands.report.page import picture, prompts, template, thumbnail
+from pcpo_ray.commands.report.page import template
+from pcpo_ray.commands.report.sections import image_path, prompts, thumbnail
 from pcpo_ray.commands.study import charts, table
-from pcpo_ray.commands.study.results import Arm, Results
+from pcpo_ray.commands.study.results import ArmRuns, StudyResults
 from pcpo_ray.config import files
 from pcpo_ray.runs.disk import writing
 
@@ -19,7 +20,7 @@ PICTURES = 6
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """One arm's pictures of the shown prompts, as data addresses, at one step of the first seed's run."""
 
     arm: str
@@ -27,7 +28,7 @@ class Row:
     pictures: list[str]
 
 
-def write(results: Results, path: Path) -> list[Path]:
+def write(results: StudyResults, path: Path) -> list[Path]:
     """Write table.md and report.html into the study's folder; `path` is the study's file, for the commands shown."""
     prompts, rows = _pictures(results)
     again = ["pcpo-ray", "study", str(path)]
@@ -56,7 +57,7 @@ Figure = tuple[str, str, list[Markup]]
 """Title, what is shown, and the charts: several where arms have other timesteps."""
 
 
-def _sections(results: Results) -> list[tuple[str, str, list[Figure]]]:
+def _sections(results: StudyResults) -> list[tuple[str, str, list[Figure]]]:
     """Title, text, and figures."""
     against, history, by_timestep = charts.reward, charts.history, charts.by_timestep
     clip_range = results.first.run.objective.clip_range
@@ -145,7 +146,7 @@ def _sections(results: Results) -> list[tuple[str, str, list[Figure]]]:
     ]
 
 
-def _pictures(results: Results) -> tuple[list[str], list[Row]]:
+def _pictures(results: StudyResults) -> tuple[list[str], list[ImageRow]]:
     """The shown prompts, and of each arm a row before training and one after it."""
     first = results.first.records[0]
     count = len(next(iter(first.scores[0].values())))
@@ -155,8 +156,8 @@ def _pictures(results: Results) -> tuple[list[str], list[Row]]:
     return [texts[place] for place in shown], rows
 
 
-def _row(arm: Arm, step: int, shown: list[int]) -> list[Row]:
-    paths = [picture(arm.records[0], step, place, 0) for place in shown]
+def _row(arm: ArmRuns, step: int, shown: list[int]) -> list[ImageRow]:
+    paths = [image_path(arm.records[0], step, place, 0) for place in shown]
     if not all(path.is_file() for path in paths):
         return []  # pictures may be deleted to save space; the numbers are in the table
-    return [Row(arm.name, step, [thumbnail(path)[0] for path in paths])]
+    return [ImageRow(arm.name, step, [thumbnail(path)[0] for path in paths])]

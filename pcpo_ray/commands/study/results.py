@@ -14,15 +14,15 @@ import numpy as np
 from jaxtyping import Float
 
 from pcpo_ray import config
-from pcpo_ray.commands import session
-from pcpo_ray.commands.report import charts, page
-from pcpo_ray.commands.report.page import Record
+from pcpo_ray.commands import opening
+from pcpo_ray.commands.report import charts
 from pcpo_ray.commands.study import axes, plan, statistics
 from pcpo_ray.commands.study.plan import Planned, Study
 from pcpo_ray.config import TOTAL
 from pcpo_ray.errors import RunError, StudyError
 from pcpo_ray.runs import lines
 from pcpo_ray.runs.intervals import Estimate
+from pcpo_ray.runs.records import Record, read_record
 
 FREE = ("workers", "trackers", "checkpoints")
 """Keys in which a stored run may differ from its arm: none changes what it learns."""
@@ -61,7 +61,7 @@ def check_stored(study: Study, folder: Path, wanted: Sequence[Planned]) -> None:
 def _changed(path: Path, wanted: config.Run, known: dict[Path, str]) -> list[str]:
     """In what a stored run is another than the one wanted; that it is of another version of the config."""
     try:
-        found = session.changes(path, wanted, free=FREE, known=known)
+        found = opening.changes(path, wanted, free=FREE, known=known)
     except RunError as error:
         return [f"  {path.name}: {error}"]
     changed = [*found.config, *found.files, *found.own]
@@ -97,11 +97,11 @@ def _read(study: Study, folder: Path, wanted: Sequence[Planned]) -> list[Record]
             f"study {study.name}: {len(missing)} of {len(wanted)} runs are missing or unfinished in {folder}: {named}; "
             "make them (the same command without --report-only), or take these seeds out of the study"
         )
-    return [page.read(folder / one.run.name) for one in wanted]
+    return [read_record(folder / one.run.name) for one in wanted]
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmRuns:
     """One arm's runs, in the order of the study's seeds; all have the same steps and evaluations."""
 
     name: str
@@ -191,17 +191,17 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Results:
+class StudyResults:
     """A study's stored runs, whole and equal where they must be."""
 
     study: Study
     folder: Path
-    arms: Mapping[str, Arm]
+    arms: Mapping[str, ArmRuns]
     search: Mapping[str, Mapping[float, float]]
     surroundings: Mapping[str, Sequence[str]]
 
     @property
-    def first(self) -> Arm:
+    def first(self) -> ArmRuns:
         return self.arms[self.study.first]
 
     def targets(self, value: float) -> list[float]:
@@ -210,7 +210,7 @@ class Results:
             return [value] * len(self.study.seeds)
         return [float(start) + value for start in self.first.held_out()[:, 0]]
 
-    def reached(self, arm: Arm, value: float) -> statistics.Reached:
+    def reached(self, arm: ArmRuns, value: float) -> statistics.Reached:
         return statistics.reached(arm.curves(), self.targets(value))
 
     @cached_property
@@ -238,13 +238,13 @@ class Results:
             for row, (arm, other) in enumerate(pairs)
         ]
 
-    def matched(self, arm: Arm, other: Arm) -> tuple[statistics.Reached, statistics.Reached]:
+    def matched(self, arm: ArmRuns, other: ArmRuns) -> tuple[statistics.Reached, statistics.Reached]:
         """When each of two arms' runs first has the highest reward that both have at some evaluation, seed by seed."""
         highest = np.minimum(*(np.nanmax(one.held_out(), axis=1) for one in (arm, other))).tolist()
         return statistics.reached(arm.curves(), highest), statistics.reached(other.curves(), highest)
 
 
-def read(study: Study, folder: Path) -> Results:
+def read(study: Study, folder: Path) -> StudyResults:
     """What the study's folder holds.
 
     Raises StudyError for runs that are missing, unfinished, of other arms or another version of the config, that
@@ -258,7 +258,7 @@ def read(study: Study, folder: Path) -> Results:
     arms = {}
     for name in study.arms:
         own = [record for one, record in zip(wanted, records, strict=True) if one.arm == name]
-        arms[name] = Arm(name, own[0].run.optimizer.learning_rate, own)
+        arms[name] = ArmRuns(name, own[0].run.optimizer.learning_rate, own)
         for record in own:
             steps = [row["step"] for row in record.steps], [row["step"] for row in record.evaluated]
             if steps != ([*range(1, record.run.steps + 1)], arms[name].evaluated):
@@ -267,10 +267,10 @@ def read(study: Study, folder: Path) -> Results:
                     f"expected every step to {record.run.steps} and the evaluations {arms[name].evaluated}: delete it"
                 )
     _check_recorded(study, arms)
-    return Results(study, folder, arms, search, _surroundings(study, records))
+    return StudyResults(study, folder, arms, search, _surroundings(study, records))
 
 
-def _check_recorded(study: Study, arms: Mapping[str, Arm]) -> None:
+def _check_recorded(study: Study, arms: Mapping[str, ArmRuns]) -> None:
     """What arms that are compared have recorded: their trained steps and the weights that the loss used."""
     for name, other in plan.compared(study):
         tables = [record.steps[-1]["per_timestep"] for arm in (arms[name], arms[other]) for record in arm.records]

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from pcpo_ray.commands.report.page import number
 from pcpo_ray.commands.study import statistics
-from pcpo_ray.commands.study.results import Arm, Comparison, Results
+from pcpo_ray.commands.study.results import ArmRuns, Comparison, StudyResults
 from pcpo_ray.config import TOTAL
 from pcpo_ray.runs.intervals import Estimate
 
@@ -29,13 +29,13 @@ class Table:
     notes: Sequence[str]
 
 
-def tables(results: Results) -> list[Table]:
+def tables(results: StudyResults) -> list[Table]:
     """All of them, the most important first."""
     found = [_outcome(results), _targets(results), _matched(results), _start(results)]
     return [*found, _search(results)] if results.search else found
 
 
-def _outcome(results: Results) -> Table:
+def _outcome(results: StudyResults) -> Table:
     compared = {comparison.arm: comparison for comparison in results.comparisons}
     seeds, steps = len(results.study.seeds), results.first.run.steps
     heads = [
@@ -71,7 +71,7 @@ def _against(comparison: Comparison) -> str:
     return comparison.other if comparison.alike else f"{comparison.other} {OTHER_SAMPLER}"
 
 
-def _samplers(results: Results) -> list[str]:
+def _samplers(results: StudyResults) -> list[str]:
     """Which differences are those of the weights and of the sampler together."""
     found = [f"{one.arm} and {one.other}" for one in results.comparisons if not one.alike]
     if not found:
@@ -83,7 +83,7 @@ def _samplers(results: Results) -> list[str]:
     ]
 
 
-def _row(arm: Arm, comparison: Comparison | None) -> list[str]:
+def _row(arm: ArmRuns, comparison: Comparison | None) -> list[str]:
     found = ["", "", "", ""]
     if comparison is not None:
         found = [
@@ -116,7 +116,7 @@ def _power(seeds: int, comparisons: int) -> str:
     return text if lowest < 0.05 else f"{text} So no difference can be significant at 0.05 after Holm here."
 
 
-def _targets(results: Results) -> Table:
+def _targets(results: StudyResults) -> Table:
     study = results.study
     gain = study.targets.kind == "gain"
     rows = []
@@ -151,7 +151,7 @@ def _levels(other: str) -> str:
     return f"in brackets the difference from {other}, seed by seed, ± half its 95% t-interval."
 
 
-def _matched(results: Results) -> Table:
+def _matched(results: StudyResults) -> Table:
     compared = [(results.arms[one.arm], results.arms[one.other]) for one in results.comparisons]
     times = [results.matched(*pair) for pair in compared]
     both = list(zip(compared, times, strict=True))
@@ -172,7 +172,7 @@ def _matched(results: Results) -> Table:
     )
 
 
-def _measures(results: Results) -> list[str]:
+def _measures(results: StudyResults) -> list[str]:
     """What every arm's evaluations have, beside the trained total."""
     first = results.first
     arms = results.arms.values()
@@ -183,7 +183,7 @@ def _measures(results: Results) -> list[str]:
     ]
 
 
-def _start(results: Results) -> Table:
+def _start(results: StudyResults) -> Table:
     """What each way of sampling makes of the model before training: a column for all arms that make the same of it."""
     measures = [TOTAL, *_measures(results)]
     alike: dict[bytes, list[str]] = {}
@@ -212,7 +212,7 @@ def _compared(values: Float[np.ndarray, " P"], others: Float[np.ndarray, " P"] |
     return f"{found.mean:#.4g} ({within(statistics.interval(values - others), signed=True, digits=2)})"
 
 
-def _search(results: Results) -> Table:
+def _search(results: StudyResults) -> Table:
     search = results.study.search
     assert search is not None
     rows = []
@@ -231,7 +231,7 @@ def _search(results: Results) -> Table:
     )
 
 
-def _evaluated(results: Results, *, capital: bool = False) -> str:
+def _evaluated(results: StudyResults, *, capital: bool = False) -> str:
     """What evaluations measure, in a reader's words."""
     text = results.first.run.of_evaluation("reward")
     return text[0].upper() + text[1:] if capital else text
@@ -269,7 +269,7 @@ def p(value: float) -> str:
     return f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
 
 
-def markdown(results: Results) -> str:
+def markdown(results: StudyResults) -> str:
     """table.md."""
     study = results.study
     parts = [f"# {study.name}", *([study.question.strip()] if study.question else [])]
@@ -281,7 +281,7 @@ def markdown(results: Results) -> str:
     return "\n\n".join([*parts, f"Made on: {made}."]) + "\n"
 
 
-def show(results: Results, console: Console) -> None:
+def show(results: StudyResults, console: Console) -> None:
     """The tables in a terminal."""
     from rich import box
     from rich.table import Table as Drawn

@@ -83,8 +83,9 @@ ALERTS = (
         lasting="15m",
         severity="warning",
         summary="{{ $labels.run }}: {{ $value | humanizePercentage }} of all pairs are beyond the clip range.",
-        todo="Lower optimizer.learning_rate, optimizer.updates or epochs, or widen objective.clip_range. If it is high "
-        "at some timesteps only (Training: By timestep), credit is uneven: see credit.kind and objective.clip_scale.",
+        todo="Lower optimizer.learning_rate, optimizer.minibatches or epochs, or widen objective.clip_range. If it is "
+        "high at some timesteps only (Training: By timestep), credit is uneven: see credit.kind and "
+        "objective.clip_scale.",
     ),
     Alert(
         name="PcpoWeightsDoNotMove",

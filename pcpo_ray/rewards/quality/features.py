@@ -7,6 +7,7 @@ et al. 2023, arXiv 2306.04675: it agrees best with people). All weights are loca
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -57,6 +58,8 @@ def check(features: Features) -> None:
                 published.check_folder(Path(model))
             except RewardError as error:
                 raise QualityError(f"evaluation.quality.features: {error}") from None
+        case _:
+            assert_never(features)
 
 
 def check_file(path: str, where: str, what: str) -> None:
@@ -87,6 +90,8 @@ def load(features: Features, device: torch.device) -> Extractor:
                 return _chunked(_inception(weights, device))
             case config.DinoFeatures(model=model):
                 return _chunked(_dino(model, device))
+            case _:
+                assert_never(features)
     except Exception as error:  # a truncated file raises whatever its format's reader raises
         raise QualityError(f"evaluation.quality.features cannot be loaded from {features}: {error}") from error
 
@@ -101,6 +106,8 @@ def files(features: Features) -> list[Path]:
             return [Path(weights)]
         case config.DinoFeatures(model=model):
             return sorted(Path(model).iterdir())
+        case _:
+            assert_never(features)
 
 
 def _chunked(extract: Callable[[np.ndarray], Tensor]) -> Extractor:

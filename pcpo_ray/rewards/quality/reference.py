@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -212,8 +212,10 @@ def load(quality: config.Quality, extractor: Callable[[], features.Extractor], s
             what = hashlib.blake2b(b"images, as they are looked at")
             for file in paths if quality.cache else ():
                 what.update(hashlib.blake2b(file.read_bytes()).digest())
+        case config.BaseReference() | None:
+            raise AssertionError(quality.reference)  # made of the run's own images, not loaded
         case _:
-            raise AssertionError(quality.reference)
+            assert_never(quality.reference)
     kept = None
     if quality.cache:
         what.update(repr(quality.features).encode())

@@ -33,9 +33,9 @@ class Block:
 
 
 def split_groups(optimizer: config.Optimizer, groups: int, *, seed: int, step: int) -> list[list[int]]:
-    """Split the batch's positions into mini-batches of groups: `updates` per epoch, drawn anew each epoch."""
+    """Split the batch's positions into mini-batches of groups: `minibatches` per epoch, drawn anew each epoch."""
     drawn = np.random.default_rng(seed_of(seed, "minibatches", step))
-    count = min(optimizer.updates, groups)
+    count = min(optimizer.minibatches, groups)
     orders = [drawn.permutation(groups) for _ in range(optimizer.epochs)]
     return [part.tolist() for order in orders for part in np.array_split(order, count)]
 
@@ -97,7 +97,7 @@ def fewest_blocks(run: config.Run, trained: int) -> int:
     """Count the blocks of the smallest mini-batch that ranks have to share, for groups with `trained` steps."""
     asked = run.optimizer.micro_batch
     length = length_of(run, asked if isinstance(asked, int) else None)
-    return run.rollout.prompts // run.optimizer.updates * -(-run.rollout.images // length) * trained
+    return run.rollout.prompts // run.optimizer.minibatches * -(-run.rollout.images // length) * trained
 
 
 def check_ranks(run: config.Run, trained: int) -> None:
@@ -106,8 +106,8 @@ def check_ranks(run: config.Run, trained: int) -> None:
     if ranks > blocks:
         raise ConfigError(
             f"workers.learner.ranks is {ranks}, and a mini-batch has {blocks} blocks for them to share (of "
-            f"{run.rollout.prompts // run.optimizer.updates} groups the images that are sampled together, at each of "
-            f"{trained} trained steps); use at most {blocks} ranks, a smaller optimizer.updates or a smaller "
+            f"{run.rollout.prompts // run.optimizer.minibatches} groups the images that are sampled together, at each "
+            f"of {trained} trained steps); use at most {blocks} ranks, a smaller optimizer.minibatches or a smaller "
             "sampling.batch"
         )
 

@@ -52,7 +52,7 @@ def test_least_common_weight(steps, left_out, expected, digits):
 
 
 @pytest.mark.parametrize(("left_out", "eta"), [(2, 0.24), (3, 0.34)])
-def test_at_the_least_common_weight_the_trained_steps_draw_as_much_noise_as_this_eta(left_out, eta):
+def test_trained_steps_at_the_least_common_weight_draw_noise_like_this_eta(left_out, eta):
     schedule, trained = sd15(), range(50 - left_out)
     least = ddim.least_weight(schedule, trained)
     drawn = math.fsum(ddim.minus_sigma(schedule, index, least) ** 2 for index in trained)
@@ -71,14 +71,14 @@ def test_seven_of_fifty_steps_cannot_have_the_native_mean():
     assert len(refused) == 7
 
 
-def test_a_weight_out_of_reach_is_refused_with_the_step_and_its_least_weight():
+def test_an_infeasible_weight_is_refused_with_its_step_and_the_least_one():
     with pytest.raises(CreditError, match=r"timestep 21 the weight 0\.5169: the least it can have is 3\.27479"):
         ddim.minus_sigma(sd15(), 48, 0.5169)
     with pytest.raises(CreditError, match="finite"):
         ddim.plus_sigma(sd15(), 0, math.inf)
 
 
-def test_the_plus_root_is_valid_up_to_1_07_at_the_evenest_and_3_42_at_the_least_even_step():
+def test_the_plus_root_is_valid_up_to_1_07_at_one_step_and_3_42_at_another():
     bounds = [math.sqrt(1 + weight**2) for weight in NATIVE.values()]
     assert round(min(bounds), 2) == 1.07 and round(max(bounds), 2) == 3.42
 
@@ -127,7 +127,7 @@ def test_both_roots_are_those_of_the_textbook_quadratic(schedule, excess, data):
 
 
 @given(diffusion_schedules(), st.floats(0.01, 1))
-def test_eta_one_is_the_least_weight_of_every_step_and_equals_its_closed_form(schedule, eta):
+def test_eta_one_gives_the_least_weight_of_every_step_in_closed_form(schedule, eta):
     for index, (step, other) in enumerate(zip(ddim.steps(schedule), ddim.steps(schedule, eta=eta), strict=True)):
         after = schedule.alpha_bar_prev[index]
         alpha, b = schedule.alpha_bar[index] / after, 1 - after

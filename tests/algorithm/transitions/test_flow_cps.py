@@ -88,7 +88,7 @@ def test_the_sde_leaves_more_noise_than_its_time_says():
 
 @pytest.mark.parametrize("time", [0.9, 0.5, 0.2])
 @pytest.mark.parametrize("spread", [0.3, 2.0])
-def test_around_many_pictures_a_step_keeps_the_variance_with_an_error_of_second_order_in_dt(time, spread):
+def test_a_step_keeps_the_variance_with_an_error_of_second_order_in_dt(time, spread):
     """With as much noise as an SDE's step has, a deviation in proportion to sqrt(dt)."""
 
     def error(dt):
@@ -102,7 +102,7 @@ def test_around_many_pictures_a_step_keeps_the_variance_with_an_error_of_second_
     assert error(5e-4) / error(2.5e-4) == pytest.approx(4, rel=0.05)
 
 
-def test_with_proportionate_noise_the_error_of_the_marginals_vanishes_with_the_steps():
+def test_more_steps_of_proportionate_noise_approach_the_marginals():
     def error(steps):
         schedule = FlowSchedule.shifted(steps=steps, shift=3.0)
         return max(
@@ -156,7 +156,7 @@ def test_the_weight_is_what_the_log_probability_answers_to_the_prediction():
         torch.testing.assert_close(v.grad, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_dance_grpo_s_mean_weight_is_within_reach_with_shift_3_and_not_without():
+def test_dance_grpo_s_mean_weight_is_feasible_with_shift_3_alone():
     weights = [step.weight for step in proportionate(SHIFTED, dance_zeta(SHIFTED))[:-1]]
     native = [step.weight for step in flow_sde.steps(SHIFTED, flow_sde.constant_noise(SHIFTED, 0.3))[:-1]]
     assert math.fsum(weights) == pytest.approx(math.fsum(native), rel=1e-12)

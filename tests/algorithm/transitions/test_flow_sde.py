@@ -35,7 +35,7 @@ def test_dance_grpo_weights_of_twenty_five_steps():
     assert math.fsum(native) == pytest.approx(16.84736268, abs=5e-9)
 
 
-def test_flow_grpo_zeta_comes_out_once_the_first_weight_is_put_equal_to_the_second():
+def test_flow_grpo_zeta_follows_if_the_first_weight_equals_the_second():
     schedule = FlowSchedule.shifted(steps=10, shift=3.0)
     native = weights(schedule, flow_sde.ratio_noise(schedule, 0.7))
     assert native[1] + sum(native[1:]) == pytest.approx(4.3152134639895925, rel=1e-15)
@@ -43,7 +43,7 @@ def test_flow_grpo_zeta_comes_out_once_the_first_weight_is_put_equal_to_the_seco
     assert (round(native[0], 5), round(native[1], 5)) == (0.05102, 0.06948)
 
 
-def test_on_diffusers_own_stable_diffusion_3_grid_the_sampler_s_weights_add_up_to_5_705():
+def test_the_weights_on_diffusers_sd3_grid_add_up_to_5_705():
     """Shifted twice: once when the scheduler is made and again when its steps are set."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -62,7 +62,7 @@ def test_on_diffusers_own_stable_diffusion_3_grid_the_sampler_s_weights_add_up_t
 
 
 @given(flow_schedules(), st.floats(0.01, 2))
-def test_weights_follow_the_closed_form_and_a_larger_velocity_always_means_a_smaller_latent(schedule, eta):
+def test_weights_follow_the_closed_form_and_the_sign_is_always_one(schedule, eta):
     steps = flow_sde.steps(schedule, flow_sde.constant_noise(schedule, eta))
     for time, dt, step in zip(schedule.times, schedule.dt, steps, strict=False):
         expected = math.sqrt(dt) / eta * (1 + (1 - time) * eta**2 / (2 * time))

@@ -55,7 +55,7 @@ def test_a_bare_call_is_the_one_by_which_a_policy_predicts(small_sd):
 
 
 def test_the_learners_limit_has_the_pairs_of_the_update(small_sd, forwards):
-    run = learner.measured_on(small.run(small_sd, optimizer__updates=2, sampling__guidance_scale=1.0))
+    run = learner.measured_on(small.run(small_sd, optimizer__minibatches=2, sampling__guidance_scale=1.0))
     (measured,) = learner.measure(run, 1, quiet)
     pairs = 3 * 4 * 4
     assert measured.facts["pairs"] == pairs

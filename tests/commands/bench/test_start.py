@@ -33,5 +33,5 @@ def test_the_first_images_at_a_scorer_leave_the_file(tmp_path):
 
 
 def test_what_is_started_is_the_configs_first_step(small_sd):
-    run = start.measured_on(small.run(small_sd, steps=9, optimizer__updates=2, trackers="[tensorboard]"))
+    run = start.measured_on(small.run(small_sd, steps=9, optimizer__minibatches=2, trackers="[tensorboard]"))
     assert (run.steps, run.rollout.prompts, run.evaluation.count, run.trackers) == (1, 2, 1, ())

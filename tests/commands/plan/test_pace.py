@@ -38,7 +38,7 @@ def test_ranks_learn_side_by_side_and_the_one_with_the_most_counts(small_sd):
     def turns(ranks, updates=1, epochs=1):
         return pace.turns(
             small.run(small_sd, rollout__prompts=6, workers__learner=f"{{ranks: {ranks}}}",
-                      optimizer__updates=updates, optimizer__epochs=epochs)
+                      optimizer__minibatches=updates, optimizer__epochs=epochs)
         )  # fmt: skip
 
     assert [turns(1), turns(2), turns(4), turns(6)] == [6, 3, 1.5, 1]
@@ -63,7 +63,7 @@ def test_a_runs_own_record_gives_its_seconds_a_group(small_sd, tmp_path):
 def test_a_record_is_taken_for_configs_that_cost_the_same_only(small_sd, tmp_path):
     folder = tmp_path / "small"
     go(small.run(small_sd, steps=1), folder)
-    more = {"rollout__prompts": 6, "workers__samplers__workers": 3, "optimizer__updates": 2, "steps": 9}
+    more = {"rollout__prompts": 6, "workers__samplers__workers": 3, "optimizer__minibatches": 2, "steps": 9}
     assert pace.recorded(folder, small.run(small_sd, **more)).seconds["learner"] > 0
     for changes, named in (
         ({"sampling__steps": 5}, "sampling"),

@@ -8,7 +8,7 @@ import pytest
 
 from pcpo_ray.commands import plan
 from pcpo_ray.commands.bench import published
-from pcpo_ray.commands.plan import page, roles
+from pcpo_ray.commands.plan import page, roles, sizes
 from pcpo_ray.config import files
 from pcpo_ray.config.files import dump
 from tests.support import ROOT, small
@@ -74,7 +74,7 @@ def test_a_plan_without_a_gpu_gives_figures_and_no_verdict(command, path):
     run = files.load(path)
     for words in ("sampler on CPU", "learner on CPU", "denoising network, frozen", "AdamW's two moments", "at most"):
         assert words in said
-    assert page.size(roles.trajectory_of(run)) in said
+    assert page.size(sizes.trajectory_of(run)) in said
     assert page.size(roles.learner(run).total) in said
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pcpo_ray.commands.bench import published
-from pcpo_ray.commands.plan import roles
+from pcpo_ray.commands.plan import roles, sizes
 from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
 from pcpo_ray.config import files
 from pcpo_ray.data.types import Handle, Rollout
@@ -49,16 +49,16 @@ def sent(run, step=1):
 def test_a_groups_bytes_are_the_sampled_ones_exactly(request, fixture, changes):
     run = small.run(request.getfixturevalue(fixture), **changes)
     packed, trajectory, images = sent(run)
-    assert roles.trajectory_of(run) == packed.bytes
-    assert roles.opened_of(run) == trajectory.bytes
-    assert roles.pictures_of(run, run.rollout.images) == images.nbytes
+    assert sizes.trajectory_of(run) == packed.bytes
+    assert sizes.opened_of(run) == trajectory.bytes
+    assert sizes.images_of(run, run.rollout.images) == images.nbytes
 
 
 @pytest.mark.parametrize(("fixture", "changes"), PARTS)
 def test_of_a_part_of_the_steps_the_most_is_planned_that_a_batch_has(request, fixture, changes):
     run = small.run(request.getfixturevalue(fixture), **changes, sampling__steps=6)
     found = [sent(run, step)[0].bytes for step in range(1, 9)]
-    assert max(found) == roles.trajectory_of(run)
+    assert max(found) == sizes.trajectory_of(run)
     assert min(found) < max(found)
 
 
@@ -69,9 +69,9 @@ def test_512_samples_of_flux_s_size_and_a_batch_ahead_fit_8_gb_of_object_store(t
     sampling = dataclasses.replace(recipe.sampling, height=512, width=512, subset=None)
     rollout = dataclasses.replace(recipe.rollout, prompts=32, images=16, max_staleness=1)
     run = dataclasses.replace(recipe, model=model, sampling=sampling, rollout=rollout)
-    assert (roles.hollow_of(run).latents, roles.trained_steps(run)) == (4 * 16 * 64 * 64, 15)
+    assert (sizes.hollow_of(run).latents, sizes.trained_steps(run)) == (4 * 16 * 64 * 64, 15)
     predictions = 16 * 15 * 16 * 64 * 64 * 2
-    assert predictions < roles.trajectory_of(run) < 1.2 * predictions  # a tenth and more is the text's
+    assert predictions < sizes.trajectory_of(run) < 1.2 * predictions  # a tenth and more is the text's
     assert roles.store(run).needed < 8e9
 
 
@@ -90,7 +90,7 @@ def test_what_waits_to_be_learned_comes_to_the_stores_bytes_and_no_higher(small_
             )
             tally.sampled(rollout, 0.0)
     assert tally.step(0, [])["buffer_bytes"] == planned.groups
-    assert planned.groups == (staleness + 1) * 3 * (planned.trajectory + planned.pictures)
+    assert planned.groups == (staleness + 1) * 3 * (planned.trajectory + planned.images)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def wide(model, folder):
 def embedded(name, **changes):
     """A config of the embedded models with batches large enough to be seen."""
     settings = {"rollout.images": 80, "rollout.prompts": 1, "sampling.steps": 3, "sampling.trained_steps": 2, **changes}
-    settings["optimizer.updates"] = 1
+    settings["optimizer.minibatches"] = 1
     return files.load(ROOT / "configs" / f"{name}.yaml", [f"{key}={value}" for key, value in settings.items()])
 
 
@@ -196,9 +196,9 @@ def test_a_pass_has_the_pairs_and_is_of_the_groups_that_are_planned(small_sd, sa
     blocks = mini_batches.cut_into_blocks(dict.fromkeys(range(16), (images, 3)), length)
     found = micro_batches.passes(blocks, dict.fromkeys(range(16), group), micro_batches.blocks_per_pass(length, size))
     groups = max(len({block.place for block in blocks}) for blocks in found)
-    assert roles.pass_of(run, size) == (max(sum(map(len, blocks)) for blocks in found), groups)
-    half = small.run(small_sd, **sampling, rollout__images=images, rollout__prompts=16, optimizer__updates=2)
-    assert roles.pass_of(half, size)[1] <= 8
+    assert sizes.pass_of(run, size) == (max(sum(map(len, blocks)) for blocks in found), groups)
+    half = small.run(small_sd, **sampling, rollout__images=images, rollout__prompts=16, optimizer__minibatches=2)
+    assert sizes.pass_of(half, size)[1] <= 8
 
 
 def test_a_learner_of_more_pairs_at_once_has_a_copy_of_them_and_the_groups_they_are_of(small_sd):
@@ -210,8 +210,8 @@ def test_a_learner_of_more_pairs_at_once_has_a_copy_of_them_and_the_groups_they_
         for role, n in zip((alone, more, most), (4, 8, 32), strict=True)
     ]
     run = small.run(small_sd)
-    assert passing[1] - roles.pairs_of(run, 8) > 1.5 * passing[0]
-    assert passing[2] - roles.pairs_of(run, 32) == pytest.approx(4 * (passing[1] - roles.pairs_of(run, 8)), rel=0.2)
+    assert passing[1] - sizes.pairs_of(run, 8) > 1.5 * passing[0]
+    assert passing[2] - sizes.pairs_of(run, 32) == pytest.approx(4 * (passing[1] - sizes.pairs_of(run, 8)), rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_auto_on_a_cpu_is_planned_with_the_most_pairs_that_it_tries(
 ):
     """Doubles of the sampler's 4 images, of the 8 (image, step) pairs of each group of a rank's minibatch."""
     sampling = {"sampling__trained_steps": 2, "rollout__images": 4, "optimizer__micro_batch": "auto"}
-    batch = {"rollout__prompts": prompts, "optimizer__updates": updates}
+    batch = {"rollout__prompts": prompts, "optimizer__minibatches": updates}
     run = small.run(small_sd, **sampling, **batch, workers__learner=f"{{ranks: {ranks}}}")
     tried = []
 
@@ -238,9 +238,9 @@ def test_auto_on_a_cpu_is_planned_with_the_most_pairs_that_it_tries(
     groups = [(0, group, [0.0] * 4)] * prompts
     blocks = learner.loader.blocks(groups, mini_batches.split_groups(run.optimizer, prompts, seed=0, step=1)[0])
     learner.autotune(groups, blocks, mini_batches.rank_share(blocks, 0, ranks))
-    assert roles.micro_batch_of(run) == tried[-1] == most
+    assert sizes.micro_batch_of(run) == tried[-1] == most
     on_a_gpu = small.run(small_sd, **sampling, **batch, workers__learner=f"{{ranks: {ranks}, gpus: 1}}")
-    assert roles.micro_batch_of(on_a_gpu) == 4  # its memory ends it
+    assert sizes.micro_batch_of(on_a_gpu) == 4  # its memory ends it
 
 
 def test_ranks_share_what_fsdp2_cuts_and_copy_what_ddp_does(small_flux):

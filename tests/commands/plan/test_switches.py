@@ -109,7 +109,7 @@ def test_stores_too_small_are_told_to_sample_less_ahead_and_then_less_at_once(sm
 
 
 def test_where_no_switch_is_enough_alone_as_many_are_taken_as_it_takes(small_sd):
-    batch = {"rollout__prompts": 8, "optimizer__updates": 4, "rollout__max_staleness": 1, "evaluation__count": 1}
+    batch = {"rollout__prompts": 8, "optimizer__minibatches": 4, "rollout__max_staleness": 1, "evaluation__count": 1}
     run = small.run(small_sd, **batch)
     wanted = switches.changed(run, ("rollout.max_staleness=0", "rollout.prompts=4"))
     room = plan.Budget(store=roles.store(wanted).needed)
@@ -125,7 +125,7 @@ def test_where_all_switches_are_too_little_none_is_recommended(small_flux, card)
 
 
 def test_switches_that_contradict_another_setting_are_left_out(small_sd, card):
-    run = small.run(small_sd, **GPU, rollout__prompts=4, optimizer__updates=4, rollout__max_staleness=1)
+    run = small.run(small_sd, **GPU, rollout__prompts=4, optimizer__minibatches=4, rollout__max_staleness=1)
     overrides = {override for found in switches.for_store(run) for override in found}
     assert "rollout.prompts=2" not in overrides
     found = switches.remedies(run, [("rollout.images=1",)], lambda other: (0, 1.0))

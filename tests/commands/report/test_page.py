@@ -10,6 +10,7 @@ import yaml
 from pcpo_ray.commands.report.page import write
 from pcpo_ray.config import files
 from pcpo_ray.runs import intervals
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.recorder import Recorder
 
 PROMPTS = (
@@ -35,11 +36,11 @@ def recorder(folder, *, watched=(), **changes):
         "credit": {"kind": "reweight"},
         "advantage": {"kind": "group"},
         "objective": {"kind": "log_hinge"},
-        "optimizer": {"updates": 2},
+        "optimizer": {"minibatches": 2},
         "evaluation": {"count": len(PROMPTS), "images": 2, "every": 3, "rewards": [{"kind": name} for name in watched]},
         **changes,
     }
-    return Recorder.create(folder, files.parse(data))
+    return Recorder.create(LocalFolder(local=folder), files.parse(data))
 
 
 def evaluate(record, step, gain, *, missing=False, **more):
@@ -298,7 +299,7 @@ def test_a_weighted_sum_is_shown_beside_its_terms(tmp_path):
 
 
 def test_a_run_that_cannot_clip_says_why_its_fractions_are_0(tmp_path):
-    finished(tmp_path / "run", clipped=0.0, optimizer={"updates": 1})
+    finished(tmp_path / "run", clipped=0.0, optimizer={"minibatches": 1})
     words = visible(page(tmp_path / "run"))
     assert "nothing can be clipped" in words and words.count("0 at every timestep and update.") == 4
 

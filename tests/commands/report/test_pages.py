@@ -60,7 +60,7 @@ def test_a_run_trains_on_a_pages_reward(written, page, small_sd, tmp_path):
 def test_the_pages_rewards_are_all_that_there_are():
     page = (ROOT / "rewards" / "README.md").read_text()
     assert all(f"`{kind}`" in page for kind in config.SHIPPED_REWARDS)
-    assert all(f"`{kind}`" in (ROOT / "models" / "README.md").read_text() for kind in models.CLASSES)
+    assert all(f"`{kind}`" in (ROOT / "models" / "README.md").read_text() for kind in config.BACKBONES)
 
 
 TIMESTEPS = torch.tensor([501.0])

@@ -207,7 +207,7 @@ def test_an_aa_study_finds_no_more_differences_than_its_level(tmp_path):
     for _ in range(300):
         levels = {name: np.cumsum(rng.normal(0.05, 0.05, (6, 3)), axis=1) + 0.45 for name in found.arms}
         arms = {name: _with(found.arms[name], levels[name]) for name in found.arms}
-        (one,) = results.Results(study, tmp_path, arms, {}, {}).comparisons
+        (one,) = results.StudyResults(study, tmp_path, arms, {}, {}).comparisons
         ends.append(one.p)
         speeds.append(one.speeds[0].p)
         intervals.append(one.change.low <= 0 <= one.change.high)
@@ -217,7 +217,7 @@ def test_an_aa_study_finds_no_more_differences_than_its_level(tmp_path):
 
 def _with(arm, levels):
     """The arm with other held-out rewards."""
-    found = results.Arm(arm.name, arm.rate, arm.records)
+    found = results.ArmRuns(arm.name, arm.rate, arm.records)
     object.__setattr__(found, "held_out", lambda name="reward": levels)
     return found
 

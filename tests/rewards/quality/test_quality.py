@@ -13,7 +13,7 @@ from pcpo_ray.errors import ConfigError, QualityError, RewardError
 from pcpo_ray.rewards import quality
 from pcpo_ray.rewards.quality import diversity, frechet, neighbours
 from pcpo_ray.runs import records
-from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
@@ -138,7 +138,7 @@ def test_settings_that_cannot_be_measured_are_refused():
 def measured_run(small_sd, tmp_path_factory):
     run = small.run(small_sd, evaluation__count=3, evaluation__quality=BASE, evaluation__train_count=2)
     folder = tmp_path_factory.mktemp("runs") / "small"
-    recorder = Recorder.create(folder, run)
+    recorder = Recorder.create(LocalFolder(local=folder), run)
     prompts, held_out = session.sources(run)
     stages = session.stages(run, local=True, say=print)
     Loop(run, stages, recorder, prompts=prompts, held_out=held_out).train()
@@ -183,7 +183,7 @@ def test_the_command_prints_what_the_run_recorded_last(measured_run, command):
 
 
 def test_a_rewound_run_drops_features_that_are_about_to_come_again(measured_run, tmp_path):
-    recorder = Recorder(RunFolder(local=tmp_path), measured_run.run)
+    recorder = Recorder(LocalFolder(local=tmp_path), measured_run.run)
     for step in (0, 2, 4):
         quality.reference.save(tmp_path / "features" / f"step-{step:06d}.npy", np.ones((2, 2)))
     recorder.rewind(2)
@@ -198,7 +198,7 @@ def test_images_that_are_never_measured_end_a_run_with_the_cause(small_sd, tmp_p
         raise RuntimeError("out of memory")
 
     stages.scorers.scorer.measures.extract = broken
-    recorder = Recorder.create(tmp_path / "run", run)
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), run)
     prompts, held_out = session.sources(run)
     with pytest.raises(RewardError, match="out of memory"):
         Loop(run, stages, recorder, prompts=prompts, held_out=held_out).train()

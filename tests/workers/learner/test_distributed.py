@@ -145,8 +145,8 @@ def learn(found, run, step, batch):
 
 SETTINGS = [
     {},
-    {"optimizer__updates": 2, "optimizer__epochs": 2},
-    {"optimizer__updates": 2, "objective__correction": 2.0},
+    {"optimizer__minibatches": 2, "optimizer__epochs": 2},
+    {"optimizer__minibatches": 2, "objective__correction": 2.0},
     {"objective__correction": 2.0, "sampling__batch": 3},
     {"objective__kl": 0.1, "credit__kind": "interpolate"},
     {"objective__log_ratio": "replay", "credit__kind": "native"},
@@ -282,7 +282,7 @@ def test_a_group_that_one_rank_cannot_unpack_ends_the_update_of_all(small_sd):
     assert [learner.version for learner in together] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer__updates": 3}])
+@pytest.mark.parametrize("changes", [{}, {"optimizer__minibatches": 3}])
 def test_a_log_ratio_that_is_not_zero_on_one_rank_is_found_out_by_all(small_sd, changes):
     def damage(batch, together):
         place = mini_batches.split_groups(together[0].run.optimizer, 3, seed=0, step=1)[0][-1]
@@ -306,7 +306,7 @@ def test_a_log_ratio_that_is_not_finite_on_one_rank_ends_the_update_of_all(small
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"optimizer__micro_batch": "auto"}, {"optimizer__updates": 3, "objective__correction": 2}]
+    "changes", [{}, {"optimizer__micro_batch": "auto"}, {"optimizer__minibatches": 3, "objective__correction": 2}]
 )
 def test_what_one_rank_fails_of_is_said_by_all(small_sd, monkeypatch, changes):
     def damage(batch, together):

@@ -48,7 +48,7 @@ def test_an_update_raises_the_likelihood_of_what_had_the_higher_advantage(small_
 
 
 def test_log_ratios_move_once_the_weights_have(small_sd):
-    sampler, learner = pair(small_sd, optimizer__updates=2)
+    sampler, learner = pair(small_sd, optimizer__minibatches=2)
     update = learner.update(1, batch(sampler, learner))
     assert update.diagnostics["overall"]["max_log_ratio"] > 1e-6
 
@@ -121,13 +121,13 @@ def test_bf16_autocast_keeps_the_first_ratio_at_one(small_sd):
 
 
 def test_epochs_go_through_the_batch_again(small_sd):
-    sampler, learner = pair(small_sd, optimizer__updates=2, optimizer__epochs=3)
+    sampler, learner = pair(small_sd, optimizer__minibatches=2, optimizer__epochs=3)
     learner.update(1, batch(sampler, learner))
     assert {int(state["step"]) for state in learner.optimizer.state.values()} == {6}
 
 
 def test_every_older_group_is_compared_before_any_weight_moves(small_sd, monkeypatch):
-    sampler, learner = pair(small_sd, objective__correction=2.0, optimizer__updates=2)
+    sampler, learner = pair(small_sd, objective__correction=2.0, optimizer__minibatches=2)
     groups, found, lags = batch(sampler, learner), {}, learner._lags
     learner.update(1, groups)
     monkeypatch.setattr(learner, "_lags", lambda *arguments: found.update(lags(*arguments)) or found)
@@ -194,7 +194,7 @@ def spoil(learner, times):
 
 
 def test_one_bad_gradient_is_skipped_and_counted(small_sd):
-    sampler, learner = pair(small_sd, optimizer__updates=2, optimizer__average=0.9)
+    sampler, learner = pair(small_sd, optimizer__minibatches=2, optimizer__average=0.9)
     spoil(learner, 1)
     update = learner.update(1, batch(sampler, learner))
     assert update.skipped == 1 and math.isfinite(update.gradient_norm) and update.moved_fraction > 0

@@ -91,7 +91,7 @@ def test_a_step_s_loss_is_scaled_by_its_noise_outside_the_clip(small_flux):
 @pytest.mark.parametrize("updates", [1, 2])
 def test_a_truncated_correction_weighs_what_older_weights_sampled(small_sd, kind, updates):
     changes = {"objective__kind": kind, "objective__clip_range": 10, "optimizer__max_gradient_norm": 1e9}
-    sampler, learner = pair(small_sd, **changes, objective__correction=1.2, optimizer__updates=updates)
+    sampler, learner = pair(small_sd, **changes, objective__correction=1.2, optimizer__minibatches=updates)
     groups = batch(sampler, learner)
     learner.update(1, groups)
     plan, moved = learner.policy.credit, {name: p.detach().clone() for name, p in learner.parameters.items()}
@@ -149,7 +149,7 @@ def test_without_a_correction_the_log_ratio_is_against_the_sampler(small_sd):
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("model", ["small_sd", "small_flux"])
 def test_the_decomposed_log_ratio_is_zero_in_every_storage_dtype(model, storage, request):
-    changes = {"sampling__storage": storage, "credit__kind": "native", "optimizer__updates": 1}
+    changes = {"sampling__storage": storage, "credit__kind": "native", "optimizer__minibatches": 1}
     sampler, learner = pair(request.getfixturevalue(model), **changes)
     update = learner.update(1, batch(sampler, learner))
     assert update.diagnostics["overall"]["max_log_ratio"] == 0.0
@@ -197,7 +197,7 @@ def test_a_float16_gradient_keeps_its_direction_in_a_mean_over_many_pairs(small_
 def test_the_published_loss_of_flow_cps_is_that_of_its_code(small_flux):
     """log-prob = -(x_next - mean)^2, without 1 / (2 std^2) (arXiv 2509.05952's code)."""
     process = "{kind: coefficients_preserving, eta: 0.7}"
-    changes = {"sampling__process": process, "credit__kind": "native", "optimizer__updates": 2}
+    changes = {"sampling__process": process, "credit__kind": "native", "optimizer__minibatches": 2}
     sampler, learner = pair(small_flux, **changes, objective__log_ratio="flow_cps")
     update = learner.update(1, batch(sampler, learner))
     assert update.first_log_ratio == 0.0 and update.moved_fraction > 0

@@ -131,7 +131,7 @@ def test_a_pass_over_several_groups_and_steps_learns_as_block_by_block(request, 
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_old_and_fresh_groups_that_share_a_pass_are_learned_as_each_alone(small_sd, updates):
-    changes = {"objective__correction": 2, "optimizer__updates": updates, "optimizer__max_gradient_norm": 1e9}
+    changes = {"objective__correction": 2, "optimizer__minibatches": updates, "optimizer__max_gradient_norm": 1e9}
     sampler, learner = pair(small_sd, **changes)
     _, other = pair(small_sd, **changes, optimizer__micro_batch=64)
     old = batch(sampler, learner, count=4)

@@ -15,7 +15,7 @@ def pairs(blocks):
 
 
 def test_every_group_is_learned_once_per_epoch_for_any_updates():
-    optimizer = config.Optimizer(updates=3, epochs=2)
+    optimizer = config.Optimizer(minibatches=3, epochs=2)
     parts = mini_batches.split_groups(optimizer, 8, seed=0, step=1)
     assert len(parts) == 6 and all(2 <= len(part) <= 3 for part in parts)
     for epoch in (parts[:3], parts[3:]):
@@ -23,7 +23,7 @@ def test_every_group_is_learned_once_per_epoch_for_any_updates():
 
 
 def test_they_depend_on_seed_and_step_alone():
-    optimizer = config.Optimizer(updates=2)
+    optimizer = config.Optimizer(minibatches=2)
     drawn = mini_batches.split_groups(optimizer, 16, seed=1, step=5)
     assert drawn == mini_batches.split_groups(optimizer, 16, seed=1, step=5)
     assert drawn != mini_batches.split_groups(optimizer, 16, seed=2, step=5)
@@ -31,7 +31,10 @@ def test_they_depend_on_seed_and_step_alone():
 
 
 def test_fewer_groups_than_updates_are_one_an_update():
-    assert [len(part) for part in mini_batches.split_groups(config.Optimizer(updates=4), 2, seed=0, step=1)] == [1, 1]
+    assert [len(part) for part in mini_batches.split_groups(config.Optimizer(minibatches=4), 2, seed=0, step=1)] == [
+        1,
+        1,
+    ]
 
 
 def test_blocks_cover_all_pairs_once_in_the_order_images_then_steps():
@@ -82,7 +85,7 @@ def test_ranks_share_all_blocks_and_differ_by_at_most_one(drawn):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_a_rank_is_sent_the_groups_that_it_learns_any_block_of(small_sd, ranks):
-    run = small.run(small_sd, rollout__prompts=5, optimizer__updates=2, optimizer__epochs=2, sampling__batch=3)
+    run = small.run(small_sd, rollout__prompts=5, optimizer__minibatches=2, optimizer__epochs=2, sampling__batch=3)
     groups = [4] * 5
     for rank in range(ranks):
         expected = set()

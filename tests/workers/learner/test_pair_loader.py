@@ -51,7 +51,9 @@ def test_only_the_groups_of_one_pass_lie_open(small_sd, monkeypatch, size, most)
     assert len(opened) == 4 and max(lying) == most
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer__updates": 2, "optimizer__epochs": 2, "objective__correction": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer__minibatches": 2, "optimizer__epochs": 2, "objective__correction": 2}]
+)
 def test_what_travels_packed_is_learned_to_the_same_bits(small_sd, changes):
     sampler, learner = pair(small_sd, **changes)
     _, other = pair(small_sd, **changes)

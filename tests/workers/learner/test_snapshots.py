@@ -26,11 +26,11 @@ def test_a_checkpoint_restores_parameters_and_optimizer_to_the_bit(small_sd, tmp
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_an_ema_continues_from_any_checkpoint_also_from_step_0(small_sd, tmp_path, steps):
-    sampler, learner = pair(small_sd, optimizer__average=0.9, optimizer__updates=2)
+    sampler, learner = pair(small_sd, optimizer__average=0.9, optimizer__minibatches=2)
     for step in range(1, steps + 1):
         learner.update(step, batch(sampler, learner))
     learner.save(tmp_path / "saved", DriverState(step=steps))
-    _, other = pair(small_sd, optimizer__average=0.9, optimizer__updates=2)
+    _, other = pair(small_sd, optimizer__average=0.9, optimizer__minibatches=2)
     other.restore(tmp_path / "saved")
     assert other.ema.updates == 2 * steps
     groups = batch(sampler, learner)

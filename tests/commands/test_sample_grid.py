@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pcpo_ray.commands import drawing
+from pcpo_ray.commands import sample_grid
 from pcpo_ray.config import files
 from pcpo_ray.data.seeds import generator
 from pcpo_ray.data.updates import DriverState
@@ -73,9 +73,9 @@ def test_a_composed_prediction_is_the_base_plus_what_each_adapter_changes(small_
 
 def test_a_grid_of_strengths_is_one_picture(made, tmp_path):
     one, two = made("one", 1), made("two", 2)
-    adapters = [drawing.parse(f"{one}=0,0.5,1"), drawing.parse(f"{two}=0,1")]
+    adapters = [sample_grid.parse(f"{one}=0,0.5,1"), sample_grid.parse(f"{two}=0,1")]
     out = tmp_path / "grid.png"
-    drawing.grid(adapters, "a ring", images=2, seed=0, out=out, say=pytest.fail)
+    sample_grid.grid(adapters, "a ring", images=2, seed=0, out=out, say=pytest.fail)
     pixels = np.asarray(Image.open(out).convert("RGB"))
     assert pixels.shape[0] > 300 and pixels.std() > 10
 
@@ -83,11 +83,13 @@ def test_a_grid_of_strengths_is_one_picture(made, tmp_path):
 def test_the_strength_one_of_one_adapter_is_that_adapter(made, tmp_path, small_sd, monkeypatch):
     folder = made("one", 1)
     cells = []
-    monkeypatch.setattr(drawing, "_save", lambda grid, *rest: cells.extend(grid))
-    drawing.grid([drawing.parse(f"{folder}=0,1")], "a ring", images=2, seed=3, out=tmp_path / "x.png", say=pytest.fail)
+    monkeypatch.setattr(sample_grid, "_save", lambda grid, *rest: cells.extend(grid))
+    sample_grid.grid(
+        [sample_grid.parse(f"{folder}=0,1")], "a ring", images=2, seed=3, out=tmp_path / "x.png", say=pytest.fail
+    )
     run = small.run(small_sd)
     for found, cell in ((None, cells[0][0]), (checkpoints.folder_for(folder, 1), cells[1][0])):
-        drawing.plain(run, found, "a ring", images=2, seed=3, out=tmp_path / "plain.png")
+        sample_grid.plain(run, found, "a ring", images=2, seed=3, out=tmp_path / "plain.png")
         alone = np.asarray(Image.open(tmp_path / "plain.png"))
         assert np.abs(alone.astype(int) - cell).max() <= 1  # base + (adapter - base) rounds
     assert (cells[0][0] != cells[1][0]).any()
@@ -96,7 +98,7 @@ def test_the_strength_one_of_one_adapter_is_that_adapter(made, tmp_path, small_s
 @pytest.mark.parametrize("text", ["runs/x", "runs/x=", "runs/x=a", "runs/x=1,,2", "runs/x=nan"])
 def test_strengths_that_are_none_are_named(text):
     with pytest.raises(RunError, match=r"expected a run's folder and strengths"):
-        drawing.parse(text)
+        sample_grid.parse(text)
 
 
 def test_adapters_of_another_shape_or_model_do_not_compose(made, tmp_path):
@@ -106,12 +108,12 @@ def test_adapters_of_another_shape_or_model_do_not_compose(made, tmp_path):
         ("full", {"model__train": "{kind: full}"}),
     ):
         other = made(name, 2, **changes)
-        adapters = [drawing.parse(f"{one}=1"), drawing.parse(f"{other}=1")]
+        adapters = [sample_grid.parse(f"{one}=1"), sample_grid.parse(f"{other}=1")]
         with pytest.raises(RunError, match=rf"{name} trains .*compose on one model"):
-            drawing.grid(adapters, "a ring", images=1, seed=0, out=tmp_path / "x.png", say=pytest.fail)
+            sample_grid.grid(adapters, "a ring", images=1, seed=0, out=tmp_path / "x.png", say=pytest.fail)
 
 
 @pytest.mark.parametrize("name", ["sample.jpg", "absent/sample.png"])
 def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(name, small_sd, tmp_path):
     with pytest.raises(RunError, match="cannot be written"):
-        drawing.plain(small.run(small_sd), None, "x", images=1, seed=0, out=tmp_path / name)
+        sample_grid.plain(small.run(small_sd), None, "x", images=1, seed=0, out=tmp_path / name)

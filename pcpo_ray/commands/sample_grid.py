@@ -1,4 +1,4 @@
-"""Pictures of a prompt, with a run's adapter or with several composed at inference.
+"""Images of a prompt in one PNG, with one run's weights or with several adapters composed at inference.
 
 The prediction is base + sum over adapters k of s_k (adapter_k - base); s = 1 of one adapter is that adapter itself.
 """
@@ -22,14 +22,14 @@ from pcpo_ray.workers.sampler import Sampler
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strengths:
-    """A run's folder, and the strengths to draw its adapter at."""
+    """A run's folder, and the strengths at which its adapter is applied."""
 
     folder: Path
     values: tuple[float, ...] = (1.0,)
 
 
 def parse(text: str, folder_of: Callable[[str], Path] = Path) -> Strengths:
-    """`runs/mine=0.5,1`; `folder_of` gives the folder of what stands before the strengths. Raises RunError."""
+    """Parse `runs/mine=0.5,1`; `folder_of` maps the run's place to a folder. Raises RunError."""
     folder, equals, listed = text.rpartition("=")
     try:
         values = tuple(float(value) for value in listed.split(","))
@@ -40,28 +40,28 @@ def parse(text: str, folder_of: Callable[[str], Path] = Path) -> Strengths:
     return Strengths(folder=folder_of(folder), values=values)
 
 
-def writable(out: Path) -> None:
-    """Raise RunError unless `out` can be a PNG file."""
+def check_writable(out: Path) -> None:
+    """Check that `out` can be a PNG file. Raises RunError."""
     if out.suffix != ".png" or not out.parent.is_dir():
         raise RunError(f"pictures cannot be written to {out}; expected a name ending in .png in a folder that exists")
 
 
-def plain(run: config.Run, found: Path | None, prompt: str, *, images: int, seed: int, out: Path) -> None:
-    """Write pictures side by side, with a checkpoint's weights (None: the model before training). Raises RunError."""
-    writable(out)
+def plain(run: config.Run, checkpoint: Path | None, prompt: str, *, images: int, seed: int, out: Path) -> None:
+    """Write images side by side, with a checkpoint's weights (None: the model before training). Raises RunError."""
+    check_writable(out)
     from PIL import Image
 
     sampler = Sampler(dataclasses.replace(run, seed=seed), tensors.device_here())
-    if found is not None:
-        distributed.load_parameters(found, checkpoints.read(found).best, sampler.policy.denoiser.trainable())
+    if checkpoint is not None:
+        distributed.load_parameters(checkpoint, checkpoints.read(checkpoint).best, sampler.policy.denoiser.trainable())
     Image.fromarray(_row(sampler, prompt, images)).save(out)
 
 
 def grid(
     adapters: Sequence[Strengths], prompt: str, *, images: int, seed: int, out: Path, say: Callable[[str], None]
 ) -> None:
-    """Write every combination of strengths: the first adapter's down, the others' across. Raises RunError."""
-    writable(out)
+    """Write a grid of all combinations of strengths: the first adapter's down, the others' across. Raises RunError."""
+    check_writable(out)
     read = [records.read(adapter.folder) for adapter in adapters]
     for adapter, run in zip(adapters, read, strict=True):
         if run.model != read[0].model or not isinstance(run.model.train, config.Lora):
@@ -69,7 +69,7 @@ def grid(
                 f"{adapter.folder} trains {run.model}; adapters compose on one model, as LoRA of one shape: "
                 f"expected {read[0].model} with model.train.kind=lora"
             )
-    # a run under credit `interpolate` would mix with the reference once more
+    # credit `interpolate` would mix in the reference a second time
     own = dataclasses.replace(read[0], seed=seed, credit=config.Native())
     sampler = Sampler(own, tensors.device_here())
     loaded = []
@@ -102,12 +102,12 @@ def _row(sampler: Sampler, prompt: str, images: int) -> UInt8[np.ndarray, "H W 3
         version=0,
         purpose="evaluate",
     )
-    _, pictures = sampler.sample(task)
-    return np.concatenate(list(pictures), axis=1)
+    _, drawn = sampler.sample(task)
+    return np.concatenate(list(drawn), axis=1)
 
 
 def _save(cells: list[list[np.ndarray]], rows: list[str], columns: list[str], title: str, out: Path) -> None:
-    """One figure: a cell a combination, with the strengths on its edges."""
+    """Save the cells as one figure, with the strengths along its edges."""
     from matplotlib.figure import Figure
 
     height, width = cells[0][0].shape[:2]

@@ -1,0 +1,67 @@
+"""The verdict on a run: whether the trained total rose on the evaluated prompts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pcpo_ray import config
+from pcpo_ray.config import TOTAL
+from pcpo_ray.runs import intervals
+from pcpo_ray.runs.intervals import Estimate
+from pcpo_ray.runs.records import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A sentence on whether a run's reward rose, and the limits of that statement.
+
+    `tone` is "rose", "fell", "unclear", or "none" where two evaluations cannot be compared.
+    """
+
+    tone: str
+    text: str
+    notes: Sequence[str] = ()
+
+
+def verdict(record: Record) -> Verdict:
+    """Judge whether the trained total rose between the first evaluation and the last."""
+    if len(record.scores) < 2:
+        missing = "only the one before training" if record.scores else "none"
+        text = f"No verdict: it compares two evaluations, and there is {missing}."
+        return Verdict(tone="none", text=text)
+    first, last = min(record.scores), max(record.scores)
+    before, after = (record.scores[step][TOTAL] for step in (first, last))
+    both = np.isfinite(after - before)
+    prompts, images = int(both.any(1).sum()), int(both.sum())
+    changed = intervals.paired(before, after)
+    notes = [f"From step {first} to step {last}, at the same prompts and seeds."]
+    if images < both.size:
+        notes.append(f"{both.size - images} of {both.size} pictures miss a score and are left out.")
+    if not images:
+        return Verdict(tone="none", text="No verdict: no picture has a score before and after.", notes=notes)
+    if not record.run.evaluation.held_out:
+        notes.append("Training may have seen these prompts, so it says nothing about prompts that it has not seen.")
+    if not changed.bounded:
+        reward, on = record.run.of_evaluation("reward"), "1 prompt" if prompts == 1 else f"{prompts} prompts"
+        text = f"The {reward} changed by {changed.mean:+.4f} on {on}: no verdict."
+        notes.append(f"Fewer than {config.FEWEST} prompts give no interval: this says nothing about other prompts.")
+        return Verdict(tone="unclear", text=text, notes=notes)
+    tone = "rose" if changed.low > 0 else "fell" if changed.high < 0 else "unclear"
+    notes.append(
+        f"The interval is for other prompts like these {prompts}; it says nothing about another training seed."
+    )
+    if prompts < 10:
+        notes.append("From so few prompts it comes out too narrow.")
+    return Verdict(tone=tone, text=sentence(record.run, changed, images), notes=notes)
+
+
+def sentence(run: config.Run, gained: Estimate, images: int) -> str:
+    """Say in one sentence whether the evaluated reward rose, given a gain that has an interval."""
+    interval = f"{gained.mean:+.4f}, 95% interval {gained.low:+.4f} to {gained.high:+.4f}, {images} images"
+    reward = f"The {run.of_evaluation('reward')}"
+    if gained.low > 0:
+        return f"{reward} rose: {interval}."
+    if gained.high < 0:
+        return f"{reward} FELL: {interval}."
+    return f"{reward} did NOT clearly change: {interval}."

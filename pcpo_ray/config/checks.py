@@ -1,0 +1,181 @@
+"""The checks that need more than one part of a run, a function each; every one raises ValueError."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pcpo_ray.config.algorithm import Credit, GroupAdvantage, Interpolate
+from pcpo_ray.config.base import kinds_by_family
+from pcpo_ray.config.model import Full
+from pcpo_ray.config.rewards import OUR_NAMES, SHIPPED_REWARDS
+from pcpo_ray.config.sampling import CoefficientsPreserving, Process
+from pcpo_ray.config.shipped import ShippedReward
+
+if TYPE_CHECKING:
+    from pcpo_ray.config.run import Run
+
+
+def name_is_a_folder(run: "Run") -> None:
+    """Refuse a name that is no single folder name."""
+    if not run.name or Path(run.name).name != run.name or run.name.startswith("."):
+        raise ValueError(f"name is {run.name!r}; expected one folder name, without slashes or a leading dot")
+
+
+def some_reward_is_trained(run: "Run") -> None:
+    """Refuse a run without rewards, or with the weight 0 for all of them."""
+    if not run.rewards:
+        raise ValueError("rewards is empty; give at least one reward to train on")
+    if not any(reward.weight for reward in run.rewards):
+        raise ValueError("rewards all have the weight 0, so nothing is trained on them; give one another weight")
+
+
+def reward_names_are_free(run: "Run") -> None:
+    """Refuse a reward whose name is one of ours, or another shipped reward's."""
+    for reward in (*run.rewards, *run.evaluation.rewards):
+        if reward.name in OUR_NAMES or (reward.name != reward.kind and reward.name in SHIPPED_REWARDS):
+            raise ValueError(
+                f"the reward {reward.kind} is named {reward.name!r}, as something else is ({', '.join(OUR_NAMES)}, "
+                "and the shipped rewards have their names); give it another `label`"
+            )
+
+
+def reward_names_are_distinct(run: "Run") -> None:
+    """Refuse two rewards of one name in one list."""
+    for where, rewards in (("rewards", run.rewards), ("evaluation.rewards", run.evaluation.rewards)):
+        names = [reward.name for reward in rewards]
+        if len(set(names)) != len(names):
+            raise ValueError(
+                f"{where} names the same reward twice: {names}; give each one once, and where two classes of your "
+                "own have one name, or one class stands there twice, give each a `label`"
+            )
+
+
+def watched_rewards_are_the_trained_ones(run: "Run") -> None:
+    """Refuse an evaluated reward that has a trained one's name and other settings."""
+    trained = {reward.name: dataclasses.replace(reward, weight=1.0) for reward in run.rewards}
+    for reward in run.evaluation.rewards:
+        other = dataclasses.replace(reward, weight=1.0)
+        if trained.get(reward.name, other) != other:
+            raise ValueError(
+                f"evaluation.rewards has another {reward.name} than rewards, and one name is one column of scores; "
+                "give both the same settings, or leave it out of evaluation.rewards (it is evaluated anyway), or "
+                "give one of your own a `label`"
+            )
+
+
+def groups_have_two_images(run: "Run") -> None:
+    """Refuse group-relative advantages in groups of one image."""
+    if isinstance(run.advantage, GroupAdvantage) and run.rollout.images < 2:
+        raise ValueError(
+            f"rollout.images is {run.rollout.images}: a group of one has no relative advantage; "
+            "use at least 2 images a prompt, or advantage.kind=batch"
+        )
+
+
+def diversity_has_two_images(run: "Run") -> None:
+    """Refuse the diversity reward for a single image a prompt."""
+    for path, images, rewards in (
+        ("rollout.images", run.rollout.images, run.rewards),
+        ("evaluation.images", run.evaluation.images, (*run.rewards, *run.evaluation.rewards)),
+    ):
+        if images < 2 and any(isinstance(reward, ShippedReward) and reward.compares_images for reward in rewards):
+            raise ValueError(f"{path} is {images}, and diversity compares a prompt's images; use at least 2")
+
+
+def minibatches_have_groups(run: "Run") -> None:
+    """Refuse more mini-batches than the batch has groups."""
+    if run.optimizer.minibatches > run.rollout.prompts:
+        raise ValueError(
+            f"optimizer.minibatches is {run.optimizer.minibatches}, for {run.rollout.prompts} groups a batch; "
+            "set it to at most rollout.prompts"
+        )
+
+
+def half_types_agree(run: "Run") -> None:
+    """Refuse bf16 autocast over a float16 model."""
+    if run.model.dtype == "float16" and run.optimizer.mixed_precision == "bf16":
+        raise ValueError(
+            "optimizer.mixed_precision is bf16 with model.dtype=float16, and torch does not mix these half types; "
+            "set model.dtype to float32 or bfloat16"
+        )
+
+
+def micro_batch_can_be_tried(run: "Run") -> None:
+    """Refuse the search for a micro-batch where ranks cannot search apart."""
+    if run.optimizer.micro_batch == "auto" and run.workers.learner.strategy == "fsdp2":
+        raise ValueError(
+            "optimizer.micro_batch is auto with workers.learner.strategy=fsdp2, whose ranks cannot try sizes apart; "
+            "give a number, or leave it null"
+        )
+
+
+def kinds_fit_the_family(run: "Run") -> None:
+    """Refuse a shift, a sampling process or a credit kind that the model's family does not have."""
+    family = run.model.backbone.family
+    if run.sampling.shift is not None and family != "flow":
+        raise ValueError(f"sampling.shift is for flow models; leave it out with model.kind={run.model.kind}")
+    for path, kind, union in (
+        ("sampling.process.kind", run.sampling.process.kind, Process),
+        ("credit.kind", run.credit.kind, Credit),
+    ):
+        expected = kinds_by_family(union)[family]
+        if kind not in expected:
+            raise ValueError(
+                f"{path} is {kind!r}, which model.kind={run.model.kind} does not have; expected one of {list(expected)}"
+            )
+
+
+def log_ratio_fits_the_credit(run: "Run") -> None:
+    """Refuse a log-ratio that has its sampler's own weights with another credit or another process."""
+    if run.objective.log_ratio != "decomposed" and run.credit.kind != "native":
+        raise ValueError(
+            f"objective.log_ratio is {run.objective.log_ratio} with credit.kind={run.credit.kind}, and that "
+            "log-ratio has its sampler's own weights; set credit.kind=native, or objective.log_ratio=decomposed"
+        )
+    if run.objective.log_ratio == "flow_cps" and not isinstance(run.sampling.process, CoefficientsPreserving):
+        raise ValueError(
+            f"objective.log_ratio is flow_cps with sampling.process.kind={run.sampling.process.kind}; it is the "
+            "published loss of Flow-CPS: set sampling.process.kind=coefficients_preserving, or "
+            "objective.log_ratio=decomposed"
+        )
+
+
+def evaluations_can_sample(run: "Run") -> None:
+    """Refuse evaluations with their own noisy sampling where the credit changes the sampler."""
+    own = run.evaluation.sampling
+    if own is not None and not own.deterministic and run.credit.changes_sampler:
+        raise ValueError(
+            f"evaluation.sampling has the sampler's noise with credit.kind={run.credit.kind}, which is a sampler "
+            "of its own at sampling.steps; set evaluation.sampling.deterministic=true, or leave "
+            "evaluation.sampling out to evaluate as in training"
+        )
+
+
+def reference_is_under_an_adapter(run: "Run") -> None:
+    """Refuse full fine-tuning with settings that need the reference model."""
+    if isinstance(run.model.train, Full):
+        for asks, what in (
+            (isinstance(run.credit, Interpolate), "credit.kind=interpolate"),
+            (run.objective.kl > 0, f"objective.kl={run.objective.kl:g}"),
+        ):
+            if asks:
+                raise ValueError(f"{what} needs the reference under an adapter; set model.train.kind=lora")
+
+
+CHECKS = (
+    name_is_a_folder,
+    some_reward_is_trained,
+    reward_names_are_free,
+    reward_names_are_distinct,
+    watched_rewards_are_the_trained_ones,
+    groups_have_two_images,
+    diversity_has_two_images,
+    minibatches_have_groups,
+    half_types_agree,
+    micro_batch_can_be_tried,
+    kinds_fit_the_family,
+    log_ratio_fits_the_credit,
+    evaluations_can_sample,
+    reference_is_under_an_adapter,
+)
+"""All checks, in the order in which they are made."""

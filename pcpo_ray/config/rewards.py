@@ -1,0 +1,290 @@
+"""The rewards: one class for each scorer that the package ships, and one for classes of the user's own.
+
+A shipped reward is declared here once. Its scorer, unit, meaning and CLIP model are read from its class wherever they
+are needed: to build it, to plan its memory, to check its files, and in the report.
+"""
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from annotated_types import Ge, Le
+from pydantic import Discriminator, StringConstraints, Tag
+
+from pcpo_ray.config.base import NUMBER, FilePath, NameOrPath, NonNegative, Number, Positive, config, kinds, members
+from pcpo_ray.config.shipped import ClipModel, Embedded, Scale, Scales, ShippedReward
+
+TOTAL = "reward"
+"""The name of the weighted sum of a run's rewards, which stands beside their own names."""
+
+OUR_NAMES = (TOTAL, "step", "prompt", "position", "sample", "version", "worker", "advantage", "quality")
+"""Names that no reward may have: they stand beside the rewards' names in a run's tables and messages."""
+
+Label = Annotated[str, StringConstraints(pattern=r"^[^\s\p{C}]+( [^\s\p{C}]+)*$")]
+"""A name that the user gives to a reward's scores: words with one space between."""
+
+
+OWN_SCALE = Scale("score", "a reward of the user's own")
+
+
+@config
+class Jpeg(ShippedReward):
+    """The size of the JPEG file in kB, negative for compressibility."""
+
+    scorer = "pcpo_ray.rewards.jpeg:Jpeg"
+    network = "none"
+    less_is_worse = False
+    scales: ClassVar[Scales] = {
+        "jpeg_compressibility": Scale("-kB", "minus the image's size as a JPEG: higher means smaller, plainer images"),
+        "jpeg_incompressibility": Scale("kB", "the image's size as a JPEG: higher means more detail, or more noise"),
+    }
+
+    kind: Literal["jpeg_compressibility", "jpeg_incompressibility"]
+    weight: Number = 1.0
+    quality: Annotated[int, NUMBER, Ge(1), Le(100)] = 95
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The sign of the size, and the JPEG's quality."""
+        return {"sign": -1 if self.kind == "jpeg_compressibility" else 1, "quality": self.quality}
+
+
+@config
+class ClipScore(Embedded):
+    """The cosine between image and prompt in a CLIP model.
+
+    `model` is a shipped name, a folder in open_clip's or transformers' format, or the name of an architecture of
+    open_clip, which needs a `weights` file.
+    """
+
+    scorer = "pcpo_ray.rewards.clip_score:ClipScore"
+    scales: ClassVar[Scales] = {
+        "clip_score": Scale("cosine", "how well image and prompt agree, to a CLIP model"),
+    }
+
+    kind: Literal["clip_score"]
+    weight: Number = 1.0
+    model: NameOrPath = "shapes-clip"
+    weights: FilePath | None = None
+
+
+@config
+class ShapesOracle(ShippedReward):
+    """The fraction of the caption's facts that the image shows; 1 only if all hold; or the fraction of layout facts.
+
+    Layout is how many things there are, and the caption's relation or position. What the things are, their colour and
+    their size are no part of it.
+    """
+
+    scorer = "pcpo_ray.rewards.shapes_oracle:ShapesOracle"
+    network = "none"
+    scales: ClassVar[Scales] = {
+        "shapes_oracle": Scale(
+            "fraction of facts", "the fraction of the prompt's facts that the image shows, as measured in it"
+        ),
+        "shapes_oracle_all": Scale("fraction of images", "1 where the image shows every fact of the prompt, else 0"),
+        "shapes_layout": Scale(
+            "fraction of facts", "the fraction of the prompt's facts on number and place that the image shows"
+        ),
+    }
+
+    kind: Literal["shapes_oracle", "shapes_oracle_all", "shapes_layout"]
+    weight: Number = 1.0
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The kind, which says which of the three scores it is."""
+        return {"kind": self.kind}
+
+
+@config
+class Grain(ShippedReward):
+    """The grain of the image's surfaces in levels of 0..255 (rewards/grain.py), whatever the image shows."""
+
+    scorer = "pcpo_ray.rewards.grain:Grain"
+    network = "none"
+    scales: ClassVar[Scales] = {
+        "grain": Scale(
+            "levels", "how rough the image's surfaces are, as noise of so many levels of 0 to 255 would make them"
+        ),
+    }
+
+    kind: Literal["grain"]
+    weight: Number = 1.0
+
+
+@config
+class Diversity(Embedded):
+    """The mean feature distance (1 - cosine, open_clip) to the other images of the same prompt."""
+
+    scorer = "pcpo_ray.rewards.diversity:Diversity"
+    less_is_worse = False  # diversity has a monitor of its own
+    compares_images = True
+    scales: ClassVar[Scales] = {
+        "diversity": Scale(
+            "1 - cosine", "how far an image is from the others of its prompt: near 0 they all look alike"
+        ),
+    }
+
+    kind: Literal["diversity"]
+    weight: Number = 1.0
+    model: NameOrPath = "shapes-clip"
+    weights: FilePath | None = None
+
+
+@config
+class Aesthetic(Embedded):
+    """The LAION aesthetic predictor: `head` is its .pth file, `model` and `weights` the CLIP ViT-L-14 of OpenAI."""
+
+    scorer = "pcpo_ray.rewards.aesthetic:Aesthetic"
+    scales: ClassVar[Scales] = {
+        "aesthetic": Scale(
+            "1 to 10", "how much people would like the image, whatever the prompt, to LAION's predictor"
+        ),
+    }
+
+    kind: Literal["aesthetic"]
+    head: FilePath
+    weight: Number = 1.0
+    model: NameOrPath = "ViT-L-14-quickgelu"
+    weights: FilePath | None = None
+
+
+@config
+class PickScore(ShippedReward):
+    """PickScore: `model` is the folder of PickScore_v1, `processor` the one of its CLIP ViT-H-14 (null: `model`)."""
+
+    scorer = "pcpo_ray.rewards.pickscore:PickScore"
+    network = "clip"
+    scales: ClassVar[Scales] = {
+        "pickscore": Scale("about 18 to 24", "which image people would pick for the prompt, to PickScore"),
+    }
+
+    kind: Literal["pickscore"]
+    model: FilePath
+    weight: Number = 1.0
+    processor: FilePath | None = None
+
+    @property
+    def clip(self) -> ClipModel:
+        """The fine-tuned CLIP that PickScore is."""
+        return ClipModel(self.model, None, self.model)
+
+
+@config
+class Hps(ShippedReward):
+    """Human Preference Score: `weights` is HPS_v2.1_compressed.pt or HPS_v2_compressed.pt."""
+
+    scorer = "pcpo_ray.rewards.hps:Hps"
+    network = "clip"
+    scales: ClassVar[Scales] = {
+        "hps_v2.1": Scale("about 0.2 to 0.4", "which image people would prefer for the prompt, to HPS v2.1"),
+        "hps_v2.0": Scale("about 0.2 to 0.4", "which image people would prefer for the prompt, to HPS v2.0"),
+    }
+    published: ClassVar[Mapping[str, str]] = {
+        "hps_v2.1": "HPS_v2.1_compressed.pt",
+        "hps_v2.0": "HPS_v2_compressed.pt",
+    }
+    """The authors' file for each kind; the files have the same shapes."""
+
+    kind: Literal["hps_v2.1", "hps_v2.0"]
+    weights: FilePath
+    weight: Number = 1.0
+    architecture: str = "ViT-H-14"
+
+    @property
+    def clip(self) -> ClipModel:
+        """The fine-tuned CLIP that HPS is, never shared with another reward."""
+        return ClipModel(self.architecture, self.weights, f"{self.architecture} ({self.name})")
+
+
+@config
+class Remote(ShippedReward):
+    """A scorer behind HTTP (rewards/remote.py); `label` names its scores.
+
+    An answer may take `timeout` seconds, and the server may be away for `patience` seconds, as while it restarts.
+    `token` is the name of the environment variable that holds the server's token (null: none); set the variable where
+    scorers run.
+    """
+
+    scorer = "pcpo_ray.rewards.remote:Remote"
+    network = "none"
+    scales: ClassVar[Scales] = {"remote": OWN_SCALE}
+
+    kind: Literal["remote"]
+    url: Annotated[str, StringConstraints(pattern="^https?://")]
+    weight: Number = 1.0
+    label: Label = "remote"
+    timeout: Positive = 60.0
+    patience: NonNegative = 300.0
+    token: Annotated[str, StringConstraints(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    format: Literal["json", "npz"] = "json"
+
+    def __post_init__(self) -> None:
+        if "@" in urlsplit(self.url).netloc:
+            raise ValueError(
+                "url has a user's name or password in it, and a config is kept with its run; give the name of an "
+                "environment variable that holds a token in `token`"
+            )
+
+    @property
+    def name(self) -> str:
+        """The name of the scores."""
+        return self.label
+
+
+@config
+class CustomReward:
+    """A class of the user's own: `kind` is `package.module:Class`, built with `options`.
+
+    `label` names the scores (null: the name of the class).
+    """
+
+    kind: str
+    weight: Number = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    label: Label | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the scores."""
+        return self.label or self.kind.rpartition(":")[2]
+
+    @property
+    def scale(self) -> Scale:
+        """The unit and the meaning of the scores, which the package does not know."""
+        return OWN_SCALE
+
+
+def _reward_tag(value: Any) -> str | None:
+    """Find the tag of a reward's class by its kind: a shipped kind, or a path with a colon."""
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    if kind is None:
+        return None
+    if isinstance(kind, str) and kind in SHIPPED_REWARDS:
+        return SHIPPED_REWARDS[kind].__name__
+    return "CustomReward" if ":" in str(kind) else str(kind)
+
+
+Reward = Annotated[
+    Annotated[Jpeg, Tag("Jpeg")]
+    | Annotated[ClipScore, Tag("ClipScore")]
+    | Annotated[ShapesOracle, Tag("ShapesOracle")]
+    | Annotated[Grain, Tag("Grain")]
+    | Annotated[Diversity, Tag("Diversity")]
+    | Annotated[Aesthetic, Tag("Aesthetic")]
+    | Annotated[PickScore, Tag("PickScore")]
+    | Annotated[Hps, Tag("Hps")]
+    | Annotated[Remote, Tag("Remote")]
+    | Annotated[CustomReward, Tag("CustomReward")],
+    Discriminator(_reward_tag),
+]
+
+SHIPPED_REWARDS: Mapping[str, type[ShippedReward]] = {
+    kind: cls
+    for cls in (tagged.__origin__ for tagged in members(Reward))
+    if issubclass(cls, ShippedReward)
+    for kind in kinds(cls)
+}
+"""The config class of each shipped kind, as `Reward` lists them."""
