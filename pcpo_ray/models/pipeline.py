@@ -38,7 +38,7 @@ class PipelineDenoiser(ABC):
     part: ClassVar[str]
     """The denoising network's name among the pipeline's parts."""
     packed: ClassVar[int | None] = None
-    """How many latents of the VAE make up one of the network, if that is fixed; None: unknown."""
+    """The number of the VAE's latents in one of the network's, if that is fixed; None: unknown."""
 
     def __init__(self, folder: Path, model: Model, sampling: Sampling, *, seed: int, device: torch.device) -> None:
         import diffusers

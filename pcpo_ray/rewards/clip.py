@@ -89,11 +89,11 @@ def cosines(clip: Clip, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[
 
 
 def normalised(
-    images: UInt8[np.ndarray, "N H W 3"], mean: Float[Tensor, "3 1 1"], deviation: Float[Tensor, "3 1 1"]
+    images: UInt8[np.ndarray, "N H W 3"], mean: Float[Tensor, "3 1 1"], std: Float[Tensor, "3 1 1"]
 ) -> Float[Tensor, "N 3 H W"]:
     """Scale bytes to 0..1, subtract the mean and divide by the std, exactly as torchvision's ToTensor and Normalize."""
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(torch.float32).div(255)
-    return pixels.sub_(mean).div_(deviation)
+    return pixels.sub_(mean).div_(std)
 
 
 def _normal_of(preprocess: Any, side: int) -> tuple[Tensor, Tensor] | None:
@@ -103,11 +103,11 @@ def _normal_of(preprocess: Any, side: int) -> tuple[Tensor, Tensor] | None:
     last = getattr(preprocess, "transforms", [None])[-1]
     if not isinstance(last, Normalize):
         return None
-    mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in (last.mean, last.std))
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (last.mean, last.std))
     count = np.arange(3 * side * side)
     every = ((count + count // 256) % 256).astype(np.uint8).reshape(1, side, side, 3)
-    same = torch.equal(normalised(every, mean, deviation)[0], preprocess(rgb(every)[0]))
-    return (mean, deviation) if same else None
+    same = torch.equal(normalised(every, mean, std)[0], preprocess(rgb(every)[0]))
+    return (mean, std) if same else None
 
 
 def _unit(embedded: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:

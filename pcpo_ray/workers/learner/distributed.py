@@ -119,7 +119,7 @@ class Meeting:
         self.count = rank.count if rank.sharded else 1
         self.rounds = 0
         self.failed = False
-        """Whether another rank has failed."""
+        """True once another rank has failed."""
 
     @contextmanager
     def held(self) -> Iterator[None]:

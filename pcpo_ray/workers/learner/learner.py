@@ -52,7 +52,7 @@ class Learner:
             distributed.shard(self.policy.denoiser.module, rank)
         self.version = 0
         self.stepping = False
-        """Whether the weights are between two versions."""
+        """True while the weights are between two versions."""
         self.bad_gradients = 0
         self.loss_scale = 1.0
         self.loader = PairLoader(run, self.policy, rank)
