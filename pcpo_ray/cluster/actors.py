@@ -65,7 +65,7 @@ class Worker(ABC):
         return found
 
     @ray.method(concurrency_group=HEALTH)  # type: ignore[untyped-decorator]
-    def fall(self, number: int) -> None:
+    def inject_fault(self, number: int) -> None:
         """Send this process a signal, as a fault would, wherever it is."""
         os.kill(os.getpid(), number)
 
@@ -73,7 +73,7 @@ class Worker(ABC):
     def load(self) -> None:
         """Make the process what its role is."""
 
-    def settle_in(self, role: config.Role | config.LearnerRole) -> "torch.device":
+    def setup_device(self, role: config.Role | config.LearnerRole) -> "torch.device":
         """Give the process its share of the machine; the device to compute on."""
         if role.gpus == 0:  # Ray shows all GPUs to an actor with none
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -109,7 +109,7 @@ class SamplerActor(Worker):
     """A sampler's process."""
 
     def load(self) -> None:
-        device = self.settle_in(self.run.workers.samplers)
+        device = self.setup_device(self.run.workers.samplers)
         from pcpo_ray.workers.packing import pack_trajectory
         from pcpo_ray.workers.sampler import Sampler
 
@@ -170,7 +170,7 @@ class ScorerActor(Worker):
     """A scorer's process."""
 
     def load(self) -> None:
-        device = self.settle_in(self.run.workers.scorers)
+        device = self.setup_device(self.run.workers.scorers)
         from pcpo_ray.workers.scorer import Scorer
 
         self.scorer = Scorer(self.run, device)
@@ -191,7 +191,7 @@ class LearnerActor(Worker):
         super().__init__(run, name, search_path)
         self.index = index
         self.rank: "Rank | None" = None
-        self.packed: weights.WeightSnapshot | None = None
+        self.snapshot: weights.WeightSnapshot | None = None
         self.stores: dict[str, Any] = {}
         self.batch: dict[int, PackedTrajectory] = {}
         self.number, self.answer = 0, None
@@ -224,12 +224,12 @@ class LearnerActor(Worker):
             sharded=role.strategy == "fsdp2",
             address=address,
             timeout=role.timeout,
-            device=self.settle_in(role),
+            device=self.setup_device(role),
         )
         return self.start()
 
     def load(self) -> None:
-        device = self.settle_in(self.run.workers.learner)
+        device = self.setup_device(self.run.workers.learner)
         from pcpo_ray.workers.learner.learner import ALONE, Learner
 
         self.learner = Learner(self.run, device, self.rank or ALONE)
@@ -261,8 +261,8 @@ class LearnerActor(Worker):
 
         Ray has copied those of the call before, and a broadcast of them has ended, so their memory is free.
         """
-        self.packed = self.learner.weights(averaged=averaged, over=self.packed)
-        return self.packed.manifest, *self.packed.buckets
+        self.snapshot = self.learner.weights(averaged=averaged, over=self.snapshot)
+        return self.snapshot.manifest, *self.snapshot.buckets
 
     def send(self, address: tuple[str, int], size: int, deadline: float) -> None:
         """Send the weights packed last to the other processes that meet at the address. The first rank's."""
@@ -270,10 +270,10 @@ class LearnerActor(Worker):
 
         from pcpo_ray.workers.learner import distributed
 
-        assert self.packed is not None  # the driver has their manifest
+        assert self.snapshot is not None  # the driver has their manifest
         device = self.learner.policy.device
         group = distributed.Sync(index=0, count=size, address=address, timeout=deadline, device=device)
-        for bucket in self.packed.buckets:
+        for bucket in self.snapshot.buckets:
             group.broadcast(torch.from_numpy(bucket))
 
     def assist(self, averaged: bool) -> None:

@@ -25,8 +25,8 @@ def connect(run: config.Run, say: Callable[[str], None] = lambda line: None, *, 
     """
     with contextlib.ExitStack() as unless_ready:
         unless_ready.enter_context(joined_cluster(run, say))
-        desk = DriverControl(run.name, status.starting(run)) if announced else None
-        found = RayStages(run, desk=desk, say=say)
+        control = DriverControl(run.name, status.starting(run).row()) if announced else None
+        found = RayStages(run, control=control, say=say)
         found.ending = unless_ready.pop_all()
     return found
 

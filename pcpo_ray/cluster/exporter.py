@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ray.util.metrics import Counter, Gauge
 
 from pcpo_ray.metrics.catalogue import Metric
-from pcpo_ray.metrics.reporter import Change
+from pcpo_ray.metrics.changes import Change
 
 AGAIN = 1.0
 """Seconds until a gauge is set again: Ray drops one that was not for two reports, of which the shortest take 1 s."""

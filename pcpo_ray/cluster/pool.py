@@ -15,9 +15,10 @@ from ray import exceptions
 
 from pcpo_ray.cluster.failures import DEAF, brief, cause_of, is_gone
 from pcpo_ray.cluster.launch import BEAT, end
-from pcpo_ray.data.updates import PoolStatus
-from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, Stop, WorkerState
+from pcpo_ray.data.records import PoolStatus
+from pcpo_ray.training.scheduling.pool import Pool
 from pcpo_ray.training.scheduling.retries import Blame, blame
+from pcpo_ray.training.scheduling.workers import Limits, Send, Start, Stop, WorkerState
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -101,12 +102,13 @@ class WorkerPool(Generic[Item, Result]):
         self.pool.resize(workers, time.monotonic())
         self._perform()
 
-    def size(self) -> PoolStatus:
+    def status(self) -> PoolStatus:
+        """Return how many workers there are, how many there should be, and what was restarted and retried."""
         pool = self.pool
         ready = tuple(name for name, worker in pool.workers.items() if worker.state is WorkerState.READY)
-        setbacks = {name: dict(causes) for name, causes in pool.setbacks.items()}
+        retries = {outcome: dict(causes) for outcome, causes in pool.retries.items()}
         return PoolStatus(
-            wanted=pool.wanted, ready=len(ready), workers=ready, losses=dict(pool.losses), setbacks=setbacks
+            wanted=pool.wanted, ready=len(ready), workers=ready, restarts=dict(pool.restarts), retries=retries
         )
 
     def members(self) -> dict[str, Any]:

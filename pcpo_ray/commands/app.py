@@ -102,10 +102,10 @@ def train(
                 )
                 if found is not None:
                     loop.restore(found)
-                    display.say(f"resuming {run.name} after step {loop.step}")
+                    display.say(f"resuming {run.name} after step {loop.progress.step}")
                 with running.frozen():
                     loop.train()
-                alarm = loop.error
+                alarm = loop.progress.error
             except KeyboardInterrupt:
                 options = [*(["--local"] if local else []), *([] if runs == "runs" else ["--runs", runs])]
                 again = shlex.join(["pcpo-ray", "train", str(config), *(overrides or []), *options, "--resume"])
@@ -149,7 +149,7 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
     from pcpo_ray.runs.folder import RunFolder
     from pcpo_ray.training import inputs
     from pcpo_ray.training.dispatcher import Dispatcher, trouble
-    from pcpo_ray.training.loop import evaluation_summary, run_evaluation
+    from pcpo_ray.training.evaluation import evaluation_summary, run_evaluation
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as ending:
@@ -170,10 +170,10 @@ def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False
             if line := trouble(kind, details):
                 console.print(line, markup=False, highlight=False)
 
-        traffic = Dispatcher(run, stages, event=event, say=console.print)
-        traffic.publish(oldest=step)
+        dispatcher = Dispatcher(run, stages, event=event, say=console.print)
+        dispatcher.publish(oldest=step)
         prompts, held_out = running.sources(run)
-        scored, seen = run_evaluation(run, traffic, held_out, step, oldest=step, prompts=prompts)
+        scored, seen = run_evaluation(run, dispatcher, held_out, step, oldest=step, prompts=prompts)
         found_out = evaluation_summary(run, scored, seen, assessor)
     console.print(f"{run.name}, step {step}, {len(scored)} {run.of_evaluation('prompts')}:")
     _print_estimates(console, found_out["rewards"])

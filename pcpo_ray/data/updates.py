@@ -82,20 +82,6 @@ class DriverState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolStatus:
-    """Of a pool: how many workers are wanted and how many are at work, who these are, and the losses by cause.
-
-    `setbacks` are the tasks that were `lost` or `hedged`, by cause. Both count from the start.
-    """
-
-    wanted: int
-    ready: int
-    workers: tuple[str, ...] = ()
-    losses: Mapping[str, int] = field(default_factory=dict)
-    setbacks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class MicroBatchChoice:
     """How many pairs go through at once, and the seconds a pair that each number took; None where no choice."""
 

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from pcpo_ray.errors import RunError
 from pcpo_ray.metrics.catalogue import PREFIX, Metric
-from pcpo_ray.metrics.reporter import Change
+from pcpo_ray.metrics.changes import Change
 
 HOST = "127.0.0.1"
 """Nobody beyond this machine: there is no password."""

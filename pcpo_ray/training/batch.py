@@ -1,6 +1,6 @@
 """From scored groups to what the learner gets: scores become advantages, and the whole becomes a row of metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,12 @@ from pcpo_ray.config import TOTAL
 from pcpo_ray.data.types import Scored
 from pcpo_ray.data.updates import TrainingGroup
 from pcpo_ray.errors import RewardError
+from pcpo_ray.training.recorder import Recorder
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
-    """What the learner gets, and what is recorded of it."""
+    """The groups that the learner gets, and the metrics that are recorded of them."""
 
     groups: Sequence[TrainingGroup]
     metrics: Mapping[str, Any]
@@ -131,3 +132,42 @@ def score_columns(scored: Sequence[Scored], batch: TrainingBatch) -> dict[str, S
             known[group.rollout.task][sample] if group.rollout.task in known else None for group, sample in rows
         ],
     }
+
+
+class BatchMaker:
+    """Makes a run's training batches, and keeps the per-prompt statistics that their advantages need."""
+
+    def __init__(self, run: config.Run, recorder: Recorder, say: Callable[[str], None]) -> None:
+        self.run, self.recorder, self.say = run, recorder, say
+        self.warned = False
+        """Whether the user was told that scores differ by rounding only."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every batch."""
+        self.histories = make_histories(self.run)
+        self.before: Mapping[str, Any] = {}
+
+    def make(self, scored: Sequence[Scored], step: int) -> TrainingBatch:
+        """Turn scores into advantages, and record every sample. Raises RewardError when no group is left."""
+        self.before = {name: history.state() for name, history in self.histories.items()}
+        batch = training_batch(self.run, scored, self.histories, step)
+        if not self.warned and (line := rounding_warning(self.run, batch)):
+            self.warned = True
+            self.recorder.event("rounding", step=step, message=line)
+            self.say(line)
+        self.recorder.samples("scores.parquet", step, score_columns(scored, batch))
+        return batch
+
+    def learned(self) -> None:
+        """Note that the batch made last is learned."""
+        self.before = {}
+
+    def state(self) -> Mapping[str, Any]:
+        """Give the statistics for a checkpoint, as they were before a batch that is not learned yet."""
+        return self.before or {name: history.state() for name, history in self.histories.items()}
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Take up the statistics of a checkpoint."""
+        for name, history in self.histories.items():
+            history.restore(states[name])

@@ -22,7 +22,6 @@ from pcpo_ray import config
 from pcpo_ray.config import FEWEST, TOTAL
 from pcpo_ray.runs import lines
 
-NAMES = ("diversity", "deviation", "reward", "hacking")
 Row = Mapping[str, Any]
 """A line of metrics.jsonl."""
 

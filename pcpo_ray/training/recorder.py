@@ -21,6 +21,7 @@ import numpy as np
 
 from pcpo_ray import config
 from pcpo_ray.config import files
+from pcpo_ray.data.records import Event
 from pcpo_ray.errors import AwayError, RunError
 from pcpo_ray.metrics.reporter import MetricsReporter, NoReporter
 from pcpo_ray.runs import checkpoints, disk, lines
@@ -45,7 +46,7 @@ class Recorder:
         self.folder = home.local
         self.run = run
         self.meter: MetricsReporter = NoReporter()
-        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self.recent: deque[Event] = deque(maxlen=RECENT)
         self.mended: list[str] = []
         """What the last `rewind` found damaged in the records, and did about it, in words."""
         self.say: Callable[[str], None] = lambda line: None
@@ -131,14 +132,13 @@ class Recorder:
         return found.rows
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Add a line to metrics.jsonl, and its numbers to the trackers."""
+        """Add a line to metrics.jsonl, and its numbers to the trackers; return the line."""
         row = {"kind": kind, "step": step, "time": time.time(), **values}
         self._append("metrics.jsonl", row)
         numbers = {f"{kind}/{name}": value for name, value in _flat(values) if math.isfinite(value)}
         if self._trackers is not None:
             self._trackers.log(step, numbers)
             self._tell_of_trackers()
-        self.meter.row(row)
         return row
 
     def put_back(self, row: Mapping[str, Any]) -> None:
@@ -148,11 +148,11 @@ class Recorder:
 
     def event(self, kind: str, **details: Any) -> None:
         """Add a line to events.jsonl."""
-        event = {"time": time.time(), "kind": kind, **details}
+        event = Event(time=time.time(), kind=kind, details=details)
         if kind != "published":
             self.recent.append(event)
-        self._append("events.jsonl", event)
-        self.meter.event(kind, details)
+        self._append("events.jsonl", event.row())
+        self.meter.event(event)
 
     def samples(self, dataset: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
         """One step's rows of scores.parquet or evaluations.parquet, whole or not at all."""

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pcpo_ray.cluster.exporter import RayExporter
-from pcpo_ray.metrics.reporter import change
+from pcpo_ray.metrics.changes import change
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 

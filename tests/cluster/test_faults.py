@@ -199,7 +199,7 @@ def test_samplers_that_hold_a_lost_learners_weights_load_the_new_ones(small_sd, 
                 os.kill(pid, signal.SIGKILL)
 
         before(stages, killing, 6)
-        recover, publish = stages.learner.recover, stages.learner.publish
+        recover, publish = stages.learner.recover, stages.publish
 
         def recovering():
             # as a GPU's last bits may differ
@@ -214,7 +214,7 @@ def test_samplers_that_hold_a_lost_learners_weights_load_the_new_ones(small_sd, 
             checksums.setdefault(found.version, set()).add(found.checksum)
             return found
 
-        stages.learner.recover, stages.learner.publish = recovering, publishing
+        stages.learner.recover, stages.publish = recovering, publishing
 
     recorder = on_ray(run, tmp_path / "run", disturb=disturb)
     assert [row["step"] for row in recorder.metrics() if row["kind"] == "train"] == list(range(1, 9))

@@ -22,7 +22,7 @@ def pool_of(workers, *, seconds=0.0, fate=lambda item, attempt: "", silence=30.0
         return actor.work.remote(item, seconds, fate(item, attempts[item])), lambda value: value
 
     pool = WorkerPool("sleeper", launch, send, workers=workers, silence=silence)
-    pumped(pool, lambda found: pool.size().ready == workers)
+    pumped(pool, lambda found: pool.status().ready == workers)
     return pool
 
 
@@ -30,7 +30,7 @@ def pumped(pool, done, limit=120.0):
     """Results until `done(results)`."""
     results, deadline = [], time.monotonic() + limit
     while not done(results):
-        assert time.monotonic() < deadline, f"{len(results)} results, {pool.size()}"
+        assert time.monotonic() < deadline, f"{len(results)} results, {pool.status()}"
         ray.wait(pool.references(), timeout=0.5)
         results += pool.collect()
     return results
@@ -65,7 +65,7 @@ def test_items_that_kill_or_break_their_first_worker_are_done_once_by_another():
     def settled(found):
         """Another worker may have done an item again before its first worker's death is told."""
         faults.extend(pool.faults())
-        return len(found) >= 20 and pool.size().ready == 3 and any("is gone" in line for line in faults)
+        return len(found) >= 20 and pool.status().ready == 3 and any("is gone" in line for line in faults)
 
     assert sorted(pumped(pool, settled)) == list(range(20))
     assert len([line for line in faults if "is gone" in line]) <= 2  # both deadly items may be with one worker
@@ -109,7 +109,7 @@ def test_four_workers_do_four_times_as_much_and_none_is_lost_on_the_way_to_two()
         pool.submit(item)
     results = pumped(pool, lambda found: len(found) >= 8)
     pool.resize(4)
-    results += pumped(pool, lambda found: pool.size().ready == 4)
+    results += pumped(pool, lambda found: pool.status().ready == 4)
     before, started = len(results), time.monotonic()
     results += pumped(pool, lambda found: len(found) >= 24)
     rate = (len(results) - before) / (time.monotonic() - started)
@@ -117,5 +117,5 @@ def test_four_workers_do_four_times_as_much_and_none_is_lost_on_the_way_to_two()
     pool.resize(2)
     results += pumped(pool, lambda found: len(results) + len(found) == 60)
     assert sorted(results) == list(range(60))
-    assert pool.size().wanted == 2
+    assert pool.status().wanted == 2
     pool.close()

@@ -13,8 +13,9 @@ import pytest
 from pcpo_ray.commands import session
 from pcpo_ray.config import files
 from pcpo_ray.errors import RunError
+from pcpo_ray.metrics.changes import change
 from pcpo_ray.metrics.prometheus import Endpoint
-from pcpo_ray.metrics.reporter import NoReporter, change
+from pcpo_ray.metrics.reporter import NoReporter
 from tests.support import small
 from tests.support.scraping import scraped
 

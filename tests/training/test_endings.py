@@ -16,7 +16,7 @@ from pcpo_ray.errors import (
     TrainingError,
 )
 from pcpo_ray.runs import checkpoints
-from pcpo_ray.training import loop
+from pcpo_ray.training import restarts
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.training.recorder import Recorder
 from pcpo_ray.workers.learner.learner import Learner
@@ -257,7 +257,7 @@ def test_an_error_at_the_beginning_of_an_update_leaves_the_version_before(small_
 def test_weights_that_cannot_be_sent_out_are_saved_and_their_step_is_on_record(small_sd, tmp_path):
     run = a_run(small_sd)
     stages = LocalStages(run)
-    publish, calls = stages.learner.publish, 0
+    publish, calls = stages.publish, 0
 
     def failing(**more):
         nonlocal calls
@@ -266,7 +266,7 @@ def test_weights_that_cannot_be_sent_out_are_saved_and_their_step_is_on_record(s
             raise ClusterError("the object store is full")
         return publish(**more)
 
-    stages.learner.publish = failing
+    stages.publish = failing
     with pytest.raises(ClusterError, match="is full"):
         go(run, tmp_path / "run", stages=stages)
     assert learned(tmp_path / "run") == [1, 2]
@@ -356,7 +356,7 @@ def test_a_checkpoint_that_costs_the_learner_each_time_ends_the_run(small_sd, tm
     stages.learner.begin, stages.learner.save = beginning, saving
     with pytest.raises(LearnerLostError, match=r"3 times at step 4 .*before the first checkpoint"):
         go(run, tmp_path / "run", stages=stages)
-    assert begun == [1, 2, 3] * loop.AT_ONE_STEP
+    assert begun == [1, 2, 3] * restarts.AT_ONE_STEP
 
 
 def test_losses_at_ever_other_steps_with_no_newer_checkpoint_end_the_run(small_sd, tmp_path):

@@ -15,14 +15,15 @@ import torch
 from pcpo_ray.commands import session
 from pcpo_ray.config import files
 from pcpo_ray.data import weights
-from pcpo_ray.data.updates import PoolStatus
+from pcpo_ray.data.records import PoolStatus
 from pcpo_ray.errors import ClusterError, LearnerLostError, RewardError, RolloutsLostError, TrainingError
 from pcpo_ray.process import signals
 from pcpo_ray.runs import checkpoints
-from pcpo_ray.training import dispatcher
+from pcpo_ray.training import restarts
 from pcpo_ray.training.local import LocalStages
-from pcpo_ray.training.loop import Loop, idle_fractions
+from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
+from pcpo_ray.training.step_record import idle_fractions
 from pcpo_ray.workers.learner import learner, micro_batches
 from pcpo_ray.workers.learner.learner import Learner
 from tests.support import small
@@ -141,13 +142,13 @@ def test_what_is_learned_is_never_staler_than_was_allowed(small_sd, tmp_path):
 def test_no_more_is_sampled_ahead_than_there_is_room_for(small_sd, tmp_path):
     run, said = small.run(small_sd, steps=4, rollout__max_staleness=2), []
     stages = LocalStages(run)
-    stages.room = lambda: 2.5 * 3 * loop.traffic.tally.largest  # two batches of three groups
+    stages.rollout_budget = lambda: 2.5 * 3 * loop.dispatcher.counters.largest  # two batches of three groups
     recorder = Recorder.create(tmp_path / "run", run)
     prompts, held_out = session.sources(run)
     loop = Loop(run, stages, recorder, prompts=prompts, held_out=held_out, say=said.append)
     loop.train()
     ages = [row["sample_age"] for row in recorder.metrics() if row["kind"] == "train"]
-    assert loop.traffic.tally.largest > 0 and ages == [0, 1, 1, 1]
+    assert loop.dispatcher.counters.largest > 0 and ages == [0, 1, 1, 1]
     assert sum("fewer are sampled ahead than rollout.max_staleness=2 allows" in line for line in said) == 1
 
 
@@ -161,7 +162,7 @@ class Elastic(LocalStages):
     def resize(self, **counts):
         self.counts |= counts
 
-    def sizes(self):
+    def pool_status(self):
         return {role: PoolStatus(wanted=count, ready=count) for role, count in self.counts.items()}
 
 
@@ -327,7 +328,7 @@ def test_a_learner_that_is_lost_again_and_again_ends_the_run(small_sd, tmp_path)
 
 
 def test_losses_with_steps_learned_and_saved_between_them_do_not_add_up(small_sd, tmp_path):
-    steps = dispatcher.MAX_RESTARTS + 2
+    steps = restarts.MAX_RESTARTS + 2
     run = small.run(small_sd, steps=steps, rollout__prompts=1, sampling__steps=2, evaluation__every=100)
     stages = LocalStages(run)
     begin, lost = stages.learner.begin, []

@@ -168,7 +168,7 @@ def names(folder):
 def test_a_warning_is_one_line_one_event_and_in_every_row_while_it_lasts(small_sd, tmp_path):
     lines = []
     loop = hacked(small_sd, tmp_path / "run", say=lines.append)
-    assert loop.state == "finished" and loop.step == 6 and not loop.error
+    assert loop.progress.state == "finished" and loop.progress.step == 6 and not loop.progress.error
     (alarm,) = events(tmp_path / "run", "alarm")
     assert (alarm["step"], alarm["monitor"], alarm["action"]) == (2, "hacking", "warn")
     assert sum("ALARM at step 2, hacking: the held-out reward rose" in line for line in lines) == 1
@@ -178,10 +178,10 @@ def test_a_warning_is_one_line_one_event_and_in_every_row_while_it_lasts(small_s
 
 def test_stop_ends_the_run_with_a_checkpoint_the_cause_and_how_to_go_on(small_sd, tmp_path):
     loop = hacked(small_sd, tmp_path / "run", monitors__action="stop", checkpoints__every=5)
-    assert loop.state == "stopped" and loop.step == 2
-    assert "Spoilt fell" in loop.error and "monitors.action=warn --resume" in loop.error
+    assert loop.progress.state == "stopped" and loop.progress.step == 2
+    assert "Spoilt fell" in loop.progress.error and "monitors.action=warn --resume" in loop.progress.error
     assert names(tmp_path / "run") == ["step-000002"]
-    assert events(tmp_path / "run", "stopped")[-1]["alarm"] == loop.error
+    assert events(tmp_path / "run", "stopped")[-1]["alarm"] == loop.progress.error
 
 
 def test_a_run_that_was_stopped_goes_on_only_where_its_monitors_are_told_otherwise(small_sd, tmp_path):
@@ -195,11 +195,11 @@ def test_a_run_that_was_stopped_goes_on_only_where_its_monitors_are_told_otherwi
 def test_roll_back_ends_at_the_newest_checkpoint_from_before_and_sets_later_ones_aside(small_sd, tmp_path):
     folder = tmp_path / "run"
     loop = hacked(small_sd, folder, monitors__action="roll_back", monitors__patience=3, checkpoints__every=1)
-    assert loop.state == "stopped" and loop.step == 3
+    assert loop.progress.state == "stopped" and loop.progress.step == 3
     assert names(folder) == ["step-000000"]  # the condition held from step 1 on
     assert checkpoints.read(checkpoints.newest(folder, print)).version == 0
     assert [path.name for path in (folder / "set-aside").iterdir()] == ["step-000002"]
-    assert events(folder, "rolled_back")[-1]["to"] == 0 and "checkpoint of step 0" in loop.error
+    assert events(folder, "rolled_back")[-1]["to"] == 0 and "checkpoint of step 0" in loop.progress.error
     assert [row["step"] for row in loop.recorder.metrics() if row["kind"] == "evaluation"] == [0, 1, 2, 3]
 
 
@@ -207,7 +207,7 @@ def test_a_run_that_was_rolled_back_can_be_taken_up_where_it_is(small_sd, tmp_pa
     folder = tmp_path / "run"
     hacked(small_sd, folder, monitors__action="roll_back")
     loop = hacked(small_sd, folder, found=0, monitors__action="warn")
-    assert loop.state == "finished"
+    assert loop.progress.state == "finished"
     assert [row["step"] for row in loop.recorder.metrics() if row["kind"] == "evaluation"] == list(range(7))
 
 

@@ -23,11 +23,11 @@ class Watched(LocalStages):
         self.said, self.last, self.asks = [], None, asks or {}
 
     def exchange(self, status):
-        self.said.append(json.loads(json.dumps(status)))
-        return [self.asks.pop(step) for step in list(self.asks) if step <= status["step"]]
+        self.said.append(json.loads(json.dumps(status.row())))
+        return [self.asks.pop(step) for step in list(self.asks) if step <= status.step]
 
     def end(self, status):
-        self.last = json.loads(json.dumps(status))
+        self.last = json.loads(json.dumps(status.row()))
 
 
 def go(run, folder, asks=None):
@@ -38,7 +38,7 @@ def go(run, folder, asks=None):
 
 
 def test_a_run_that_starts_says_how_many_workers_it_wants(small_sd):
-    found = status.starting(small.run(small_sd, workers__samplers__workers=3), ready={"samplers": 1})
+    found = status.starting(small.run(small_sd, workers__samplers__workers=3), ready={"samplers": 1}).row()
     assert (found["state"], found["samplers"]["wanted"], found["samplers"]["ready"]) == ("starting", 3, 1)
 
 
@@ -96,7 +96,7 @@ def test_ctrl_c_is_a_stop_too(small_sd, tmp_path):
     stages, _, loop = go(small.run(small_sd, steps=9), tmp_path / "run")
 
     def interrupt(seen):
-        if seen["step"] == 2:
+        if seen.step == 2:
             raise KeyboardInterrupt
         return []
 

@@ -13,7 +13,8 @@ from pcpo_ray.commands.bench.rows import Goal, Row, Say, alternate
 from pcpo_ray.data.types import Handle, Prompt, Rollout, Scored, Task
 from pcpo_ray.data.updates import Published
 from pcpo_ray.training.dispatcher import Dispatcher
-from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start
+from pcpo_ray.training.scheduling.pool import Pool
+from pcpo_ray.training.scheduling.workers import Limits, Send, Start
 from pcpo_ray.training.stages import Stages
 
 Item = TypeVar("Item")
@@ -78,7 +79,6 @@ class InstantStages:
     def __init__(self) -> None:
         self.samplers: InstantPool[Task, Rollout] = InstantPool("sampler", _sampled)
         self.scorers: InstantPool[Rollout, Scored] = InstantPool("scorer", _scored)
-        self.learner = self
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
         return Published(version=0, averaged=averaged, checksum="", bytes=0, seconds=0.0)

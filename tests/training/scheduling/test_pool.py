@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcpo_ray.errors import ClusterError
-from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, Stop, WorkerState
+from pcpo_ray.training.scheduling.pool import Pool
+from pcpo_ray.training.scheduling.workers import Limits, Send, Start, Stop, WorkerState
 from tests.support.simulated import Workers
 
 
@@ -271,8 +272,8 @@ def test_what_was_mended_is_counted_by_its_cause():
     pool.drain("w-2", 1.0)
     pool.heard("w-2", 9.0)
     pool.tick(11.0)
-    assert pool.losses == {"died": 1, "failing": 1, "silent": 1, "drained": 1}
-    assert pool.setbacks["lost"] == {"died": 1, "failing": 1, "silent": 1}
+    assert pool.restarts == {"died": 1, "failing": 1, "silent": 1, "drained": 1}
+    assert pool.retries["lost"] == {"died": 1, "failing": 1, "silent": 1}
 
 
 def test_a_worker_that_was_only_finishing_is_not_replaced_when_it_dies():
@@ -283,7 +284,7 @@ def test_a_worker_that_was_only_finishing_is_not_replaced_when_it_dies():
     leaving = next(name for name, worker in pool.workers.items() if worker.state is WorkerState.DRAINING or worker.held)
     pool.resize(0, 0.0)
     pool.died(leaving, "SIGKILL", 1.0)
-    assert not pool.losses
+    assert not pool.restarts
 
 
 def test_a_second_worker_for_a_slow_task_is_counted():
@@ -293,7 +294,7 @@ def test_a_second_worker_for_a_slow_task_is_counted():
         pool.finished(sent(pool)[0][0], ticket, item + 1.0)
     pool.submit("slow", 10.0)
     pool.tick(20.0)
-    assert pool.setbacks["hedged"] == {"slow": 1}
+    assert pool.retries["hedged"] == {"slow": 1}
 
 
 def test_a_worker_is_replaced_for_failures_in_a_row_and_not_for_those_of_its_whole_life():
@@ -304,7 +305,7 @@ def test_a_worker_is_replaced_for_failures_in_a_row_and_not_for_those_of_its_who
         pool.failed("w-0", ticket, "CUDA error", start + 1)
         assert sent(pool) == [("w-0", ticket)]
         assert pool.finished("w-0", ticket, start + 2)
-    assert not pool.losses and list(pool.workers) == ["w-0"]
+    assert not pool.restarts and list(pool.workers) == ["w-0"]
 
 
 def test_a_worker_that_is_leaving_goes_as_soon_as_another_has_finished_what_it_holds():
