@@ -106,7 +106,7 @@ def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_pat
 
     def admitted(task):
         if task.purpose == "train" and task.position == 0:  # of the step before there is nothing left but its weights
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while base and used() > base[0] + margin and time.monotonic() < deadline:
                 time.sleep(0.2)
             base.append(used())
@@ -146,7 +146,7 @@ def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path
         connect(small.run(copy))
 
 
-def test_a_checkpoint_that_the_learners_disk_does_not_take_ends_the_run_by_name(small_sd, tmp_path):
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_by_name(small_sd, tmp_path):
     stages = connect(run := small.run(small_sd))
     Disturbed(stages, t1=lambda found: (tmp_path / "run" / "checkpoints").write_text("in the way"))
     try:

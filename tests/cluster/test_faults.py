@@ -82,7 +82,7 @@ def a_lost_object():
     ("count", "strategy"),
     [(1, "ddp"), pytest.param(2, "fsdp2", marks=CHAOS), pytest.param(2, "ddp", marks=MORE)],
 )
-def test_lost_trajectories_are_sampled_again_to_the_bit_and_a_second_loss_too(small_sd, tmp_path, count, strategy):
+def test_trajectories_lost_once_or_twice_are_sampled_again_to_the_bit(small_sd, tmp_path, count, strategy):
     run = small.run(small_sd, **CHEAP, rollout__max_staleness=1, workers__learner=ranks(count, strategy))
     begun: list[int] = []
 

@@ -29,7 +29,7 @@ def test_a_steps_numbers_are_gauges_and_what_it_took_is_counted():
     assert kept["phase_seconds", {"phase": "learn"}] == 3.0
 
 
-def test_each_timestep_is_a_label_and_one_that_was_not_trained_says_nothing_new():
+def test_each_timestep_is_a_label_and_untrained_ones_change_nothing():
     kept = told()
     assert kept["timestep_clip_fraction", {"timestep": "875"}] == 0.3
     assert kept["timestep_credit_weight", {"timestep": "0.5"}] == 2.0
@@ -116,7 +116,7 @@ def test_idle_is_what_workers_have_of_a_phase_less_what_they_worked():
     assert idle == {"samplers": {"a": 2.0, "b": 4.0}, "learner": {"a": 4.0, "b": 2.0}}
 
 
-def test_work_that_was_begun_in_another_phase_is_taken_from_that_ones_idle_time():
+def test_work_begun_in_another_phase_is_taken_from_that_ones_idle_time():
     """Sampled during a, counted in b, where it ended: 4 + 2 seconds of one worker, 5 of work."""
     idle = idle_seconds({"a": 4.0, "b": 2.0}, {"samplers": {"b": 5.0}}, {"samplers": 1})["samplers"]
     assert idle == {"a": pytest.approx(1.0), "b": 0.0}

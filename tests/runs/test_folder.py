@@ -316,14 +316,14 @@ def test_a_run_that_is_not_there_is_answered_with_those_that_are(stored, machine
 
 @pytest.fixture
 def away(monkeypatch):
-    """Have one of Storage's methods not answer for so many seconds."""
+    """Have one of Storage's methods not answer its next calls, until so many were made."""
 
-    def begin(what, seconds):
-        method, until, asked = getattr(Storage, what), time.monotonic() + seconds, []
+    def begin(what, calls):
+        method, asked = getattr(Storage, what), []
 
         def failing(storage, *arguments, **options):
             asked.append(what)
-            if time.monotonic() < until:
+            if len(asked) <= calls:
                 raise AwayError("away")
             return method(storage, *arguments, **options)
 
@@ -339,7 +339,7 @@ def test_storage_that_is_away_for_a_while_is_asked_again_and_costs_nothing(store
     home, recorder = made(stored)
     saved(home.local, 1)
     recorder.event("fault", message="x")
-    asked = away(what, 1.5)
+    asked = away(what, 2)
     home.push_records()
     home.push_checkpoint(1)
     assert len(asked) > 1 and home.newest(pytest.fail) == 1 and checkpoints.read(home.fetch_checkpoint(1)).version == 1
@@ -351,12 +351,11 @@ def test_records_wait_for_the_next_push_and_say_so_and_old_checkpoints_for_the_n
     home, recorder = made(stored)
     for step in (1, 2):
         kept(home, step)
-    away("write", 1.0), away("delete", 1.0)
+    away("write", 1), away("delete", 1)
     recorder.event("fault", message="x")
     recorder.push()
     home.prune(1)
     assert recorder.recent[-1]["kind"] == "unsent" and "away" in recorder.recent[-1]["message"]
-    time.sleep(1.0)
     recorder.push()
     home.prune(1)
     assert b'"unsent"' in records(home, "events.jsonl") and of_checkpoints(home) == ["step-000002"]
@@ -498,9 +497,7 @@ def test_storage_that_cannot_be_reached_is_said_before_anything_is_loaded(
 ):
     url = f"s3://bucket/runs?scheme=http&endpoint_override=127.0.0.1:{s3.free_port()}"
     for options in ([], ["--resume"], ["--resume-if-started"]):
-        started = time.monotonic()
         status, _, errors = command("train", hollow, "--local", "--runs", url, *options)
-        assert time.monotonic() - started < 30
         assert status == 1 and errors.startswith("error: s3://bucket/runs/small (endpoint 127.0.0.1:")
         assert "see that it can be reached" in errors and errors.count("error: ") == 1
     for order in (["evaluate"], ["sample", "a star"], ["report"]):
@@ -524,10 +521,10 @@ def test_a_run_killed_between_two_checkpoints_goes_on_elsewhere_to_the_bit(small
     order = [sys.executable, "-m", "pcpo_ray.commands.app", "train", str(path), "--local", "--runs", stored]
     job = subprocess.Popen(order, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     home = RunFolder.below(stored, "killed")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 250
     while "checkpoints/step-000002/state.json" not in Storage(home.url).names():
         assert job.poll() is None, job.communicate()[0]
-        assert time.monotonic() < deadline, "the run made no checkpoint in 120 s"
+        assert time.monotonic() < deadline, "the run made no checkpoint in 250 s"
         time.sleep(0.05)
     job.kill()
     job.wait(timeout=30)

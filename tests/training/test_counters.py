@@ -48,7 +48,7 @@ def test_a_versions_lag_ends_where_the_first_sampler_begins_with_it():
     assert tally.step(1, ["s-0"])["publish_lag"] == {"seconds": 0.0, "versions": 0}
 
 
-def test_a_sampler_that_delivers_nothing_falls_behind_and_one_that_left_or_just_came_does_not():
+def test_only_a_sampler_that_stays_and_delivers_nothing_falls_behind():
     tally = Counters()
     tally.sampled(rollout("s-0"), 0.0)
     tally.sampled(rollout("s-1"), 0.0)

@@ -24,7 +24,7 @@ def stages(run):
     found.close()
 
 
-def test_a_rollout_sampled_with_other_weights_ends_the_run_with_both_checksums(run, stages):
+def test_a_rollout_of_other_weights_ends_the_run_with_both_checksums(run, stages):
     traffic = Dispatcher(run, stages, event=lambda kind, **details: None, say=pytest.fail)
     published = traffic.publish(oldest=0)
     tasks = evaluation_tasks(run, prompts.load(run.prompts, seed=0), 0)
@@ -42,7 +42,7 @@ def test_a_rollout_sampled_with_other_weights_ends_the_run_with_both_checksums(r
     )
 
 
-def test_the_checksums_of_versions_that_nobody_asks_for_any_more_are_forgotten(run, stages):
+def test_checksums_of_versions_no_longer_needed_are_forgotten(run, stages):
     traffic = Dispatcher(run, stages, event=lambda kind, **details: None, say=pytest.fail)
     published = traffic.publish(oldest=0)
     assert traffic.checksums == {(0, False): published.checksum}
