@@ -96,7 +96,7 @@ class RayLearner:
         self.numbered = 0
         self.begun: tuple[int, list[int], list[list[float]]] | None = None
         self.held = False
-        """Whether every rank holds the trajectories that it learns from."""
+        """True once every rank holds the trajectories that it learns from."""
         self.running: list[Call] = []
         self._start()
 

@@ -1,4 +1,4 @@
-"""What the loop gives the learner, and what comes back: training groups, updates, published weights, states."""
+"""Messages between the loop and the learner: training groups, updates, published weights, states."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from pcpo_ray.data.types import Rollout
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingGroup:
-    """A rollout and its images' advantages: what the learner gets."""
+    """A rollout and the advantages of its images."""
 
     rollout: Rollout
     advantages: Sequence[float]
@@ -18,7 +18,7 @@ class TrainingGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What one batch did to the weights: `version` after it, the diagnostics (objective.py), seconds of work.
+    """The effect of one batch on the weights: `version` after it, diagnostics (objective.py), seconds of work.
 
     `kl` is the mean divergence from the reference, None where objective.kl is 0. `gradient_norm` is the mean over the
     optimizer steps that were taken, NaN if all were `skipped`, as their gradients were not finite. `update_ratio` and
@@ -44,9 +44,9 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A version of the weights, or its running mean, that samplers can load: its checksum, size, seconds it took.
+    """A version of the weights, or their EMA, that samplers can load: its checksum, size, seconds it took.
 
-    `received` are the samplers that were sent it; all others pull it when a task names it.
+    `received` are the samplers that it was sent to; all others pull it when a task names it.
     """
 
     version: int
@@ -59,7 +59,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class DriverState:
-    """What the driver keeps in a checkpoint beside the learner's own state, to go on as if it had never been away.
+    """The driver's part of a checkpoint, beside the learner's own state, to go on as if it had never been away.
 
     `micro_batch` is the learner's, if it chose it. `begun` are the batches that were begun with older weights and are
     not learned: (step, version) each. `largest` are the bytes of the largest group so far, and `max_staleness` what it
@@ -77,19 +77,19 @@ class DriverState:
 
     @property
     def older(self) -> list[int]:
-        """The versions that the batches begun are sampled with."""
+        """The versions that the begun batches are sampled with."""
         return sorted({version for _, version in self.begun})
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchChoice:
-    """How many pairs go through at once, and the seconds a pair that each number took; None where no choice."""
+    """The number of pairs that go through at once, and the seconds a pair of each number (None: not possible)."""
 
     size: int
     seconds: Mapping[int, float | None]
 
     @classmethod
     def of(cls, sizes: Sequence[int], taken: Sequence[float]) -> "MicroBatchChoice":
-        """The fastest, by what `measure` found on all ranks together."""
+        """Choose the fastest size, from the seconds that `measure` found on all ranks together."""
         seconds = {size: value if math.isfinite(value) else None for size, value in zip(sizes, taken, strict=True)}
         return cls(size=min(zip(taken, sizes, strict=True))[1], seconds=seconds)

@@ -336,4 +336,4 @@ OUTCOMES = {
     "lost": "to be done again: its worker died, was silent or kept failing, or what it made is gone",
     "hedged": "given to a second worker as well, as the first was slow",
 }
-"""What a task may come to."""
+"""The outcomes of a task."""

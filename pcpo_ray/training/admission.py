@@ -26,7 +26,7 @@ class Admission:
         self.run, self.stages, self.dispatcher, self.progress = run, stages, dispatcher, progress
         self.prompts, self.event = prompts, event
         self.full = False
-        """Whether the user was told that the object store holds fewer batches than staleness allows."""
+        """True once the user was told that the object store holds fewer batches than staleness allows."""
 
     def admit(self) -> None:
         """Set the samplers to work on every batch that may begin with the weights as they are now.

@@ -35,7 +35,7 @@ class Checkpointer:
 
     @property
     def due(self) -> bool:
-        """Whether to save now: at the last step, every so many steps, or as the learner's machine is about to go."""
+        """True at the last step, every so many steps, and when the learner's machine is about to leave."""
         step = self.progress.step
         return step == self.run.steps or step % self.run.checkpoints.every == 0 or self.stages.learner.leaving()
 

@@ -1,4 +1,4 @@
-"""Control: what a run says of itself, what it is asked to do, and how many workers it has."""
+"""Control: the status of a run, the requests to it, and the number of its workers."""
 
 from collections import Counter, deque
 from collections.abc import Mapping

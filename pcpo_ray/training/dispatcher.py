@@ -1,4 +1,4 @@
-"""Traffic: moves groups between the stages, and knows what it waits for."""
+"""Dispatcher: moves groups between the stages, and knows what it waits for."""
 
 import time
 from collections import Counter
@@ -19,11 +19,11 @@ from pcpo_ray.training.scheduling.watchdog import StalledError, Watchdog
 from pcpo_ray.training.stages import Stages
 
 QUIET = 30.0
-"""Seconds without a line, after which a run says what it is waiting for."""
+"""Seconds without a line after which a run says what it is waiting for."""
 
 
 def trouble(kind: str, details: Mapping[str, Any]) -> str:
-    """A line about an event that a user must see; empty for any other."""
+    """Describe an event that a user must see in a line; empty for any other."""
     if kind == "fault":
         return f"fault: {details['message']}"
     if kind == "missing_scores":
@@ -33,7 +33,7 @@ def trouble(kind: str, details: Mapping[str, Any]) -> str:
 
 @dataclass
 class Phases:
-    """Where a step's wall-clock seconds went, and how long each role really worked."""
+    """The wall-clock seconds of a step by phase, and the seconds that each role really worked."""
 
     wall: dict[str, float] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=dict)
@@ -50,9 +50,11 @@ class Phases:
 
 
 class Dispatcher:
-    """Moves groups between stages: a task becomes a rollout becomes a scored group, each as soon as it can.
+    """Moves groups between the stages: a task becomes a rollout becomes a scored group, each as soon as it can.
 
-    `event` records what went wrong and was mended, `say` gets a line whenever there was none for `QUIET` seconds.
+    `event` records faults and recoveries, `say` gets a line whenever there was none for `QUIET` seconds. `serve` is
+    called while the dispatcher waits, `entered` when a phase begins.
+
     Raises ClusterError when nothing finishes for workers.task_timeout seconds while work remains, and RewardError when
     more than rollout.reward_failures groups in a row miss scores.
     """
@@ -80,22 +82,22 @@ class Dispatcher:
         self.counters = Counters()
         self.checksums: dict[tuple[int, bool], str] = {}
         self.versions: dict[str, int] = {}
-        """What each sampler last sampled with."""
+        """The version that each sampler last sampled with."""
         self.awaited = ""
         self.ledger: Ledger[Task, Scored] = Ledger()
         self.missing: set[Task] = set()
-        """Of the tasks being gathered."""
+        """The tasks being gathered that are not scored yet."""
         self.regained: Counter[Task] = Counter()
-        """How often a group was sampled again, as its images were gone."""
+        """The number of times that a group was sampled again because its images were gone."""
         self.watchdog = Watchdog(limit=run.workers.task_timeout, quiet=QUIET, now=time.monotonic())
 
     def enter(self, phase: Phase) -> None:
-        """What the run is at from now on."""
+        """Begin a phase."""
         self.phase = phase
         self.entered(phase)
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
-        """Make the learner's weights, or their running mean, loadable, and remember what their checksum must be.
+        """Make the learner's weights, or their EMA, loadable, and remember the checksum that samplers must report.
 
         Versions before `oldest` may be forgotten.
         """
@@ -130,9 +132,10 @@ class Dispatcher:
         self.regained.clear()
 
     def gather(self, tasks: Sequence[Task]) -> list[Scored]:
-        """The tasks' scored groups, in the tasks' order. Raises RewardError when too many in a row miss scores.
+        """Wait for the scored groups of tasks, in the tasks' order.
 
-        Here and not in the midst of an update, so that what was learned can be kept.
+        Raises RewardError when too many in a row miss scores. It is raised here and not in the midst of an update, so
+        that what was learned can be kept.
         """
         self.watchdog.progress(time.monotonic())
         self.missing = self.ledger.missing(tasks)  # counted once: a batch may have thousands
@@ -156,7 +159,7 @@ class Dispatcher:
         ]
 
     def learn(self, step: int, batch: Sequence[TrainingGroup]) -> Update:
-        """Do an update, while groups go on moving. Raises LearnerLostError also where it does not end in time."""
+        """Wait for an update, while groups go on moving. Raises LearnerLostError also where it does not end in time."""
         self.stages.learner.begin(step, batch)
         self.watchdog.progress(time.monotonic())
         while (update := self.stages.learner.collect()) is None:
@@ -167,7 +170,7 @@ class Dispatcher:
         return self._learned(update)
 
     def settle(self) -> Update | None:
-        """The update under way, once it is done; None where there is none. No group moves meanwhile.
+        """Wait for the update under way, and return it; None where there is none. No group moves meanwhile.
 
         Raises ClusterError where it is not done within workers.task_timeout.
         """
@@ -218,7 +221,7 @@ class Dispatcher:
             self.say(line)
 
     def spoke(self) -> None:
-        """A line about the run was printed."""
+        """Note that a line about the run was printed."""
         self.watchdog.spoke(time.monotonic())
 
     def _acknowledge(self, task: Task, checksum: str, worker: str) -> None:

@@ -52,18 +52,18 @@ class Evaluator:
 
     @property
     def due(self) -> bool:
-        """Whether the current step is one to evaluate."""
+        """True where the current step is one to evaluate."""
         return self.progress.step == self.run.steps or self.progress.step % self.run.evaluation.every == 0
 
     @property
     def done(self) -> bool:
-        """Whether the evaluation of the current step is on record."""
+        """True where the evaluation of the current step is on record."""
         evaluated = ("evaluation", self.progress.step)
         return any((row["kind"], row["step"]) == evaluated for row in self.recorder.metrics())
 
     @property
     def ends_run(self) -> bool:
-        """Whether an alarm is to end the run."""
+        """True where an alarm is to end the run."""
         return bool(self.alarms) and self.run.monitors.action != "warn"
 
     def evaluate(self) -> None:

@@ -1,4 +1,4 @@
-"""Progress: where a run is, shared by the loop that moves it on and by what evaluates, controls and reports the run."""
+"""Progress: the state of a run, which the loop moves on, and which its evaluator, control and checkpointer share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class Progress:
     error: str = ""
     """The reason for the end of a run that failed, or that its monitors ended."""
     stopping: bool = False
-    """Whether the run was asked to stop."""
+    """True once the run was asked to stop."""
     learners_lost: int = 0
     micro_batch: int | None = None
     """The learner's micro-batch, if it chose one (optimizer.micro_batch=auto)."""

@@ -84,8 +84,8 @@ def test_lines_damaged_by_a_power_cut_are_named_kept_aside_and_end_nothing(recor
     assert [row["version"] for row in events(again) if row["kind"] == "published"] == [1, 3]
     (kept,) = recorder.folder.glob("metrics.jsonl.damaged-*")
     assert kept.read_bytes() == before
-    assert [f"{name}.jsonl, line 2" in line for name, line in zip(("metrics", "events"), again.mended, strict=True)]
-    assert [row["message"] for row in events(again) if row["kind"] == "damaged"] == again.mended
+    assert [f"{name}.jsonl, line 2" in line for name, line in zip(("metrics", "events"), again.repaired, strict=True)]
+    assert [row["message"] for row in events(again) if row["kind"] == "damaged"] == again.repaired
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out_and_gone_after_a_resume(recorder, run):
