@@ -74,7 +74,7 @@ class InstantPool(Generic[Item, Result]):
 
 
 class InstantStages:
-    """As much of the stages as traffic asks."""
+    """The part of the stages that the dispatcher uses."""
 
     def __init__(self) -> None:
         self.samplers: InstantPool[Task, Rollout] = InstantPool("sampler", _sampled)
@@ -102,15 +102,15 @@ def _scored(rollout: Rollout, worker: str) -> Scored:
 def cost(run: config.Run, in_flight: int, tasks: int = TASKS) -> float:
     """Microseconds of processor time a task, from being submitted to being gathered, in batches of `in_flight`."""
     stages = cast(Stages, InstantStages())
-    traffic = Dispatcher(run, stages, event=_ignore, say=_ignore)
-    traffic.publish(oldest=0)
+    dispatcher = Dispatcher(run, stages, event=_ignore, say=_ignore)
+    dispatcher.publish(oldest=0)
     batches = [
         [_task(step, position) for position in range(in_flight)] for step in range(1, 1 + max(1, tasks // in_flight))
     ]
     started = time.process_time()
     for batch in batches:
-        traffic.submit(batch)
-        traffic.gather(batch)
+        dispatcher.submit(batch)
+        dispatcher.gather(batch)
     return 1e6 * (time.process_time() - started) / (len(batches) * in_flight)
 
 
