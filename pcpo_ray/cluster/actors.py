@@ -1,9 +1,9 @@
-"""Thin shells around the stages: what runs in the workers' processes.
+"""Actors: thin shells around sampler, scorer and learner, which run in the workers' processes.
 
 Every actor is fully usable once `start` is done: a sampler pulls the weights that its next task names by itself, so a
-late joiner, a replacement and an ordinary update are one code path. `start` is not `__init__`, as Ray hands on what a
-method raises and of an `__init__` its traceback's text only. Imports stand in the actors that need them: a scorer never
-imports diffusers.
+late joiner, a replacement and an ordinary update are one code path. `start` is not `__init__`: Ray hands on the error
+that a method raises, and of an `__init__` only the text of its traceback. Imports stand in the actors that need them: a
+scorer never imports diffusers.
 """
 
 import os
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from pcpo_ray.workers.packing import PackedTrajectory
 
 PULL_TIMEOUT = 600.0
-"""Seconds in which a version's weights must be with whoever asks for them."""
+"""Seconds within which a version's weights must reach the worker that asks for them."""
 
 HEALTH = "health"
 """The concurrency group of `alive`: it answers while the actor works."""
 
 
 class Worker(ABC):
-    """What every actor has: its process's settings, and a sign of life."""
+    """The base of every actor: its process's settings, and a sign of life."""
 
     def __init__(self, run: config.Run, name: str, search_path: str) -> None:
         self.run, self.name = run, name
@@ -53,11 +53,11 @@ class Worker(ABC):
             os.chdir(search_path)
 
     def __repr__(self) -> str:
-        """How Ray's dashboard and logs call it."""
+        """Name the actor in Ray's dashboard and logs."""
         return f"{self.run.name}: {self.name}"
 
     def start(self) -> tuple[int, str]:
-        """Load what the role needs, once; what `alive` gives."""
+        """Load what the role needs, once; return what `alive` returns."""
         if not self.loaded:
             self.load()
             self.loaded = True
@@ -65,16 +65,16 @@ class Worker(ABC):
         return found
 
     @ray.method(concurrency_group=HEALTH)  # type: ignore[untyped-decorator]
-    def fall(self, number: int) -> None:
-        """Send this process a signal, as a fault would, wherever it is."""
+    def inject_fault(self, number: int) -> None:
+        """Send this process a signal, as a fault would."""
         os.kill(os.getpid(), number)
 
     @abstractmethod
     def load(self) -> None:
-        """Make the process what its role is."""
+        """Load what the role needs."""
 
-    def settle_in(self, role: config.Role | config.LearnerRole) -> "torch.device":
-        """Give the process its share of the machine; the device to compute on."""
+    def setup_device(self, role: config.Role | config.LearnerRole) -> "torch.device":
+        """Set the process up for its part of the machine; return the device to compute on."""
         if role.gpus == 0:  # Ray shows all GPUs to an actor with none
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         import torch
@@ -86,18 +86,18 @@ class Worker(ABC):
 
     @ray.method(concurrency_group=HEALTH)  # type: ignore[untyped-decorator]
     def alive(self, seconds: float) -> tuple[int, str]:
-        """After so many seconds: the process's id and its node's. Its failing tells of a death at once."""
+        """Return the ids of the process and its node, after so many seconds. A death fails the call at once."""
         time.sleep(seconds)
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def peak(self) -> memory.Peak:
-        """The most memory that the process has had."""
+        """Return the most memory that the process has had."""
         return memory.peak()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleReport:
-    """What a sampler says of a group, beside the group itself."""
+    """The small facts about a sampled group, which travel beside the group itself."""
 
     bytes: int
     checksum: str
@@ -109,7 +109,7 @@ class SamplerActor(Worker):
     """A sampler's process."""
 
     def load(self) -> None:
-        device = self.settle_in(self.run.workers.samplers)
+        device = self.setup_device(self.run.workers.samplers)
         from pcpo_ray.workers.packing import pack_trajectory
         from pcpo_ray.workers.sampler import Sampler
 
@@ -119,11 +119,11 @@ class SamplerActor(Worker):
     def sample(
         self, task: Task, checksum: str, pulled: Sequence[ray.ObjectRef]
     ) -> "tuple[SampleReport, PackedTrajectory | None, np.ndarray]":
-        """A group, with the weights of this checksum; three objects, of which the driver opens the first only.
+        """Sample a group with the weights of this checksum; of the three objects the driver opens only the first.
 
-        `pulled` are the references of their manifest and buckets, in a list, so that Ray hands them on unopened: they
-        are opened here, between two tasks, where they are not loaded yet. A version's number would not do to tell: a
-        learner that was lost numbers anew. Raises WeightsGoneError.
+        `pulled` are the references of the weights' manifest and buckets, in a list, so that Ray hands them on unopened.
+        They are opened here, between two tasks, if they are not loaded yet. The checksum decides, not the version: a
+        new learner counts versions anew. Raises WeightsGoneError.
         """
         started = time.perf_counter()
         if self.sampler.loaded != checksum:
@@ -140,7 +140,7 @@ class SamplerActor(Worker):
         return made, packed, images
 
     def pull(self, version: int, pulled: Sequence[ray.ObjectRef]) -> str:
-        """Load a version's weights from where they are; their checksum, as they now stand. Raises WeightsGoneError."""
+        """Load a version's weights from the object store; return their checksum. Raises WeightsGoneError."""
         try:
             manifest, *buckets = ray.get(list(pulled), timeout=PULL_TIMEOUT)
         except (exceptions.ObjectLostError, exceptions.GetTimeoutError) as error:
@@ -148,7 +148,7 @@ class SamplerActor(Worker):
         return self.sampler.load(weights.WeightSnapshot(manifest=manifest, buckets=tuple(buckets)))
 
     def ping(self) -> None:
-        """Answered between tasks, so by an idle sampler at once."""
+        """Answer between tasks: an idle sampler does so at once."""
 
     def receive(
         self, address: tuple[str, int], place: int, size: int, deadline: float, manifest: Sequence[ray.ObjectRef]
@@ -170,7 +170,7 @@ class ScorerActor(Worker):
     """A scorer's process."""
 
     def load(self) -> None:
-        device = self.settle_in(self.run.workers.scorers)
+        device = self.setup_device(self.run.workers.scorers)
         from pcpo_ray.workers.scorer import Scorer
 
         self.scorer = Scorer(self.run, device)
@@ -178,7 +178,7 @@ class ScorerActor(Worker):
     def score(
         self, task: Task, images: np.ndarray
     ) -> tuple[dict[str, list[float]], dict[str, str], Mapping[str, np.ndarray], float]:
-        """Scores, causes of missing ones, what quality is made of, and seconds."""
+        """Score a group: scores, causes of missing ones, measurements for quality, and seconds."""
         started = time.perf_counter()
         scores, failures, measured = self.scorer.score(task, images)
         return scores, failures, measured, time.perf_counter() - started
@@ -191,15 +191,15 @@ class LearnerActor(Worker):
         super().__init__(run, name, search_path)
         self.index = index
         self.rank: "Rank | None" = None
-        self.packed: weights.WeightSnapshot | None = None
+        self.snapshot: weights.WeightSnapshot | None = None
         self.stores: dict[str, Any] = {}
         self.batch: dict[int, PackedTrajectory] = {}
         self.number, self.answer = 0, None
 
     def meet(self, purpose: str) -> tuple[str, int]:
-        """Open a place where processes can meet, and say where it is; it closes when the purpose's next one opens.
+        """Open a store where processes can meet, and return its address; it closes when the purpose's next one opens.
 
-        The ranks' own stays as long as they do: NCCL meets there at the first collective, and not before.
+        The store of the ranks stays as long as they do: NCCL meets there at the first collective, and not before.
         """
         from pcpo_ray.workers.learner import distributed
 
@@ -207,14 +207,14 @@ class LearnerActor(Worker):
         return store.host, store.port
 
     def call(self, number: int, name: str, *arguments: Any) -> Any:
-        """The answer of a method. Asked again under the same number, it is the same answer: nothing is done twice."""
+        """Call a method and return its answer. The same number gives the same answer again: nothing is done twice."""
         if number != self.number:
             self.answer = getattr(self, name)(*arguments)
             self.number = number
         return self.answer
 
     def start_with(self, address: tuple[str, int]) -> tuple[int, str]:
-        """`start`, once all ranks have met."""
+        """Meet the other ranks, then `start`."""
         from pcpo_ray.workers.learner import distributed
 
         role = self.run.workers.learner
@@ -224,18 +224,18 @@ class LearnerActor(Worker):
             sharded=role.strategy == "fsdp2",
             address=address,
             timeout=role.timeout,
-            device=self.settle_in(role),
+            device=self.setup_device(role),
         )
         return self.start()
 
     def load(self) -> None:
-        device = self.settle_in(self.run.workers.learner)
+        device = self.setup_device(self.run.workers.learner)
         from pcpo_ray.workers.learner.learner import ALONE, Learner
 
         self.learner = Learner(self.run, device, self.rank or ALONE)
 
     def hold(self, references: Mapping[int, ray.ObjectRef]) -> list[int]:
-        """Take hold of the trajectories that this rank learns, by the groups' places; the places of those gone."""
+        """Fetch the trajectories that this rank learns from, by the groups' places; return the places of lost ones."""
         self.batch, lost = {}, []
         if references:  # all at once: each comes from the node that made it
             ray.wait(list(references.values()), num_returns=len(references), timeout=PULL_TIMEOUT)
@@ -253,31 +253,31 @@ class LearnerActor(Worker):
         return self.learner.update(step, [(version, packed.get(place), values) for place, (version, values) in every])
 
     def buckets(self) -> int:
-        """How many buckets the weights are sent in."""
+        """Count the buckets that the weights are sent in."""
         return self.learner.buckets()
 
     def weights(self, averaged: bool) -> tuple[Manifest, *tuple[np.ndarray, ...]]:
-        """The manifest and its buckets, each an object of its own. The first rank's.
+        """Make a snapshot: the manifest and its buckets, each an object of its own. Only the first rank is asked.
 
-        Ray has copied those of the call before, and a broadcast of them has ended, so their memory is free.
+        Ray has copied the snapshot before, and its broadcast has ended, so its memory is free.
         """
-        self.packed = self.learner.weights(averaged=averaged, over=self.packed)
-        return self.packed.manifest, *self.packed.buckets
+        self.snapshot = self.learner.weights(averaged=averaged, over=self.snapshot)
+        return self.snapshot.manifest, *self.snapshot.buckets
 
     def send(self, address: tuple[str, int], size: int, deadline: float) -> None:
-        """Send the weights packed last to the other processes that meet at the address. The first rank's."""
+        """Send the newest snapshot to the processes that meet at the address. Only the first rank is asked."""
         import torch
 
         from pcpo_ray.workers.learner import distributed
 
-        assert self.packed is not None  # the driver has their manifest
+        assert self.snapshot is not None  # the driver has their manifest
         device = self.learner.policy.device
         group = distributed.Sync(index=0, count=size, address=address, timeout=deadline, device=device)
-        for bucket in self.packed.buckets:
+        for bucket in self.snapshot.buckets:
             group.broadcast(torch.from_numpy(bucket))
 
     def assist(self, averaged: bool) -> None:
-        """Have the first rank gather the weights."""
+        """Take part while the first rank gathers the weights."""
         self.learner.assist(averaged=averaged)
 
     def save(self, folder: "RunFolder", state: DriverState, older: Sequence[Sequence[ray.ObjectRef]]) -> None:
@@ -296,7 +296,7 @@ class LearnerActor(Worker):
         return self.learner.restore(folder.here().fetch_checkpoint(step))
 
     def older(self, folder: "RunFolder", step: int, version: int) -> tuple[Manifest, *tuple[np.ndarray, ...]]:
-        """The manifest and the buckets of an older version that a checkpoint holds. The first rank's."""
+        """Read an older version from a checkpoint: its manifest and buckets. Only the first rank is asked."""
         from pcpo_ray.runs import checkpoints
 
         found = checkpoints.read_version(folder.here().fetch_checkpoint(step), version)

@@ -1,7 +1,7 @@
 """New weights sent to all idle samplers at once, over a torch.distributed group that lives for one version.
 
-Who does not answer a ping in time is no member, and pulls the version when a task names it; so does every member if one
-of them is lost on the way: that costs the deadline, not the run.
+A sampler that does not answer a ping in time is no member, and pulls the version when a task names it. So does every
+member if one of them is lost on the way: that costs the deadline, not the run.
 """
 
 import time
@@ -26,9 +26,9 @@ GRACE = 10.0
 def send(
     learner: Any, manifest: ray.ObjectRef, samplers: Mapping[str, Any], deadline: float
 ) -> tuple[list[str], list[str]]:
-    """Send the weights that the learner's first rank packed last: the samplers that have loaded them, what failed.
+    """Send the newest snapshot of the learner's first rank; return the samplers that loaded it, and the failures.
 
-    Where they do not fit or do not act in a sampler, it says so again when it pulls them.
+    A sampler in which the weights do not fit or do not act says so again when it pulls them.
     """
     pings = {actor.ping.remote(): name for name, actor in samplers.items()}
     answered, _ = ray.wait(list(pings), num_returns=len(pings), timeout=PING) if pings else ([], [])
@@ -49,7 +49,7 @@ def send(
 
 
 def _failure(reference: ray.ObjectRef) -> str | None:
-    """Why there is no answer, in words; None where there is one."""
+    """Say why there is no answer; None where there is one."""
     try:
         ray.get(reference, timeout=0)
     except exceptions.GetTimeoutError:

@@ -25,8 +25,8 @@ def connect(run: config.Run, say: Callable[[str], None] = lambda line: None, *, 
     """
     with contextlib.ExitStack() as unless_ready:
         unless_ready.enter_context(joined_cluster(run, say))
-        desk = DriverControl(run.name, status.starting(run)) if announced else None
-        found = RayStages(run, desk=desk, say=say)
+        control = DriverControl(run.name, status.starting(run).row()) if announced else None
+        found = RayStages(run, control=control, say=say)
         found.ending = unless_ready.pop_all()
     return found
 
@@ -37,10 +37,8 @@ def joined_cluster(
 ) -> Iterator[None]:
     """Inside, this process belongs to the cluster that RAY_ADDRESS names, or to one of this machine's own.
 
-    One that it belongs to already, it stays with.
-
-    Starting one takes seconds of waiting, and `meanwhile` is done in a thread beside. Raises what that raises, and
-    ClusterError when the cluster cannot be reached or is too small.
+    A process that belongs to a cluster already stays there. Starting one takes seconds, in which a thread calls
+    `meanwhile`. Raises its errors, and ClusterError when the cluster cannot be reached or is too small.
     """
     if ray.is_initialized():
         meanwhile()
@@ -64,7 +62,7 @@ def joined_cluster(
 
 
 def _start_local() -> str:
-    """Start Ray on this machine; the address of its dashboard."""
+    """Start Ray on this machine; return the address of its dashboard."""
     try:
         context = ray.init(address="local", log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # a node that is late is an Exception of no class of its own

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from ray.util.metrics import Counter, Gauge
 
 from pcpo_ray.metrics.catalogue import Metric
-from pcpo_ray.metrics.reporter import Change
+from pcpo_ray.metrics.changes import Change
 
 AGAIN = 1.0
-"""Seconds until a gauge is set again: Ray drops one that was not for two reports, of which the shortest take 1 s."""
+"""Seconds until a gauge is set again: Ray drops one that was not set for two reports, each at least 1 s long."""
 
 
 class RayExporter:
-    """The driver's metrics. A thread of its own keeps gauges alive while the driver waits, until `close`."""
+    """An exporter of the driver's metrics. Its thread keeps gauges alive while the driver waits, until `close`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""The processes of a Ray that is started here, kept apart from what ends their driver.
+"""Process groups: keep a Ray that is started here apart from the signals that end its driver.
 
 A terminal, `timeout` and Slurm send a signal to a whole group of processes. Ray's own would end at once, and the driver
 could save nothing.
@@ -13,7 +13,7 @@ from ray._private import services
 
 @contextmanager
 def own_process_group() -> Iterator[None]:
-    """Each process that Ray starts inside has a group of its own, which its own children belong to as well."""
+    """Inside, each process that Ray starts leads a process group of its own, to which its children belong."""
     kept = services.ConsolePopen
     services.ConsolePopen = functools.partial(kept, process_group=0)
     try:

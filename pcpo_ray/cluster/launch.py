@@ -1,4 +1,4 @@
-"""Starting actors, asking whether they live, and what Ray's errors mean for a run."""
+"""Starting and ending actors, what they reserve of the cluster, and waiting for their results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,9 +27,9 @@ class Launcher:
     search_path: str = field(default_factory=lambda: str(Path.cwd()))
 
     def make(self, cls: type, role: config.Role | config.LearnerRole, name: str, *more: Any, **options: Any) -> Any:
-        """An actor that has still to start.
+        """Make an actor that has still to start.
 
-        Ray is not to restart it: whoever made it replaces it, which is the same as making one more.
+        Ray is not to restart it: its maker replaces it, which is the same as making one more.
         """
         made = ray.remote(concurrency_groups={HEALTH: 1})(cls).options(
             num_cpus=role.cpus,
@@ -41,8 +41,8 @@ class Launcher:
         )
         return made.remote(self.run, name, self.search_path, *more)
 
-    def room(self, role: config.LearnerRole) -> "Placement":
-        """Room for all of the learner's ranks or for none, close together."""
+    def reserve(self, role: config.LearnerRole) -> "Placement":
+        """Reserve places for all of the learner's ranks or for none, close together."""
         if role.ranks == 1:
             return Placement(None)
         bundle = {"CPU": role.cpus, "GPU": role.gpus, **role.resources}
@@ -54,12 +54,12 @@ class Launcher:
 
 @dataclass(frozen=True)
 class Placement:
-    """What Ray has reserved for the learner's ranks (None: one rank asks for itself)."""
+    """The places that Ray has reserved for the learner's ranks (None: a single rank asks for itself)."""
 
     group: PlacementGroup | None
 
     def options(self, index: int) -> dict[str, Any]:
-        """What the actor of a rank is made with to take its place."""
+        """Return the options that put the actor of a rank in its place."""
         if self.group is None:
             return {}
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
@@ -71,7 +71,7 @@ class Placement:
 
 
 def asked_for(workers: config.Workers) -> dict[str, float]:
-    """What all workers together reserve at the start."""
+    """Add up what all workers together reserve at the start."""
     counts: list[tuple[config.Role | config.LearnerRole, int]] = [
         *((pool, pool.workers) for pool in (workers.samplers, workers.scorers)),
         (workers.learner, workers.learner.ranks),
@@ -86,13 +86,16 @@ def asked_for(workers: config.Workers) -> dict[str, float]:
 
 
 def short_of(wanted: Mapping[str, float], there: Mapping[str, float]) -> str:
-    """What a cluster has less of than is asked for, in words; empty where it has enough."""
+    """Describe the resources that a cluster has less of than is asked for; empty where it has enough."""
     short = [(name, amount, there.get(name, 0.0)) for name, amount in wanted.items() if amount > there.get(name, 0.0)]
     return "; ".join(f"{name}: asked for {asked:g}, the cluster has {has:g}" for name, asked, has in short)
 
 
 def get(reference: ray.ObjectRef, timeout: float, awaited: str) -> Any:
-    """A result. Raises ClusterError at the deadline, this package's error for what went wrong, and ObjectLostError."""
+    """Wait for a result.
+
+    Raises ClusterError at the deadline, this package's error for what went wrong, and ObjectLostError.
+    """
     try:
         return ray.get(reference, timeout=timeout)
     except exceptions.GetTimeoutError:
@@ -104,7 +107,10 @@ def get(reference: ray.ObjectRef, timeout: float, awaited: str) -> Any:
 
 
 def draining_nodes() -> set[str]:
-    """Nodes that were told to leave (a spot machine's notice, a rolling update). Ray has no public way to ask."""
+    """List the nodes that were told to leave (a spot machine's notice, a rolling update).
+
+    Ray has no public way to ask.
+    """
     return set(ray._private.state.state.get_draining_nodes())
 
 

@@ -1,12 +1,12 @@
-"""The learner's ranks seen from the driver, and the weights that they give out.
+"""The learner's ranks, seen from the driver.
 
 The driver calls for the weights, so the driver owns them: they survive the learner, and there is no store whose loss
-could cost anything. Every call may be made twice: where a rank was out of reach for a moment, its answer is asked for
-again, and what was done is not done again.
+could cost anything. Every call may be made twice: when a rank was out of reach for a moment, the driver asks for its
+answer again, and the rank does not repeat the work.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,38 +14,39 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from pcpo_ray.cluster import broadcast
 from pcpo_ray.cluster.actors import LearnerActor
 from pcpo_ray.cluster.failures import DEAF, brief, cause_of
 from pcpo_ray.cluster.launch import BEAT, Launcher, end
-from pcpo_ray.data.types import Task
-from pcpo_ray.data.updates import DriverState, Published, TrainingGroup, Update
+from pcpo_ray.data.updates import DriverState, TrainingGroup, Update
 from pcpo_ray.data.weights import Manifest
-from pcpo_ray.errors import LearnerLostError, PcpoError, RolloutsLostError, WeightsError
+from pcpo_ray.errors import LearnerLostError, PcpoError, RolloutsLostError
 from pcpo_ray.models import steps
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.workers.learner import mini_batches
 
 
 class Call:
-    """Something asked of a rank: how to ask, what for, and the references to the answer, of which the first tells."""
+    """A call of a rank's method that can be repeated; the first of its references tells whether it is done."""
 
     def __init__(self, ask: Callable[[], Any], awaited: str) -> None:
         self.ask, self.awaited = ask, awaited
         self.again()
 
     def again(self) -> None:
-        """Ask once more, as the answer was lost on the way."""
+        """Ask once more, because the answer was lost on the way."""
         found = self.ask()
         self.references: list[ray.ObjectRef] = found if isinstance(found, list) else [found]
 
     @property
     def reference(self) -> ray.ObjectRef:
-        """What to wait for."""
+        """The reference to wait for."""
         return self.references[0]
 
     def answered(self) -> bool:
-        """Whether the answer, or an error, is there. Where the rank was out of reach, it is asked again."""
+        """Tell whether the answer is there; ask again where the rank was out of reach.
+
+        Raises the PcpoError that the work raised, and LearnerLostError.
+        """
         if not ray.wait([self.reference], timeout=0)[0]:
             return False
         try:
@@ -62,44 +63,48 @@ class Call:
 
     @property
     def answer(self) -> Any:
-        """What was `answered`."""
+        """The answer, once `answered` is true."""
         return self._answer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A version that samplers can load."""
+    """A version that samplers can load: references to its manifest and its buckets, and the manifest itself."""
 
     references: Sequence[ray.ObjectRef]
-    checksum: str
+    manifest: Manifest
+
+
+Versions = dict[tuple[int, bool], Stored]
+"""The weights that samplers can load, by version and whether it is the EMA."""
 
 
 class RayLearner:
-    """The learner's rank actors. One lost, silent or broken, and `recover` replaces all: no rank goes on alone."""
+    """The learner's rank actors. Where one is lost, silent or broken, `recover` replaces all: none goes on alone.
 
-    def __init__(self, launcher: Launcher) -> None:
+    `versions` are the published weights: a checkpoint holds those that its begun batches need.
+    """
+
+    def __init__(self, launcher: Launcher, versions: Versions) -> None:
         self.launcher = launcher
         self.run = launcher.run
         self.workers = launcher.run.workers
         self.role = launcher.run.workers.learner
-        self.versions: dict[tuple[int, bool], Stored] = {}
-        self.receivers: Callable[[], Mapping[str, Any]] = dict
-        """The samplers to send new weights to, by name, where they do not pull them."""
+        self.versions = versions
         self.draining: set[str] = set()
         """Nodes that were told to leave."""
-        self.mended: list[str] = []
         self.numbered = 0
         self.begun: tuple[int, list[int], list[list[float]]] | None = None
         self.held = False
-        """Whether every rank holds what it learns of the batch begun."""
+        """True once every rank holds the trajectories that it learns from."""
         self.running: list[Call] = []
         self._start()
 
     def _start(self) -> None:
         self._forget_update()
-        self.room = self.launcher.room(self.role)
+        self.placement = self.launcher.reserve(self.role)
         self.actors = [
-            self.launcher.make(LearnerActor, self.role, f"learner-{index}", index, **self.room.options(index))
+            self.launcher.make(LearnerActor, self.role, f"learner-{index}", index, **self.placement.options(index))
             for index in range(self.role.ranks)
         ]
         if len(self.actors) == 1:
@@ -140,7 +145,10 @@ class RayLearner:
         return self.begun is not None
 
     def collect(self) -> Update | None:
-        """See LearnerGroup. First every rank takes hold of what it learns: none begins where another could not."""
+        """Return the update once it is done (LearnerGroup).
+
+        First every rank fetches the trajectories that it learns from: none begins where another could not.
+        """
         if self.begun is None:
             return None
         try:
@@ -165,41 +173,26 @@ class RayLearner:
     def _forget_update(self) -> None:
         self.begun, self.held, self.running = None, False, []
 
-    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
-        started, awaited = time.perf_counter(), "the learner's weights"
-        self.versions = {key: found for key, found in self.versions.items() if key[0] >= oldest}
+    def snapshot(self, *, averaged: bool) -> Stored:
+        """Have the first rank put its weights, or their EMA, into the object store; the driver owns them."""
+        awaited = "the learner's weights"
         asked = self._ask(0, "weights", averaged, awaited=awaited, returns=1 + self._buckets())
         sharded = self.role.strategy == "fsdp2"
         helping = [
             self._ask(index, "assist", averaged, awaited=awaited) for index in range(1, len(self.actors)) if sharded
         ]
-        manifest: Manifest = self._all([asked, *helping])[0]
-        received: list[str] = []
-        if self.workers.sync == "broadcast" and not averaged:
-            received, failed = broadcast.send(self.actors[0], asked.reference, self.receivers(), broadcast.DEADLINE)
-            self.mended += failed
-        return self._stored(manifest, asked, started, received)
+        return Stored(manifest=self._all([asked, *helping])[0], references=asked.references)
 
-    def republish(self, folder: RunFolder, step: int, version: int) -> Published:
-        started, awaited = time.perf_counter(), f"the weights of version {version}"
+    def older(self, folder: RunFolder, step: int, version: int) -> Stored:
+        """Put an older version into the object store, which the checkpoint of a step holds."""
+        awaited = f"the weights of version {version}"
         asked = self._ask(0, "older", folder.here(), step, version, awaited=awaited, returns=1 + self._buckets())
-        return self._stored(self._all([asked])[0], asked, started)
+        return Stored(manifest=self._all([asked])[0], references=asked.references)
 
     def _buckets(self) -> int:
         if self.buckets is None:
             (self.buckets,) = self._all([self._ask(0, "buckets", awaited="the learner to be there")])
         return self.buckets
-
-    def _stored(self, manifest: Manifest, asked: Call, started: float, received: Sequence[str] = ()) -> Published:
-        self.versions[manifest.key] = Stored(references=asked.references, checksum=manifest.checksum)
-        return Published(
-            version=manifest.version,
-            averaged=manifest.averaged,
-            checksum=manifest.checksum,
-            bytes=sum(manifest.sizes),
-            seconds=time.perf_counter() - started,
-            received=tuple(received),
-        )
 
     def save(self, folder: RunFolder, state: DriverState) -> None:
         saved, here = folder.checkpoint(state.step), folder.here()
@@ -235,25 +228,17 @@ class RayLearner:
 
     # -- for the stages ---------------------------------------------------------------------------------------------
 
-    def pulled(self, task: Task) -> Stored:
-        """What a sampler opens to load the weights of a task. Raises WeightsError."""
-        if task.weights not in self.versions:
-            raise WeightsError(
-                f"a task asks for (version, averaged) {task.weights}; published are {sorted(self.versions)}"
-            )
-        return self.versions[task.weights]
-
     def references(self) -> list[ray.ObjectRef]:
-        """What to wait for."""
+        """Return the references to wait for."""
         return [call.reference for call in (*self.beats, *self.running)]
 
     def ready(self) -> bool:
-        """Whether every rank has started. Raises LearnerLostError, or what its start raised."""
+        """Tell whether every rank has started. Raises LearnerLostError, or the error that its start raised."""
         self.listen()
         return not self.starting
 
     def listen(self) -> None:
-        """Hear whether they live. Raises LearnerLostError where one does not, or was silent for too long."""
+        """Look for signs of life. Raises LearnerLostError where a rank is dead, or was silent for too long."""
         now = time.monotonic()
         if now - self.listened > DEAF:
             self.heard = [heard + now - self.listened for heard in self.heard]
@@ -270,17 +255,12 @@ class RayLearner:
                     f"rank {index} of the learner was silent for {silent:.0f} s (workers.silence_timeout)"
                 )
 
-    def faults(self) -> list[str]:
-        """What failed and was mended since the last call."""
-        mended, self.mended = self.mended, []
-        return mended
-
     def close(self) -> None:
         end(self.actors)
-        self.room.close()
+        self.placement.close()
 
     def _all(self, calls: Sequence[Call]) -> list[Any]:
-        """The answers of ranks that wait for each other: the first to fail is the one that is heard.
+        """Wait for the answers of ranks that wait for each other; the first failure is raised.
 
         Raises LearnerLostError where one dies, falls silent, or has not answered at the deadline.
         """
@@ -296,5 +276,5 @@ class RayLearner:
 
 
 def _answered(calls: Sequence[Call]) -> bool:
-    """Whether all are answered; each is looked at, so that the first that fails is heard at once."""
+    """Tell whether all are answered. Looks at every call, so that the first failure is raised at once."""
     return all([call.answered() for call in calls])

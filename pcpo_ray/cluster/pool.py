@@ -15,15 +15,16 @@ from ray import exceptions
 
 from pcpo_ray.cluster.failures import DEAF, brief, cause_of, is_gone
 from pcpo_ray.cluster.launch import BEAT, end
-from pcpo_ray.data.updates import PoolStatus
-from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, Stop, WorkerState
+from pcpo_ray.data.records import PoolStatus
+from pcpo_ray.training.scheduling.pool import Pool
 from pcpo_ray.training.scheduling.retries import Blame, blame
+from pcpo_ray.training.scheduling.workers import Limits, Send, Start, Stop, WorkerState
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Sends = Callable[[Any, Item], tuple[ray.ObjectRef, Callable[[Any], Result]]]
-"""Of an actor and an item: the reference to wait for, and what makes a result of its value."""
+"""A function of an actor and an item. It returns the reference to wait for, and a function that makes the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Call(Generic[Item, Result]):
 
 
 class WorkerPool(Generic[Item, Result]):
-    """`launch(name)` gives an actor, which is told to start when it has a place; `send(actor, item)` has it work."""
+    """A pool of actors. `launch(name)` makes one, which is told to start when it has a place; `send` has it work."""
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class WorkerPool(Generic[Item, Result]):
         self.beats: dict[ray.ObjectRef, str] = {}
         self.starts: dict[ray.ObjectRef, str] = {}
         self.proven = False
-        """Whether a worker has ever started."""
+        """True once a worker has started."""
         self.listened = time.monotonic()
         self.gone: list[Item] = []
         self.resize(workers)
@@ -70,7 +71,7 @@ class WorkerPool(Generic[Item, Result]):
         self._perform()
 
     def collect(self) -> list[Result]:
-        """Results since the last call."""
+        """Return the results since the last call."""
         now = time.monotonic()
         if now - self.listened > DEAF:
             self.pool.forgive(now - self.listened)
@@ -88,7 +89,7 @@ class WorkerPool(Generic[Item, Result]):
         return results
 
     def lost(self) -> list[Item]:
-        """Items that cannot be done any more, as what they consist of is gone, since the last call."""
+        """Return the items, since the last call, that cannot be done any more because their data is gone."""
         gone, self.gone = self.gone, []
         return gone
 
@@ -101,21 +102,22 @@ class WorkerPool(Generic[Item, Result]):
         self.pool.resize(workers, time.monotonic())
         self._perform()
 
-    def size(self) -> PoolStatus:
+    def status(self) -> PoolStatus:
+        """Return how many workers there are, how many there should be, and what was restarted and retried."""
         pool = self.pool
         ready = tuple(name for name, worker in pool.workers.items() if worker.state is WorkerState.READY)
-        setbacks = {name: dict(causes) for name, causes in pool.setbacks.items()}
+        retries = {outcome: dict(causes) for outcome, causes in pool.retries.items()}
         return PoolStatus(
-            wanted=pool.wanted, ready=len(ready), workers=ready, losses=dict(pool.losses), setbacks=setbacks
+            wanted=pool.wanted, ready=len(ready), workers=ready, restarts=dict(pool.restarts), retries=retries
         )
 
     def members(self) -> dict[str, Any]:
-        """The actors that have started, by name."""
+        """Return the actors that have started, by name."""
         started = [name for name, worker in self.pool.workers.items() if worker.state is not WorkerState.STARTING]
         return {name: self.actors[name] for name in started}
 
     def references(self) -> list[ray.ObjectRef]:
-        """What to wait for."""
+        """Return the references to wait for."""
         return [*self.calls, *self.beats, *self.starts]
 
     def faults(self) -> list[str]:
@@ -195,7 +197,7 @@ class WorkerPool(Generic[Item, Result]):
         return []
 
     def _died(self, worker: str, cause: str, now: float) -> None:
-        """A worker is no more; where only we think so, it is ended, as it would keep what it has reserved."""
+        """Forget a worker that is gone, and end it in case it only seems so: it would keep what it has reserved."""
         end([self._forget(worker)])
         self.pool.died(worker, cause, now)
 

@@ -10,7 +10,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,19 @@ import ray
 from ray import exceptions
 
 from pcpo_ray import config
-from pcpo_ray.cluster import actors
+from pcpo_ray.cluster import actors, broadcast
 from pcpo_ray.cluster.control.driver import DriverControl
 from pcpo_ray.cluster.failures import brief
 from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, draining_nodes, get, short_of
-from pcpo_ray.cluster.learner import RayLearner
+from pcpo_ray.cluster.learner import RayLearner, Stored, Versions
 from pcpo_ray.cluster.pool import Item, Result, Sends, WorkerPool
 from pcpo_ray.config import ROLLOUT_STORE_FRACTION
+from pcpo_ray.data.records import PoolStatus, RunStatus
 from pcpo_ray.data.requests import Fault, Request
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task
-from pcpo_ray.data.updates import PoolStatus
-from pcpo_ray.errors import ClusterError, RolloutsLostError
+from pcpo_ray.data.updates import Published
+from pcpo_ray.errors import ClusterError, RolloutsLostError, WeightsError
+from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.training import status
 
 
@@ -56,16 +58,19 @@ class RolePool(WorkerPool[Item, Result]):
 
 
 class RaySamplers(RolePool[Task, Rollout]):
-    """A pool of sampler actors, which pull their weights from `learner`."""
+    """A pool of sampler actors, which load the `versions` that their tasks name."""
 
-    def __init__(self, launcher: Launcher, learner: RayLearner) -> None:
-        self.learner = learner
+    def __init__(self, launcher: Launcher, versions: Versions) -> None:
+        self.versions = versions
         super().__init__("sampler", launcher, actors.SamplerActor, launcher.run.workers.samplers, self._sample)
 
     def _sample(self, actor: Any, task: Task) -> tuple[Any, Callable[[Any], Rollout]]:
-        stored = self.learner.pulled(task)
+        stored = self.versions.get(task.weights)
+        if stored is None:
+            published = sorted(self.versions)
+            raise WeightsError(f"a task asks for (version, averaged) {task.weights}; published are {published}")
         sample = actor.sample.options(num_returns=3)
-        made, trajectory, images = sample.remote(task, stored.checksum, list(stored.references))
+        made, trajectory, images = sample.remote(task, stored.manifest.checksum, list(stored.references))
         wanted = task.purpose == "train"
 
         def result(info: actors.SampleReport) -> Rollout:
@@ -110,18 +115,19 @@ class RayScorers(RolePool[Rollout, Scored]):
 class RayStages:
     """The three stages on Ray. `close` ends the actors, and what was started for them (`ending`)."""
 
-    def __init__(self, run: config.Run, *, desk: DriverControl | None = None, say: Callable[[str], None]) -> None:
+    def __init__(self, run: config.Run, *, control: DriverControl | None = None, say: Callable[[str], None]) -> None:
         self.run = run
         self.ending = contextlib.ExitStack()
         self.closed = False
         launcher = Launcher(run=run)
-        self.desk = desk
+        self.control = control
         self.looked = 0.0
-        self.early: list[str] = []
-        self.learner = RayLearner(launcher)
-        self.samplers = RaySamplers(launcher, self.learner)
+        self.recovered: list[str] = []
+        """Faults that `faults` has not told of yet."""
+        self.versions: Versions = {}
+        self.learner = RayLearner(launcher, self.versions)
+        self.samplers = RaySamplers(launcher, self.versions)
         self.scorers = RayScorers(launcher)
-        self.learner.receivers = self.samplers.members
         with contextlib.ExitStack() as unless_ready:
             unless_ready.callback(self.close)
             self._await_ready(say)
@@ -139,21 +145,26 @@ class RayStages:
         while True:
             self.samplers.collect()
             self.scorers.collect()
-            self.early = self.faults()
-            sizes = {**self.sizes(), "learner": PoolStatus(wanted=1, ready=int(self.learner.ready()))}
-            if all(size.ready for size in sizes.values()):
+            self.recovered = self.faults()
+            pools = {**self.pool_status(), "learner": PoolStatus(wanted=1, ready=int(self.learner.ready()))}
+            if all(pool.ready for pool in pools.values()):
                 return
-            if self.desk is not None:
-                self.desk.tell(status.starting(self.run, waiting, {role: size.ready for role, size in sizes.items()}))
+            if self.control is not None:
+                ready = {role: pool.ready for role, pool in pools.items()}
+                self.control.tell(status.starting(self.run, waiting, ready).row())
             if time.monotonic() > deadline:
-                missing = [f"{role} ({size.ready} of {size.wanted})" for role, size in sizes.items() if not size.ready]
+                missing = [f"{role} ({pool.ready} of {pool.wanted})" for role, pool in pools.items() if not pool.ready]
                 free = ray.available_resources()
                 short = short_of(asked, ray.cluster_resources())
                 raise ClusterError(
                     f"not ready after {timeout:g} s (workers.start_timeout): {', '.join(missing)}; asked for was "
                     f"{asked}, free is { ({name: free.get(name, 0.0) for name in asked}) }"
                     + (f"; the cluster is too small: {short}" if short else "")
-                    + (f"; {len(self.early)} faults meanwhile, the last: {self.early[-1]}" if self.early else "")
+                    + (
+                        f"; {len(self.recovered)} faults meanwhile, the last: {self.recovered[-1]}"
+                        if self.recovered
+                        else ""
+                    )
                 )
             self.wait(0.5)
 
@@ -167,7 +178,35 @@ class RayStages:
             self.samplers.drain_nodes(leaving)
             self.scorers.drain_nodes(leaving)
 
-    def room(self) -> float:
+    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
+        started = time.perf_counter()
+        for key in [key for key in self.versions if key[0] < oldest]:
+            del self.versions[key]
+        snapshot = self.learner.snapshot(averaged=averaged)
+        received: list[str] = []
+        if self.run.workers.sync == "broadcast" and not averaged:
+            first, members = self.learner.actors[0], self.samplers.members()
+            received, failed = broadcast.send(first, snapshot.references[0], members, broadcast.DEADLINE)
+            self.recovered += failed
+        return self._published(snapshot, started, received)
+
+    def republish(self, folder: RunFolder, step: int, version: int) -> Published:
+        started = time.perf_counter()
+        return self._published(self.learner.older(folder, step, version), started)
+
+    def _published(self, snapshot: Stored, started: float, received: Sequence[str] = ()) -> Published:
+        manifest = snapshot.manifest
+        self.versions[manifest.key] = snapshot
+        return Published(
+            version=manifest.version,
+            averaged=manifest.averaged,
+            checksum=manifest.checksum,
+            bytes=sum(manifest.sizes),
+            seconds=time.perf_counter() - started,
+            received=tuple(received),
+        )
+
+    def rollout_budget(self) -> float:
         return ROLLOUT_STORE_FRACTION * float(ray.cluster_resources().get("object_store_memory", math.inf))
 
     def fetch(self, handle: Handle) -> np.ndarray:
@@ -182,10 +221,10 @@ class RayStages:
             if count is not None:
                 pool.resize(count)
 
-    def sizes(self) -> dict[str, PoolStatus]:
-        return {"samplers": self.samplers.size(), "scorers": self.scorers.size()}
+    def pool_status(self) -> dict[str, PoolStatus]:
+        return {"samplers": self.samplers.status(), "scorers": self.scorers.status()}
 
-    def disturb(self, fault: Fault) -> None:
+    def inject_fault(self, fault: Fault) -> None:
         number = signal.SIGSTOP if fault == "hang" else signal.SIGKILL
         if fault == "learner":
             found = self.learner.actors
@@ -193,27 +232,27 @@ class RayStages:
             pool = self.scorers if fault == "scorer" else self.samplers
             found = list(pool.members().values())
         for actor in found if fault == "all_samplers" or not found else [random.choice(found)]:
-            actor.fall.remote(int(number))
+            actor.inject_fault.remote(int(number))
 
-    def exchange(self, status: Mapping[str, Any]) -> list[Request]:
-        if self.desk is None:  # an evaluation of a run that goes on has none
-            self.desk = DriverControl(self.run.name, status)
-        return self.desk.exchange(status)
+    def exchange(self, status: RunStatus) -> list[Request]:
+        if self.control is None:  # an evaluation of a run that goes on has none
+            self.control = DriverControl(self.run.name, status.row())
+        return self.control.exchange(status.row())
 
-    def end(self, status: Mapping[str, Any]) -> None:
-        if self.desk is not None:
-            self.desk.end(status)
+    def end(self, status: RunStatus) -> None:
+        if self.control is not None:
+            self.control.end(status.row())
 
     def faults(self) -> list[str]:
-        early, self.early = self.early, []
-        return [*early, *self.samplers.faults(), *self.scorers.faults(), *self.learner.faults()]
+        recovered, self.recovered = self.recovered, []
+        return [*recovered, *self.samplers.faults(), *self.scorers.faults()]
 
     def close(self) -> None:
         if self.closed:
             return
         self.closed = True
-        if self.desk is not None:
-            self.desk.close()
+        if self.control is not None:
+            self.control.close()
         self.samplers.close()
         self.scorers.close()
         self.learner.close()

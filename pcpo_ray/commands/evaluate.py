@@ -18,7 +18,7 @@ from pcpo_ray.runs.places import folder_at
 from pcpo_ray.runs.records import read
 from pcpo_ray.training import inputs
 from pcpo_ray.training.dispatcher import Dispatcher, trouble
-from pcpo_ray.training.loop import evaluation_summary, run_evaluation
+from pcpo_ray.training.evaluation import evaluation_summary, run_evaluation
 
 
 def evaluate(place: str, overrides: Sequence[str], *, local: bool) -> None:

@@ -63,7 +63,7 @@ def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tupl
     if found is None:
         say(f"{home.place} has no checkpoint yet: starting from step 0")
     recorder = Recorder.reopen(home, run, -1 if found is None else found)
-    for text in recorder.mended:
+    for text in recorder.repaired:
         say(text)
     if changed.own:
         recorder.event("code_changed", changed=changed.own)

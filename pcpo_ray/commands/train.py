@@ -136,10 +136,10 @@ def _loop(
     loop = Loop(run, stages, recorder, prompts=prompts, held_out=held_out, report=display.row, say=display.say)
     if step is not None:
         loop.restore(step)
-        display.say(f"resuming {run.name} after step {loop.step}")
+        display.say(f"resuming {run.name} after step {loop.progress.step}")
     with session.frozen():
         loop.train()
-    return loop.error
+    return loop.progress.error
 
 
 def _report(home: RunFolder, display: Display) -> tuple[Verdict, Path]:

@@ -82,20 +82,6 @@ class DriverState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolStatus:
-    """The status of a pool: the number of workers wanted and at work, their names, and worker losses by cause.
-
-    `setbacks` are the tasks that were `lost` or `hedged`, by cause. Losses and setbacks count from the start.
-    """
-
-    wanted: int
-    ready: int
-    workers: tuple[str, ...] = ()
-    losses: Mapping[str, int] = field(default_factory=dict)
-    setbacks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class MicroBatchChoice:
     """The chosen number of pairs in a micro-batch, and the seconds a pair of each size tried; None if it failed."""
 

@@ -1,4 +1,4 @@
-"""The catalogue of a run in one process, on a port of its own for Prometheus to scrape."""
+"""The metrics of a run in one process, on a port of its own for Prometheus to scrape."""
 
 import math
 import threading
@@ -10,10 +10,10 @@ from prometheus_client.registry import Collector
 
 from pcpo_ray.errors import RunError
 from pcpo_ray.metrics.catalogue import PREFIX, Metric
-from pcpo_ray.metrics.reporter import Change
+from pcpo_ray.metrics.changes import Change
 
 HOST = "127.0.0.1"
-"""Nobody beyond this machine: there is no password."""
+"""The loopback address: there is no password, so nobody beyond this machine may ask."""
 
 
 class Endpoint(Collector):
@@ -48,7 +48,7 @@ class Endpoint(Collector):
                     series[key] = change.value
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        """For prometheus_client: all that has been told so far."""
+        """Yield all metrics told so far, for prometheus_client."""
         with self._lock:
             found = {metric: dict(series) for metric, series in self._values.items()}
         for metric, series in found.items():

@@ -1,6 +1,6 @@
-"""From scored groups to what the learner gets: scores become advantages, and the whole becomes a row of metrics."""
+"""Training batches: scores become advantages, and the whole becomes a row of metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -15,24 +15,25 @@ from pcpo_ray.config import TOTAL
 from pcpo_ray.data.types import Scored
 from pcpo_ray.data.updates import TrainingGroup
 from pcpo_ray.errors import RewardError
+from pcpo_ray.training.recorder import Recorder
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
-    """What the learner gets, and what is recorded of it."""
+    """The groups that the learner gets, and the metrics that are recorded of them."""
 
     groups: Sequence[TrainingGroup]
     metrics: Mapping[str, Any]
 
 
 def columns(run: config.Run) -> dict[str, dict[str, float]]:
-    """What becomes advantages, by name, each a weighted sum of rewards: their total, or each reward by itself."""
+    """Return the weights of the rewards in each column that becomes advantages: one total, or a column a reward."""
     weights = {reward.name: reward.weight for reward in run.rewards}
     return {TOTAL: weights} if run.combine == "scores" else {name: {name: 1.0} for name in weights}
 
 
 def make_histories(run: config.Run) -> dict[str, advantages.PromptHistory]:
-    """Each column's per-prompt statistics, if the config's advantage keeps them."""
+    """Make each column's per-prompt statistics, if the config's advantage keeps them."""
     kind = run.advantage
     if not isinstance(kind, config.HistoryAdvantage):
         return {}
@@ -45,7 +46,7 @@ def make_histories(run: config.Run) -> dict[str, advantages.PromptHistory]:
 def training_batch(
     run: config.Run, scored: Sequence[Scored], histories: Mapping[str, advantages.PromptHistory], step: int
 ) -> TrainingBatch:
-    """The batch with its advantages, groups with missing scores dropped whole, and what to record of it.
+    """Make the batch with its advantages and its metrics; groups with missing scores are dropped whole.
 
     Raises RewardError when no group is left.
     """
@@ -82,12 +83,12 @@ def training_batch(
 
 
 def _scores(scored: Sequence[Scored], weights: Mapping[str, float]) -> Float[Tensor, "P G"]:
-    """The weighted sum of the rewards named in `weights`, a row a group."""
+    """Add up the rewards named in `weights`, weighted; a row a group, a column an image."""
     return torch.tensor(np.stack([group.total(weights) for group in scored]))
 
 
 def rounding_warning(run: config.Run, batch: TrainingBatch) -> str:
-    """A line on the groups whose scores differ by rounding only; empty where there is none."""
+    """Warn of groups whose scores differ by rounding only; empty where there is none."""
     count = batch.metrics["rounding_groups"]
     if not count:
         return ""
@@ -106,7 +107,7 @@ def normalised(
     prompts: Sequence[str],
     history: advantages.PromptHistory | None,
 ) -> Float[Tensor, "P G"]:
-    """Advantages of the config's kind."""
+    """Compute advantages of the config's kind from scores, a row a group."""
     match kind:
         case config.GroupAdvantage():
             return advantages.group_relative(scores, scale=kind.scale, correction=kind.correction, epsilon=kind.epsilon)
@@ -120,7 +121,7 @@ def normalised(
 
 
 def score_columns(scored: Sequence[Scored], batch: TrainingBatch) -> dict[str, Sequence[Any]]:
-    """A row a sample: step, prompt, sample, version, each reward, advantage (null for a group that was dropped)."""
+    """Make the columns of scores.parquet: a row an image; the advantage is null for a group that was dropped."""
     known = {weighted.rollout.task: weighted.advantages for weighted in batch.groups}
     rows = [(group, sample) for group in scored for sample in range(group.rollout.task.images)]
     return {
@@ -134,3 +135,42 @@ def score_columns(scored: Sequence[Scored], batch: TrainingBatch) -> dict[str, S
             known[group.rollout.task][sample] if group.rollout.task in known else None for group, sample in rows
         ],
     }
+
+
+class BatchMaker:
+    """Makes a run's training batches, and keeps the per-prompt statistics that their advantages need."""
+
+    def __init__(self, run: config.Run, recorder: Recorder, say: Callable[[str], None]) -> None:
+        self.run, self.recorder, self.say = run, recorder, say
+        self.warned = False
+        """True once the user was told that scores differ by rounding only."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every batch."""
+        self.histories = make_histories(self.run)
+        self.before: Mapping[str, Any] = {}
+
+    def make(self, scored: Sequence[Scored], step: int) -> TrainingBatch:
+        """Turn scores into advantages, and record every sample. Raises RewardError when no group is left."""
+        self.before = {name: history.state() for name, history in self.histories.items()}
+        batch = training_batch(self.run, scored, self.histories, step)
+        if not self.warned and (line := rounding_warning(self.run, batch)):
+            self.warned = True
+            self.recorder.event("rounding", step=step, message=line)
+            self.say(line)
+        self.recorder.samples("scores.parquet", step, score_columns(scored, batch))
+        return batch
+
+    def learned(self) -> None:
+        """Note that the batch made last is learned."""
+        self.before = {}
+
+    def state(self) -> Mapping[str, Any]:
+        """Give the statistics for a checkpoint, as they were before a batch that is not learned yet."""
+        return self.before or {name: history.state() for name, history in self.histories.items()}
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Take up the statistics of a checkpoint."""
+        for name, history in self.histories.items():
+            history.restore(states[name])

@@ -1,4 +1,4 @@
-"""Tally: what a run's traffic amounts to, counted on the driver as groups pass."""
+"""Counters: tasks by outcome, lags and sizes, counted on the driver as groups pass."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from pcpo_ray.data.types import Rollout, Scored, Task
 
 Tasks = dict[str, dict[str, dict[str, int]]]
-"""How many tasks, by role, outcome and reason."""
+"""Numbers of tasks, by role, outcome and reason."""
 
 NO_REASON = "none"
 """The reason of an outcome that needs none."""
 
 
 class Counters:
-    """Times are seconds on the driver's clock; versions are (version, whether its running mean)."""
+    """The counts of a run. Times are seconds on the driver's clock; a key is (version, True for its EMA)."""
 
     def __init__(self) -> None:
         self.tasks: Tasks = {}
@@ -26,16 +26,16 @@ class Counters:
         self._lag, self._used = 0.0, 0
 
     def count(self, role: str, outcome: str, reason: str = NO_REASON, tasks: int = 1) -> None:
-        """Some tasks of a role have come to this."""
+        """Count tasks of a role that have come to this outcome."""
         reasons = self.tasks.setdefault(role, {}).setdefault(outcome, {})
         reasons[reason] = reasons.get(reason, 0) + tasks
 
     def published(self, key: tuple[int, bool], now: float) -> None:
-        """Weights can be loaded from now on."""
+        """Note that weights can be loaded from now on."""
         self._published[key] = now
 
     def sampled(self, rollout: Rollout, now: float) -> None:
-        """A group has been sampled. The first one with its weights tells how long they lay unused."""
+        """Count a sampled group. The first one with its weights tells how long they lay unused."""
         task = rollout.task
         self.count("samplers", "done")
         since = self._published.pop(task.weights, None)
@@ -49,28 +49,28 @@ class Counters:
         self._peak = max(self._peak, self._held)
 
     def scored(self, scored: Scored) -> None:
-        """A group has been scored, or misses scores."""
+        """Count a group that was scored, or that misses scores."""
         if scored.missing:
             self.count("scorers", "missing", ",".join(sorted(scored.failures)) or NO_REASON)
         else:
             self.count("scorers", "done")
 
     def taken(self, tasks: Sequence[Task]) -> None:
-        """These groups wait no longer."""
+        """Note that these groups wait no longer."""
         for task in tasks:
             self._held -= self._waiting.pop(task, 0)
 
     def forget(self) -> None:
-        """Nothing waits any longer: what was under way is given up."""
+        """Forget all that was under way: it is given up."""
         self._waiting.clear()
         self._held = 0
         self._published.clear()
 
     def step(self, version: int, at_work: Sequence[str]) -> Mapping[str, Any]:
-        """What is recorded of a step that was sampled with `version` or older; `at_work` names the samplers there are.
+        """Return the counts of a step that was sampled with `version` or older; `at_work` names the present samplers.
 
-        `publish_lag`: how long how many versions lay unused since the step before, in seconds; `sampler_behind`: how
-        many versions before `version` the sampler sampled last, or came to be, of which that is longest ago;
+        `publish_lag`: the seconds that versions lay unused since the step before, and their number.
+        `sampler_behind`: how many versions before `version` the slowest sampler last sampled, or came to be.
         `buffer_bytes`: the most that waited at once to be scored or learned.
         """
         self._versions = {worker: self._versions.get(worker, version) for worker in at_work}

@@ -1,30 +1,29 @@
-"""Traffic: moves groups between the stages, and knows what it waits for."""
+"""Dispatcher: moves groups between the stages, and knows what it waits for."""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pcpo_ray import config
 from pcpo_ray.data.types import Scored, Task
 from pcpo_ray.data.updates import Published, TrainingGroup, Update
 from pcpo_ray.errors import ClusterError, LearnerLostError, RewardError, TrainingError
+from pcpo_ray.metrics.catalogue import Phase
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.training.counters import Counters
+from pcpo_ray.training.restarts import MAX_RESTARTS
 from pcpo_ray.training.scheduling.ledger import Ledger
 from pcpo_ray.training.scheduling.watchdog import StalledError, Watchdog
 from pcpo_ray.training.stages import Stages
 
-MAX_RESTARTS = 5
-"""How often a thing may be lost before the run gives up."""
-
 QUIET = 30.0
-"""Seconds without a line, after which a run says what it is waiting for."""
+"""Seconds without a line after which a run says what it is waiting for."""
 
 
 def trouble(kind: str, details: Mapping[str, Any]) -> str:
-    """A line about an event that a user must see; empty for any other."""
+    """Describe an event that a user must see in a line; empty for any other."""
     if kind == "fault":
         return f"fault: {details['message']}"
     if kind == "missing_scores":
@@ -34,7 +33,7 @@ def trouble(kind: str, details: Mapping[str, Any]) -> str:
 
 @dataclass
 class Phases:
-    """Where a step's wall-clock seconds went, and how long each role really worked."""
+    """The wall-clock seconds of a step by phase, and the seconds that each role really worked."""
 
     wall: dict[str, float] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=dict)
@@ -51,9 +50,11 @@ class Phases:
 
 
 class Dispatcher:
-    """Moves groups between stages: a task becomes a rollout becomes a scored group, each as soon as it can.
+    """Moves groups between the stages: a task becomes a rollout becomes a scored group, each as soon as it can.
 
-    `event` records what went wrong and was mended, `say` gets a line whenever there was none for `QUIET` seconds.
+    `event` records faults and recoveries, `say` gets a line whenever there was none for `QUIET` seconds. `serve` is
+    called while the dispatcher waits, `entered` when a phase begins.
+
     Raises ClusterError when nothing finishes for workers.task_timeout seconds while work remains, and RewardError when
     more than rollout.reward_failures groups in a row miss scores.
     """
@@ -65,50 +66,52 @@ class Dispatcher:
         *,
         event: Callable[..., None],
         say: Callable[[str], None],
+        serve: Callable[[], None] = lambda: None,
+        entered: Callable[[Phase], None] = lambda phase: None,
     ) -> None:
         self.stages = stages
         self.event = event
         self.say = say
-        self.asked: Callable[[], None] = lambda: None
-        self.entered: Callable[[str], None] = lambda phase: None
+        self.serve = serve
+        self.entered = entered
         self.phase = ""
         self.failures = run.rollout.reward_failures
         self.failed_in_a_row = 0
         self.exhausted: RewardError | None = None
         self.phases = Phases()
-        self.tally = Counters()
+        self.counters = Counters()
         self.checksums: dict[tuple[int, bool], str] = {}
         self.versions: dict[str, int] = {}
-        """What each sampler last sampled with."""
+        """The version that each sampler last sampled with."""
         self.awaited = ""
         self.ledger: Ledger[Task, Scored] = Ledger()
         self.missing: set[Task] = set()
-        """Of the tasks being gathered."""
+        """The tasks being gathered that are not scored yet."""
         self.regained: Counter[Task] = Counter()
-        """How often a group was sampled again, as its images were gone."""
+        """The number of times that a group was sampled again because its images were gone."""
         self.watchdog = Watchdog(limit=run.workers.task_timeout, quiet=QUIET, now=time.monotonic())
 
-    def enter(self, phase: str) -> None:
-        """What the run is at from now on."""
+    def enter(self, phase: Phase) -> None:
+        """Begin a phase."""
         self.phase = phase
         self.entered(phase)
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
-        """Make the learner's weights, or their running mean, loadable, and remember what their checksum must be.
+        """Make the learner's weights, or their EMA, loadable, and remember the checksum that samplers must report.
 
         Versions before `oldest` may be forgotten.
         """
         self.enter("publish")
         started = time.perf_counter()
-        published = self.stages.learner.publish(oldest=oldest, averaged=averaged)
+        published = self.stages.publish(oldest=oldest, averaged=averaged)
         self.checksums = {key: value for key, value in self.checksums.items() if key[0] >= oldest}
-        self.tally.published((published.version, published.averaged), time.monotonic())
+        self.counters.published((published.version, published.averaged), time.monotonic())
         self.phases.add("publish", started)
         return self._loadable(published)
 
     def republish(self, home: RunFolder, step: int, version: int) -> Published:
         """Make an older version loadable again, which the checkpoint of a step holds."""
-        return self._loadable(self.stages.learner.republish(home, step, version))
+        return self._loadable(self.stages.republish(home, step, version))
 
     def _loadable(self, published: Published) -> Published:
         self.checksums[published.version, published.averaged] = published.checksum
@@ -125,13 +128,14 @@ class Dispatcher:
         self.stages.samplers.cancel()
         self.stages.scorers.cancel()
         self.ledger.forget()
-        self.tally.forget()
+        self.counters.forget()
         self.regained.clear()
 
     def gather(self, tasks: Sequence[Task]) -> list[Scored]:
-        """The tasks' scored groups, in the tasks' order. Raises RewardError when too many in a row miss scores.
+        """Wait for the scored groups of tasks, in the tasks' order.
 
-        Here and not in the midst of an update, so that what was learned can be kept.
+        Raises RewardError when too many in a row miss scores. It is raised here and not in the midst of an update, so
+        that what was learned can be kept.
         """
         self.watchdog.progress(time.monotonic())
         self.missing = self.ledger.missing(tasks)  # counted once: a batch may have thousands
@@ -141,11 +145,21 @@ class Dispatcher:
             self._pump(f"{len(self.missing)} of {len(tasks)} groups of step {tasks[0].step}")
         for task in tasks:
             self.regained.pop(task, None)
-        self.tally.taken(tasks)
+        self.counters.taken(tasks)
         return self.ledger.take(tasks)
 
+    def sampled_again(self, groups: Sequence[TrainingGroup], places: Sequence[int]) -> list[TrainingGroup]:
+        """Sample the groups at these places anew. They have the same bits, as a task is a pure function."""
+        tasks = [groups[place].rollout.task for place in places]
+        self.submit(tasks)
+        found = dict(zip(places, self.gather(tasks), strict=True))
+        return [
+            replace(group, rollout=found[place].rollout) if place in found else group
+            for place, group in enumerate(groups)
+        ]
+
     def learn(self, step: int, batch: Sequence[TrainingGroup]) -> Update:
-        """Do an update, while groups go on moving. Raises LearnerLostError also where it does not end in time."""
+        """Wait for an update, while groups go on moving. Raises LearnerLostError also where it does not end in time."""
         self.stages.learner.begin(step, batch)
         self.watchdog.progress(time.monotonic())
         while (update := self.stages.learner.collect()) is None:
@@ -156,7 +170,7 @@ class Dispatcher:
         return self._learned(update)
 
     def settle(self) -> Update | None:
-        """The update under way, once it is done; None where there is none. No group moves meanwhile.
+        """Wait for the update under way, and return it; None where there is none. No group moves meanwhile.
 
         Raises ClusterError where it is not done within workers.task_timeout.
         """
@@ -171,13 +185,13 @@ class Dispatcher:
 
     def _learned(self, update: Update) -> Update:
         self.phases.work("learner", update.seconds, self.phase)
-        self.tally.count("learner", "done")
+        self.counters.count("learner", "done")
         return update
 
     def _pump(self, awaited: str) -> None:
         self.awaited = awaited
         self.stages.wait(min(self.watchdog.limit, 1.0))
-        self.asked()
+        self.serve()
         now = time.monotonic()
         for fault in self.stages.faults():
             self.event("fault", message=fault)
@@ -185,7 +199,7 @@ class Dispatcher:
             self.watchdog.progress(now)
             self._acknowledge(rollout.task, rollout.checksum, rollout.worker)
             self.phases.work("samplers", rollout.seconds, self.phase)
-            self.tally.sampled(rollout, now)
+            self.counters.sampled(rollout, now)
             self.stages.scorers.submit(rollout)
         for rollout in self.stages.scorers.lost():
             self.regained[rollout.task] += 1
@@ -194,12 +208,12 @@ class Dispatcher:
                     f"images of step {rollout.task.step} were lost {MAX_RESTARTS + 1} times before a score"
                 )
             self.event("fault", message=f"images of step {rollout.task.step} are gone; they are sampled again")
-            self.tally.count("samplers", "lost", "images_gone")
+            self.counters.count("samplers", "lost", "images_gone")
             self.stages.samplers.submit(rollout.task)
         for scored in self.stages.scorers.collect():
             self.watchdog.progress(now)
             self.phases.work("scorers", scored.seconds, self.phase)
-            self.tally.scored(scored)
+            self.counters.scored(scored)
             self.ledger.done(scored.rollout.task, scored)
             self.missing.discard(scored.rollout.task)
             self._count_failures(scored)
@@ -207,7 +221,7 @@ class Dispatcher:
             self.say(line)
 
     def spoke(self) -> None:
-        """A line about the run was printed."""
+        """Note that a line about the run was printed."""
         self.watchdog.spoke(time.monotonic())
 
     def _acknowledge(self, task: Task, checksum: str, worker: str) -> None:

@@ -1,28 +1,71 @@
-"""Evaluation on fixed prompts and seeds, and intervals for what it finds.
+"""Evaluation on fixed prompts and seeds: its groups, prompt by prompt, and the numbers made of them.
 
-Every evaluation of a run draws the same noise, so two of them are compared image by image. Images of one prompt are
-not independent, nor are the same text's at two places: intervals resample prompts, each text being one.
+Every evaluation of a run draws the same noise, so two of them are compared image by image.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from pcpo_ray import config
+from pcpo_ray.config import TOTAL
+from pcpo_ray.data.prompts import PromptSource
+from pcpo_ray.data.tasks import evaluation_tasks, watched_training_tasks
 from pcpo_ray.data.types import Handle, Scored
 from pcpo_ray.rewards import quality
+from pcpo_ray.runs import intervals
+from pcpo_ray.training.dispatcher import Dispatcher
 
-TOTAL, FEWEST = config.TOTAL, config.FEWEST
+
+def run_evaluation(
+    run: config.Run,
+    dispatcher: Dispatcher,
+    held_out: PromptSource,
+    version: int,
+    *,
+    oldest: int,
+    prompts: PromptSource,
+) -> tuple[list[Scored], list[Scored]]:
+    """Evaluate a version that was published: one group a prompt, first the held-out ones, then training prompts.
+
+    Versions before `oldest` are not needed any more.
+    """
+    if run.optimizer.average is not None:
+        dispatcher.publish(oldest=oldest, averaged=True)
+    dispatcher.enter("evaluate")
+    tasks = evaluation_tasks(run, held_out, version)
+    count = len(tasks)
+    tasks += watched_training_tasks(run, prompts, version)
+    dispatcher.submit(tasks)
+    scored = dispatcher.gather(tasks)
+    return by_prompt(scored[:count]), by_prompt(scored[count:])
+
+
+def evaluation_summary(
+    run: config.Run, scored: Sequence[Scored], seen: Sequence[Scored], assessor: quality.Assessor | None
+) -> dict[str, Any]:
+    """Summarise an evaluation: `prompts`, `rewards`, and where there are any `train_rewards` and `quality`."""
+    found: dict[str, Any] = {"prompts": len(scored), "rewards": _estimates(run, scored)}
+    if seen:
+        found["train_rewards"] = _estimates(run, seen)
+    if assessor is not None:
+        found["quality"] = assessor([group.measured for group in scored])
+    return found
+
+
+def _estimates(run: config.Run, scored: Sequence[Scored]) -> dict[str, dict[str, float | None]]:
+    return {name: intervals.estimate(value).row() for name, value in table(run, scored).items()}
 
 
 def by_prompt(scored: Sequence[Scored]) -> list[Scored]:
-    """A group a prompt, in the order of their positions."""
-    return [part for one in scored for part in _apart(one)]
+    """Split tasks of several prompts into one group a prompt, in the order of their positions."""
+    return [part for one in scored for part in _split(one)]
 
 
-def _apart(scored: Scored) -> Iterator[Scored]:
+def _split(scored: Scored) -> Iterator[Scored]:
     task = scored.rollout.task
     for n, prompt in enumerate(task.prompts):
         rows = slice(n * task.images, (n + 1) * task.images)
@@ -40,8 +83,22 @@ def _apart(scored: Scored) -> Iterator[Scored]:
 
 
 def table(run: config.Run, scored: Sequence[Scored]) -> dict[str, Float[np.ndarray, "P N"]]:
-    """Each reward's scores and the trained total, a row a prompt; NaN where a score is missing."""
+    """Tabulate each reward's scores and the trained total, a row a prompt; NaN where a score is missing."""
     names = list(scored[0].scores)
     values = {name: np.array([group.scores[name] for group in scored], np.float64) for name in names}
     weights = {reward.name: reward.weight for reward in run.rewards}
     return {TOTAL: np.array([group.total(weights) for group in scored]), **values}
+
+
+def columns(
+    run: config.Run, step: int, scored: Sequence[Scored], values: dict[str, Float[np.ndarray, "P N"]]
+) -> dict[str, Any]:
+    """Make the columns of evaluations.parquet: one row an image, `values` is what `table` made."""
+    images = run.evaluation.images
+    return {
+        "step": np.full(values[TOTAL].size, step),
+        "prompt": [group.rollout.task.prompt.text for group in scored for _ in range(images)],
+        "position": np.repeat(np.arange(len(scored)), images),
+        "sample": np.tile(np.arange(images), len(scored)),
+        **{name: value.ravel() for name, value in values.items()},
+    }

@@ -1,10 +1,10 @@
-"""The files that a config points to: what they held when a run began, and whether they hold it still.
+"""Inputs: the contents of the files that a config points to, when a run began and now.
 
-Their digests are kept in the run's inputs.json, by the config's keys. So a run goes on with what it began with wherever
-that lies by then, and a file that was changed under the same name is seen. A digest is of a file's bytes, never of its
-place or time. Of a .safetensors file above LARGE bytes it is of the size, the header and `PLACES` blocks of every
-tensor: a model takes a second, not minutes. Whatever trains, merges or converts weights changes those; a change that
-leaves them all as they were is not seen. What workers read on other machines is not looked at.
+The run's inputs.json keeps their digests, by the config's keys. So a run finds its inputs again wherever they lie by
+then, and a file that was changed under the same name is noticed. A digest covers a file's bytes, never its place or
+time. For a .safetensors file above LARGE bytes it covers the size, the header and `PLACES` blocks of every tensor: a
+model takes a second, not minutes. Training, merging or converting weights changes these; a change that leaves all of
+them alone goes unnoticed. Files that workers read on other machines are not checked.
 """
 
 import inspect
@@ -26,24 +26,24 @@ from pcpo_ray.runs.folder import INPUTS
 
 LARGE = 1 << 28
 BLOCK, PLACES = 1 << 14, 4
-"""Bytes of a block, and how many of a tensor's are read, evenly spaced from its first bytes to its last."""
+"""The bytes of a block, and the number of blocks read of a tensor, evenly spaced from its first bytes to its last."""
 
 CHUNK = 1 << 24
 READERS = 8
-"""Files that are read at a time."""
+"""The number of files that are read at a time."""
 
 READ = (".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".pth")
-"""Endings of what is read from a model's folder; pages and pictures beside them are not."""
+"""The endings of files that are read from a model's folder; pages and images beside them are not."""
 
 Files = Mapping[str, Mapping[str, Path]]
-"""By the key of the config that points there: each file, by its name below. A file that is pointed to itself has the
-name `*` and its ending, so that it may be called otherwise later."""
+"""Files by the key of the config that points to them, and by their name below it. A file that a key names itself is `*`
+with its ending, so that it may be renamed later."""
 
 Digests = Mapping[str, Mapping[str, str]]
 
 
 def of_run(run: config.Run) -> Files:
-    """Every file that the run reads. Raises the PcpoError of one that is not there."""
+    """List every file that the run reads. Raises the PcpoError of one that is not there."""
     found = dict(of_model(run.model))
     for where, prompts in (("prompts", run.prompts), ("evaluation.prompts", run.evaluation.prompts)):
         if isinstance(prompts, PromptFile):
@@ -57,7 +57,7 @@ def of_run(run: config.Run) -> Files:
 
 
 def of_model(model: config.Model) -> Files:
-    """The files of the model before training. Raises ModelError."""
+    """List the files of the model before training. Raises ModelError."""
     folder = models.folder_of(model)
     index = folder / "model_index.json"
     parts = [
@@ -105,7 +105,7 @@ def _of_quality(quality: config.Quality) -> Files:
     if isinstance(quality.reference, config.ImagesReference):
         where = Path(quality.reference.path)
         pictures = reference.image_files(quality.reference.path)
-        whole = where.is_dir()  # the pictures of a list go by their place in it
+        whole = where.is_dir()  # the images of a list go by their place in it
         found["reference.path"] = {
             path.relative_to(where).as_posix() if whole else f"picture {place}": path
             for place, path in enumerate(pictures, 1)
@@ -125,7 +125,7 @@ def _of_clip(model: str, weights: str | None) -> Files:
 
 
 def _in_options(value: Any, key: str) -> Files:
-    """The files and folders that the options of a class of the user's own name."""
+    """List the files and folders that the options of a custom class name."""
     if isinstance(value, str):
         files = _folder_or_file(value) if os.path.exists(value) else {}  # which takes any text, as Path.exists does not
         return {key: files} if files else {}
@@ -134,7 +134,7 @@ def _in_options(value: Any, key: str) -> Files:
 
 
 def _code(name: str) -> Mapping[str, Path]:
-    """The file of the module of a class of the user's own; none where it has no file."""
+    """Find the file of the module of a custom class; none where it has no file."""
     try:
         path = Path(inspect.getfile(resolve_class(name)))
     except (TypeError, OSError):
@@ -143,14 +143,14 @@ def _code(name: str) -> Mapping[str, Path]:
 
 
 def is_code(key: str) -> bool:
-    """Whether a key names a class of the user's own."""
+    """Tell whether a key names a custom class."""
     return key == "model.denoiser" or key.endswith(".kind")
 
 
 def is_own(key: str) -> bool:
-    """Whether a key points to code of the user's own, which may be mended under way, or is an option of such code.
+    """Tell whether a key points to custom code, which may be repaired while a run is away, or is an option of it.
 
-    Code may write to what its options name.
+    Code may write to the files that its options name.
     """
     return is_code(key) or ".options." in key
 
@@ -160,7 +160,7 @@ def _itself(path: str | Path) -> Mapping[str, Path]:
 
 
 def _folder_or_file(place: str) -> Mapping[str, Path]:
-    """What is read of a folder, or of a file; nothing where there is neither, which its reader says better."""
+    """List the files that are read at a place: a folder's, or one; none if nothing is there, as its reader says so."""
     path = Path(place)
     if path.is_dir():
         return {found.relative_to(path).as_posix(): found for found in _below(path, deep=False)}
@@ -181,7 +181,7 @@ def _below(folder: Path, *, deep: bool = True) -> list[Path]:
 
 
 def digests(files: Files, known: dict[Path, str] | None = None) -> Digests:
-    """Of every file; those that are `known` are not read again. Raises RunError for one that cannot be read."""
+    """Compute the digest of every file, but for those `known`. Raises RunError for one that cannot be read."""
     had = {} if known is None else known
     wanted = sorted({path for named in files.values() for path in named.values()} - had.keys())
     with ThreadPoolExecutor(READERS) as readers:
@@ -190,7 +190,7 @@ def digests(files: Files, known: dict[Path, str] | None = None) -> Digests:
 
 
 def digest(path: Path) -> str:
-    """Of a file's bytes, or of the blocks that stand for them. Raises RunError."""
+    """Compute the digest of a file's bytes, or of the blocks that stand for them. Raises RunError."""
     try:
         size = path.stat().st_size
         found = xxhash.xxh3_128(f"{size} ".encode())
@@ -203,12 +203,12 @@ def digest(path: Path) -> str:
                 file.seek(start)
                 found.update(file.read(length))
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}; mend that, and start again") from error
+        raise RunError(f"{path} cannot be read: {error.strerror or error}; repair that, and start again") from error
     return found.hexdigest()
 
 
 def _blocks(file: BinaryIO, size: int) -> list[tuple[int, int]] | None:
-    """The header of a .safetensors file and blocks of each tensor, by start and length; None where it is no such file.
+    """Locate the header of a .safetensors file and blocks of each tensor (start, length); None for any other file.
 
     https://huggingface.co/docs/safetensors: 8 bytes say how long the header is, whose offsets count from its end.
     """
@@ -234,12 +234,12 @@ def _blocks(file: BinaryIO, size: int) -> list[tuple[int, int]] | None:
 
 
 def dump(began: Digests) -> str:
-    """As the run's folder keeps them."""
+    """Serialise digests for the run's folder."""
     return json.dumps(began, indent=1) + "\n"
 
 
 def read(folder: Path) -> Digests | None:
-    """What the run in a folder began with; None where it has not been kept. Raises RunError."""
+    """Read the digests that the run in a folder began with; None where there are none. Raises RunError."""
     path = folder / INPUTS
     if not path.is_file():
         return None
@@ -253,7 +253,7 @@ def read(folder: Path) -> Digests | None:
 
 
 def changed(began: Digests, files: Files, now: Digests) -> Iterator[tuple[str, str]]:
-    """What is not as it was, in words, with the key of the config that points there."""
+    """Yield every difference, in words, with the key of the config that points there."""
     for key in sorted(began.keys() & now.keys()):
         old, new = began[key], now[key]
         for name in sorted({*old, *new}):

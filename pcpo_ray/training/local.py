@@ -1,20 +1,20 @@
-"""The stages in this process: for tests, debugging, and one GPU. Work is done when it is waited for."""
+"""The stages in this process: for tests, debugging, and one GPU. Work is done while it is waited for."""
 
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from pcpo_ray import config
 from pcpo_ray.data import weights
+from pcpo_ray.data.records import PoolStatus, RunStatus
 from pcpo_ray.data.requests import Fault, Request
 from pcpo_ray.data.tensors import device_here
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task
-from pcpo_ray.data.updates import DriverState, PoolStatus, Published, TrainingGroup, Update
+from pcpo_ray.data.updates import DriverState, Published, TrainingGroup, Update
 from pcpo_ray.errors import ClusterError, TrainingError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import RunFolder
@@ -22,21 +22,19 @@ from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.sampler import Sampler
 from pcpo_ray.workers.scorer import Scorer
 
+Versions = dict[tuple[int, bool], weights.WeightSnapshot]
+"""The weights that samplers can load, by version and whether it is the EMA."""
+
 
 class LocalSamplers:
-    """One sampler."""
+    """One sampler, which loads the version that a task names."""
 
-    def __init__(self, run: config.Run, device: torch.device) -> None:
+    def __init__(self, run: config.Run, device: torch.device, versions: Versions) -> None:
         self.sampler = Sampler(run, device)
         self.threads = run.workers.samplers.threads
         self.tasks: deque[Task] = deque()
         self.done: list[Rollout] = []
-        self.versions: dict[tuple[int, bool], weights.WeightSnapshot] = {}
-
-    def publish(self, published: weights.WeightSnapshot, oldest: int) -> None:
-        self.versions[published.manifest.key] = published
-        for key in [key for key in self.versions if key[0] < oldest]:
-            del self.versions[key]
+        self.versions = versions
 
     def submit(self, task: Task) -> None:
         if task.weights not in self.versions:
@@ -118,10 +116,10 @@ class LocalScorers:
 class LocalLearner:
     """One learner, in lock-step with nobody."""
 
-    def __init__(self, run: config.Run, device: torch.device, samplers: LocalSamplers) -> None:
+    def __init__(self, run: config.Run, device: torch.device, versions: Versions) -> None:
         self.learner = Learner(run, device)
         self.threads = run.workers.learner.threads
-        self.samplers = samplers
+        self.versions = versions
         self.begun: tuple[int, Sequence[TrainingGroup]] | None = None
         self.done: Update | None = None
 
@@ -149,30 +147,12 @@ class LocalLearner:
         self.done = self.learner.update(step, opened)
         return True
 
-    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
-        started = time.perf_counter()
-        return self._published(self.learner.weights(averaged=averaged), oldest, started)
-
-    def republish(self, folder: RunFolder, step: int, version: int) -> Published:
-        started = time.perf_counter()
-        return self._published(checkpoints.read_version(folder.fetch_checkpoint(step), version), 0, started)
-
-    def _published(self, packed: weights.WeightSnapshot, oldest: int, started: float) -> Published:
-        self.samplers.publish(packed, oldest)
-        return Published(
-            version=packed.manifest.version,
-            averaged=packed.manifest.averaged,
-            checksum=packed.manifest.checksum,
-            bytes=sum(packed.manifest.sizes),
-            seconds=time.perf_counter() - started,
-        )
-
     def leaving(self) -> bool:
         return False
 
     def save(self, folder: RunFolder, state: DriverState) -> None:
         folder.check()
-        older = [self.samplers.versions[version, False] for version in state.older]
+        older = [self.versions[version, False] for version in state.older]
         self.learner.save(folder.checkpoint(state.step), state, older=older, allowed=folder.check)
         folder.push_checkpoint(state.step)
 
@@ -180,7 +160,7 @@ class LocalLearner:
         return self.learner.restore(folder.fetch_checkpoint(step))
 
     def recover(self) -> None:
-        """Nothing is lost in one process but the process."""
+        """Do nothing: in one process nothing is lost but the process."""
 
 
 class LocalStages:
@@ -188,15 +168,36 @@ class LocalStages:
 
     def __init__(self, run: config.Run) -> None:
         device = device_here()
-        self.samplers = LocalSamplers(run, device)
+        self.versions: Versions = {}
+        self.samplers = LocalSamplers(run, device, self.versions)
         self.scorers = LocalScorers(run, device)
-        self.learner = LocalLearner(run, device, self.samplers)
+        self.learner = LocalLearner(run, device, self.versions)
 
     def wait(self, timeout: float) -> None:
         """Do one unit of work: the learner's first, as the driver waits for it last."""
         _ = self.learner.work() or self.scorers.work() or self.samplers.work()
 
-    def room(self) -> float:
+    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
+        started = time.perf_counter()
+        return self._published(self.learner.learner.weights(averaged=averaged), oldest, started)
+
+    def republish(self, folder: RunFolder, step: int, version: int) -> Published:
+        started = time.perf_counter()
+        return self._published(checkpoints.read_version(folder.fetch_checkpoint(step), version), 0, started)
+
+    def _published(self, snapshot: weights.WeightSnapshot, oldest: int, started: float) -> Published:
+        self.versions[snapshot.manifest.key] = snapshot
+        for key in [key for key in self.versions if key[0] < oldest]:
+            del self.versions[key]
+        return Published(
+            version=snapshot.manifest.version,
+            averaged=snapshot.manifest.averaged,
+            checksum=snapshot.manifest.checksum,
+            bytes=sum(snapshot.manifest.sizes),
+            seconds=time.perf_counter() - started,
+        )
+
+    def rollout_budget(self) -> float:
         return math.inf  # a batch is learned before the next is begun, but for rollout.max_staleness
 
     def fetch(self, handle: Handle) -> np.ndarray:
@@ -206,21 +207,21 @@ class LocalStages:
     def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:
         raise ClusterError("a run in one process has one sampler and one scorer; train on Ray (without --local)")
 
-    def sizes(self) -> dict[str, PoolStatus]:
+    def pool_status(self) -> dict[str, PoolStatus]:
         names = {"samplers": "sampler-0", "scorers": "scorer-0"}
         return {role: PoolStatus(wanted=1, ready=1, workers=(name,)) for role, name in names.items()}
 
-    def disturb(self, fault: Fault) -> None:
+    def inject_fault(self, fault: Fault) -> None:
         raise ClusterError(f"a run in one process has no {fault} to lose; train on Ray (without --local)")
 
-    def exchange(self, status: Mapping[str, Any]) -> list[Request]:
+    def exchange(self, status: RunStatus) -> list[Request]:
         return []
 
-    def end(self, status: Mapping[str, Any]) -> None:
-        """Nobody asks."""
+    def end(self, status: RunStatus) -> None:
+        """Return at once, as nobody watches."""
 
     def faults(self) -> list[str]:
         return []
 
     def close(self) -> None:
-        """Nothing outlives this process."""
+        """Do nothing, as nothing outlives this process."""

@@ -1,14 +1,14 @@
 """Monitors: do the evaluations show a run that collapses, or one that hacks its reward?
 
-    diversity   pictures of one prompt have become alike
+    diversity   images of one prompt have become alike
     deviation   so have the rewards of a group: there is nothing left to learn
     reward      the trained reward itself is worse than at first
     hacking     it rose, and a reward that is only watched fell
 
 Each is a condition on one evaluation against the first; it is an alarm once it holds at `monitors.patience` evaluations
-in a row. All is a function of the lines of metrics.jsonl, so a resumed run judges as an uninterrupted one. What has no
-number (a reward without scores) raises no alarm, nor does an evaluation of fewer prompts than an interval is from
-(config.FEWEST): it says nothing of other prompts.
+in a row. All is a function of the lines of metrics.jsonl, so a resumed run judges as an uninterrupted one. A reward
+without scores raises no alarm. Neither does an evaluation of fewer prompts than an interval needs (config.FEWEST): it
+says nothing of other prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,6 @@ from pcpo_ray import config
 from pcpo_ray.config import FEWEST, TOTAL
 from pcpo_ray.runs import lines
 
-NAMES = ("diversity", "deviation", "reward", "hacking")
 Row = Mapping[str, Any]
 """A line of metrics.jsonl."""
 
@@ -36,7 +35,7 @@ class Verdict:
 
 
 def judge(run: config.Run, rows: Sequence[Row]) -> Verdict:
-    """What a run's lines so far say. The last evaluation is the one that is judged."""
+    """Judge the last evaluation among a run's lines so far."""
     evaluated = [row for row in rows if row["kind"] == "evaluation"]
     steps = [row for row in rows if row["kind"] == "train"]
     held = [conditions(run, evaluated[: n + 1], steps) for n in range(len(evaluated))]
@@ -51,7 +50,7 @@ def judge(run: config.Run, rows: Sequence[Row]) -> Verdict:
 
 
 def conditions(run: config.Run, evaluated: Sequence[Row], steps: Sequence[Row]) -> dict[str, str]:
-    """The conditions that hold at the last of these evaluations, by monitor, each with its numbers."""
+    """Describe the conditions that hold at the last of these evaluations, by monitor, each with its numbers."""
     if len(evaluated) < 2:
         return {}
     found = {
@@ -64,7 +63,7 @@ def conditions(run: config.Run, evaluated: Sequence[Row], steps: Sequence[Row]) 
 
 
 def watched(run: config.Run) -> list[str]:
-    """The rewards not trained on of which less is worse: not a file's size, nor diversity, which has its monitor."""
+    """Name the untrained rewards of which less is worse: no file size, and no diversity, which has its own monitor."""
     trained = {reward.name for reward in run.rewards}
     others = [one for one in run.evaluation.rewards if isinstance(one, config.CustomReward) or one.less_is_worse]
     return [reward.name for reward in others if reward.name not in trained]
@@ -82,7 +81,7 @@ def _diversity(run: config.Run, evaluated: Sequence[Row]) -> str:
 
 
 def _spread(row: Row) -> float:
-    """Mean distance between a prompt's pictures, from quality or else the reward; NaN where neither is known."""
+    """Return the mean distance between a prompt's images, from quality or the reward; NaN if neither is known."""
     found = row.get("quality", {}).get("pairwise")
     if found is None and "diversity" in row["rewards"]:
         found = row["rewards"]["diversity"]["mean"]
@@ -126,7 +125,7 @@ def _fell(settings: config.Monitors, change: Mapping[str, Any]) -> bool:
 
 
 def _bound(change: Mapping[str, Any], name: str) -> float:
-    """One end of a change's interval; NaN, which is neither above 0 nor below, where there is none."""
+    """Return one end of a change's interval; without one NaN, which is neither above 0 nor below."""
     return float("nan") if change[name] is None else float(change[name])
 
 
@@ -140,17 +139,17 @@ def _said(change: Mapping[str, float]) -> str:
 # -- how a run ends by one ---------------------------------------------------------------------------------------------
 
 ENDINGS = ("stopped", "rolled_back")
-"""Kinds of events with which monitors end a run; they hold the `alarm`."""
+"""The kinds of events with which monitors end a run; they hold the `alarm`."""
 
 
 def ending(folder: Path) -> str:
-    """The alarm that ended the run in a folder last, and what to do; empty if it did not end by one."""
+    """Return the alarm that ended the run in a folder last, and what to do; empty if it did not end by one."""
     found = [event for event in lines.events(folder / "events.jsonl").rows if event["kind"] in (*ENDINGS, "started")]
     return str(found[-1].get("alarm", "")) if found else ""
 
 
 def advice(action: str, step: int, back: int | None) -> str:
-    """What a user is told who finds a run ended at a step, or `back` at an earlier one."""
+    """Advise a user whose run has ended at a step, or was rolled `back` to an earlier one."""
     onward = "to go on regardless: monitors.action=warn --resume"
     if action == "stop":
         return f"the run has stopped after step {step}, with a checkpoint; {onward}"

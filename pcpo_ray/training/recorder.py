@@ -2,7 +2,7 @@
 
 config.yaml     resolved                        inputs.json         see inputs.py
 metrics.jsonl   a line a step or evaluation     events.jsonl        faults, versions, endings
-images/         the evaluations' pictures
+images/         the evaluations' images
 scores.parquet/ a row a training sample         evaluations.parquet/ a row an evaluated image (a file a step each)
 features/       see quality/ (a file a step)
 checkpoints/    see runs/checkpoints.py         report.html         see commands/report/
@@ -20,6 +20,7 @@ import numpy as np
 
 from pcpo_ray import config
 from pcpo_ray.config import files
+from pcpo_ray.data.records import Event
 from pcpo_ray.errors import AwayError, RunError
 from pcpo_ray.metrics.reporter import MetricsReporter, NoReporter
 from pcpo_ray.runs import checkpoints, disk, lines
@@ -30,13 +31,13 @@ from pcpo_ray.training import inputs
 from pcpo_ray.training.trackers import Trackers
 
 RECENT = 50
-"""How many of the newest events are kept for whoever asks how the run is, `published` left out: every step has one."""
+"""The number of newest events kept for the status. `published` is left out, as every step has one."""
 
 
 class Recorder:
-    """Writes one run's folder. Raises RunError where it cannot, TakenOverError where it may not any more.
+    """The writer of a run's folder. Raises RunError where it cannot write, TakenOverError where it may not any more.
 
-    A line is on the disk when `record` or `event` returns; so is a file.
+    When a method returns, its line or file is on the disk.
     """
 
     def __init__(self, home: RunFolder, run: config.Run) -> None:
@@ -44,11 +45,11 @@ class Recorder:
         self.folder = home.local
         self.run = run
         self.meter: MetricsReporter = NoReporter()
-        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
-        self.mended: list[str] = []
-        """What the last `rewind` found damaged in the records, and did about it, in words."""
+        self.recent: deque[Event] = deque(maxlen=RECENT)
+        self.repaired: list[str] = []
+        """The damage that the last `rewind` found in the records, and what it did about it, in words."""
         self.say: Callable[[str], None] = lambda line: None
-        """Gets a line where a tracker fails."""
+        """The function that gets a line where a tracker fails."""
         self._trackers: Trackers | None = None
 
     @classmethod
@@ -80,9 +81,9 @@ class Recorder:
 
     @classmethod
     def reopen(cls, home: RunFolder, run: config.Run, step: int) -> "Recorder":
-        """The recorder of a run that continues after `step`, in a folder that is claimed.
+        """Open the recorder of a run that continues after `step`, in a folder that is claimed.
 
-        What was recorded past the step is about to happen again.
+        Records past the step go, as it is about to happen again.
         """
         recorder = cls(home, run)
         recorder._replace(CONFIG, files.dump(run))
@@ -92,19 +93,19 @@ class Recorder:
         return recorder
 
     def rewind(self, step: int) -> None:
-        """Drop what was recorded past `step`: it is about to happen again. Lines that are damaged go, a copy stays."""
+        """Drop all records past `step`, which is about to happen again. Damaged lines go too, and a copy keeps them."""
         metrics, events = lines.metrics(self.folder / "metrics.jsonl"), lines.events(self.folder / "events.jsonl")
-        self.mended = []
+        self.repaired = []
         for read in (metrics, events):
             if read.damaged:
                 copy = read.path.with_name(f"{read.path.name}.damaged-{time.time_ns()}")
                 with writing(copy):
                     shutil.copy(read.path, copy)
-                self.mended.append(f"{read}; they are left out from here on, {copy.name} keeps them")
+                self.repaired.append(f"{read}; they are left out from here on, {copy.name} keeps them")
         self.home.rewound(step)
         self._replace("metrics.jsonl", "".join(f"{lines.text(row)}\n" for row in metrics.rows if row["step"] <= step))
         self._replace("events.jsonl", "".join(f"{lines.text(row)}\n" for row in events.rows))
-        for message in self.mended:
+        for message in self.repaired:
             self.event("damaged", message=message)
         for dataset in ("scores.parquet", "evaluations.parquet", "features"):
             for path in (self.folder / dataset).glob("step-*.*"):
@@ -119,7 +120,7 @@ class Recorder:
             self._trackers = Trackers(self.run.trackers, self.run.name, self.folder)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl; a last line that a kill cut short is left out.
+        """Return all lines of metrics.jsonl; a last line that a kill cut short is left out.
 
         Raises RunError where one is damaged.
         """
@@ -129,31 +130,30 @@ class Recorder:
         return found.rows
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Add a line to metrics.jsonl, and its numbers to the trackers."""
+        """Add a line to metrics.jsonl, and its numbers to the trackers; return the line."""
         row = {"kind": kind, "step": step, "time": time.time(), **values}
         self._append("metrics.jsonl", row)
         numbers = {f"{kind}/{name}": value for name, value in _flat(values) if math.isfinite(value)}
         if self._trackers is not None:
             self._trackers.log(step, numbers)
             self._tell_of_trackers()
-        self.meter.row(row)
         return row
 
     def put_back(self, row: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl that could not be added when it was made; a checkpoint has kept it."""
+        """Add a line to metrics.jsonl that could not be added when it was made, and that a checkpoint has kept."""
         if not any((known["kind"], known["step"]) == (row["kind"], row["step"]) for known in self.metrics()):
             self._append("metrics.jsonl", row)
 
     def event(self, kind: str, **details: Any) -> None:
         """Add a line to events.jsonl."""
-        event = {"time": time.time(), "kind": kind, **details}
+        event = Event(time=time.time(), kind=kind, details=details)
         if kind != "published":
             self.recent.append(event)
-        self._append("events.jsonl", event)
-        self.meter.event(kind, details)
+        self._append("events.jsonl", event.row())
+        self.meter.event(event)
 
     def samples(self, dataset: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
-        """One step's rows of scores.parquet or evaluations.parquet, whole or not at all."""
+        """Write one step's rows of scores.parquet or evaluations.parquet, whole or not at all."""
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -165,7 +165,7 @@ class Recorder:
             parquet.write_table(pa.table(dict(columns)), made)
 
     def pictures(self, step: int, groups: Sequence[np.ndarray]) -> None:
-        """The evaluation's images at a step: images/step-000010/<prompt>-<sample>.png."""
+        """Write the evaluation's images at a step: images/step-000010/<prompt>-<sample>.png."""
         from PIL import Image
 
         self.home.check_here()
@@ -198,12 +198,12 @@ class Recorder:
             self.trouble(message)
 
     def trouble(self, message: str) -> None:
-        """An event of what goes wrong beside the run, and costs it nothing."""
+        """Record trouble beside the run, which costs it nothing."""
         with contextlib.suppress(RunError):  # of a full disk the run hears when it records what it needs
             self.event("trouble", message=message)
 
     def push(self) -> None:
-        """Put what was recorded into storage; where that is away it waits for the next time, and an event says so."""
+        """Put the records into storage. Where that is away they wait for the next time, and an event says so."""
         try:
             self.home.push_records(patience=0.0)
         except AwayError as error:
@@ -220,7 +220,7 @@ class Recorder:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """The numbers in nested mappings, by slashed name; lists (a value a timestep) by their index."""
+    """Flatten nested mappings into numbers by slashed name; lists (a value a timestep) by their index."""
     found: list[tuple[str, float]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -1,17 +1,18 @@
 """The three protocols that the loop is written against, and Stages, which holds one of each.
 
-Two implementations: `pcpo_ray.training.local` in this process, `pcpo_ray.cluster.stages` on Ray. What blocks has a
-deadline in both: `wait`, `publish`, `save`, `restore`, `recover`, `fetch` and `end`.
+Two implementations: `pcpo_ray.training.local` in this process, `pcpo_ray.cluster.stages` on Ray. Calls that block have
+a deadline in both: `wait`, `publish`, `republish`, `save`, `restore`, `recover`, `fetch` and `end`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from pcpo_ray.data.records import PoolStatus, RunStatus
 from pcpo_ray.data.requests import Fault, Request
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task
-from pcpo_ray.data.updates import DriverState, PoolStatus, Published, TrainingGroup, Update
+from pcpo_ray.data.updates import DriverState, Published, TrainingGroup, Update
 
 if TYPE_CHECKING:
     from pcpo_ray.runs.folder import RunFolder
@@ -24,7 +25,7 @@ class Samplers(Protocol):
         """Queue a task; its weights must have been published."""
 
     def collect(self) -> list[Rollout]:
-        """The groups finished since the last call, in no particular order."""
+        """Return the groups finished since the last call, in no particular order."""
 
     def cancel(self) -> None:
         """Forget every task: none of them will be collected."""
@@ -37,17 +38,17 @@ class Scorers(Protocol):
         """Queue a rollout."""
 
     def collect(self) -> list[Scored]:
-        """The groups scored since the last call, in no particular order."""
+        """Return the groups scored since the last call, in no particular order."""
 
     def lost(self) -> list[Rollout]:
-        """The rollouts whose images were gone when they were to be scored, since the last call."""
+        """Return the rollouts, since the last call, whose images were gone when they were to be scored."""
 
     def cancel(self) -> None:
         """Forget every rollout: none of them will be collected."""
 
 
 class LearnerGroup(Protocol):
-    """Consumes weighted rollouts; unblocks the samplers by publishing.
+    """Consumes training groups; its updates unblock `publish`.
 
     Every method may raise LearnerLostError; after `recover` the group is as it was at the start of the run.
     """
@@ -56,22 +57,13 @@ class LearnerGroup(Protocol):
         """Start the update that turns version `step - 1` into `step`; the batch is in the order of its positions."""
 
     def updating(self) -> bool:
-        """Whether an update was begun and is not collected."""
+        """Tell whether an update was begun and is not collected."""
 
     def collect(self) -> Update | None:
-        """The update begun last, once it is done. Raises RolloutsLostError; the same update may then begin again."""
-
-    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
-        """Make the current weights, or their running mean, loadable for samplers, under their version.
-
-        Versions before `oldest` are not asked for any more.
-        """
-
-    def republish(self, folder: "RunFolder", step: int, version: int) -> Published:
-        """Make an older version loadable again, which the checkpoint of a step holds."""
+        """Return the update begun last, once it is done. After RolloutsLostError the same update may begin again."""
 
     def leaving(self) -> bool:
-        """Whether a machine that it is on was told to leave, so that what it has learned should be saved soon."""
+        """Tell whether a machine of the learner was told to leave, so that its work should be saved soon."""
 
     def save(self, folder: "RunFolder", state: DriverState) -> None:
         """Write the checkpoint of a step, whole or not at all, with the versions that its begun batches need.
@@ -104,29 +96,38 @@ class Stages(Protocol):
         Raises LearnerLostError.
         """
 
-    def room(self) -> float:
-        """Bytes that groups sampled and not yet learned may take, all together."""
+    def publish(self, *, oldest: int, averaged: bool = False) -> Published:
+        """Make the learner's weights, or their EMA, loadable by the samplers: learner -> snapshot -> samplers.
+
+        Versions before `oldest` are not asked for any more. Raises LearnerLostError.
+        """
+
+    def republish(self, folder: "RunFolder", step: int, version: int) -> Published:
+        """Make an older version loadable again, which the checkpoint of a step holds. Raises LearnerLostError."""
+
+    def rollout_budget(self) -> float:
+        """Return the bytes that all groups sampled and not yet learned may take together."""
 
     def fetch(self, handle: Handle) -> np.ndarray:
-        """The images behind a handle, (N, H, W, 3) uint8. Raises RolloutsLostError."""
+        """Return the images behind a handle, (N, H, W, 3) uint8. Raises RolloutsLostError."""
 
     def resize(self, *, samplers: int | None = None, scorers: int | None = None) -> None:
         """Have so many workers from now on; those that leave finish what they hold. Raises ClusterError."""
 
-    def sizes(self) -> Mapping[str, PoolStatus]:
-        """Of samplers and scorers."""
+    def pool_status(self) -> Mapping[str, PoolStatus]:
+        """Return the status of the pools, `samplers` and `scorers`."""
 
-    def disturb(self, fault: Fault) -> None:
-        """Do that to the run's own workers. Raises ClusterError where there are none to lose."""
+    def inject_fault(self, fault: Fault) -> None:
+        """Do harm to the run's own workers, as a test or an operator asked. Raises ClusterError in one process."""
 
-    def exchange(self, status: Mapping[str, Any]) -> list[Request]:
-        """Say how the run is; what was asked of it since the last call."""
+    def exchange(self, status: RunStatus) -> list[Request]:
+        """Tell how the run is; return what was asked of it since the last call."""
 
-    def end(self, status: Mapping[str, Any]) -> None:
-        """Say how the run has ended; whoever is waiting for that hears it before this returns."""
+    def end(self, status: RunStatus) -> None:
+        """Tell how the run has ended; whoever waits for that hears it before this returns."""
 
     def faults(self) -> list[str]:
-        """What failed and was mended since the last call, a line each."""
+        """Return what failed and was recovered since the last call, a line each."""
 
     def close(self) -> None:
         """End every worker; safe to call twice."""

@@ -1,7 +1,7 @@
-"""Trackers (tensorboard, wandb, mlflow, ...): a run's numbers shown elsewhere too, through Accelerate.
+"""Trackers (tensorboard, wandb, mlflow, ...): they show a run's numbers elsewhere too, through Accelerate.
 
-Each has a thread of its own, in which it starts, logs and finishes. One that fails, hangs or falls behind costs the run
-nothing but those numbers, and that is said.
+Each has a thread of its own, in which it starts, logs and finishes. A tracker that fails, hangs or falls behind costs
+the run nothing but those numbers, and the user is told.
 """
 
 import queue
@@ -14,10 +14,10 @@ from typing import Any
 from pcpo_ray.errors import RunError
 
 START, FINISH = 120.0, 60.0
-"""Seconds in which a tracker must have started, and finished."""
+"""Seconds within which a tracker must have started, and finished."""
 
 WAITING = 1000
-"""Rows that may wait for a tracker."""
+"""The number of rows that may wait for a tracker."""
 
 
 class Tracker:
@@ -51,7 +51,7 @@ class Tracker:
             self.rows.put((step, numbers))
 
     def finish(self) -> None:
-        """Have it log what waits, and end."""
+        """Log the rows that wait, and end."""
         self.rows.put(None)
         self.thread.join(FINISH)
         if self.thread.is_alive():
@@ -86,7 +86,7 @@ class Tracker:
 
 
 class Trackers:
-    """All that a run's config asks for. Raises RunError for one that is not installed or does not start."""
+    """All trackers of a run's config. Raises RunError for one that is not installed or does not start."""
 
     def __init__(self, names: Sequence[str], run: str, folder: Path) -> None:
         self.all: list[Tracker] = []
@@ -102,7 +102,7 @@ class Trackers:
             tracker.log(step, numbers)
 
     def troubles(self) -> list[str]:
-        """What has gone wrong since the last call."""
+        """Return what has gone wrong since the last call."""
         return [tracker.troubles.get() for tracker in self.all for _ in range(tracker.troubles.qsize())]
 
     def finish(self) -> None:

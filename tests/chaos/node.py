@@ -52,7 +52,7 @@ def main(model: Path, folder: Path, how: str) -> None:
     run = small.run(model, **settings, rewards=small.slow(0.2))
     stages = connect(run)
     deadline = time.monotonic() + 120
-    while stages.sizes()["samplers"].ready < 2:
+    while stages.pool_status()["samplers"].ready < 2:
         assert time.monotonic() < deadline, "two samplers were not ready in 120 s"
         stages.samplers.collect()
         stages.wait(0.5)
@@ -89,7 +89,7 @@ def main(model: Path, folder: Path, how: str) -> None:
     events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]
     messages = [(event["message"], event["time"] - lost) for event in events if event["kind"] == "fault"]
     noticed = [seconds for message, seconds in messages if SAID[how] in message]
-    ready = stages.sizes()["samplers"].ready
+    ready = stages.pool_status()["samplers"].ready
     stages.close()
     ray.shutdown()
     cluster.shutdown()

@@ -39,7 +39,7 @@ def main() -> None:
         return actor.work.remote(item, 0.0, fate), lambda value: value
 
     pool: WorkerPool[int, int] = WorkerPool("sleeper", launch, send, workers=WORKERS, silence=120.0)
-    while pool.size().ready < WORKERS:
+    while pool.status().ready < WORKERS:
         ray.wait(pool.references(), timeout=1.0)
         pool.collect()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

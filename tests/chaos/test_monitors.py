@@ -38,9 +38,9 @@ def test_a_run_that_trains_on_file_size_alone_is_stopped_as_a_hack(tmp_path):
         "steps=20",
         "monitors.action=stop",
     )
-    assert loop.state == "stopped" and len(evaluated) - 1 <= 10
+    assert loop.progress.state == "stopped" and len(evaluated) - 1 <= 10
     assert "hacking" in evaluated[-1]["alarms"]
-    assert "clip_score fell" in loop.error and "shapes_oracle fell" in loop.error
+    assert "clip_score fell" in loop.progress.error and "shapes_oracle fell" in loop.progress.error
     assert evaluated[-1]["quality"]["frechet"] > evaluated[0]["quality"]["frechet"]
     assert evaluated[-1]["quality"]["coverage"] < evaluated[0]["quality"]["coverage"]
 
@@ -56,7 +56,7 @@ def test_a_run_of_a_huge_learning_rate_is_rolled_back_as_collapsed(tmp_path):
         "steps=10",
         "monitors.action=roll_back",
     )
-    assert loop.state == "stopped" and len(evaluated) - 1 <= 10
+    assert loop.progress.state == "stopped" and len(evaluated) - 1 <= 10
     assert evaluated[-1]["alarms"].keys() & {"reward", "diversity"}
     assert records.newest_checkpoint(tmp_path / "collapse", print).name == "step-000000"
     assert evaluated[-1]["quality"]["recall"] < 0.1 < evaluated[0]["quality"]["recall"]
@@ -71,5 +71,5 @@ def test_a_healthy_run_raises_no_alarm(tmp_path):
         "steps=16",
         "monitors.action=stop",
     )
-    assert loop.state == "finished" and len(evaluated) == 9
+    assert loop.progress.state == "finished" and len(evaluated) == 9
     assert not any(row["alarms"] for row in evaluated)

@@ -310,7 +310,7 @@ def eventful(scraped):
     return scraped
 
 
-def test_every_metric_of_the_catalogue_arrives_with_its_type_help_and_labels(eventful):
+def test_every_catalogued_metric_arrives_with_type_help_and_labels(eventful):
     def missing():
         there = set(eventful.api("label/__name__/values"))
         return {metric.scraped for metric in CATALOGUE} - there
@@ -380,7 +380,7 @@ def test_every_alerts_value_can_be_told_or_it_is_said_why_not(eventful):
     assert {rule["health"] for rule in rules.values()} == {"ok"}, rules
 
 
-def test_an_alert_fires_when_samplers_have_been_killed_and_no_other_is_critical(eventful):
+def test_killed_samplers_fire_an_alert_and_no_other_critical_one(eventful):
     def firing():
         return {
             alert["labels"]["alertname"]: alert
@@ -404,7 +404,7 @@ def test_one_phase_is_on_at_a_time_and_means_are_those_of_the_run(eventful):
     assert min(seconds) <= float(eventful.query(mean)[0]["value"][1]) <= max(seconds)
 
 
-def test_rays_dashboard_knows_this_prometheus_and_shows_training_in_its_metrics_tab(scraped):
+def test_rays_dashboard_shows_training_in_its_metrics_tab(scraped):
     def asked(path):
         with urllib.request.urlopen(f"{scraped.dashboard}/api/{path}", timeout=30) as answer:
             return json.load(answer)

@@ -18,6 +18,7 @@ from pcpo_ray.data.requests import Request
 from pcpo_ray.data.types import Task
 from pcpo_ray.errors import ClusterError, PcpoError, RewardError, RunError, ScheduleError
 from pcpo_ray.runs import checkpoints
+from pcpo_ray.training import status
 from tests.support import small
 from tests.support.on_ray import await_samplers
 from tests.support.running import go, parameters, same
@@ -105,7 +106,7 @@ def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_pat
 
     def admitted(task):
         if task.purpose == "train" and task.position == 0:  # of the step before there is nothing left but its weights
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while base and used() > base[0] + margin and time.monotonic() < deadline:
                 time.sleep(0.2)
             base.append(used())
@@ -145,7 +146,7 @@ def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path
         connect(small.run(copy))
 
 
-def test_a_checkpoint_that_the_learners_disk_does_not_take_ends_the_run_by_name(small_sd, tmp_path):
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_by_name(small_sd, tmp_path):
     stages = connect(run := small.run(small_sd))
     Disturbed(stages, t1=lambda found: (tmp_path / "run" / "checkpoints").write_text("in the way"))
     try:
@@ -170,7 +171,7 @@ def test_closing_leaves_no_worker_behind(small_sd):
 def test_the_driver_never_holds_latents(small_sd):
     stages = connect(small.run(small_sd))
     try:
-        stages.learner.publish(oldest=0)
+        stages.publish(oldest=0)
         prompts, _ = session.sources(small.run(small_sd))
         stages.samplers.submit(
             Task(step=1, position=0, prompt=prompts.batch(1, 1)[0], images=4, version=0, purpose="train")
@@ -252,7 +253,7 @@ def test_a_fault_in_mid_run_changes_no_bit(small_sd, tmp_path, fault, said):
 def test_a_run_is_resized_paced_and_stopped_through_its_controller(small_sd, tmp_path):
     run = small.run(small_sd, name="spoken-to", steps=50)
     stages = connect(run)
-    stages.exchange({})
+    stages.exchange(status.starting(run))
     here = ray.get_runtime_context().gcs_address
     with pytest.raises(ClusterError, match=r"no run named 'other'.*'spoken-to'"):
         Caller("other", here)
@@ -269,14 +270,14 @@ def test_a_run_is_resized_paced_and_stopped_through_its_controller(small_sd, tmp
     Disturbed(stages, t6=ask, t20=stop)
     try:
         recorder = go(run, tmp_path / "ray", stages=stages)
-        status = caller.status()
+        told = caller.status()
     finally:
         stages.close()
     events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]
     done = events[-1]["step"]
     assert events[-1]["kind"] == "stopped" and 2 < done < 50
     assert checkpoints.newest(recorder.folder, pytest.fail) == checkpoints.folder_for(recorder.folder, done)
-    assert status["samplers"]["wanted"] == 2 and status["max_staleness"] == 1
+    assert told["samplers"]["wanted"] == 2 and told["max_staleness"] == 1
     ages = {row["step"]: row["step"] - 1 - row["version"] for row in parquet_rows(recorder.folder)}
     assert ages[1] == 0 and ages[done] == 1
 
@@ -293,7 +294,7 @@ def test_samplers_come_and_go_in_mid_run_and_change_no_bit(small_sd, tmp_path):
     Disturbed(stages, t3=lambda found: found.resize(samplers=4, scorers=2), t12=lambda found: found.resize(samplers=2))
     try:
         recorder = go(run, tmp_path / "ray", stages=stages)
-        assert stages.sizes()["samplers"].wanted == 2
+        assert stages.pool_status()["samplers"].wanted == 2
     finally:
         stages.close()
     go(run, tmp_path / "local")

@@ -82,7 +82,7 @@ def a_lost_object():
     ("count", "strategy"),
     [(1, "ddp"), pytest.param(2, "fsdp2", marks=CHAOS), pytest.param(2, "ddp", marks=MORE)],
 )
-def test_lost_trajectories_are_sampled_again_to_the_bit_and_a_second_loss_too(small_sd, tmp_path, count, strategy):
+def test_trajectories_lost_once_or_twice_are_sampled_again_to_the_bit(small_sd, tmp_path, count, strategy):
     run = small.run(small_sd, **CHEAP, rollout__max_staleness=1, workers__learner=ranks(count, strategy))
     begun: list[int] = []
 
@@ -199,7 +199,7 @@ def test_samplers_that_hold_a_lost_learners_weights_load_the_new_ones(small_sd, 
                 os.kill(pid, signal.SIGKILL)
 
         before(stages, killing, 6)
-        recover, publish = stages.learner.recover, stages.learner.publish
+        recover, publish = stages.learner.recover, stages.publish
 
         def recovering():
             # as a GPU's last bits may differ
@@ -214,7 +214,7 @@ def test_samplers_that_hold_a_lost_learners_weights_load_the_new_ones(small_sd, 
             checksums.setdefault(found.version, set()).add(found.checksum)
             return found
 
-        stages.learner.recover, stages.learner.publish = recovering, publishing
+        stages.learner.recover, stages.publish = recovering, publishing
 
     recorder = on_ray(run, tmp_path / "run", disturb=disturb)
     assert [row["step"] for row in recorder.metrics() if row["kind"] == "train"] == list(range(1, 9))

@@ -27,7 +27,7 @@ def not_an_actors_process(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_whatever_ray_says_that_is_not_of_the_call_says_that_the_actor_is_gone(kind):
+def test_any_error_of_ray_but_those_of_a_call_means_the_actor_is_gone(kind):
     error = kind.__new__(kind)
     assert is_gone(error) is not issubclass(kind, OF_THE_CALL)
 
@@ -39,7 +39,7 @@ def test_an_actor_killed_for_memory_is_gone_and_a_call_that_failed_is_not():
     assert not is_gone(ModelError("not of Ray"))
 
 
-def test_where_the_ranks_meet_stays_open_while_weights_are_sent_again_and_again(small_sd):
+def test_the_ranks_meeting_stays_open_while_weights_are_sent_repeatedly(small_sd):
     actor = LearnerActor(small.run(small_sd), "learner-0", ".", 0)
     ranks = TCPStore(*actor.meet("ranks"), timeout=timedelta(seconds=5))
     ranks.set("rank 0", "here")
@@ -61,7 +61,7 @@ class Scripted(LearnerActor):
         return found
 
 
-def test_what_is_asked_twice_is_done_once_and_what_failed_is_done_when_it_is_asked_for_again(small_sd):
+def test_a_call_asked_twice_is_done_once_and_a_failed_one_is_repeated(small_sd):
     actor = Scripted(small.run(small_sd), "learner-0", ".", 0)
     actor.outcomes = [1, 2, RuntimeError("no"), 3]
     assert [actor.call(7, "outcome"), actor.call(7, "outcome"), actor.call(8, "outcome")] == [1, 1, 2]

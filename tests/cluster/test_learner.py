@@ -110,7 +110,7 @@ def test_what_two_ranks_wrote_in_parts_one_rank_goes_on_from(small_sd, tmp_path,
 @pytest.mark.chaos
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("step", [0, 1])
-def test_a_running_mean_of_two_ranks_goes_on_to_the_bits_of_the_undisturbed_run(small_sd, tmp_path, strategy, step):
+def test_an_ema_of_two_ranks_resumes_to_the_bits_of_the_undisturbed_run(small_sd, tmp_path, strategy, step):
     settings = {"optimizer__average": 0.9, "optimizer__minibatches": 2, "workers__learner": ranks(2, strategy)}
     run = small.run(small_sd, steps=2, checkpoints__every=1, checkpoints__keep=9, **settings)
 
@@ -170,7 +170,7 @@ def test_a_lost_rank_brings_all_ranks_back_to_the_newest_checkpoint(small_sd, tm
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.chaos)])
-def test_what_one_rank_cannot_open_ends_the_update_of_every_rank_with_one_message(small_sd, tmp_path, strategy):
+def test_a_trajectory_that_one_rank_cannot_open_ends_the_update_of_all(small_sd, tmp_path, strategy):
     # one group for two ranks: each opens images of its own
     settings = {"rollout__prompts": 1, "sampling__batch": 2, "evaluation__every": 9}
     run = small.run(small_sd, steps=1, **settings, workers__learner=ranks(2, strategy, timeout=300))
@@ -203,7 +203,7 @@ def test_what_one_rank_cannot_open_ends_the_update_of_every_rank_with_one_messag
 
 
 @pytest.mark.chaos
-def test_a_rank_that_fails_in_a_pass_is_named_by_all_of_them_within_the_deadline(small_sd, tmp_path):
+def test_a_rank_that_fails_in_a_pass_is_named_by_all_within_the_deadline(small_sd, tmp_path):
     model = f"{{kind: custom, denoiser: 'tests.support.without_room:WithoutRoom', family: diffusion, path: {small_sd}}}"
     settings = {"model": model, "evaluation__every": 9, "workers__start_timeout": 300}
     run = small.run(small_sd, **settings, workers__learner=ranks(2, "ddp", timeout=8))

@@ -28,7 +28,7 @@ def folder():
     return os.getcwd()
 
 
-def test_paths_of_the_config_and_of_a_users_own_reward_are_found_by_every_worker(small_sd, tmp_path, monkeypatch):
+def test_paths_of_config_and_custom_rewards_are_found_by_every_worker(small_sd, tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "sd").symlink_to(small_sd)
     (tmp_path / "judge_of_paths.py").write_text(JUDGE)

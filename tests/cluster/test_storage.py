@@ -26,7 +26,7 @@ def theirs(home, cluster_cache):
 
 
 @pytest.mark.parametrize("stored", ["s3"], indirect=True)
-def test_a_learner_with_a_disk_of_its_own_comes_back_from_storage_to_the_bit(small_sd, stored, tmp_path, cluster_cache):
+def test_a_learner_with_its_own_disk_is_restored_from_storage_to_the_bit(small_sd, stored, tmp_path, cluster_cache):
     home = StoredFolder.at(child(stored, "apart"))
     there = theirs(home, cluster_cache)
     assert home.local != there

@@ -30,7 +30,7 @@ def test_names_are_unique_lower_case_and_end_in_their_unit():
             assert (metric.unit == unit) == metric.name.endswith(suffix), metric.name
 
 
-def test_every_metric_explains_itself_in_a_sentence_and_its_labels_are_its_own():
+def test_every_metric_explains_itself_and_its_labels_are_its_own():
     for metric in CATALOGUE:
         assert metric.help.endswith(".") and metric.help[0] in metric.help.upper(), metric.name
         assert metric.help.isascii(), f"Ray takes no other letters: {metric.name}"

@@ -32,7 +32,7 @@ def test_what_is_committed_is_what_is_made(name):
     assert path.read_text(encoding="utf-8") == FILES[name], f"{name} is old: run python -m pcpo_ray.metrics.dashboards"
 
 
-def test_every_metric_that_is_asked_for_is_in_the_catalogue_or_is_rays_or_prometheus_own():
+def test_every_metric_asked_for_is_catalogued_or_rays_or_prometheus_own():
     known = {metric.scraped for metric in CATALOGUE} | set(RAYS_OWN) | set(PROMETHEUS_OWN)
     for expression in EXPRESSIONS:
         assert names(expression) and set(names(expression)) <= known, expression
@@ -46,7 +46,7 @@ def test_every_metric_of_the_catalogue_is_on_a_dashboard():
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_every_name_in_an_expression_is_aggregated_over_the_workers_that_tell_it(expression):
+def test_every_name_in_an_expression_is_aggregated_over_workers(expression):
     for name in names(expression):
         for found in re.finditer(rf"\b{name}\b", expression):
             before = expression[: found.start()]
@@ -83,7 +83,7 @@ def test_a_panel_says_what_it_shows_in_which_unit_from_which_source(panel):
     assert all(target["legendFormat"] for target in panel["targets"])
 
 
-def test_the_clip_fraction_per_timestep_is_a_heat_map_whose_rows_are_timesteps():
+def test_the_clip_fraction_per_timestep_is_a_heat_map_by_timestep():
     maps = [panel for _, panel in CHARTS if panel["type"] == "heatmap"]
     shown = {name for panel in maps for target in panel["targets"] for name in names(target["expr"])}
     assert "ray_pcpo_timestep_clip_fraction" in shown

@@ -21,14 +21,15 @@ with terminal.apart():
         print("line", n, "\\u00b1 caf\\u00e9 \\udcff")
         time.sleep({pause})
     print("to stderr \\u00b1", file=sys.stderr)
+    open({printed!r}, "w").write("printed")
 open({done!r}, "w").write("done")
 """
 
 
 def begun(folder, *, lines=10, pause=0.01, variables=(), **streams):
     """A process that prints lines and then writes a file."""
-    done = folder / "done"
-    program = SAYS.format(lines=lines, pause=pause, done=str(done))
+    done, printed = folder / "done", folder / "printed"
+    program = SAYS.format(lines=lines, pause=pause, done=str(done), printed=str(printed))
     env = {**os.environ, "PYTHONPATH": str(ROOT), **dict(variables)}
     return subprocess.Popen([sys.executable, "-c", program], env=env, **streams), done
 
@@ -55,7 +56,9 @@ def test_a_reader_that_does_not_read_holds_nothing_up_and_is_told_what_was_left_
 
 def test_a_slow_reader_gets_the_count_of_lines_that_were_left_out(tmp_path):
     process, done = begun(tmp_path, lines=30_000, pause=0, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    time.sleep(2)
+    while not (tmp_path / "printed").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
     lines = process.stdout.read().decode().splitlines()
     process.stdout.close()
     assert process.wait(60) == 0 and done.exists()

@@ -172,7 +172,7 @@ def test_a_stale_handle_is_opened_again(tmp_path, monkeypatch):
 def start(order, until, path):
     """The command, once a file says that."""
     process = subprocess.Popen(order, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 250
     while not (path.is_file() and until in path.read_text()):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.1)

@@ -8,8 +8,8 @@ from tests.support.running import go
 
 def await_samplers(stages, count):
     deadline = time.monotonic() + 120
-    while stages.sizes()["samplers"].ready < count:
-        assert time.monotonic() < deadline, stages.sizes()
+    while stages.pool_status()["samplers"].ready < count:
+        assert time.monotonic() < deadline, stages.pool_status()
         stages.samplers.collect()
         stages.wait(0.5)
 

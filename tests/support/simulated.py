@@ -4,7 +4,8 @@ import heapq
 import itertools
 import random
 
-from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, Stop, WorkerState
+from pcpo_ray.training.scheduling.pool import Pool
+from pcpo_ray.training.scheduling.workers import Limits, Send, Start, Stop, WorkerState
 
 
 class Workers:

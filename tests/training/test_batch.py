@@ -91,7 +91,7 @@ def test_groups_whose_scores_differ_by_rounding_only_are_counted_and_told(small_
     assert rounding_warning(run, training_batch(run, scored(groups[1:]), {}, 1)) == ""
 
 
-def test_several_rewards_round_together_in_their_sum_and_apart_by_themselves(small_sd):
+def test_rewards_round_together_in_their_sum_and_apart_by_themselves(small_sd):
     near = 0.3 + 2**-26
     both = {"jpeg_compressibility": [-30.1, -30.2], "shapes_oracle": [0.3, near]}
     against = {"jpeg_compressibility": [-0.1, -0.3], "shapes_oracle": [0.2, 0.6 + 1e-9]}  # their sum is the same

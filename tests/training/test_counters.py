@@ -1,4 +1,4 @@
-"""Traffic, counted: what tasks came to, how long versions lie unused, who lags, what waits."""
+"""Counters: the outcomes of tasks, how long versions lie unused, which samplers lag, what waits."""
 
 from pcpo_ray.data.types import Handle, Prompt, Rollout, Scored, Task
 from pcpo_ray.training.counters import Counters
@@ -24,50 +24,50 @@ def scored(values, failures=()):
 
 
 def test_tasks_are_counted_by_what_came_of_them():
-    tally = Counters()
-    tally.sampled(rollout(), 1.0)
-    tally.scored(scored({"clip": [1.0, 2.0]}))
-    tally.scored(scored({"clip": [1.0, float("nan")]}, {"clip": "it hung up"}))
-    tally.scored(scored({"a": [float("nan")], "b": [float("nan")]}, {"b": "x", "a": "y"}))
-    tally.count("samplers", "lost", "images_gone")
-    tally.count("samplers", "lost", "images_gone", 2)
-    assert tally.tasks == {
+    counters = Counters()
+    counters.sampled(rollout(), 1.0)
+    counters.scored(scored({"clip": [1.0, 2.0]}))
+    counters.scored(scored({"clip": [1.0, float("nan")]}, {"clip": "it hung up"}))
+    counters.scored(scored({"a": [float("nan")], "b": [float("nan")]}, {"b": "x", "a": "y"}))
+    counters.count("samplers", "lost", "images_gone")
+    counters.count("samplers", "lost", "images_gone", 2)
+    assert counters.tasks == {
         "samplers": {"done": {"none": 1}, "lost": {"images_gone": 3}},
         "scorers": {"done": {"none": 1}, "missing": {"clip": 1, "a,b": 1}},
     }
 
 
 def test_a_versions_lag_ends_where_the_first_sampler_begins_with_it():
-    tally = Counters()
-    tally.published((0, False), 10.0)
-    tally.sampled(rollout(seconds=2.0), 15.0)
-    tally.sampled(rollout(position=1, seconds=2.0), 30.0)
-    tally.published((1, False), 40.0)
-    tally.sampled(rollout(version=1, seconds=4.0), 44.5)
-    assert tally.step(1, ["s-0"])["publish_lag"] == {"seconds": 3.5, "versions": 2}
-    assert tally.step(1, ["s-0"])["publish_lag"] == {"seconds": 0.0, "versions": 0}
+    counters = Counters()
+    counters.published((0, False), 10.0)
+    counters.sampled(rollout(seconds=2.0), 15.0)
+    counters.sampled(rollout(position=1, seconds=2.0), 30.0)
+    counters.published((1, False), 40.0)
+    counters.sampled(rollout(version=1, seconds=4.0), 44.5)
+    assert counters.step(1, ["s-0"])["publish_lag"] == {"seconds": 3.5, "versions": 2}
+    assert counters.step(1, ["s-0"])["publish_lag"] == {"seconds": 0.0, "versions": 0}
 
 
-def test_a_sampler_that_delivers_nothing_falls_behind_and_one_that_left_or_just_came_does_not():
-    tally = Counters()
-    tally.sampled(rollout("s-0"), 0.0)
-    tally.sampled(rollout("s-1"), 0.0)
-    assert tally.step(0, ["s-0", "s-1"])["sampler_behind"] == 0
+def test_only_a_sampler_that_stays_and_delivers_nothing_falls_behind():
+    counters = Counters()
+    counters.sampled(rollout("s-0"), 0.0)
+    counters.sampled(rollout("s-1"), 0.0)
+    assert counters.step(0, ["s-0", "s-1"])["sampler_behind"] == 0
     for version in (1, 2, 3):
-        tally.sampled(rollout("s-0", version=version), 0.0)
-    assert tally.step(3, ["s-0", "s-1", "s-2"])["sampler_behind"] == 3
-    assert tally.step(4, ["s-0", "s-2"])["sampler_behind"] == 1
-    assert tally.step(4, [])["sampler_behind"] == 0
+        counters.sampled(rollout("s-0", version=version), 0.0)
+    assert counters.step(3, ["s-0", "s-1", "s-2"])["sampler_behind"] == 3
+    assert counters.step(4, ["s-0", "s-2"])["sampler_behind"] == 1
+    assert counters.step(4, [])["sampler_behind"] == 0
 
 
 def test_the_most_that_waited_at_once_is_remembered_for_a_step():
-    tally = Counters()
+    counters = Counters()
     groups = [rollout(position=n, size=100) for n in range(3)]
     for group in groups:
-        tally.sampled(group, 0.0)
-    tally.taken([group.task for group in groups[:2]])
-    assert tally.step(0, [])["buffer_bytes"] == 300
-    assert tally.step(0, [])["buffer_bytes"] == 100
-    tally.forget()
-    tally.step(0, [])
-    assert tally.step(0, [])["buffer_bytes"] == 0
+        counters.sampled(group, 0.0)
+    counters.taken([group.task for group in groups[:2]])
+    assert counters.step(0, [])["buffer_bytes"] == 300
+    assert counters.step(0, [])["buffer_bytes"] == 100
+    counters.forget()
+    counters.step(0, [])
+    assert counters.step(0, [])["buffer_bytes"] == 0

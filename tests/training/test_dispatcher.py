@@ -1,4 +1,4 @@
-"""Traffic: groups move between the stages, and none counts that was sampled with other weights than it was to be."""
+"""Dispatcher: groups move between the stages; none counts that was sampled with other weights than its task names."""
 
 from dataclasses import replace
 
@@ -24,28 +24,28 @@ def stages(run):
     found.close()
 
 
-def test_a_rollout_sampled_with_other_weights_ends_the_run_with_both_checksums(run, stages):
-    traffic = Dispatcher(run, stages, event=lambda kind, **details: None, say=pytest.fail)
-    published = traffic.publish(oldest=0)
+def test_a_rollout_of_other_weights_ends_the_run_with_both_checksums(run, stages):
+    dispatcher = Dispatcher(run, stages, event=lambda kind, **details: None, say=pytest.fail)
+    published = dispatcher.publish(oldest=0)
     tasks = evaluation_tasks(run, prompts.load(run.prompts, seed=0), 0)
-    traffic.submit(tasks)
-    (scored,) = traffic.gather(tasks)
-    assert scored.rollout.checksum == published.checksum and traffic.versions == {"sampler-0": 0}
+    dispatcher.submit(tasks)
+    (scored,) = dispatcher.gather(tasks)
+    assert scored.rollout.checksum == published.checksum and dispatcher.versions == {"sampler-0": 0}
     collect = stages.samplers.collect
     # as one says that has kept the weights of another life
     stages.samplers.collect = lambda: [replace(rollout, checksum="0123456789abcdef") for rollout in collect()]
-    traffic.submit(tasks)
+    dispatcher.submit(tasks)
     with pytest.raises(TrainingError) as caught:
-        traffic.gather(tasks)
+        dispatcher.gather(tasks)
     assert str(caught.value) == (
         f"sampler-0 sampled with weights of checksum 0123456789abcdef; version 0 has {published.checksum}"
     )
 
 
-def test_the_checksums_of_versions_that_nobody_asks_for_any_more_are_forgotten(run, stages):
-    traffic = Dispatcher(run, stages, event=lambda kind, **details: None, say=pytest.fail)
-    published = traffic.publish(oldest=0)
-    assert traffic.checksums == {(0, False): published.checksum}
-    traffic.checksums[-1, False] = "older"
-    traffic.publish(oldest=0)
-    assert traffic.checksums == {(0, False): published.checksum}
+def test_checksums_of_versions_no_longer_needed_are_forgotten(run, stages):
+    dispatcher = Dispatcher(run, stages, event=lambda kind, **details: None, say=pytest.fail)
+    published = dispatcher.publish(oldest=0)
+    assert dispatcher.checksums == {(0, False): published.checksum}
+    dispatcher.checksums[-1, False] = "older"
+    dispatcher.publish(oldest=0)
+    assert dispatcher.checksums == {(0, False): published.checksum}

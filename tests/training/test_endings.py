@@ -16,7 +16,7 @@ from pcpo_ray.errors import (
     TrainingError,
 )
 from pcpo_ray.runs import checkpoints
-from pcpo_ray.training import loop
+from pcpo_ray.training import restarts
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.training.recorder import Recorder
 from pcpo_ray.workers.learner.learner import Learner
@@ -168,7 +168,7 @@ def test_a_learner_lost_at_any_staleness_gives_the_same_bits(small_sd, tmp_path,
     assert not lost and same(parameters(whole, 5), parameters(tmp_path / "run", 5))
 
 
-def test_weights_that_an_older_life_had_under_the_same_number_are_not_taken_for_these(small_sd, tmp_path):
+def test_weights_of_an_older_life_with_the_same_version_are_not_reused(small_sd, tmp_path):
     """The new learner's bits differ, as on a GPU they may; the sampler holds the old ones under the number it needs."""
     run = a_run(small_sd, steps=3, checkpoints__every=1)
     stages = LocalStages(run)
@@ -213,7 +213,7 @@ def test_a_version_that_a_checkpoint_should_hold_and_does_not_is_named(small_sd,
         checkpoints.read_version(folder, 1)
 
 
-def test_an_error_in_the_midst_of_an_update_keeps_what_was_learned_before_and_nothing_of_it(small_sd, tmp_path):
+def test_an_error_in_the_midst_of_an_update_keeps_nothing_of_it(small_sd, tmp_path):
     run = a_run(small_sd, optimizer__minibatches=2)
     stages = LocalStages(run)
     learn, parts = stages.learner.learner._minibatch, 0
@@ -254,10 +254,10 @@ def test_an_error_at_the_beginning_of_an_update_leaves_the_version_before(small_
     assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
 
 
-def test_weights_that_cannot_be_sent_out_are_saved_and_their_step_is_on_record(small_sd, tmp_path):
+def test_weights_that_cannot_be_published_are_saved_and_recorded(small_sd, tmp_path):
     run = a_run(small_sd)
     stages = LocalStages(run)
-    publish, calls = stages.learner.publish, 0
+    publish, calls = stages.publish, 0
 
     def failing(**more):
         nonlocal calls
@@ -266,7 +266,7 @@ def test_weights_that_cannot_be_sent_out_are_saved_and_their_step_is_on_record(s
             raise ClusterError("the object store is full")
         return publish(**more)
 
-    stages.learner.publish = failing
+    stages.publish = failing
     with pytest.raises(ClusterError, match="is full"):
         go(run, tmp_path / "run", stages=stages)
     assert learned(tmp_path / "run") == [1, 2]
@@ -356,7 +356,7 @@ def test_a_checkpoint_that_costs_the_learner_each_time_ends_the_run(small_sd, tm
     stages.learner.begin, stages.learner.save = beginning, saving
     with pytest.raises(LearnerLostError, match=r"3 times at step 4 .*before the first checkpoint"):
         go(run, tmp_path / "run", stages=stages)
-    assert begun == [1, 2, 3] * loop.AT_ONE_STEP
+    assert begun == [1, 2, 3] * restarts.AT_ONE_STEP
 
 
 def test_losses_at_ever_other_steps_with_no_newer_checkpoint_end_the_run(small_sd, tmp_path):
@@ -376,7 +376,7 @@ def test_losses_at_ever_other_steps_with_no_newer_checkpoint_end_the_run(small_s
     assert lost == [1, 2, 3, 4, 5, 6]
 
 
-def test_trajectories_that_are_gone_each_time_end_the_run_with_a_checkpoint(small_sd, tmp_path):
+def test_trajectories_lost_again_and_again_end_the_run_with_a_checkpoint(small_sd, tmp_path):
     run = a_run(small_sd)
     stages = LocalStages(run)
     begin, begun = stages.learner.begin, []
@@ -414,23 +414,6 @@ def test_a_signal_while_a_batch_is_sampled_again_waits_for_no_update(small_sd, t
     assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
 
 
-def test_images_that_are_gone_before_they_are_kept_are_made_again(small_sd, tmp_path):
-    run = a_run(small_sd, steps=1)
-    stages = LocalStages(run)
-    fetch, lost = stages.fetch, [RolloutsLostError("images are gone")]
-
-    def fetching(handle):
-        if lost:
-            raise lost.pop()
-        return fetch(handle)
-
-    stages.fetch = fetching
-    go(run, tmp_path / "run", stages=stages)
-    go(run, tmp_path / "whole")
-    here, there = (sorted((tmp_path / name / "images").rglob("*.png")) for name in ("run", "whole"))
-    assert [path.read_bytes() for path in here] == [path.read_bytes() for path in there] and len(here) == 4
-
-
 def test_images_that_are_gone_each_time_before_a_score_end_the_run(small_sd, tmp_path):
     run = a_run(small_sd)
     stages = LocalStages(run)
@@ -440,7 +423,7 @@ def test_images_that_are_gone_each_time_before_a_score_end_the_run(small_sd, tmp
         go(run, tmp_path / "run", stages=stages)
 
 
-def test_a_notice_that_the_learners_machine_goes_is_answered_with_a_checkpoint(small_sd, tmp_path):
+def test_a_notice_that_the_learners_machine_leaves_makes_a_checkpoint(small_sd, tmp_path):
     run = a_run(small_sd)
     stages = LocalStages(run)
     stages.learner.leaving = lambda: stages.learner.learner.version == 2
@@ -459,7 +442,7 @@ def test_an_update_that_never_ends_is_a_lost_learner(small_sd, tmp_path):
     assert len(recovered) == 2
 
 
-def test_what_goes_wrong_while_a_failed_run_is_saved_does_not_hide_why_it_failed(small_sd, tmp_path):
+def test_an_error_while_a_failed_run_is_saved_does_not_hide_the_first(small_sd, tmp_path):
     run = a_run(small_sd)
     stages = Disturbed(run, fail(ClusterError("a task was lost 5 times")), 16)
 

@@ -71,7 +71,7 @@ def test_a_task_has_as_many_prompts_as_a_group_to_train_on_has_room_for_():
     assert [prompt for task in tasks for prompt in task.prompts] == drawn
 
 
-def test_a_text_that_is_repeated_is_evaluated_once_whatever_its_case_and_spaces():
+def test_a_repeated_text_is_evaluated_once_whatever_its_case_and_spaces():
     twice = PromptSource(["a cat", "b", "A  cat", "b", "caf\u00e9", "cafe\u0301"], seed=0, origin="test")
     run = small.run("model", evaluation__count=6, evaluation__train_count=6)
     for tasks in (evaluation_tasks(run, twice, 0), watched_training_tasks(run, twice, 0)):
@@ -105,7 +105,7 @@ def test_a_small_source_is_evaluated_whole_and_no_prompt_twice():
     assert [task.prompt.text for task in tasks] == ["a"]
 
 
-def test_the_table_has_a_row_a_prompt_the_weighted_total_and_gaps_where_scores_miss():
+def test_the_table_has_a_row_a_prompt_a_total_and_gaps_for_missing_scores():
     run = small.run("model", rewards="[{kind: jpeg_compressibility, weight: 2}, {kind: shapes_oracle, weight: -1}]")
     groups = [
         scored(0, jpeg_compressibility=[1.0, 2.0], shapes_oracle=[0.5, 1.0], watched=[9.0, np.nan]),
@@ -149,7 +149,7 @@ def test_prompts_without_a_score_do_not_count_for_an_interval():
     assert not intervals.estimate(values).bounded
 
 
-def test_chance_excludes_no_change_from_the_fewest_prompts_in_about_one_case_of_20():
+def test_the_fewest_prompts_exclude_no_change_by_chance_in_one_of_20_cases():
     """Of the differences' signs alone: all the same, in either direction."""
     assert 2 * 0.5**config.FEWEST < 0.05 < 2 * 0.5 ** (config.FEWEST - 1)
 
@@ -171,7 +171,7 @@ def test_a_change_is_told_in_deviations_of_all_its_scores_too():
     assert set(intervals.change(with_gap, np.full((2, 2), np.nan)).values()) == {None}
 
 
-def test_training_prompts_are_groups_of_their_own_at_the_same_noise_every_time():
+def test_training_prompts_are_groups_of_their_own_at_fixed_noise():
     run = small.run("model", evaluation__count=3, evaluation__train_count=2)
     source = PromptSource([f"prompt {n}" for n in range(9)], seed=0, origin="test")
     first, last = watched_training_tasks(run, source, 0), watched_training_tasks(run, source, 4)

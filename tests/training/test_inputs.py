@@ -148,7 +148,7 @@ def test_every_part_of_a_model_is_seen_to_change(request, tmp_path, kind, name):
     assert text == f"model.path: {changed[-1]} is not the file that the run began with"
 
 
-def test_a_moved_model_is_the_same_whatever_its_times_and_what_lies_beside_it(small_sd, tmp_path):
+def test_a_moved_model_is_the_same_whatever_its_file_times(small_sd, tmp_path):
     moved = shutil.copytree(small_sd, tmp_path / "elsewhere-sd")
     for path in moved.rglob("*"):
         os.utime(path, (1, 1))
@@ -241,7 +241,7 @@ def test_digests_that_are_known_are_not_made_again(small_sd):
     assert set(inputs.digests(files, dict.fromkeys(known, "known"))["model.path"].values()) == {"known"}
 
 
-def test_what_a_run_began_with_is_read_as_it_was_written_or_refused_by_name(tmp_path):
+def test_recorded_inputs_are_read_as_written_or_refused_by_name(tmp_path):
     began = {"prompts.path": {"*.txt": "0f"}, "model.train.start": {}}
     (tmp_path / "inputs.json").write_text(inputs.dump(began))
     assert inputs.read(tmp_path) == began

@@ -8,25 +8,20 @@ import sys
 import time
 import weakref
 
-import numpy as np
 import pytest
 import torch
 
 from pcpo_ray.commands import opening, session
 from pcpo_ray.config import files
-from pcpo_ray.data.updates import PoolStatus
 from pcpo_ray.errors import ClusterError, LearnerLostError, RewardError, RolloutsLostError, TrainingError
 from pcpo_ray.process import signals
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import LocalFolder
-from pcpo_ray.training import dispatcher
+from pcpo_ray.training import restarts
 from pcpo_ray.training.local import LocalStages
-from pcpo_ray.training.loop import Loop, idle_fractions
-from pcpo_ray.training.recorder import Recorder
 from pcpo_ray.workers.learner import autotune, loss
 from pcpo_ray.workers.learner.learner import Learner
 from tests.support import small
-from tests.support.checksums import checksum
 from tests.support.running import go, parameters, same
 
 
@@ -80,21 +75,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(small_sd, tmp_path
     assert [row["step"] for row in recorder.metrics() if row["kind"] == "train"] == [1, 2, 3, 4]
 
 
-def test_a_run_killed_in_mid_step_resumes_to_the_bits_of_an_undisturbed_one(small_sd, tmp_path):
+@pytest.mark.timeout(1500)
+def test_a_run_killed_in_mid_step_resumes_to_the_bit(small_sd, tmp_path):
     run = small.run(small_sd, steps=6, name="killed")
     path = tmp_path / "killed.yaml"
     path.write_text(files.dump(run))
     command = [sys.executable, "-m", "pcpo_ray.commands.app", "train", str(path), "--local", "--runs", str(tmp_path)]
     job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not checkpoints.folder_for(tmp_path / "killed", 2).exists():
         assert job.poll() is None, job.communicate()[0]
-        assert time.monotonic() < deadline, "the run made no checkpoint in 120 s"
+        assert time.monotonic() < deadline, "the run made no checkpoint in 600 s"
         time.sleep(0.02)
     job.send_signal(signal.SIGKILL)
     job.wait(timeout=30)
     assert not checkpoints.folder_for(tmp_path / "killed", 6).exists()
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resuming killed after step" in done.stdout
     go(run, tmp_path / "whole")
@@ -118,61 +114,6 @@ def test_what_was_learned_is_let_go_before_more_is_sampled(small_sd, tmp_path):
     stages.samplers.collect, stages.samplers.submit = collected, submitted
     go(small.run(small_sd, steps=3), tmp_path / "run", stages=stages)
     assert (len(sampled), alive) == (9, {1: 0, 2: 0, 3: 0})
-
-
-def test_one_batch_ahead_learns_from_the_version_before(small_sd, tmp_path):
-    recorder = go(small.run(small_sd, steps=3, rollout__max_staleness=1), tmp_path / "run")
-    from pyarrow import parquet
-
-    rows = parquet.read_table(tmp_path / "run" / "scores.parquet").to_pylist()
-    assert sorted({(row["step"], row["version"]) for row in rows}) == [(1, 0), (2, 0), (3, 1)]
-    ratios = [row["max_log_ratio"] for row in recorder.metrics() if row["kind"] == "train"]
-    assert ratios[0] == 0 < ratios[1]
-
-
-def test_what_is_learned_is_never_staler_than_was_allowed(small_sd, tmp_path):
-    recorder = go(small.run(small_sd, steps=4, rollout__max_staleness=2), tmp_path / "run")
-    from pyarrow import parquet
-
-    rows = parquet.read_table(recorder.folder / "scores.parquet").to_pylist()
-    assert sorted({(row["step"], row["version"]) for row in rows}) == [(1, 0), (2, 0), (3, 0), (4, 1)]
-    assert [row["sample_age"] for row in recorder.metrics() if row["kind"] == "train"] == [0, 1, 2, 2]
-
-
-def test_no_more_is_sampled_ahead_than_there_is_room_for(small_sd, tmp_path):
-    run, said = small.run(small_sd, steps=4, rollout__max_staleness=2), []
-    stages = LocalStages(run)
-    stages.room = lambda: 2.5 * 3 * loop.traffic.tally.largest  # two batches of three groups
-    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), run)
-    prompts, held_out = session.sources(run)
-    loop = Loop(run, stages, recorder, prompts=prompts, held_out=held_out, say=said.append)
-    loop.train()
-    ages = [row["sample_age"] for row in recorder.metrics() if row["kind"] == "train"]
-    assert loop.traffic.tally.largest > 0 and ages == [0, 1, 1, 1]
-    assert sum("fewer are sampled ahead than rollout.max_staleness=2 allows" in line for line in said) == 1
-
-
-class Elastic(LocalStages):
-    """Stages that only count how many workers they are asked to have, and take long to sample."""
-
-    def __init__(self, run):
-        super().__init__(run)
-        self.counts = {"samplers": 1, "scorers": 1}
-
-    def resize(self, **counts):
-        self.counts |= counts
-
-    def sizes(self):
-        return {role: PoolStatus(wanted=count, ready=count) for role, count in self.counts.items()}
-
-
-def test_a_run_grows_by_itself_while_its_learner_waits(small_sd, tmp_path):
-    run = small.run(small_sd, steps=4, workers__samplers="{min: 1, max: 2}", sampling__steps=12)
-    stages = Elastic(run)
-    recorder = go(run, tmp_path / "run", stages=stages)
-    events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]
-    grown = [event for event in events if event["kind"] == "resized"]
-    assert stages.counts["samplers"] == 2 and grown[0]["why"] == "to keep nobody waiting"
 
 
 def test_a_resumed_run_may_not_have_another_method(small_sd, tmp_path):
@@ -255,29 +196,6 @@ def test_a_signal_in_the_middle_of_an_update_takes_effect_after_it(small_sd, tmp
     assert passes == 4 and same(parameters(tmp_path / "whole", 2), parameters(tmp_path / "run", 2))
 
 
-@pytest.mark.parametrize("stopped", [2, 4])
-def test_an_evaluation_that_was_due_when_a_run_was_stopped_is_made_when_it_goes_on(small_sd, tmp_path, stopped):
-    run = small.run(small_sd, steps=4, evaluation__every=2, checkpoints__every=4)
-    stages = LocalStages(run)
-    learn = stages.learner.learner.update
-
-    def signalled(step, batch):
-        if step == stopped:
-            signal.raise_signal(signal.SIGINT)
-        return learn(step, batch)
-
-    stages.learner.learner.update = signalled
-    with pytest.raises(KeyboardInterrupt):
-        go(run, tmp_path / "run", stages=stages)
-    recorder = go(run, tmp_path / "run", found=True)
-    rows = {(row["kind"], row["step"]): row for row in recorder.metrics()}
-    assert [step for kind, step in rows if kind == "evaluation"] == [0, 2, 4]
-    whole = go(run, tmp_path / "whole")
-    for row in whole.metrics():
-        if row["kind"] == "evaluation":
-            assert rows["evaluation", row["step"]]["rewards"] == row["rewards"]
-
-
 def test_waiting_for_ever_is_an_error_that_says_for_what(small_sd, tmp_path):
     run = small.run(small_sd, workers__task_timeout=0.3)
     stages = session.stages(run, local=True, say=lambda line: None)
@@ -330,7 +248,7 @@ def test_a_learner_that_is_lost_again_and_again_ends_the_run(small_sd, tmp_path)
 
 
 def test_losses_with_steps_learned_and_saved_between_them_do_not_add_up(small_sd, tmp_path):
-    steps = dispatcher.MAX_RESTARTS + 2
+    steps = restarts.MAX_RESTARTS + 2
     run = small.run(small_sd, steps=steps, rollout__prompts=1, sampling__steps=2, evaluation__every=100)
     stages = LocalStages(run)
     begin, lost = stages.learner.begin, []
@@ -381,34 +299,6 @@ def test_a_batch_whose_trajectories_are_gone_is_sampled_again_to_the_bit(small_s
     assert begun == [1, 1, 1, 2] and sampled.count(1) == 3 + 2 + 1
     go(run, tmp_path / "whole")
     assert same(parameters(tmp_path / "whole", 2), parameters(tmp_path / "run", 2))
-
-
-def test_idle_is_the_share_of_time_not_worked():
-    sizes = {role: PoolStatus(wanted=1, ready=1) for role in ("samplers", "scorers")}
-    idle = idle_fractions(sizes, {"samplers": 5.0}, 10.0)
-    assert idle == {"samplers": 0.5, "scorers": 1.0, "learner": 1.0}
-    assert np.isfinite(list(idle.values())).all()
-
-
-def test_evaluations_and_the_exported_adapter_use_the_running_mean(small_sd, tmp_path):
-    from safetensors.torch import load_file
-
-    run = small.run(small_sd, steps=2, optimizer__average=0.9)
-    go(run, tmp_path / "run")
-    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    published = [(event["version"], event["averaged"]) for event in events if event["kind"] == "published"]
-    assert published == [(0, False), (0, True), (1, False), (2, False), (2, True)]
-    found = checkpoints.folder_for(tmp_path / "run", 2)
-    saved = checkpoints.read(found)
-    assert not same(saved.parameters, saved.averaged)
-    exported = sorted(
-        value.flatten().tolist() for value in load_file(found / "pytorch_lora_weights.safetensors").values()
-    )
-    assert exported == sorted(value.flatten().tolist() for value in saved.averaged.values())
-    sums = {(e["version"], e["averaged"]): e["checksum"] for e in events if e["kind"] == "published"}
-    assert sums[2, True] == checksum(saved.averaged) != sums[2, False] == checksum(saved.parameters)
-    go(small.run(small_sd, steps=2), tmp_path / "plain")
-    assert same(parameters(tmp_path / "run", 2), parameters(tmp_path / "plain", 2))
 
 
 def test_a_resumed_run_keeps_the_micro_batch_that_it_had_found(small_sd, tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ def test_a_run_that_rises_and_keeps_its_diversity_raises_nothing():
     assert alarms(*rows) == {}
 
 
-def test_hacking_is_a_watched_reward_that_falls_while_the_trained_one_rises():
+def test_hacking_is_a_watched_reward_falling_while_the_trained_one_rises():
     rows = [evaluation(0), *(evaluation(n, reward=ROSE, oracle=FELL) for n in (2, 4))]
     found = alarms(*rows)
     assert list(found) == ["hacking"]
@@ -59,12 +59,12 @@ def test_hacking_is_a_watched_reward_that_falls_while_the_trained_one_rises():
     assert alarms(*unclear) == {}
 
 
-def test_a_files_size_may_fall_as_it_likes_and_so_may_a_reward_by_little_or_unclearly():
+def test_file_size_may_fall_and_so_may_a_reward_a_little_or_unclearly():
     for fallen in ({"size": FELL}, {"oracle": change(-0.05, -0.3)}, {"oracle": change(-0.2, -0.9, 0.3)}):
         assert alarms(evaluation(0), *(evaluation(n, reward=ROSE, **fallen) for n in (2, 4))) == {}
 
 
-def test_a_trained_reward_that_is_clearly_worse_than_at_first_is_an_alarm_of_its_own():
+def test_a_trained_reward_clearly_worse_than_at_first_is_an_alarm():
     found = alarms(evaluation(0), *(evaluation(n, reward=FELL, oracle=FELL) for n in (2, 4)))
     assert list(found) == ["reward"]
 
@@ -96,7 +96,7 @@ def test_the_deviation_of_groups_is_compared_from_evaluation_to_evaluation():
     assert alarms(evaluation(0), step(1, None), evaluation(2), step(3, None), evaluation(4)) == {}
 
 
-def test_an_alarm_needs_its_condition_at_as_many_evaluations_in_a_row_as_patience_says():
+def test_an_alarm_needs_its_condition_for_patience_evaluations_in_a_row():
     bad, good = {"reward": ROSE, "oracle": FELL}, {"reward": ROSE}
     pattern = [evaluation(n, **(bad if hit else good)) for n, hit in enumerate([0, 1, 0, 1, 1, 1, 0])]
     found = {n: monitors.judge(run(monitors__patience=3), pattern[: n + 1]) for n in range(7)}
@@ -173,7 +173,7 @@ def names(folder):
 def test_a_warning_is_one_line_one_event_and_in_every_row_while_it_lasts(small_sd, tmp_path):
     lines = []
     loop = hacked(small_sd, tmp_path / "run", say=lines.append)
-    assert loop.state == "finished" and loop.step == 6 and not loop.error
+    assert loop.progress.state == "finished" and loop.progress.step == 6 and not loop.progress.error
     (alarm,) = events(tmp_path / "run", "alarm")
     assert (alarm["step"], alarm["monitor"], alarm["action"]) == (2, "hacking", "warn")
     assert sum("ALARM at step 2, hacking: the held-out reward rose" in line for line in lines) == 1
@@ -183,13 +183,13 @@ def test_a_warning_is_one_line_one_event_and_in_every_row_while_it_lasts(small_s
 
 def test_stop_ends_the_run_with_a_checkpoint_the_cause_and_how_to_go_on(small_sd, tmp_path):
     loop = hacked(small_sd, tmp_path / "run", monitors__action="stop", checkpoints__every=5)
-    assert loop.state == "stopped" and loop.step == 2
-    assert "Spoilt fell" in loop.error and "monitors.action=warn --resume" in loop.error
+    assert loop.progress.state == "stopped" and loop.progress.step == 2
+    assert "Spoilt fell" in loop.progress.error and "monitors.action=warn --resume" in loop.progress.error
     assert names(tmp_path / "run") == ["step-000002"]
-    assert events(tmp_path / "run", "stopped")[-1]["alarm"] == loop.error
+    assert events(tmp_path / "run", "stopped")[-1]["alarm"] == loop.progress.error
 
 
-def test_a_run_that_was_stopped_goes_on_only_where_its_monitors_are_told_otherwise(small_sd, tmp_path):
+def test_a_stopped_run_goes_on_only_with_changed_monitors(small_sd, tmp_path):
     folder = tmp_path / "run"
     first = hacked(small_sd, folder, monitors__action="stop")
     with pytest.raises(AlarmError, match="Spoilt fell"):
@@ -197,14 +197,14 @@ def test_a_run_that_was_stopped_goes_on_only_where_its_monitors_are_told_otherwi
     assert hacked(small_sd, folder, found=2, monitors__action="warn").state == "finished"
 
 
-def test_roll_back_ends_at_the_newest_checkpoint_from_before_and_sets_later_ones_aside(small_sd, tmp_path):
+def test_roll_back_ends_at_the_newest_healthy_checkpoint(small_sd, tmp_path):
     folder = tmp_path / "run"
     loop = hacked(small_sd, folder, monitors__action="roll_back", monitors__patience=3, checkpoints__every=1)
-    assert loop.state == "stopped" and loop.step == 3
+    assert loop.progress.state == "stopped" and loop.progress.step == 3
     assert names(folder) == ["step-000000"]  # the condition held from step 1 on
     assert checkpoints.read(checkpoints.newest(folder, print)).version == 0
     assert [path.name for path in (folder / "set-aside").iterdir()] == ["step-000002"]
-    assert events(folder, "rolled_back")[-1]["to"] == 0 and "checkpoint of step 0" in loop.error
+    assert events(folder, "rolled_back")[-1]["to"] == 0 and "checkpoint of step 0" in loop.progress.error
     assert [row["step"] for row in loop.recorder.metrics() if row["kind"] == "evaluation"] == [0, 1, 2, 3]
 
 
@@ -212,7 +212,7 @@ def test_a_run_that_was_rolled_back_can_be_taken_up_where_it_is(small_sd, tmp_pa
     folder = tmp_path / "run"
     hacked(small_sd, folder, monitors__action="roll_back")
     loop = hacked(small_sd, folder, found=0, monitors__action="warn")
-    assert loop.state == "finished"
+    assert loop.progress.state == "finished"
     assert [row["step"] for row in loop.recorder.metrics() if row["kind"] == "evaluation"] == list(range(7))
 
 

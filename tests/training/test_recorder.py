@@ -48,7 +48,7 @@ def test_a_folder_that_cannot_be_made_is_a_named_error(run, tmp_path):
         Recorder.create(LocalFolder(local=tmp_path / "file" / "small"), run)
 
 
-def test_lines_are_there_as_soon_as_they_are_recorded_numbers_that_are_none_included(recorder):
+def test_lines_are_there_as_soon_as_they_are_recorded_nan_included(recorder):
     recorder.record("train", 1, {"loss": 0.5, "idle": {"samplers": 0.25}})
     recorder.record("train", 2, {"loss": math.nan})
     first, second = recorder.metrics()
@@ -58,7 +58,7 @@ def test_lines_are_there_as_soon_as_they_are_recorded_numbers_that_are_none_incl
     assert [(row["kind"], row["message"]) for row in events(recorder)] == [("fault", "sampler-1 died")]
 
 
-def test_a_number_that_is_none_is_null_in_the_files_and_stays_it_after_a_resume(recorder, run):
+def test_nan_is_null_in_the_files_and_stays_so_after_a_resume(recorder, run):
     recorder.record("train", 1, {"reward_mean": math.nan, "rewards": {"a": math.inf}})
     recorder.event("missing", score=math.nan)
     Recorder.reopen(recorder.home, run, 1)
@@ -85,8 +85,8 @@ def test_lines_damaged_by_a_power_cut_are_named_kept_aside_and_end_nothing(recor
     assert [row["version"] for row in events(again) if row["kind"] == "published"] == [1, 3]
     (kept,) = recorder.folder.glob("metrics.jsonl.damaged-*")
     assert kept.read_bytes() == before
-    assert [f"{name}.jsonl, line 2" in line for name, line in zip(("metrics", "events"), again.mended, strict=True)]
-    assert [row["message"] for row in events(again) if row["kind"] == "damaged"] == again.mended
+    assert [f"{name}.jsonl, line 2" in line for name, line in zip(("metrics", "events"), again.repaired, strict=True)]
+    assert [row["message"] for row in events(again) if row["kind"] == "damaged"] == again.repaired
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out_and_gone_after_a_resume(recorder, run):
@@ -122,7 +122,7 @@ def test_a_run_resumed_without_a_checkpoint_starts_with_empty_records(recorder, 
     assert not list((recorder.folder / "evaluations.parquet").iterdir())
 
 
-def test_samples_of_a_step_recorded_again_replace_the_old_and_leave_nothing_beside(recorder):
+def test_samples_of_a_step_recorded_again_replace_the_old_ones(recorder):
     recorder.samples("scores.parquet", 1, {"reward": [1.0, math.nan]})
     recorder.samples("scores.parquet", 1, {"reward": [2.0, math.nan]})
     values = parquet.read_table(recorder.folder / "scores.parquet")["reward"].to_numpy()

@@ -16,7 +16,7 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from pcpo_ray.errors import ClusterError
 
 ANSWER = 10.0
-"""Seconds in which a cluster's head must answer."""
+"""Seconds within which a cluster's head must answer."""
 
 WHERE = (
     "give --address or RAY_ADDRESS the host:port that `ray start --head` has printed "
@@ -26,7 +26,7 @@ TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to t
 
 
 def attach(address: str) -> str:
-    """Join the cluster at host:port, or the one on this machine (auto); host:port of its dashboard, "" without one.
+    """Join the cluster at host:port, or the one on this machine (auto); return its dashboard's host:port, or "".
 
     Raises ClusterError that says what is wrong: no cluster there, no token or a wrong one, a machine outside of it.
     """
@@ -43,12 +43,12 @@ def attach(address: str) -> str:
 
 
 def no_token(address: str, error: exceptions.AuthenticationError) -> ClusterError:
-    """That this process has no token to send, though RAY_AUTH_MODE says that it should."""
+    """Make the error of a process without a token, though RAY_AUTH_MODE asks for one."""
     return ClusterError(f"no token for the Ray cluster at {address}: {str(error).partition('. ')[0]}; {TOKEN}")
 
 
 def _checked(address: str) -> str:
-    """The address of a cluster that answers. Ray itself would try for minutes, and say little of the cause."""
+    """Return the address of a cluster that answers. Ray itself would try for minutes, and say little of the cause."""
     try:
         if address == "auto":
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)

@@ -12,14 +12,14 @@ from pcpo_ray.data.requests import NAMESPACE, Request
 from pcpo_ray.errors import ClusterError, EndedError
 
 ANSWER = 30.0
-"""Seconds in which a run's controller must answer."""
+"""Seconds within which a run's controller must answer."""
 
 LOOK = 0.5
 """Seconds from one look at a run to the next, while something is waited for."""
 
 
 class Caller:
-    """Someone who asks a run, in the cluster at `address`. Raises ClusterError that names the runs there are."""
+    """A client of a run in the cluster at `address`. Raises ClusterError that names the runs there are."""
 
     def __init__(self, run: str, address: str) -> None:
         self.run = run
@@ -35,7 +35,7 @@ class Caller:
             ) from None
 
     def status(self) -> dict[str, Any]:
-        """What the run said last (status.py), and its `age` in seconds. Raises EndedError."""
+        """Return the run's last status, as plain data, and its `age` in seconds. Raises EndedError."""
         found: dict[str, Any] = self._get(self.controller.status.remote())
         return found
 
@@ -44,7 +44,7 @@ class Caller:
         self._get(self.controller.ask.remote(request))
 
     def wait(self, done: Callable[[dict[str, Any]], bool], timeout: float, awaited: str) -> dict[str, Any]:
-        """The first status of which `done`. Raises ClusterError at the deadline, and EndedError."""
+        """Wait for the first status for which `done` holds. Raises ClusterError at the deadline, and EndedError."""
         deadline = time.monotonic() + timeout
         while not done(status := self.status()):
             if time.monotonic() > deadline:

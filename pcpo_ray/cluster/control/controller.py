@@ -1,23 +1,24 @@
-"""The named actor between a run and those who talk to it: what they ask waits here until the driver takes it.
+"""The named actor between a run and those who talk to it: requests wait here until the driver takes them.
 
-Whoever finds it imports this module: it is light, so that a command answers at once.
+Every client imports this module: it is light, so that a command answers at once.
 """
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pcpo_ray.data.requests import Request
 
 WATCHED = 5.0
-"""Seconds since somebody last asked for the status, in which he is taken to ask again."""
+"""Seconds within which a client that asked for the status counts as still watching."""
 
 
 class Controller:
-    """Holds a run's requests and its last status."""
+    """Holds a run's requests and its last status. `now` is its clock, in seconds."""
 
-    def __init__(self, status: Mapping[str, Any]) -> None:
+    def __init__(self, status: Mapping[str, Any], now: Callable[[], float] = time.monotonic) -> None:
+        self.now = now
         self.requests: list[Request] = []
         self.asked = -math.inf
         self.tell(status)
@@ -27,20 +28,20 @@ class Controller:
         self.requests.append(request)
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
-        """The driver's: what it says of the run, for what it was asked since the last call."""
+        """Called by the driver: take its status, and hand over the requests since the last call."""
         self.tell(status)
         asked, self.requests = self.requests, []
         return asked
 
     def tell(self, status: Mapping[str, Any]) -> None:
-        """The driver's: what it says of the run."""
-        self.last, self.said = dict(status), time.monotonic()
+        """Called by the driver: take its status."""
+        self.last, self.said = dict(status), self.now()
 
     def status(self) -> dict[str, Any]:
-        """The driver's last word, and how many seconds ago that was (`age`)."""
-        self.asked = time.monotonic()
+        """Return the driver's last status, and how many seconds ago that was (`age`)."""
+        self.asked = self.now()
         return {**self.last, "age": self.asked - self.said}
 
     def heard(self) -> bool:
-        """Whether nobody watches who has not heard the driver's last word."""
-        return self.asked >= self.said or time.monotonic() - self.asked > WATCHED
+        """Tell whether everybody who watches has heard the driver's last status."""
+        return self.asked >= self.said or self.now() - self.asked > WATCHED

@@ -17,17 +17,17 @@ from pcpo_ray.data.requests import NAMESPACE, Request
 from pcpo_ray.errors import ClusterError
 
 RELEASE = 5.0
-"""Seconds in which the name of a run that has ended a moment ago is free again."""
+"""Seconds within which the name of a run that has just ended is free again."""
 
 FAREWELL = 5.0
-"""Seconds that an ended run waits for who watches it to have heard so."""
+"""Seconds that an ended run waits until those who watch it have heard of its end."""
 
 
 class DriverControl:
-    """The driver's side: starts the controller on the driver's own node, starts it again where it died.
+    """The driver's end: starts the controller on the driver's own node, and starts it again where it died.
 
-    Never waits for it once it was there. `status` is what the run says at first. Raises ClusterError where another run
-    has its name.
+    Once the controller was there, nothing waits for it. `status` is the first one that clients see. Raises ClusterError
+    where another run has the run's name.
     """
 
     def __init__(self, run: str, status: Mapping[str, Any]) -> None:
@@ -43,7 +43,7 @@ class DriverControl:
         self.actor: Any = actor
 
     def _started(self) -> Any:
-        """A new controller; None where its name is not free."""
+        """Start a new controller; None where its name is not free."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         made = ray.remote(Controller).options(
             name=self.run, namespace=NAMESPACE, num_cpus=0, max_restarts=0, scheduling_strategy=here
@@ -54,7 +54,7 @@ class DriverControl:
             return None
 
     def exchange(self, status: Mapping[str, Any]) -> list[Request]:
-        """What was asked for by the exchange before this one; [] while that is under way."""
+        """Return what was asked for by the exchange before this one; [] while that is under way."""
         found: list[Request] = []
         self.last = status
         if self.pending is not None:
@@ -72,12 +72,12 @@ class DriverControl:
         return found
 
     def tell(self, status: Mapping[str, Any]) -> None:
-        """Say how the run is; nothing is taken that was asked."""
+        """Tell how the run is, without taking requests."""
         if self.actor is not None:
             self.actor.tell.remote(status)
 
     def end(self, status: Mapping[str, Any]) -> None:
-        """Say the last of a run; returns when whoever watches it has heard that."""
+        """Tell how the run has ended; return once those who watch it have heard that."""
         if self.actor is None:
             return
         deadline = time.monotonic() + FAREWELL

@@ -1,4 +1,4 @@
-"""What goes along with a submitted job: the working folder as one zip, without what no run needs and what looks secret.
+"""The package of a submitted job: the working folder as one zip, without files that no run needs or that look secret.
 
 Whoever may open the cluster's dashboard can read it.
 """
@@ -61,18 +61,18 @@ SECRETS = (
 _SECRETS = PathSpec.from_lines("gitignore", [f"**/{pattern}" for pattern in SECRETS])
 
 SHOWN = 5
-"""How many of the largest files are named, and half as many as of those that stay."""
+"""The number of largest files that a message names; of files left out it names half as many."""
 
 OUTSIDE = ".submitted"
-"""Where in the package a config lies that lay outside of the working folder."""
+"""The folder in the package for a config from outside the working folder."""
 
 DATE = (1980, 1, 1, 0, 0, 0)
-"""Of every file in the package: the same files are the same package, which is not sent twice."""
+"""The time given to every file in the package: equal files make an equal package, which is not sent twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What of a folder goes along, and what stays; names are relative to the folder."""
+    """The files of a folder that go along and those that stay, by names relative to the folder."""
 
     files: Sequence[str] = field(default_factory=list)
     secrets: Sequence[str] = field(default_factory=list)
@@ -142,7 +142,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def find(folder: Path, include: Sequence[str] = ()) -> Found:
-    """What of a folder goes along. No link to a folder is followed, and none that leads out. Raises ConfigError."""
+    """Select the files that go along. Follows no link to a folder, and none that leads out. Raises ConfigError."""
     files: list[str] = []
     secrets: list[str] = []
     links: dict[str, str] = {}
@@ -169,12 +169,12 @@ def _within(target: Path, folder: Path) -> str:
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a path, relative to the working folder, is one where credentials are usually kept."""
+    """Tell whether a path, relative to the working folder, is one where credentials are usually kept."""
     return _SECRETS.match_file(name.lower())
 
 
 def _is_key(path: Path) -> bool:
-    """Whether a file begins as a private key does, whatever its name."""
+    """Tell whether a file begins as a private key does, whatever its name."""
     with path.open("rb") as file:
         first = file.readline(100).strip()
     return first.startswith(b"-----BEGIN ") and first.endswith(b"PRIVATE KEY-----")

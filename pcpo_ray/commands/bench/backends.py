@@ -41,17 +41,17 @@ class Steps:
 
     def __init__(self, run: config.Run, stages: Stages) -> None:
         self.run, self.stages, self.step = run, stages, 0
-        self.traffic = Dispatcher(run, stages, event=lambda kind, **details: None, say=lambda line: None)
+        self.dispatcher = Dispatcher(run, stages, event=lambda kind, **details: None, say=lambda line: None)
         self.histories = make_histories(run)
 
     def __call__(self) -> float:
         """Make the next step and return its seconds."""
         started = time.perf_counter()
-        self.traffic.publish(oldest=self.step)
+        self.dispatcher.publish(oldest=self.step)
         tasks = work.tasks(self.run, self.step + 1, self.step)
-        self.traffic.submit(tasks)
-        batch = training_batch(self.run, self.traffic.gather(tasks), self.histories, self.step + 1)
-        self.step = self.traffic.learn(self.step + 1, batch.groups).version
+        self.dispatcher.submit(tasks)
+        batch = training_batch(self.run, self.dispatcher.gather(tasks), self.histories, self.step + 1)
+        self.step = self.dispatcher.learn(self.step + 1, batch.groups).version
         return time.perf_counter() - started
 
 

@@ -51,9 +51,10 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
 def alone(loop: Loop) -> dict[str, float]:
     """Make the loop's next step by hand, one role after the other, and return the seconds of each."""
-    stages, step = loop.stages, loop.step + 1
-    loop.traffic.publish(oldest=loop.step)
-    asked = work.tasks(loop.run, step, loop.step)
+    stages, progress = loop.stages, loop.progress
+    step = progress.step + 1
+    loop.dispatcher.publish(oldest=progress.step)
+    asked = work.tasks(loop.run, step, progress.step)
     spent: dict[str, float] = {}
 
     started = time.perf_counter()
@@ -74,5 +75,5 @@ def alone(loop: Loop) -> dict[str, float]:
     stages.learner.begin(step, batch.groups)
     update = until(stages, stages.learner.collect, "the learner")
     spent["learner"] = time.perf_counter() - started
-    loop.step = update.version
+    progress.step = update.version
     return spent

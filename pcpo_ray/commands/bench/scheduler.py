@@ -13,7 +13,8 @@ from pcpo_ray.commands.bench.rows import Goal, Row, Say, alternate
 from pcpo_ray.data.types import Handle, Prompt, Rollout, Scored, Task
 from pcpo_ray.data.updates import Published
 from pcpo_ray.training.dispatcher import Dispatcher
-from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, Stop
+from pcpo_ray.training.scheduling.pool import Pool
+from pcpo_ray.training.scheduling.workers import Limits, Send, Start, Stop
 from pcpo_ray.training.stages import Stages
 
 Item = TypeVar("Item")
@@ -82,7 +83,6 @@ class InstantStages:
     def __init__(self) -> None:
         self.samplers: InstantPool[Task, Rollout] = InstantPool("sampler", _sampled)
         self.scorers: InstantPool[Rollout, Scored] = InstantPool("scorer", _scored)
-        self.learner = self
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
         return Published(version=0, averaged=averaged, checksum="", bytes=0, seconds=0.0)
@@ -106,15 +106,15 @@ def _scored(rollout: Rollout, worker: str) -> Scored:
 def cost(run: config.Run, in_flight: int, tasks: int = TASKS) -> float:
     """Measure microseconds of processor time per task, from submission to gathering, in batches of `in_flight`."""
     stages = cast(Stages, InstantStages())
-    traffic = Dispatcher(run, stages, event=_ignore, say=_ignore)
-    traffic.publish(oldest=0)
+    dispatcher = Dispatcher(run, stages, event=_ignore, say=_ignore)
+    dispatcher.publish(oldest=0)
     batches = [
         [_task(step, position) for position in range(in_flight)] for step in range(1, 1 + max(1, tasks // in_flight))
     ]
     started = time.process_time()
     for batch in batches:
-        traffic.submit(batch)
-        traffic.gather(batch)
+        dispatcher.submit(batch)
+        dispatcher.gather(batch)
     return 1e6 * (time.process_time() - started) / (len(batches) * in_flight)
 
 

@@ -117,10 +117,13 @@ def looped(run: config.Run, say: Say, *, local: bool = False) -> Iterator[Loop]:
 
 def steps(loop: Loop, count: int, *, staleness: int, prompts: int) -> list[float]:
     """Make the loop's next steps, with so many groups per batch and batches ahead, and return the seconds of each."""
-    loop.max_staleness = staleness
-    loop.sampling.clear()  # batches of another size, begun for steps after the last one
+    progress = loop.progress
+    progress.max_staleness = staleness
+    progress.begun.clear()  # batches of another size, begun for steps after the last one
     rollout = dataclasses.replace(loop.run.rollout, prompts=prompts)
-    loop.run = dataclasses.replace(loop.run, steps=loop.step + count, rollout=rollout)
+    longer = dataclasses.replace(loop.run, steps=progress.step + count, rollout=rollout)
+    for part in (loop, loop.admission, loop.batches, loop.control, loop.checkpointer, loop.evaluator):
+        part.run = longer
     loop.train()
     rows = [row for row in loop.recorder.metrics() if row["kind"] == "train"]
     return [row["seconds"] for row in rows[-count:]]

@@ -48,7 +48,8 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
     try:
         with simulated.looped(run, say) as loop:
             (seconds,) = simulated.steps(loop, 1, staleness=0, prompts=PROMPTS)
-            row = loop.last["train"]
+            row = loop.progress.last_step
+            assert row is not None
             spilled = _spilled()
     finally:
         ray.shutdown()
@@ -60,9 +61,9 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
         goal=Goal(bound="at most", value=0.0, of="figure"),
         facts={
             "object store, MB": STORE / 1e6,
-            "of it taken by the batch at most, MB": row["buffer_bytes"] / 1e6,
+            "of it taken by the batch at most, MB": row.buffer_bytes / 1e6,
             "latents": " x ".join(map(str, LATENTS)),
-            "trained steps": len(row["per_timestep"]["timestep"]),
+            "trained steps": len(row.per_timestep["timestep"]),
             "seconds of the step": seconds,
         },
     )

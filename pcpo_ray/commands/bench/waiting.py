@@ -39,7 +39,7 @@ def settled(stages: Stages, samplers: int) -> None:
 
     def ready() -> bool | None:
         stages.samplers.collect()
-        return stages.sizes()["samplers"].ready == samplers or None
+        return stages.pool_status()["samplers"].ready == samplers or None
 
     until(stages, ready, f"{samplers} samplers")
 

@@ -112,12 +112,12 @@ def _measured(run: config.Run, repeats: int, say: Say) -> tuple[Row, int]:
 
 def _sent(run: config.Run, stages: "RayStages", repeats: int, say: Say) -> tuple[Row, int]:
     settled(stages, SAMPLERS)
-    published = stages.learner.publish(oldest=0)
+    published = stages.publish(oldest=0)
 
     def acknowledged() -> float:
         started = time.perf_counter()
-        sent = stages.learner.publish(oldest=0)
-        references = list(stages.learner.versions[sent.version, sent.averaged].references)
+        sent = stages.publish(oldest=0)
+        references = list(stages.versions[sent.version, sent.averaged].references)
         members = stages.samplers.members()
         if len(members) != SAMPLERS:
             raise BenchError(f"{len(members)} of {SAMPLERS} samplers are left; Ray's logs are in /tmp/ray")

@@ -1,4 +1,4 @@
-"""What is made of the catalogue for those who watch a run: two Grafana dashboards, alert rules, and their page.
+"""Files made of the catalogue for those who watch a run: two Grafana dashboards, alert rules, and their page.
 
 `python -m pcpo_ray.metrics.dashboards` writes them into deploy/; a test sees that what is committed is what is made.
 """

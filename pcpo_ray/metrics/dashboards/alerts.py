@@ -31,7 +31,7 @@ class Alert:
 
     @property
     def conditions(self) -> list[str]:
-        """What must be so for `value` to have data."""
+        """The conditions under which `value` has data."""
         return [text for text in (*dict.fromkeys(conditions(self.value)), self.when) if text]
 
 

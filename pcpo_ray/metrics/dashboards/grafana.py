@@ -10,7 +10,7 @@ from pcpo_ray.metrics.catalogue import BY_NAME
 from pcpo_ray.metrics.dashboards.query import Query
 
 COLUMNS = 24
-"""Of Grafana's grid."""
+"""The columns of Grafana's grid."""
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 

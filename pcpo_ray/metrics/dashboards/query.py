@@ -18,10 +18,10 @@ PROMETHEUS_OWN = {"ALERTS": "an alert is pending or firing"}
 """The series that Prometheus itself makes."""
 
 CHOSEN = 'SessionName=~"$SessionName",run=~"$run"'
-"""What a dashboard's variables choose; in one process there is no SessionName, which All matches too."""
+"""The labels that a dashboard's variables choose; a run in one process has no SessionName, which All matches too."""
 
 WINDOW = "$window"
-"""How far back a dashboard's rates look: long enough for some steps."""
+"""The window of a dashboard's rates: long enough for some steps."""
 
 NAME = re.compile(r"\b(?:ray_\w+|ALERTS)\b")
 
@@ -36,7 +36,7 @@ class Query:
 
     @property
     def conditions(self) -> list[str]:
-        """What must be so for it to have data, its metrics' own conditions included."""
+        """The conditions under which the query has data, its metrics' own included."""
         return list(dict.fromkeys(text for text in (*conditions(self.expr), self.when) if text))
 
 
@@ -46,7 +46,7 @@ def names(expr: str) -> list[str]:
 
 
 def conditions(expr: str) -> list[str]:
-    """What must be so for an expression's metrics to arrive."""
+    """List the conditions under which an expression's metrics arrive."""
     known = {metric.scraped: metric.when for metric in CATALOGUE} | RAYS_OWN | PROMETHEUS_OWN
     return [known[name] for name in names(expr) if known[name]]
 
@@ -63,7 +63,7 @@ def gauge(name: str, *by: str, **labels: str) -> str:
 
 
 def count(name: str, *by: str, **labels: str) -> str:
-    """What a counter has counted so far."""
+    """Query the present total of a counter."""
     return f"sum by ({', '.join(('run', *by))}) ({series(name, **labels)})"
 
 

@@ -1,4 +1,4 @@
-"""Ledger: what was issued, what is in flight, what is done; each task exactly once in the update it belongs to."""
+"""Ledger: the tasks issued, in flight and done; each is exactly once in the update it belongs to."""
 
 from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
@@ -17,7 +17,7 @@ class Ledger(Generic[Key, Result]):
         self._done: dict[Key, Result] = {}
 
     def __len__(self) -> int:
-        """How many are in flight."""
+        """Count the keys in flight."""
         return len(self._in_flight)
 
     def issue(self, key: Key) -> None:
@@ -32,17 +32,17 @@ class Ledger(Generic[Key, Result]):
         self._done[key] = result
 
     def missing(self, keys: Sequence[Key]) -> set[Key]:
-        """Those of the keys that are not done."""
+        """Return the keys that are not done."""
         return {key for key in keys if key not in self._done}
 
     def take(self, keys: Sequence[Key]) -> list[Result]:
-        """The results of keys that are done, in their order; they are forgotten then."""
+        """Return the results of keys that are done, in the keys' order, and forget them."""
         missing = [key for key in keys if key not in self._done]
         if missing:
             raise TrainingError(f"{len(missing)} of {len(keys)} tasks asked for are not done, {missing[0]} for one")
         return [self._done.pop(key) for key in keys]
 
     def forget(self) -> None:
-        """Drop everything: what is still in flight is no longer waited for."""
+        """Drop everything: keys in flight are no longer waited for."""
         self._in_flight.clear()
         self._done.clear()

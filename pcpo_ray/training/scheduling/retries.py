@@ -1,4 +1,4 @@
-"""Whose failure it was, how often it may be tried again, and how long to wait before."""
+"""Retries: who is to blame for a failure, and how long to wait before the next try."""
 
 import enum
 
@@ -6,14 +6,17 @@ from pcpo_ray.errors import PcpoError
 
 
 class Blame(enum.Enum):
-    """Whose failure: a worker's is tried elsewhere, the data's stops the run. Deaths are no error of the work."""
+    """The one to blame: a worker's failure is retried elsewhere, bad data stops the run.
+
+    A dead worker is handled before this.
+    """
 
     WORKER = "worker"
     DATA = "data"
 
 
 def blame(error: BaseException) -> Blame:
-    """An error of the work itself: this package's own say what is wrong with the input, any other may be the worker's.
+    """Blame an error of the work: this package's own errors mean bad input, any other may be the worker's fault.
 
     A worker whose GPU is broken raises RuntimeErrors that say nothing about the task.
     """
@@ -21,7 +24,7 @@ def blame(error: BaseException) -> Blame:
 
 
 class Backoff:
-    """Seconds to wait before the next try: none before the first, then `first`, doubled up to `longest`."""
+    """The seconds to wait before the next try: none before the first, then `first`, doubled up to `longest`."""
 
     def __init__(self, first: float = 1.0, longest: float = 60.0) -> None:
         self.first, self.longest = first, longest

@@ -1,30 +1,30 @@
-"""Sizing: how many workers keep nobody waiting for long, from what a step was seen to cost."""
+"""Sizing: the number of workers with which nobody waits for long, from the measured cost of a step."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 WORTH = 0.9
-"""One worker more is worth it where the step then takes at most this share of what it takes now."""
+"""One worker more is worth it where the step then takes at most this fraction of its present time."""
 SPARE = 1.03
-"""One worker less is as good where the step then takes at most this multiple of what it takes now."""
+"""One worker less is as good where the step then takes at most this multiple of its present time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """One step: the seconds of work of all of a role's workers together, by role, and the learner's.
+    """One step as it was measured: seconds of work, added up over a role's workers, and the learner's seconds.
 
-    `groups` are what the work of a role is made of: one of them is one worker's.
+    The work of a role consists of `groups`; one worker does a group alone.
     """
 
     work: Mapping[str, float]
     learning: float
     groups: int
     overlapped: bool
-    """Whether the next batch is sampled while this one is learned."""
+    """True where the next batch is sampled while this one is learned."""
 
     def seconds(self, sizes: Mapping[str, int]) -> float:
-        """How long the step would take with so many workers a role: sampling and scoring go on side by side."""
+        """Predict the step's seconds with so many workers a role: sampling and scoring go on side by side."""
         each = [
             math.ceil(self.groups / sizes[role]) * work / self.groups for role, work in self.work.items() if sizes[role]
         ]
@@ -33,7 +33,7 @@ class Seen:
 
 
 def better(seen: Seen, sizes: Mapping[str, int], bounds: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-    """The sizes to go on with: at most one worker more or less a role, between the role's (least, most).
+    """Choose the next sizes: at most one worker more or less a role, between the role's (least, most).
 
     The learner waits for rollouts: grow. Workers wait to be admitted: shrink.
     """

@@ -1,17 +1,17 @@
-"""Watchdog: nothing finished and no step taken, while work remains."""
+"""Watchdog: notices that nothing finishes while work remains."""
 
 from pcpo_ray.errors import ClusterError
 
 
 class StalledError(ClusterError):
-    """Nothing finished for too long."""
+    """Raised when nothing finished for too long."""
 
 
 class Watchdog:
-    """`progress` whenever something finishes, `spoke` whenever a line was printed, `check` whenever there is time.
+    """Call `progress` when something finishes, `spoke` when a line was printed, and `check` now and then.
 
-    Seconds on the driver's clock. After `quiet` seconds without a line one is due, whether anything moves or not;
-    `limit` seconds without progress are the end.
+    Times are seconds on the driver's clock. After `quiet` seconds without a line one is due, whether anything moves or
+    not; `limit` seconds without progress are the end.
     """
 
     def __init__(self, *, limit: float, quiet: float, now: float) -> None:
@@ -25,7 +25,7 @@ class Watchdog:
         self.said = now
 
     def check(self, now: float, awaited: str) -> str | None:
-        """A line to print, if one is due. Raises StalledError after `limit` seconds without progress."""
+        """Return a line to print, if one is due. Raises StalledError after `limit` seconds without progress."""
         still = now - self.moved
         if still > self.limit:
             raise StalledError(

@@ -1,152 +1,48 @@
-"""What is asked of a run reaches it once, and its last word reaches whoever waits for it."""
+"""The controller, without Ray: requests wait until the driver takes them, and the end waits for who watches."""
 
-import os
-import signal
-import threading
-import time
-
-import pytest
-import ray
-
-from pcpo_ray.cluster.connect import connect
-from pcpo_ray.cluster.control.client import Caller
-from pcpo_ray.cluster.control.driver import FAREWELL, DriverControl
+from pcpo_ray.cluster.control.controller import WATCHED, Controller
 from pcpo_ray.data.requests import Request
-from pcpo_ray.errors import ClusterError, EndedError
-from tests.support import small
-
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("cluster")]
 
 
-@pytest.fixture
-def desk(request):
-    found = DriverControl(request.node.name, {"state": "starting", "step": 0})
-    yield found
-    found.close()
+class Clock:
+    def __init__(self):
+        self.seconds = 100.0
+
+    def __call__(self):
+        return self.seconds
 
 
-def caller_of(desk):
-    return Caller(desk.run, ray.get_runtime_context().gcs_address)
-
-
-def taken(desk, status, limit=30.0):
-    """What the desk hands over in the end."""
-    deadline = time.monotonic() + limit
-    while not (found := desk.exchange(status)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
-
-
-def test_a_run_says_something_from_the_start_on_and_how_long_ago(desk):
-    found = caller_of(desk).status()
-    assert (found["state"], found["step"]) == ("starting", 0)
-    assert 0 <= found["age"] < 60
-
-
-def test_requests_are_taken_once_and_in_their_order(desk):
-    caller = caller_of(desk)
+def test_requests_are_handed_over_once_and_in_their_order():
+    controller = Controller({"step": 0})
     asked = [Request(samplers=2), Request(stop=True)]
     for request in asked:
-        caller.ask(request)
-    assert taken(desk, {"step": 1}) == asked
-    for _ in range(20):
-        assert desk.exchange({"step": 2}) == []
-        time.sleep(0.05)
-    assert caller.status()["step"] == 2
+        controller.ask(request)
+    assert controller.exchange({"step": 1}) == asked and controller.exchange({"step": 2}) == []
 
 
-def test_telling_takes_nothing_that_was_asked(desk):
-    caller = caller_of(desk)
-    caller.ask(Request(stop=True))
-    desk.tell({"step": 5})
-    assert caller.wait(lambda found: found["step"] == 5, 30, "step 5")["step"] == 5
-    assert [request.stop for request in taken(desk, {"step": 5})] == [True]
+def test_the_status_says_how_old_it_is():
+    clock = Clock()
+    controller = Controller({"step": 0}, clock)
+    clock.seconds += 3
+    assert controller.status() == {"step": 0, "age": 3.0}
 
 
-def test_what_is_waited_for_in_vain_is_an_error_with_the_last_that_was_heard(desk):
-    with pytest.raises(ClusterError, match=r"waited 1 s for the moon; .* is at step 0, starting"):
-        caller_of(desk).wait(lambda found: False, 1.0, "the moon")
+def test_the_end_is_heard_once_everybody_who_watches_has_asked_again():
+    clock = Clock()
+    controller = Controller({"step": 0}, clock)
+    assert controller.heard()  # nobody has ever asked
+    controller.status()
+    clock.seconds += WATCHED / 2
+    controller.tell({"state": "stopped"})
+    assert not controller.heard()  # the one who asked a moment ago has not heard it
+    controller.status()
+    assert controller.heard()
 
 
-def test_who_watches_hears_the_end_and_an_end_that_nobody_watches_is_not_waited_for(desk):
-    desk.exchange({"step": 1})
-    started = time.monotonic()
-    desk.end({"state": "finished"})
-    assert time.monotonic() - started < FAREWELL / 2
-    caller = caller_of(desk)
-    caller.status()
-    ending = threading.Thread(target=desk.end, args=({"state": "stopped", "step": 7},))
-    ending.start()
-    time.sleep(1.0)
-    assert ending.is_alive()  # who asked a moment ago has not heard it yet
-    assert caller.status()["state"] == "stopped"
-    ending.join(timeout=2.0)
-    assert not ending.is_alive()
-
-
-def test_a_run_that_is_gone_is_told_from_one_that_does_not_answer(desk, monkeypatch):
-    caller = caller_of(desk)
-    pid = ray.get(desk.actor.__ray_call__.remote(lambda self: os.getpid()), timeout=30)
-    monkeypatch.setattr("pcpo_ray.cluster.control.client.ANSWER", 1.0)
-    os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(ClusterError, match="did not answer for 1 s"):
-        caller.status()
-    os.kill(pid, signal.SIGKILL)
-    monkeypatch.setattr("pcpo_ray.cluster.control.client.ANSWER", 30.0)
-    with pytest.raises(EndedError, match="has ended"):
-        caller.status()
-    deadline = time.monotonic() + 60  # the driver's next words start another
-    while True:
-        desk.exchange({"step": 9})
-        try:
-            if caller_of(desk).status()["step"] == 9:
-                break
-        except ClusterError:
-            assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
-def test_a_name_that_is_taken_is_an_error_before_any_worker_starts(small_sd, desk):
-    run = small.run(small_sd, name=desk.run)
-    before = len(ray.util.list_named_actors(all_namespaces=True))
-    started = time.monotonic()
-    with pytest.raises(ClusterError, match=f"a run named '{desk.run}' is going on in this cluster; stop it"):
-        connect(run, announced=True)
-    assert time.monotonic() - started < 30
-    assert len(ray.util.list_named_actors(all_namespaces=True)) == before
-    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
-
-
-def test_a_run_in_a_cluster_too_small_says_so_while_it_waits(small_sd):
-    run = small.run(small_sd, name="waiting", workers__samplers="{cpus: 40}", workers__start_timeout=20)
-    errors = []
-
-    def start():
-        try:
-            connect(run, announced=True)
-        except ClusterError as error:
-            errors.append(str(error))
-
-    starting = threading.Thread(target=start)
-    starting.start()
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                caller = Caller("waiting", ray.get_runtime_context().gcs_address)
-                break
-            except ClusterError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        found = caller.wait(lambda found: "too small" in found["waiting"], 15, "the reason")
-    finally:
-        starting.join(timeout=90)
-    assert (found["state"], found["samplers"]["wanted"], found["samplers"]["ready"]) == ("starting", 1, 0)
-    assert "CPU: asked for 40.2, the cluster has 4" in found["waiting"]
-    assert "not ready after 20 s" in errors[0]
-    deadline = time.monotonic() + 30
-    with pytest.raises(EndedError):
-        while time.monotonic() < deadline:  # Ray lets an actor answer for a moment after it was told to end it
-            caller.status()
-            time.sleep(0.1)
+def test_a_watcher_who_asks_no_more_is_not_waited_for():
+    clock = Clock()
+    controller = Controller({"step": 0}, clock)
+    controller.status()
+    controller.tell({"state": "stopped"})
+    clock.seconds += WATCHED + 0.1
+    assert controller.heard()

@@ -104,7 +104,7 @@ def test_a_link_to_a_folder_is_not_followed(folder, tmp_path):
         ("", {"model__train": "{kind: lora, start: elsewhere/checkpoints/step-000010}"}),
     ],
 )
-def test_what_the_config_names_and_is_left_out_is_an_error_before_anything_is_sent(folder, tmp_path, ignored, changes):
+def test_a_configured_file_left_out_is_an_error_before_anything_is_sent(folder, tmp_path, ignored, changes):
     if ignored:  # it goes along as long as nothing leaves it out
         package.pack(folder, folder / "small.yaml", run(**changes), tmp_path / "package.zip")
     (folder / ".gitignore").write_text(ignored + "\n")
@@ -121,7 +121,7 @@ def test_words_that_are_no_paths_may_be_names_of_folders_left_out(folder, tmp_pa
     assert sorted(found) == sorted([*NEEDED, ".gitignore"])
 
 
-def test_a_folder_that_is_too_large_is_an_error_that_names_the_largest_files(folder, tmp_path):
+def test_a_folder_too_large_is_an_error_that_names_the_largest_files(folder, tmp_path):
     with (folder / "pkg" / "images.bin").open("wb") as file:
         file.truncate(101 * 2**20)
     with pytest.raises(ConfigError, match=r"too large.*101 MiB.*takes 100; largest are pkg/images.bin \(101.0 MiB"):
@@ -196,7 +196,7 @@ def test_links_that_lead_out_or_to_a_secret_stay_and_are_named(folder, tmp_path)
         package.find(folder, ["leak", "absent", "../passwords"])
 
 
-def test_a_secret_that_the_config_names_is_an_error_before_anything_is_sent(folder, tmp_path):
+def test_a_secret_that_the_config_names_is_an_error_before_sending(folder, tmp_path):
     (folder / "judge").mkdir()
     (folder / "judge" / "service-account.json").write_text("hidden")
     for named in ("judge/service-account.json", "judge"):

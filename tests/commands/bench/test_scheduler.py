@@ -8,14 +8,14 @@ from tests.support import small
 def test_every_task_comes_back_in_order_whatever_is_in_flight(small_sd):
     run = scheduler.measured_on(small.run(small_sd))
     stages = scheduler.InstantStages()
-    traffic = Dispatcher(run, stages, event=scheduler._ignore, say=scheduler._ignore)
-    traffic.publish(oldest=0)
+    dispatcher = Dispatcher(run, stages, event=scheduler._ignore, say=scheduler._ignore)
+    dispatcher.publish(oldest=0)
     for step in (1, 2):
         tasks = [scheduler._task(step, position) for position in range(50)]
-        traffic.submit(tasks)
-        assert [group.rollout.task for group in traffic.gather(tasks)] == tasks
-    assert len(traffic.ledger) == 0 and not stages.samplers.held and not traffic.missing
-    assert traffic.tally.tasks["samplers"]["done"] == {"none": 100}
+        dispatcher.submit(tasks)
+        assert [group.rollout.task for group in dispatcher.gather(tasks)] == tasks
+    assert len(dispatcher.ledger) == 0 and not stages.samplers.held and not dispatcher.missing
+    assert dispatcher.counters.tasks["samplers"]["done"] == {"none": 100}
 
 
 def test_a_cost_is_per_task(small_sd):

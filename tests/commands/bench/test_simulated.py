@@ -21,7 +21,7 @@ def test_its_sleeps_are_those_of_the_images_and_steps(quick):
         simulated.steps(looped, 1, staleness=0, prompts=2)  # an evaluation comes before
         del quick[:]
         (seconds,) = simulated.steps(looped, 1, staleness=0, prompts=3)
-        assert looped.step == 2 and seconds > 0
+        assert looped.progress.step == 2 and seconds > 0
         learner = looped.stages.learner
         assert isinstance(learner, LocalLearner)
         trained = len(learner.learner.policy.credit.trained)
@@ -37,8 +37,8 @@ def test_by_hand_a_step_takes_the_roles_times_and_the_loop_continues(quick):
         simulated.steps(looped, 2, staleness=1, prompts=2)
         spent = loop.alone(looped)
         assert spent.keys() == {"samplers", "scorers", "learner"} and all(value > 0 for value in spent.values())
-        assert looped.step == 3
-        assert len(simulated.steps(looped, 2, staleness=1, prompts=2)) == 2 and looped.step == 5
+        assert looped.progress.step == 3
+        assert len(simulated.steps(looped, 2, staleness=1, prompts=2)) == 2 and looped.progress.step == 5
 
 
 def test_the_work_of_a_step_is_shared_by_the_samplers():

@@ -55,9 +55,9 @@ def test_a_runs_own_record_gives_its_seconds_a_group(small_sd, tmp_path):
     for role, seconds in found.seconds.items():
         spent = sorted(sum(row["busy_seconds"][role].values()) for row in rows)
         assert seconds == pytest.approx(spent[1] / 3)
-    # in one process the roles take turns: what a step took is what they took together
-    step = sorted(row["seconds"] for row in rows)[1]
-    assert 3 * sum(found.seconds.values()) == pytest.approx(step, rel=0.35)
+    # in one process the roles take turns: they cannot take longer together than the step did
+    worked = [sum(sum(phases.values()) for phases in row["busy_seconds"].values()) for row in rows]
+    assert all(seconds <= row["seconds"] for seconds, row in zip(worked, rows, strict=True))
 
 
 def test_a_record_is_taken_for_configs_that_cost_the_same_only(small_sd, tmp_path):
@@ -89,10 +89,9 @@ def test_a_run_without_a_step_says_nothing_about_speed(small_sd, tmp_path):
 
 def test_a_probe_measures_every_role_and_scales_to_whole_groups(small_sd, monkeypatch):
     said = []
-    reward = small.slow(0.4)
-    run = small.run(small_sd, rewards=reward, rollout__images=8, sampling__batch=2)
+    run = small.run(small_sd, rollout__images=8, sampling__batch=2)
+    monkeypatch.setattr(pace, "_second_time", lambda work: (work(), 0.5))
     found = pace.probe(run, said.append)
     assert found.source == "a probe on this machine's CPU"
-    assert found.seconds["scorers"] == pytest.approx(4 * 0.4, rel=0.3)
-    assert set(found.seconds) == {"samplers", "scorers", "learner"} and min(found.seconds.values()) > 0
+    assert found.seconds == dict.fromkeys(("samplers", "scorers", "learner"), 4 * 0.5)
     assert any("2 images" in line for line in said)

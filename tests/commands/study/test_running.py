@@ -53,7 +53,7 @@ def test_a_study_is_interrupted_continued_and_reported_from_its_runs_alone(small
     folder = tmp_path / "runs" / "tiny"
     going = started(*words)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 250
         while not any('"train"' in line for line in lines(folder / "tiny-native-seed1" / "metrics.jsonl")):
             assert time.monotonic() < deadline and going.poll() is None
             time.sleep(0.05)

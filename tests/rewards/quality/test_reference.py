@@ -157,7 +157,7 @@ def saved(folder, name, array, mode=None, **more):
     ],
 )
 def test_images_of_every_mode_with_known_black_and_white_are_read_right(tmp_path, name, image, expected):
-    path = saved(tmp_path, name, picture)
+    path = saved(tmp_path, name, image)
     assert reference.image_files(str(tmp_path)) == [path]
     np.testing.assert_array_equal(reference.pixels(path), expected)
 
@@ -206,7 +206,7 @@ def sixteen_bit_png(rows):
 )
 def test_ambiguous_images_are_refused_before_any_is_measured(tmp_path, name, image, more, words):
     pictures(tmp_path)
-    saved(tmp_path, name, picture, **more)
+    saved(tmp_path, name, image, **more)
     with pytest.raises(QualityError, match=words):
         reference.check(quality(tmp_path))
 

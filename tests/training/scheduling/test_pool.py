@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcpo_ray.errors import ClusterError
-from pcpo_ray.training.scheduling.pool import Limits, Pool, Send, Start, Stop, WorkerState
+from pcpo_ray.training.scheduling.pool import Pool
+from pcpo_ray.training.scheduling.workers import Limits, Send, Start, Stop, WorkerState
 from tests.support.simulated import Workers
 
 
@@ -24,7 +25,7 @@ def sent(pool):
     return [(action.worker, action.ticket) for action in pool.take() if isinstance(action, Send)]
 
 
-def test_an_item_goes_to_who_holds_least_and_no_one_holds_more_than_the_depth():
+def test_an_item_goes_to_the_least_busy_worker_up_to_its_depth():
     pool = pool_of(2, depth=2)
     for item in "abcde":
         pool.submit(item, 0.0)
@@ -33,7 +34,7 @@ def test_an_item_goes_to_who_holds_least_and_no_one_holds_more_than_the_depth():
     assert sent(pool) == [("w-1", 5)]
 
 
-def test_what_a_dead_worker_held_goes_to_another_at_once_and_it_is_replaced():
+def test_items_of_a_dead_worker_go_to_another_and_it_is_replaced():
     pool = pool_of(2)
     pool.submit("a", 0.0)
     assert sent(pool) == [("w-0", 1)]
@@ -78,7 +79,7 @@ def test_a_growing_pool_uses_the_new_as_soon_as_they_are_ready():
     assert sent(pool) == [("w-1", 2)]
 
 
-def test_a_worker_that_fails_again_and_again_is_replaced_and_its_item_tried_elsewhere():
+def test_a_worker_that_keeps_failing_is_replaced_and_its_item_retried():
     pool = pool_of(2, depth=1, strikes=2)
     pool.submit("a", 0.0)
     ((worker, ticket),) = sent(pool)
@@ -103,7 +104,7 @@ def test_an_item_that_is_lost_too_often_ends_it_with_every_cause():
         pool.died(worker, "signal 3", 3.0)
 
 
-def test_workers_that_die_while_starting_are_replaced_ever_more_slowly_and_not_for_ever():
+def test_workers_that_die_while_starting_are_replaced_with_backoff():
     pool = Pool("w", Limits(deaths=5))
     pool.resize(1, 0.0)
     starts, now = [], 0.0
@@ -128,7 +129,7 @@ def test_a_worker_that_is_silent_is_given_up():
     assert pool.take() == [Start("w-2"), Send(other, ticket, "a"), Stop(worker)]
 
 
-def test_what_is_said_of_a_silent_worker_names_the_limit_and_what_may_be_the_cause():
+def test_the_message_about_a_silent_worker_names_limit_and_likely_cause():
     pool = Pool("scorer", Limits(depth=1, silence=10.0), "; a reward (Red) may hold Python's lock")
     pool.resize(1, 0.0)
     pool.ready("scorer-0", 0.0)
@@ -139,7 +140,7 @@ def test_what_is_said_of_a_silent_worker_names_the_limit_and_what_may_be_the_cau
     assert pool.faults() == [expected]
 
 
-def test_a_worker_waits_for_a_place_as_long_as_it_takes_and_once_there_must_start_in_time():
+def test_a_worker_may_wait_for_a_place_and_then_must_start_in_time():
     pool = Pool("w", Limits(silence=10.0, start=60.0))
     pool.resize(2, 0.0)
     pool.take()
@@ -173,7 +174,7 @@ def test_time_in_which_nobody_listened_is_no_workers_silence():
     assert Stop("w-0") in pool.take()
 
 
-def test_what_one_worker_finds_fault_with_goes_to_another_and_what_two_do_is_at_fault():
+def test_an_item_is_at_fault_once_two_workers_refuse_it():
     pool = pool_of(2, depth=1)
     ticket = pool.submit("a", 0.0)
     assert sent(pool) == [("w-0", ticket)]
@@ -183,7 +184,7 @@ def test_what_one_worker_finds_fault_with_goes_to_another_and_what_two_do_is_at_
     assert pool.refused("w-1", ticket)
 
 
-def test_who_has_refused_an_item_is_not_given_it_while_the_only_other_is_busy():
+def test_a_refused_item_waits_for_the_other_worker_even_if_it_is_busy():
     pool = pool_of(2, depth=1)
     first, second = pool.submit("a", 0.0), pool.submit("b", 0.0)
     assert sent(pool) == [("w-0", first), ("w-1", second)]
@@ -221,7 +222,7 @@ def test_what_takes_long_is_given_to_an_idle_worker_too_and_counts_once():
     assert {name for name, _ in sent(pool)} == {"w-0", "w-1"}
 
 
-def test_a_node_that_is_announced_to_leave_has_its_worker_replaced_before_it_goes():
+def test_a_draining_nodes_worker_is_replaced_before_it_goes():
     pool = pool_of(1, depth=1)
     pool.submit("a", 0.0)
     pool.take()
@@ -271,8 +272,8 @@ def test_what_was_mended_is_counted_by_its_cause():
     pool.drain("w-2", 1.0)
     pool.heard("w-2", 9.0)
     pool.tick(11.0)
-    assert pool.losses == {"died": 1, "failing": 1, "silent": 1, "drained": 1}
-    assert pool.setbacks["lost"] == {"died": 1, "failing": 1, "silent": 1}
+    assert pool.restarts == {"died": 1, "failing": 1, "silent": 1, "drained": 1}
+    assert pool.retries["lost"] == {"died": 1, "failing": 1, "silent": 1}
 
 
 def test_a_worker_that_was_only_finishing_is_not_replaced_when_it_dies():
@@ -283,7 +284,7 @@ def test_a_worker_that_was_only_finishing_is_not_replaced_when_it_dies():
     leaving = next(name for name, worker in pool.workers.items() if worker.state is WorkerState.DRAINING or worker.held)
     pool.resize(0, 0.0)
     pool.died(leaving, "SIGKILL", 1.0)
-    assert not pool.losses
+    assert not pool.restarts
 
 
 def test_a_second_worker_for_a_slow_task_is_counted():
@@ -293,10 +294,10 @@ def test_a_second_worker_for_a_slow_task_is_counted():
         pool.finished(sent(pool)[0][0], ticket, item + 1.0)
     pool.submit("slow", 10.0)
     pool.tick(20.0)
-    assert pool.setbacks["hedged"] == {"slow": 1}
+    assert pool.retries["hedged"] == {"slow": 1}
 
 
-def test_a_worker_is_replaced_for_failures_in_a_row_and_not_for_those_of_its_whole_life():
+def test_only_failures_in_a_row_have_a_worker_replaced():
     pool = pool_of(1, depth=1, strikes=2, attempts=9)
     for start in (0.0, 10.0, 20.0):
         ticket = pool.submit(start, start)
@@ -304,10 +305,10 @@ def test_a_worker_is_replaced_for_failures_in_a_row_and_not_for_those_of_its_who
         pool.failed("w-0", ticket, "CUDA error", start + 1)
         assert sent(pool) == [("w-0", ticket)]
         assert pool.finished("w-0", ticket, start + 2)
-    assert not pool.losses and list(pool.workers) == ["w-0"]
+    assert not pool.restarts and list(pool.workers) == ["w-0"]
 
 
-def test_a_worker_that_is_leaving_goes_as_soon_as_another_has_finished_what_it_holds():
+def test_a_leaving_worker_goes_once_another_has_finished_its_items():
     pool = pool_of(2, depth=1, hedge=3.0)
     for n in range(6):
         ticket = pool.submit(n, float(n))

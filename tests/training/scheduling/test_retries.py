@@ -9,7 +9,7 @@ def test_our_own_errors_are_the_datas_and_any_other_may_be_the_workers():
     assert blame(RuntimeError("CUDA error: an illegal memory access was encountered")) is Blame.WORKER
 
 
-def test_the_first_retry_is_at_once_and_the_later_ones_wait_longer_up_to_a_limit():
+def test_the_first_retry_is_at_once_and_later_ones_back_off_to_a_limit():
     backoff = Backoff(first=1.0, longest=5.0)
     waits = []
     for _ in range(6):

@@ -17,7 +17,7 @@ def test_a_resumed_run_counts_what_was_learned_before():
 
 
 @given(staleness=st.integers(0, 4), batch=st.integers(1, 16), steps=st.integers(1, 12))
-def test_batches_started_as_soon_as_they_may_are_sampled_with_the_version_that_is_promised(staleness, batch, steps):
+def test_batches_begun_early_are_sampled_with_the_promised_version(staleness, batch, steps):
     started, version = 0, 0
     while version < steps:
         learned = version * batch
