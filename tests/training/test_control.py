@@ -127,8 +127,7 @@ class Elastic(Watched):
 
 
 def resized(recorder):
-    events = [json.loads(line) for line in (recorder.folder / "events.jsonl").read_text().splitlines()]
-    return [event for event in events if event["kind"] == "resized"]
+    return [event.details for event in recorder.recent if event.kind == "resized"]
 
 
 def test_a_run_grows_by_itself_while_its_learner_waits(small_sd, tmp_path):
