@@ -70,6 +70,7 @@ LIGHT = [
     or name in ("pcpo_ray.data", "pcpo_ray.runs", "pcpo_ray.workers", "pcpo_ray.training", "pcpo_ray.cluster")
     or name in ("pcpo_ray.commands", "pcpo_ray.commands.app", "pcpo_ray.commands.operate", "pcpo_ray.commands.bench")
     or name in ("pcpo_ray.commands.status_text", "pcpo_ray.data.requests", "pcpo_ray.cluster.control.controller")
+    or name == "pcpo_ray.data.records"
 ]
 """What must be there at once: the command line, and what travels to processes that need nothing else."""
 
