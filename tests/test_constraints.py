@@ -27,7 +27,7 @@ def needed(name, extras=("",)):
     return {each for each, _ in found} - {name}
 
 
-def test_every_package_that_is_installed_for_the_project_is_pinned_to_the_version_that_is_here():
+def test_every_installed_package_is_pinned_to_its_version():
     lines = CONSTRAINTS.read_text(encoding="utf-8").split()
     assert all(EXACT.fullmatch(line) for line in lines)
     pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}

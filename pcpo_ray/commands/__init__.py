@@ -1,1 +1,1 @@
-"""What one can type: train, evaluate, sample, report, plan, study, bench, submit, status, scale, logs, stop."""
+"""The commands: train, evaluate, sample, report, plan, study, bench, submit, status, scale, logs, stop."""

@@ -118,7 +118,7 @@ def plan(
         Path | None, typer.Option("--from", help="Take each role's speed from a run's folder, such as runs/mine.")
     ] = None,
 ) -> None:
-    """What a run will need: memory by role, what fits, the switches that make it fit, how many workers; starts none.
+    """Plan a run without starting it: memory by role, what fits, the switches that make it fit, how many workers.
 
     The model's folder needs its JSON files only, unless --probe is given. Ends with 1 where something does not fit.
     """

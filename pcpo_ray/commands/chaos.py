@@ -1,4 +1,4 @@
-"""Faults on purpose, for whoever wants to see a run survive them."""
+"""Fault injection, to see a run survive it."""
 
 import itertools
 import time
@@ -12,9 +12,9 @@ from pcpo_ray.errors import EndedError
 def inject_fault(
     run: str, faults: Sequence[Fault], *, every: float, count: int | None, address: str, say: Callable[[str], None]
 ) -> None:
-    """Ask a run for one fault after the other, `every` seconds, until it has ended or `count` were done.
+    """Inject one fault after the other into a run, `every` seconds, until it has ended or `count` were injected.
 
-    Raises ClusterError for a run that there is not.
+    Raises ClusterError if there is no such run.
     """
     caller = Caller(run, address)
     for number, fault in enumerate(itertools.cycle(faults), 1):

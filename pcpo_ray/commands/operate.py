@@ -89,7 +89,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run ends.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, an object a line.")] = False,
 ) -> None:
-    """How a run is: its step, reward, workers, their weights, what is in flight, restarts and who is idle."""
+    """Show a run's state: step, reward, workers, their weights, tasks in flight, restarts and idle time."""
     if _elsewhere(address, ["status", name, *(["--watch"] if watch else []), *(["--json"] if as_json else [])]):
         return
     from pcpo_ray.cluster.control.client import Caller

@@ -1,4 +1,4 @@
-"""What is shown while a run goes on: a live table on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live table on a terminal, plain lines elsewhere."""
 
 import contextlib
 import time
@@ -18,9 +18,9 @@ from pcpo_ray.runs.lines import shown
 
 
 class Display:
-    """Shows a run. A context manager; call `row` with each line recorded and `say` with anything else.
+    """A context manager that shows a run: call `row` with each recorded line and `say` with anything else.
 
-    What goes wrong with showing is no error of the run's: `failed` is told of it once.
+    Errors while showing do not end the run; `failed` is told of the first.
     """
 
     def __init__(self, run: config.Run, console: Console) -> None:
@@ -52,12 +52,12 @@ class Display:
                 self.live.stop()
 
     def say(self, line: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         with self._apart():
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """A step or an evaluation that has just been recorded."""
+        """Show a step or an evaluation that has just been recorded."""
         with self._apart():
             line = self._evaluated(row) if row["kind"] == "evaluation" else self._learned(row)
             if self.live is None:

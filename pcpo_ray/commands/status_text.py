@@ -23,7 +23,7 @@ def event(row: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As 40 s, 12 min or 3.5 h."""
+    """Format seconds as 40 s, 12 min or 3.5 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,1 +1,1 @@
-"""What a process has one of, shared with whatever else runs in it: signals, output streams, settings."""
+"""State that a process has once and shares with all code in it: signals, output streams, settings."""

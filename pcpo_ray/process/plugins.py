@@ -30,7 +30,7 @@ INSTALLED = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platst
 
 
 def resolve_class(name: str) -> Any:
-    """What the name `package.module:Class` stands for, its module searched in the working folder as Python would.
+    """Import what `package.module:Class` names, with the working folder on the path as Python has it.
 
     Raises whatever importing it raises.
     """
@@ -46,7 +46,7 @@ class EndedError(Exception):
 
 
 def explained(error: BaseException) -> str:
-    """What an error says, and the file and line of the user's own code where it came up, if any."""
+    """Describe an error with the file and line of the user's own code where it was raised, if any."""
     seen = error.__cause__ if isinstance(error, EndedError) and error.__cause__ is not None else error
     if isinstance(seen, SyntaxError):  # it names its file and line itself
         return f"{type(seen).__name__}: {seen}"
@@ -121,7 +121,7 @@ def _set_attention(wanted: tuple[bool, ...]) -> None:
 
 
 def _attributes(*places: tuple[Any, str]) -> tuple[Callable[[], Any], Callable[[Any], None]]:
-    """How to read these attributes, and to set them again."""
+    """Return a getter and a setter for these attributes."""
 
     def read() -> tuple[Any, ...]:
         return tuple(getattr(place, name) for place, name in places)
@@ -206,10 +206,10 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "garbage collector": (gc.isenabled, lambda wanted: gc.enable() if wanted else gc.disable()),
     "recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
 }
-"""What a process has one of: how to read it, and how to set it."""
+"""Getter and setter of a setting that a process has once."""
 
 _left: dict[str, dict[str, Any]] = {}
-"""What each module has set otherwise than the rest, by its name."""
+"""Settings that a module changed, by module name."""
 
 
 _end, _process = os._exit, os.getpid()
@@ -256,7 +256,7 @@ def isolated(name: str, seed: int = 0) -> Iterator[None]:
 
 
 def _own_signals(handlers: Mapping[int, Any]) -> dict[int, Any]:
-    """Of a module's handlers those that it may have again: who ends the run is the run's to say."""
+    """Drop a module's handlers of signals that end a run: only the run itself decides about those."""
     return {number: handler for number, handler in handlers.items() if number not in signals.NUMBERS}
 
 

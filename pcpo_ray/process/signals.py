@@ -1,7 +1,7 @@
 """Signals that ask a run to end: Ctrl-C, SIGTERM, a terminal that is gone (SIGHUP), Slurm's notice (SIGUSR1).
 
-One that the process was started to ignore, as nohup does with SIGHUP, stays ignored. The first takes effect, the later
-ones would only tear what is being saved: they are told so, and a third Ctrl-C ends the process at once.
+A signal that the process was started to ignore, as nohup does with SIGHUP, stays ignored. The first signal ends the
+run; later ones would only damage what is being saved, so they print a line. A third Ctrl-C ends the process at once.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from typing import Any
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 ENOUGH = 3
-"""So many Ctrl-Cs end a run at once, whatever it is at."""
+"""Ctrl-Cs after which a run ends at once, whatever it is doing."""
 
 AGAIN = 0.05
-"""Seconds after which an interrupt that was swallowed is raised once more."""
+"""Seconds after which a swallowed interrupt is raised again."""
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -29,32 +29,32 @@ _ending: "Ending | None" = None
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """A handler that does what Python's own does for Ctrl-C."""
+    """Raise KeyboardInterrupt, as Python's own handler does for Ctrl-C."""
     global _raised
     _raised += 1
     raise KeyboardInterrupt
 
 
 def raised() -> int:
-    """How many interrupts the handlers of this module have raised so far."""
+    """Return how many interrupts the handlers of this module have raised so far."""
     return _raised
 
 
 def elsewhere() -> None:
-    """Say that the signals come to another process, this one's driver."""
+    """Declare that the signals go to another process, this one's driver."""
     global _elsewhere
     _elsewhere = True
 
 
 def may_come() -> bool:
-    """Whether a KeyboardInterrupt, here and now, may be by a signal whose coming `raised` does not count."""
+    """Return whether a KeyboardInterrupt here may come from a signal that `raised` does not count."""
     main = threading.current_thread() is threading.main_thread()
     return main and not _elsewhere and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @contextlib.contextmanager
 def handled(handler: Handler = interrupt) -> Iterator[None]:
-    """Inside, each of the signals is the handler's. In any other thread than the main one nothing changes."""
+    """Install the handler for all signals while the block runs; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -70,19 +70,19 @@ def handled(handler: Handler = interrupt) -> Iterator[None]:
 
 def _install(handler: Handler) -> None:
     for number in NUMBERS:
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: somebody's who is no Python
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: a handler not installed from Python
             signal.signal(number, handler)
 
 
 class Count:
-    """The signals that have come. `say` gets a line for each after the first."""
+    """Counts signals; `say` gets a line for each after the first."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.came = self.interrupts = 0
 
     def add(self, number: int) -> None:
-        """Count one. Raises KeyboardInterrupt for the Ctrl-C that is enough, and each that follows."""
+        """Count a signal. Raises KeyboardInterrupt from the ENOUGHth Ctrl-C on."""
         self.came += 1
         self.interrupts += number == signal.SIGINT
         if number == signal.SIGINT and self.interrupts >= ENOUGH:
@@ -95,7 +95,7 @@ class Count:
 
 
 class Ending:
-    """What a command does about signals from its beginning to its end: the first is an interrupt, at once."""
+    """A command's signal handler from beginning to end: the first signal interrupts at once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.count = Count(say)
@@ -107,7 +107,7 @@ class Ending:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """What is called inside may set handlers of its own, as Ray does; they do not stay, and end as ours do."""
+        """Allow code inside to set handlers, as Ray does; ours are restored, and its exits become interrupts."""
         try:
             yield
         except SystemExit:

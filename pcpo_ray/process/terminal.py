@@ -1,7 +1,7 @@
-"""What a command prints, apart from what it does: no terminal, closed, slow, full or ASCII, ends or slows that.
+"""Output that never holds up or ends a command, whether the terminal is closed, slow, full or ASCII only.
 
-Inside `apart`, sys.stdout and sys.stderr hand their text to a thread that writes it. Where it cannot keep up, text is
-left out and counted; where nobody reads any more, it is thrown away.
+Inside `buffered_output`, sys.stdout and sys.stderr hand their text to a thread that writes it. If it cannot keep up,
+text is left out and counted; if nobody reads any more, it is thrown away.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ LAST = 5.0
 """Seconds that a command waits at its end for the terminal to take what is left."""
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
-"""What writing to a pipe or a terminal gives that nobody reads any more."""
+"""Errors of writing to a pipe or terminal that nobody reads any more."""
 
 LEFT_OUT = "({} lines were left out, as the terminal did not take them)\n"
 
@@ -171,6 +171,6 @@ def buffered_output() -> Iterator[None]:
 
 
 def heed() -> None:
-    """Have a command that only shows something wait for its reader, and end with him."""
+    """Make a command that only shows something wait for its reader, and end when the reader does."""
     for stream in _streams:
         stream.heeded = True

@@ -1,7 +1,7 @@
 """Checkpoints: `step-000123/`, written beside and renamed, so that one is there whole or not at all.
 
 trainable.safetensors   what is trained, in float32     optimizer.safetensors   AdamW's moments, exactly
-averaged.safetensors    its running mean, if the run keeps one
+averaged.safetensors    its EMA, if the run keeps one
 state.json              version, the driver's state, the checksum of every other file (written last)
 and what diffusers loads: pytorch_lora_weights.safetensors, or a pipeline in model/
 
@@ -41,7 +41,7 @@ PATIENCE, SLOWEST = 600.0, 50e6
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """All that a checkpoint holds; `updates` are those that the running mean has taken in."""
+    """The contents of a checkpoint; `updates` counts the updates in the EMA."""
 
     version: int
     state: DriverState
@@ -52,36 +52,36 @@ class Checkpoint:
 
     @property
     def best(self) -> Mapping[str, Tensor]:
-        """What users are to get: the running mean, where there is one."""
+        """The parameters for users: the EMA if there is one, else the trained ones."""
         return self.averaged or self.parameters
 
 
 def folder_for(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the path of a step's checkpoint."""
     return run / "checkpoints" / name_of(step)
 
 
 def name_of(step: int) -> str:
-    """How a step's files and folders are called."""
+    """Return the name of a step's files and folders."""
     return f"step-{step:06d}"
 
 
 def step_of(name: str) -> int | None:
-    """The step that a name stands for; None for what only begins like one of ours."""
+    """Return the step in a name, None if the name is not exactly one of ours."""
     found = NAME.fullmatch(name)
     return int(found[1]) if found and name == name_of(int(found[1])) else None
 
 
 def seconds_for(size: int) -> float:
-    """How long ranks wait for each other while they write so many bytes together."""
+    """Return the seconds that ranks wait for each other while they write `size` bytes together."""
     return PATIENCE + size / SLOWEST
 
 
 @contextlib.contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """Where a checkpoint is written until it is whole. What is left there at the end goes.
+    """Yield the folder to write a checkpoint to until it is complete; deletes whatever is left there at the end.
 
-    Raises RunError where the disk does not take it, CheckpointError where something else has its name.
+    Raises RunError if it cannot be written, CheckpointError if something else has its name.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise CheckpointError(f"{folder} is in the way: a file or a link, and no checkpoint of ours; move it away")
@@ -103,9 +103,9 @@ def write_part(
     part: int = 0,
     parts: int = 1,
 ) -> dict[str, str]:
-    """Write one rank's share of a checkpoint that is unfinished; the checksums of its files, which are synced.
+    """Write and sync one rank's part of an unfinished checkpoint; returns the checksums of its files.
 
-    Raises CheckpointError if the checkpoint has not begun, on this disk.
+    Raises CheckpointError if the checkpoint's folder is not on this disk.
     """
     if not made.is_dir():
         raise CheckpointError(
@@ -120,7 +120,7 @@ def write_part(
 
 
 def write_more(made: Path, name: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Write NAME.safetensors, such as versions/7.safetensors, into a checkpoint that is unfinished; its checksum."""
+    """Write NAME.safetensors, such as versions/7.safetensors, into an unfinished checkpoint; returns its checksum."""
     from safetensors.torch import save_file
 
     held = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -132,7 +132,7 @@ def write_more(made: Path, name: str, tensors: Mapping[str, Tensor]) -> dict[str
 
 
 def read_more(folder: Path, name: str) -> dict[str, Tensor]:
-    """What `write_more` was given, of a checkpoint that was verified."""
+    """Read tensors that `write_more` wrote, from a verified checkpoint."""
     from safetensors.torch import load_file
 
     found: dict[str, Tensor] = load_file(folder / f"{name}.safetensors")
@@ -140,7 +140,7 @@ def read_more(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def write_versions(made: Path, older: Iterable[WeightSnapshot]) -> dict[str, str]:
-    """Add older versions of the weights, which batches under way are sampled with; their files' checksums."""
+    """Add older weights that batches under way are sampled with; returns the checksums of their files."""
     sums: dict[str, str] = {}
     for one in older:
         canary = torch.tensor(one.manifest.canary, dtype=torch.float64)
@@ -149,7 +149,7 @@ def write_versions(made: Path, older: Iterable[WeightSnapshot]) -> dict[str, str
 
 
 def read_version(folder: Path, version: int) -> WeightSnapshot:
-    """An older version that a checkpoint holds, with the checksum that it was known by. Raises CheckpointError."""
+    """Read an older version of the weights from a checkpoint, with its canary. Raises CheckpointError."""
     try:
         parameters = read_more(folder, _version(version))
         canary = tuple(parameters.pop(CANARY).tolist())
@@ -165,9 +165,9 @@ def _version(version: int) -> str:
 def finish(
     made: Path, folder: Path, *, version: int, state: DriverState, sums: Mapping[str, str], updates: int = 0
 ) -> None:
-    """Make an unfinished checkpoint one that counts. `sums` are of the files that are synced, the others get theirs.
+    """Complete an unfinished checkpoint. `sums` are the checksums of files already synced; others are added here.
 
-    Raises CheckpointError if a file that was written is not here.
+    Raises CheckpointError if a file in `sums` is missing.
     """
     there = {path.relative_to(made).as_posix(): path for path in made.rglob("*") if path.is_file()}
     if absent := sorted(sums.keys() - there.keys()):
@@ -188,7 +188,7 @@ def finish(
 
 
 def read(folder: Path) -> Checkpoint:
-    """A checkpoint, every file seen to be what was written. Raises CheckpointError."""
+    """Read a checkpoint after verifying every file. Raises CheckpointError."""
     from safetensors.torch import load_file
 
     found = verify(folder)
@@ -208,7 +208,7 @@ def read(folder: Path) -> Checkpoint:
 
 
 def verify(folder: Path) -> dict:
-    """The contents of state.json. Raises CheckpointError naming the file that is missing, cut short or changed."""
+    """Check every file and return the contents of state.json. Raises CheckpointError with the damaged file's name."""
     try:
         found: dict = json.loads((folder / STATE).read_text(encoding="utf-8"))
         files, _, _, _ = dict(found["files"]), found["version"], found["updates"], DriverState(**found["driver"])
@@ -224,7 +224,7 @@ def verify(folder: Path) -> dict:
 
 
 def newest(run: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint of a run that is whole; `warn` is told of each newer one that is not."""
+    """Return the newest complete checkpoint of a run; `warn` gets a line for each newer one that is damaged."""
     for folder in reversed(all_checkpoints(run)):
         try:
             verify(folder)
@@ -236,7 +236,7 @@ def newest(run: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def all_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints' folders, oldest first. A file, a link, or what only begins like one of ours is none."""
+    """List the checkpoints' folders, oldest first; ignores files, links and names that are not exactly ours."""
     found = {}
     for path in (run / "checkpoints").glob("step-*"):
         step = step_of(path.name)
@@ -246,21 +246,21 @@ def all_checkpoints(run: Path) -> list[Path]:
 
 
 def prune(run: Path, keep: int, spared: Path | None = None) -> None:
-    """Delete all but the newest `keep` and the one that is `spared`."""
+    """Delete all checkpoints but the newest `keep` and `spared`."""
     for folder in all_checkpoints(run)[:-keep]:
         if folder != spared:
             delete(folder)
 
 
 def delete(folder: Path) -> None:
-    """Delete a checkpoint; one that is deleted in part is none. Raises RunError."""
+    """Delete a checkpoint, state.json first, so that a partly deleted one does not count. Raises RunError."""
     with writing(folder):
         (folder / STATE).unlink(missing_ok=True)
         shutil.rmtree(folder)
 
 
 def recover_interrupted(run: Path) -> None:
-    """Clear away what a process left that ended while it wrote a checkpoint; only the run's one writer may ask."""
+    """Clear away checkpoints that a killed process left unfinished. Only the run's writer may call this."""
     for path in (run / "checkpoints").glob(".step-*"):
         name = path.name.removeprefix(".").removesuffix(".replaced")
         folder = path.with_name(name)
@@ -276,7 +276,7 @@ def recover_interrupted(run: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """Of a file's bytes. It is to find what was cut short or changed, at the speed of the disk, and proves nothing."""
+    """Hash a file at the speed of the disk, to find files cut short or changed; it is not cryptographic."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

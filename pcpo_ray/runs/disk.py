@@ -1,7 +1,7 @@
 """Writing to disks that may be full, read-only or gone, and that may lose power.
 
-What has its name is whole and on the disk: a file is synced before it is renamed, its folder afterwards. A line that
-was appended is on the disk when `append` returns. That costs an fsync a line: 0.4 ms on a local disk, some ms on NFS.
+A file under its final name is complete and on the disk: it is synced before it is renamed, its folder afterwards. A
+line is on the disk when `append` returns, at the cost of an fsync: 0.4 ms on a local disk, some ms on NFS.
 """
 
 import errno
@@ -29,7 +29,7 @@ REMEDIES = {
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What is done inside writes `path`. Raises RunError that names it, the cause and what to do where it cannot."""
+    """Turn a failed write to `path` into a RunError with the cause and a remedy."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -42,7 +42,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def retrying() -> tenacity.Retrying:
-    """Attempts at reading what other machines replace: on NFS an open file is stale (ESTALE) once it is replaced."""
+    """Retry reading a file that other machines replace: on NFS an open file turns stale (ESTALE) then."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(OSError),
         stop=tenacity.stop_after_attempt(4),
@@ -52,12 +52,12 @@ def retrying() -> tenacity.Retrying:
 
 
 def partial_path(path: Path) -> Path:
-    """A hidden name next to a path, which nobody in the world has had: machines and containers share disks."""
+    """Return a hidden, globally unique name next to a path; machines and containers share disks."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -67,9 +67,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write in place of `path`, which it becomes at the end, whole and synced, or not at all.
+    """Yield a temporary file that replaces `path` at the end, complete and synced, or not at all.
 
-    Raises RunError where the disk does not take it.
+    Raises RunError if it cannot be written.
     """
     made = partial_path(path)
     with writing(path):
@@ -90,7 +90,7 @@ def replace(path: Path, content: str | bytes) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Add a line, on the disk when this returns; of one that is not taken, nothing stays. Raises RunError."""
+    """Append a line and sync it; a line that cannot be written leaves nothing behind. Raises RunError."""
     with writing(path):
         new = not path.exists()
         with path.open("ab") as file:
@@ -108,9 +108,9 @@ def append(path: Path, line: str) -> None:
 
 
 def swap_in(made: Path, folder: Path) -> None:
-    """Give a folder that is whole and synced its name, in place of an older one.
+    """Rename a complete, synced folder into place, replacing an older one.
 
-    Power that is lost in between leaves the older one as `replaced(folder)`: `checkpoint.mend` gives it its name back.
+    A power cut in between leaves the older one as `replaced(folder)`; checkpoints.recover_interrupted renames it back.
     """
     aside = replaced(folder)
     shutil.rmtree(aside, ignore_errors=True)
@@ -122,5 +122,5 @@ def swap_in(made: Path, folder: Path) -> None:
 
 
 def replaced(folder: Path) -> Path:
-    """Where a folder is while another one takes its name."""
+    """Return the path to which a folder moves while another one takes its name."""
     return folder.with_name(f".{folder.name}.replaced")

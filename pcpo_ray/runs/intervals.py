@@ -1,7 +1,7 @@
 """Means over prompts and their bootstrap intervals.
 
-Images of one prompt are not independent, nor are the same text's at two places: intervals resample prompts, each text
-being one.
+Images of one prompt are not independent, nor are images of the same text at two places. So intervals resample
+prompts, and equal texts are one prompt.
 """
 
 import math
@@ -25,24 +25,24 @@ class Estimate:
 
     @property
     def bounded(self) -> bool:
-        """Whether there is an interval."""
+        """True if the interval exists."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def row(self) -> dict[str, float | None]:
-        """As it is recorded: what is no number is null."""
+        """Return the estimate as it is recorded, with null for NaN."""
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
     @classmethod
     def of(cls, row: Mapping[str, float | None]) -> "Estimate":
-        """What `row` recorded."""
+        """Return the estimate that `row` recorded."""
         mean, low, high = (math.nan if value is None else value for value in (row["mean"], row["low"], row["high"]))
         return cls(mean=mean, low=low, high=high)
 
 
 def estimate(values: Float[np.ndarray, "P N"]) -> Estimate:
-    """Of the mean over prompts, each counting with the mean of its images that have a score; NaN if none has.
+    """Estimate the mean over prompts, each the mean of its images that have a score; NaN if none has.
 
-    Rows are independent: a row has a text of its own (`tasks`).
+    Rows are independent: each row has a text of its own (`tasks`).
     """
     per_prompt = [row[np.isfinite(row)].mean() for row in values if np.isfinite(row).any()]
     if not per_prompt:
@@ -61,14 +61,14 @@ def estimate(values: Float[np.ndarray, "P N"]) -> Estimate:
 
 
 def paired(before: Float[np.ndarray, "P N"], after: Float[np.ndarray, "P N"]) -> Estimate:
-    """Of the mean of after - before, image by image at the same prompt and seed."""
+    """Estimate the mean of after - before, image by image at the same prompt and seed."""
     return estimate(after - before)
 
 
 def change(before: Float[np.ndarray, "P N"], after: Float[np.ndarray, "P N"]) -> dict[str, float | None]:
-    """`paired`, as recorded, and its mean in `deviations`: standard deviations of all scores before and after.
+    """Return `paired` as it is recorded, and its mean in stds of all scores before and after (`deviations`).
 
-    Scores that were all the same, and now are all others, have changed by 2.
+    If all scores were equal before and equal after, at another value, `deviations` is 2 or -2.
     """
     found = paired(before, after)
     if math.isnan(found.mean):

@@ -1,7 +1,7 @@
 """JSON lines, as a run records them: metrics.jsonl, events.jsonl.
 
-They are JSON for every reader, so a number that there is none of (NaN, an infinity) is written as null; read back from
-metrics.jsonl, null is NaN. A line ends at its newline: what follows the last one was cut short by a kill, and is none.
+The lines are standard JSON, so NaN and infinities are written as null; null in metrics.jsonl is read back as NaN. A
+line ends at its newline: text after the last newline was cut short by a kill, and is ignored.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can say it: null for numbers that are not finite."""
+    """Return the value as JSON can hold it, with null for numbers that are not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -24,25 +24,25 @@ def plain(value: Any) -> Any:
 
 
 def text(value: Any) -> str:
-    """The value as JSON, in one line."""
+    """Return the value as one line of JSON."""
     return json.dumps(plain(value), allow_nan=False)
 
 
 def shown(value: float | None, form: str = ".4g") -> str:
-    """A number as a user reads it, a dash for none."""
+    """Format a number for users, a missing one as a dash."""
     return "-" if value is None or not math.isfinite(value) else f"{value:{form}}"
 
 
 @dataclass(frozen=True)
 class Read:
-    """A file's lines, and the numbers of those that cannot be read, counted from 1, as after a power cut."""
+    """The lines of a file, and the numbers (from 1) of lines that cannot be read, as after a power cut."""
 
     path: Path
     rows: list[dict[str, Any]]
     damaged: list[int]
 
     def __str__(self) -> str:
-        """What is wrong with the file; empty where nothing is."""
+        """Describe the damage to the file; empty if there is none."""
         if not self.damaged:
             return ""
         shown = ", ".join(map(str, self.damaged[:10])) + (", ..." if len(self.damaged) > 10 else "")
@@ -51,12 +51,12 @@ class Read:
 
 
 def metrics(path: Path) -> Read:
-    """The lines of a metrics.jsonl, NaN where they have null."""
+    """Read a metrics.jsonl, with NaN for null."""
     return _read(path, ("kind", "step", "time"), of_null=_with_nan)
 
 
 def events(path: Path) -> Read:
-    """The lines of an events.jsonl."""
+    """Read an events.jsonl."""
     return _read(path, ("kind", "time"), of_null=lambda row: row)
 
 

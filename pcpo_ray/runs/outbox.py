@@ -1,12 +1,12 @@
-"""What a driver recorded, on its way into storage: each byte is sent a few times at most, however long the run is.
+"""Upload of a driver's records into storage; each byte is sent a few times at most, however long the run.
 
 - Files that only grow (metrics.jsonl, events.jsonl, TensorBoard's) go as parts, a folder of them in place of the file.
   A push sends what is new; FEW parts of about one size become one, so that there are never many.
 - Files of one step each (DATASETS) go once.
 - Others go whole when they have changed.
 
-RECORDS, written last, names the parts and other files that count: whatever a push that was cut short has left
-besides counts as little as what somebody else has put there. What a push found is in the local folder's MARK.
+RECORDS, written last, lists the parts and other files that count; whatever an interrupted push or somebody else left
+besides is ignored. MARK in the local folder remembers what was sent.
 """
 
 import json
@@ -29,30 +29,30 @@ DATASETS = {"scores.parquet": ".parquet", "evaluations.parquet": ".parquet", "fe
 """Folders with a file a step (of images a folder a step), and how its name ends."""
 
 FIRST = ("config.yaml", "inputs.json")
-"""What a run begins with."""
+"""Files that a run begins with."""
 
 GROWING = (".jsonl", ".tfevents.")
 PART = re.compile(r"\d{15}-\d{15}-[0-9a-f]{16}")
 FEW, SMALL = 16, 1 << 16
-"""How many parts become one, and the bytes of a part below which it is of the smallest size; the next is FEW times."""
+"""Parts that are merged into one, and the bytes below which a part is of the smallest size class (the next: x FEW)."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some bytes of a file that grows, and their sum."""
+    """A range of bytes of a growing file, and their checksum."""
 
     start: int
     end: int
     sum: str
 
     def below(self, name: str) -> str:
-        """Its own name in storage."""
+        """Return the part's name in storage."""
         return f"{name}/{self.start:015d}-{self.end:015d}-{self.sum}"
 
 
 @dataclass
 class Sent:
-    """What storage has: parts by file, each dataset's newest step, size and time of other files; and what is to go."""
+    """The state of storage: parts by file, newest step by dataset, size and time of other files, names to delete."""
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Sent:
 
 
 def push(local: Path, storage: Storage) -> None:
-    """Send all that changed since the last time. Raises RunError."""
+    """Send all that changed since the last call. Raises RunError."""
     sent = Sent.read(local)
     others = _others(local)
     grown = {name for name in others if _grows(name)}
@@ -107,7 +107,7 @@ def push(local: Path, storage: Storage) -> None:
 
 
 def rewound(local: Path, step: int) -> None:
-    """Have storage forget, with the next push, what is recorded past a step; to be called before it goes here."""
+    """Mark records after a step for deletion with the next push. Call it before they are deleted here."""
     sent = Sent.read(local)
     for dataset, newest in sent.steps.items():
         if newest > step:
@@ -118,7 +118,7 @@ def rewound(local: Path, step: int) -> None:
 
 
 def fetch(storage: Storage, into: Path) -> None:
-    """Have here all that was recorded, in a folder that is not there yet. Raises RunError."""
+    """Download all records into a folder that does not exist yet. Raises RunError."""
     found = storage.read(RECORDS)
     try:
         records = json.loads(found or '{"parts": {}, "others": []}')
@@ -155,19 +155,19 @@ def fetch(storage: Storage, into: Path) -> None:
 
 
 def clear(local: Path, storage: Storage) -> None:
-    """Delete the parts that do not count, which a push that was cut short has left; to be called after a push."""
+    """Delete parts that an interrupted push left behind. Call it after a push."""
     sent = Sent.read(local)
     counted = {part.below(name) for name, parts in sent.parts.items() for part in parts}
     storage.delete([name for grown in sent.parts for name in storage.names(grown) if _is_part(name, counted)])
 
 
 def _is_part(name: str, counted: Collection[str]) -> bool:
-    """Whether a name is that of a part which does not count; what others have put there is left alone."""
+    """Return whether a name is a part that does not count; files that others put there are left alone."""
     return PART.fullmatch(name.rpartition("/")[2]) is not None and name not in counted
 
 
 def _parts(path: Path, before: list[Part]) -> tuple[list[Part], list[tuple[Part, bytes]]]:
-    """The parts that a file is now to be in, and those of them that are yet to be sent, with their bytes."""
+    """Return the parts that make up a file now, and the bytes of those that are still to be sent."""
     kept: list[Part] = []
     with path.open("rb") as file:
         for part in before:
@@ -191,7 +191,7 @@ def _parts(path: Path, before: list[Part]) -> tuple[list[Part], list[tuple[Part,
 
 
 def _rolled(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The spans, the last ones as one where FEW of them are about as small as the last, and so on from there."""
+    """Merge the last spans into one while FEW of them are in the size class of the last."""
     while spans:
         last = _size(spans[-1])
         count = next((n for n, span in enumerate(reversed(spans)) if _size(span) > last), len(spans))
@@ -202,7 +202,7 @@ def _rolled(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _size(span: tuple[int, int]) -> int:
-    """Which of the sizes a span has: 0 below SMALL, 1 below FEW times that, ..."""
+    """Return a span's size class: 0 below SMALL, 1 below FEW times that, ..."""
     size, bytes_here = 0, span[1] - span[0]
     while bytes_here >= SMALL * FEW**size:
         size += 1
@@ -214,20 +214,20 @@ def _grows(name: str) -> bool:
 
 
 def _step(dataset: str, name: str) -> int | None:
-    """The step of a dataset's file; None for what the run has not made."""
+    """Return the step of a dataset's file, None if the run has not made it."""
     ending = DATASETS[dataset]
     return step_of(name.removesuffix(ending)) if name.endswith(ending) else None
 
 
 def _steps(local: Path, dataset: str) -> dict[int, Path]:
-    """What a dataset has here, by step."""
+    """Return the local files of a dataset, by step."""
     folder = local / dataset
     names = os.listdir(folder) if folder.is_dir() else []
     return {step: folder / name for name in names if (step := _step(dataset, name)) is not None}
 
 
 def _newer(local: Path, dataset: str, step: int) -> Iterator[tuple[str, Path]]:
-    """A dataset's files past a step, by name."""
+    """Yield a dataset's files after a step, by name."""
     for found, path in sorted(_steps(local, dataset).items()):
         if found > step:
             for file in [path] if path.is_file() else sorted(path.iterdir()):
@@ -235,7 +235,7 @@ def _newer(local: Path, dataset: str, step: int) -> Iterator[tuple[str, Path]]:
 
 
 def _others(local: Path) -> dict[str, list[int]]:
-    """Size in bytes and time of change of each file that is no checkpoint's and in no dataset, hidden ones left out."""
+    """Return size and time of change of each visible file outside datasets and checkpoints."""
     found = {}
     for folder, folders, names in os.walk(local):
         if Path(folder) == local:

@@ -92,7 +92,7 @@ class Record:
 
     @property
     def sole(self) -> bool:
-        """Whether the trained total is the value of a single reward."""
+        """True if the trained total is the value of a single reward."""
         return len(self.run.rewards) == 1 and self.run.rewards[0].weight == 1
 
     def levels(self, name: str) -> dict[int, Estimate]:

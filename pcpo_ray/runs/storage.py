@@ -186,7 +186,7 @@ class Storage:
 
     @property
     def _flat(self) -> bool:
-        """Whether this is an object store: no folders, and a file appears all at once when it is closed."""
+        """True for an object store: it has no folders, and a file appears all at once when it is closed."""
         filesystem, _ = self._opened
         return filesystem.type_name in ("s3", "gcs", "abfs")
 

@@ -1,11 +1,11 @@
-"""One writer a run: a process that starts or resumes one leaves a token in its folder, and looks before it writes.
+"""One writer per run: a process that starts or resumes a run leaves a token there, and checks it before writing.
 
-On this machine it also holds a lock (flock) until it ends, however it ends: while it lives, nobody else here resumes
-the run, and afterwards anybody does at once. Who resumes it on another machine takes it over: the token there is no
-more the first one's, which therefore stops before it writes again. Where a disk has no locks, the token is all.
+It also holds a lock (flock) until it ends: while it lives, no other process of this machine can resume the run, and
+afterwards any can at once. A resume on another machine takes the run over: it replaces the token, and the first
+process stops before its next write. On a disk without locks, the token is the only guard.
 
-What it cannot rule out is a line that is under way while another machine takes over: no shared disk has a write that
-depends on what another file holds.
+One race remains: a line being written while another machine takes over. No shared disk can make a write depend on the
+content of another file.
 """
 
 import errno
@@ -23,15 +23,15 @@ from pcpo_ray.runs.disk import replace, writing
 
 WRITER, LOCK = ".writer", ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What a disk answers that has none."""
+"""Errors of disks that have no locks."""
 
 _held: dict[tuple[int, int], int] = {}
-"""The locks that this process holds until it ends: device and inode, and the open file."""
+"""Open lock files that this process holds until it ends, by device and inode."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """Who writes a run: `id` is of one start or resume, `machine` of one boot of a kernel, whatever its containers."""
+    """The writer of a run: `id` is unique per start or resume, `machine` per boot of a kernel, containers included."""
 
     id: str
     host: str
@@ -51,7 +51,7 @@ class Token:
 
     @classmethod
     def of(cls, text: str | bytes | None) -> "Token | None":
-        """The token that a text holds; None where it holds none."""
+        """Parse a token, None if the text holds none."""
         try:
             return cls(**json.loads(text or ""))
         except (ValueError, TypeError):
@@ -66,7 +66,7 @@ class Token:
 
 
 def read(folder: Path) -> Token | None:
-    """Who writes the run in a folder; None where nobody has begun."""
+    """Return the token of the run's writer, None if there is none yet."""
     for _ in range(2):
         try:
             return Token.of((folder / WRITER).read_bytes())
@@ -81,13 +81,13 @@ def read(folder: Path) -> Token | None:
 
 
 def take(folder: Path, token: Token) -> None:
-    """Make this process the one that writes the run in a folder. Raises RunError while another one here does."""
+    """Make this process the writer of the run in a folder. Raises RunError while another one here is."""
     lock(folder)
     replace(folder / WRITER, token.text)
 
 
 def lock(folder: Path) -> None:
-    """Keep others of this machine from a folder until this process ends. Raises RunError where one keeps this one."""
+    """Lock a folder for this process until it ends. Raises RunError if another one of this machine holds it."""
     path = folder / LOCK
     with writing(folder):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -109,7 +109,7 @@ def lock(folder: Path) -> None:
                 f"{folder} is being written by {token or 'another process of this machine'}; wait for its end, or stop "
                 "it (Ctrl-C there, or kill its process), then go on with --resume"
             ) from None
-        return  # another machine's, on a disk that they share: the token takes the run over
+        return  # another machine holds it, on a shared disk: the token takes the run over
     _held[status.st_dev, status.st_ino] = opened
 
 
@@ -129,7 +129,7 @@ def check(own: str, found: Token | None, place: str, kept: Path) -> None:
 
 
 def _machine() -> str:
-    """This boot of this kernel: flock is sure among its processes."""
+    """Return the id of this boot of the kernel, among whose processes flock is reliable."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

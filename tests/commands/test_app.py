@@ -79,9 +79,7 @@ def test_a_run_folder_that_exists_is_left_as_it_is(command, hollow, tmp_path):
 
 
 @pytest.mark.parametrize("override", ["seed=0", "trackers=[aim]"])
-def test_a_start_that_fails_leaves_no_run_folder_so_that_the_same_command_works_later(
-    command, hollow, tmp_path, override
-):
+def test_a_start_that_fails_leaves_no_folder_so_it_works_later(command, hollow, tmp_path, override):
     status, _, errors = command("train", hollow, override, "--local")
     assert status == 1
     assert "cannot be loaded" in errors or "'aim' is not installed" in errors
@@ -152,7 +150,7 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on(small_
     assert done.returncode == 0 and "resuming small after step" in done.stdout, done.stderr
 
 
-def test_prompts_that_are_trained_and_evaluated_on_are_refused_or_named_so_everywhere(command, small_sd, tmp_path):
+def test_prompts_both_trained_and_evaluated_on_are_refused_or_named_so(command, small_sd, tmp_path):
     (tmp_path / "own.txt").write_text("".join(f"a cat on {n} mats\n" for n in range(8)))
     own = f"{{kind: file, path: {tmp_path}/own.txt}}"
     path = tmp_path / "small.yaml"
@@ -187,7 +185,7 @@ def test_a_users_own_prompts_are_split_and_one_of_them_ends_no_run(command, smal
     assert "Spoilt" in (tmp_path / "runs" / "small" / "report.html").read_text()
 
 
-def test_a_run_is_trained_resumed_past_a_checkpoint_cut_short_drawn_from_and_evaluated(command, small_sd, tmp_path):
+def test_a_run_is_trained_resumed_past_a_bad_checkpoint_and_evaluated(command, small_sd, tmp_path):
     path, folder = tmp_path / "small.yaml", tmp_path / "runs" / "small"
     markup = "[{kind: 'tests.support.small:Slow', label: '[/closed]'}]"  # to rich, the end of something
     path.write_text(files.dump(small.run(small_sd, evaluation__rewards=markup)))

@@ -26,7 +26,7 @@ def test_what_is_not_there_to_resume_is_said(small_sd, tmp_path):
         opening.resume(LocalFolder(local=tmp_path / "nothing"), small.run(small_sd), pytest.fail)
 
 
-def test_a_run_resumes_from_the_newest_whole_checkpoint_and_says_which_it_passed_over(small_sd, tmp_path):
+def test_a_run_resumes_from_the_newest_whole_checkpoint_and_says_so(small_sd, tmp_path):
     run = small.run(small_sd)
     begun(tmp_path / "run", run)
     older, newer = saved(tmp_path / "run", 1), saved(tmp_path / "run", 2)
@@ -74,7 +74,7 @@ def test_a_resumed_run_may_not_differ_in_what_made_its_past(small_sd, tmp_path, 
     )
 
 
-def test_a_resumed_run_goes_on_with_what_has_moved_and_remembers_where_it_is(small_sd, tmp_path):
+def test_a_resumed_run_finds_moved_files_and_remembers_their_place(small_sd, tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "prompts.txt").write_text("a cat\n")
     prompts = f"{{kind: file, path: {tmp_path}/old/prompts.txt}}"
@@ -132,7 +132,7 @@ def test_a_run_is_not_resumed_with_other_files_and_they_are_named(small_sd, tmp_
     )
 
 
-def test_code_that_was_mended_is_said_and_recorded_and_another_class_refused(small_sd, tmp_path, monkeypatch):
+def test_changed_code_is_said_and_recorded_and_another_class_refused(small_sd, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     code = "class {}:\n    def score(self, images, prompts):\n        return [0.0] * len(images)\n"
     (tmp_path / "mended.py").write_text(code.format("One") + code.format("Two"))
@@ -181,7 +181,7 @@ def test_of_a_run_that_has_not_kept_what_it_began_with_that_is_said(small_sd, tm
     assert "has no inputs.json: whether its prompts, model and rewards are as they were is not known" in said[0]
 
 
-def test_a_resumed_run_may_be_longer_and_have_other_workers_and_remembers_them(small_sd, tmp_path):
+def test_a_resumed_run_may_be_longer_and_have_other_workers(small_sd, tmp_path):
     begun(tmp_path / "run", small.run(small_sd))
     longer = small.run(small_sd, steps=7, workers__samplers__workers=3, checkpoints__keep=9)
     opening.resume(LocalFolder(local=tmp_path / "run"), longer, lambda line: None)

@@ -61,7 +61,7 @@ def test_a_command_that_reaches_nobody_or_asks_for_nonsense_is_one_message(comma
     assert errors.startswith("error: ") and errors.count("\n") == 1 and expected in errors
 
 
-def test_a_run_whose_cluster_is_not_there_ends_at_once_and_leaves_no_folder(command, config, tmp_path, monkeypatch):
+def test_a_run_without_its_cluster_ends_at_once_and_leaves_no_folder(command, config, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     status, _, errors = command("train", config)
@@ -109,7 +109,7 @@ def test_resume_stays_strict_and_both_flags_are_one_too_many(command, config):
     assert (status, errors) == (1, "error: got --resume and --resume-if-started; give one of them\n")
 
 
-def test_a_job_whose_runs_would_be_deleted_with_its_working_folder_is_refused(command, config, tmp_path, monkeypatch):
+def test_a_job_whose_runs_would_go_with_its_working_folder_is_refused(command, config, tmp_path, monkeypatch):
     here = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     here.mkdir(parents=True)
     monkeypatch.chdir(here)

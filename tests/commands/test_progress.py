@@ -79,7 +79,7 @@ def test_elsewhere_each_step_and_evaluation_is_one_plain_line(shown):
     assert "seconds left 24" in lines[3]  # 4 steps at the mean of the last ones
 
 
-def test_on_a_terminal_a_table_is_redrawn_under_the_lines_and_leaves_only_those(shown):
+def test_on_a_terminal_a_table_is_redrawn_and_leaves_only_lines(shown):
     written = shown(terminal=True)
     words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
     assert all(found in words for found in [*SHOWN, "2/6", "held-out prompts (4 images, step 0)", "aesthetic 5.5"])

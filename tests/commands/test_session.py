@@ -119,7 +119,7 @@ def test_an_evaluation_that_is_not_guided_has_no_branch_to_detach(hollow_sd):
     assert run.sampling.detach_unconditional and not run.evaluated.detach_unconditional
 
 
-def test_the_garbage_collector_leaves_alone_what_was_there_before_and_only_meanwhile():
+def test_the_garbage_collector_ignores_earlier_objects_only_meanwhile():
     with session.frozen():
         kept = gc.get_freeze_count()
         circle = []

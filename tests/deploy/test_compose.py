@@ -96,7 +96,7 @@ def test_what_is_mounted_is_there(service):
             assert source in deploy_files.COMPOSE["volumes"]
 
 
-def test_a_stopped_run_has_time_for_a_checkpoint_and_a_failed_one_starts_again():
+def test_a_stopped_run_has_time_to_save_and_a_failed_one_starts_again():
     assert RUN["restart"] == "on-failure"
     assert RUN["stop_grace_period"] == "5m"
     assert RUN["init"] is True

@@ -218,7 +218,7 @@ def test_the_autoscaler_says_what_it_needs_too():
 
 
 @nodes
-def test_shared_memory_holds_the_object_store_and_leaves_as_much_for_processes(node):
+def test_shared_memory_holds_the_object_store_and_leaves_as_much_again(node):
     (mount,) = [mount["name"] for mount in container(node)["volumeMounts"] if mount["mountPath"] == "/dev/shm"]
     (volume,) = [volume["emptyDir"] for volume in pod(node)["volumes"] if volume["name"] == mount]
     assert volume["medium"] == "Memory"
@@ -239,7 +239,7 @@ def test_every_node_sees_the_run_folders(node):
 
 
 @pytest.mark.parametrize("node", GROUPS)
-def test_a_node_that_is_told_to_leave_has_longer_than_ray_takes_to_drain_it(node):
+def test_a_node_told_to_leave_has_longer_than_ray_takes_to_drain_it(node):
     from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 
     assert pod(node)["terminationGracePeriodSeconds"] > RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S

@@ -69,7 +69,7 @@ def test_each_worker_gets_a_node_of_its_role(cluster, words):
 
 
 @pytest.mark.parametrize(("cluster", "words"), FITTING)
-def test_the_cluster_grows_to_the_most_samplers_that_the_run_may_want_and_no_further(cluster, words):
+def test_the_cluster_grows_to_the_most_samplers_the_run_may_want(cluster, words):
     workers = deploy_files.run_of(deploy_files.parse(words)).workers
     assert workers.samplers.max
     found, reply = launched(cluster, demands(workers, workers.samplers.max, 1))

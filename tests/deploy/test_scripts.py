@@ -179,7 +179,7 @@ def test_a_jobs_token_is_its_owners_alone_and_goes_with_it(job, tmp_path):
     assert "token 600" in log.read_text(encoding="utf-8")
 
 
-def test_before_the_time_limit_the_run_writes_a_checkpoint_and_the_job_queues_again(job):
+def test_before_the_time_limit_the_run_saves_and_the_job_queues_again(job):
     process, log = job("a.yaml", "/shared/runs")
     wait_for(log, "ready")
     process.send_signal(signal.SIGUSR1)

@@ -30,7 +30,7 @@ def test_the_clouds_containers_are_confined():
     assert not [option for option in options if "privileged" in option.replace("no-new-privileges", "")]
 
 
-def test_the_clouds_machines_give_their_credentials_to_no_request_from_a_container():
+def test_cloud_machines_give_credentials_to_no_request_of_a_container():
     kinds = deploy_files.CLOUD["available_node_types"].values()
     assert all(kind["node_config"]["MetadataOptions"] == {"HttpTokens": "required"} for kind in kinds)
 

@@ -105,7 +105,7 @@ def trained(folders, texts, tmp_path_factory):
 
 
 @pytest.mark.parametrize("model", fuzzed_configs.MODELS)
-def test_any_config_is_refused_by_name_or_let_through_before_a_model_is_loaded(folders, model):
+def test_any_config_is_refused_or_accepted_before_a_model_is_loaded(folders, model):
     _, hollow = folders(model)
 
     @examples(60)

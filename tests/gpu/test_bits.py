@@ -36,7 +36,7 @@ def tasks(run, step=1, version=0):
 
 
 @pytest.mark.parametrize(("fixture", "changes"), TRAJECTORIES)
-def test_a_trajectory_sampled_on_a_gpu_is_opened_by_any_device_to_the_same_bits(request, fixture, changes):
+def test_a_trajectory_of_a_gpu_unpacks_to_the_same_bits_anywhere(request, fixture, changes):
     run = small.run(request.getfixturevalue(fixture), **changes)
     sampler, task = Sampler(run, GPU), tasks(run)[0]
     trajectory, _ = sampler.sample(task)

@@ -42,7 +42,7 @@ def test_a_reader_that_leaves_ends_nothing(tmp_path):
     assert process.wait(60) == 0 and done.exists()
 
 
-def test_a_reader_that_does_not_read_holds_nothing_up_and_is_told_what_was_left_out(tmp_path):
+def test_a_reader_that_stalls_holds_nothing_up_and_is_told_what_it_missed(tmp_path):
     process, done = begun(tmp_path, lines=30_000, pause=0, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     for _ in range(600):
         if done.exists():

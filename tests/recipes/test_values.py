@@ -84,7 +84,7 @@ def test_a_recipe_of_another_differs_from_it_in_what_its_header_says(name):
 
 @pytest.mark.parametrize("ranks", [8, 16, 32])
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("flux_*.yaml")), ids=lambda path: path.stem)
-def test_a_flux_recipe_keeps_many_ranks_busy_though_a_minibatch_has_four_groups(path, ranks):
+def test_a_flux_recipe_keeps_many_ranks_busy_with_four_groups(path, ranks):
     run = files.load(path)
     trained = steps.trained_per_group(run.sampling.subset, run.sampling.steps - 1)  # the last step draws no noise
     (part, _) = mini_batches.split_groups(run.optimizer, run.rollout.prompts, seed=0, step=1)

@@ -67,7 +67,7 @@ def test_a_disk_that_fills_leaves_the_old_one_and_nothing_of_a_new_one(tmp_path)
     assert checkpoints.newest(tmp_path, pytest.fail) == checkpoints.folder_for(tmp_path, 2)
 
 
-def test_every_file_and_name_is_on_the_disk_before_a_checkpoint_has_its_name(tmp_path, monkeypatch):
+def test_all_files_are_synced_before_a_checkpoint_has_its_name(tmp_path, monkeypatch):
     done = small.watch_disk(monkeypatch)
     folder = save(tmp_path, 1, export=small.export)
     made = next(path for kind, path in done if kind == "rename").split(" -> ")[0]
@@ -80,7 +80,7 @@ def test_every_file_and_name_is_on_the_disk_before_a_checkpoint_has_its_name(tmp
     assert done[renamed + 1] == ("sync", str(folder.parent))
 
 
-def test_a_step_written_again_is_there_under_one_name_or_the_other_at_every_moment(tmp_path, monkeypatch):
+def test_a_step_written_again_exists_under_some_name_at_every_moment(tmp_path, monkeypatch):
     folder = save(tmp_path, 1)
     done = small.watch_disk(monkeypatch)
     save(tmp_path, 1, export=small.export)
@@ -175,7 +175,7 @@ def test_a_run_without_checkpoints_has_no_newest(tmp_path):
     assert checkpoints.newest(tmp_path, pytest.fail) is None
 
 
-def test_float32_weights_come_back_to_the_bit_and_are_rounded_for_a_narrower_network(tmp_path):
+def test_float32_weights_return_to_the_bit_or_rounded_for_the_network(tmp_path):
     sent = {"a": torch.randn(3), "tiny": torch.tensor([1e-42, -0.0])}
     folder = checkpoints.folder_for(tmp_path, 1)
     write_checkpoint(
@@ -234,7 +234,7 @@ def test_when_none_is_whole_each_is_named_and_none_is_taken(tmp_path):
     assert ["step-000002" in said[0], "step-000001" in said[1], len(said)] == [True, True, 2]
 
 
-def test_a_step_that_is_written_again_replaces_the_old_and_leaves_nothing_beside(tmp_path):
+def test_a_step_written_again_replaces_the_old_and_leaves_nothing(tmp_path):
     folder = save(tmp_path, 1, export=lambda beside: (beside / "old").touch())
     save(tmp_path, 1)
     assert sorted(path.name for path in folder.iterdir()) == [

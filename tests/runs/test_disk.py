@@ -89,7 +89,7 @@ def test_a_disk_that_takes_no_more_ends_the_run_which_goes_on_later(small_sd, tm
 
 
 @pytest.mark.chaos
-def test_a_folder_that_may_not_be_written_is_named_before_anything_is_loaded(small_sd, tmp_path):
+def test_a_folder_not_writable_is_named_before_anything_is_loaded(small_sd, tmp_path):
     bound = ["setpriv", "--bounding-set=-dac_override"] if os.getuid() == 0 else []  # root is bound by permissions too
     path, runs = tmp_path / "small.yaml", tmp_path / "runs"
     path.write_text(files.dump(small.run(small.hollow(small_sd, tmp_path / "small-sd"))))

@@ -55,7 +55,7 @@ def fetched(place, tmp_path, name="fetched"):
     }
 
 
-def test_what_a_long_run_sends_grows_with_its_steps_and_not_with_their_square(place, local, sent, tmp_path):
+def test_bytes_sent_grow_linearly_with_the_length_of_a_run(place, local, sent, tmp_path):
     steps, line, checked = 300, 16_000, []
     for step in range(1, steps + 1):
         add(local, "metrics.jsonl", "m" * (line - 1) + "\n")

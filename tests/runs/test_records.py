@@ -23,7 +23,7 @@ def test_a_run_that_is_not_there_is_answered_with_those_that_are(small_sd, tmp_p
         records.read(tmp_path / "there")
 
 
-def test_an_evaluation_is_read_in_the_order_of_prompts_and_one_that_is_not_stored_is_named(small_sd, tmp_path):
+def test_an_evaluation_is_read_in_order_and_a_missing_one_is_named(small_sd, tmp_path):
     recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd))
     before = np.random.default_rng(0).normal(size=(3, 2))
     places: dict[str, Any] = {

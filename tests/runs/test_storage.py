@@ -18,7 +18,7 @@ LIMIT = 120.0
 """Seconds in which an error must be there."""
 
 
-def test_what_is_put_is_listed_read_and_got_to_the_byte_and_gone_when_it_is_deleted(stored, tmp_path):
+def test_a_stored_file_is_listed_read_to_the_byte_and_deleted(stored, tmp_path):
     place = Storage(child(stored, "a run"))
     large = tmp_path / "large"
     large.write_bytes(os.urandom(13 * 2**20))  # S3 takes it in parts
@@ -82,7 +82,7 @@ def test_a_small_file_that_cannot_be_read_sends_nothing(stored, tmp_path):
 KEYS = ("../evil", "x/../../evil", "./c", "a\\b", "/abs", "ok//e")
 
 
-def test_keys_of_a_bucket_that_lead_elsewhere_are_left_alone_and_never_fetched(s3_server, tmp_path):
+def test_keys_that_lead_out_of_the_folder_are_never_fetched(s3_server, tmp_path):
     import boto3
 
     url = s3.bucket(s3_server)

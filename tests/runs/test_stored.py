@@ -62,7 +62,7 @@ def of_checkpoints(home):
     return sorted({name.split("/")[1] for name in Storage(home.url).names("checkpoints")})
 
 
-def test_a_run_goes_on_on_another_machine_to_the_bits_of_an_undisturbed_one(small_sd, stored, tmp_path, machine):
+def test_a_run_goes_on_elsewhere_to_the_bits_of_an_undisturbed_one(small_sd, stored, tmp_path, machine):
     settings = {"steps": 4, "optimizer__average": 0.9, "advantage": "{kind: prompt_history}", "combine": "advantages"}
     home = run_at(stored, "mine")
     go(small.run(small_sd, **{**settings, "steps": 2}), home)
@@ -101,7 +101,7 @@ def test_records_are_in_storage_before_the_checkpoint_that_they_led_to(small_sd,
     assert seen == [(1, 1), (2, 2), (3, 3)]
 
 
-def test_only_what_changed_is_sent_and_what_is_forgotten_here_is_forgotten_there(stored, machine, monkeypatch):
+def test_only_changes_are_sent_and_dropped_records_are_dropped_there(stored, machine, monkeypatch):
     home, recorder = made(stored)
     for step in (1, 2):
         recorder.samples("scores.parquet", step, {"step": [step]})
@@ -170,7 +170,7 @@ def test_storage_keeps_the_newest_and_a_machine_the_last(stored, machine):
     assert [folder.name for folder in checkpoints.all_checkpoints(home.local)] == ["step-000010"]
 
 
-def test_a_checkpoint_that_was_not_sent_before_the_process_ended_is_sent_by_the_next(stored, machine):
+def test_a_checkpoint_not_sent_before_a_kill_is_sent_by_the_next_process(stored, machine):
     home, _ = made(stored)
     kept(home, 1)
     saved(home.local, 2)
@@ -191,7 +191,7 @@ def test_a_fetched_checkpoint_is_seen_to_be_what_was_sent(stored, machine):
         elsewhere.fetch_checkpoint(7)
 
 
-def test_a_checkpoint_that_an_earlier_run_of_that_name_left_on_a_machine_is_replaced(stored, machine):
+def test_a_checkpoint_left_by_an_earlier_run_of_that_name_is_replaced(stored, machine):
     home, _ = made(stored)
     kept(home, 1)
     machine("machine-b")
@@ -346,7 +346,7 @@ def test_storage_that_is_away_for_a_while_is_asked_again_and_costs_nothing(store
 
 
 @pytest.mark.parametrize("stored", ["file"], indirect=True)
-def test_records_wait_for_the_next_push_and_say_so_and_old_checkpoints_for_the_next_prune(stored, machine, away):
+def test_while_storage_is_away_records_and_pruning_wait_for_the_next_time(stored, machine, away):
     home, recorder = made(stored)
     for step in (1, 2):
         kept(home, step)
@@ -393,7 +393,7 @@ def test_of_two_who_start_a_run_at_once_on_two_machines_one_goes_on(stored, mach
 
 
 @pytest.mark.parametrize("stored", ["file"], indirect=True)
-def test_a_run_of_this_machine_that_is_under_way_is_neither_set_aside_nor_resumed(stored, machine, monkeypatch):
+def test_a_run_under_way_here_is_neither_set_aside_nor_resumed(stored, machine, monkeypatch):
     home, _ = made(stored)
     code = "import sys; from pcpo_ray.runs.places import folder_at; home = folder_at(sys.argv[1]); "
     for does in ("home.take_over(print); home.claim()", "home.claim_new(print)"):
@@ -447,7 +447,7 @@ def test_storage_that_fails_in_mid_run_leaves_what_was_recorded(small_sd, s3_ser
 # -- the commands -----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_in_storage_is_trained_resumed_drawn_from_evaluated_and_reported(
+def test_every_command_works_on_a_run_in_storage(
     command,
     small_sd,
     stored,
@@ -539,9 +539,7 @@ def test_a_run_killed_between_two_checkpoints_goes_on_elsewhere_to_the_bit(small
     shutil.rmtree(home.local)
 
 
-def test_what_a_roll_back_leaves_behind_is_set_aside_and_no_machine_goes_on_from_it(
-    small_sd, stored, tmp_path, machine
-):
+def test_a_roll_back_sets_checkpoints_aside_that_no_machine_resumes(small_sd, stored, tmp_path, machine):
     home, _ = made(stored)
     for step in (1, 2, 3, 4):
         kept(home, step)

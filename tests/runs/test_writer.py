@@ -60,7 +60,7 @@ def recorder(tmp_path):
     return Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(tmp_path / "nowhere"))
 
 
-def test_a_second_process_of_this_machine_is_refused_by_name_until_the_first_is_killed(tmp_path, holder):
+def test_a_second_process_here_is_refused_until_the_first_is_killed(tmp_path, holder):
     folder = tmp_path / "run"
     process = holder(folder)
     before = (folder / writer.WRITER).read_bytes()
@@ -131,7 +131,7 @@ def test_a_checkpoint_under_way_when_the_run_is_taken_over_gets_no_name(small_sd
     assert list((home.local / "checkpoints").iterdir()) == []
 
 
-def test_a_lock_of_another_machine_is_no_obstacle_and_neither_is_a_disk_without_locks(tmp_path, holder, monkeypatch):
+def test_another_machines_lock_or_a_disk_without_locks_is_no_obstacle(tmp_path, holder, monkeypatch):
     folder = tmp_path / "run"
     holder(folder)
     taken_over(folder)
@@ -180,7 +180,7 @@ def start(order, until, path):
 
 
 @pytest.mark.chaos
-def test_the_command_refuses_a_second_resume_and_goes_on_at_once_after_a_kill(small_sd, tmp_path):
+def test_a_second_resume_is_refused_but_goes_on_at_once_after_a_kill(small_sd, tmp_path):
     path, folder = tmp_path / "mine.yaml", tmp_path / "runs" / "mine"
     path.write_text(files.dump(small.run(small_sd, steps=400, name="mine", evaluation__every=1000)))
     order = [

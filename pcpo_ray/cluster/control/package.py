@@ -1,6 +1,6 @@
-"""The package of a submitted job: the working folder as one zip, without files that no run needs or that look secret.
+"""The package of a submitted job: its working folder as a zip, without files that no run needs or that look secret.
 
-Whoever may open the cluster's dashboard can read it.
+Anybody who can open the cluster's dashboard can read it.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from pcpo_ray import config
 from pcpo_ray.errors import ConfigError
 
 LIMIT = 100 * 2**20
-"""Bytes that Ray's dashboard takes."""
+"""Largest package that Ray's dashboard accepts, in bytes."""
 
 IGNORES = (".gitignore", ".rayignore")
 LEFT_OUT = (
@@ -61,61 +61,61 @@ SECRETS = (
 _SECRETS = PathSpec.from_lines("gitignore", [f"**/{pattern}" for pattern in SECRETS])
 
 SHOWN = 5
-"""The number of largest files that a message names; of files left out it names half as many."""
+"""Largest files that are named; twice as many of those left out."""
 
 OUTSIDE = ".submitted"
-"""The folder in the package for a config from outside the working folder."""
+"""Folder in the package for a config from outside the working folder."""
 
 DATE = (1980, 1, 1, 0, 0, 0)
-"""The time given to every file in the package: equal files make an equal package, which is not sent twice."""
+"""Date of every file in the package: equal files make an equal package, which is not sent twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """The files of a folder that go along and those that stay, by names relative to the folder."""
+class Selection:
+    """The files of a folder that are packed, and what is left out; names are relative to the folder."""
 
     files: Sequence[str] = field(default_factory=list)
     secrets: Sequence[str] = field(default_factory=list)
     links: Mapping[str, str] = field(default_factory=dict)
-    """Links that stay, with where they lead."""
+    """Links that are left out, with their targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
-    """A package: the config's name in it, the bytes of each of its files, and what was left behind."""
+class JobPackage:
+    """A job's package: the config's name in it, the bytes of each file, and the selection it was made from."""
 
     name: str
     sizes: Mapping[str, int]
-    found: Found
+    selected: Selection
 
     def lines(self) -> list[str]:
-        """For whoever is to know what leaves this machine."""
+        """Describe what leaves this machine, and what does not."""
         total = sum(self.sizes.values())
         lines = [f"goes along: {len(self.sizes)} files, {total / 2**20:.1f} MiB; largest are {_largest(self.sizes)}"]
-        if self.found.secrets:
+        if self.selected.secrets:
             lines.append(
-                f"stays, as it looks like a secret: {_some(self.found.secrets)}; --include-secret PATH takes a file "
+                f"stays, as it looks like a secret: {_some(self.selected.secrets)}; --include-secret PATH takes a file "
                 "along all the same"
             )
-        if self.found.links:
-            links = [f"{name} -> {target}" for name, target in self.found.links.items()]
+        if self.selected.links:
+            links = [f"{name} -> {target}" for name, target in self.selected.links.items()]
             lines.append(f"stays, as it is a link to a folder, or leads out of this one: {_some(links)}")
         return lines
 
 
-def pack(folder: Path, path: Path, run: config.Run, into: Path, *, include: Sequence[str] = ()) -> Packed:
-    """Write the zip `into` of a working folder, with the config file at `path`; what is in it.
+def pack(folder: Path, path: Path, run: config.Run, into: Path, *, include: Sequence[str] = ()) -> JobPackage:
+    """Write the working folder to the zip `into`, with the config file at `path`.
 
-    `include` names files that go along though they look like secrets. Raises ConfigError where one is no such file,
-    where all is too large, or where what the config names is in the folder but left out.
+    `include` names files to pack although they look like secrets. Raises ConfigError if one of them is no such file, if
+    the package is too large, or if the config names something in the folder that is left out.
     """
     folder, path = folder.resolve(), path.resolve()
     inside = path.is_relative_to(folder)
     name = path.relative_to(folder).as_posix() if inside else f"{OUTSIDE}/{path.name}"
-    found = find(folder, include)
-    sources = {one: folder / one for one in found.files} | {name: path}
+    selected = find(folder, include)
+    sources = {one: folder / one for one in selected.files} | {name: path}
     for named in _named(dataclasses.asdict(run)):
-        _check_there(folder, named, set(sources), found)
+        _check_there(folder, named, set(sources), selected)
     sizes = {one: source.stat().st_size for one, source in sources.items()}
     if sum(sizes.values()) > LIMIT:
         raise ConfigError(
@@ -128,7 +128,7 @@ def pack(folder: Path, path: Path, run: config.Run, into: Path, *, include: Sequ
             info = zipfile.ZipInfo(one, DATE)
             info.external_attr = (source.stat().st_mode & 0xFFFF) << 16
             package.writestr(info, source.read_bytes(), zipfile.ZIP_DEFLATED)
-    return Packed(name=name, sizes=sizes, found=found)
+    return JobPackage(name=name, sizes=sizes, selected=selected)
 
 
 def _largest(sizes: Mapping[str, int]) -> str:
@@ -141,8 +141,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join([*names[: 2 * SHOWN], *more])
 
 
-def find(folder: Path, include: Sequence[str] = ()) -> Found:
-    """Select the files that go along. Follows no link to a folder, and none that leads out. Raises ConfigError."""
+def find(folder: Path, include: Sequence[str] = ()) -> Selection:
+    """Select a folder's files to pack. Follows no link to a folder or out of it. Raises ConfigError."""
     files: list[str] = []
     secrets: list[str] = []
     links: dict[str, str] = {}
@@ -161,7 +161,7 @@ def find(folder: Path, include: Sequence[str] = ()) -> Found:
             f"--include-secret names {absent}, which would not go along anyway: not a file below {folder}, a link that "
             f"leads out of it, or left out by {', '.join(IGNORES)}"
         )
-    return Found(files=sorted(files), secrets=sorted(secrets), links=links)
+    return Selection(files=sorted(files), secrets=sorted(secrets), links=links)
 
 
 def _within(target: Path, folder: Path) -> str:
@@ -169,19 +169,19 @@ def _within(target: Path, folder: Path) -> str:
 
 
 def looks_secret(name: str) -> bool:
-    """Tell whether a path, relative to the working folder, is one where credentials are usually kept."""
+    """Return whether credentials are usually kept at a path, relative to the working folder."""
     return _SECRETS.match_file(name.lower())
 
 
 def _is_key(path: Path) -> bool:
-    """Tell whether a file begins as a private key does, whatever its name."""
+    """Return whether a file begins like a private key, whatever its name."""
     with path.open("rb") as file:
         first = file.readline(100).strip()
     return first.startswith(b"-----BEGIN ") and first.endswith(b"PRIVATE KEY-----")
 
 
 def _kept(folder: Path, links: dict[str, str]) -> Iterator[str]:
-    """The files that nothing ignores; links to folders are put into `links`."""
+    """Yield the files that no pattern ignores; adds links to folders to `links`."""
     specs: dict[Path, PathSpec] = {}
     for here, folders, names in os.walk(folder):
         place = Path(here)
@@ -206,7 +206,7 @@ def _kept(folder: Path, links: dict[str, str]) -> Iterator[str]:
 
 
 def _named(value: Any) -> Iterator[str]:
-    """Every text in a config that may be a path or a class."""
+    """Yield every text in a config that may be a path or a class."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key not in ("name", "kind") or ":" in str(item):
@@ -218,15 +218,15 @@ def _named(value: Any) -> Iterator[str]:
         yield value
 
 
-def _check_there(folder: Path, named: str, packed: set[str], found: Found) -> None:
-    """Raises ConfigError for a file, folder or module of the working folder that would not be there in the job."""
+def _check_there(folder: Path, named: str, packed: set[str], selected: Selection) -> None:
+    """Check that a file, folder or module of the working folder will be in the job. Raises ConfigError."""
     module, colon, _ = named.partition(":")
     path = Path(module.replace(".", "/")) if colon else Path(named)
     for candidate in (path.with_suffix(".py"), path) if colon else (path,):
         if candidate.is_absolute() or not (folder / candidate).exists() or candidate == Path("."):
             continue
         within = candidate.as_posix()
-        if secret := [one for one in found.secrets if one == within or one.startswith(f"{within}/")]:
+        if secret := [one for one in selected.secrets if one == within or one.startswith(f"{within}/")]:
             raise ConfigError(
                 f"the config names {named!r}, and {secret[0]} looks like a secret, which stays; say --include-secret "
                 f"{secret[0]} if whoever sees the cluster may read it"

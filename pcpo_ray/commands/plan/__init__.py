@@ -1,7 +1,7 @@
-"""Planning: what a run will need, before anything of it starts: memory by role, object stores, workers.
+"""Planning: the memory by role, object stores and workers that a run will need, before anything starts.
 
-Sizes come from running the roles' own code on tensors without data (hollow.py), so neither a GPU, nor weights, nor the
-memory of a real model is needed: a folder's JSON files will do. No Ray.
+Sizes come from running the roles' own code on tensors without data (hollow.py). So it needs no GPU, no weights and no
+Ray: the JSON files in the model's folder are enough.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ NEEDED: dict[str, tuple[Callable[[Run], Memory | Store], Callable[[Run], Iterato
     "learner": (roles.learner, switches.for_learner),
     "object stores": (roles.store, switches.for_store),
 }
-"""What a run needs memory for: how much it is, and the switches that make it less."""
+"""Functions for each thing a run needs memory for: its size, and the switches that make it smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will hold: each role's processes, and the object stores of all nodes together."""
+    """The memory a run will take: each role's processes, and the object stores of all nodes together."""
 
     run: Run
     roles: tuple[Memory, ...]
@@ -40,7 +40,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What there is: a kind of GPU by its name, and the bytes of the object stores together; None is not judged."""
+    """The available memory: a GPU by its name, and the bytes of all object stores together; None is not checked."""
 
     gpu: str | None = None
     store: float | None = None
@@ -48,7 +48,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Whether something fits: `needed` and `room` in bytes; `remedies` make it fit where it does not."""
+    """A comparison of `needed` and available bytes (`room`); `remedies` make it fit if it does not."""
 
     what: str
     needed: int
@@ -61,13 +61,13 @@ class Fit:
 
 
 def plan(run: Run) -> Plan:
-    """What the run will hold. Raises the PcpoError of what is wrong with its config, model or rewards."""
+    """Compute the memory a run will take. Raises a PcpoError if its config, model or rewards are wrong."""
     mini_batches.check_ranks(run, sizes.trained_steps(run))
     return Plan(run=run, roles=(roles.sampler(run), roles.scorer(run), roles.learner(run)), store=roles.store(run))
 
 
 def judge(planned: Plan, room: Budget) -> list[Fit]:
-    """What fits and what does not, and which switches would make it fit. Raises ConfigError for an unknown GPU."""
+    """Judge what fits, and find switches that make the rest fit. Raises ConfigError for an unknown GPU."""
     found = []
     for role in planned.roles:
         if room.gpu is not None and role.gpus:
@@ -90,7 +90,7 @@ def _judged(run: Run, what: str, needed: int, room: float) -> Fit:
     size, candidates = NEEDED[what]
 
     def measured(changed: Run) -> tuple[int, float]:
-        """What is needed with another config, and the room that its share of the GPU is."""
+        """Return the bytes needed with another config, and those of its fraction of the GPU."""
         found = size(changed)
         if isinstance(found, Store):
             return found.needed, room
@@ -101,7 +101,7 @@ def _judged(run: Run, what: str, needed: int, room: float) -> Fit:
 
 
 def together(planned: Plan, verdicts: list[Fit], room: Budget) -> tuple[Overrides, list[Fit]]:
-    """The first remedy of all that does not fit, and what the whole plan is judged with all of them at once."""
+    """Combine the first remedies of all that does not fit, and judge the whole plan with them."""
     overrides = switches.merged(
         override for verdict in verdicts for remedy in verdict.remedies[:1] for override in remedy.overrides
     )

@@ -90,12 +90,12 @@ class Hollow:
 
     @cached_property
     def latents(self) -> int:
-        """Of one image, in float32."""
+        """Bytes of one image's latents in float32."""
         return 4 * torch.Size(self.denoiser.latent_shape).numel()
 
     @property
     def plain(self) -> bool:
-        """Whether a prediction is what the network itself gives, in its own dtype."""
+        """True if the prediction is the network's own output, in its own dtype."""
         latents, timesteps, _ = self._inputs(1)
         with self.mode:
             left = self.denoiser.parametrised(latents, latents, timesteps) is latents

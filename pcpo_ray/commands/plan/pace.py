@@ -30,7 +30,7 @@ T = TypeVar("T")
 ROLES = ("samplers", "scorers")
 
 SAME = ("model", "sampling", "rewards", "objective")
-"""What a group's cost depends on, beside its images and how often it is learned."""
+"""Keys that a group's cost depends on, besides its images and the number of times it is trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a pace means for a run: `work` are the seconds of a batch's work by role, all workers' together.
+    """The consequences of a pace for a run: `work` is the seconds of a batch's work by role, over all workers.
 
-    `fitting` are the numbers of workers at which one more makes a step hardly shorter; `idle` shares and `seconds` of a
-    step are those of the config's numbers, `sizes`.
+    `fitting` is the number of workers at which one more hardly shortens a step. `idle` fractions and `seconds` per step
+    hold for the config's own numbers, `sizes`.
     """
 
     sizes: Mapping[str, int]
@@ -143,7 +143,7 @@ def recorded(folder: Path, run: Run) -> Pace:
 
 
 def turns(run: Run) -> float:
-    """How many groups of a batch, or parts of them, the rank with the most learns, one after the other."""
+    """Count the groups of a batch, or parts of them, that the busiest rank trains on in turn."""
     ranks, steps, asked = run.workers.learner.ranks, sizes.trained_steps(run), run.optimizer.micro_batch
     a_group = (run.rollout.images, steps)
     length = mini_batches.length_of(run, asked if isinstance(asked, int) else None)
@@ -155,7 +155,7 @@ def turns(run: Run) -> float:
 
 
 def forecast(run: Run, pace: Pace) -> Forecast:
-    """How long a step takes, who waits in it, and how many workers would keep nobody waiting for long."""
+    """Forecast the length of a step, who waits in it, and how many workers would keep waits short."""
     groups = run.rollout.prompts
     work = {role: groups * pace.seconds[role] for role in ROLES}
     learning = turns(run) * pace.seconds["learner"]

@@ -95,7 +95,7 @@ def show_fits(verdicts: Sequence[Fit], console: Console, gpu: str | None) -> Non
 
 
 def show_together(overrides: Overrides, verdicts: Sequence[Fit], console: Console) -> None:
-    """What comes of all remedies at once."""
+    """Print the effect of all remedies at once."""
     fits = all(verdict.fits for verdict in verdicts)
     say(console, f"{'everything fits' if fits else 'still it does NOT all fit'}, with {typed(overrides)}:")
     for verdict in verdicts:
@@ -133,7 +133,7 @@ def show_pace(planned: Plan, pace: Pace, forecast: Forecast, console: Console) -
 
 
 def typed(overrides: Overrides) -> str:
-    """As a shell takes them."""
+    """Quote overrides for a shell."""
     return " ".join(f"'{override}'" if set(override) & set("{} ") else override for override in overrides)
 
 

@@ -9,7 +9,7 @@ from pcpo_ray.errors import ConfigError
 from pcpo_ray.workers.learner import mini_batches
 
 Overrides = tuple[str, ...]
-"""As they are typed: a.b.c=value."""
+"""Overrides as they are typed: a.b.c=value."""
 
 MOST_RANKS = 8
 ENOUGH = 3

@@ -1,4 +1,4 @@
-"""What a caption says of its scene, as numbers that a linear layer can be asked for.
+"""Facts that a caption states about its scene, as targets for a linear layer.
 
 The contrast of whole captions alone never taught either tower the places (chance after 3000 steps: neither gains by
 learning them before the other has), so both are also asked, through one shared layer, which colours and shapes there

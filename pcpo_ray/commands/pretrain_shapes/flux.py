@@ -73,7 +73,7 @@ def build(out: Path) -> FluxPipeline:
 
 
 def told(text: str) -> list[int]:
-    """What a caption says, as one class a question: colour, shape and size of either thing, position, relation.
+    """Return a caption's facts, one class per question: colour, shape and size of either thing, position, relation.
 
     The class after the last means that the caption does not say.
     """

@@ -1,4 +1,4 @@
-"""How good the embedded world's models are, on captions that none of them was trained on.
+"""Quality of the embedded world's models, on captions that none of them was trained on.
 
 The base models are judged by the oracle, on the pictures they make; shapes-clip by whether it prefers a drawn picture's
 caption to every caption with one fact changed.

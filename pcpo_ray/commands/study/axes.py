@@ -1,4 +1,4 @@
-"""What must be equal in two arms for their difference to be that of what a study is about."""
+"""Settings that must be equal in two arms, so that their difference is due to the studied ones."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -12,8 +12,8 @@ OWN = ("name", "seed")
 """Keys that a study gives each run itself."""
 
 DERIVED = ("trained steps", "mean credit weight")
-"""What follows from several keys together: the timesteps trained, with the part of them that a batch is trained on; and
-the mean weight over those."""
+"""Axes that follow from several keys: the trained timesteps, with the part that one batch trains, and the mean weight
+over them."""
 
 TOLERANCE = 1e-6
 """Relative difference of two mean weights that counts as none."""
@@ -64,12 +64,12 @@ def derived(run: config.Run) -> dict[str, Any]:
 
 
 def covers(declared: str, key: str) -> bool:
-    """Whether a name under `varies` means this key: it is the key, or a block that the key is in."""
+    """Return whether a name under `varies` covers this key: it is the key, or a block around it."""
     return key == declared or key.startswith(f"{declared}.")
 
 
 def unknown(declared: str, runs: Collection[config.Run]) -> str | None:
-    """What is wrong with a name under `varies` that is no key of these runs' configs; None where it is one."""
+    """Explain why a name under `varies` is no key of these runs' configs; None if it is one."""
     known = {*DERIVED, *(path for run in runs for path in _paths(_settings(run)))}
     if declared in known:
         return None
@@ -84,7 +84,7 @@ def _paths(settings: Mapping[str, Any], before: str = "") -> Iterator[str]:
 
 
 def drawn(run: config.Run) -> dict[str, Any]:
-    """How a run draws the images of an evaluation, beside its weights: equal where two runs draw alike."""
+    """Return the settings that an evaluation's images depend on, besides weights; equal if two runs sample alike."""
     from pcpo_ray import models
     from pcpo_ray.models import steps
 

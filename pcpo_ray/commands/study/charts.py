@@ -18,7 +18,7 @@ Look = tuple[Colour, bool]
 
 
 def looks(results: StudyResults) -> dict[str, Look]:
-    """How each arm is drawn, by its name."""
+    """Return the colour and style of each arm, by its name."""
     return {name: (COLOURS[place % len(COLOURS)], place >= len(COLOURS)) for place, name in enumerate(results.arms)}
 
 
@@ -53,7 +53,7 @@ def differences(results: StudyResults) -> Markup:
 def history(
     results: StudyResults, name: str, title: str, unit: str, *, percent: bool = False, zero: bool = True
 ) -> Markup:
-    """What is recorded as `name` of each update, with a band of one standard error."""
+    """Chart a recorded value over updates, with a band of one standard error."""
     curves = [
         _curve(results, arm, list(range(1, arm.run.steps + 1)), arm.trained(name), thin=True)
         for arm in results.arms.values()

@@ -150,7 +150,7 @@ def _overrides(keys: Mapping[str, Any]) -> list[str]:
 
 
 def search_runs(study: Study) -> list[Planned]:
-    """Those of the search, if there is one, an arm after the other."""
+    """List the runs of the search, if there is one, arm by arm."""
     if study.search is None:
         return []
     return [

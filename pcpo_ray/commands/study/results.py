@@ -30,7 +30,7 @@ UNRECORDED = "not on record"
 
 
 def finished(folder: Path, run: config.Run) -> bool:
-    """Whether a run's folder records its last step and the evaluation after it."""
+    """Return whether a run's folder records its last step and the evaluation after it."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return False
@@ -39,7 +39,7 @@ def finished(folder: Path, run: config.Run) -> bool:
 
 
 def check_stored(study: Study, folder: Path, wanted: Sequence[Planned]) -> None:
-    """See that runs which are there, whole or not, are those that are wanted. Raises StudyError that names them."""
+    """Check that the stored runs, complete or not, are the planned ones. Raises StudyError that names others."""
     wrong: list[str] = []
     known: dict[Path, str] = {}
     for one in wanted:
@@ -74,7 +74,7 @@ def chosen(study: Study, folder: Path) -> dict[str, float]:
 
 
 def searched(study: Study, folder: Path) -> dict[str, dict[float, float]]:
-    """Of each arm and rate: the evaluated reward, averaged over the evaluations after the start and over the seeds."""
+    """Return the evaluated reward by arm and rate, averaged over evaluations after the start and over seeds."""
     wanted = plan.search_runs(study)
     records = _read(study, folder, wanted)
     found: dict[str, dict[float, list[float]]] = {}
@@ -124,7 +124,7 @@ class ArmRuns:
 
     @cached_property
     def quality(self) -> list[str]:
-        """What evaluations say of pictures beside their rewards, where every run has it."""
+        """Names of the quality measures that every evaluation has."""
         rows = [row.get("quality", {}) for record in self.records for row in record.evaluated]
         return [name for name in rows[0] if all(name in row for row in rows)]
 
@@ -133,7 +133,7 @@ class ArmRuns:
         return np.array([[_value(row, name) for row in record.evaluated] for record in self.records], float)
 
     def trained(self, name: str) -> Float[np.ndarray, "P U"]:
-        """What was recorded of each update; NaN where it was null."""
+        """Return a value recorded at each update; NaN where it was null."""
         rows = [[row[name] for row in record.steps] for record in self.records]
         return np.array([[math.nan if value is None else value for value in row] for row in rows], float)
 
@@ -162,7 +162,7 @@ class ArmRuns:
         return np.array([np.interp(step, self.evaluated, row) for step, row in zip(steps, values, strict=True)])
 
     def curves(self) -> list[tuple[Sequence[float], Sequence[float]]]:
-        """Of each seed: the steps evaluated and the reward there."""
+        """Return the evaluated steps and the reward there, for each seed."""
         return [(self.evaluated, row.tolist()) for row in self.held_out()]
 
 
@@ -245,7 +245,7 @@ class StudyResults:
 
 
 def read(study: Study, folder: Path) -> StudyResults:
-    """What the study's folder holds.
+    """Read the study's runs from its folder.
 
     Raises StudyError for runs that are missing, unfinished, of other arms or another version of the config, that
     recorded other trained steps or weights than arms which are compared may have, or that were made by different
@@ -271,7 +271,7 @@ def read(study: Study, folder: Path) -> StudyResults:
 
 
 def _check_recorded(study: Study, arms: Mapping[str, ArmRuns]) -> None:
-    """What arms that are compared have recorded: their trained steps and the weights that the loss used."""
+    """Check that compared arms recorded the same trained timesteps and loss weights. Raises StudyError."""
     for name, other in plan.compared(study):
         tables = [record.steps[-1]["per_timestep"] for arm in (arms[name], arms[other]) for record in arm.records]
         found = {

@@ -118,7 +118,7 @@ class Runner:
         return Going(planned=planned, process=process, log=log, started=time.monotonic())
 
     def _ended(self, one: Going) -> list[str]:
-        """What went wrong with a run that has ended."""
+        """Describe the failure of a run that has ended."""
         one.log.close()
         name = one.planned.run.name
         if one.process.returncode == 0 and results.finished(self.folder / name, one.planned.run):
@@ -145,12 +145,12 @@ class Runner:
 
 
 def threads(run: config.Run) -> int:
-    """How many threads a run in one process computes with at most."""
+    """Return the most threads that a run in one process computes with."""
     return max(role.threads for role in (run.workers.samplers, run.workers.scorers, run.workers.learner))
 
 
 def default_jobs(study: Study, *, local: bool) -> int:
-    """How many runs at a time: as many as this machine has cores for; one where a GPU or Ray computes."""
+    """Return the number of parallel runs: as many as there are cores for, one if a GPU or Ray computes."""
     import torch
 
     if not local or torch.cuda.is_available():

@@ -98,7 +98,7 @@ class Reached:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How many times as fast an arm reached a target as another: (the other's mean time) / (its own).
+    """The speed-up of an arm over another in reaching a target: (the other's mean time) / (its own).
 
     `bound`: "" where every run of both reached it; ">" where only the other's were cut off, so that the true ratio is
     higher; "<" where only its own were; "?" where both had runs cut off and nothing follows, `ratio` being NaN.

@@ -106,7 +106,7 @@ def _row(arm: ArmRuns, comparison: Comparison | None) -> list[str]:
 
 
 def _power(seeds: int, comparisons: int) -> str:
-    """What the test can find at all."""
+    """Describe the smallest p-value that the test can give."""
     least = statistics.least_p(seeds)
     lowest = min(1.0, comparisons * least)
     text = (
@@ -147,7 +147,7 @@ def _targets(results: StudyResults) -> Table:
 
 
 def _levels(other: str) -> str:
-    """What stands in the cells that `_compared` writes."""
+    """Explain the cells that `_compared` writes."""
     return f"in brackets the difference from {other}, seed by seed, ± half its 95% t-interval."
 
 
@@ -173,7 +173,7 @@ def _matched(results: StudyResults) -> Table:
 
 
 def _measures(results: StudyResults) -> list[str]:
-    """What every arm's evaluations have, beside the trained total."""
+    """List the rewards and measures of every arm's evaluations, besides the trained total."""
     first = results.first
     arms = results.arms.values()
     return [
@@ -184,7 +184,7 @@ def _measures(results: StudyResults) -> list[str]:
 
 
 def _start(results: StudyResults) -> Table:
-    """What each way of sampling makes of the model before training: a column for all arms that make the same of it."""
+    """Tabulate the untrained model under each way of sampling; arms with equal numbers share a column."""
     measures = [TOTAL, *_measures(results)]
     alike: dict[bytes, list[str]] = {}
     for name, arm in results.arms.items():
@@ -232,7 +232,7 @@ def _search(results: StudyResults) -> Table:
 
 
 def _evaluated(results: StudyResults, *, capital: bool = False) -> str:
-    """What evaluations measure, in a reader's words."""
+    """Name what evaluations measure, for a reader."""
     text = results.first.run.of_evaluation("reward")
     return text[0].upper() + text[1:] if capital else text
 

@@ -155,7 +155,7 @@ def test_what_looks_like_a_secret_stays_wherever_it_lies(folder, tmp_path, name)
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("hidden")
     content = package.pack(folder, folder / "small.yaml", run(), tmp_path / "package.zip")
-    assert sorted(content.sizes) == NEEDED and list(content.found.secrets) == [name]
+    assert sorted(content.sizes) == NEEDED and list(content.selected.secrets) == [name]
     assert f"stays, as it looks like a secret: {name};" in content.lines()[1]
     content = package.pack(folder, folder / "small.yaml", run(), tmp_path / "package.zip", include=[f"./{name}"])
     assert name in content.sizes and len(content.lines()) == 1
@@ -185,8 +185,8 @@ def test_links_that_lead_out_or_to_a_secret_stay_and_are_named(folder, tmp_path)
         (folder / name).symlink_to(target)
     content = package.pack(folder, folder / "small.yaml", run(), tmp_path / "package.zip")
     assert sorted(content.sizes) == sorted([*NEEDED, "readme"])
-    assert list(content.found.secrets) == [".env", "innocent"]
-    assert content.found.links == {
+    assert list(content.selected.secrets) == [".env", "innocent"]
+    assert content.selected.links == {
         "folder": str(tmp_path / "outside"), "leak": str(tmp_path / "passwords"), "pkg/up": "../../passwords"
     }  # fmt: skip
     assert "pkg/up -> ../../passwords" in content.lines()[2]

@@ -62,7 +62,7 @@ def test_of_a_part_of_the_steps_the_most_is_planned_that_a_batch_has(request, fi
     assert min(found) < max(found)
 
 
-def test_512_samples_of_flux_s_size_and_a_batch_ahead_fit_8_gb_of_object_store(tmp_path):
+def test_512_flux_samples_and_a_batch_ahead_fit_8_gb_of_object_store(tmp_path):
     """16 x 64 x 64 latents, 16 steps of which 15 are trained; the weights are an adapter of rank 128."""
     recipe = files.load(ROOT / "configs" / "flux_pcpo_hpsv21.yaml")
     model = dataclasses.replace(recipe.model, path=str(published.flux(tmp_path / "flux")), dtype="bfloat16")
@@ -201,7 +201,7 @@ def test_a_pass_has_the_pairs_and_is_of_the_groups_that_are_planned(small_sd, sa
     assert sizes.pass_of(half, size)[1] <= 8
 
 
-def test_a_learner_of_more_pairs_at_once_has_a_copy_of_them_and_the_groups_they_are_of(small_sd):
+def test_a_larger_micro_batch_adds_copies_of_its_pairs_and_their_groups(small_sd):
     alone, more, most = (roles.learner(small.run(small_sd, optimizer__micro_batch=n)) for n in ("null", 8, 32))
     assert more.held == alone.held  # two steps of a group's
     assert most.held["2 groups' trajectories"] == 2 * alone.held["a group's trajectory"]
@@ -277,7 +277,7 @@ def test_gathered_layers_are_those_of_the_blocks_that_are_cut():
     assert roles.gathered(network) == (root + large) + 2 * large
 
 
-def test_a_role_on_a_gpu_keeps_there_what_it_computes_with_and_the_rest_in_main_memory(small_sd):
+def test_a_gpu_role_keeps_there_only_what_it_computes_with(small_sd):
     gpu = {"workers__samplers": "{gpus: 1}", "workers__learner": "{gpus: 0.5}", "workers__scorers": "{gpus: 0.5}"}
     run = small.run(small_sd, **gpu, rewards="[{kind: clip_score}]")
     for role in (roles.sampler, roles.learner, roles.scorer):

@@ -54,7 +54,7 @@ LEARNER = [
 
 
 @pytest.mark.parametrize(("changes", "first"), LEARNER)
-def test_a_learner_too_large_by_a_little_is_told_the_gentlest_switch_that_is_enough(small_flux, card, changes, first):
+def test_a_slightly_too_large_learner_gets_the_gentlest_remedy(small_flux, card, changes, first):
     size = {"sampling__height": 64, "sampling__width": 64, "rollout__images": 8}
     run = small.run(small_flux, **GPU, **size, **changes)
     needed = roles.learner(run).total
@@ -93,7 +93,7 @@ def test_processes_that_share_a_gpu_are_told_to_take_one_each(small_sd, card):
     assert [remedy.overrides for remedy in verdict.remedies] == [("workers.scorers.gpus=1",)]
 
 
-def test_stores_too_small_are_told_to_sample_less_ahead_and_then_less_at_once(small_sd):
+def test_too_small_stores_are_told_to_sample_less_ahead_then_less_at_once(small_sd):
     run = small.run(small_sd, rollout__max_staleness=1, rollout__prompts=8, evaluation__count=1)
     store = roles.store(run)
     assert store.needed == pytest.approx(store.groups / 0.6, abs=1)

@@ -13,7 +13,7 @@ def table(text):
     return said[0].view(shape), told[0].view(shape)
 
 
-def test_a_relation_says_which_thing_is_where_and_leaves_the_other_axis_open():
+def test_a_relation_places_things_on_one_axis_and_leaves_the_other_open():
     said, told = table("a red circle above a blue square")
     at = {place: {ATTRIBUTES[i] for i in said[place].nonzero().flatten()} for place in (TOP, BOTTOM, LEFT)}
     assert at == {TOP: {"red", "circle"}, BOTTOM: {"blue", "square"}, LEFT: set()}
@@ -33,7 +33,7 @@ def test_a_caption_without_places_tells_only_what_there_is():
     assert {ATTRIBUTES[i] for i in said[-1].nonzero().flatten()} == {"red", "circle", "blue", "square"}
 
 
-def test_being_sure_and_right_costs_nothing_and_what_is_not_told_does_not_count():
+def test_sure_and_right_costs_nothing_and_unstated_facts_do_not_count():
     said, told = facts([parse("a red circle at the top")])
     sure = (2 * said - 1) * 50
     assert misread(sure, said, told) == pytest.approx(0, abs=1e-6)

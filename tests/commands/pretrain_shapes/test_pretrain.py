@@ -25,7 +25,7 @@ def test_the_latents_of_the_trained_vae_have_mean_0_and_variance_1(out):
     assert (latents.std(dim=(0, 2, 3)) - 1).abs().max() < 0.2
 
 
-def test_standardising_the_latents_leaves_the_decoded_pictures_as_they_were():
+def test_standardising_the_latents_leaves_the_decoded_images_as_they_were():
     torch.manual_seed(0)
     autoencoder = vae.build().eval()
     rng = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def test_two_steps_of_clip_write_a_folder_that_open_clip_loads(tmp_path):
     assert model.encode_text(open_clip.get_tokenizer(folder)(["a red circle"])).shape == (1, clip.WIDTH)
 
 
-def test_a_scene_of_the_contrast_holds_a_caption_and_others_that_contradict_it():
+def test_a_contrast_scene_has_a_caption_and_others_that_contradict_it():
     rng = np.random.default_rng(0)
     for _ in range(30):
         scene = clip.sample_scene(rng)
@@ -63,7 +63,7 @@ def test_a_scene_of_the_contrast_holds_a_caption_and_others_that_contradict_it()
         assert all(caption.split == "train" for caption in scene)
 
 
-def test_training_captions_are_of_the_training_split_and_mix_one_and_two_things():
+def test_training_captions_are_of_their_split_and_of_one_or_two_things():
     texts = sample_captions(np.random.default_rng(0), 2000)
     ones = sum(" and " not in t and " above " not in t and " below " not in t and " of " not in t for t in texts)
     assert abs(ones / len(texts) - ONE_THING) < 0.04

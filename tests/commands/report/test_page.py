@@ -128,7 +128,7 @@ def visible(html):
     return " ".join(re.sub(r"<[^>]+>", " ", body).split())
 
 
-def test_a_reader_finds_the_verdict_and_every_reward_with_whether_it_was_trained_on(html):
+def test_the_page_has_the_verdict_and_says_which_rewards_were_trained(html):
     words = visible(html)
     assert "▲ The held-out reward rose: +0.05" in words and "12 images" in words
     assert "The run finished all of its 6 steps." in words
@@ -145,7 +145,7 @@ def test_the_workers_of_every_role_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("regularised", [False, True])
-def test_the_divergence_and_the_running_mean_are_shown_where_they_were_asked_for(tmp_path, regularised):
+def test_kl_and_ema_are_shown_if_the_config_has_them(tmp_path, regularised):
     changes = {
         "objective": {"kind": "log_hinge", "kl": 0.04},
         "optimizer": {"average": 0.995},
@@ -280,7 +280,7 @@ def test_a_page_of_prompts_that_are_trained_on_calls_nothing_held_out(tmp_path, 
     assert "it says nothing about prompts that it has not seen" in words
 
 
-def test_a_page_says_how_evaluations_sampled_where_it_is_not_as_in_training(tmp_path):
+def test_a_page_says_how_evaluations_sampled_if_not_as_in_training(tmp_path):
     own = {"steps": 40, "guidance_scale": 4.5, "deterministic": True}
     record = recorder(tmp_path / "run", evaluation={"count": 6, "images": 2, "sampling": own})
     record.event("started", backend="here", device="CPU", cores=1, versions=[], prompts=["training prompts: 40 of a"])
@@ -329,7 +329,7 @@ def test_quality_and_alarms_are_on_the_page_in_plain_words(tmp_path):
     assert page.count('aria-label="Fréchet distance against steps') == 1
 
 
-def test_numbers_that_are_none_and_damaged_lines_leave_the_rest_of_the_page(tmp_path):
+def test_missing_numbers_and_damaged_lines_leave_the_rest_of_the_page(tmp_path):
     quality = {"features": {"kind": "clip"}, "reference": {"kind": "shapes"}}
     record = recorder(tmp_path / "run", evaluation={"count": len(PROMPTS), "images": 2, "quality": quality})
     none = float("nan")

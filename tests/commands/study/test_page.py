@@ -28,7 +28,7 @@ def visible(html):
     return " ".join(re.sub(r"<[^>]+>", " ", body).split())
 
 
-def test_a_reader_finds_every_arm_the_difference_and_what_the_test_can_find(texts):
+def test_the_page_has_every_arm_the_difference_and_the_tests_power(texts):
     for text in (texts[0], visible(texts[1])):
         assert "Held-out reward after 4 updates" in text and "+0.100 ±" in text
         assert "it cannot be below 0.25" in text and "no difference can be significant at 0.05" in text
@@ -39,7 +39,7 @@ def test_a_reader_finds_every_arm_the_difference_and_what_the_test_can_find(text
     assert "backend: in-process" in words
 
 
-def test_arms_that_sample_alike_share_a_column_before_training_and_others_have_their_own(tmp_path):
+def test_arms_that_sample_alike_share_a_column_before_training(tmp_path):
     study = stored.study(arms={name: {} for name in ("one", "alike", "other")})
     start = {"one": 0.5, "alike": 0.5, "other": 0.6}
     stored.store(tmp_path, plan.main_runs(study, {}), lambda planned, step: start[planned.arm] + step, quality=True)
@@ -104,7 +104,7 @@ def test_more_arms_than_colours_are_told_apart_by_their_lines(tmp_path):
     assert len(keys) == 9 and len(set(keys)) == 9
 
 
-def test_arms_that_are_evaluated_with_samplers_of_their_own_are_marked_where_they_are_compared(tmp_path):
+def test_arms_evaluated_with_different_samplers_are_marked(tmp_path):
     arms = {
         "ddpo": {},
         "hinge": {"set": {"objective.kind": "log_hinge"}, "varies": ["objective.kind"]},

@@ -40,7 +40,7 @@ def test_no_difference_at_all_has_p_1():
 
 @pytest.mark.parametrize("skewed", [False, True])
 @pytest.mark.parametrize("n", [5, 6, 8])
-def test_between_equal_arms_a_difference_is_found_no_more_often_than_the_level(n, skewed):
+def test_equal_arms_differ_no_more_often_than_the_level(n, skewed):
     arms = draws(n, 2, n)
     arms = np.exp(2 * arms) if skewed else arms
     found = np.array([statistics.sign_flip(one - other) for one, other in arms])
