@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose.
+"""All errors that the package raises on purpose.
 
     PcpoError
     ├── ConfigError        a key, type or value of a config, found before anything is loaded
@@ -102,11 +102,11 @@ class AlarmError(PcpoError):
 
 
 class LearnerLostError(ClusterError):
-    """The learner is gone, and with it what it learned since the newest checkpoint."""
+    """The learner is gone, and with it all that it learned since the newest checkpoint."""
 
 
 class RolloutsLostError(ClusterError):
-    """What samplers made is gone, as its node is: of a batch that was to be learned, the groups at the `places`."""
+    """Trajectories or images are gone with their node. `places` are the groups of a batch that was to be learned."""
 
     def __init__(self, message: str, places: Sequence[int] = ()) -> None:
         super().__init__(message)

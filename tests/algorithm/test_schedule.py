@@ -58,7 +58,7 @@ def test_a_schedule_that_is_none_is_refused(timesteps, alpha_bar, alpha_bar_prev
         DiffusionSchedule(timesteps=timesteps, alpha_bar=alpha_bar, alpha_bar_prev=alpha_bar_prev)
 
 
-def test_a_flow_schedule_falls_from_one_to_zero_and_its_time_steps_add_up_to_one():
+def test_a_flow_schedule_falls_to_zero_and_its_time_steps_add_up_to_one():
     schedule = FlowSchedule.shifted(steps=16, shift=3.0)
     assert len(schedule) == len(schedule.dt) == len(schedule.timesteps) == 16
     assert schedule.times[0] == 1 and schedule.times[-1] == 0

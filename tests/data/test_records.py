@@ -16,7 +16,7 @@ def test_a_steps_row_leaves_out_what_the_config_does_not_have():
     assert not {"all_rewards", "by_timestep", "fresh_log_ratio"} & row.keys() and json.dumps(row)
 
 
-def test_an_evaluations_row_has_quality_and_changes_only_where_there_are_any():
+def test_an_evaluations_row_has_quality_and_changes_only_if_any():
     record = EvaluationRecord(
         step=0, prompts=2, rewards={}, alarms={}, images=4, seconds=1.0, busy_seconds={}, workers={}
     )  # fmt: skip
