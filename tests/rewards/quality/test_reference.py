@@ -142,7 +142,7 @@ def saved(folder, name, array, mode=None, **more):
 
 
 @pytest.mark.parametrize(
-    ("name", "picture", "expected"),
+    ("name", "image", "expected"),
     [
         ("deep.png", RAMP.astype(np.uint16), GREY),
         ("deep.tif", RAMP.astype(np.uint16), GREY),
@@ -184,7 +184,7 @@ def sixteen_bit_png(rows):
 
 
 @pytest.mark.parametrize(
-    ("name", "picture", "more", "words"),
+    ("name", "image", "more", "words"),
     [
         ("float.tif", RAMP.astype(np.float32), {}, r"float\.tif is an image of mode F, .*save it in RGB"),
         ("int.tif", RAMP.astype(np.int32), {}, r"int\.tif is an image of mode I, "),
