@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 @pytest.fixture
 def exporter(monkeypatch):
-    monkeypatch.setattr(exporter, "AGAIN", 0.05)
+    monkeypatch.setattr("pcpo_ray.cluster.exporter.AGAIN", 0.05)
     made = RayExporter()
     yield made
     made.close()
