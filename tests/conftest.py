@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="hidden", AWS_EC2_METADATA_DISABLED="true")
 
+import hypothesis
 import pytest
 import torch
 
@@ -20,6 +21,10 @@ from pcpo_ray.config import files
 from tests.support import ROOT, s3, small, warm
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 WARM = Path(tempfile.mkdtemp(prefix="pcpo-")) / "warm"
 os.environ.update(warm.environment(str(WARM)))  # before any module copies the environment for its commands
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background, its children too

@@ -7,7 +7,7 @@ import pytest
 
 from pcpo_ray.config import files
 from tests.support import ROOT, small
-from tests.support.processes import ENVIRONMENT, command, wait_for
+from tests.support.processes import COLD, command, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -53,7 +53,7 @@ def test_every_process_that_listens_is_named_in_the_threat_note(small_sd, tmp_pa
     path.write_text(files.dump(small.run(small_sd, name="open", steps=400, rewards=small.slow(0.1), **settings)))
     with log.open("w") as out:
         words = command("train", path, "--runs", tmp_path)
-        job = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+        job = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=COLD)
     try:
         wait_for(lambda: "step 2/400" in log.read_text() or "error:" in log.read_text(), job)
         assert "error:" not in log.read_text(), log.read_text()

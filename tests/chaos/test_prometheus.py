@@ -29,6 +29,7 @@ from pcpo_ray.metrics.dashboards.alerts import ALERTS
 from pcpo_ray.metrics.dashboards.cluster import CLUSTER
 from pcpo_ray.metrics.dashboards.training import TRAINING
 from tests.support import ROOT, small
+from tests.support.processes import COLD
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -233,7 +234,7 @@ def scraped(small_sd, tmp_path_factory):
         rays = Path(tempfile.mkdtemp(prefix="r"))  # short: sockets lie in it
         ending.callback(shutil.rmtree, rays, ignore_errors=True)
         environment = {
-            **os.environ,
+            **COLD,
             "RAY_AUTH_MODE": "disabled",
             "RAY_TMPDIR": str(rays),
             "RAY_metrics_report_interval_ms": "2000",

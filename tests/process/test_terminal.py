@@ -16,7 +16,7 @@ from tests.support import ROOT, small
 SAYS = """
 import sys, time
 from pcpo_ray.process import terminal
-with terminal.apart():
+with terminal.buffered_output():
     for n in range({lines}):
         print("line", n, "\\u00b1 caf\\u00e9 \\udcff")
         time.sleep({pause})
@@ -139,7 +139,7 @@ def test_a_run_whose_reader_leaves_goes_on_to_its_report(small_sd, tmp_path):
 
 def test_a_command_that_shows_something_ends_with_its_reader(monkeypatch, tmp_path):
     program = (
-        "import itertools\nfrom pcpo_ray.process import terminal\nwith terminal.apart():\n    terminal.heed()\n"
+        "import itertools\nfrom pcpo_ray.process import terminal\nwith terminal.buffered_output():\n    terminal.heed()\n"
         "    for n in itertools.count(): print(n)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

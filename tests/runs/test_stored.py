@@ -354,7 +354,7 @@ def test_while_storage_is_away_records_and_pruning_wait_for_the_next_time(stored
     recorder.event("fault", message="x")
     recorder.push()
     home.prune(1)
-    assert recorder.recent[-1]["kind"] == "unsent" and "away" in recorder.recent[-1]["message"]
+    assert recorder.recent[-1].kind == "unsent" and "away" in recorder.recent[-1].details["message"]
     time.sleep(1.0)
     recorder.push()
     home.prune(1)

@@ -4,9 +4,11 @@ import os
 import sys
 import time
 
-from tests.support import ROOT
+from tests.support import ROOT, warm
 
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+COLD = {name: value for name, value in ENVIRONMENT.items() if name not in warm.environment("")}
+"""The same without warm workers, for tests that look for workers among the processes that Ray has started."""
 
 
 def command(*words):

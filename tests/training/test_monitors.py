@@ -194,7 +194,7 @@ def test_a_stopped_run_goes_on_only_with_changed_monitors(small_sd, tmp_path):
     first = hacked(small_sd, folder, monitors__action="stop")
     with pytest.raises(AlarmError, match="Spoilt fell"):
         opening.resume(LocalFolder(local=folder), first.run, print)
-    assert hacked(small_sd, folder, found=2, monitors__action="warn").state == "finished"
+    assert hacked(small_sd, folder, found=2, monitors__action="warn").progress.state == "finished"
 
 
 def test_roll_back_ends_at_the_newest_healthy_checkpoint(small_sd, tmp_path):

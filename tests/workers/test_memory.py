@@ -6,7 +6,7 @@ import sys
 from pcpo_ray.workers import memory
 
 GROW = """
-from pcpo_ray import memory
+from pcpo_ray.workers import memory
 before = memory.peak()
 block = bytearray(200 * 2**20)
 del block

@@ -133,8 +133,8 @@ def test_noise_of_another_kind_of_cpu_is_found_out_and_what_to_do_is_said(small_
     path, run = tmp_path / "packed", small.run(small_sd)
     (tmp_path / "run.yaml").write_text(files.dump(run))
     code = (
-        "import pickle, sys; from pcpo_ray.config import files; from tests.workers.test_packing import pack, sampled; "
-        "run = files.load(sys.argv[1]); open(sys.argv[2], 'wb').write(pickle.dumps(pack(*sampled(run))))"
+        "import pickle, sys; from pcpo_ray.config import files; from tests.workers import test_packing as t; "
+        "run = files.load(sys.argv[1]); open(sys.argv[2], 'wb').write(pickle.dumps(t.pack_trajectory(*t.sampled(run))))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "run.yaml"), str(path)],
