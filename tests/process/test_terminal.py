@@ -139,7 +139,8 @@ def test_a_run_whose_reader_leaves_goes_on_to_its_report(small_sd, tmp_path):
 
 def test_a_command_that_shows_something_ends_with_its_reader(monkeypatch, tmp_path):
     program = (
-        "import itertools\nfrom pcpo_ray.process import terminal\nwith terminal.buffered_output():\n    terminal.heed()\n"
+        "import itertools\nfrom pcpo_ray.process import terminal\n"
+        "with terminal.buffered_output():\n    terminal.heed()\n"
         "    for n in itertools.count(): print(n)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
