@@ -14,7 +14,7 @@ import pytest
 from pcpo_ray.config import files
 from pcpo_ray.runs import checkpoints
 from tests.support import small
-from tests.support.processes import ENVIRONMENT, command, wait_for
+from tests.support.processes import COLD, command, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -48,7 +48,7 @@ def test_it_leaves_a_checkpoint_and_no_process(small_sd, tmp_path, send, number)
             command("train", path, "--runs", tmp_path),
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=ENVIRONMENT,
+            env=COLD,
             start_new_session=True,
         )
     started = {job.pid}

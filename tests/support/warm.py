@@ -13,6 +13,7 @@ import runpy
 import signal
 import socket
 import sys
+import traceback
 
 SOCKET = "PCPO_WARM_SOCKET"
 FILES = (0, 1, 2)
@@ -87,12 +88,15 @@ def run(argv: list[str], env: dict[str, str], cwd: str) -> None:
     os.chdir(cwd)
     os.setsid()
     sys.argv = argv
-    sys.path[:] = [*env.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
-    code = 0
+    sys.path[:] = [*filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *sys.path]
+    code = 1
     try:
         runpy.run_path(argv[0], run_name="__main__")
+        code = 0
     except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
