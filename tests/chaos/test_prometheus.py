@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,7 +28,7 @@ from pcpo_ray.metrics.dashboards.alerts import ALERTS
 from pcpo_ray.metrics.dashboards.cluster import CLUSTER
 from pcpo_ray.metrics.dashboards.training import TRAINING
 from tests.support import ROOT, small
-from tests.support.processes import COLD
+from tests.support.processes import COLD, command
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -151,6 +150,7 @@ class Scraped:
     address: str
     dashboard: str
     session: str
+    environment: dict[str, str]
 
     def api(self, path, **values):
         with urllib.request.urlopen(
@@ -245,15 +245,7 @@ def scraped(small_sd, tmp_path_factory):
             "OMP_NUM_THREADS": "1",
         }
         environment.pop("RAY_ADDRESS", None)
-        words = [
-            sys.executable,
-            "-m",
-            "pcpo_ray.commands.app",
-            "train",
-            str(folder / "told.yaml"),
-            "--runs",
-            str(folder),
-        ]
+        words = command("train", folder / "told.yaml", "--runs", folder)
         with log.open("w") as file:
             job = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
         ending.callback(ended, job, log)
@@ -278,8 +270,13 @@ def scraped(small_sd, tmp_path_factory):
         said = wait_for(lambda: re.search(r"Ray dashboard: (http\S+)", log.read_text()), "Ray's dashboard", job, log)
         session = (rays / "ray" / "session_latest").resolve().name
         yield Scraped(
-            job=job, log=log, address=f"http://127.0.0.1:{port}", dashboard=said.group(1), session=session
-        )  # fmt: skip
+            job=job,
+            log=log,
+            address=f"http://127.0.0.1:{port}",
+            dashboard=said.group(1),
+            session=session,
+            environment=environment,
+        )
 
 
 def ended(job, log):
@@ -296,7 +293,7 @@ def ended(job, log):
 
 @pytest.fixture(scope="module")
 def eventful(scraped):
-    """The run, once three samplers have been killed and replaced, its pool has grown, and both have been seen."""
+    """The run, once three samplers were killed and replaced, its pool was asked to grow, and both have been seen."""
     job, log = scraped.job, scraped.log
     wait_for(lambda: scraped.query('ray_pcpo_updates_total{run="told"}'), "a first step", job, log)
 
@@ -307,6 +304,9 @@ def eventful(scraped):
     for count in range(3):
         wait_for(lambda: samplers_of(job), "a sampler", job, log)[0].kill()
         wait_for(lambda n=count: replaced() > n, "a restart", job, log)
+    words = command("scale", "told", "--samplers", 2, "--address", scraped.dashboard)
+    done = subprocess.run(words, env=scraped.environment, cwd=log.parent, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
     wait_for(lambda: scraped.query('ray_pcpo_resizes_total{run="told"}'), "a resize", job, log)
     return scraped
 

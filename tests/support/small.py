@@ -53,8 +53,12 @@ def vae(channels: int, shift: float | None = None):
     )
 
 
-def stable_diffusion(folder: Path) -> Path:
-    """A StableDiffusionPipeline: 16 x 16 pixels, 4 x 8 x 8 latents."""
+def stable_diffusion(folder: Path, *, levels: int = 1) -> Path:
+    """A StableDiffusionPipeline: 16 x 16 pixels, 4 x 8 x 8 latents.
+
+    With one level only the network's middle attends to the text, and everything takes 0.4 of the time. With two it has
+    all kinds of blocks that SD1.5 has.
+    """
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer
@@ -65,10 +69,10 @@ def stable_diffusion(folder: Path) -> Path:
         sample_size=8,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(8, 16),
+        block_out_channels=(8, 16)[:levels],
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D")[-levels:],
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")[:levels],
         cross_attention_dim=16,
         attention_head_dim=2,
         norm_num_groups=4,
