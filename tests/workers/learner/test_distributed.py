@@ -180,7 +180,10 @@ def test_any_number_of_ranks_learns_what_one_rank_learns(small_sd, changes, coun
             assert update.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-4)
             assert (update.kl is None) == (expected.kl is None)
             assert update.kl is None or update.kl == pytest.approx(expected.kl, rel=1e-4, abs=1e-9)
-            assert update.importance is None or update.importance == pytest.approx(expected.importance, rel=1e-4)
+            # the weights are about 1 and rounded in float32, their deviation is small
+            assert update.importance is None or update.importance == pytest.approx(
+                expected.importance, rel=1e-4, abs=1e-5
+            )
             assert (update.importance is None) == (expected.importance is None)
             assert update.first_log_ratio == pytest.approx(expected.first_log_ratio, rel=1e-3, abs=1e-6)
             for name, values in expected.diagnostics["per_timestep"].items():

@@ -91,7 +91,8 @@ def test_a_step_s_loss_is_scaled_by_its_noise_outside_the_clip(small_flux):
 @pytest.mark.parametrize("updates", [1, 2])
 def test_a_truncated_correction_weighs_what_older_weights_sampled(small_sd, kind, updates):
     changes = {"objective__kind": kind, "objective__clip_range": 10, "optimizer__max_gradient_norm": 1e9}
-    sampler, learner = pair(small_sd, **changes, objective__correction=1.2, optimizer__minibatches=updates)
+    changes |= {"objective__correction": 1.2, "optimizer__learning_rate": 0.1, "optimizer__minibatches": updates}
+    sampler, learner = pair(small_sd, **changes)
     groups = batch(sampler, learner)
     learner.update(1, groups)
     plan, moved = learner.policy.credit, {name: p.detach().clone() for name, p in learner.parameters.items()}
