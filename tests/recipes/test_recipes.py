@@ -66,6 +66,7 @@ def test_every_recipe_names_its_source():
         assert "arXiv" in path.read_text().splitlines()[0], path.name
 
 
+@pytest.mark.xdist_group("one Ray")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_runs_on_ray(path, tmp_path, request, one_ray):
     asked = files.load(path)
