@@ -16,6 +16,7 @@ from pcpo_ray.config import files
 from pcpo_ray.data.requests import Fault
 from pcpo_ray.runs import checkpoints
 from tests.support import ROOT, small
+from tests.support.part import MORE
 from tests.support.processes import ENVIRONMENT, command, wait_for
 from tests.support.running import go, parameters, same
 
@@ -36,6 +37,7 @@ def events(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@MORE
 def test_twelve_faults_in_one_run_change_no_bit(small_sd, tmp_path):
     # the only scorer takes 0.5 s a step at least: the last fault, 44 s after the first, finds the run going on
     settings = {"name": "disturbed", "steps": 110, "workers__samplers__workers": 2, "workers__silence_timeout": 10}
@@ -90,7 +92,10 @@ def test_a_driver_killed_on_ray_resumes_to_the_bit_and_leaves_no_worker(small_sd
     assert same(parameters(tmp_path / "whole", 5), parameters(folder, 5))
 
 
-@pytest.mark.parametrize("script", ["node lost", "node drained", "node twice", "memory", "ten_thousand"])
+@pytest.mark.parametrize(
+    "script",
+    ["node lost", "memory", *(pytest.param(one, marks=MORE) for one in ("node drained", "node twice", "ten_thousand"))],
+)
 def test_in_a_cluster_of_its_own(script, small_sd, tmp_path):
     name, *words = script.split()
     done = subprocess.run(

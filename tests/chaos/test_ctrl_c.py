@@ -14,6 +14,7 @@ import pytest
 from pcpo_ray.config import files
 from pcpo_ray.runs import checkpoints
 from tests.support import small
+from tests.support.part import MORE
 from tests.support.processes import COLD, command, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -36,8 +37,10 @@ def running(pids):
 @pytest.mark.parametrize(
     ("send", "number"),
     [
-        *((os.killpg, number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
-        *((os.kill, number) for number in (signal.SIGTERM, signal.SIGUSR1)),
+        (os.killpg, signal.SIGINT),
+        (os.kill, signal.SIGTERM),
+        *(pytest.param(os.killpg, number, marks=MORE) for number in (signal.SIGTERM, signal.SIGHUP)),
+        pytest.param(os.kill, signal.SIGUSR1, marks=MORE),
     ],
 )
 def test_it_leaves_a_checkpoint_and_no_process(small_sd, tmp_path, send, number):

@@ -9,6 +9,7 @@ from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
 from tests.support import ROOT
+from tests.support.part import MORE
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -62,6 +63,7 @@ def test_a_run_of_a_huge_learning_rate_is_rolled_back_as_collapsed(tmp_path):
     assert evaluated[-1]["quality"]["recall"] < 0.1 < evaluated[0]["quality"]["recall"]
 
 
+@MORE
 def test_a_healthy_run_raises_no_alarm(tmp_path):
     loop, evaluated = trained(
         tmp_path / "healthy",

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -241,6 +242,7 @@ def scraped(small_sd, tmp_path_factory):
             "RAY_PROMETHEUS_HOST": f"http://127.0.0.1:{port}",
             "RAY_GRAFANA_HOST": f"http://127.0.0.1:{grafana.server_port}",
             "RAY_GRAFANA_DATA_DASHBOARD_UID": "pcpo-training",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # for jobs
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
         }

@@ -9,6 +9,7 @@ from pcpo_ray.commands.bench import backends, large, results, store, weights
 from pcpo_ray.config import files
 from pcpo_ray.errors import BenchError
 from tests.support import small
+from tests.support.part import MORE
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
@@ -49,6 +50,7 @@ def test_the_object_store_is_measured_in_a_process_whose_ray_has_no_other(small_
         store.measure(store.measured_on(small.run(small_sd)), 1, lambda line: None)
 
 
+@MORE
 @pytest.mark.chaos
 def test_512_samples_of_flux_size_pass_through_8_gb_and_nothing_is_spilled(small_sd, tmp_path):
     path, out = tmp_path / "small.yaml", tmp_path / "a.json"

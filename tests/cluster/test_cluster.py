@@ -21,6 +21,7 @@ from pcpo_ray.runs import checkpoints
 from pcpo_ray.training import status
 from tests.support import small
 from tests.support.on_ray import await_samplers
+from tests.support.part import MORE
 from tests.support.running import go, parameters, same
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
@@ -92,6 +93,7 @@ def used():
     return get_memory_info_reply(state).store_stats.object_store_bytes_used
 
 
+@MORE
 @pytest.mark.chaos
 def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_path):
     run = small.run(small_sd, steps=6, evaluation__every=6, rollout__images=16, sampling__height=64, sampling__width=64)

@@ -15,14 +15,14 @@ import pytest
 import ray
 
 from pcpo_ray.data.types import Handle
-from tests.support import faults, small
+from tests.support import faults, part, small
 from tests.support.on_ray import await_samplers, on_ray, ranks
 from tests.support.running import go, parameters, same
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
 CHAOS = pytest.mark.chaos
-MORE = (CHAOS, pytest.mark.skipif(os.environ.get("CI") == "true", reason="CI takes a fixed part of the faults"))
+MORE = (CHAOS, part.MORE)
 
 CHEAP = {
     "steps": 4,

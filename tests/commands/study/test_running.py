@@ -12,6 +12,7 @@ import yaml
 from pcpo_ray.commands.study import plan, results, running
 from pcpo_ray.config import files
 from tests.support import ROOT, small, stored
+from tests.support.part import MORE
 
 
 def written(path, model, *, seconds=0.0, **changes):
@@ -46,6 +47,7 @@ def lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
+@MORE
 @pytest.mark.chaos
 def test_a_study_is_interrupted_continued_and_reported_from_its_runs_alone(small_sd, tmp_path):
     path = written(tmp_path / "tiny.yaml", small_sd, seconds=0.3)
