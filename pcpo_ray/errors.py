@@ -2,7 +2,7 @@
 
     PcpoError
     ├── ConfigError        a key, type or value of a config, found before anything is loaded
-    ├── PromptError        a prompt file or a prompt
+    ├── PromptError        a prompt file, a prompt, or a prompt source of the user's own
     ├── ScheduleError      timesteps that a noise schedule cannot give
     ├── CreditError        a credit that the schedule cannot carry
     ├── ModelError         a model's folder, its parts or its weights
@@ -26,7 +26,9 @@ Each is built from one message (so that it survives pickling between processes) 
 expected and what to do.
 """
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterable, Sequence
 
 
 class PcpoError(Exception):
@@ -115,3 +117,29 @@ class RolloutsLostError(ClusterError):
 
 class EndedError(ClusterError):
     """The run has ended; its controller ended with it."""
+
+
+# -- words of messages -------------------------------------------------------------------------------------------------
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Give ` (did you mean 'x'?)` for the known name that is closest to `word`, or nothing if none is close."""
+    found = nearest_name(word, known)
+    return f" (did you mean {found!r}?)" if found else ""
+
+
+def nearest_name(word: str, known: Iterable[str], *, least: float = 0.6) -> str | None:
+    """Find the known name that is closest to `word`, or that it abbreviates, as lr does learning_rate.
+
+    A name counts from a similarity of `least` on, of at most 1.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=least)
+    if close:
+        return close[0]
+    return next((name for name in names if _initials(name) == word.lower()), None)
+
+
+def _initials(name: str) -> str | None:
+    parts = [part for part in re.split(r"[_.]", name) if part]
+    return "".join(part[0] for part in parts) if len(parts) > 1 else None

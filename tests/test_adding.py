@@ -37,8 +37,7 @@ class Brightness(ShippedReward):
 
 
 Reward = Annotated[
-    Annotated[Brightness, Tag("Brightness")]
-    | '''
+    Brightness | '''
 
 SCORER = """
 class Brightness:

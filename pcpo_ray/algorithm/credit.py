@@ -12,6 +12,7 @@ proportionate: constant for diffusion, proportional to the time covered for flow
                         the reference's by `mix`
     proportionate_flow  native                             zeta dt_t                    no: a reweighted loss
     tilted              native                             proportionate, times a ramp  no: a reweighted loss
+    given               native                             as given                     no: a reweighted loss
 
 "The native mean" is over the trained steps, so that the kinds take steps of the same size on average when they are
 compared. Steps that are not trained keep the native sampler and carry no weight. `trained` holds the indices of the
@@ -145,6 +146,20 @@ def tilted(schedule: Schedule, steps: Sequence[AffineStep], trained: Sequence[in
     ramped = {index: covered[index] * (1 - slope * (passed[index] - middle) / half) for index in weights}
     zeta = math.fsum(weights.values()) / math.fsum(ramped.values())
     return _credit(steps, {index: zeta * value for index, value in ramped.items()})
+
+
+def given(steps: Sequence[AffineStep], trained: Sequence[int], weights: Sequence[float]) -> Credit:
+    """Keep the native sampler, with these weights at the trained steps, in their ascending order.
+
+    Raises CreditError unless all are finite and at least 0, and one is above 0.
+    """
+    native_weights = _native_weights(steps, trained)
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise CreditError(
+            f"got the weights {[float(f'{weight:.4g}') for weight in weights]}; expected finite numbers of at least 0, "
+            "not all of them 0"
+        )
+    return _credit(steps, dict(zip(native_weights, weights, strict=True)))
 
 
 def _at_root(

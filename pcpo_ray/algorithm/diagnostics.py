@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pcpo_ray.algorithm.objective import Objective, change_and_noise, per_sample, std_of_sums
+from pcpo_ray.algorithm.objective import Loss, Objective, change_and_noise, per_sample, slope, std_of_sums
 from pcpo_ray.errors import ConfigError, TrainingError
 
 SHOWN = 5
@@ -22,12 +22,15 @@ def inactive(
     advantage: Float[Tensor, " B"],
     *,
     clip_range: float | Float[Tensor, " B"],
-    objective: Objective,
+    objective: Objective | Loss,
 ) -> Float[Tensor, " B"]:
     """Mark with 1 where the clip range cuts off the surrogate's gradient, else 0.
 
-    Raises ConfigError for an unknown objective.
+    For another objective these are the samples whose loss has no slope though they have an advantage. Raises
+    ConfigError for an unknown name.
     """
+    if callable(objective):
+        return ((slope(objective, log_ratio, advantage) == 0) & (advantage != 0)).to(log_ratio.dtype)
     if objective not in get_args(Objective):
         raise ConfigError(f"got objective {objective!r}; expected {' or '.join(map(repr, get_args(Objective)))}")
     match objective:
@@ -51,16 +54,20 @@ def gradient_norm(
     weight: float | Float[Tensor, " B"],
     sign: float | Float[Tensor, " B"],
     clip_range: float | Float[Tensor, " B"],
-    objective: Objective,
+    objective: Objective | Loss,
 ) -> Float[Tensor, " B"]:
     """Compute the L2 norm of each sample's d loss / d prediction: |A| r w / D ||s z + w d|| where active, else 0.
 
-    r is rho for the clipped ratio and 1 for the hinge. Raises ConfigError for an unknown objective.
+    r is rho for the clipped ratio and 1 for the hinge; another objective has its slope in place of |A| r. Raises
+    ConfigError for an unknown name.
     """
     d, z = change_and_noise(prediction, old_prediction, noise)
     w, s = per_sample(weight, d), per_sample(sign, d)
-    slope = (w * (s * z + w * d)).flatten(1)
-    norm: Tensor = advantage.abs() * slope.square().sum(1).sqrt() / slope.shape[1]
+    moved = (w * (s * z + w * d)).flatten(1)
+    if callable(objective):
+        steep: Tensor = slope(objective, log_ratio, advantage).abs() * moved.square().sum(1).sqrt() / moved.shape[1]
+        return steep
+    norm: Tensor = advantage.abs() * moved.square().sum(1).sqrt() / moved.shape[1]
     stopped = inactive(log_ratio, advantage, clip_range=clip_range, objective=objective)
     match objective:
         case "clipped_ratio":
@@ -97,7 +104,7 @@ class TimestepDiagnostics:
         gradient_norm: Float[Tensor, " B"],
         *,
         clip_range: float | Float[Tensor, " B"],
-        objective: Objective,
+        objective: Objective | Loss,
     ) -> None:
         """Note B samples, all at one timestep index `step` or each at its own; `count` counts them later.
 

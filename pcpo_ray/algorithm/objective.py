@@ -6,7 +6,7 @@ Every log-ratio is the mean over D, not the sum: published clip ranges are set f
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -14,6 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Objective: TypeAlias = Literal["clipped_ratio", "log_hinge"]
+
+Loss: TypeAlias = Callable[[Float[Tensor, " B"], Float[Tensor, " B"]], Float[Tensor, " B"]]
+"""Another objective: the loss of each sample from its log-ratio and advantage, differentiable in the log-ratio."""
 
 
 def log_ratio(
@@ -65,6 +68,17 @@ def log_hinge(
 ) -> Float[Tensor, " B"]:
     """Compute PCPO's loss: max(0, xi |A| - A log rho) (arXiv 2509.25774)."""
     return torch.relu(clip_range * advantage.abs() - advantage * log_ratio)
+
+
+def slope(loss: Loss, log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Compute d loss / d log rho of each sample, whatever the objective; 0 where it does not depend on log rho."""
+    with torch.enable_grad():
+        at = log_ratio.detach().requires_grad_()
+        total = loss(at, advantage).sum()
+        if not total.requires_grad:
+            return torch.zeros_like(log_ratio)
+        (found,) = torch.autograd.grad(total, at, allow_unused=True)
+    return torch.zeros_like(log_ratio) if found is None else found
 
 
 def kl_divergence(

@@ -16,17 +16,24 @@ from pcpo_ray.errors import ClusterError
 from pcpo_ray.training import status
 
 
-def connect(run: config.Run, say: Callable[[str], None] = lambda line: None, *, announced: bool = False) -> RayStages:
+def connect(
+    run: config.Run,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    phase: Callable[[str], None] = lambda text: None,
+    announced: bool = False,
+) -> RayStages:
     """Start a run's workers on the cluster that RAY_ADDRESS names, or on one of this machine's own.
 
-    An `announced` run can be talked to by its name from the start on; any other from its first task on.
+    An `announced` run can be talked to by its name from the start on; any other from its first task on. `phase` is told
+    which workers are ready.
     Raises ClusterError when the cluster cannot be reached, is too small, or its workers are not ready in time, and
     where a run of that name is going on.
     """
     with contextlib.ExitStack() as unless_ready:
         unless_ready.enter_context(joined_cluster(run, say))
         control = DriverControl(run.name, status.starting(run).row()) if announced else None
-        found = RayStages(run, control=control, say=say)
+        found = RayStages(run, control=control, say=say, phase=phase)
         found.ending = unless_ready.pop_all()
     return found
 

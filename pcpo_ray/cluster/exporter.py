@@ -1,16 +1,22 @@
 """The catalogue on ray.util.metrics: it arrives where Ray's own metrics do, at every node's metrics port."""
 
 import math
+import os
 import threading
+import time
 from collections.abc import Sequence
 
 from ray.util.metrics import Counter, Gauge
 
-from pcpo_ray.metrics.catalogue import Metric
+from pcpo_ray.metrics.catalogue import BY_NAME, Metric
 from pcpo_ray.metrics.changes import Change
 
 AGAIN = 1.0
 """Seconds until a gauge is set again: Ray drops one that was not set for two reports, each at least 1 s long."""
+
+
+LAST_LOOK = 40.0
+"""The most seconds that a Ray which ends with its run waits until Prometheus has seen that end."""
 
 
 class RayExporter:
@@ -21,6 +27,8 @@ class RayExporter:
         self._gauges: dict[Metric, Gauge] = {}
         self._counters: dict[Metric, Counter] = {}
         self._values: dict[tuple[Metric, tuple[tuple[str, str], ...]], float] = {}
+        self._ended: dict[str, str] = {}
+        """The labels with which the run's end was counted."""
         self._closed = threading.Event()
         threading.Thread(target=self._keep, name="gauges", daemon=True).start()
 
@@ -38,6 +46,8 @@ class RayExporter:
 
     def close(self) -> None:
         self._closed.set()
+        if self._ended and os.environ.get("RAY_ADDRESS", "local") == "local":
+            _await_look(self._ended)
 
     def _keep(self) -> None:
         while not self._closed.wait(AGAIN):
@@ -56,3 +66,26 @@ class RayExporter:
         if metric not in self._counters:
             self._counters[metric] = Counter(metric.name, metric.help, ("run", *metric.labels))
         self._counters[metric].inc(more, tags)
+        if metric is BY_NAME["runs_ended"]:
+            self._ended = tags
+
+
+def _await_look(ended: dict[str, str]) -> None:
+    """Wait until Prometheus has the counter of the run's end; not at all where RAY_PROMETHEUS_HOST does not answer.
+
+    A Ray that was started for a run ends with it, and takes along what nobody has scraped: the run would seem to have
+    vanished. Any other Ray keeps the counter.
+    """
+    import requests
+
+    host = os.environ.get("RAY_PROMETHEUS_HOST", "")
+    query = f'{BY_NAME["runs_ended"].scraped}{{driver="{ended["driver"]}"}}'
+    deadline = time.monotonic() + LAST_LOOK
+    while host and time.monotonic() < deadline:
+        try:
+            answer = requests.get(f"{host}/api/v1/query", params={"query": query}, timeout=2)
+            if not answer.ok or answer.json()["data"]["result"]:
+                return
+        except (requests.RequestException, ValueError, KeyError, TypeError):
+            return
+        time.sleep(0.5)

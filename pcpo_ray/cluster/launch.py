@@ -91,6 +91,18 @@ def short_of(wanted: Mapping[str, float], there: Mapping[str, float]) -> str:
     return "; ".join(f"{name}: asked for {asked:g}, the cluster has {has:g}" for name, asked, has in short)
 
 
+def room_for(role: config.Role, workers: int, unplaced: int, free: Mapping[str, float]) -> str:
+    """Describe the room for a role's workers while some are unplaced; empty where what is free is enough for one."""
+    needs = {"CPU": role.cpus, "GPU": role.gpus, **role.resources}
+    if role.accelerator is not None:
+        needs[f"accelerator_type:{role.accelerator}"] = 0.001
+    short = [(name, need, free.get(name, 0.0)) for name, need in needs.items() if need > free.get(name, 0.0)]
+    if not unplaced or not short:
+        return ""
+    wait = ", ".join(f"{name}: {need:g} each, {there:g} free" for name, need, there in short)
+    return f"room for {workers - unplaced}; {unplaced} wait for {wait}"
+
+
 def get(reference: ray.ObjectRef, timeout: float, awaited: str) -> Any:
     """Wait for a result.
 

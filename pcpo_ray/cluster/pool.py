@@ -18,7 +18,7 @@ from pcpo_ray.cluster.launch import BEAT, end
 from pcpo_ray.data.records import PoolStatus
 from pcpo_ray.training.scheduling.pool import Pool
 from pcpo_ray.training.scheduling.retries import Blame, blame
-from pcpo_ray.training.scheduling.workers import Limits, Send, Start, Stop, WorkerState
+from pcpo_ray.training.scheduling.workers import Limits, Note, Send, Start, Stop, WorkerState
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,6 +62,8 @@ class WorkerPool(Generic[Item, Result]):
         """True once a worker has started."""
         self.listened = time.monotonic()
         self.gone: list[Item] = []
+        self.room = ""
+        """The room that there is, while some workers wait for a place."""
         self.resize(workers)
 
     # -- what the stages use --------------------------------------------------------------------------------------
@@ -104,11 +106,17 @@ class WorkerPool(Generic[Item, Result]):
 
     def status(self) -> PoolStatus:
         """Return how many workers there are, how many there should be, and what was restarted and retried."""
-        pool = self.pool
+        pool, there = self.pool, self.pool.workers.values()
         ready = tuple(name for name, worker in pool.workers.items() if worker.state is WorkerState.READY)
         retries = {outcome: dict(causes) for outcome, causes in pool.retries.items()}
         return PoolStatus(
-            wanted=pool.wanted, ready=len(ready), workers=ready, restarts=dict(pool.restarts), retries=retries
+            wanted=pool.wanted,
+            ready=len(ready),
+            workers=ready,
+            unplaced=sum(worker.state is WorkerState.STARTING and worker.placed is None for worker in there),
+            room=self.room,
+            restarts=dict(pool.restarts),
+            retries=retries,
         )
 
     def members(self) -> dict[str, Any]:
@@ -122,6 +130,9 @@ class WorkerPool(Generic[Item, Result]):
 
     def faults(self) -> list[str]:
         return self.pool.faults()
+
+    def notes(self) -> list[Note]:
+        return self.pool.notes()
 
     def drain_nodes(self, nodes: set[str]) -> None:
         """Let the workers on nodes that are about to leave finish, and start others."""

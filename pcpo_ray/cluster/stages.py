@@ -21,7 +21,7 @@ from pcpo_ray import config
 from pcpo_ray.cluster import actors, broadcast
 from pcpo_ray.cluster.control.driver import DriverControl
 from pcpo_ray.cluster.failures import brief
-from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, draining_nodes, get, short_of
+from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, draining_nodes, get, room_for, short_of
 from pcpo_ray.cluster.learner import RayLearner, Stored, Versions
 from pcpo_ray.cluster.pool import Item, Result, Sends, WorkerPool
 from pcpo_ray.config import ROLLOUT_STORE_FRACTION
@@ -32,6 +32,7 @@ from pcpo_ray.data.updates import Published
 from pcpo_ray.errors import ClusterError, RolloutsLostError, WeightsError
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.training import status
+from pcpo_ray.training.scheduling.workers import Note
 
 
 class RolePool(WorkerPool[Item, Result]):
@@ -46,6 +47,7 @@ class RolePool(WorkerPool[Item, Result]):
         send: Sends[Item, Result],
         hint: str = "",
     ) -> None:
+        self.role = role
         super().__init__(
             name,
             lambda worker: launcher.make(cls, role, worker),
@@ -115,7 +117,14 @@ class RayScorers(RolePool[Rollout, Scored]):
 class RayStages:
     """The three stages on Ray. `close` ends the actors, and what was started for them (`ending`)."""
 
-    def __init__(self, run: config.Run, *, control: DriverControl | None = None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: config.Run,
+        *,
+        control: DriverControl | None = None,
+        say: Callable[[str], None],
+        phase: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.run = run
         self.ending = contextlib.ExitStack()
         self.closed = False
@@ -130,10 +139,10 @@ class RayStages:
         self.scorers = RayScorers(launcher)
         with contextlib.ExitStack() as unless_ready:
             unless_ready.callback(self.close)
-            self._await_ready(say)
+            self._await_ready(say, phase)
             unless_ready.pop_all()
 
-    def _await_ready(self, say: Callable[[str], None]) -> None:
+    def _await_ready(self, say: Callable[[str], None], phase: Callable[[str], None]) -> None:
         """Wait for the learner, and for the first sampler and scorer; the others join when they can."""
         timeout = self.run.workers.start_timeout
         deadline = time.monotonic() + timeout
@@ -147,6 +156,7 @@ class RayStages:
             self.scorers.collect()
             self.recovered = self.faults()
             pools = {**self.pool_status(), "learner": PoolStatus(wanted=1, ready=int(self.learner.ready()))}
+            phase("starting the workers: " + ", ".join(f"{r} {p.ready}/{p.wanted}" for r, p in pools.items()))
             if all(pool.ready for pool in pools.values()):
                 return
             if self.control is not None:
@@ -177,6 +187,14 @@ class RayStages:
             self.learner.draining = leaving = draining_nodes()
             self.samplers.drain_nodes(leaving)
             self.scorers.drain_nodes(leaving)
+            self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        """Find out what the cluster has room for, while workers wait for a place."""
+        unplaced = {pool: pool.status().unplaced for pool in (self.samplers, self.scorers)}
+        free = ray.available_resources() if any(unplaced.values()) else {}
+        for pool, count in unplaced.items():
+            pool.room = room_for(pool.role, len(pool.pool.workers), count, free)
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
         started = time.perf_counter()
@@ -246,6 +264,9 @@ class RayStages:
     def faults(self) -> list[str]:
         recovered, self.recovered = self.recovered, []
         return [*recovered, *self.samplers.faults(), *self.scorers.faults()]
+
+    def notes(self) -> list[Note]:
+        return [*self.samplers.notes(), *self.scorers.notes()]
 
     def close(self) -> None:
         if self.closed:

@@ -1,34 +1,47 @@
-"""pcpo-ray train | evaluate | sample | report | plan | study | bench, and the commands of `operate.py`."""
+"""pcpo-ray train | evaluate | sample | report | plan | study | bench, and the commands of shipped.py and operate.py."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from pcpo_ray import __version__
-from pcpo_ray.commands import bench, operate
+from pcpo_ray.commands import bench, look, operate, shipped
+from pcpo_ray.commands.overrides import TakesOverrides
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
 from pcpo_ray.process import terminal
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with: pcpo-ray train shapes_pcpo --local",
     help="Aligns text-to-image diffusion and flow models with PCPO (arXiv 2509.25774) on Ray.",
 )
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")]
+ConfigPlace = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML config, or a recipe's name, such as shapes_pcpo.")
+]
 RunPlace = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's folder or URL, such as runs/shapes-pcpo, s3://bucket/runs/mine.")
+    str, typer.Argument(metavar="RUN", help="A run's name, folder or URL: demo, runs/demo, s3://bucket/runs/demo.")
 ]
 Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
 
 
-@app.command()
+TRAIN, LOOK, CLUSTER, MEASURE = "Train", "Look", "Cluster", "Measure"
+"""The panels of --help."""
+
+
+def _example(text: str) -> str:
+    return f"Example: {text}"
+
+
+@app.command(cls=TakesOverrides, rich_help_panel=TRAIN, epilog=_example("pcpo-ray train shapes_pcpo steps=40 --local"))
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML config, such as configs/shapes_pcpo.yaml.")],
+    config: ConfigPlace,
     overrides: Overrides = None,
     local: Local = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest whole checkpoint.")] = False,
@@ -40,74 +53,139 @@ def train(
     ] = "runs",
     metrics_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="With --local: where Prometheus finds the run's metrics; 0 is any port."),
+        typer.Option(
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="With --local: where Prometheus finds the run's metrics; 0 is any port.",
+        ),
     ] = None,
+    log_level: Annotated[
+        str, typer.Option(metavar="LEVEL", help="The least grave lines to print: debug, info, warning or error.")
+    ] = "info",
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Print a JSON object a line, also on a terminal.")
+    ] = False,
 ) -> None:
     """Train a model; the run's folder is RUNS/<name>."""
-    from pcpo_ray.commands import train as command
+    from pcpo_ray.commands import begin
 
-    command.train(
-        command.Order(
-            config=config,
-            overrides=overrides or (),
-            local=local,
-            resume=resume,
-            resume_if_started=resume_if_started,
-            runs=runs,
-            metrics_port=metrics_port,
-        )
+    if resume and resume_if_started:
+        raise ConfigError("got --resume and --resume-if-started; give one of them")
+    begin.command(
+        config,
+        overrides or (),
+        local=local,
+        resume="if_started" if resume_if_started else resume,
+        runs=runs,
+        metrics_port=metrics_port,
+        log_level=log_level,
+        log_json=log_json,
     )
 
 
-@app.command()
-def evaluate(folder: RunPlace, overrides: Overrides = None, local: Local = False) -> None:
+@app.command(
+    cls=TakesOverrides, rich_help_panel=LOOK, epilog=_example("pcpo-ray evaluate demo evaluation.count=256 --local")
+)
+def evaluate(
+    folder: RunPlace,
+    overrides: Overrides = None,
+    local: Local = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON object.")] = False,
+) -> None:
     """Evaluate a run's newest checkpoint; prints means, 95% intervals and the pictures' quality.
 
     Overrides, such as evaluation.count=256 or sampling.guidance_scale=3, change how it is evaluated, not the run.
     """
-    from pcpo_ray.commands import evaluate as command
+    from pcpo_ray.commands.waiting import Waiting
+    from pcpo_ray.runs.lines import text
 
-    command.evaluate(folder, overrides or (), local=local)
+    console = Console(markup=False, highlight=False, soft_wrap=True, stderr=as_json)
+    with Waiting("loading torch and diffusers", quiet=as_json) as waiting:
+        from pcpo_ray.commands import evaluate as command
+
+        found = command.evaluate(folder, overrides or (), local=local, say=console.print, waiting=waiting)
+    if as_json:
+        print(text(found.row()))
+    else:
+        console.print("\n".join(command.lines(found)))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray sample demo 'a red ring' --compare"))
 def sample(
     folder: RunPlace,
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="The noise they start from.")] = 0,
+    images: Annotated[int, typer.Option(min=1, help="How many images.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the noise that images start from.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="The model as it was before training.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="A row before training and a row after it, from the same noise.")
+    ] = False,
     strength: Annotated[str, typer.Option(help="Strengths of the run's adapter, such as 0,0.5,1: a row each.")] = "1",
     also: Annotated[
         list[str] | None, typer.Option("--with", help="Another run's adapter, such as runs/other=0,1: a column each.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("sample.png"),
 ) -> None:
-    """Draw pictures of a prompt with a run's newest checkpoint, side by side in one PNG.
+    """Draw images of a prompt with a run's newest checkpoint, side by side in one PNG.
 
     With strengths, base + sum of strength x (adapter - base) is what is drawn with, a cell a combination.
     """
-    from pcpo_ray.commands import sample as command
+    from pcpo_ray.commands.waiting import Waiting
 
-    command.sample(folder, prompt, images=images, seed=seed, base=base, strength=strength, also=also or (), out=out)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    with Waiting("loading the model and drawing"):
+        from pcpo_ray.commands.results import check_writable
+        from pcpo_ray.commands.sample import sample as sampled
+
+        check_writable(out)
+        found = sampled(
+            folder,
+            prompt,
+            images=images,
+            seed=seed,
+            base=base,
+            compare=compare,
+            strength=strength,
+            also=also or (),
+            say=console.print,
+        )
+        found.save(out)
+    console.print(f"{images} images of {prompt!r}: {out}")
 
 
-@app.command()
-def report(folder: RunPlace) -> None:
-    """Write a run's report.html again, from what its folder holds."""
-    from pcpo_ray.commands.report.page import write
-    from pcpo_ray.runs import records
-    from pcpo_ray.runs.places import folder_at
+@app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray report demo --watch"))
+def report(
+    folder: RunPlace,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write it again and again while the run goes on, for an open browser.")
+    ] = False,
+) -> None:
+    """Write a run's report.html from what its folder holds."""
+    from pcpo_ray.commands.report import watching
 
-    with folder_at(folder).fetched(records=True) as home:
-        records.read(home.local)
-        page = write(home.local)
-        Console().print(f"report: {home.put(page)}", markup=False, highlight=False, soft_wrap=True)
+    watching.report(
+        folder, watch=watch, say=lambda line: Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    )
 
 
-@app.command()
+PANELS = {"recipes": TRAIN, "init": TRAIN, "list": LOOK, "status": LOOK, "chaos": MEASURE}
+for name, (command, example) in (shipped.COMMANDS | operate.COMMANDS).items():
+    app.command(
+        name=name,
+        cls=TakesOverrides if command is operate.submit else None,
+        rich_help_panel=PANELS.get(name, CLUSTER),
+        epilog=look.EPILOG if name == "status" else _example(example),
+    )(command)
+
+
+@app.command(
+    cls=TakesOverrides,
+    rich_help_panel=MEASURE,
+    epilog=_example("pcpo-ray plan sd15_pcpo_aesthetic_reweight --gpu 4090"),
+)
 def plan(
-    config: Annotated[Path, typer.Argument(help="A YAML config, such as configs/shapes_pcpo.yaml.")],
+    config: ConfigPlace,
     overrides: Overrides = None,
     gpu: Annotated[str | None, typer.Option(help="What must fit: H200, A100-80, 4090, ...")] = None,
     object_store: Annotated[
@@ -117,13 +195,17 @@ def plan(
     recorded: Annotated[
         Path | None, typer.Option("--from", help="Take each role's speed from a run's folder, such as runs/mine.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object.")] = False,
 ) -> None:
     """Plan a run without starting it: memory by role, what fits, the switches that make it fit, how many workers.
 
-    The model's folder needs its JSON files only, unless --probe is given. Ends with 1 where something does not fit.
+    The model's folder needs no weights, unless --probe is given; the models of recipes need no folder at all. Ends with
+    1 where something does not fit.
     """
+    import contextlib
+
     from pcpo_ray.commands import plan
-    from pcpo_ray.commands.plan import pace, page
+    from pcpo_ray.commands.plan import data, pace, page, stand_ins
     from pcpo_ray.config import files, paths
 
     if probe and recorded is not None:
@@ -131,22 +213,35 @@ def plan(
     run = paths.absolute(files.load(config, overrides or []))
     console = Console()
     room = plan.Budget(gpu=gpu, store=None if object_store is None else object_store * plan.gpus.GIB)
-    planned = plan.plan(run)
-    verdicts = plan.judge(planned, room)
-    page.show(planned, console)
-    page.show_fits(verdicts, console, gpu)
-    if any(verdict.remedies for verdict in verdicts):
-        page.show_together(*plan.together(planned, verdicts, room), console)
+    with contextlib.nullcontext(stand_ins.Sized(run=run)) if probe else stand_ins.sized(run) as sized:
+        planned = sized.named(plan.plan(sized.run))
+        verdicts = plan.judge(planned, room)
+        together = plan.together(planned, verdicts, room) if any(verdict.remedies for verdict in verdicts) else None
+    if not as_json:
+        for note in sized.notes:
+            page.say(console, note)
+        page.show(planned, console)
+        page.show_fits(verdicts, console, gpu)
+        if together is not None:
+            page.show_together(*together, console)
+    found = forecast = None
     if probe or recorded is not None:
-        found = pace.probe(run, console.print) if recorded is None else pace.recorded(recorded, run)
-        page.show_pace(planned, found, pace.forecast(run, found), console)
+        say = Console(stderr=True).print if as_json else console.print
+        found = pace.probe(run, say) if recorded is None else pace.recorded(recorded, run)
+        forecast = pace.forecast(run, found)
+    if as_json:
+        print(data.text(planned, verdicts, together, found, forecast, sized.notes))
+    elif found is not None and forecast is not None:
+        page.show_pace(planned, found, forecast, console)
     if not all(verdict.fits for verdict in verdicts):
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE, epilog=_example("pcpo-ray study studies/credit --local"))
 def study(
-    paths: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Studies, such as configs/studies/*.yaml.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="STUDY...", help="Studies, such as studies/diffusion, or files of them.")
+    ],
     local: Local = False,
     runs: Annotated[Path, typer.Option(help="A study's folder is RUNS/<name>.")] = Path("runs"),
     jobs: Annotated[
@@ -162,9 +257,24 @@ def study(
     running.command(paths, runs, local=local, jobs=jobs, report_only=report_only, console=Console())
 
 
-for command in operate.COMMANDS:
-    app.command()(command)
-app.add_typer(bench.app, name="bench")
+@app.command("config", rich_help_panel=TRAIN, epilog=_example("pcpo-ray config optimizer.schedule"))
+def config_keys(
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY", help="A key, such as optimizer or sampling.process.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema, for editors.")] = False,
+) -> None:
+    """Show the keys of a config: type, default, unit and meaning. docs/config.md has all of them."""
+    from pcpo_ray.commands.reference import schema as schemas
+    from pcpo_ray.commands.reference import terminal as reference
+
+    if schema:
+        typer.echo(schemas.text(), nl=False)
+    else:
+        reference.show(key, Console())
+
+
+app.add_typer(bench.app, name="bench", rich_help_panel=MEASURE)
 
 
 def _version(value: bool) -> None:
@@ -178,15 +288,26 @@ def _options(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
-    if context.invoked_subcommand in {command.__name__ for command in operate.COMMANDS}:
+    if context.invoked_subcommand in {*shipped.COMMANDS, *operate.COMMANDS}:
         terminal.heed()  # they show what goes on elsewhere
+
+
+def _plain_flags(command: Any) -> None:
+    """Have --help show no type for what is either given or not."""
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    for below in getattr(command, "commands", {}).values():
+        _plain_flags(below)
 
 
 def main() -> None:
     """The command: an expected error is one message and exit status 1, an end by monitors 3; Ctrl-C is 130."""
     with terminal.buffered_output():
         try:
-            app(standalone_mode=True)
+            command = typer.main.get_command(app)
+            _plain_flags(command)
+            command(standalone_mode=True)
         except AlarmError as error:
             print(f"ended by monitors: {error}", file=sys.stderr)
             sys.exit(3)

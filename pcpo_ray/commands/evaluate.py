@@ -2,17 +2,17 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from pcpo_ray import config
 from pcpo_ray.commands import opening, session
+from pcpo_ray.commands.results import EvaluationResult
+from pcpo_ray.commands.waiting import Waiting
 from pcpo_ray.errors import ConfigError, RunError
 from pcpo_ray.rewards import quality
 from pcpo_ray.runs import records
+from pcpo_ray.runs.intervals import Estimate
 from pcpo_ray.runs.lines import shown
 from pcpo_ray.runs.places import folder_at
 from pcpo_ray.runs.records import read
@@ -20,31 +20,46 @@ from pcpo_ray.training import inputs
 from pcpo_ray.training.dispatcher import Dispatcher, trouble
 from pcpo_ray.training.evaluation import evaluation_summary, run_evaluation
 
+Say = Callable[[str], None]
 
-def evaluate(place: str, overrides: Sequence[str], *, local: bool) -> None:
-    """Evaluate the newest checkpoint of the run at a path or URL, and print the results. Raises a PcpoError."""
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+
+def evaluate(place: str, overrides: Sequence[str], *, local: bool, say: Say, waiting: Waiting) -> EvaluationResult:
+    """Evaluate the newest checkpoint of the run at a path or URL; `waiting` shows what goes on. Raises a PcpoError."""
     with contextlib.ExitStack() as ending:
         home = ending.enter_context(folder_at(place).fetched(records=True))
         run = read_to_evaluate(home.local, overrides)
-        saved = records.newest_step(home, console.print)
-        ending.enter_context(session.begun(run, local=local, say=console.print))
-        _note_changes(home.local, run, console)
-        assessor = quality.assessor(run, home.local, console.print)
-        stages = session.stages(run, local=local, say=console.print)
+        saved = records.newest_step(home, say)
+        silent = dataclasses.replace(run, notify=None)  # an evaluation sends no messages, and needs no URL for them
+        ending.enter_context(session.begun(silent, local=local, say=say, phase=waiting))
+        _note_changes(home.local, run, say)
+        assessor = quality.assessor(run, home.local, say)
+        stages = session.stages(run, local=local, say=say, phase=waiting)
         ending.callback(stages.close)
         step = stages.learner.restore(home, saved).step
 
         def event(kind: str, **details: object) -> None:
             if line := trouble(kind, details):
-                console.print(line, markup=False, highlight=False)
+                say(line)
 
-        dispatcher = Dispatcher(run, stages, event=event, say=console.print)
+        dispatcher = Dispatcher(run, stages, event=event, say=say, watch=waiting.watch)
         dispatcher.publish(oldest=step)
         prompts, held_out = session.sources(run)
         scored, trained_on = run_evaluation(run, dispatcher, held_out, step, oldest=step, prompts=prompts)
         summary = evaluation_summary(run, scored, trained_on, assessor)
-    _print(console, run, step, summary, prompts=len(scored), trained_on=len(trained_on))
+    return EvaluationResult(
+        config=run,
+        step=step,
+        prompts=len(scored),
+        images=len(scored) * run.evaluation.images,
+        rewards=_estimates(summary["rewards"]),
+        train_prompts=len(trained_on),
+        train_rewards=_estimates(summary.get("train_rewards", {})),
+        quality=summary.get("quality", {}),
+    )
+
+
+def _estimates(rows: Mapping[str, Mapping[str, float | None]]) -> Mapping[str, Estimate]:
+    return {name: Estimate.of(row) for name, row in rows.items()}
 
 
 def read_to_evaluate(folder: Path, overrides: Sequence[str]) -> config.Run:
@@ -73,30 +88,31 @@ def read_to_evaluate(folder: Path, overrides: Sequence[str]) -> config.Run:
     return new
 
 
-def _note_changes(folder: Path, run: config.Run, console: Console) -> None:
-    """Print which files are not what the run began with. Raises RunError if its prompts are among them."""
+def _note_changes(folder: Path, run: config.Run, say: Say) -> None:
+    """Say which files are not what the run began with. Raises RunError if its prompts are among them."""
     for line in opening.changed_inputs(folder, inputs.of_run(run)):
         if line.startswith("prompts."):
             raise RunError(f"{line}, and it says what is held out; give it back")
-        console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {line}")
 
 
-def _print(
-    console: Console, run: config.Run, step: int, summary: Mapping[str, Any], *, prompts: int, trained_on: int
-) -> None:
-    console.print(f"{run.name}, step {step}, {prompts} {run.of_evaluation('prompts')}:")
-    _print_estimates(console, summary["rewards"])
-    if trained_on:
-        console.print(f"{trained_on} training prompts:")
-        _print_estimates(console, summary["train_rewards"])
-    if "quality" in summary:
-        console.print(f"quality, of {prompts * run.evaluation.images} {run.of_evaluation('pictures')}:")
-        for name, value in summary["quality"].items():
-            console.print(f"  {name}: {shown(value, '.4f')}")
+def lines(found: EvaluationResult) -> list[str]:
+    """Describe an evaluation's results in lines."""
+    run = found.config
+    said = [f"{run.name}, step {found.step}, {found.prompts} {run.of_evaluation('prompts')}:"]
+    said += _said(found.rewards)
+    if found.train_prompts:
+        said += [f"{found.train_prompts} training prompts:", *_said(found.train_rewards)]
+    if found.quality:
+        said.append(f"quality, of {found.images} {run.of_evaluation('pictures')}:")
+        said += [f"  {name}: {shown(value, '.4f')}" for name, value in found.quality.items()]
+    return said
 
 
-def _print_estimates(console: Console, estimates: Mapping[str, Mapping[str, float | None]]) -> None:
-    for name, estimate in estimates.items():
-        mean, low, high = (shown(estimate[key], ".4f") for key in ("mean", "low", "high"))
-        interval = "no interval, from so few prompts" if estimate["low"] is None else f"{low} to {high}"
-        console.print(f"  {name}: {mean} ({interval})")
+def _said(estimates: Mapping[str, Estimate]) -> list[str]:
+    said = []
+    for name, one in estimates.items():
+        mean, low, high = (shown(value, ".4f") for value in (one.mean, one.low, one.high))
+        interval = f"{low} to {high}" if one.bounded else "no interval, from so few prompts"
+        said.append(f"  {name}: {mean} ({interval})")
+    return said

@@ -13,8 +13,8 @@ from pcpo_ray.runs.records import read
 from pcpo_ray.training import inputs, monitors
 from pcpo_ray.training.recorder import Recorder
 
-FREE_TO_CHANGE = ("steps", "workers", "trackers", "checkpoints", "monitors")
-"""Keys that a resumed run may change: none of them affects the steps it has already made."""
+FREE_TO_CHANGE = ("steps", "workers", "trackers", "checkpoints", "monitors", "notify")
+"""Keys that a resumed run may change: none of them affects the steps it has already made (`free_to_change`)."""
 
 SHOWN = 5
 """Differences that one message names."""
@@ -44,7 +44,7 @@ def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tupl
     """
     home.take_over(say)
     folder = home.local
-    changed = changes(folder, run, free=FREE_TO_CHANGE)
+    changed = changes(folder, run, free=free_to_change(run))
     if changed.config or changed.files:
         detail = [f"another config: {_some(changed.config)}"] if changed.config else []
         detail += [f"other files: {_some(changed.files)}"] if changed.files else []
@@ -68,6 +68,12 @@ def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tupl
     if changed.own:
         recorder.event("code_changed", changed=changed.own)
     return recorder, found
+
+
+def free_to_change(run: config.Run) -> tuple[str, ...]:
+    """List the keys that a resumed run may change; `steps` is none where the learning rate's schedule ends with it."""
+    ends = run.optimizer.schedule not in config.ENDLESS
+    return tuple(key for key in FREE_TO_CHANGE if not (ends and key == "steps"))
 
 
 @dataclass(frozen=True, kw_only=True)

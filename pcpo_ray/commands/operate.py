@@ -3,6 +3,7 @@
 They join a cluster that is there, at host:port, or reach it over HTTP at its dashboard's address; none starts one.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -11,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pcpo_ray.commands.look import Address, known_name, list_runs, status
 from pcpo_ray.errors import ClusterError, RunError
-from pcpo_ray.runs.lines import text
 
 TAKEN = 60.0
 """Seconds in which a run must take what it is asked."""
@@ -22,21 +23,23 @@ EVERY = 2.0
 
 DASHBOARD = "http://127.0.0.1:8265"
 
-Name = Annotated[str, typer.Argument(help="The name of a run that is going on.")]
-Address = Annotated[
-    str, typer.Option(envvar="RAY_ADDRESS", help="The cluster: host:port, auto, or http://HEAD:8265 from outside.")
-]
+SETTLE = 12.0
+"""Seconds in which workers that a cluster has room for get their place."""
+
+Name = Annotated[str, typer.Argument(metavar="RUN", help="A run that is going on in a cluster: its name or folder.")]
 
 
 def submit(
-    config: Annotated[Path, typer.Argument(help="A YAML config, such as configs/shapes_pcpo.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")] = None,
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A YAML config, or a recipe's name, such as shapes_pcpo.")
+    ],
     runs: Annotated[
         str,
         typer.Option(
             help="Where run folders are: an absolute path that all machines of the cluster share, or a URL of storage."
         ),
-    ] = "",
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")] = None,
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the cluster, http://HEAD:8265.")
     ] = DASHBOARD,
@@ -50,7 +53,7 @@ def submit(
     import tempfile
 
     from pcpo_ray.cluster.control import jobs, package
-    from pcpo_ray.config import files
+    from pcpo_ray.config import files, recipes
     from pcpo_ray.runs import urls
 
     run = files.load(config, overrides or [])
@@ -67,13 +70,20 @@ def submit(
             f"a run named {run.name!r} is going on in this cluster, as job {going[-1]}; "
             "stop it, or give this one another name"
         )
+    from pcpo_ray.commands import submission
+
+    _print("checking the config, the rewards and the prompts before anything is sent")
+    for line in submission.check(run, runs):
+        _print(line)
+    again = ["pcpo-ray", "submit", str(config), *(overrides or []), "--runs", runs]
+    again += [] if address == DASHBOARD else ["--address", address]
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "package.zip"
-        content = package.pack(Path.cwd(), config, run, packed, include=include_secret or ())
+        content = package.pack(Path.cwd(), recipes.located(config), run, packed, include=include_secret or ())
         for line in content.lines():
             _print(line)
         words = ["pcpo-ray", "train", content.name, *(overrides or []), "--runs", runs, "--resume-if-started"]
-        job = jobs.submit(client, run.name, words, packed)
+        job = jobs.submit(client, run.name, words, packed, shlex.join(again))
         size = packed.stat().st_size / 2**20
     _print(f"submitted job {job} with {size:.1f} MiB of files; what may be done with it:")
     there = f"{run.name} --address {address}"
@@ -81,24 +91,6 @@ def submit(
         _print(f"  pcpo-ray {command.format(there)}")
     if follow:
         _follow(client, job, f"pcpo-ray logs {there} --follow")
-
-
-def status(
-    name: Name,
-    address: Address = "auto",
-    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run ends.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, an object a line.")] = False,
-) -> None:
-    """Show a run's state: step, reward, workers, their weights, tasks in flight, restarts and idle time."""
-    if _elsewhere(address, ["status", name, *(["--watch"] if watch else []), *(["--json"] if as_json else [])]):
-        return
-    from pcpo_ray.cluster.control.client import Caller
-
-    caller = Caller(name, address)
-    if as_json:
-        _each(caller.status, watch, lambda found: print(text(found), flush=True))
-    else:
-        _show(caller.status, watch)
 
 
 def scale(
@@ -117,6 +109,7 @@ def scale(
     if not asked:
         raise ClusterError("nothing was asked for; give --samplers, --scorers or --max-staleness")
     options = [word for what, value in asked.items() for word in (f"--{what.replace('_', '-')}", str(value))]
+    name = known_name(name)
     if _elsewhere(address, ["scale", name, *options]):
         return
     from pcpo_ray.cluster.control.client import Caller
@@ -125,10 +118,13 @@ def scale(
     before = caller.status()
     caller.ask(request)
     after = caller.wait(lambda found: request.id in found.get("done", ()), TAKEN, f"{name} to take the request")
+    deadline = time.monotonic() + SETTLE
+    while any(_unsettled(after, what) for what in asked) and time.monotonic() < deadline:
+        time.sleep(EVERY / 4)
+        after = caller.status()
     for what in asked:
         was, now = (_wanted(found, what) for found in (before, after))
-        ready = f", {after[what]['ready']} ready so far" if what != "max_staleness" else ""
-        _print(f"{what}: was {was}, is {now}{ready}")
+        _print(f"{what}: was {was}, is {now}{_readiness(after, what)}")
 
 
 def stop(
@@ -140,6 +136,7 @@ def stop(
     """Stop a run: it finishes the step under way and writes a checkpoint, from which the same command continues it."""
     from pcpo_ray.data.requests import ENDED, Request
 
+    name = known_name(name)
     if _elsewhere(address, ["stop", name, "--timeout", str(timeout), *([] if wait else ["--no-wait"])]):
         return
     from pcpo_ray.cluster.control.client import Caller
@@ -164,6 +161,7 @@ def logs(
     address: Address = "auto",
 ) -> None:
     """The log of a run's newest job, or the events of any run: faults, resizes, checkpoints, versions."""
+    name = known_name(name)
     if events:
         if not _elsewhere(address, ["logs", name, "--events", *(["--follow"] if follow else [])]):
             _events(name, address, follow)
@@ -199,6 +197,7 @@ def chaos(
 
     requests = [Request(fault=fault) for fault in kill or ["sampler"]]  # type: ignore[arg-type]
     faults = [request.fault for request in requests if request.fault is not None]
+    name = known_name(name)
     options = [word for fault in faults for word in ("--kill", fault)] + ["--every", str(every)]
     if _elsewhere(address, ["chaos", name, *options, *([] if count is None else ["--count", str(count)])]):
         return
@@ -207,8 +206,19 @@ def chaos(
     inject_fault(name, faults, every=every, count=count, address=address, say=_print)
 
 
-COMMANDS = (submit, status, scale, stop, logs, chaos)
-"""In the order in which --help lists them."""
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "submit": (
+        submit,
+        "pcpo-ray submit shapes_pcpo name=mine --runs /shared/runs --address http://HEAD:8265",
+    ),
+    "list": (list_runs, "pcpo-ray list runs"),
+    "status": (status, "pcpo-ray status mine --watch"),
+    "scale": (scale, "pcpo-ray scale mine --samplers 4"),
+    "stop": (stop, "pcpo-ray stop mine"),
+    "logs": (logs, "pcpo-ray logs mine --follow"),
+    "chaos": (chaos, "pcpo-ray chaos mine --kill sampler --every 30"),
+}
+"""The commands and an example of each, in the order in which --help lists them."""
 
 
 def _elsewhere(address: str, words: list[str]) -> bool:
@@ -248,21 +258,6 @@ def _each(look: Callable[[], Mapping[str, Any]], watch: bool, show: Callable[[Ma
         show(found)
 
 
-def _show(look: Callable[[], Mapping[str, Any]], watch: bool) -> None:
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    from pcpo_ray.commands.status_text import lines
-
-    console = Console()
-    if not (watch and console.is_terminal):
-        return _each(look, watch, lambda found: _print("\n".join(lines(found))))
-    with Live(console=console, auto_refresh=False) as live:
-        _each(look, watch, lambda found: live.update(Text("\n".join(lines(found))), refresh=True))
-    return None
-
-
 def _events(name: str, address: str, follow: bool) -> None:
     from pcpo_ray.cluster.control.client import Caller
     from pcpo_ray.commands.status_text import event
@@ -277,6 +272,24 @@ def _events(name: str, address: str, follow: bool) -> None:
                 shown = row["time"]
 
     _each(Caller(name, address).status, follow, show)
+
+
+def _unsettled(status: Mapping[str, Any], what: str) -> bool:
+    """Return whether workers of a role may still get a place at once."""
+    if what == "max_staleness":
+        return False
+    size = status[what]
+    return bool(size.get("unplaced") and not size.get("room"))
+
+
+def _readiness(status: Mapping[str, Any], what: str) -> str:
+    if what == "max_staleness":
+        return ""
+    size = status[what]
+    if size.get("room"):
+        return f", {size['ready']} ready; {size['room']}"
+    starting = size["wanted"] - size["ready"]
+    return f", {size['ready']} ready" + (f", {starting} starting" if starting > 0 else "")
 
 
 def _wanted(status: Mapping[str, Any], what: str) -> int:

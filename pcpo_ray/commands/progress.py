@@ -1,69 +1,193 @@
-"""Progress of a run: a live table on a terminal, plain lines elsewhere."""
+"""Progress of a run: on a terminal a block that is redrawn, with lines above that stay; elsewhere stamped lines."""
 
 import contextlib
+import math
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
-from pcpo_ray import config
+from pcpo_ray.commands.block import Shown, interval, kind_of, signed
+from pcpo_ray.commands.log import Level, Log, level_of, prints_in
+from pcpo_ray.commands.status_text import duration
 from pcpo_ray.config import TOTAL
+from pcpo_ray.errors import AlarmError
 from pcpo_ray.runs.lines import shown
+
+if TYPE_CHECKING:
+    from pcpo_ray.config import Run
+
+FRAMES = 2.0
+"""Drawings a second."""
+
+FIRST, LATER = 10.0, 60.0
+"""Seconds without a line after which a phase is named again elsewhere than on a terminal: at first, and at most."""
+
+PHASES = {
+    "publish": "publishing the weights",
+    "sample_and_score": "sampling step {step}",
+    "evaluate": "evaluating step {step}",
+    "learn": "learning step {step}",
+    "checkpoint": "saving the checkpoint of step {step}",
+}
+UNITS = {"sample_and_score": "groups", "evaluate": "images"}
+
+
+def phase_text(phase: str, step: int, done: int = 0, total: int = 0) -> str:
+    """Name a phase of the loop, with how much of it is done."""
+    text = PHASES.get(phase, phase).format(step=step)
+    return f"{text}: {done}/{total} {UNITS.get(phase, '')}".rstrip() if total else text
 
 
 class Display:
     """A context manager that shows a run: call `row` with each recorded line and `say` with anything else.
 
-    Errors while showing do not end the run; `failed` is told of the first.
+    `phase` and `watch` name what goes on. Errors while showing do not end the run; `failed` is told of the first.
     """
 
-    def __init__(self, run: config.Run, console: Console) -> None:
+    def __init__(self, run: "Run", console: Console, *, level: Level = "info", as_json: bool = False) -> None:
         self.run = run
         self.console = console
+        console.file = console.file  # what it is now; `prints_in` puts something else in its place
         self.failed: Callable[[str], None] = lambda message: None
         self.whole = True
-        self.started = time.monotonic()
-        self.step_seconds: list[float] = []
-        self.shown: dict[str, str] = {}
-        self.bar = Progress(
-            TextColumn("{task.description}", style="bold", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
+        self.shown = Shown(
+            name=run.name,
+            steps=run.steps,
+            every=run.evaluation.every,
+            evaluated_as="held-out" if run.evaluation.held_out else "evaluated",
         )
-        self.task = self.bar.add_task(run.name, total=run.steps)
-        self.live = Live(self._render(), console=console, transient=True) if console.is_terminal else None
+        on_terminal = console.is_terminal and not console.is_dumb_terminal and not as_json
+        on_terminal = on_terminal and not console.is_jupyter  # a notebook has room for lines, and no lines to redraw
+        self.log = Log(self._print, level=level, form="bare" if on_terminal else "json" if as_json else "stamped")
+        self.live = (
+            Live(self.shown, console=console, refresh_per_second=FRAMES, redirect_stdout=False, redirect_stderr=False)
+            if on_terminal
+            else None
+        )
+        self.ending = contextlib.ExitStack()
+        self.over = threading.Event()
+        self.again = FIRST
 
     def __enter__(self) -> "Display":
-        if self.live is not None:
-            with self._apart():
-                self.live.start()
+        with self._apart():
+            if not self.console.quiet:  # a quiet run is silent itself, what others print is theirs
+                self.ending.enter_context(prints_in(self.log))
+            if self.live is not None:
+                self.live.start(refresh=True)
+            else:
+                threading.Thread(target=self._repeat, name="progress", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self.live is not None:
-            with self._apart():
-                self.live.stop()
-
-    def say(self, line: str) -> None:
-        """Print a line."""
+        self.over.set()
+        if kind is not None and not issubclass(kind, AlarmError):
+            self.shown.phase = "stopped" if issubclass(kind, KeyboardInterrupt) else "failed"
+        self.shown.ended = True
         with self._apart():
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.ending.close()
+        with self._apart():
+            if self.live is not None:
+                self.live.stop()
+            elif kind is not None and issubclass(kind, Exception) and not issubclass(kind, AlarmError):
+                self.log.write(f"failed: {error}", "error")
+
+    # -- what is shown --------------------------------------------------------------------------------------------
+
+    def say(self, line: str, level: Level | None = None) -> None:
+        """Print a line, above the block; its first words tell the level if none is given."""
+        with self._apart():
+            self.log.write(line, level or level_of(line))
+
+    def phase(self, text: str) -> None:
+        """Name a phase of the start or of the end."""
+        with self._apart():
+            changed = text != self.shown.phase
+            self._enter(text)
+            if self.live is None and changed:
+                self.log.write(text)
+
+    def watch(self, phase: str, step: int, done: int = 0, total: int = 0) -> None:
+        """Show how far a phase of the loop has come."""
+        with self._apart():
+            text = phase_text(phase, step, done, total)
+            if self._enter(text) and self.live is None:
+                self.log.write(kind_of(text), "debug")
+
+    def known(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take the records of the run's earlier life, of which nothing is printed."""
+        with self._apart():
+            for row in rows:
+                if row["kind"] == "evaluation":
+                    self.shown.evaluated(row, TOTAL)
+                else:
+                    self.shown.learned(row, here=False)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Show a step or an evaluation that has just been recorded."""
         with self._apart():
-            line = self._evaluated(row) if row["kind"] == "evaluation" else self._learned(row)
-            if self.live is None:
-                self.say(line)
+            if row["kind"] == "evaluation":
+                self.shown.evaluated(row, TOTAL)
+                self.log.write(self._evaluated(row), record=row)
             else:
-                self.live.update(self._render())
+                self.shown.learned(row)
+                if self.live is None:
+                    self.log.write(self._learned(row), record=row)
+
+    def _evaluated(self, row: Mapping[str, Any]) -> str:
+        changes, trained = row.get("changes") or {}, [reward.name for reward in self.run.rewards]
+        parts: list[str] = []
+        for name in sorted(row["rewards"], key=lambda name: name not in trained):
+            if name == TOTAL:
+                continue
+            mean = (changes.get(name) or {}).get("mean")
+            since = "" if mean is None or not math.isfinite(mean) else f" ({signed(mean)}"
+            if since:
+                since += f"{_bounds(changes[name])} since step 0)" if not parts else ")"
+            parts.append(f"{name} {shown(row['rewards'][name]['mean'])}{since}")
+        measured = row.get("quality", {})
+        parts += [f"{name} {shown(measured[name], '.3g')}" for name in ("frechet", "pairwise") if name in measured]
+        return f"evaluation at step {row['step']}: {', '.join(parts)}"
+
+    def _learned(self, row: Mapping[str, Any]) -> str:
+        first = min(self.shown.rewards)
+        reward = f"reward {shown(row['reward_mean'])} ± {shown(row['reward_std'], '.2g')}"
+        if first < row["step"]:
+            change = row["reward_mean"] - self.shown.rewards[first][0]
+            reward += f" ({signed(change)} since step {first})"
+        parts = [
+            reward,
+            f"clip fraction {shown(row['clip_fraction'], '.1%')}",
+            f"{row['samples_per_second']:.1f} images/s",
+            self.shown.time_left(),
+            "idle " + ", ".join(f"{role} {share:.0%}" for role, share in row["idle"].items()),
+        ]
+        return f"step {row['step']}/{self.run.steps}: " + "; ".join(part for part in parts if part)
+
+    # -- how it is shown ------------------------------------------------------------------------------------------
+
+    def _enter(self, text: str) -> bool:
+        new = self.shown.enter(text)
+        if new:
+            self.again = FIRST
+        return new
+
+    def _repeat(self) -> None:
+        """Name the phase again where nothing was printed for long: a log in which nothing moves looks like a hang."""
+        while not self.over.wait(1.0):
+            silent = time.monotonic() - self.log.wrote
+            if silent < self.again:
+                continue
+            self.again = min(2 * self.again, LATER)
+            with self._apart():
+                self.log.write(f"{self.shown.phase}, {duration(time.monotonic() - self.shown.phase_began)}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
@@ -74,34 +198,7 @@ class Display:
                 self.whole = False
                 self.failed(f"a line could not be shown: {type(error).__name__}: {error}")
 
-    def _evaluated(self, row: Mapping[str, Any]) -> str:
-        means = {name: value["mean"] for name, value in row["rewards"].items() if name != TOTAL}
-        text = ", ".join(f"{name} {shown(mean)}" for name, mean in means.items())
-        measured = row.get("quality", {})
-        text += "".join(
-            f", {name} {shown(measured[name], '.3g')}" for name in ("frechet", "pairwise") if name in measured
-        )
-        self.shown[f"{self.run.of_evaluation('prompts')} ({row['images']} images, step {row['step']})"] = text
-        return f"evaluation at step {row['step']}: {text}"
 
-    def _learned(self, row: Mapping[str, Any]) -> str:
-        self.step_seconds.append(row["seconds"])
-        recent = self.step_seconds[-10:]
-        left = (self.run.steps - row["step"]) * sum(recent) / len(recent)
-        idle = ", ".join(f"{role} {share:.0%}" for role, share in row["idle"].items())
-        now = {
-            "reward": f"{shown(row['reward_mean'])} ± {shown(row['reward_std'], '.2g')}",
-            "clip fraction": f"{row['clip_fraction']:.1%}",
-            "samples/s": f"{row['samples_per_second']:.1f}",
-            "seconds left": f"{left:.0f}",
-            "waiting": idle,
-        }
-        self.shown.update(now)
-        self.bar.update(self.task, completed=row["step"])
-        return f"step {row['step']}/{self.run.steps}: " + "; ".join(f"{name} {text}" for name, text in now.items())
-
-    def _render(self) -> Group:
-        table = Table.grid(padding=(0, 2))
-        for name, text in self.shown.items():
-            table.add_row(Text(name, style="dim"), Text(text))
-        return Group(self.bar, table)
+def _bounds(change: Mapping[str, Any]) -> str:
+    bounds = interval(change)
+    return f", {bounds.strip(' ()')}" if bounds else ""

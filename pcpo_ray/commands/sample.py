@@ -1,12 +1,12 @@
 """`pcpo-ray sample`: sample images of a prompt with a run's newest checkpoint, or with composed adapters."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from pcpo_ray import config, models
 from pcpo_ray.commands import opening, sample_grid
+from pcpo_ray.commands.results import SampleResult
 from pcpo_ray.errors import ConfigError
 from pcpo_ray.runs import records
 from pcpo_ray.runs.places import folder_at
@@ -14,27 +14,52 @@ from pcpo_ray.training import inputs
 
 
 def sample(
-    place: str, prompt: str, *, images: int, seed: int, base: bool, strength: str, also: Sequence[str], out: Path
-) -> None:
-    """Write images of a prompt to a PNG file; `strength` and `also` compose adapters. Raises a PcpoError."""
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    place: str,
+    prompt: str,
+    *,
+    images: int,
+    seed: int,
+    base: bool,
+    compare: bool,
+    strength: str,
+    also: Sequence[str],
+    say: Callable[[str], None],
+) -> SampleResult:
+    """Sample images of a prompt; `compare` before and after training, `strength` and `also` with composed adapters.
+
+    Raises a PcpoError.
+    """
     composed = bool(also) or strength != "1"
     if composed and base:
         raise ConfigError("got --base, which is the model without adapters, with --strength or --with; give one")
+    if compare and (base or composed):
+        raise ConfigError("got --compare, which draws before and after, with --base, --strength or --with; give one")
     with contextlib.ExitStack() as ending:
 
         def fetched(place: str) -> Path:
-            home = folder_at(place).fetched(newest=composed or not base, say=console.print)
+            home = folder_at(place).fetched(newest=composed or not base, say=say)
             return ending.enter_context(home).local
 
         here = fetched(place)
         run = records.read(here)
         for line in opening.changed_inputs(here, inputs.of_model(run.model)):
-            console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+            say(f"note: {line}")
+        if unknown := unknown_words(run, prompt):
+            say(
+                f"note: not of the embedded world's words: {', '.join(unknown)}; its models know captions such as "
+                "'a red circle above a blue square' only"
+            )
         if composed:
             adapters = [sample_grid.parse(f"{here}={strength}"), *(sample_grid.parse(text, fetched) for text in also)]
-            sample_grid.grid(adapters, prompt, images=images, seed=seed, out=out, say=console.print)
-        else:
-            checkpoint = None if base else records.newest_checkpoint(here, console.print)
-            sample_grid.plain(run, checkpoint, prompt, images=images, seed=seed, out=out)
-    console.print(f"{images} pictures of {prompt!r}: {out}", markup=False, highlight=False, soft_wrap=True)
+            return sample_grid.grid(adapters, prompt, images=images, seed=seed, say=say)
+        before = [None] if base or compare else []
+        after = [] if base else [records.newest_checkpoint(here, say)]
+        return sample_grid.plain(run, [*before, *after], prompt, images=images, seed=seed)
+
+
+def unknown_words(run: config.Run, prompt: str) -> list[str]:
+    """Return the words of a prompt that the embedded world does not have, where the run's model draws that world."""
+    from pcpo_ray.shapes import CHECKPOINTS, captions
+
+    folder = models.folder_of(run.model)
+    return captions.unknown_words(prompt) if folder.is_relative_to(CHECKPOINTS) else []

@@ -1,4 +1,4 @@
-"""Images of a prompt in one PNG, with one run's weights or with several adapters composed at inference.
+"""Images of a prompt, with one run's weights or with several adapters composed at inference.
 
 The prediction is base + sum over adapters k of s_k (adapter_k - base); s = 1 of one adapter is that adapter itself.
 """
@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pcpo_ray import config
+from pcpo_ray.commands.results import SampleResult
+from pcpo_ray.config.files import differing
 from pcpo_ray.data import tensors
 from pcpo_ray.data.types import Prompt, Task
 from pcpo_ray.errors import RunError
@@ -40,34 +42,39 @@ def parse(text: str, folder_of: Callable[[str], Path] = Path) -> Strengths:
     return Strengths(folder=folder_of(folder), values=values)
 
 
-def check_writable(out: Path) -> None:
-    """Check that `out` can be a PNG file. Raises RunError."""
-    if out.suffix != ".png" or not out.parent.is_dir():
-        raise RunError(f"pictures cannot be written to {out}; expected a name ending in .png in a folder that exists")
+def plain(run: config.Run, found: Sequence[Path | None], prompt: str, *, images: int, seed: int) -> SampleResult:
+    """Sample a row of images with each checkpoint's weights, all rows from the same noise.
 
-
-def plain(run: config.Run, checkpoint: Path | None, prompt: str, *, images: int, seed: int, out: Path) -> None:
-    """Write images side by side, with a checkpoint's weights (None: the model before training). Raises RunError."""
-    check_writable(out)
-    from PIL import Image
-
+    None is the model before training; it has no weights to load, so it comes first.
+    """
     sampler = Sampler(dataclasses.replace(run, seed=seed), tensors.device_here())
-    if checkpoint is not None:
-        distributed.load_parameters(checkpoint, checkpoints.read(checkpoint).best, sampler.policy.denoiser.trainable())
-    Image.fromarray(_row(sampler, prompt, images)).save(out)
+    rows = {}
+    for checkpoint in found:
+        if checkpoint is not None:
+            trained = sampler.policy.denoiser.trainable()
+            distributed.load_parameters(checkpoint, checkpoints.read(checkpoint).best, trained)
+        rows[_label(checkpoint)] = [_drawn(sampler, prompt, images)]
+    names = [f"seed {seed}, {number}" for number in range(1, images + 1)]
+    return SampleResult(prompt=prompt, cells=list(rows.values()), rows=list(rows), names=names)
+
+
+def _label(checkpoint: Path | None) -> str:
+    return "before training" if checkpoint is None else f"after step {checkpoints.step_of(checkpoint.name)}"
 
 
 def grid(
-    adapters: Sequence[Strengths], prompt: str, *, images: int, seed: int, out: Path, say: Callable[[str], None]
-) -> None:
-    """Write a grid of all combinations of strengths: the first adapter's down, the others' across. Raises RunError."""
-    check_writable(out)
+    adapters: Sequence[Strengths], prompt: str, *, images: int, seed: int, say: Callable[[str], None]
+) -> SampleResult:
+    """Sample all combinations of strengths: the first adapter's down, the others' across. Raises RunError."""
     read = [records.read(adapter.folder) for adapter in adapters]
     for adapter, run in zip(adapters, read, strict=True):
-        if run.model != read[0].model or not isinstance(run.model.train, config.Lora):
+        if not isinstance(run.model.train, config.Lora):
+            raise RunError(f"{adapter.folder} trains the whole model; adapters compose: expected model.train.kind=lora")
+        if run.model != read[0].model:
+            changed = differing(dataclasses.asdict(read[0].model), dataclasses.asdict(run.model), "model")
             raise RunError(
-                f"{adapter.folder} trains {run.model}; adapters compose on one model, as LoRA of one shape: "
-                f"expected {read[0].model} with model.train.kind=lora"
+                f"{adapter.folder} trains another model than {adapters[0].folder}, and adapters compose on one model "
+                f"only: {'; '.join(f'{key} {text}' for key, text in changed.items())}"
             )
     # credit `interpolate` would mix in the reference a second time
     own = dataclasses.replace(read[0], seed=seed, credit=config.Native())
@@ -84,16 +91,17 @@ def grid(
         cells = []
         for others in across:
             sampler.policy.compose(list(zip(loaded, (first, *others), strict=True)))
-            cells.append(_row(sampler, prompt, images))
+            cells.append(_drawn(sampler, prompt, images))
         rows.append(cells)
     names = [adapter.folder.name for adapter in adapters]
     columns = [
         ", ".join(f"{name} {value:g}" for name, value in zip(names[1:], others, strict=True)) for others in across
     ]
-    _save(rows, [f"{names[0]} {value:g}" for value in adapters[0].values], columns, prompt, out)
+    labels = [f"{names[0]} {value:g}" for value in adapters[0].values]
+    return SampleResult(prompt=prompt, cells=rows, rows=labels, columns=columns)
 
 
-def _row(sampler: Sampler, prompt: str, images: int) -> UInt8[np.ndarray, "H W 3"]:
+def _drawn(sampler: Sampler, prompt: str, images: int) -> UInt8[np.ndarray, "N H W 3"]:
     task = Task(
         step=0,
         position=0,
@@ -103,23 +111,4 @@ def _row(sampler: Sampler, prompt: str, images: int) -> UInt8[np.ndarray, "H W 3
         purpose="evaluate",
     )
     _, drawn = sampler.sample(task)
-    return np.concatenate(list(drawn), axis=1)
-
-
-def _save(cells: list[list[np.ndarray]], rows: list[str], columns: list[str], title: str, out: Path) -> None:
-    """Save the cells as one figure, with the strengths along its edges."""
-    from matplotlib.figure import Figure
-
-    height, width = cells[0][0].shape[:2]
-    figure = Figure(figsize=(1.0 + 1.6 * len(columns) * width / height, 0.7 + 1.6 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for r, c in itertools.product(range(len(rows)), range(len(columns))):
-        axis = axes[r][c]
-        axis.imshow(cells[r][c], interpolation="nearest")
-        axis.set(xticks=[], yticks=[])
-        if c == 0:
-            axis.set_ylabel(rows[r])
-        if r == 0:
-            axis.set_title(columns[c], fontsize="medium")
-    figure.suptitle(title)
-    figure.savefig(out, dpi=150)
+    return drawn

@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from pcpo_ray.errors import ClusterError, RunError
 from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
 from pcpo_ray.models import lora_file, steps
 from pcpo_ray.rewards import quality
+from pcpo_ray.training import notifier, own_advantage
 from pcpo_ray.training.stages import Stages
-from pcpo_ray.workers.learner import mini_batches
+from pcpo_ray.workers.learner import learning_rate, mini_batches, optimizers, own_objective
 
 
 def check(run: config.Run) -> None:
@@ -27,13 +29,32 @@ def check(run: config.Run) -> None:
 
 def check_files(run: config.Run) -> None:
     """Check that every file the run reads exists. Raises a PcpoError."""
-    models.folder_of(run.model)
-    if isinstance(run.model.train, config.Lora) and run.model.train.start is not None:
-        lora_file.find(Path(run.model.train.start))
-    for reward in (*run.rewards, *run.evaluation.rewards):
-        rewards.check(reward)
-    quality.check(run)
-    prompts.sources(run)
+    for part in file_checks(run):
+        part()
+
+
+def file_checks(run: config.Run) -> list[Callable[[], object]]:
+    """List the checks of the files and of the user's own code that the run needs, each of which raises a PcpoError."""
+    start = run.model.train.start if isinstance(run.model.train, config.Lora) else None
+    return [
+        partial(models.folder_of, run.model),
+        *([partial(lora_file.find, Path(start))] if start is not None else []),
+        *(partial(rewards.check, reward) for reward in (*run.rewards, *run.evaluation.rewards)),
+        partial(quality.check, run),
+        *(partial(prompts.check_own, asked) for asked in (run.prompts, run.evaluation.prompts)),
+        partial(prompts.sources, run),
+        *([partial(notifier.url_of, run.notify)] if run.notify is not None else []),
+        partial(check_own_code, run),
+    ]
+
+
+def check_own_code(run: config.Run) -> None:
+    """Check the user's own credit, advantage, objective and optimizer, each on a few numbers. Raises a PcpoError."""
+    if isinstance(run.credit, config.CustomCredit):
+        steps.CREDIT.find(run.credit.kind, run.credit.options)  # its weights follow from the schedule: check_steps
+    own_advantage.check(run)
+    own_objective.check(run)
+    optimizers.check(run)
 
 
 def check_steps(run: config.Run) -> None:
@@ -41,6 +62,7 @@ def check_steps(run: config.Run) -> None:
 
     The first call takes seconds, as it imports diffusers.
     """
+    learning_rate.check(run)
     folder = models.folder_of(run.model)
     mini_batches.check_ranks(run, steps.trained_steps(run))
     if run.evaluation.sampling is not None:
@@ -63,16 +85,20 @@ def frozen() -> Iterator[None]:
 
 
 @contextmanager
-def begun(run: config.Run, *, local: bool, say: Callable[[str], None]) -> Iterator[None]:
+def begun(
+    run: config.Run, *, local: bool, say: Callable[[str], None], phase: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
     """Check that a run can start, and connect to Ray unless `local`; what this starts ends with the block.
 
     Raises what `check` raises, and ClusterError.
     """
+    phase("checking the model, the rewards and the prompts")
     check_files(run)
     if local:
         check_steps(run)
         yield
         return
+    phase("joining the cluster" if os.environ.get("RAY_ADDRESS", "local") != "local" else "starting Ray")
     from pcpo_ray.cluster import groups
     from pcpo_ray.cluster.connect import joined_cluster
 
@@ -87,7 +113,14 @@ def sources(run: config.Run) -> tuple[prompts.PromptSource, prompts.PromptSource
     return prompts.sources(run)
 
 
-def stages(run: config.Run, *, local: bool, say: Callable[[str], None], announced: bool = False) -> Stages:
+def stages(
+    run: config.Run,
+    *,
+    local: bool,
+    say: Callable[[str], None],
+    phase: Callable[[str], None] = lambda text: None,
+    announced: bool = False,
+) -> Stages:
     """Start the run's workers, in this process or on Ray; an `announced` run can be found there by its name."""
     if local:
         if run.workers.learner.ranks > 1:
@@ -97,10 +130,10 @@ def stages(run: config.Run, *, local: bool, say: Callable[[str], None], announce
             )
         from pcpo_ray.training.local import LocalStages
 
-        return LocalStages(run)
+        return LocalStages(run, phase)
     from pcpo_ray.cluster.connect import connect
 
-    return connect(run, say, announced=announced)
+    return connect(run, say, phase=phase, announced=announced)
 
 
 def meter(run: config.Run, *, local: bool, port: int | None, say: Callable[[str], None]) -> MetricsReporter:

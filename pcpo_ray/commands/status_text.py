@@ -1,5 +1,6 @@
 """A run's status (status.py) as a person reads it."""
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,23 +31,50 @@ def duration(seconds: float) -> str:
 
 
 def _subjects(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    step, steps, seconds = status["step"], status["steps"], status.get("seconds")
-    left = f", {seconds:.1f} s a step, {duration((steps - step) * seconds)} left" if seconds else ""
-    yield "run", f"{status['run']}: {status['state']}, step {step} of {steps}{left}"
+    step, steps, seconds, state = status["step"], status["steps"], status.get("seconds"), status["state"]
+    ended = state in ENDED or state == "lost"
+    left = f", {seconds:.1f} s a step" if seconds else ""
+    left += f", {duration((steps - step) * seconds)} left" if seconds and not ended else ""
+    yield "run", f"{status['run']}: {state}, step {step} of {steps or '?'}{left}"
     yield "error", status.get("error", "")
     yield "reward", _reward(status)
     for role in ("samplers", "scorers"):
-        size = status[role]
-        versions = ", ".join(f"{name} {_version(version)}" for name, version in size.get("versions", {}).items())
-        yield role, f"{size['wanted']} wanted, {size['ready']} ready" + (f"; weights: {versions}" if versions else "")
-    yield "in flight", _in_flight(status)
+        if not ended and role in status:
+            yield role, _pool(status[role])
+    yield "in flight", "" if ended else _in_flight(status)
     yield "restarts", _restarts(status)
     yield "idle", ", ".join(f"{role} {share:.0%}" for role, share in status.get("idle", {}).items())
-    yield "waits for", status.get("waiting", "") if status["state"] not in ENDED else ""
+    waiting = status.get("waiting", "")
+    yield "waits for" if state == "starting" else "phase", waiting if not ended else ""
     yield "checkpoint", status.get("checkpoint") or ""
+    yield "folder", status.get("place") or ""
+    yield "job", status.get("job") or ""
+    yield "heard", _heard(status, ended=ended)
+    yield from _next(status)
+
+
+def _heard(status: Mapping[str, Any], *, ended: bool) -> str:
     age = status.get("age", 0.0)
-    busy = "; it is busy with something long, or hangs" if age > OLD else ""
-    yield "heard", f"{duration(age)} ago{busy}"
+    if status.get("stored"):
+        return f"{duration(age)} ago, as storage has it: records go there with evaluations and checkpoints"
+    lives = "its process lives and is busy" if status.get("alive") else "it is busy"
+    busy = f"; {lives} with something long, or hangs" if age > OLD and not ended else ""
+    return f"{duration(age)} ago{busy}"
+
+
+def _next(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what to do with a run that has ended."""
+    place, again = status.get("place"), status.get("again")
+    if status["state"] == "finished" and place:
+        yield "next", f"pcpo-ray evaluate {shlex.quote(place)}, or sample, or report"
+    elif status["state"] in ("stopped", "failed", "lost") and again:
+        yield "go on", again
+
+
+def _pool(size: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {_version(version)}" for name, version in size.get("versions", {}).items())
+    room = f" ({size['room']})" if size.get("room") else ""
+    return f"{size['wanted']} wanted, {size['ready']} ready{room}" + (f"; weights: {versions}" if versions else "")
 
 
 def _version(version: int | None) -> str:
@@ -56,7 +84,7 @@ def _version(version: int | None) -> str:
 def _reward(status: Mapping[str, Any]) -> str:
     found = []
     if status.get("reward") is not None:
-        found.append(f"{shown(status['reward'])} ± {shown(status['reward_std'], '.2g')}")
+        found.append(f"{shown(status['reward'])} ± {shown(status.get('reward_std'), '.2g')}")
     if status.get("evaluated"):
         means = ", ".join(f"{name} {shown(mean)}" for name, mean in status["evaluated"].items() if name != "reward")
         found.append(f"evaluated at step {status['evaluated_step']}: {means}")
@@ -73,7 +101,7 @@ def _in_flight(status: Mapping[str, Any]) -> str:
 
 
 def _restarts(status: Mapping[str, Any]) -> str:
-    found = {role: status[role].get("losses", {}) for role in ("samplers", "scorers")}
+    found = {role: status.get(role, {}).get("losses", {}) for role in ("samplers", "scorers")}
     texts = [
         f"{role} {', '.join(f'{count} {cause}' for cause, count in losses.items())}"
         for role, losses in found.items()

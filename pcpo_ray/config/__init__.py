@@ -8,6 +8,9 @@ from pcpo_ray.config.algorithm import (
     BatchAdvantage,
     ClippedRatio,
     Credit,
+    CustomAdvantage,
+    CustomCredit,
+    CustomObjective,
     GroupAdvantage,
     HistoryAdvantage,
     Interpolate,
@@ -37,7 +40,8 @@ from pcpo_ray.config.evaluation import (
     ShapesReference,
 )
 from pcpo_ray.config.model import BACKBONES, Backbone, Full, Lora, Model
-from pcpo_ray.config.prompts import CaptionForm, PromptFile, Prompts, ShapesPrompts
+from pcpo_ray.config.notify import Notify
+from pcpo_ray.config.prompts import CaptionForm, CustomPrompts, PromptFile, Prompts, ShapesPrompts
 from pcpo_ray.config.rewards import (
     OUR_NAMES,
     SHIPPED_REWARDS,
@@ -68,11 +72,12 @@ from pcpo_ray.config.sampling import (
     Window,
 )
 from pcpo_ray.config.shipped import ClipModel, Scale, ShippedReward
-from pcpo_ray.config.training import Checkpoints, Optimizer, Rollout
+from pcpo_ray.config.training import ENDLESS, Checkpoints, Optimizer, Rollout
 from pcpo_ray.config.workers import ROLLOUT_STORE_FRACTION, LearnerRole, Role, Workers
 
 __all__ = [
     "BACKBONES",
+    "ENDLESS",
     "FEWEST",
     "NUMBER",
     "OUR_NAMES",
@@ -95,6 +100,10 @@ __all__ = [
     "ConstantNoise",
     "Count",
     "Credit",
+    "CustomAdvantage",
+    "CustomCredit",
+    "CustomObjective",
+    "CustomPrompts",
     "CustomReward",
     "Ddim",
     "DinoFeatures",
@@ -122,6 +131,7 @@ __all__ = [
     "Native",
     "NonNegative",
     "NonNegativeInt",
+    "Notify",
     "Objective",
     "Optimizer",
     "PickScore",

@@ -1,11 +1,22 @@
 """The method: the credit of each step, the advantages, and the objective."""
 
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Gt, Lt
-from pydantic import Discriminator
 
-from pcpo_ray.config.base import NUMBER, Count, Family, NonNegative, Positive, config
+from pcpo_ray.config.base import (
+    FAMILIES,
+    NUMBER,
+    ByKind,
+    Count,
+    Family,
+    NonNegative,
+    Options,
+    OwnKind,
+    Positive,
+    config,
+)
 
 # -- credit ------------------------------------------------------------------------------------------------------------
 # `families` names the model families that a kind is defined for. `changes_sampler` tells whether it also samples
@@ -41,28 +52,31 @@ class Released:
 
     kind: Literal["released"] = "released"
     w_star: Positive = 4.5
+    """The weight w* at which the sampler's noise is solved for."""
 
 
 @config
 class Variance:
-    """The minus root at `w_star` (null: the smallest feasible one), with weights that are literally constant."""
+    """The minus root at `w_star`, with weights that are literally constant."""
 
     families: ClassVar[tuple[Family, ...]] = ("diffusion",)
     changes_sampler: ClassVar[bool] = True
 
     kind: Literal["variance"] = "variance"
     w_star: Positive | None = None
+    """The weight of every trained step; null: the smallest that all of them can have."""
 
 
 @config
 class Interpolate:
-    """Prediction = reference + lambda (policy - reference), with every weight `w_star` (null: the native mean)."""
+    """Prediction = reference + lambda (policy - reference), with every weight `w_star`."""
 
     families: ClassVar[tuple[Family, ...]] = ("diffusion",)
     changes_sampler: ClassVar[bool] = True
 
     kind: Literal["interpolate"] = "interpolate"
     w_star: Positive | None = None
+    """The weight of every trained step; null: the mean of the native weights."""
 
 
 @config
@@ -79,19 +93,31 @@ class Proportionate:
 class Tilted:
     """Reweight (diffusion) or proportionate (flow) weights, times a factor that falls linearly along the steps.
 
-    The factor is 1 + `slope` at the first trained step and 1 - `slope` at the last. A slope above 0 favours early,
-    noisy steps, one below 0 late steps. Ours: not in a paper.
+    The factor is 1 + `slope` at the first trained step and 1 - `slope` at the last. Ours: not in a paper.
     """
 
     families: ClassVar[tuple[Family, ...]] = ("diffusion", "flow")
     changes_sampler: ClassVar[bool] = False
 
     kind: Literal["tilted"] = "tilted"
-    slope: Annotated[float, NUMBER, Gt(-1), Lt(1)]
+    slope: Annotated[float, Gt(-1), Lt(1), NUMBER]
+    """Above 0 it favours early, noisy steps; below 0, late ones."""
+
+
+@config
+class CustomCredit:
+    """Weights of the user's own on the native sampler: `kind` is `package.module:name` (docs/plugging_in.md)."""
+
+    families: ClassVar[tuple[Family, ...]] = FAMILIES
+    changes_sampler: ClassVar[bool] = False
+
+    kind: OwnKind
+    options: Options = field(default_factory=dict)
+    """Keyword arguments of your class or function."""
 
 
 Credit = Annotated[
-    Native | Reweight | Released | Variance | Interpolate | Proportionate | Tilted, Discriminator("kind")
+    Native | Reweight | Released | Variance | Interpolate | Proportionate | Tilted | CustomCredit, ByKind()
 ]
 
 # -- advantages --------------------------------------------------------------------------------------------------------
@@ -103,9 +129,13 @@ class GroupAdvantage:
 
     kind: Literal["group"] = "group"
     scale: Literal["group", "batch"] = "group"
+    """The std that divides: of the image's group, or of the whole batch."""
     correction: Literal[0, 1] = 1
+    """1 divides by n - 1 in the std, 0 by n."""
     epsilon: NonNegative = 1e-8
+    """The number added to the std before dividing."""
     clip: Positive = 5.0
+    """The largest magnitude that an advantage may have."""
 
 
 @config
@@ -114,9 +144,13 @@ class HistoryAdvantage:
 
     kind: Literal["prompt_history"] = "prompt_history"
     buffer: Count = 32
+    """The number of a prompt's newest scores that are remembered."""
     minimum: Count = 16
+    """The fewest scores from which a prompt's own statistics are used."""
     epsilon: NonNegative = 1e-6
+    """The number added to the std before dividing."""
     clip: Positive = 5.0
+    """The largest magnitude that an advantage may have."""
 
     def __post_init__(self) -> None:
         if self.minimum > self.buffer:
@@ -132,38 +166,52 @@ class BatchAdvantage:
 
     kind: Literal["batch"] = "batch"
     epsilon: NonNegative = 1e-6
+    """The number added to the std before dividing."""
     clip: Positive = 5.0
+    """The largest magnitude that an advantage may have."""
 
 
-Advantage = Annotated[GroupAdvantage | HistoryAdvantage | BatchAdvantage, Discriminator("kind")]
+@config
+class CustomAdvantage:
+    """Advantages of the user's own: `kind` is `package.module:name` (docs/plugging_in.md)."""
+
+    kind: OwnKind
+    options: Options = field(default_factory=dict)
+    """Keyword arguments of your class or function."""
+    clip: Positive = 5.0
+    """The largest magnitude that an advantage may have."""
+
+
+Advantage = Annotated[GroupAdvantage | HistoryAdvantage | BatchAdvantage | CustomAdvantage, ByKind()]
 
 # -- the objective -----------------------------------------------------------------------------------------------------
 
 
 @config
 class Surrogate:
-    """The settings that both surrogates share.
-
-    `clip_scale` weight gives each step the clip range `clip_range` times its weight over the mean weight, because its
-    log-ratio spreads in proportion to its weight. `step_loss` noise multiplies each step's loss, outside the clip, by
-    the std of its noise over the mean std (TempFlow-GRPO, arXiv 2508.04324). The loss gains `kl` times the KL
-    divergence from the reference, which is the model under the adapter.
-
-    `correction` (null: none) weights samples of older weights by the ratio of the present density to theirs, at most
-    this much (V-trace, arXiv 1802.01561), and takes log-ratios against the present weights.
-
-    `log_ratio` replay is the difference of two log-probabilities of the stored latents, as in code without the
-    decomposed form. Rounding makes it differ from 0 at equal weights, so a run is not stopped for that. It is for
-    comparisons. `flow_cps` is the published log-ratio of Flow-CPS (arXiv 2509.05952), whose log-probability leaves out
-    1 / (2 std^2): it is 2 std^2 times the decomposed one.
-    """
+    """The settings that all objectives share."""
 
     clip_range: Positive = 1e-4
+    """The distance from 0 beyond which a log-ratio's gradient is cut off."""
     clip_scale: Literal["constant", "weight"] = "constant"
+    """`weight` multiplies each step's clip range by its weight over the mean weight, as its log-ratio spreads so."""
     step_loss: Literal["uniform", "noise"] = "uniform"
+    """`noise` multiplies a step's loss by its noise's std over the mean std (TempFlow-GRPO, arXiv 2508.04324)."""
     kl: NonNegative = 0.0
+    """The factor of the KL divergence from the model under the adapter, which is added to the loss."""
     correction: Positive | None = None
+    """The largest importance weight of samples from older weights (V-trace, arXiv 1802.01561); null: none are used.
+
+    Log-ratios are then taken against the present weights.
+    """
     log_ratio: Literal["decomposed", "replay", "flow_cps"] = "decomposed"
+    """The formula of the log-ratio; `replay` and `flow_cps` are for comparisons with other code.
+
+    `replay` is the difference of two log-probabilities of the stored latents, as in code without the decomposed form.
+    Rounding makes it differ from 0 at equal weights, so a run is not stopped for that. `flow_cps` is the published
+    log-ratio of Flow-CPS (arXiv 2509.05952), whose log-probability leaves out 1 / (2 std^2): it is 2 std^2 times the
+    decomposed one.
+    """
 
 
 @config
@@ -180,4 +228,13 @@ class LogHinge(Surrogate):
     kind: Literal["log_hinge"] = "log_hinge"
 
 
-Objective = Annotated[ClippedRatio | LogHinge, Discriminator("kind")]
+@config
+class CustomObjective(Surrogate):
+    """A loss of the user's own for each (image, step) pair: `kind` is `package.module:name` (docs/plugging_in.md)."""
+
+    kind: OwnKind
+    options: Options = field(default_factory=dict)
+    """Keyword arguments of your class or function."""
+
+
+Objective = Annotated[ClippedRatio | LogHinge | CustomObjective, ByKind()]

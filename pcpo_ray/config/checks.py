@@ -109,6 +109,25 @@ def micro_batch_can_be_tried(run: "Run") -> None:
         )
 
 
+def optimizer_fits_what_is_trained(run: "Run") -> None:
+    """Refuse 8-bit moments of sharded weights, and an exemption from weight decay that exempts nothing."""
+    optimizer = run.optimizer
+    if optimizer.kind == "adamw8bit" and run.workers.learner.strategy == "fsdp2":
+        raise ValueError(
+            "optimizer.kind is adamw8bit with workers.learner.strategy=fsdp2, and its moments cannot be split over "
+            "ranks; set optimizer.kind=adamw, whose moments fsdp2 splits, or workers.learner.strategy=ddp"
+        )
+    if not optimizer.decay_norms_and_biases and not isinstance(run.model.train, Full):
+        raise ValueError(
+            "optimizer.decay_norms_and_biases is false with model.train.kind=lora, which trains neither; leave it out"
+        )
+    if optimizer.warmup >= run.steps:
+        raise ValueError(
+            f"optimizer.warmup is {optimizer.warmup} of {run.steps} steps, so the learning rate never reaches its full "
+            "value; use fewer"
+        )
+
+
 def kinds_fit_the_family(run: "Run") -> None:
     """Refuse a shift, a sampling process or a credit kind that the model's family does not have."""
     family = run.model.backbone.family
@@ -119,7 +138,7 @@ def kinds_fit_the_family(run: "Run") -> None:
         ("credit.kind", run.credit.kind, Credit),
     ):
         expected = kinds_by_family(union)[family]
-        if kind not in expected:
+        if ":" not in kind and kind not in expected:
             raise ValueError(
                 f"{path} is {kind!r}, which model.kind={run.model.kind} does not have; expected one of {list(expected)}"
             )
@@ -173,6 +192,7 @@ CHECKS = (
     minibatches_have_groups,
     half_types_agree,
     micro_batch_can_be_tried,
+    optimizer_fits_what_is_trained,
     kinds_fit_the_family,
     log_ratio_fits_the_credit,
     evaluations_can_sample,

@@ -2,9 +2,20 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator
+from pydantic import BeforeValidator, Discriminator
 
-from pcpo_ray.config.base import Count, FilePath, Fraction, NameOrPath, NonNegative, NonNegativeInt, Positive, config
+from pcpo_ray.config.base import (
+    Count,
+    FilePath,
+    Fraction,
+    NameOrPath,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Unit,
+    config,
+    one_or_more,
+)
 from pcpo_ray.config.prompts import CaptionForm, Prompts
 from pcpo_ray.config.rewards import Reward
 
@@ -16,42 +27,42 @@ FEWEST = 6
 
 @config
 class ClipFeatures:
-    """A CLIP model's image embeddings, of unit length; `model` and `weights` as for clip_score."""
+    """A CLIP model's image embeddings, of unit length."""
 
     kind: Literal["clip"] = "clip"
     model: NameOrPath = "shapes-clip"
+    """The CLIP model, named as for the reward clip_score."""
     weights: FilePath | None = None
+    """The weights file, where `model` names an architecture of open_clip."""
 
 
 @config
 class InceptionFeatures:
-    """The features of FID: 2048 numbers of Inception-v3.
-
-    `weights` is the file weights-inception-2015-12-05 of torch-fidelity.
-    """
+    """The features of FID: 2048 numbers of Inception-v3."""
 
     kind: Literal["inception"] = "inception"
     weights: FilePath
+    """The file weights-inception-2015-12-05 of torch-fidelity."""
 
 
 @config
 class DinoFeatures:
-    """The features of FD-DINO: DINOv2's class token.
-
-    `model` is a folder in transformers' format (facebook/dinov2-large).
-    """
+    """The features of FD-DINO: DINOv2's class token."""
 
     kind: Literal["dinov2"] = "dinov2"
     model: FilePath
+    """A folder in transformers' format (facebook/dinov2-large)."""
 
 
 @config
 class ShapesReference:
-    """`count` drawn images of the embedded world's held-out captions, of one form or of any."""
+    """Drawn images of the embedded world's held-out captions."""
 
     kind: Literal["shapes"] = "shapes"
     count: Count = 512
+    """The number of images drawn."""
     form: CaptionForm = "any"
+    """The form of their captions, or any."""
 
 
 @config
@@ -60,6 +71,7 @@ class ImagesReference:
 
     kind: Literal["images"] = "images"
     path: FilePath
+    """The folder or the list."""
 
 
 @config
@@ -71,26 +83,32 @@ class BaseReference:
 
 @config
 class Lpips:
-    """The network of LPIPS; `weights` is torchvision's file of it (alexnet-owt-7be5be79.pth, vgg16-397923af.pth)."""
+    """The network of LPIPS."""
 
     net: Literal["alex", "vgg"] = "alex"
+    """One of the two published networks."""
     weights: FilePath
+    """torchvision's file of it (alexnet-owt-7be5be79.pth, vgg16-397923af.pth)."""
 
 
 @config
 class Quality:
     """Measures of the images themselves (quality/README.md), in the space of `features`.
 
-    Against the `reference` (null: none): Fréchet distance, and precision, recall, density and coverage with the
-    `neighbours` nearest neighbours. Among the images of each prompt: Vendi score, mean pairwise distance, LPIPS.
-    `cache` is a folder of reference features, shared by all runs that name it (null: each run computes them).
+    Against the `reference`: Fréchet distance, and precision, recall, density and coverage. Among the images of each
+    prompt: Vendi score, mean pairwise distance, LPIPS.
     """
 
     features: Annotated[ClipFeatures | InceptionFeatures | DinoFeatures, Discriminator("kind")]
+    """The features of an image that are compared."""
     reference: Annotated[ShapesReference | ImagesReference | BaseReference, Discriminator("kind")] | None = None
+    """The images to compare with; null: none, and only diversity is measured."""
     neighbours: Count = 5
+    """Nearest neighbours for precision, recall, density and coverage."""
     cache: FilePath | None = None
+    """A folder of reference features, shared by all runs that name it; null: each run computes them."""
     lpips: Lpips | None = None
+    """The perceptual distance between images of one prompt; null: it is not measured."""
 
 
 # -- evaluations -------------------------------------------------------------------------------------------------------
@@ -105,30 +123,43 @@ class EvaluationSampling:
     """
 
     steps: Count | None = None
+    """Denoising steps of an image."""
     guidance_scale: NonNegative | None = None
+    """The factor by which predictions are pushed from the unconditional one."""
     deterministic: bool = False
+    """True leaves the noise of the steps out."""
 
 
 @config
 class Evaluation:
-    """`count` prompts with `images` images each, at fixed seeds: before training, every `every` steps, and at the end.
+    """Prompts that are sampled again at fixed seeds: before training, every `every` steps, and at the end.
 
-    `prompts` null holds a part of the run's own file out, by hash (prompts.split), or takes the embedded world's
-    captions of the other split. Texts that differ only in case and spaces count once. `held_out` false allows training
-    prompts, as some papers' protocols do, and with `prompts` null uses them; no page then calls them held out.
-    `train_count` training prompts are evaluated as well: a gain on them alone was learned by heart. `sampling` null
-    samples as in training.
+    Texts that differ only in case and spaces count once.
     """
 
     prompts: Prompts | None = None
+    """The prompts to evaluate on; null: a part of the run's own, which is then held out.
+
+    Null takes a tenth of a file's prompts by hash, or the embedded world's captions of the other split.
+    """
     held_out: bool = True
+    """False allows training prompts, and with `prompts` null uses them; no page then calls them held out."""
     count: Count = 32
+    """Prompts of an evaluation."""
     train_count: NonNegativeInt = 0
+    """Training prompts that are evaluated as well: a gain on them alone was learned by heart."""
     images: Count = 2
-    every: Count = 10
-    rewards: tuple[Reward, ...] = ()
+    """Images of each prompt."""
+    every: Annotated[Count, Unit("steps")] = 10
+    """Steps between two evaluations."""
+    rewards: Annotated[
+        tuple[Reward, ...], BeforeValidator(one_or_more, json_schema_input_type=tuple[Reward, ...] | Reward)
+    ] = ()
+    """Rewards that are watched and not trained on; those that are trained are evaluated anyway."""
     quality: Quality | None = None
+    """Measures of the images themselves; null: none."""
     sampling: EvaluationSampling | None = None
+    """The sampling of evaluations; null: as in training."""
 
     def __post_init__(self) -> None:
         if self.prompts is None and not self.held_out and self.train_count:
@@ -159,17 +190,22 @@ class Evaluation:
 
 @config
 class Monitors:
-    """The `action` to take when evaluations show that the run collapses or hacks its reward (monitors.py).
-
-    An alarm is raised when a condition holds at `patience` evaluations in a row. One condition is that the `diversity`,
-    or the std of rewards within a training group (`deviation`), is below that fraction of its first value. The other is
-    that the trained reward has clearly fallen, by `fall` standard deviations of its scores, or that a watched reward
-    has while the trained one rises. `warn` goes on, `stop` ends the run with a checkpoint, and `roll_back` ends it at
-    the newest checkpoint from before the alarm.
-    """
+    """Alarms when evaluations show that the run collapses or hacks its reward (monitors.py)."""
 
     action: Literal["warn", "stop", "roll_back"] = "warn"
-    patience: Count = 2
+    """The effect of an alarm.
+
+    `warn` goes on, `stop` ends the run with a checkpoint, and `roll_back` ends it at the newest checkpoint from before
+    the alarm.
+    """
+    patience: Annotated[Count, Unit("evaluations")] = 2
+    """Evaluations in a row at which a condition must hold before it is an alarm."""
     diversity: Fraction = 0.5
+    """The fraction of its first value below which the images' diversity is a collapse."""
     deviation: Fraction = 0.1
+    """The fraction of its first value below which the std of rewards within a group is a collapse."""
     fall: Positive = 0.5
+    """Standard deviations of its scores by which a reward must fall for an alarm.
+
+    It is the trained reward, or a watched one while the trained one rises.
+    """

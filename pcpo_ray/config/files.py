@@ -5,19 +5,21 @@ Overrides are `a.b.c=value`, read as YAML. A key that is given twice is an error
 across overrides, because YAML readers would take the last one.
 """
 
+import copy
 import dataclasses
-import difflib
+import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pcpo_ray.config import CustomReward, Run
-from pcpo_ray.errors import ConfigError
+from pcpo_ray.config import Run, recipes
+from pcpo_ray.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -29,38 +31,82 @@ To resume such a run, rename the key in its config.yaml: nothing else in the run
 """
 
 
+MEANT = 3
+"""Most keys that an error guesses were meant."""
+
+
+class _Loader(yaml.SafeLoader):
+    """A YAML reader for which 1e-5 is a number, as in YAML 1.2, and not a text."""
+
+
 class _Dumper(yaml.SafeDumper):
-    """A YAML writer that writes tuples as lists."""
+    """A YAML writer that writes tuples as lists, and quotes texts that `_Loader` would read as numbers."""
 
 
 _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
-
-
-def nearest(word: str, known: Any) -> str:
-    """Give ` (did you mean 'x'?)` for the known name that is closest to `word`, or nothing if none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+for _either in (_Loader, _Dumper):
+    _either.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
-    """Read the config in a YAML file, with overrides `a.b.c=value`.
+    """Read the config in a YAML file, or the recipe of a name, with overrides `a.b.c=value`.
 
     Raises ConfigError naming the file, the full path of the key, what was got and what was expected.
     """
-    data = read(path)
+    return changed(read(path), overrides, source=str(path))
+
+
+def changed(config: Run | Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "config") -> Run:
+    """Make a config of another one or of plain data, with overrides `a.b.c=value`.
+
+    Raises ConfigError as `load` does.
+    """
+    data = yaml.safe_load(dump(config)) if isinstance(config, Run) else copy.deepcopy(dict(config))
     check_overrides(overrides)
     for override in overrides:
         set_key(data, override)
-    return parse(data, source=str(path))
+    return parse(data, source=source)
+
+
+def as_overrides(keys: Mapping[str, Any]) -> list[str]:
+    """Write keys and their values as overrides `a.b.c=value`. Raises ConfigError for a value that YAML cannot hold."""
+    found = []
+    for key, value in keys.items():
+        try:
+            text = yaml.dump(_data(value), Dumper=_Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"{key}: got {value!r}, of {type(value).__name__}; expected a number, a text, a path, a mapping or "
+                "a list"
+            ) from None
+        text = text.removesuffix("...\n").strip()
+        found.append(f"{key}={text}")
+    return found
+
+
+def _data(value: Any) -> Any:
+    """Make a value plain data: config classes become mappings, paths texts."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(value)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _data(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_data(one) for one in value]
+    return value
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file's keys as plain data. Raises ConfigError if it is missing or holds something else."""
-    path = Path(path)
+    """Read the keys of a YAML file, or of a recipe by its name, as plain data.
+
+    Raises ConfigError if it is missing or holds something else.
+    """
+    path = recipes.located(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"no config file at {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from None
     try:
@@ -84,7 +130,7 @@ class _KeyTwiceError(Exception):
 
 def _parsed(text: str) -> Any:
     """Parse a YAML text. Raises _KeyTwiceError, or one of NOT_YAML."""
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         root = loader.get_single_node()
         if root is None:
@@ -170,20 +216,20 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
 
 
 def differing(one: Any, other: Any, path: str = "") -> dict[str, str]:
-    """Describe by key `a.b.c` how two configs' plain data differ. Where the kinds differ, only they are named."""
+    """Describe by key `a.b.c` how two configs' plain data differ, as `old -> new`; of other kinds only those."""
     if one == other:
         return {}
     below = f"{path}." if path else ""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         if one.get("kind") != other.get("kind"):
-            return {f"{below}kind": f"was {_said(one.get('kind'))}, now {_said(other.get('kind'))}"}
+            return {f"{below}kind": f"{_said(one.get('kind'))} -> {_said(other.get('kind'))}"}
         parts = {key: (one.get(key), other.get(key)) for key in [*one, *(key for key in other if key not in one)]}
         return {key: text for part, both in parts.items() for key, text in differing(*both, f"{below}{part}").items()}
     lists = isinstance(one, list | tuple) and isinstance(other, list | tuple)
     if lists and len(one) == len(other):
         both = enumerate(zip(one, other, strict=True))
         return {key: text for n, pair in both for key, text in differing(*pair, f"{below}{n}").items()}
-    return {path: f"was {_said(one)}, now {_said(other)}"}
+    return {path: f"{_said(one)} -> {_said(other)}"}
 
 
 def _said(value: Any) -> str:
@@ -236,18 +282,36 @@ def _explain(detail: Any, root: type) -> str:
         if path in RENAMED:
             return f"{path}: got a key of an earlier version; it is now {RENAMED[path]}, so rename it where it is given"
         known = [f.name for f in dataclasses.fields(cls)] if cls is not None else []
-        return f"{path}: unknown key{nearest(keys[-1], known)}; expected one of {known}"
+        guess = nearest(keys[-1], known) or (_elsewhere(path) if root is Run else "")
+        return f"{path}: unknown key{guess}; expected one of {known}"
     if detail["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: missing; it has no default"
     if detail["type"].startswith("union_tag"):
         tags = [tag for member in _members(annotation) for tag in _kinds(member)]
-        tags += ["package.module:Class"] if CustomReward in _members(annotation) else []
+        open_to_own = any(not _kinds(member) for member in _members(annotation))
         got = detail["input"].get("kind") if isinstance(detail["input"], Mapping) else detail["input"]
-        return f"{path}.kind: got {got!r}{nearest(str(got), tags)}; expected one of {tags}"
+        guess = nearest(str(got), tags)
+        expected = [*tags, "package.module:name"] if open_to_own else tags
+        hint = (
+            "; name your own with its module, as in my_module:" if open_to_own and _is_name(got) and not guess else ""
+        )
+        return f"{path}.kind: got {got!r}{guess}; expected one of {expected}" + (f"{hint}{got}" if hint else "")
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
-        return f"{path}: {message}"
+        return f"{path}: {message}" if keys else message  # a check of the whole run names its keys itself
     return f"{path}: got {detail['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _elsewhere(path: str) -> str:
+    """Name the key of another mapping that an unknown key stands for: learning_rate is optimizer.learning_rate."""
+    from pcpo_ray.config.keys import keys_elsewhere
+
+    found = keys_elsewhere(path.rpartition(".")[2])
+    return f" (did you mean {' or '.join(found)}?)" if 0 < len(found) <= MEANT else ""
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier()
 
 
 def _walk(location: Sequence[Any], root: type) -> tuple[list[str], type | None, Any]:
@@ -270,7 +334,7 @@ def _walk(location: Sequence[Any], root: type) -> tuple[list[str], type | None, 
             continue
         owner = options[0] if len(options) == 1 else None
         if isinstance(part, int):
-            annotation = (get_args(annotation) or (Any,))[0]
+            annotation = (get_args(plain_type) or (Any,))[0]
         elif owner is not None:
             annotation = get_type_hints(owner, include_extras=True).get(part, Any)
     return keys, owner, annotation

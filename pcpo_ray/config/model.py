@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import MinLen
 from pydantic import Discriminator
 
-from pcpo_ray.config.base import Count, Family, FilePath, NameOrPath, Positive, config
+from pcpo_ray.config.base import Count, Family, FilePath, HubIdOrPath, Positive, config
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,26 @@ BACKBONES: Mapping[ShippedKind, Backbone] = {
 
 @config
 class Lora:
-    """Low-rank adapters on the layers whose names end in one of `targets`.
+    """Low-rank adapters on some of the network's layers.
 
-    `init` selects how the matrix A is drawn; B starts at 0. `start` is a LoRA to begin from, of the same rank and
-    layers: a run's checkpoint, a file that diffusers reads, or a PEFT folder. It is reproduced exactly: a scale other
-    than alpha / rank is multiplied into B. The reference of objective.kl stays the model without any adapter.
+    The reference of objective.kl stays the model without any adapter.
     """
 
     kind: Literal["lora"] = "lora"
     rank: Count = 16
+    """The rank of each layer's update."""
     alpha: Positive = 16.0
+    """The scale of the update, times the rank: it is added as alpha / rank x B A."""
     targets: Annotated[tuple[str, ...], MinLen(1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    """The layers that get an adapter: those whose names end in one of these."""
     init: Literal["kaiming", "gaussian"] = "kaiming"
+    """The distribution of the matrix A; B starts at 0."""
     start: FilePath | None = None
+    """A LoRA to begin from, of the same rank and layers; null: a new one.
+
+    It is a run's checkpoint, a file that diffusers reads, or a PEFT folder. It is reproduced exactly: a scale other
+    than alpha / rank is multiplied into B.
+    """
 
 
 @config
@@ -55,29 +62,35 @@ class Full:
 
 @config
 class Model:
-    """A folder in diffusers' format, or the name of a model that the package ships (shapes-sd, shapes-flux).
-
-    `single_file` is a `.safetensors` file in its authors' layout. The parts that it contains are read from it, all
-    others and every config from `path`. `variant` selects the folder's weights files (fp16: model.fp16.safetensors;
-    null: files without a variant). `gradient_checkpointing` recomputes activations instead of keeping them.
-    `vae_tiling` decodes one tile at a time, `vae_slicing` one image at a time. `text_cache` is a folder of encoded
-    texts, shared by all runs that name it; workers then encode ahead and together (null: each process encodes the texts
-    it meets). With kind custom, `denoiser` is `package.module:Class`, the user's own class (models/README.md), and
-    `family` its family.
-    """
+    """The model: where its files are, and what of it is trained."""
 
     kind: Literal[ShippedKind, "custom"]
-    path: NameOrPath
+    """The family of pipelines that the model belongs to; `custom` is a class of yours (models/README.md)."""
+    path: HubIdOrPath
+    """A folder in diffusers' format, an id of the Hugging Face Hub, or a shipped model (shapes-sd, shapes-flux)."""
     single_file: FilePath | None = None
+    """A `.safetensors` file in its authors' layout; its parts are read from it, all others and configs from `path`."""
     variant: str | None = None
+    """The variant of the folder's weights files, as fp16 for model.fp16.safetensors; null: files without one."""
     denoiser: str | None = None
+    """With kind custom: your class, as `package.module:Class`."""
     family: Family | None = None
+    """With kind custom: what your model predicts, noise (diffusion) or a velocity (flow)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The dtype that the model is loaded in; trained weights also have a float32 copy."""
     train: Annotated[Lora | Full, Discriminator("kind")] = field(default_factory=Lora)
+    """The part of the denoising network that is trained: an adapter or all of it."""
     gradient_checkpointing: bool = False
+    """True recomputes activations in the backward pass instead of keeping them: less memory, more time."""
     vae_tiling: bool = False
+    """True decodes one tile of an image at a time."""
     vae_slicing: bool = False
+    """True decodes one image at a time."""
     text_cache: FilePath | None = None
+    """A folder of encoded texts, shared by all runs that name it; null: each process encodes the texts it meets.
+
+    Workers that share one encode ahead and together.
+    """
 
     def __post_init__(self) -> None:
         own = self.kind == "custom"

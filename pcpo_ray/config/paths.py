@@ -48,8 +48,7 @@ def _absolute(value: Any) -> Any:
         new = _absolute(old)
         mark = marks.get(field.name)
         if mark is not None and isinstance(old, str):
-            is_name = mark.or_name and "/" not in old and not os.path.exists(old)
-            new = old if is_name else place(old)
+            new = old if mark.is_name(old) else place(old)
         if new is not old and new != old:
             changed[field.name] = new
     return dataclasses.replace(value, **changed) if changed else value

@@ -10,9 +10,23 @@ from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
-from pydantic import Discriminator, StringConstraints, Tag
+from pydantic import StringConstraints
 
-from pcpo_ray.config.base import NUMBER, FilePath, NameOrPath, NonNegative, Number, Positive, config, kinds, members
+from pcpo_ray.config.base import (
+    NUMBER,
+    ByKind,
+    FilePath,
+    NameOrPath,
+    NonNegative,
+    Number,
+    Options,
+    OwnKind,
+    Seconds,
+    Unit,
+    config,
+    kinds,
+    members,
+)
 from pcpo_ray.config.shipped import ClipModel, Embedded, Scale, Scales, ShippedReward
 
 TOTAL = "reward"
@@ -42,7 +56,9 @@ class Jpeg(ShippedReward):
 
     kind: Literal["jpeg_compressibility", "jpeg_incompressibility"]
     weight: Number = 1.0
-    quality: Annotated[int, NUMBER, Ge(1), Le(100)] = 95
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
+    quality: Annotated[int, Ge(1), Le(100), NUMBER] = 95
+    """The quality that the JPEG is written with."""
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -54,8 +70,7 @@ class Jpeg(ShippedReward):
 class ClipScore(Embedded):
     """The cosine between image and prompt in a CLIP model.
 
-    `model` is a shipped name, a folder in open_clip's or transformers' format, or the name of an architecture of
-    open_clip, which needs a `weights` file.
+    An architecture of open_clip needs a `weights` file.
     """
 
     scorer = "pcpo_ray.rewards.clip_score:ClipScore"
@@ -65,8 +80,11 @@ class ClipScore(Embedded):
 
     kind: Literal["clip_score"]
     weight: Number = 1.0
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
     model: NameOrPath = "shapes-clip"
+    """A shipped name, a folder in open_clip's or transformers' format, or an architecture of open_clip."""
     weights: FilePath | None = None
+    """The weights file of an architecture of open_clip."""
 
 
 @config
@@ -91,6 +109,7 @@ class ShapesOracle(ShippedReward):
 
     kind: Literal["shapes_oracle", "shapes_oracle_all", "shapes_layout"]
     weight: Number = 1.0
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -112,6 +131,7 @@ class Grain(ShippedReward):
 
     kind: Literal["grain"]
     weight: Number = 1.0
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
 
 
 @config
@@ -129,13 +149,16 @@ class Diversity(Embedded):
 
     kind: Literal["diversity"]
     weight: Number = 1.0
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
     model: NameOrPath = "shapes-clip"
+    """A shipped name, a folder in open_clip's or transformers' format, or an architecture of open_clip."""
     weights: FilePath | None = None
+    """The weights file of an architecture of open_clip."""
 
 
 @config
 class Aesthetic(Embedded):
-    """The LAION aesthetic predictor: `head` is its .pth file, `model` and `weights` the CLIP ViT-L-14 of OpenAI."""
+    """The LAION aesthetic predictor, on the CLIP ViT-L-14 of OpenAI."""
 
     scorer = "pcpo_ray.rewards.aesthetic:Aesthetic"
     scales: ClassVar[Scales] = {
@@ -146,14 +169,18 @@ class Aesthetic(Embedded):
 
     kind: Literal["aesthetic"]
     head: FilePath
+    """The predictor's .pth file."""
     weight: Number = 1.0
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
     model: NameOrPath = "ViT-L-14-quickgelu"
+    """The CLIP model: OpenAI's ViT-L-14, as a folder or an architecture of open_clip."""
     weights: FilePath | None = None
+    """The weights file of an architecture of open_clip."""
 
 
 @config
 class PickScore(ShippedReward):
-    """PickScore: `model` is the folder of PickScore_v1, `processor` the one of its CLIP ViT-H-14 (null: `model`)."""
+    """PickScore, a CLIP ViT-H-14 that was trained on people's choices."""
 
     scorer = "pcpo_ray.rewards.pickscore:PickScore"
     network = "clip"
@@ -163,8 +190,11 @@ class PickScore(ShippedReward):
 
     kind: Literal["pickscore"]
     model: FilePath
+    """The folder of PickScore_v1."""
     weight: Number = 1.0
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
     processor: FilePath | None = None
+    """The folder of its CLIP ViT-H-14's processor; null: it is in `model`."""
 
     @property
     def clip(self) -> ClipModel:
@@ -174,7 +204,7 @@ class PickScore(ShippedReward):
 
 @config
 class Hps(ShippedReward):
-    """Human Preference Score: `weights` is HPS_v2.1_compressed.pt or HPS_v2_compressed.pt."""
+    """Human Preference Score, of either version."""
 
     scorer = "pcpo_ray.rewards.hps:Hps"
     network = "clip"
@@ -190,8 +220,11 @@ class Hps(ShippedReward):
 
     kind: Literal["hps_v2.1", "hps_v2.0"]
     weights: FilePath
+    """HPS_v2.1_compressed.pt or HPS_v2_compressed.pt."""
     weight: Number = 1.0
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
     architecture: str = "ViT-H-14"
+    """The architecture of open_clip that the weights are of."""
 
     @property
     def clip(self) -> ClipModel:
@@ -201,12 +234,7 @@ class Hps(ShippedReward):
 
 @config
 class Remote(ShippedReward):
-    """A scorer behind HTTP (rewards/remote.py); `label` names its scores.
-
-    An answer may take `timeout` seconds, and the server may be away for `patience` seconds, as while it restarts.
-    `token` is the name of the environment variable that holds the server's token (null: none); set the variable where
-    scorers run.
-    """
+    """A scorer behind HTTP (rewards/remote.py)."""
 
     scorer = "pcpo_ray.rewards.remote:Remote"
     network = "none"
@@ -214,12 +242,19 @@ class Remote(ShippedReward):
 
     kind: Literal["remote"]
     url: Annotated[str, StringConstraints(pattern="^https?://")]
+    """The scorer's address."""
     weight: Number = 1.0
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
     label: Label = "remote"
-    timeout: Positive = 60.0
-    patience: NonNegative = 300.0
+    """The name of its scores."""
+    timeout: Seconds = 60.0
+    """The longest that an answer may take."""
+    patience: Annotated[NonNegative, Unit("seconds")] = 300.0
+    """The longest that the server may be away, as while it restarts."""
     token: Annotated[str, StringConstraints(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """The environment variable that holds the server's token, set where scorers run; null: none."""
     format: Literal["json", "npz"] = "json"
+    """The format in which images are sent: JSON, or numpy's compressed arrays."""
 
     def __post_init__(self) -> None:
         if "@" in urlsplit(self.url).netloc:
@@ -236,15 +271,15 @@ class Remote(ShippedReward):
 
 @config
 class CustomReward:
-    """A class of the user's own: `kind` is `package.module:Class`, built with `options`.
+    """A class of the user's own: `kind` is `package.module:Class`, built with `options`."""
 
-    `label` names the scores (null: the name of the class).
-    """
-
-    kind: str
+    kind: OwnKind
     weight: Number = 1.0
-    options: Mapping[str, Any] = field(default_factory=dict)
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
+    options: Options = field(default_factory=dict)
+    """Keyword arguments of your class."""
     label: Label | None = None
+    """The name of its scores; null: the name of the class."""
 
     @property
     def name(self) -> str:
@@ -257,34 +292,11 @@ class CustomReward:
         return OWN_SCALE
 
 
-def _reward_tag(value: Any) -> str | None:
-    """Find the tag of a reward's class by its kind: a shipped kind, or a path with a colon."""
-    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    if kind is None:
-        return None
-    if isinstance(kind, str) and kind in SHIPPED_REWARDS:
-        return SHIPPED_REWARDS[kind].__name__
-    return "CustomReward" if ":" in str(kind) else str(kind)
-
-
 Reward = Annotated[
-    Annotated[Jpeg, Tag("Jpeg")]
-    | Annotated[ClipScore, Tag("ClipScore")]
-    | Annotated[ShapesOracle, Tag("ShapesOracle")]
-    | Annotated[Grain, Tag("Grain")]
-    | Annotated[Diversity, Tag("Diversity")]
-    | Annotated[Aesthetic, Tag("Aesthetic")]
-    | Annotated[PickScore, Tag("PickScore")]
-    | Annotated[Hps, Tag("Hps")]
-    | Annotated[Remote, Tag("Remote")]
-    | Annotated[CustomReward, Tag("CustomReward")],
-    Discriminator(_reward_tag),
+    Jpeg | ClipScore | ShapesOracle | Grain | Diversity | Aesthetic | PickScore | Hps | Remote | CustomReward, ByKind()
 ]
 
 SHIPPED_REWARDS: Mapping[str, type[ShippedReward]] = {
-    kind: cls
-    for cls in (tagged.__origin__ for tagged in members(Reward))
-    if issubclass(cls, ShippedReward)
-    for kind in kinds(cls)
+    kind: cls for cls in members(Reward) if issubclass(cls, ShippedReward) for kind in kinds(cls)
 }
 """The config class of each shipped kind, as `Reward` lists them."""

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator
 
-from pcpo_ray.config.base import Count, Family, NonNegative, Positive, PositiveFraction, config
+from pcpo_ray.config.base import Count, Family, NonNegative, Pixels, Positive, PositiveFraction, config
 
 # -- processes: `families` names the model families that a process can sample ------------------------------------------
 
@@ -17,6 +17,7 @@ class Ddim:
 
     kind: Literal["ddim"] = "ddim"
     eta: Positive = 1.0
+    """The noise of each step, as a multiple of DDPM's std."""
 
 
 @config
@@ -27,6 +28,7 @@ class ConstantNoise:
 
     kind: Literal["constant_noise"] = "constant_noise"
     eta: Positive = 0.3
+    """The noise level of every step."""
 
 
 @config
@@ -37,6 +39,7 @@ class RatioNoise:
 
     kind: Literal["ratio_noise"] = "ratio_noise"
     a: Positive = 0.7
+    """The factor of the noise level."""
 
 
 @config
@@ -50,19 +53,21 @@ class CoefficientsPreserving:
 
     kind: Literal["coefficients_preserving"] = "coefficients_preserving"
     eta: PositiveFraction = 0.8
+    """The part of the noise that is drawn afresh; 1 draws all of it."""
 
 
 @config
 class ProportionateNoise:
     """Flow-CPS with noise at which each step's own weight is `zeta` times the time it covers.
 
-    `zeta` null takes the smallest value that every step can have, which gives the most noise. Ours: not in a paper.
+    Ours: not in a paper.
     """
 
     families: ClassVar[tuple[Family, ...]] = ("flow",)
 
     kind: Literal["proportionate_noise"] = "proportionate_noise"
     zeta: Positive | None = None
+    """A step's weight over the time it covers; null: the smallest that every step can have, with the most noise."""
 
 
 Process = Annotated[
@@ -81,6 +86,7 @@ class ShareOfSteps:
 
     kind: Literal["share"] = "share"
     share: PositiveFraction = 0.6
+    """The fraction of the trained steps that each group is trained on."""
 
 
 @config
@@ -93,9 +99,13 @@ class Window:
 
     kind: Literal["window"] = "window"
     size: Count = 4
+    """The number of consecutive denoising steps in the window."""
     order: Literal["sliding", "random"] = "sliding"
+    """The way of the window: sliding along the steps, or drawn anew for each batch."""
     stride: Count = 1
+    """Denoising steps by which a sliding window moves on."""
     every: Count = 25
+    """Batches after which a sliding window moves on."""
 
     def __post_init__(self) -> None:
         given = [f"{key} {value}" for key, value in (("stride", self.stride), ("every", self.every))]
@@ -105,28 +115,37 @@ class Window:
 
 @config
 class Sampling:
-    """The making of an image: `steps` denoising steps at `height` x `width` pixels (null: the model's own size).
-
-    The first `trained_steps` are trained on (null: all that draw noise), or in each batch a `subset` of them.
-    `shared_noise` starts all images of a group from the same noise. `detach_unconditional` keeps the gradient out of
-    guidance's unconditional branch (Flow-GRPO). `batch` images go through the network at once (null: a whole group);
-    the learner uses the same number, so that both compute the same bits. `shift` (flow models) is the shift of an even
-    grid of times (null: the model's own scheduler). `storage` is the dtype in which trajectories are sampled, stored
-    and compared.
-    """
+    """The making of an image, and the denoising steps that are trained."""
 
     steps: Count = 20
+    """Denoising steps of an image."""
     guidance_scale: NonNegative = 1.0
+    """The factor by which predictions are pushed from the unconditional one; above 1 a step calls the network twice."""
+    negative_prompt: str = ""
+    """The text of the unconditional branch, which guidance pushes predictions away from."""
     process: Process
+    """The rule of a denoising step, and the noise that it draws."""
     trained_steps: Count | None = None
+    """The first so many denoising steps are trained; null: all that draw noise."""
     subset: Annotated[ShareOfSteps | Window, Discriminator("kind")] | None = None
+    """The part of the trained steps that one batch trains; null: all of them."""
     shared_noise: bool = False
+    """True starts all images of a group from the same noise."""
     detach_unconditional: bool = False
-    height: Count | None = None
-    width: Count | None = None
+    """True keeps the gradient out of guidance's unconditional branch (Flow-GRPO)."""
+    height: Pixels | None = None
+    """The height of an image; null: the model's own."""
+    width: Pixels | None = None
+    """The width of an image; null: the model's own."""
     batch: Count | None = None
+    """Images that go through the network at once; null: a whole group.
+
+    The learner uses the same number, so that both compute the same bits.
+    """
     shift: Positive | None = None
+    """The shift of an even grid of times (flow models); null: the times of the model's own scheduler."""
     storage: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The dtype in which trajectories are sampled, stored and compared."""
 
     def __post_init__(self) -> None:
         if self.trained_steps is not None and self.trained_steps > self.steps:
@@ -137,4 +156,9 @@ class Sampling:
             raise ValueError(
                 "sampling.detach_unconditional is true with guidance_scale 1, which has no unconditional branch; leave "
                 "it out, or set another guidance_scale"
+            )
+        if self.negative_prompt and self.guidance_scale <= 1:
+            raise ValueError(
+                f"sampling.negative_prompt is {self.negative_prompt!r} with guidance_scale {self.guidance_scale:g}, "
+                "which has no unconditional branch; set a guidance_scale above 1, or leave the negative prompt out"
             )

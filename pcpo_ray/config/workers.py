@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal
 
-from pcpo_ray.config.base import Count, NonNegative, Positive, config
+from pcpo_ray.config.base import Count, NonNegative, Seconds, config
 
 ROLLOUT_STORE_FRACTION = 0.6
 """Fraction of the object stores that untrained rollouts may fill; weights and transfers need the rest."""
@@ -12,20 +12,24 @@ ROLLOUT_STORE_FRACTION = 0.6
 
 @config
 class Role:
-    """Worker processes of one role: how many at first, what Ray reserves for each, and the threads each computes with.
-
-    With `max` the run itself keeps between `min` and `max` of them, so many that nobody waits. `resources` are custom
-    resources of Ray's nodes, `accelerator` the type of GPU (H100, A100-80G, ...).
-    """
+    """Worker processes of one role: how many, what Ray reserves for each, and the threads each computes with."""
 
     workers: Count = 1
+    """The number of processes at first."""
     min: Count = 1
+    """With `max`: the fewest processes that the run keeps."""
     max: Count | None = None
+    """The most processes; the run then changes their number itself, so that nobody waits. null: it stays as it is."""
     cpus: NonNegative = 1.0
+    """CPUs that Ray reserves for each process."""
     gpus: NonNegative = 0.0
+    """GPUs that Ray reserves for each process; 0.5 shares one between two."""
     resources: Mapping[str, float] = field(default_factory=dict)
+    """Custom resources of Ray's nodes that each process takes."""
     accelerator: str | None = None
+    """The type of GPU that each process needs, as Ray names it (H100, A100-80G, ...); null: any."""
     threads: Count = 1
+    """Threads that each process computes with."""
 
     def __post_init__(self) -> None:
         if self.max is None and self.min != 1:
@@ -38,41 +42,52 @@ class Role:
 class LearnerRole:
     """The learner's `ranks`, processes in lock-step: what Ray reserves for each, and the threads it computes with.
 
-    Each trains on its part of every mini-batch's (image, timestep) pairs. It holds a copy of the network (`ddp`) or a
-    part of every parameter (`fsdp2`), which takes less memory and more time. No call between ranks may take longer than
-    `timeout` seconds.
+    Each trains on its part of every mini-batch's (image, timestep) pairs.
     """
 
     ranks: Count = 1
+    """The number of processes that train together."""
     strategy: Literal["ddp", "fsdp2"] = "ddp"
-    timeout: Positive = 300.0
+    """`ddp` gives each rank a copy of the network, `fsdp2` a part of every parameter.
+
+    Parts take less memory and more time.
+    """
+    timeout: Seconds = 300.0
+    """The longest that a call between ranks may take."""
     cpus: NonNegative = 1.0
+    """CPUs that Ray reserves for each rank."""
     gpus: NonNegative = 0.0
+    """GPUs that Ray reserves for each rank."""
     resources: Mapping[str, float] = field(default_factory=dict)
+    """Custom resources of Ray's nodes that each rank takes."""
     accelerator: str | None = None
+    """The type of GPU that each rank needs, as Ray names it (H100, A100-80G, ...); null: any."""
     threads: Count = 1
+    """Threads that each rank computes with."""
 
 
 @config
 class Workers:
-    """All workers of a run, and how long they may take.
-
-    `start_timeout` is how many seconds the learner and the first sampler and scorer may take to be ready. After
-    `task_timeout` seconds in which nothing finishes, the run is stopped. A sampler or scorer without a sign of life for
-    `silence_timeout` seconds is replaced.
-
-    `sync` is how new weights reach the samplers. With `pull` each fetches a version when a task names it. With
-    `broadcast` (for full fine-tuning on GPUs) the learner sends them to all idle samplers; a sampler that was busy, or
-    did not receive them within 60 seconds, pulls.
-    """
+    """All workers of a run, and how long they may take."""
 
     samplers: Role = field(default_factory=Role)
+    """The processes that make images."""
     scorers: Role = field(default_factory=Role)
+    """The processes that score images."""
     learner: LearnerRole = field(default_factory=LearnerRole)
-    start_timeout: Positive = 300.0
-    silence_timeout: Positive = 60.0
-    task_timeout: Positive = 3600.0
+    """The processes that train."""
+    start_timeout: Seconds = 300.0
+    """The longest that the learner and the first sampler and scorer may take to be ready."""
+    silence_timeout: Seconds = 60.0
+    """The time without a sign of life after which a sampler or scorer is replaced."""
+    task_timeout: Seconds = 3600.0
+    """The time in which nothing finishes after which the run is stopped."""
     sync: Literal["pull", "broadcast"] = "pull"
+    """The way of new weights to the samplers.
+
+    With `pull` each fetches a version when a task names it. With `broadcast` (for full fine-tuning on GPUs) the learner
+    sends them to all idle samplers; a sampler that was busy, or did not receive them within 60 seconds, pulls.
+    """
 
     @property
     def elastic(self) -> bool:

@@ -1,4 +1,4 @@
-"""Prompt sources (the embedded world's captions; text, CSV, JSON, JSONL and Parquet files) and the held-out split.
+"""Prompt sources (the embedded world's captions, files, the user's own code) and the held-out split.
 
 `batch(step)` depends on the seed and the step alone: epochs are seeded permutations, one after the other. Any step's
 prompts are found without drawing the earlier ones, and a resumed run needs no cursor but its step.
@@ -6,20 +6,25 @@ prompts are found without drawing the earlier ones, and a resumed run needs no c
 
 import hashlib
 import itertools
-import json
-import sys
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pcpo_ray.config import PromptFile, Run, ShapesPrompts
+from pcpo_ray.config import CustomPrompts, Prompts, Run, ShapesPrompts
+from pcpo_ray.data.prompt_files import read
 from pcpo_ray.data.seeds import seed_of
 from pcpo_ray.data.types import Prompt
 from pcpo_ray.errors import PromptError
+from pcpo_ray.process.own import PlugPoint
+
+OWN = PlugPoint(noun="prompts", method="prompts", arguments=(), returns="the prompts, as texts", error=PromptError)
+"""Prompts of the user's own: all of them, in an order that is the same at every start."""
+
+MOST = 10_000_000
+"""Most prompts that are taken from the user's own code, so that one that never ends is noticed."""
 
 HELD_OUT = 0.1
 """Fraction of a file's texts that is held out if the config names no evaluation prompts."""
@@ -69,14 +74,55 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng(seed_of(seed, "prompts", epoch)).permutation(size)
 
 
-def load(config: ShapesPrompts | PromptFile, *, seed: int) -> PromptSource:
+def load(config: Prompts, *, seed: int) -> PromptSource:
     """Make the prompt source that a config names. Raises PromptError naming the file and what is wrong with it."""
+    if isinstance(config, CustomPrompts):
+        return PromptSource(own_texts(config), seed=seed, origin=config.kind)
     if isinstance(config, ShapesPrompts):
         from pcpo_ray.shapes import captions
 
         texts = list(captions.captions(config.split, config.form))
         return PromptSource(texts, seed=seed, origin=f"shapes ({config.split}, {config.form})")
-    return PromptSource(read(Path(config.path), config.column), seed=seed, origin=str(config.path))
+    return PromptSource(read(config.file, config.column), seed=seed, origin=config.path)
+
+
+def own_texts(config: CustomPrompts) -> list[str]:
+    """Ask the user's own code for its prompts. Raises PromptError unless they are texts, and not endless."""
+    made = OWN.make(config.kind, config.options)
+    returned = OWN.call(made, config.kind)
+    if isinstance(returned, str):
+        raise PromptError(f"prompts {config.kind!r} returned one text, {returned!r:.100}; expected a list of texts")
+    try:
+        found = list(itertools.islice(returned, MOST + 1))
+    except Exception as error:  # an iterator of the user's own may raise anything
+        raise OWN.failed(config.kind, error) from error
+    if len(found) > MOST:
+        raise PromptError(f"prompts {config.kind!r} returned more than {MOST} prompts; expected a list that ends")
+    for place, text in enumerate(found):
+        if not isinstance(text, str) or not text.strip():
+            raise PromptError(
+                f"prompts {config.kind!r} returned {text!r:.100} at place {place}; expected a text that is not empty"
+            )
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise PromptError(
+                f"prompts {config.kind!r} returned half of a surrogate pair at place {place} ({text!r:.100}); "
+                "expected a text that UTF-8 can write"
+            )
+    return [text.strip() for text in found]
+
+
+def check_own(config: Prompts | None) -> None:
+    """Check that the user's own code gives the same prompts twice: a resumed run asks again. Raises PromptError."""
+    if not isinstance(config, CustomPrompts):
+        return
+    first, second = own_texts(config), own_texts(config)
+    if first != second:
+        place = next((n for n, both in enumerate(zip(first, second, strict=False)) if both[0] != both[1]), None)
+        raise PromptError(
+            f"prompts {config.kind!r} returned {len(first)} prompts, then {len(second)}"
+            + ("" if place is None else f", which differ from place {place} on ({first[place]!r}, {second[place]!r})")
+            + "; return the same ones in the same order each time, as a resumed run asks again"
+        )
 
 
 # -- training prompts and held-out prompts -----------------------------------------------------------------------------
@@ -176,175 +222,3 @@ def said(run: Run, training: PromptSource, evaluated: PromptSource) -> list[str]
     if used < run.evaluation.count:
         lines.append(f"evaluations have {used} prompts, for evaluation.count={run.evaluation.count}: there are no more")
     return lines
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-POINTER = b"version https://git-lfs"
-
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")
-Rows = Iterator[tuple[str, Any]]
-"""Pairs of a prompt's place in its file and the value there."""
-
-
-def read(path: Path, column: str = "prompt") -> list[str]:
-    """Read the prompts of a file, in order, without empty lines. Raises PromptError naming the file and the row."""
-    if not path.is_file():
-        raise PromptError(f"no prompt file at {path}")
-    suffix = path.suffix.lower()
-    if suffix in PACKED:
-        raise PromptError(f"{path} is compressed or an archive; unpack it, and give the file that was in it")
-    readers = {".txt": _txt, ".csv": _csv, ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
-    if suffix not in readers:
-        tabs = "; save it with commas, as .csv" if suffix in (".tsv", ".tab") else ""
-        raise PromptError(
-            f"{path}: prompts are read from .txt, .csv, .json, .jsonl and .parquet; got {path.suffix!r}{tabs}"
-        )
-    try:
-        with path.open("rb") as file:
-            if file.read(len(POINTER)) == POINTER:
-                raise PromptError(f"{path} is a git-lfs pointer, not the file itself; run git lfs pull")
-        return [_prompt(path, where, column, value) for where, value in readers[suffix](path, column)]
-    except OSError as error:
-        raise PromptError(f"{path} cannot be read: {error}") from None
-
-
-def _prompt(path: Path, where: str, column: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        shown = repr(value)
-        raise PromptError(f"{path}, {where}: {column} is {shown[:100]}; expected a text that is not empty")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise PromptError(
-            f"{path}, {where}: {column} has half of a surrogate pair ({value!r:.100}); write the file again as UTF-8"
-        )
-    return value.strip()
-
-
-def _text(path: Path) -> str:
-    """Read a whole text file. Raises PromptError if it is not UTF-8 text."""
-    data = path.read_bytes()
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
-        kind = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "UTF-16 or no text (it has NUL bytes)"
-        raise PromptError(f"{path} cannot be read, as it is {kind}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise PromptError(
-            f"{path}, line {line} cannot be read as UTF-8 (byte {error.start}: {error.reason}); save the file as UTF-8"
-        ) from None
-
-
-def _lines(path: Path) -> list[str]:
-    r"""Read the lines of a text file, ending in \n or \r\n. Other separators, such as U+2028, are part of a line."""
-    lines = [line.removesuffix("\r") for line in _text(path).split("\n")]
-    for number, line in enumerate(lines, 1):
-        if "\r" in line.rstrip("\r"):
-            raise PromptError(
-                f"{path}, line {number} cannot be read, as it has a carriage return inside; save the file with line "
-                "feeds as line ends"
-            )
-    return lines
-
-
-def _txt(path: Path, column: str) -> Rows:
-    return ((f"line {number}", line) for number, line in enumerate(_lines(path), 1) if line.strip())
-
-
-def _jsonl(path: Path, column: str) -> Rows:
-    for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            yield f"row {number}", _member(path, f"row {number}", column, _parsed(path, f"row {number}", line))
-
-
-def _json(path: Path, column: str) -> Rows:
-    found = _parsed(path, "the file", _text(path))
-    if not isinstance(found, list):
-        raise PromptError(f"{path} holds {_a(found)}; expected a list of texts or of objects, or a .jsonl file")
-    for number, value in enumerate(found, 1):
-        where = f"row {number}"
-        yield where, value if isinstance(value, str) else _member(path, where, column, value)
-
-
-def _parsed(path: Path, where: str, text: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_Object)
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{path}, {where} cannot be read as JSON: {error}") from None
-
-
-class _Object(dict[str, Any]):
-    """A JSON object that knows which of its names are repeated."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        names = [name for name, _ in pairs]
-        self.repeated = {name for name in names if names.count(name) > 1} if len(self) < len(names) else set()
-
-
-def _member(path: Path, where: str, column: str, value: Any) -> Any:
-    if not isinstance(value, _Object):
-        raise PromptError(f"{path}, {where} holds {_a(value)}; expected an object with a {column!r}")
-    if column in value.repeated:
-        raise PromptError(f"{path}, {where} has more than one {column!r}; leave one of them")
-    _check_column(path, where, column, value)
-    return value[column]
-
-
-def _a(value: Any) -> str:
-    return {_Object: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), f"{value!r:.40}")
-
-
-def _check_column(path: Path, where: str, column: str, names: Collection[str]) -> None:
-    count = list(names).count(column)
-    if count != 1:
-        many = "more than one" if count else "no"
-        raise PromptError(
-            f"{path}, {where} has {many} column {column!r}; its columns are {list(names)} (set prompts.column)"
-        )
-
-
-def _csv(path: Path, column: str) -> Rows:
-    """Read comma-separated rows; a quote inside a quoted text is doubled, and every row has the header's columns."""
-    import csv
-
-    csv.field_size_limit(sys.maxsize)  # 128 KiB unless told
-    rows = csv.reader((f"{line}\n" for line in _lines(path)), strict=True)
-    try:
-        header = next((row for row in rows if row), None)
-        if header is None:
-            raise PromptError(f"{path} cannot be read as CSV: it is empty; expected a line of column names")
-        if len(header) == 1 and any(separator in header[0] for separator in ";\t|"):
-            raise PromptError(
-                f"{path} cannot be read as CSV: its first line, {header[0]!r:.100}, has no comma; save it with commas "
-                "between the columns"
-            )
-        _check_column(path, "line 1", column, header)
-        place = header.index(column)
-        for number in itertools.count(1):
-            row = next(rows, None)
-            while row == []:
-                row = next(rows, None)
-            if row is None:
-                return
-            if len(row) != len(header):
-                raise csv.Error(f"it has {len(row)} columns, and the header has {len(header)}")
-            yield f"row {number}", row[place]
-    except csv.Error as error:
-        raise PromptError(
-            f"{path}, line {rows.line_num} cannot be read as CSV: {error}; put texts with commas or quotes between "
-            'quotes, and double the quotes inside ("" and not \\")'
-        ) from None
-
-
-def _parquet(path: Path, column: str) -> Rows:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-        _check_column(path, "its schema", column, file.schema_arrow.names)
-        values = file.read(columns=[column]).column(column).to_pylist()
-    except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path} cannot be read as Parquet: {error}") from None
-    return ((f"row {number}", value) for number, value in enumerate(values, 1))

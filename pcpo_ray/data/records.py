@@ -52,6 +52,7 @@ class StepRecord(Record):
     first_log_ratio: float
     loss: float
     kl: float | None = None
+    learning_rate: float
     gradient_norm: float
     skipped_gradients: int
     update_ratio: float
@@ -136,12 +137,15 @@ class PoolStatus:
     """A pool's size: how many workers are wanted and how many are ready, with the names of these.
 
     `restarts` counts replaced workers by cause. `retries` counts tasks that were `lost` or `hedged`, by cause. Both
-    count from the start of the run.
+    count from the start of the run. `unplaced` workers were asked for and have no process yet; `room` says what the
+    cluster has room for while they wait.
     """
 
     wanted: int
     ready: int
     workers: tuple[str, ...] = ()
+    unplaced: int = 0
+    room: str = ""
     restarts: Mapping[str, int] = field(default_factory=dict)
     retries: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -151,6 +155,8 @@ class PoolStatus:
             "wanted": self.wanted,
             "ready": self.ready,
             "workers": self.workers,
+            "unplaced": self.unplaced,
+            "room": self.room,
             "losses": dict(self.restarts),
             "setbacks": {outcome: dict(causes) for outcome, causes in self.retries.items()},
         }

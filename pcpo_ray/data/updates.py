@@ -20,7 +20,8 @@ class TrainingGroup:
 class Update:
     """The effect of one batch on the weights: the `version` after it, diagnostics (objective.py), seconds of work.
 
-    `kl` is the mean divergence from the reference; None if objective.kl is 0. `gradient_norm` is the mean over the
+    `kl` is the mean divergence from the reference; None if objective.kl is 0. `learning_rate` is that of all its
+    optimizer steps. `gradient_norm` is the mean over the
     optimizer steps that were taken. Steps are `skipped` if their gradients are not finite; NaN means that all were.
     `update_ratio` and `moved_fraction` say how far the weights moved (movement.py). `importance` summarises the
     importance weights of older groups (objective.py); None if there are none. `first_log_ratio` is the largest
@@ -31,6 +32,7 @@ class Update:
     version: int
     loss: float
     kl: float | None
+    learning_rate: float
     gradient_norm: float
     skipped: int
     update_ratio: float

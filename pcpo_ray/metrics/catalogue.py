@@ -96,19 +96,15 @@ LEARNING = (
         "reward",
         field="evaluation.rewards.*.mean",
     ),
+    _gauge("evaluation_score_low", "", "Lower end of its 95% interval.", "reward", field="evaluation.rewards.*.low"),
+    _gauge("evaluation_score_high", "", "Upper end of its 95% interval.", "reward", field="evaluation.rewards.*.high"),
     _gauge(
-        "evaluation_score_low",
+        "evaluation_change",
         "",
-        "Lower end of its 95% interval over prompts.",
+        "Mean change of a score since the first evaluation, at the same prompts and noise.",
         "reward",
-        field="evaluation.rewards.*.low",
-    ),
-    _gauge(
-        "evaluation_score_high",
-        "",
-        "Upper end of its 95% interval over prompts.",
-        "reward",
-        field="evaluation.rewards.*.high",
+        field="evaluation.changes.*.mean",
+        when="there were two evaluations",
     ),
     _gauge(
         "train_prompts",
@@ -144,6 +140,7 @@ LEARNING = (
 HEALTH = (
     _gauge("loss", "", "Loss of the last update.", field="step.loss"),
     _gauge("kl", "", "KL divergence from the reference model.", field="step.kl", when="objective.kl is above 0"),
+    _gauge("learning_rate", "", "Learning rate of the last update.", field="step.learning_rate"),
     _gauge(
         "gradient_norm", "", "L2 norm of the last update's gradient, before it is clipped.", field="step.gradient_norm"
     ),
@@ -325,6 +322,15 @@ CLUSTER = (
         field="step.buffer_bytes",
     ),
     _counter("checkpoints", "", "Checkpoints written."),
+    _gauge("started_seconds", "seconds", "When a driver started or resumed the run, since 1970.", "driver"),
+    _counter(
+        "runs_ended",
+        "",
+        "1 for a driver that ended and said so, by how: finished, stopped, alarm, failed.",
+        "driver",
+        "how",
+        when="a driver of the run has ended",
+    ),
 )
 
 CATALOGUE = (*LEARNING, *HEALTH, *TIME, *VERSIONS, *CLUSTER)

@@ -100,10 +100,15 @@ def _walk(value: Any, path: list[str], keys: tuple[str, ...] = ()) -> Iterator[t
         yield from _walk(value[head] if isinstance(value, Mapping) else getattr(value, head), rest, keys)
 
 
-def of_event(event: Event) -> Iterator[Change]:
-    """Yield the changes of a line of events.jsonl; most kinds change nothing."""
+def of_event(event: Event, driver: str = "") -> Iterator[Change]:
+    """Yield the changes of a line of events.jsonl; most kinds change nothing. `driver` names the process."""
     details = event.details
     match event.kind:
+        case "started":
+            yield change("started_seconds", event.time, driver=driver)
+        case "finished" | "stopped" | "rolled_back" | "failed":
+            how = "alarm" if "alarm" in details else event.kind
+            yield change("runs_ended", 1, driver=driver, how=how)
         case "published":
             what = "average" if details["averaged"] else "weights"
             yield change("publishes", 1, kind=what)

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -16,8 +17,14 @@ HOST = "127.0.0.1"
 """The loopback address: there is no password, so nobody beyond this machine may ask."""
 
 
+LAST_LOOK = 20.0
+"""The most seconds that an ended run waits for Prometheus' next look, so that it is not taken for one that vanished."""
+
+
 class Endpoint(Collector):
     """Serves http://127.0.0.1:PORT/metrics until closed; port 0 takes a free one, `port` is the one taken.
+
+    Closing it waits for the next scrape, where somebody scrapes it again and again.
 
     Raises RunError if the port is taken already.
     """
@@ -25,6 +32,9 @@ class Endpoint(Collector):
     def __init__(self, port: int) -> None:
         self._lock = threading.Lock()
         self._values: dict[Metric, dict[tuple[str, ...], float]] = {}
+        self._looked: tuple[float, ...] = ()
+        """When it was scraped the last two times."""
+        self._look = threading.Event()
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
         try:
@@ -51,6 +61,8 @@ class Endpoint(Collector):
         """Yield all metrics told so far, for prometheus_client."""
         with self._lock:
             found = {metric: dict(series) for metric, series in self._values.items()}
+            self._looked = (*self._looked[-1:], time.monotonic())
+            self._look.set()
         for metric, series in found.items():
             kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             family = kind(PREFIX + metric.name, metric.help, labels=["run", *metric.labels])
@@ -59,9 +71,20 @@ class Endpoint(Collector):
             yield family
 
     def close(self) -> None:
+        self._look.clear()
+        self._look.wait(self._until_next_look())
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def _until_next_look(self) -> float:
+        """Return how long to wait for the next scrape: 0 where nobody scrapes at intervals, or does so no more."""
+        with self._lock:
+            if len(self._looked) < 2:
+                return 0.0
+            before, last = self._looked
+            interval, since = last - before, time.monotonic() - last
+        return min(1.5 * interval - since, LAST_LOOK) if since < 1.5 * interval else 0.0
 
 
 def _in_order(metric: Metric, labels: Mapping[str, str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ and at most every `REFRESH` seconds from the status: nothing is done per sample.
 """
 
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -64,6 +65,8 @@ class ExportingReporter:
 
     def __init__(self, run: str, exporter: Exporter, now: Callable[[], float] = time.monotonic) -> None:
         self.run, self.exporter, self.now = run, exporter, now
+        self.driver = uuid.uuid4().hex[:8]
+        """A name for this process: what ended is told from what vanished by it, when a run has several in an hour."""
         self.seen: dict[tuple[str, ...], int] = {}
         self.last: RunNumbers | None = None
         self.looked = -REFRESH
@@ -73,7 +76,7 @@ class ExportingReporter:
         self.exporter.apply(self.run, list(of_record(record)))
 
     def event(self, event: Event) -> None:
-        self.exporter.apply(self.run, list(of_event(event)))
+        self.exporter.apply(self.run, list(of_event(event, self.driver)))
 
     def status(self, numbers: RunNumbers) -> None:
         self.last = numbers

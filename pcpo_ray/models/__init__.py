@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from pcpo_ray.algorithm.schedule import Schedule
 from pcpo_ray.config import Model, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import files, single_file
+from pcpo_ray.models import files, hub, single_file
 from pcpo_ray.models.described import read_json
+from pcpo_ray.process.own import unfound
 from pcpo_ray.process.plugins import resolve_class
 
 if TYPE_CHECKING:
@@ -80,14 +81,32 @@ class Denoiser(Protocol):
 def folder_of(model: Model, *, weights: bool = True) -> Path:
     """Return the model's folder, checked for its kind without loading anything; without `weights`, configs suffice.
 
+    A model of the Hugging Face Hub that is not in the cache is fetched, unless HF_HUB_OFFLINE is set.
     Raises ModelError.
     """
+    if hub.is_id(model.path):
+        cached = hub.cached(model.path)
+        if cached is not None:
+            _check_kind(cached, model)  # fetching more of it would not help
+        return hub.found(
+            model.path,
+            lambda folder: _check(folder, model, weights=weights),
+            weights=weights and model.single_file is None,
+            variant=model.variant,
+            unused=UNUSED,
+        )
     if "/" not in model.path and not Path(model.path).exists():
         from pcpo_ray import shapes
 
         folder = shapes.checkpoint(model.path)
     else:
         folder = Path(model.path)
+    _check(folder, model, weights=weights)
+    return folder
+
+
+def _check_kind(folder: Path, model: Model) -> dict[str, Any]:
+    """Return the folder's model_index.json, which must be of the model's kind. Raises ModelError."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelError(
@@ -98,6 +117,12 @@ def folder_of(model: Model, *, weights: bool = True) -> Path:
     got, expected = described.get("_class_name"), class_of(model).pipeline_class
     if got != expected:
         raise ModelError(f"{folder} holds a {got}; model.kind={model.kind} expects a {expected}")
+    return described
+
+
+def _check(folder: Path, model: Model, *, weights: bool) -> None:
+    """Check a folder for the model's kind, parts and weights. Raises ModelError."""
+    described = _check_kind(folder, model)
     if weights and model.single_file is not None:
         single_file.check(Path(model.single_file))
     parts = {
@@ -106,7 +131,6 @@ def folder_of(model: Model, *, weights: bool = True) -> Path:
         if isinstance(value, list) and value[0] is not None and name not in UNUSED
     }
     files.check_parts(folder, parts, weights=weights and model.single_file is None, variant=model.variant)
-    return folder
 
 
 def class_of(model: Model) -> "type[PipelineDenoiser]":
@@ -120,7 +144,7 @@ def class_of(model: Model) -> "type[PipelineDenoiser]":
         own = resolve_class(model.denoiser)
     except Exception as error:  # the user's module may raise anything while it is imported
         raise ModelError(
-            f"model.denoiser {model.denoiser!r}: {type(error).__name__}: {error}; expected an importable "
+            f"model.denoiser {model.denoiser!r}: {unfound(error, model.denoiser)}; expected an importable "
             "package.module:Class"
         ) from error
     if not (isinstance(own, type) and issubclass(own, PipelineDenoiser)) or inspect.isabstract(own):

@@ -32,6 +32,10 @@ class Flux(PipelineDenoiser):
         """True if the guidance scale is an input of the network (FLUX.1-dev)."""
         return bool(self.config.guidance_embeds)
 
+    @classmethod
+    def guidance_is_input(cls, network: Mapping[str, Any]) -> bool:
+        return bool(network.get("guidance_embeds"))
+
     @property
     def grid(self) -> tuple[int, int]:
         """The number of tokens down and across."""

@@ -163,9 +163,19 @@ class PipelineDenoiser(ABC):
     @classmethod
     def schedule_in(cls, description: Described, sampling: Sampling) -> Schedule:
         """Build the schedule of the folder's scheduler for images of the size asked for. Raises as `schedule_of`."""
+        if sampling.negative_prompt and cls.guidance_is_input(description.network):
+            raise ModelError(
+                f"sampling.negative_prompt is {sampling.negative_prompt!r}, and {description.folder.name} takes the "
+                "guidance scale as an input of its network, without an unconditional branch; leave it out"
+            )
         height, width = cls.size_in(description, sampling)
         tokens = tokens_of(height, width, description.factor, cls.patch_of(description.network))
         return cls.schedule_of(description.scheduler, sampling, tokens=tokens)
+
+    @classmethod
+    def guidance_is_input(cls, network: Mapping[str, Any]) -> bool:
+        """Return whether the network of this config takes the guidance scale itself, with no unconditional branch."""
+        return False
 
     @classmethod
     def patch_of(cls, network: Mapping[str, Any]) -> int:
@@ -211,8 +221,8 @@ class PipelineDenoiser(ABC):
         return None
 
     def encode_empty(self) -> Conditioning:
-        """Encode the unconditional branch's text."""
-        return self.encode_text("")
+        """Encode the unconditional branch's text: nothing, or the negative prompt."""
+        return self.encode_text(self.sampling.negative_prompt)
 
     def encode_text(self, text: str) -> Conditioning:
         """Encode one text on the CPU, without guidance's rows."""

@@ -24,7 +24,7 @@ class StableDiffusionXL(StableDiffusion):
         return {"embeds": embeds, "pooled": pooled}
 
     def encode_empty(self) -> Conditioning:
-        if not self.pipeline.config.force_zeros_for_empty_prompt:
+        if self.sampling.negative_prompt or not self.pipeline.config.force_zeros_for_empty_prompt:
             return super().encode_empty()
         return {name: torch.zeros_like(row) for name, row in self.encode_text("").items()}
 

@@ -12,6 +12,16 @@ from pcpo_ray.algorithm.schedule import DiffusionSchedule, FlowSchedule, Schedul
 from pcpo_ray.algorithm.transitions import AffineStep, ddim, flow_cps, flow_sde
 from pcpo_ray.data.seeds import seed_of
 from pcpo_ray.errors import CreditError, ScheduleError
+from pcpo_ray.process.own import PlugPoint
+
+CREDIT = PlugPoint(
+    noun="credit",
+    method="weights",
+    arguments=("schedule", "steps", "trained"),
+    returns="one finite weight for each trained step, none below 0 and not all 0",
+    error=CreditError,
+)
+"""Credit of the user's own: the schedule, its T affine steps and the trained indices in, K weights out."""
 
 
 def native_steps(sampling: config.Sampling, schedule: Schedule) -> tuple[AffineStep, ...]:
@@ -147,5 +157,17 @@ def _carrying(
         case config.Variance(w_star=w_star):
             assert isinstance(schedule, DiffusionSchedule) and isinstance(sampling.process, config.Ddim)
             return credit.variance(schedule, trained, w_star=w_star, eta=sampling.process.eta)
+        case config.CustomCredit():
+            return credit.given(steps, trained, _own_weights(kind, schedule, steps, trained))
         case _:
             assert_never(kind)
+
+
+def _own_weights(
+    kind: config.CustomCredit, schedule: Schedule, steps: Sequence[AffineStep], trained: Sequence[int]
+) -> list[float]:
+    """Ask credit of the user's own for the weights of the trained steps. Raises CreditError."""
+    made = CREDIT.make(kind.kind, kind.options)
+    returned = CREDIT.call(made, kind.kind, schedule, tuple(steps), tuple(trained))
+    weights: list[float] = CREDIT.numbers(kind.kind, returned, (len(trained),)).tolist()
+    return weights

@@ -232,7 +232,7 @@ def isolated(name: str, seed: int = 0) -> Iterator[None]:
     """
     module = name.partition(":")[0]
     raised = signals.raised()
-    numbers = _random_state()
+    numbers = random_state()
     ours = {key: read() for key, (read, _) in SETTINGS.items()}
     found = _left.get(module, {})
     _put({**found, "signals": _own_signals(found["signals"])} if "signals" in found else found)
@@ -250,7 +250,7 @@ def isolated(name: str, seed: int = 0) -> Iterator[None]:
         now = {key: read() for key, (read, _) in SETTINGS.items()}
         _left[module] = {key: value for key, value in now.items() if value != ours[key]}
         _put({key: ours[key] for key in _left[module]})
-        _set_random_state(numbers)
+        set_random_state(numbers)
         if signals.raised() > raised:
             raise KeyboardInterrupt
 
@@ -265,12 +265,14 @@ def _put(settings: Mapping[str, Any]) -> None:
         SETTINGS[key][1](value)
 
 
-def _random_state() -> tuple[Any, ...]:
+def random_state() -> tuple[Any, ...]:
+    """Return the state of all global random numbers: Python's, NumPy's, torch's."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
 
 
-def _set_random_state(state: tuple[Any, ...]) -> None:
+def set_random_state(state: tuple[Any, ...]) -> None:
+    """Put back what `random_state` returned."""
     random.setstate(state[0])
     np.random.set_state(state[1])
     torch.set_rng_state(state[2])

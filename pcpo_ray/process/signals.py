@@ -48,14 +48,19 @@ def elsewhere() -> None:
 
 def may_come() -> bool:
     """Return whether a KeyboardInterrupt here may come from a signal that `raised` does not count."""
-    main = threading.current_thread() is threading.main_thread()
-    return main and not _elsewhere and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return _in_main_thread() and not _elsewhere and default
+
+
+def _in_main_thread() -> bool:
+    """Return whether this is the only thread that may install handlers, and that signals interrupt."""
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager
 def handled(handler: Handler = interrupt) -> Iterator[None]:
     """Install the handler for all signals while the block runs; does nothing outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in NUMBERS}
@@ -113,7 +118,8 @@ class Ending:
         except SystemExit:
             interrupt(signal.SIGTERM, None)
         finally:
-            _install(self)
+            if _in_main_thread():
+                _install(self)
 
     def again(self) -> None:
         """Raise once more what went no further than a destructor or a callback, of whose errors Python only tells."""
@@ -125,8 +131,14 @@ class Ending:
 
 @contextlib.contextmanager
 def ended(say: Callable[[str], None] = lambda line: None) -> Iterator[Ending]:
-    """Inside, the signals end a command: the first by KeyboardInterrupt, the others let it save."""
+    """Inside, the signals end a command: the first by KeyboardInterrupt, the others let it save.
+
+    Outside the main thread this does nothing: signals go to whatever the main thread does.
+    """
     global _ending
+    if not _in_main_thread():
+        yield Ending(say)
+        return
     before, hook, ending = _ending, sys.unraisablehook, Ending(say)
 
     def unraisable(found: Any) -> None:

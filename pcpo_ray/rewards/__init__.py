@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError
+from pcpo_ray.process.own import unfound
 from pcpo_ray.process.plugins import explained, isolated, resolve_class
 
 
@@ -70,7 +71,7 @@ def _class_of(reward: config.CustomReward) -> Any:
         found = resolve_class(reward.kind)
     except Exception as error:  # the user's module may raise anything while it is imported
         raise RewardError(
-            f"reward {reward.kind!r}: {explained(error)}; expected an importable package.module:Class"
+            f"reward {reward.kind!r}: {unfound(error, reward.kind)}; expected an importable package.module:Class"
         ) from error
     method = getattr(found, "score", None)
     expected = "expected a class with a method score(self, images, prompts) that returns one number an image"

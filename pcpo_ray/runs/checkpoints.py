@@ -1,6 +1,6 @@
 """Checkpoints: `step-000123/`, written beside and renamed, so that one is there whole or not at all.
 
-trainable.safetensors   what is trained, in float32     optimizer.safetensors   AdamW's moments, exactly
+trainable.safetensors   what is trained, in float32     optimizer.safetensors   what the optimizer keeps, exactly
 averaged.safetensors    its EMA, if the run keeps one
 state.json              version, the driver's state, the checksum of every other file (written last)
 and what diffusers loads: pytorch_lora_weights.safetensors, or a pipeline in model/

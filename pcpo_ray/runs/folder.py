@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from pcpo_ray.errors import ClusterError, RunError
-from pcpo_ray.runs import checkpoints, disk, writer
+from pcpo_ray.runs import checkpoints, disk, look, writer
 from pcpo_ray.runs.disk import writing
 from pcpo_ray.runs.storage import PATIENCE
 from pcpo_ray.runs.writer import Token
@@ -223,7 +223,7 @@ class LocalFolder(RunFolder):
 
     def take_over(self, say: Say) -> None:
         if not self.started():
-            raise RunError(f"there is no run at {self.local} to resume; leave out --resume to start it")
+            raise look.nothing_to_resume(self.local)
 
     def _announce(self, token: Token, *, new: bool) -> None:
         pass  # the token in the folder is all there is

@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+from pcpo_ray.runs import look
 from pcpo_ray.runs.folder import LocalFolder, RunFolder
 from pcpo_ray.runs.stored import StoredFolder
 from pcpo_ray.runs.urls import child, is_url
 
 
 def folder_at(place: str) -> RunFolder:
-    """Return the folder of the run at a path or URL. Raises RunError for a malformed URL."""
-    return StoredFolder.at(place) if is_url(place) else LocalFolder(local=Path(place))
+    """Return the folder of the run at a path or URL, or of a name below runs/. Raises RunError for a malformed URL."""
+    found = look.place_of(place)
+    return StoredFolder.at(found) if is_url(found) else LocalFolder(local=Path(found))
 
 
 def folder_below(runs: str, name: str) -> RunFolder:

@@ -11,7 +11,7 @@ import numpy as np
 from pcpo_ray import config
 from pcpo_ray.config import TOTAL, files, paths
 from pcpo_ray.errors import ConfigError, RunError
-from pcpo_ray.runs import intervals, lines
+from pcpo_ray.runs import intervals, lines, look
 from pcpo_ray.runs.folder import LocalFolder, RunFolder
 from pcpo_ray.runs.intervals import Estimate
 
@@ -23,8 +23,7 @@ def read(folder: Path, overrides: Sequence[str] = ()) -> config.Run:
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        there = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))
-        raise RunError(f"there is no run at {folder}; in {folder.parent} there are {there or 'none'}")
+        raise look.no_run(str(folder))
     try:
         run = files.load(path)
     except ConfigError as error:

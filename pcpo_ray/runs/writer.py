@@ -25,6 +25,9 @@ WRITER, LOCK = ".writer", ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """Errors of disks that have no locks."""
 
+TRIES, AGAIN = 4, 0.05
+"""The number of tries for a lock that is held, and the seconds from one to the next."""
+
 _held: dict[tuple[int, int], int] = {}
 """Open lock files that this process holds until it ends, by device and inode."""
 
@@ -56,6 +59,11 @@ class Token:
             return cls(**json.loads(text or ""))
         except (ValueError, TypeError):
             return None
+
+    @property
+    def here(self) -> bool:
+        """True if the writer is, or was, a process of this machine."""
+        return self.machine == _machine()
 
     @property
     def text(self) -> str:
@@ -96,7 +104,7 @@ def lock(folder: Path) -> None:
         os.close(opened)
         return
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(opened)
     except OSError as error:
         os.close(opened)
         if error.errno in NO_LOCKS:
@@ -111,6 +119,47 @@ def lock(folder: Path) -> None:
             ) from None
         return  # another machine holds it, on a shared disk: the token takes the run over
     _held[status.st_dev, status.st_ino] = opened
+
+
+def _lock(opened: int) -> None:
+    """Take a lock. One that is held for a moment only, by `held` in another process, is waited for."""
+    for attempt in range(TRIES):
+        try:
+            return fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES) or attempt == TRIES - 1:
+                raise
+            time.sleep(AGAIN)
+
+
+def held(folder: Path) -> bool | None:
+    """Return whether a process holds the lock of a run, also one of another machine if the disk tells.
+
+    None where the disk has no locks, or the lock cannot be read.
+    """
+    try:
+        opened = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return True if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    finally:
+        os.close(opened)
+    return False
+
+
+def is_gone(folder: Path) -> bool:
+    """Return whether the run's writer was a process of this machine that has ended, by kill -9 or otherwise.
+
+    False where that cannot be known: the writer is on another machine, or the disk has no locks. It holds the lock for
+    an instant, so ask seldom: a process that begins to write just then is refused.
+    """
+    token = read(folder)
+    return token is not None and token.here and (folder / LOCK).exists() and held(folder) is False
 
 
 def check(own: str, found: Token | None, place: str, kept: Path) -> None:

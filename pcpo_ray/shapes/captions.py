@@ -118,3 +118,16 @@ def parse(text: str) -> Caption:
             f"and a shape ({', '.join(SHAPES)})"
         )
     return caption
+
+
+@cache
+def words() -> frozenset[str]:
+    """Return every word that captions are made of."""
+    phrases = (*SHAPES, *COLOURS, *SIZES, *RELATIONS, *POSITIONS, "a", "an")
+    return frozenset(word for phrase in phrases for word in phrase.split())
+
+
+def unknown_words(text: str) -> list[str]:
+    """List the words of a text that no caption has, each once, in the text's order."""
+    found = (word.strip(".,;:!?\"'()") for word in text.lower().split())
+    return list(dict.fromkeys(word for word in found if word and word not in words()))

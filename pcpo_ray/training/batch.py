@@ -15,7 +15,11 @@ from pcpo_ray.config import TOTAL
 from pcpo_ray.data.types import Scored
 from pcpo_ray.data.updates import TrainingGroup
 from pcpo_ray.errors import RewardError
+from pcpo_ray.training.own_advantage import OwnAdvantage
 from pcpo_ray.training.recorder import Recorder
+
+History = advantages.PromptHistory | OwnAdvantage
+"""A rule that turns a column of scores into advantages and may remember earlier ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +36,11 @@ def columns(run: config.Run) -> dict[str, dict[str, float]]:
     return {TOTAL: weights} if run.combine == "scores" else {name: {name: 1.0} for name in weights}
 
 
-def make_histories(run: config.Run) -> dict[str, advantages.PromptHistory]:
-    """Make each column's per-prompt statistics, if the config's advantage keeps them."""
+def make_histories(run: config.Run) -> dict[str, History]:
+    """Make each column's per-prompt statistics, or its rule of the user's own, if the config's advantage has them."""
     kind = run.advantage
+    if isinstance(kind, config.CustomAdvantage):
+        return {name: OwnAdvantage(kind) for name in columns(run)}
     if not isinstance(kind, config.HistoryAdvantage):
         return {}
     return {
@@ -44,7 +50,7 @@ def make_histories(run: config.Run) -> dict[str, advantages.PromptHistory]:
 
 
 def training_batch(
-    run: config.Run, scored: Sequence[Scored], histories: Mapping[str, advantages.PromptHistory], step: int
+    run: config.Run, scored: Sequence[Scored], histories: Mapping[str, History], step: int
 ) -> TrainingBatch:
     """Make the batch with its advantages and its metrics; groups with missing scores are dropped whole.
 
@@ -105,7 +111,7 @@ def normalised(
     kind: config.Advantage,
     scores: Float[Tensor, "P G"],
     prompts: Sequence[str],
-    history: advantages.PromptHistory | None,
+    history: History | None,
 ) -> Float[Tensor, "P G"]:
     """Compute advantages of the config's kind from scores, a row a group."""
     match kind:
@@ -113,7 +119,7 @@ def normalised(
             return advantages.group_relative(scores, scale=kind.scale, correction=kind.correction, epsilon=kind.epsilon)
         case config.BatchAdvantage():
             return advantages.batch_relative(scores, epsilon=kind.epsilon)
-        case config.HistoryAdvantage():
+        case config.HistoryAdvantage() | config.CustomAdvantage():
             assert history is not None
             return history.normalise(prompts, scores)
         case _:

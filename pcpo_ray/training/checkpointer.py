@@ -42,7 +42,7 @@ class Checkpointer:
     def save(self, *, ending: bool = False) -> None:
         """Write a checkpoint of the current step, and let the oldest go. When `ending`, records may be stored later."""
         progress, home = self.progress, self.recorder.home
-        self.dispatcher.enter("checkpoint")
+        self.dispatcher.enter("checkpoint", self.progress.step)
         started = time.perf_counter()
         histories = self.batches.state()
         if ending:

@@ -32,7 +32,9 @@ class Control:
     def serve(self) -> None:
         """Tell how the run is, and do what was asked of it."""
         self.report()
-        for request in self.stages.exchange(self.status()):
+        status = self.status()
+        self.recorder.status(status.row())
+        for request in self.stages.exchange(status):
             self.recorder.event("asked", **request.asked)
             if request.max_staleness is not None:
                 self.progress.max_staleness = request.max_staleness

@@ -19,16 +19,25 @@ from pcpo_ray.training.scheduling.watchdog import StalledError, Watchdog
 from pcpo_ray.training.stages import Stages
 
 QUIET = 30.0
-"""Seconds without a line after which a run says what it is waiting for."""
+"""Seconds without a line after which a run says what it is waiting for, unless it is watched."""
+
+Watch = Callable[[Phase, int, int, int], None]
+"""A function that is told of the phase, its step, and how much of it is done of how much (0 of 0: not countable)."""
 
 
 def trouble(kind: str, details: Mapping[str, Any]) -> str:
     """Describe an event that a user must see in a line; empty for any other."""
     if kind == "fault":
         return f"fault: {details['message']}"
+    if kind in ("note", "recovered"):
+        return f"{kind}: {details['message']}"
     if kind == "missing_scores":
         return f"scores are missing, step {details['step']}, {details['prompt']!r}: {details['causes']}"
     return ""
+
+
+def _images(task: Task) -> int:
+    return task.images * len(task.prompts)
 
 
 @dataclass
@@ -52,8 +61,8 @@ class Phases:
 class Dispatcher:
     """Moves groups between the stages: a task becomes a rollout becomes a scored group, each as soon as it can.
 
-    `event` records faults and recoveries, `say` gets a line whenever there was none for `QUIET` seconds. `serve` is
-    called while the dispatcher waits, `entered` when a phase begins.
+    `event` records faults and recoveries. `serve` is called while the dispatcher waits, `entered` when a phase begins,
+    `watch` whenever more of a phase is done; without it, `say` gets a line whenever there was none for `QUIET` seconds.
 
     Raises ClusterError when nothing finishes for workers.task_timeout seconds while work remains, and RewardError when
     more than rollout.reward_failures groups in a row miss scores.
@@ -68,12 +77,15 @@ class Dispatcher:
         say: Callable[[str], None],
         serve: Callable[[], None] = lambda: None,
         entered: Callable[[Phase], None] = lambda phase: None,
+        watch: Watch | None = None,
     ) -> None:
         self.stages = stages
         self.event = event
         self.say = say
         self.serve = serve
         self.entered = entered
+        self.watch: Watch = watch or (lambda phase, step, done, total: None)
+        self.watched = watch is not None
         self.phase = ""
         self.failures = run.rollout.reward_failures
         self.failed_in_a_row = 0
@@ -91,10 +103,11 @@ class Dispatcher:
         """The number of times that a group was sampled again because its images were gone."""
         self.watchdog = Watchdog(limit=run.workers.task_timeout, quiet=QUIET, now=time.monotonic())
 
-    def enter(self, phase: Phase) -> None:
-        """Begin a phase."""
+    def enter(self, phase: Phase, step: int = 0) -> None:
+        """Begin a phase, of a step."""
         self.phase = phase
         self.entered(phase)
+        self.watch(phase, step, 0, 0)
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
         """Make the learner's weights, or their EMA, loadable, and remember the checksum that samplers must report.
@@ -139,10 +152,19 @@ class Dispatcher:
         """
         self.watchdog.progress(time.monotonic())
         self.missing = self.ledger.missing(tasks)  # counted once: a batch may have thousands
+        evaluating = self.phase == "evaluate"
+        verb, unit = ("evaluating", "images") if evaluating else ("sampling", "groups")
+        total = sum(map(_images, tasks)) if evaluating else len(tasks)
+        step = 0 if not tasks else tasks[0].version if evaluating else tasks[0].step
+        before, done = -1, 0
         while self.missing:
             if self.exhausted is not None:
                 raise self.exhausted
-            self._pump(f"{len(self.missing)} of {len(tasks)} groups of step {tasks[0].step}")
+            if len(self.missing) != before:
+                before = len(self.missing)
+                done = total - (sum(map(_images, self.missing)) if evaluating else before)
+                self.watch("evaluate" if evaluating else "sample_and_score", step, done, total)
+            self._pump(f"{verb} step {step}: {done}/{total} {unit}")
         for task in tasks:
             self.regained.pop(task, None)
         self.counters.taken(tasks)
@@ -164,7 +186,7 @@ class Dispatcher:
         self.watchdog.progress(time.monotonic())
         while (update := self.stages.learner.collect()) is None:
             try:
-                self._pump(f"update {step}")
+                self._pump(f"learning step {step}")
             except StalledError as error:
                 raise LearnerLostError(str(error)) from error
         return self._learned(update)
@@ -195,6 +217,8 @@ class Dispatcher:
         now = time.monotonic()
         for fault in self.stages.faults():
             self.event("fault", message=fault)
+        for kind, text in self.stages.notes():
+            self.event(kind, message=text)
         for rollout in self.stages.samplers.collect():
             self.watchdog.progress(now)
             self._acknowledge(rollout.task, rollout.checksum, rollout.worker)
@@ -217,7 +241,7 @@ class Dispatcher:
             self.ledger.done(scored.rollout.task, scored)
             self.missing.discard(scored.rollout.task)
             self._count_failures(scored)
-        if line := self.watchdog.check(now, f"{awaited}; {len(self.ledger)} groups are in flight"):
+        if (line := self.watchdog.check(now, awaited)) and not self.watched:
             self.say(line)
 
     def spoke(self) -> None:

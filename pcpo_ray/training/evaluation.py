@@ -19,6 +19,15 @@ from pcpo_ray.rewards import quality
 from pcpo_ray.runs import intervals
 from pcpo_ray.training.dispatcher import Dispatcher
 
+SHOWN = 8
+"""The number of prompts, evenly spaced over an evaluation, whose images every evaluation keeps and shows."""
+
+
+def shown(prompts: int) -> list[int]:
+    """Return the places of the prompts whose images every evaluation keeps."""
+    count = min(SHOWN, prompts)
+    return [n * prompts // count for n in range(count)]
+
 
 def run_evaluation(
     run: config.Run,
@@ -35,7 +44,7 @@ def run_evaluation(
     """
     if run.optimizer.average is not None:
         dispatcher.publish(oldest=oldest, averaged=True)
-    dispatcher.enter("evaluate")
+    dispatcher.enter("evaluate", version)
     tasks = evaluation_tasks(run, held_out, version)
     count = len(tasks)
     tasks += watched_training_tasks(run, prompts, version)

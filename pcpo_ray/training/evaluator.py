@@ -67,15 +67,20 @@ class Evaluator:
         return bool(self.alarms) and self.run.monitors.action != "warn"
 
     def evaluate(self) -> None:
-        """Score the evaluation's prompts at the current version; the first and the last keep their images."""
+        """Score the evaluation's prompts at the current version.
+
+        The first and the last evaluation keep all their images, the others those of `SHOWN` prompts.
+        """
         self.dispatcher.phases = Phases()  # an evaluation's work is no step's
         self.progress.state, started = "evaluating", time.perf_counter()
         step = self.progress.step
         scored, seen, images = self._scored()
+        shown = {place: images[place][0] for place in evaluation.shown(len(scored)) if place in images}
         values = evaluation.table(self.run, scored)
         self.recorder.samples("evaluations.parquet", step, evaluation.columns(self.run, step, scored, values))
         if images:
             self.recorder.pictures(step, images)
+            self.recorder.show(step, {scored[place].rollout.task.prompt.text: shown[place] for place in shown})
         if self.assessor is not None:
             self.assessor.keep(step, [group.measured for group in scored])
         measured = evaluation.evaluation_summary(self.run, scored, seen, self.assessor)
@@ -97,8 +102,8 @@ class Evaluator:
         )
         self.recorder.push()
 
-    def _scored(self) -> tuple[list[Scored], list[Scored], list[np.ndarray]]:
-        """Make an evaluation, with its images where they are to be kept; start again where some of them are gone."""
+    def _scored(self) -> tuple[list[Scored], list[Scored], dict[int, np.ndarray]]:
+        """Make an evaluation, with the images that it keeps by place; start again where some of all are gone."""
         for attempt in range(1, MAX_RESTARTS + 1):
             scored, seen = evaluation.run_evaluation(
                 self.run,
@@ -108,15 +113,18 @@ class Evaluator:
                 oldest=self.progress.oldest,
                 prompts=self.prompts,
             )
-            if self.progress.step not in (0, self.run.steps):
-                break
+            whole = self.progress.step in (0, self.run.steps)
+            places = range(len(scored)) if whole else evaluation.shown(len(scored))
             try:
-                return scored, seen, [self.stages.fetch(group.rollout.images) for group in scored]
+                return scored, seen, {place: self.stages.fetch(scored[place].rollout.images) for place in places}
             except RolloutsLostError as lost:
+                if not whole:  # the scores are here, and a few images are not worth another evaluation
+                    self.recorder.trouble(f"{lost}; the evaluation of step {self.progress.step} keeps no images")
+                    return scored, seen, {}
                 if attempt == MAX_RESTARTS:
                     raise
                 self.recorder.event("fault", message=f"{lost}; the evaluation is made again")
-        return scored, seen, []
+        raise AssertionError("the last attempt returns or raises")
 
     def _changes(self, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
         """Compare each reward's scores with those of the evaluation at step 0."""

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, assert_never
 import xxhash
 
 from pcpo_ray import config, models
-from pcpo_ray.config import PromptFile
+from pcpo_ray.config import CustomAdvantage, CustomCredit, CustomObjective, CustomPrompts, PromptFile
 from pcpo_ray.config.base import path_marks
 from pcpo_ray.errors import RunError
 from pcpo_ray.process.plugins import resolve_class
@@ -47,7 +47,14 @@ def of_run(run: config.Run) -> Files:
     found = dict(of_model(run.model))
     for where, prompts in (("prompts", run.prompts), ("evaluation.prompts", run.evaluation.prompts)):
         if isinstance(prompts, PromptFile):
-            found[f"{where}.path"] = _itself(prompts.path)
+            found[f"{where}.path"] = _itself(prompts.file)
+        elif isinstance(prompts, CustomPrompts):
+            found |= _of_own(where, prompts.kind, prompts.options)
+    for where, part in (("credit", run.credit), ("advantage", run.advantage), ("objective", run.objective)):
+        if isinstance(part, CustomCredit | CustomAdvantage | CustomObjective):
+            found |= _of_own(where, part.kind, part.options)
+    if run.optimizer.own:
+        found |= _of_own("optimizer", run.optimizer.kind, run.optimizer.options)
     for where, rewards in (("rewards", run.rewards), ("evaluation.rewards", run.evaluation.rewards)):
         for place, reward in enumerate(rewards):
             found |= {f"{where}.{place}.{key}": files for key, files in _of_reward(reward).items()}
@@ -81,12 +88,18 @@ def of_model(model: config.Model) -> Files:
 def _of_reward(reward: config.Reward) -> Files:
     """List a reward's files: those that its config names, or the user's code and the files that its options name."""
     if isinstance(reward, config.CustomReward):
-        return {"kind": _code(reward.kind), **_in_options(reward.options, "options")}
+        return _of_own("", reward.kind, reward.options)
     paths = {key: getattr(reward, key) for key in path_marks(type(reward))}
     found: dict[str, Mapping[str, Path]] = {}
     if reward.clip is not None and "model" in paths:
         found |= _of_clip(paths.pop("model"), paths.pop("weights", None))
     return found | {key: _folder_or_file(path) for key, path in paths.items() if path is not None}
+
+
+def _of_own(where: str, kind: str, options: Mapping[str, Any]) -> Files:
+    """List the code of a class or function of the user's own, and the files that its options name."""
+    below = f"{where}." if where else ""
+    return {f"{below}kind": _code(kind), **_in_options(options, f"{below}options")}
 
 
 def _of_quality(quality: config.Quality) -> Files:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from pcpo_ray.data.updates import DriverState, Published, TrainingGroup, Update
 from pcpo_ray.errors import ClusterError, TrainingError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.training.scheduling.workers import Note
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.sampler import Sampler
 from pcpo_ray.workers.scorer import Scorer
@@ -164,13 +165,16 @@ class LocalLearner:
 
 
 class LocalStages:
-    """The three stages in this process."""
+    """The three stages in this process. `phase` is told what is being loaded."""
 
-    def __init__(self, run: config.Run) -> None:
+    def __init__(self, run: config.Run, phase: Callable[[str], None] = lambda text: None) -> None:
         device = device_here()
         self.versions: Versions = {}
+        phase("loading the model to sample with")
         self.samplers = LocalSamplers(run, device, self.versions)
+        phase("loading the rewards")
         self.scorers = LocalScorers(run, device)
+        phase("loading the model to train")
         self.learner = LocalLearner(run, device, self.versions)
 
     def wait(self, timeout: float) -> None:
@@ -221,6 +225,9 @@ class LocalStages:
         """Return at once, as nobody watches."""
 
     def faults(self) -> list[str]:
+        return []
+
+    def notes(self) -> list[Note]:
         return []
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ Batches that staleness allows are admitted ahead of the one that is learned: the
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,9 +30,10 @@ from pcpo_ray.errors import LearnerLostError, RolloutsLostError, RunError, Taken
 from pcpo_ray.process import signals
 from pcpo_ray.training.admission import Admission
 from pcpo_ray.training.batch import BatchMaker, TrainingBatch
+from pcpo_ray.training.callbacks import STOP, Callback
 from pcpo_ray.training.checkpointer import Checkpointer
 from pcpo_ray.training.control import Control
-from pcpo_ray.training.dispatcher import Dispatcher, Phases, trouble
+from pcpo_ray.training.dispatcher import Dispatcher, Phases, Watch, trouble
 from pcpo_ray.training.evaluator import Evaluator
 from pcpo_ray.training.progress import Progress
 from pcpo_ray.training.recorder import Recorder
@@ -43,7 +44,11 @@ from pcpo_ray.workers.learner import movement
 
 
 class Loop:
-    """One run, from a state to its last step. `report` gets every line recorded, `say` what a user should read."""
+    """One run, from a state to its last step.
+
+    `report` gets every line recorded, `say` what a user should read, `watch` how far a phase has come. `callbacks` see
+    every record, at moments at which an error of theirs costs nothing that was learned.
+    """
 
     def __init__(
         self,
@@ -55,9 +60,13 @@ class Loop:
         held_out: PromptSource,
         report: Callable[[Mapping[str, Any]], None] = lambda row: None,
         say: Callable[[str], None] = lambda line: None,
+        watch: Watch | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.run, self.stages, self.recorder, self.say = run, stages, recorder, say
-        self._report = report
+        self._report, self.callbacks = report, callbacks
+        self.untold: deque[StepRecord | EvaluationRecord] = deque()
+        """Records that no callback has seen yet."""
         self.progress = progress = Progress(max_staleness=run.rollout.max_staleness)
         self.restarts = Restarts()
         self.updating: TrainingBatch | None = None
@@ -67,7 +76,7 @@ class Loop:
         self.started = time.perf_counter()
         self.noted = signals.Noted()
         self.dispatcher = dispatcher = Dispatcher(
-            run, stages, event=self._event, say=say, serve=self._serve, entered=recorder.meter.phase
+            run, stages, event=self._event, say=say, serve=self._serve, entered=recorder.meter.phase, watch=watch
         )
         parts = (run, stages, recorder, dispatcher, progress)
         self.admission = Admission(run, stages, dispatcher, progress, prompts, recorder.event)
@@ -88,6 +97,7 @@ class Loop:
             evaluator.evaluate()
             if progress.step == 0 and self.run.monitors.action == "roll_back":
                 self.checkpointer.save()
+        self._tell()
         if evaluator.ends_run:
             return evaluator.stop_on_alarm()
         while progress.step < self.run.steps:
@@ -110,19 +120,20 @@ class Loop:
                 return evaluator.stop_on_alarm()
             if self.checkpointer.due:
                 self.checkpointer.save()
+            self._tell()
         self.recorder.event("finished", step=progress.step)
         progress.state = "finished"
 
     def _gather(self) -> list[Scored]:
         """Wait for the next batch to be sampled and scored."""
-        self.dispatcher.enter("sample_and_score")
+        self.dispatcher.enter("sample_and_score", self.progress.step + 1)
         scored = self.dispatcher.gather(self.progress.begun[self.progress.step + 1])
         self.dispatcher.phases.add("sample_and_score", self.started)
         return scored
 
     def _learn(self, batch: TrainingBatch) -> Update:
         """Have the learner do the next update; groups whose trajectories are gone are sampled again."""
-        self.dispatcher.enter("learn")
+        self.dispatcher.enter("learn", self.progress.step + 1)
         started = time.perf_counter()
         for attempt in range(1, MAX_RESTARTS + 1):
             self.updating = batch
@@ -189,11 +200,22 @@ class Loop:
         match record:
             case StepRecord():
                 self.progress.last_step = record
+                self.untold.append(record)
             case EvaluationRecord():
                 self.progress.last_evaluation = record
+                self.untold.append(record)
         self.recorder.meter.record(record)
+        if self.recorder.notifier is not None:
+            self.recorder.notifier.record(record)
         self._report(row)
         self.dispatcher.spoke()
+
+    def _tell(self) -> None:
+        """Have the callbacks see what was recorded; one that answers STOP ends the run before its next step."""
+        while self.untold:
+            record = self.untold.popleft()
+            if any([callback(record) is STOP for callback in self.callbacks]):  # every callback sees every record
+                self.progress.stopping = True
 
     def _check_moved(self) -> None:
         """Raise TrainingError, after a checkpoint, where the run trains on nothing; the error says why."""
@@ -226,11 +248,14 @@ class Loop:
         try:
             with signals.noted() as self.noted:
                 self._train_on()
+            self._tell()
         except Exception as error:
             self.progress.state, self.progress.error = "failed", str(error)
             raise
         finally:
-            self.stages.end(self.control.status())
+            status = self.control.status()
+            self.recorder.status(status.row(), at_once=True)
+            self.stages.end(status)
 
     def _train_on(self) -> None:
         """Train, past every learner that is lost; whatever ends the run, what was learned is kept."""

@@ -2,10 +2,11 @@
 
 config.yaml     resolved                        inputs.json         see inputs.py
 metrics.jsonl   a line a step or evaluation     events.jsonl        faults, versions, endings
-images/         the evaluations' images
+images/         the first and last evaluation's images, and some of the others'
 scores.parquet/ a row a training sample         evaluations.parquet/ a row an evaluated image (a file a step each)
 features/       see quality/ (a file a step)
 checkpoints/    see runs/checkpoints.py         report.html         see commands/report/
+status.json     how the run is, for `pcpo-ray status`: written every few seconds, see runs/look.py
 """
 
 import contextlib
@@ -23,12 +24,16 @@ from pcpo_ray.config import files
 from pcpo_ray.data.records import Event
 from pcpo_ray.errors import AwayError, RunError
 from pcpo_ray.metrics.reporter import MetricsReporter, NoReporter
-from pcpo_ray.runs import checkpoints, disk, lines
+from pcpo_ray.runs import checkpoints, disk, lines, look
 from pcpo_ray.runs.disk import writing
 from pcpo_ray.runs.folder import CONFIG, INPUTS, RunFolder
 from pcpo_ray.runs.outbox import DATASETS
 from pcpo_ray.training import inputs
+from pcpo_ray.training.notifier import Notifier
 from pcpo_ray.training.trackers import Trackers
+
+TOLD = 5.0
+"""Seconds from one status.json to the next."""
 
 RECENT = 50
 """The number of newest events kept for the status. `published` is left out, as every step has one."""
@@ -50,6 +55,10 @@ class Recorder:
         """The damage that the last `rewind` found in the records, and what it did about it, in words."""
         self.say: Callable[[str], None] = lambda line: None
         """The function that gets a line where a tracker fails."""
+        self.notifier: Notifier | None = None
+        self.again = ""
+        """The command that continues the run, for its status."""
+        self._told = -math.inf
         self._trackers: Trackers | None = None
 
     @classmethod
@@ -62,9 +71,7 @@ class Recorder:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            raise RunError(
-                f"the run folder {folder} exists; continue it with --resume, give another name=..., or delete it"
-            ) from None
+            raise look.exists(folder) from None
         except OSError as error:
             raise RunError(f"the run folder {folder} cannot be made: {error}") from None
         try:
@@ -115,7 +122,8 @@ class Recorder:
                         path.unlink()
 
     def start_trackers(self) -> None:
-        """Open the trackers that the config asks for. Raises RunError for one that does not start."""
+        """Open the trackers and the notifier that the config asks for. Raises RunError for one that does not start."""
+        self.notifier = Notifier(self.run, self.home.address, self._tell)
         if self.run.trackers:
             self._trackers = Trackers(self.run.trackers, self.run.name, self.folder)
 
@@ -149,8 +157,12 @@ class Recorder:
         event = Event(time=time.time(), kind=kind, details=details)
         if kind != "published":
             self.recent.append(event)
-        self._append("events.jsonl", event.row())
-        self.meter.event(event)
+        try:
+            self._append("events.jsonl", event.row())
+        finally:  # a full disk is one of the things that those who watch should hear of
+            self.meter.event(event)
+            if self.notifier is not None:
+                self.notifier.event(event)
 
     def samples(self, dataset: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
         """Write one step's rows of scores.parquet or evaluations.parquet, whole or not at all."""
@@ -164,8 +176,8 @@ class Recorder:
         with disk.replacing(path) as made:
             parquet.write_table(pa.table(dict(columns)), made)
 
-    def pictures(self, step: int, groups: Sequence[np.ndarray]) -> None:
-        """Write the evaluation's images at a step: images/step-000010/<prompt>-<sample>.png."""
+    def pictures(self, step: int, groups: Mapping[int, np.ndarray]) -> None:
+        """Write an evaluation's images, by the place of their prompt: images/step-000010/<place>-<sample>.png."""
         from PIL import Image
 
         self.home.check_here()
@@ -174,7 +186,7 @@ class Recorder:
         with writing(folder):
             try:
                 made.mkdir(parents=True)
-                for position, images in enumerate(groups):
+                for position, images in groups.items():
                     for sample, image in enumerate(images):
                         path = made / f"{position:03d}-{sample:02d}.png"
                         Image.fromarray(image).save(path)
@@ -183,19 +195,42 @@ class Recorder:
             finally:
                 shutil.rmtree(made, ignore_errors=True)
 
+    def show(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Show an evaluation's images, one a prompt, in the trackers that can."""
+        if self._trackers is not None and images:
+            self._trackers.show(step, images)
+            self._tell_of_trackers()
+
+    def status(self, row: Mapping[str, Any], *, at_once: bool = False) -> None:
+        """Keep the run's status in status.json, every few seconds or at once. A failure to write it is no fault."""
+        if not at_once and time.monotonic() - self._told < TOLD:
+            return
+        self._told = time.monotonic()
+        with contextlib.suppress(RunError, OSError):
+            self.home.check_here()
+            made = self.folder / f".{look.STATUS}.new"
+            made.write_text(lines.text(look.kept(row, self.again)), encoding="utf-8")
+            made.replace(self.folder / look.STATUS)
+
     def close(self) -> None:
         if self._trackers is not None:
             self._trackers.finish()
             self._tell_of_trackers()
             self._trackers = None
+        if self.notifier is not None:
+            self.notifier.close()
+            self.notifier = None
         self.meter.close()
         self.meter = NoReporter()
 
     def _tell_of_trackers(self) -> None:
         assert self._trackers is not None
         for message in self._trackers.troubles():
-            self.say(message)
-            self.trouble(message)
+            self._tell(message)
+
+    def _tell(self, message: str) -> None:
+        self.say(message)
+        self.trouble(message)
 
     def trouble(self, message: str) -> None:
         """Record trouble beside the run, which costs it nothing."""

@@ -13,6 +13,7 @@ from pcpo_ray.data.records import PoolStatus, RunStatus
 from pcpo_ray.data.requests import Fault, Request
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task
 from pcpo_ray.data.updates import DriverState, Published, TrainingGroup, Update
+from pcpo_ray.training.scheduling.workers import Note
 
 if TYPE_CHECKING:
     from pcpo_ray.runs.folder import RunFolder
@@ -128,6 +129,9 @@ class Stages(Protocol):
 
     def faults(self) -> list[str]:
         """Return what failed and was recovered since the last call, a line each."""
+
+    def notes(self) -> list[Note]:
+        """Return what is worth a line and is no fault, since the last call: hedges, and workers in place of others."""
 
     def close(self) -> None:
         """End every worker; safe to call twice."""

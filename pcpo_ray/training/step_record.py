@@ -35,6 +35,7 @@ def step_record(
         first_log_ratio=update.first_log_ratio,
         loss=update.loss,
         kl=update.kl,
+        learning_rate=update.learning_rate,
         gradient_norm=update.gradient_norm,
         skipped_gradients=update.skipped,
         update_ratio=update.update_ratio,

@@ -1,15 +1,18 @@
-"""Trackers (tensorboard, wandb, mlflow, ...): they show a run's numbers elsewhere too, through Accelerate.
+"""Trackers (tensorboard, wandb, mlflow, ...): they show a run's numbers and images elsewhere too, through Accelerate.
 
 Each has a thread of its own, in which it starts, logs and finishes. A tracker that fails, hangs or falls behind costs
 the run nothing but those numbers, and the user is told.
 """
 
+import importlib
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pcpo_ray.errors import RunError
 
@@ -27,7 +30,7 @@ class Tracker:
         self.name = name
         self.lost = 0
         self.troubles: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.rows: queue.SimpleQueue[tuple[int, Mapping[str, float]] | None] = queue.SimpleQueue()
+        self.work: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
         started: Future[None] = Future()
         self.thread = threading.Thread(
             target=self._work, args=(_class_of(name, folder), run, folder, started), name=name, daemon=True
@@ -45,17 +48,24 @@ class Tracker:
             ) from error
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        if self.rows.qsize() >= WAITING:
+        self._put(lambda tracker: tracker.log(dict(numbers), step=step))
+
+    def show(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Show images by prompt, where the tracker is one that Accelerate can give images to."""
+        self._put(lambda tracker: _show(tracker, step, images))
+
+    def _put(self, work: Callable[[Any], None]) -> None:
+        if self.work.qsize() >= WAITING:
             self._lose(f"{WAITING} rows wait for it")
         else:
-            self.rows.put((step, numbers))
+            self.work.put(work)
 
     def finish(self) -> None:
         """Log the rows that wait, and end."""
-        self.rows.put(None)
+        self.work.put(None)
         self.thread.join(FINISH)
         if self.thread.is_alive():
-            self._lose(f"it has not finished in {FINISH:g} s, with {self.rows.qsize()} rows waiting")
+            self._lose(f"it has not finished in {FINISH:g} s, with {self.work.qsize()} rows waiting")
         if self.lost > 1:
             self.troubles.put(f"tracker {self.name!r} is without {self.lost} rows; metrics.jsonl has all")
 
@@ -68,10 +78,9 @@ class Tracker:
             started.set_exception(error)
             return
         started.set_result(None)
-        while (row := self.rows.get()) is not None:
-            step, numbers = row
+        while (work := self.work.get()) is not None:
             try:
-                tracker.log(dict(numbers), step=step)
+                work(tracker)
             except BaseException as error:  # SystemExit too: a library's thread may end no run
                 self._lose(_told(error))
         try:
@@ -101,6 +110,10 @@ class Trackers:
         for tracker in self.all:
             tracker.log(step, numbers)
 
+    def show(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        for tracker in self.all:
+            tracker.show(step, images)
+
     def troubles(self) -> list[str]:
         """Return what has gone wrong since the last call."""
         return [tracker.troubles.get() for tracker in self.all for _ in range(tracker.troubles.qsize())]
@@ -108,6 +121,23 @@ class Trackers:
     def finish(self) -> None:
         for tracker in self.all:
             tracker.finish()
+
+
+def _show(tracker: Any, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Give a tracker the images as `evaluation/images`: a grid, or one image after another with its prompt."""
+    match tracker.name:
+        case "tensorboard":
+            tracker.log_images({"evaluation/images": np.stack(list(images.values()))}, step=step, dataformats="NHWC")
+        case "wandb" | "swanlab":
+            library = importlib.import_module(tracker.name)
+            shown = [library.Image(image, caption=prompt) for prompt, image in images.items()]
+            tracker.log({"evaluation/images": shown}, step=step)
+        case "aim":
+            for place, (prompt, image) in enumerate(images.items()):
+                tracker.log_images({f"evaluation/images/{place}": (image, prompt)}, step=step)
+        case "clearml":
+            for place, image in enumerate(images.values()):
+                tracker.log_images({f"evaluation/images {place}": image}, step=step)
 
 
 def _class_of(name: str, folder: Path) -> Any:

@@ -120,7 +120,7 @@ class Nodes:
 
     def _wait_for(self, before):
         """What the head prints after `before`, in quotes."""
-        log, deadline = self.folder / "node-0.log", time.monotonic() + 60
+        log, deadline = self.folder / "node-0.log", time.monotonic() + 240
         while "Ray runtime started" not in (text := log.read_text()) or before not in text:
             assert self.started[0].poll() is None, text
             assert time.monotonic() < deadline, text

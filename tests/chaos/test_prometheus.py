@@ -25,7 +25,7 @@ import yaml
 
 from pcpo_ray.config import files
 from pcpo_ray.metrics.catalogue import CATALOGUE
-from pcpo_ray.metrics.dashboards.alerts import ALERTS
+from pcpo_ray.metrics.dashboards.alerts import ALERTS, RECORDED
 from pcpo_ray.metrics.dashboards.cluster import CLUSTER
 from pcpo_ray.metrics.dashboards.training import TRAINING
 from tests.support import ROOT, small
@@ -34,6 +34,9 @@ from tests.support.processes import COLD, command
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
+GOING = [metric for metric in CATALOGUE if metric.name != "pcpo_runs_ended"]
+"""The metrics that a run which goes on has."""
+
 LIMIT = 300.0
 """Seconds in which everything must have arrived."""
 
@@ -53,7 +56,7 @@ def prometheus_is_there():
 def test_promtool_accepts_the_rules():
     done = subprocess.run(["promtool", "check", "rules", RULES], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(ALERTS)} rules found" in done.stdout
+    assert f"{len(ALERTS) + len(RECORDED)} rules found" in done.stdout
 
 
 # Series of one run, a value a minute, written as promtool wants them: `0+3x60` is 0, 3, 6, ... for 60 minutes.
@@ -75,8 +78,25 @@ WELL = {
     'ray_pcpo_max_staleness{run="r"}': "1x60",
     'ray_pcpo_restarts_total{run="r",role="samplers",cause="died"}': "_x20 2x40",
     'ray_object_store_memory{SessionName="s",Location="SPILLED"}': "0x60",
+    'ray_pcpo_started_seconds{run="r",driver="b",WorkerId="2"}': "2000x75",
+    # ended runs: one finished, one stopped and resumed, one killed and resumed that then met an alarm
+    'ray_pcpo_started_seconds{run="finished",driver="a",WorkerId="1"}': "1000x20",
+    'ray_pcpo_runs_ended_total{run="finished",driver="a",how="finished",WorkerId="1"}': "_x20 1x2",
+    'ray_pcpo_started_seconds{run="stopped",driver="a",WorkerId="1"}': "1000x10",
+    'ray_pcpo_runs_ended_total{run="stopped",driver="a",how="stopped",WorkerId="1"}': "_x10 1x70",
+    'ray_pcpo_started_seconds{run="stopped",driver="b",WorkerId="2"}': "_x20 2000x70",
+    'ray_pcpo_started_seconds{run="killed",driver="a",WorkerId="1"}': "1000x10",
+    'ray_pcpo_started_seconds{run="killed",driver="b",WorkerId="2"}': "_x12 2000x20",
+    'ray_pcpo_runs_ended_total{run="killed",driver="b",how="alarm",WorkerId="2"}': "_x32 1x70",
+    'ray_pcpo_runs_ended_total{run="long ago",driver="a",how="failed",WorkerId="3"}': "_x5 1x70",
 }
 PROVOKED = {
+    "PcpoRunVanished": {'ray_pcpo_started_seconds{run="stopped",driver="b",WorkerId="2"}': "_x20 2000x15"},
+    "PcpoRunFailed": {
+        'ray_pcpo_started_seconds{run="finished",driver="a",WorkerId="1"}': "1000x40",
+        'ray_pcpo_runs_ended_total{run="finished",driver="a",how="finished",WorkerId="1"}': "_x75",
+        'ray_pcpo_runs_ended_total{run="finished",driver="a",how="failed",WorkerId="1"}': "_x45 1x1",
+    },
     "PcpoNoProgress": {
         'ray_pcpo_tasks_total{run="r",role="samplers",outcome="done",reason="none"}': "3+3x10 33x50",
         'ray_pcpo_tasks_total{run="r",role="scorers",outcome="done",reason="none"}': "3+3x10 33x50",
@@ -163,7 +183,7 @@ class Scraped:
 
     def query(self, expression):
         """What Prometheus makes of an expression now, as a panel would ask. Raises HTTPError where it cannot."""
-        for name, value in {"$SessionName": self.session, "$run": "told", "$window": "1m"}.items():
+        for name, value in {"$SessionName": self.session, "$run": "told", "$window": "1m", "$reward": "reward"}.items():
             expression = expression.replace(name, value)
         return self.api("query", query=expression)["result"]
 
@@ -316,11 +336,11 @@ def eventful(scraped):
 def test_every_catalogued_metric_arrives_with_type_help_and_labels(eventful):
     def missing():
         there = set(eventful.api("label/__name__/values"))
-        return {metric.scraped for metric in CATALOGUE} - there
+        return {metric.scraped for metric in GOING} - there
 
     wait_for(lambda: not missing(), "all metrics", eventful.job, eventful.log)
     told = eventful.api("metadata")
-    for metric in CATALOGUE:
+    for metric in GOING:
         # OpenMetrics names a counter without its _total
         entry = (told.get(metric.scraped) or told[metric.scraped.removesuffix("_total")])[0]
         assert (entry["type"], entry["help"]) == (metric.kind, metric.help), metric.name
@@ -328,7 +348,9 @@ def test_every_catalogued_metric_arrives_with_type_help_and_labels(eventful):
             assert {"run", "SessionName", "WorkerId", *metric.labels} <= set(series["metric"])
             assert series["metric"]["run"] == "told" and series["metric"]["SessionName"] == eventful.session
     names = {name for name in eventful.api("label/__name__/values") if "pcpo" in name}
-    assert names == {metric.scraped for metric in CATALOGUE}, "a metric that is in no catalogue"
+    assert names == {*(metric.scraped for metric in GOING), *(one.name for one in RECORDED)}, (
+        "a metric that is in no catalogue"
+    )
 
 
 def test_a_gauge_that_changes_seldom_is_there_at_every_scrape(eventful):
@@ -345,7 +367,13 @@ def test_a_gauge_that_changes_seldom_is_there_at_every_scrape(eventful):
         time.sleep(1.0)
 
 
-HERE = {"the run stands still", *([] if torch.cuda.is_available() else ["the cluster has GPUs"])}
+HERE = {
+    "the run stands still",
+    "a driver of the run has ended",
+    "a run vanished",
+    "a run failed",
+    *([] if torch.cuda.is_available() else ["the cluster has GPUs"]),
+}
 """The conditions, of those on the page of metrics, that do not hold in this run; all others do."""
 
 
@@ -379,7 +407,7 @@ def test_every_alerts_value_can_be_told_or_it_is_said_why_not(eventful):
     wait_for(lambda: empty() == expected, f"values of all alerts but {expected}", eventful.job, eventful.log)
     groups = eventful.api("rules")["groups"]
     rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
-    assert rules.keys() == {alert.name for alert in ALERTS}
+    assert rules.keys() == {one.name for one in (*ALERTS, *RECORDED)}
     assert {rule["health"] for rule in rules.values()} == {"ok"}, rules
 
 

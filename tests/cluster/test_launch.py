@@ -9,8 +9,10 @@ import pytest
 from ray import exceptions
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from pcpo_ray import config
 from pcpo_ray.cluster.actors import LearnerActor
 from pcpo_ray.cluster.failures import OF_THE_CALL, is_gone
+from pcpo_ray.cluster.launch import room_for
 from pcpo_ray.errors import ModelError
 from pcpo_ray.process import signals
 from tests.support import small
@@ -68,3 +70,12 @@ def test_a_call_asked_twice_is_done_once_and_a_failed_one_is_repeated(small_sd):
     with pytest.raises(RuntimeError):
         actor.call(9, "outcome")
     assert actor.call(9, "outcome") == 3
+
+
+def test_what_there_is_room_for_names_each_resource_that_is_short():
+    role = config.Role(cpus=0.5, gpus=1, resources={"spot": 1})
+    free = {"CPU": 0.25, "GPU": 3.0}
+    text = "room for 5; 95 wait for CPU: 0.5 each, 0.25 free, spot: 1 each, 0 free"
+    assert room_for(role, 100, 95, free) == text
+    assert room_for(role, 5, 0, free) == ""
+    assert room_for(role, 100, 95, {"CPU": 0.5, "GPU": 1.0, "spot": 1.0}) == ""  # they get their place at once

@@ -50,17 +50,17 @@ def test_a_run_without_a_checkpoint_starts_over_and_says_so(small_sd, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"seed": 1}, "seed was 0, now 1"),
-        ({"optimizer__learning_rate": 1}, "optimizer.learning_rate was 0.01, now 1.0"),
-        ({"credit": "{kind: released, w_star: 3}"}, "credit.kind was 'reweight', now 'released'"),
-        ({"rewards": "[{kind: grain}]"}, "rewards.0.kind was 'jpeg_compressibility', now 'grain'"),
+        ({"seed": 1}, "seed 0 -> 1"),
+        ({"optimizer__learning_rate": 1}, "optimizer.learning_rate 0.01 -> 1.0"),
+        ({"credit": "{kind: released, w_star: 3}"}, "credit.kind 'reweight' -> 'released'"),
+        ({"rewards": "[{kind: grain}]"}, "rewards.0.kind 'jpeg_compressibility' -> 'grain'"),
         (
             {"rewards": "[{kind: jpeg_compressibility}, {kind: grain}]"},
-            "rewards was [kind jpeg_compressibility], now [kind jpeg_compressibility, kind grain]",
+            "rewards [kind jpeg_compressibility] -> [kind jpeg_compressibility, kind grain]",
         ),
-        ({"evaluation__quality": "{features: {kind: clip}}"}, "evaluation.quality was null, now given"),
-        ({"sampling__height": 32, "seed": 1}, "seed was 0, now 1; sampling.height was 16, now 32"),
-        ({"seed": 1, "model__path": "elsewhere-sd"}, "seed was 0, now 1"),
+        ({"evaluation__quality": "{features: {kind: clip}}"}, "evaluation.quality null -> given"),
+        ({"sampling__height": 32, "seed": 1}, "seed 0 -> 1; sampling.height 16 -> 32"),
+        ({"seed": 1, "model__path": "elsewhere-sd"}, "seed 0 -> 1"),
     ],
 )
 def test_a_resumed_run_may_not_differ_in_what_made_its_past(small_sd, tmp_path, monkeypatch, changes, named):
@@ -145,7 +145,7 @@ def test_changed_code_is_said_and_recorded_and_another_class_refused(small_sd, t
     assert f"{changed}; it goes on with it as it is now" in said
     (event,) = map(json.loads, (tmp_path / "run" / "events.jsonl").read_text().splitlines())
     assert (event["kind"], event["changed"]) == ("code_changed", [changed])
-    with pytest.raises(RunError, match=r"another config: rewards\.0\.kind was 'mended:One', now 'mended:Two'"):
+    with pytest.raises(RunError, match=r"another config: rewards\.0\.kind 'mended:One' -> 'mended:Two'"):
         opening.resume(
             LocalFolder(local=tmp_path / "run"), small.run(small_sd, rewards="[{kind: 'mended:Two'}]"), said.append
         )

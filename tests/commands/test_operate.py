@@ -21,7 +21,7 @@ def config(small_sd, tmp_path):
 def test_help_lists_all_commands(command):
     status, said, _ = command("--help")
     assert status == 0
-    for name in ("train", "evaluate", "sample", "report", *(found.__name__ for found in operate.COMMANDS)):
+    for name in ("train", "evaluate", "sample", "report", *operate.COMMANDS):
         assert f"│ {name} " in said
 
 
@@ -29,7 +29,6 @@ def test_help_lists_all_commands(command):
     ("words", "expected"),
     [
         (["--runs", "runs"], "got --runs 'runs'; expected an absolute path that all machines of the cluster share"),
-        ([], "got --runs ''; expected an absolute path"),
         (["--runs", "/runs", "stpes=3"], "did you mean 'steps'"),
         (["--runs", "/runs", "--address", "127.0.0.1:6379"], "expected that of Ray's dashboard, http://HEAD:8265"),
         (["--runs", "/runs", "--address", NOWHERE], "no Ray dashboard at http://127.0.0.1:1"),
@@ -99,7 +98,7 @@ def test_resume_if_started_starts_a_run_and_then_continues_it(command, config, t
     assert (status, errors) == (0, "") and "resuming small after step 2" in said
     assert checkpoints.folder_for(tmp_path / "runs" / "small", 3).is_dir()
     status, said, errors = command(*again, "steps=3", "seed=7")  # another run under its name
-    assert status == 1 and "was started with another config: seed was 0, now 7" in errors
+    assert status == 1 and "was started with another config: seed 0 -> 7" in errors
 
 
 def test_resume_stays_strict_and_both_flags_are_one_too_many(command, config):

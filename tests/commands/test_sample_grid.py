@@ -75,24 +75,39 @@ def test_a_grid_of_strengths_is_one_picture(made, tmp_path):
     one, two = made("one", 1), made("two", 2)
     adapters = [sample_grid.parse(f"{one}=0,0.5,1"), sample_grid.parse(f"{two}=0,1")]
     out = tmp_path / "grid.png"
-    sample_grid.grid(adapters, "a ring", images=2, seed=0, out=out, say=pytest.fail)
+    sample_grid.grid(adapters, "a ring", images=2, seed=0, say=pytest.fail).save(out)
     pixels = np.asarray(Image.open(out).convert("RGB"))
     assert pixels.shape[0] > 300 and pixels.std() > 10
 
 
-def test_the_strength_one_of_one_adapter_is_that_adapter(made, tmp_path, small_sd, monkeypatch):
+def test_the_strength_one_of_one_adapter_is_that_adapter(made, tmp_path, small_sd):
     folder = made("one", 1)
-    cells = []
-    monkeypatch.setattr(sample_grid, "_save", lambda grid, *rest: cells.extend(grid))
-    sample_grid.grid(
-        [sample_grid.parse(f"{folder}=0,1")], "a ring", images=2, seed=3, out=tmp_path / "x.png", say=pytest.fail
-    )
+    found = sample_grid.grid([sample_grid.parse(f"{folder}=0,1")], "a ring", images=2, seed=3, say=pytest.fail)
+    assert (found.rows, found.columns) == (["one 0", "one 1"], [""])
     run = small.run(small_sd)
-    for found, cell in ((None, cells[0][0]), (checkpoints.folder_for(folder, 1), cells[1][0])):
-        sample_grid.plain(run, found, "a ring", images=2, seed=3, out=tmp_path / "plain.png")
-        alone = np.asarray(Image.open(tmp_path / "plain.png"))
+    for checkpoint, cell in ((None, found.cells[0][0]), (checkpoints.folder_for(folder, 1), found.cells[1][0])):
+        plain = sample_grid.plain(run, [checkpoint], "a ring", images=2, seed=3)
+        ((alone,),) = plain.cells
         assert np.abs(alone.astype(int) - cell).max() <= 1  # base + (adapter - base) rounds
-    assert (cells[0][0] != cells[1][0]).any()
+        assert [image.size for image in plain.images] == [(16, 16)] * 2
+    assert (found.cells[0][0] != found.cells[1][0]).any()
+
+
+def test_before_and_after_are_two_rows_from_the_same_noise(made, tmp_path, small_sd):
+    checkpoint = checkpoints.folder_for(made("one", 1), 1)
+
+    def drawn(*found):
+        return sample_grid.plain(small.run(small_sd), found, "a ring", images=2, seed=3)
+
+    both = drawn(None, checkpoint)
+    assert both.rows == ["before training", "after step 1"] and both.names == ["seed 3, 1", "seed 3, 2"]
+    for row, alone in zip(both.cells, (drawn(None), drawn(checkpoint)), strict=True):
+        assert (row[0] == alone.cells[0][0]).all()
+    assert (both.cells[0][0] != both.cells[1][0]).any()
+    both.save(tmp_path / "both.png")
+    drawn(checkpoint).save(tmp_path / "one.png")
+    with Image.open(tmp_path / "both.png") as two, Image.open(tmp_path / "one.png") as one:
+        assert two.width == one.width > 2 * 160 and two.height > one.height + 160  # small images are magnified
 
 
 @pytest.mark.parametrize("text", ["runs/x", "runs/x=", "runs/x=a", "runs/x=1,,2", "runs/x=nan"])
@@ -103,17 +118,17 @@ def test_strengths_that_are_none_are_named(text):
 
 def test_adapters_of_another_shape_or_model_do_not_compose(made, tmp_path):
     one = made("one", 1)
-    for name, changes in (
-        ("wide", {"model__train": "{kind: lora, rank: 4}"}),
-        ("full", {"model__train": "{kind: full}"}),
+    for name, changes, words in (
+        ("wide", {"model__train": "{kind: lora, rank: 4}"}, r"one model only: .*model\.train\.rank 2 -> 4"),
+        ("full", {"model__train": "{kind: full}"}, "expected model.train.kind=lora"),
     ):
         other = made(name, 2, **changes)
         adapters = [sample_grid.parse(f"{one}=1"), sample_grid.parse(f"{other}=1")]
-        with pytest.raises(RunError, match=rf"{name} trains .*compose on one model"):
-            sample_grid.grid(adapters, "a ring", images=1, seed=0, out=tmp_path / "x.png", say=pytest.fail)
+        with pytest.raises(RunError, match=rf"{name} trains .*{words}"):
+            sample_grid.grid(adapters, "a ring", images=1, seed=0, say=pytest.fail)
 
 
 @pytest.mark.parametrize("name", ["sample.jpg", "absent/sample.png"])
-def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(name, small_sd, tmp_path):
-    with pytest.raises(RunError, match="cannot be written"):
-        sample_grid.plain(small.run(small_sd), None, "x", images=1, seed=0, out=tmp_path / name)
+def test_an_image_that_cannot_be_written_is_refused_before_it_is_sampled(name, command):
+    status, _, errors = command("sample", "runs/none", "x", "--out", name)
+    assert status == 1 and "cannot be written" in errors

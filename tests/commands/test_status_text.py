@@ -8,7 +8,7 @@ STATUS = {
     "error": "",
     "step": 12,
     "steps": 300,
-    "waiting": "1 of 8 groups of step 13",
+    "waiting": "sampling step 13: 7/8 groups",
     "reward": 0.81234,
     "reward_std": 0.05123,
     "evaluated": {"reward": 0.79, "clip_score": 0.7901},
@@ -41,7 +41,7 @@ def test_a_status_is_a_line_a_subject():
         "in flight  9 groups; begun: 8 of age 0, 8 of age 1 (max_staleness 1); the last step's were 0.5 versions old",
         "restarts   samplers 2 died, 1 silent; learner 1",
         "idle       samplers 20%, learner 40%",
-        "waits for  1 of 8 groups of step 13",
+        "phase      sampling step 13: 7/8 groups",
         "checkpoint /runs/spot/checkpoints/step-000010",
         "heard      0 s ago",
     ]

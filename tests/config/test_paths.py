@@ -20,19 +20,23 @@ from pcpo_ray.training.recorder import Recorder
 from tests.support import ROOT, small
 
 PATHS = {
-    ("Model", "single_file"), ("Model", "text_cache"), ("Lora", "start"), ("PromptFile", "path"),
+    ("Model", "single_file"), ("Model", "text_cache"), ("Lora", "start"),
     ("ClipScore", "weights"), ("Diversity", "weights"), ("Aesthetic", "head"), ("Aesthetic", "weights"),
     ("PickScore", "model"), ("PickScore", "processor"), ("Hps", "weights"), ("ClipFeatures", "weights"),
     ("InceptionFeatures", "weights"), ("DinoFeatures", "model"), ("ImagesReference", "path"), ("Quality", "cache"),
     ("Lpips", "weights"),
 }  # fmt: skip
+LISTS_OR_PATHS = {("PromptFile", "path")}
+HUB_IDS_OR_PATHS = {("Model", "path")}
 NAMES_OR_PATHS = {
-    ("Model", "path"), ("ClipScore", "model"), ("Diversity", "model"), ("Aesthetic", "model"), ("ClipFeatures", "model")
+    ("ClipScore", "model"), ("Diversity", "model"), ("Aesthetic", "model"), ("ClipFeatures", "model")
 }  # fmt: skip
 NO_PATHS = {
     ("Run", "name"), ("Model", "variant"), ("Model", "denoiser"), ("PromptFile", "column"), ("Hps", "architecture"),
     ("Remote", "url"), ("Remote", "label"), ("Remote", "token"), ("CustomReward", "kind"), ("CustomReward", "label"),
-    ("Role", "accelerator"), ("LearnerRole", "accelerator"),
+    ("Role", "accelerator"), ("LearnerRole", "accelerator"), ("CustomCredit", "kind"), ("CustomAdvantage", "kind"),
+    ("CustomObjective", "kind"), ("CustomPrompts", "kind"), ("Optimizer", "kind"), ("Sampling", "negative_prompt"),
+    ("Notify", "url_env"),
 }  # fmt: skip
 """Keys that hold any text, by config class and name."""
 
@@ -54,9 +58,15 @@ def test_every_key_with_a_text_is_marked_as_a_path_or_is_known_to_be_none():
     marked = {(cls, name): path_marks(cls).get(name) for cls, name in texts()}
     found = {
         mark: {(cls.__name__, name) for (cls, name), one in marked.items() if one == mark}
-        for mark in (PathMark(), PathMark(or_name=True), None)
+        for mark in {*marked.values()}
     }
-    assert found == {PathMark(): PATHS, PathMark(or_name=True): NAMES_OR_PATHS, None: NO_PATHS}
+    assert found == {
+        PathMark(): PATHS,
+        PathMark(or_name=True): NAMES_OR_PATHS,
+        PathMark(or_list=True): LISTS_OR_PATHS,
+        PathMark(or_name=True, or_hub=True): HUB_IDS_OR_PATHS,
+        None: NO_PATHS,
+    }
 
 
 def test_paths_are_made_absolute_and_names_of_models_stay(tmp_path, monkeypatch):
@@ -66,6 +76,8 @@ def test_paths_are_made_absolute_and_names_of_models_stay(tmp_path, monkeypatch)
     run = small.run(
         Path("models/sd"), prompts="{kind: file, path: ~/p.txt}", model__text_cache="cache", rewards=rewards
     )
+    assert paths.absolute(run).model.path == "models/sd"  # nothing is there: it may be an id of the hub
+    (tmp_path / "models" / "sd").mkdir(parents=True)
     found = paths.absolute(run)
     assert (found.model.path, found.prompts.path) == (f"{tmp_path}/models/sd", "/home/me/p.txt")
     assert (found.model.text_cache, found.rewards[1].weights) == (f"{tmp_path}/cache", str(tmp_path.parent / "hps.pt"))
@@ -73,6 +85,8 @@ def test_paths_are_made_absolute_and_names_of_models_stay(tmp_path, monkeypatch)
     assert paths.absolute(found) == found
     shipped = small.run(Path("shapes-sd"))
     assert paths.absolute(shipped) == shipped
+    hub = small.run(Path("owner/sd"), prompts="{kind: file, path: animals}")
+    assert paths.absolute(hub) == hub
     (tmp_path / "shapes-sd").mkdir()
     assert paths.absolute(shipped).model.path == f"{tmp_path}/shapes-sd"
 

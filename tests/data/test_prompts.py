@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from pcpo_ray import config
-from pcpo_ray.data import prompts
+from pcpo_ray.data import prompt_files, prompts
 from pcpo_ray.errors import PromptError
 from pcpo_ray.shapes import captions
 from tests.support import small
@@ -47,7 +47,7 @@ def test_only_line_feeds_end_lines(tmp_path, suffix, separator):
     path.write_bytes(written[suffix].encode())
     if suffix.startswith("json") and separator < " ":  # JSON escapes control characters
         path.write_text(written[suffix].replace(separator, json.dumps(separator)[1:-1]), newline="")
-    assert sorted(prompts.read(path)) == [text, "b"]
+    assert sorted(prompt_files.read(path)) == [text, "b"]
 
 
 BY_OTHERS = {
@@ -69,12 +69,12 @@ BY_OTHERS = {
 @pytest.mark.parametrize("name", BY_OTHERS)
 def test_files_are_read_as_people_have_them(tmp_path, name):
     (tmp_path / name).write_bytes(BY_OTHERS[name].encode())
-    assert prompts.read(tmp_path / name) == ["x", "y"]
+    assert prompt_files.read(tmp_path / name) == ["x", "y"]
 
 
 def test_a_csv_text_may_have_quotes_commas_and_line_ends_between_quotes(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'n,prompt\r\n1,"a ""red"" cat, \r\non a mat"\r\n2,a 6" ruler\r\n')
-    assert prompts.read(tmp_path / "a.csv") == ['a "red" cat, \non a mat', 'a 6" ruler']
+    assert prompt_files.read(tmp_path / "a.csv") == ['a "red" cat, \non a mat', 'a 6" ruler']
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_parquet_column_of_any_text_type_is_read_whatever_the_others_are(tmp_p
     column = pa.array(["x", "y"], pa.string()).cast(type_)
     others = pa.array([[{"a": 1}], []])
     parquet.write_table(pa.table({"prompt": column, "include": others}), tmp_path / "a.parquet")
-    assert prompts.read(tmp_path / "a.parquet") == ["x", "y"]
+    assert prompt_files.read(tmp_path / "a.parquet") == ["x", "y"]
 
 
 def test_each_format_is_read(tmp_path):
@@ -93,12 +93,12 @@ def test_each_format_is_read(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(f'{{"prompt": "{t}"}}' for t in TEXTS))
     parquet.write_table(pa.table({"prompt": TEXTS}), tmp_path / "a.parquet")
     for name in ("a.txt", "a.csv", "a.jsonl", "a.parquet"):
-        assert prompts.read(tmp_path / name) == TEXTS
+        assert prompt_files.read(tmp_path / name) == TEXTS
 
 
 def test_a_csv_column_of_numbers_is_text(tmp_path):
     (tmp_path / "a.csv").write_text("year,prompt\n1,1984\n2,007\n")
-    assert prompts.read(tmp_path / "a.csv") == ["1984", "007"]
+    assert prompt_files.read(tmp_path / "a.csv") == ["1984", "007"]
 
 
 WRONG = {
@@ -316,7 +316,7 @@ def test_what_is_trained_on_and_held_out_is_said_with_its_numbers(tmp_path):
 
 def test_repeats_in_other_columns_and_very_long_texts_are_accepted(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": 1, "prompt": "a cat", "id": 2, "more": {"prompt": 1, "prompt": 2}}\n')
-    assert prompts.read(tmp_path / "a.jsonl") == ["a cat"]
+    assert prompt_files.read(tmp_path / "a.jsonl") == ["a cat"]
     long = "word " * 40_000
     (tmp_path / "a.csv").write_text(f'prompt\n"{long}"\n')
-    assert prompts.read(tmp_path / "a.csv") == [long.strip()]
+    assert prompt_files.read(tmp_path / "a.csv") == [long.strip()]

@@ -35,7 +35,7 @@ def test_run_folders_are_on_a_path_that_all_machines_share(where, words):
 
 
 def test_the_image_has_the_configs_where_commands_look_for_them():
-    copied = re.search(r"^COPY configs (\S+)$", deploy_files.DOCKERFILE, re.M)
+    copied = re.search(r"^COPY configs (/\S+)$", deploy_files.DOCKERFILE, re.M)
     assert copied
     named = [words[1] for where, words in STARTS if where in deploy_files.SCRIPTS and "sbatch" not in where]
     assert named

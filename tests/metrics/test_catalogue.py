@@ -58,6 +58,7 @@ def run_in_one_process(small_sd, tmp_path_factory):
     recorder.meter = ExportingReporter(run.name, endpoint)
     stages = session.stages(run, local=True, say=lambda line: None)
     prompts, held_out = session.sources(run)
+    recorder.event("started")
     Loop(run, stages, recorder, prompts=prompts, held_out=held_out).train()
     found = scraped(endpoint.port)
     recorder.close()

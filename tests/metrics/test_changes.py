@@ -64,6 +64,7 @@ def test_an_evaluation_says_each_rewards_mean_and_interval():
     found = {"mean": 1.0, "low": 0.5, "high": 1.5}
     record = EvaluationRecord(
         step=0, prompts=1, rewards={"reward": found}, images=4, seconds=2.0, train_rewards={"reward": found},
+        changes={"reward": {**found, "mean": 0.25}},
         quality={"frechet": 0.25}, alarms={"hacking": "why"}, busy_seconds={"samplers": {"evaluate": 1.5}},
         workers={"samplers": 1, "scorers": 1},
     )  # fmt: skip
@@ -74,6 +75,7 @@ def test_an_evaluation_says_each_rewards_mean_and_interval():
         kept["evaluation_score", label],
         kept["evaluation_score_high", label],
     ) == (0.5, 1.0, 1.5)
+    assert kept["evaluation_change", label] == 0.25
     assert (kept["train_prompts", label], kept["quality", {"measure": "frechet"}]) == (1.0, 0.25)
     assert {name: kept["alarm", {"monitor": name}] for name in MONITORS} == {
         "diversity": 0, "deviation": 0, "reward": 0, "hacking": 1
@@ -101,6 +103,24 @@ def test_events_count_what_they_tell_of():
     assert kept["resizes", {"role": "samplers", "why": "asked for"}] == 1
     assert kept["restarts", {"role": "learner", "cause": "died"}] == 1
     assert (kept["checkpoints"], kept["phase_seconds", {"phase": "checkpoint"}]) == (1, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("kind", "details", "how"),
+    [
+        ("finished", {}, "finished"),
+        ("stopped", {}, "stopped"),
+        ("stopped", {"alarm": "hacked"}, "alarm"),
+        ("rolled_back", {"to": 2, "alarm": "hacked"}, "alarm"),
+        ("failed", {"error": "x"}, "failed"),
+    ],
+)
+def test_a_driver_says_under_its_own_name_when_it_started_and_ended(kind, details, how):
+    kept = Kept()
+    kept.apply("r", list(changes.of_event(Event(time=1000.0, kind="started", details={}), "d1")))
+    kept.apply("r", list(changes.of_event(Event(time=2000.0, kind=kind, details=details), "d1")))
+    assert kept["started_seconds", {"driver": "d1"}] == 1000.0
+    assert kept["runs_ended", {"driver": "d1", "how": how}] == 1
 
 
 def test_one_phase_is_on_at_a_time():

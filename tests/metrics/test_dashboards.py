@@ -9,7 +9,8 @@ import yaml
 
 from pcpo_ray.metrics import dashboards
 from pcpo_ray.metrics.catalogue import CATALOGUE
-from pcpo_ray.metrics.dashboards.alerts import ALERTS
+from pcpo_ray.metrics.dashboards.alerts import ALERTS, RECORDED
+from pcpo_ray.metrics.dashboards.alerts import BY_NAME as ALERT
 from pcpo_ray.metrics.dashboards.cluster import CLUSTER
 from pcpo_ray.metrics.dashboards.query import PROMETHEUS_OWN, RAYS_OWN, conditions, names
 from pcpo_ray.metrics.dashboards.training import TRAINING
@@ -17,12 +18,21 @@ from tests.support import ROOT
 
 FILES = dashboards.files()
 BOARDS = {name: json.loads(text) for name, text in FILES.items() if name.endswith(".json")}
-PANELS = [(name, panel) for name, board in BOARDS.items() for panel in board["panels"]]
+PANELS = [
+    (name, panel)
+    for name, board in BOARDS.items()
+    for top in board["panels"]
+    for panel in (top, *top.get("panels", []))
+]
 CHARTS = [(name, panel) for name, panel in PANELS if panel["type"] != "row"]
-EXPRESSIONS = [target["expr"] for _, panel in CHARTS for target in panel["targets"]] + [alert.expr for alert in ALERTS]
+EXPRESSIONS = [
+    *(target["expr"] for _, panel in CHARTS for target in panel["targets"]),
+    *(mark["expr"] for board in BOARDS.values() for mark in board["annotations"]["list"]),
+    *(one.expr for one in (*ALERTS, *RECORDED)),
+]
 
 # ids of Grafana's units (packages/grafana-data, valueFormats)
-UNITS = {"short", "percent", "percentunit", "s", "bytes", "Bps"}
+UNITS = {"short", "percent", "percentunit", "s", "bytes", "Bps", "dateTimeFromNow"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -50,7 +60,9 @@ def test_every_name_in_an_expression_is_aggregated_over_workers(expression):
     for name in names(expression):
         for found in re.finditer(rf"\b{name}\b", expression):
             before = expression[: found.start()]
-            assert re.search(r"(max|sum|avg) by \([\w, ]+\) \((rate\(|increase\(|max_over_time\()?$", before), before
+            assert re.search(
+                r"(max|sum|avg) by \([\w, ]+\) \((rate\(|increase\(|changes\(|max_over_time\()?$", before
+            ), before
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -62,12 +74,15 @@ def test_no_expression_keeps_the_label_of_a_worker_or_reads_a_histogram(expressi
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
 def test_panels_have_ids_of_their_own_and_places_that_do_not_overlap(board):
-    ids = [panel["id"] for panel in board["panels"]]
+    opened = [panel for top in board["panels"] for panel in (top, *top.get("panels", []))]
+    ids = [panel["id"] for panel in opened]
     assert len(set(ids)) == len(ids) and min(ids) > 0
-    for panel in board["panels"]:
+    for panel in opened:
         place = panel["gridPos"]
         assert place["w"] > 0 and place["h"] > 0 and place["x"] >= 0 and place["x"] + place["w"] <= 24
-    for one, other in combinations([panel["gridPos"] for panel in board["panels"]], 2):
+    inside = [[panel["gridPos"] for panel in top["panels"]] for top in board["panels"] if top.get("panels")]
+    alone = [[panel["gridPos"] for panel in board["panels"]], *inside]  # what is seen together
+    for one, other in (pair for places in alone for pair in combinations(places, 2)):
         beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
         above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
         assert beside or above, (one, other)
@@ -96,6 +111,7 @@ def test_the_clip_fraction_per_timestep_is_a_heat_map_by_timestep():
 def test_a_dashboard_asks_for_what_its_expressions_use(board):
     asked = {variable["name"]: variable for variable in board["templating"]["list"]}
     used = {word for panel in board["panels"] for word in re.findall(r"\$\{?(\w+)", json.dumps(panel))}
+    used |= set(re.findall(r"\$\{?(\w+)", json.dumps(board["annotations"])))
     assert used <= asked.keys() | {"labels"}
     assert asked["datasource"]["type"] == "datasource" and asked["datasource"]["query"] == "prometheus"
     assert asked["SessionName"]["allValue"] == ".*"  # a run in one process has none
@@ -108,6 +124,8 @@ def test_dashboards_have_addresses_of_their_own():
 
 def test_every_alert_has_a_severity_a_summary_and_what_to_do():
     rules = yaml.safe_load(FILES["deploy/prometheus/rules.yaml"])["groups"][0]["rules"]
+    assert [rule["record"] for rule in rules if "record" in rule] == [one.name for one in RECORDED]
+    rules = [rule for rule in rules if "record" not in rule]
     assert [rule["alert"] for rule in rules] == [alert.name for alert in ALERTS]
     for rule in rules:
         assert rule["labels"]["severity"] in ("critical", "warning")
@@ -130,3 +148,62 @@ def test_what_may_have_no_data_is_on_the_page_with_its_reason():
                     assert set(conditions(query.expr)) <= set(query.conditions)
     for metric in CATALOGUE:
         assert f"`{metric.scraped}`" in page and metric.when in page
+
+
+def titled(title):
+    (found,) = [panel for _, panel in CHARTS if panel["title"] == title]
+    return found
+
+
+def test_the_first_row_fits_one_screen_and_alerts_are_0_or_red():
+    training = BOARDS["deploy/grafana/dashboards/training.json"]["panels"]
+    second = next(place for place, panel in enumerate(training) if place and panel["type"] == "row")
+    first = training[1:second]
+    assert {panel["type"] for panel in first} == {"stat"} and training[second]["gridPos"]["y"] <= 9
+    titles = [panel["title"] for panel in first]
+    assert titles[:3] == ["State", "Change of the reward", "Time left"]
+    assert titles[3:6] == ["Alerts that fire", "Slowest role", "Workers replaced in 1 h"]
+    alerts = titled("Alerts that fire")
+    assert alerts["targets"][0]["expr"].endswith("or vector(0)")
+    assert alerts["fieldConfig"]["defaults"]["thresholds"]["steps"] == [
+        {"color": "green", "value": None}, {"color": "red", "value": 1}
+    ]  # fmt: skip
+    assert titled("State")["fieldConfig"]["defaults"]["noValue"] == "gone"
+
+
+def test_a_limit_on_a_panel_is_its_alerts_own_number():
+    drawn = 0
+    for board in (TRAINING, CLUSTER):
+        for panel in (panel for row in board.rows for panel in row.panels if panel.alert):
+            alert, drawn = ALERT[panel.alert], drawn + 1
+            made = titled(panel.title) if panel.title != "Clip fraction" else CHARTS[0][1]
+            if made["title"] == panel.title:
+                steps = made["fieldConfig"]["defaults"]["thresholds"]["steps"]
+                assert steps[1]["value"] == alert.limit and f"{panel.alert} fires" in made["description"]
+                assert (steps[0]["color"] == "red") == alert.below
+    assert drawn >= 8
+
+
+def test_rows_for_now_and_then_are_collapsed_with_their_panels_inside():
+    rows = {panel["title"]: panel for _, panel in PANELS if panel["type"] == "row"}
+    shut = {title for title, row in rows.items() if row["collapsed"]}
+    assert shut == {"By timestep", "Is it collapsing", "Versions", "Memory and disk"}
+    assert all(bool(row["panels"]) == row["collapsed"] for row in rows.values())
+
+
+def test_a_panel_is_repeated_for_each_evaluated_reward():
+    board = BOARDS["deploy/grafana/dashboards/training.json"]
+    (panel,) = [panel for _, panel in CHARTS if "repeat" in panel]
+    assert panel["repeat"] == "reward" and '$reward"' in panel["targets"][0]["expr"]
+    variable = next(one for one in board["templating"]["list"] if one["name"] == "reward")
+    assert re.findall(variable["regex"].strip("/"), '{reward="clip_score"} 0.5 1') == ["clip_score"]
+
+
+def test_evaluations_checkpoints_and_faults_are_marked_on_every_chart():
+    for board in BOARDS.values():
+        marks = {mark["name"]: names(mark["expr"]) for mark in board["annotations"]["list"]}
+        assert marks == {
+            "Evaluations": ["ray_pcpo_evaluations_total"],
+            "Checkpoints": ["ray_pcpo_checkpoints_total"],
+            "Workers replaced": ["ray_pcpo_restarts_total"],
+        }

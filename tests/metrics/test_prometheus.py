@@ -85,6 +85,33 @@ def test_a_closed_port_is_free_again():
     Endpoint(first.port).close()
 
 
+def test_closing_waits_for_the_next_look_of_one_who_looks_again_and_again(endpoint):
+    for _ in range(2):
+        scraped(endpoint.port)
+        time.sleep(0.3)
+    endpoint.apply("r", [change("runs_ended", 1, driver="d", how="finished")])
+    closing = threading.Thread(target=endpoint.close)
+    closing.start()
+    assert [name for name, _, _ in scraped(endpoint.port)] == ["ray_pcpo_runs_ended_total"]
+    closing.join(timeout=60)
+    assert not closing.is_alive()
+
+
+def test_closing_waits_for_nobody_who_has_looked_once_or_looks_no_more(monkeypatch):
+    monkeypatch.setattr("pcpo_ray.metrics.prometheus.LAST_LOOK", 600.0)
+    for looks in (0, 1):
+        made = Endpoint(0)
+        for _ in range(looks):
+            scraped(made.port)
+        made.close()
+    made = Endpoint(0)
+    made._looked = (time.monotonic() - 200, time.monotonic() - 100)
+    assert 0 < made._until_next_look() <= 50
+    made._looked = (time.monotonic() - 400, time.monotonic() - 300)
+    assert made._until_next_look() == 0.0
+    made.close()
+
+
 def test_a_run_tells_nobody_unless_it_is_asked_to(small_sd):
     run = small.run(small_sd)
     assert isinstance(session.meter(run, local=True, port=None, say=pytest.fail), NoReporter)

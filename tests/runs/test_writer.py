@@ -99,7 +99,7 @@ def test_who_was_taken_over_from_another_machine_writes_nothing_more(recorder):
         lambda: recorder.record("train", 2, {"loss": 1.0}),
         lambda: recorder.event("fault", message="late"),
         lambda: recorder.samples("scores.parquet", 2, {"step": [2]}),
-        lambda: recorder.pictures(2, []),
+        lambda: recorder.pictures(2, {}),
         lambda: recorder.rewind(0),
         lambda: home.prune(1),
         lambda: home.set_aside_after(0),
@@ -207,3 +207,28 @@ def test_a_second_resume_is_refused_but_goes_on_at_once_after_a_kill(small_sd, t
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if row["kind"] == "train"]
     assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_killed_writer_is_gone_and_one_that_lives_or_is_elsewhere_is_not(tmp_path):
+    assert not writer.is_gone(tmp_path)  # nobody has written it
+    code = (
+        "import sys, time; from pathlib import Path; from pcpo_ray.runs import writer; "
+        "writer.take(Path(sys.argv[1]), writer.Token.new()); print('taken', flush=True); time.sleep(600)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "taken\n"
+        assert not writer.is_gone(tmp_path)
+    finally:
+        other.kill()
+        other.wait()
+    assert writer.is_gone(tmp_path)
+    token = writer.read(tmp_path)
+    assert token is not None
+    (tmp_path / writer.WRITER).write_text(dataclasses.replace(token, machine="another").text)
+    assert not writer.is_gone(tmp_path)
+
+
+def test_a_folder_that_this_process_writes_is_not_gone(tmp_path):
+    writer.take(tmp_path, writer.Token.new())
+    assert not writer.is_gone(tmp_path)

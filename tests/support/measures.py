@@ -42,6 +42,7 @@ STEP = StepRecord(
     oldest_sample=0,
     first_log_ratio=0.0,
     loss=0.01,
+    learning_rate=1e-4,
     gradient_norm=2.0,
     skipped_gradients=0,
     update_ratio=1e-4,

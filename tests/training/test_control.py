@@ -68,7 +68,7 @@ def test_a_status_is_plain_data_and_agrees_with_the_record(small_sd, tmp_path):
 
     states = [said["state"] for said in stages.said]
     assert {"evaluating", "training"} == set(states)
-    assert any(said["waiting"].endswith("groups of step 2") for said in stages.said)
+    assert any(said["waiting"].startswith("sampling step 2: ") for said in stages.said)
     assert {"1": 3} in [said["ages"] for said in stages.said]  # begun one version behind
     first = stages.said[0]
     assert first["reward"] is None and first["samplers"]["versions"] == {"sampler-0": None}

@@ -1,8 +1,11 @@
 """The run folder can be read while a run goes on, after it was killed, and without this package."""
 
+import io
 import json
 import math
 import struct
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from pyarrow import parquet
 from pcpo_ray.config import files
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs.folder import LocalFolder
+from pcpo_ray.training import trackers
 from pcpo_ray.training.recorder import Recorder
 from tests.support import small
 
@@ -37,7 +41,7 @@ def test_a_new_folder_holds_the_resolved_config(recorder, run):
 
 def test_a_folder_that_exists_is_refused_and_left_as_it_is(recorder, run):
     before = (recorder.folder / "config.yaml").read_bytes()
-    with pytest.raises(RunError, match=r"small exists; continue it with --resume, give another name"):
+    with pytest.raises(RunError, match=r"small exists; continue it with --resume .*, give another name"):
         Recorder.create(LocalFolder(local=recorder.folder), small.run(Path("elsewhere"), steps=9))
     assert (recorder.folder / "config.yaml").read_bytes() == before
 
@@ -133,7 +137,7 @@ def test_samples_of_a_step_recorded_again_replace_the_old_ones(recorder):
 
 def test_pictures_are_stored_as_they_are_by_prompt_and_sample(recorder):
     groups = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8)
-    recorder.pictures(10, list(groups))
+    recorder.pictures(10, dict(enumerate(groups)))
     with Image.open(recorder.folder / "images" / "step-000010" / "001-02.png") as stored:
         assert np.array_equal(np.asarray(stored), groups[1, 2])
     assert len(list((recorder.folder / "images" / "step-000010").iterdir())) == 6
@@ -173,6 +177,40 @@ def test_a_tracker_that_is_asked_for_gets_every_number_by_its_step(small_sd, tmp
         ("train/per_timestep/clip_fraction/000", 1): 0.0,
         ("train/loss", 2): 0.25,
     }
+
+
+def test_a_tracker_that_can_gets_the_images_of_an_evaluation_as_one_grid(small_sd, tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd, trackers="[tensorboard]"))
+    recorder.start_trackers()
+    recorder.show(4, {prompt: np.full((8, 8, 3), 100, np.uint8) for prompt in ("a cat", "a dog")})
+    recorder.close()
+    (file,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    data, place, found = file.read_bytes(), 0, []
+    while place < len(data):
+        (length,) = struct.unpack_from("<Q", data, place)
+        event = Event.FromString(data[place + 12 : place + 12 + length])
+        found += [(value.tag, event.step, value.image) for value in event.summary.value]
+        place += 12 + length + 4
+    ((tag, step, image),) = found
+    assert (tag, step) == ("evaluation/images", 4) and image.height >= 8 and image.width >= 16
+    with Image.open(io.BytesIO(image.encoded_image_string)) as shown:
+        assert (np.asarray(shown)[2:6, 2:6] == 100).all()
+
+
+@pytest.mark.parametrize("name", ["wandb", "swanlab"])
+def test_trackers_with_captions_get_the_prompts(name, monkeypatch):
+    logged = []
+    library = types.SimpleNamespace(Image=lambda image, caption: (caption, image.shape))
+    monkeypatch.setitem(sys.modules, name, library)
+    tracker = types.SimpleNamespace(name=name, log=lambda values, step: logged.append((step, values)))
+    trackers._show(tracker, 4, {"a cat": np.zeros((8, 8, 3), np.uint8)})
+    assert logged == [(4, {"evaluation/images": [("a cat", (8, 8, 3))]})]
+
+
+def test_a_tracker_without_images_is_given_none():
+    trackers._show(types.SimpleNamespace(name="mlflow"), 4, {"a cat": np.zeros((8, 8, 3), np.uint8)})
 
 
 def test_a_tracker_that_does_not_start_is_named_with_its_cause(small_sd, tmp_path, monkeypatch):

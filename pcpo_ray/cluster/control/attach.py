@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import grpc
 import ray
@@ -22,7 +23,18 @@ WHERE = (
     "give --address or RAY_ADDRESS the host:port that `ray start --head` has printed "
     "(without RAY_ADDRESS, train starts a cluster on this machine)"
 )
-TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to the file that holds it"
+KEPT = "~/.ray/auth_token"
+"""The file in which Ray keeps a token, on the machines of a cluster that has made one."""
+
+
+def token_hint() -> str:
+    """Say what to set for a cluster that wants a token: on one's own head, the mode alone is enough."""
+    if os.environ.get("RAY_AUTH_MODE") != "token" and Path(KEPT).expanduser().is_file():
+        return f"set RAY_AUTH_MODE=token, which is enough if {KEPT} here is this cluster's; else RAY_AUTH_TOKEN too"
+    return (
+        "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to the file that holds it "
+        f"(on a machine of the cluster that is {KEPT})"
+    )
 
 
 def attach(address: str) -> str:
@@ -31,7 +43,7 @@ def attach(address: str) -> str:
     Raises ClusterError that says what is wrong: no cluster there, no token or a wrong one, a machine outside of it.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
-    found = _checked(address)
+    found = checked(address)
     try:
         context = ray.init(address=found, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
     except (ConnectionError, ValueError, RuntimeError, OSError, exceptions.RayError) as error:
@@ -44,10 +56,10 @@ def attach(address: str) -> str:
 
 def no_token(address: str, error: exceptions.AuthenticationError) -> ClusterError:
     """Make the error of a process without a token, though RAY_AUTH_MODE asks for one."""
-    return ClusterError(f"no token for the Ray cluster at {address}: {str(error).partition('. ')[0]}; {TOKEN}")
+    return ClusterError(f"no token for the Ray cluster at {address}: {str(error).partition('. ')[0]}; {token_hint()}")
 
 
-def _checked(address: str) -> str:
+def checked(address: str) -> str:
     """Return the address of a cluster that answers. Ray itself would try for minutes, and say little of the cause."""
     try:
         if address == "auto":
@@ -67,5 +79,5 @@ def _checked(address: str) -> str:
         if error.code() != grpc.StatusCode.UNAUTHENTICATED:
             raise ClusterError(f"no Ray cluster at {found}: {error.details()}; {WHERE}") from error
         what = "refuses this token" if is_token_auth_enabled() else "wants a token"
-        raise ClusterError(f"the Ray cluster at {found} {what}; {TOKEN}") from error
+        raise ClusterError(f"the Ray cluster at {found} {what}; {token_hint()}") from error
     return str(found)

@@ -1,5 +1,6 @@
 """The named actor between a run and those who talk to it: requests wait here until the driver takes them.
 
+It prints the driver's status into its log, from which the dashboard gives it to whoever asks over HTTP (dashboard.py).
 Every client imports this module: it is light, so that a command answers at once.
 """
 
@@ -9,6 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pcpo_ray.data.requests import Request
+from pcpo_ray.runs.lines import text
+
+MARK = "pcpo_ray status: "
+"""The beginning of a line in the controller's log that holds a status."""
+
+PRINTED = 15.0
+"""Seconds from one status in the log to the next; a new step, state or checkpoint is there at once."""
+
+NOTABLE = ("state", "step", "evaluated_step", "checkpoint", "error", "samplers", "scorers")
 
 WATCHED = 5.0
 """Seconds within which a client that asked for the status counts as still watching."""
@@ -20,7 +30,8 @@ class Controller:
     def __init__(self, status: Mapping[str, Any], now: Callable[[], float] = time.monotonic) -> None:
         self.now = now
         self.requests: list[Request] = []
-        self.asked = -math.inf
+        self.asked = self.printed = -math.inf
+        self.notable: tuple[Any, ...] = ()
         self.tell(status)
 
     def ask(self, request: Request) -> None:
@@ -36,6 +47,11 @@ class Controller:
     def tell(self, status: Mapping[str, Any]) -> None:
         """Called by the driver: take its status."""
         self.last, self.said = dict(status), self.now()
+        notable = tuple(status.get(name) for name in NOTABLE)
+        if notable != self.notable or self.said - self.printed > PRINTED:
+            self.notable, self.printed = notable, self.said
+            kept = {name: value for name, value in status.items() if name != "events"}
+            print(f"{MARK}{text({**kept, 'time': time.time()})}", flush=True)
 
     def status(self) -> dict[str, Any]:
         """Return the driver's last status, and how many seconds ago that was (`age`)."""

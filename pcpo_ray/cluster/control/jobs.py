@@ -17,7 +17,7 @@ from ray.dashboard.modules.job import sdk
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from pcpo_ray.cluster.control.attach import TOKEN, no_token
+from pcpo_ray.cluster.control.attach import no_token, token_hint
 from pcpo_ray.errors import ClusterError
 
 CONNECT, ANSWER = 10.0, 60.0
@@ -32,8 +32,8 @@ END = 30.0
 STOP = 600
 """Seconds from Ray's own stop of a job (its dashboard, `ray job stop`) to its kill: the run writes a checkpoint."""
 
-RUN = "pcpo_ray_run"
-"""The key of a job's metadata that says which run it is."""
+RUN, AGAIN = "pcpo_ray_run", "pcpo_ray_again"
+"""The keys of a job's metadata that say which run it is, and the command that continues it."""
 
 PREAMBLE = re.compile(r"^(Running entrypoint for job |[-0-9]+ [0-9:,]+\tINFO job_manager).*\n", re.MULTILINE)
 """The lines that Ray itself writes into a job's log."""
@@ -59,6 +59,10 @@ class Client(JobSubmissionClient):
         finally:
             os.environ.update(hidden)
 
+    def asked(self, method: str, endpoint: str) -> Any:
+        """Ask something of the dashboard that Ray's own client has no method for; return its answer."""
+        return self._do_request(method, endpoint)
+
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         deadline = time.monotonic() + AGENT
         while True:
@@ -72,7 +76,7 @@ class Client(JobSubmissionClient):
             return super()._do_request(method, endpoint, timeout=(CONNECT, ANSWER), **options)
         except AuthenticationError as error:
             what = "wants a token" if "required" in str(error) else "refuses this token"
-            raise ClusterError(f"the Ray cluster at {self._address} {what}; {TOKEN}") from error
+            raise ClusterError(f"the Ray cluster at {self._address} {what}; {token_hint()}") from error
         except requests.RequestException as error:
             inner = error.args[0] if error.args else error
             raise ClusterError(
@@ -84,14 +88,20 @@ class Client(JobSubmissionClient):
         raise ClusterError(f"{self._address} answered {r.status_code}: {r.text[:500]}")
 
 
-def submit(client: Client, run: str, words: Sequence[str], package: Path) -> str:
-    """Start a run by a command, in the folder that the zip `package` holds; the job's id."""
+def submit(client: Client, run: str, words: Sequence[str], package: Path, again: str = "") -> str:
+    """Start a run by a command, in the folder that the zip `package` holds; the job's id.
+
+    `again` is the command that continues the run.
+    """
     job = f"{re.sub(r'[^A-Za-z0-9._-]', '-', run)}-{time.strftime('%Y%m%d-%H%M%S')}"
     client.submit_job(
         entrypoint=shlex.join(words),
         submission_id=job,
-        runtime_env={"working_dir": str(package), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP)}},
-        metadata={RUN: run},
+        runtime_env={
+            "working_dir": str(package),
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP), "PCPO_RAY_AGAIN": again},
+        },
+        metadata={RUN: run, AGAIN: again},
     )
     return job
 
@@ -143,10 +153,11 @@ def _ended(client: Client, job: str) -> JobDetails:
 
 
 def check_done(details: JobDetails) -> None:
-    """Raises ClusterError for a job that did not succeed, with what Ray says of it."""
+    """Raises ClusterError for a job that did not succeed, with what Ray says of it, without the log that it quotes."""
     if details.status == "SUCCEEDED":
         return
     hint = ""
     if details.driver_exit_code == 127:
         hint = "; install pcpo_ray into the Python of the cluster's machines, and have its bin folder on their PATH"
-    raise ClusterError(f"job {details.submission_id} is {details.status}: {details.message}{hint}")
+    said = (details.message or "").partition(", last available logs")[0]
+    raise ClusterError(f"job {details.submission_id} is {details.status}: {said}{hint}")

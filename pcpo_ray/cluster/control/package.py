@@ -121,7 +121,8 @@ def pack(folder: Path, path: Path, run: config.Run, into: Path, *, include: Sequ
         raise ConfigError(
             f"{folder} is too large to go along with a job: {sum(sizes.values()) / 2**20:.0f} MiB, and Ray takes "
             f"{LIMIT / 2**20:.0f}; largest are {_largest(sizes)}; "
-            "name in .gitignore or .rayignore what the run does not need, or submit from another folder"
+            "name in .gitignore or .rayignore what the run does not need; put a model on storage that all machines of "
+            "the cluster share, and give its absolute path (model.path=/shared/models/...)"
         )
     with zipfile.ZipFile(into, "w", zipfile.ZIP_DEFLATED) as package:
         for one, source in sorted(sources.items()):
@@ -234,5 +235,6 @@ def _check_there(folder: Path, named: str, packed: set[str], selected: Selection
         if not any(one == within or one.startswith(f"{within}/") for one in packed):
             raise ConfigError(
                 f"the config names {named!r}, which does not go along with the job ({', '.join(IGNORES)}, a link or "
-                f"one of {list(LEFT_OUT)} leaves it out); put it elsewhere, or give a path that the cluster sees"
+                f"one of {list(LEFT_OUT)} leaves it out); put it on storage that all machines of the cluster "
+                "share, and give its absolute path there"
             )

@@ -31,9 +31,9 @@ BENCHES = {
     "start": "Seconds from the command to the first sample, against importing torch and diffusers and starting Ray.",
 }
 
-CONFIG = Path("configs/shapes_pcpo.yaml")
+CONFIG = Path("shapes_pcpo")
 
-Config = Annotated[Path, typer.Argument(help="A YAML config.")]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config, or a recipe's name.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")]
 Repeats = Annotated[int, typer.Option(min=1, help="How often figure and limit are measured, alternately.")]
 Out = Annotated[Path | None, typer.Option(help="The JSON file to write, with every repeat's numbers.")]
@@ -55,7 +55,11 @@ def bench(
     raise typer.Exit
 
 
-@app.command("made-up", help="Write a published model with random weights, for a config's model.path.")
+@app.command(
+    "made-up",
+    help="Write a published model with random weights, for a config's model.path.",
+    epilog="Example: pcpo-ray bench made-up sd15 models/random-sd15",
+)
 def _random_weights(
     name: Annotated[str, typer.Argument(help="sd15, sd35m or flux; clip-l or clip-h for a reward.")],
     folder: Annotated[Path, typer.Argument(help="A new folder, in the libraries' format.")],
@@ -78,5 +82,7 @@ def _command(names: list[str]) -> Callable[..., None]:
 
 
 for _name, _help in BENCHES.items():
-    app.command(_name, help=_help)(_command([_name]))
-app.command("all", help="All of them, one after the other.")(_command(list(BENCHES)))
+    app.command(_name, help=_help, epilog=f"Example: pcpo-ray bench {_name} --repeats 5")(_command([_name]))
+app.command("all", help="All of them, one after the other.", epilog="Example: pcpo-ray bench all --out bench.json")(
+    _command(list(BENCHES))
+)

@@ -14,7 +14,7 @@ from pcpo_ray.data.types import Handle, Prompt, Rollout, Scored, Task
 from pcpo_ray.data.updates import Published
 from pcpo_ray.training.dispatcher import Dispatcher
 from pcpo_ray.training.scheduling.pool import Pool
-from pcpo_ray.training.scheduling.workers import Limits, Send, Start, Stop
+from pcpo_ray.training.scheduling.workers import Limits, Note, Send, Start, Stop
 from pcpo_ray.training.stages import Stages
 
 Item = TypeVar("Item")
@@ -91,6 +91,9 @@ class InstantStages:
         _ = self.scorers.work() or self.samplers.work()
 
     def faults(self) -> list[str]:
+        return []
+
+    def notes(self) -> list[Note]:
         return []
 
 

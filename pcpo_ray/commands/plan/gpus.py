@@ -1,7 +1,6 @@
 """GPUs by the names that people give them, and what of their memory tensors may have."""
 
-from pcpo_ray.config.files import nearest
-from pcpo_ray.errors import ConfigError
+from pcpo_ray.errors import ConfigError, nearest
 
 GIB = 2**30
 

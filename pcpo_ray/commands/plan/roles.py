@@ -12,6 +12,7 @@ from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
 from pcpo_ray.commands.plan.hollow import Hollow, size_of, size_of_module
 from pcpo_ray.config import ROLLOUT_STORE_FRACTION, Full, Run
 from pcpo_ray.models.texts import KEPT
+from pcpo_ray.workers.learner import optimizers
 from pcpo_ray.workers.learner.movement import SAMPLED
 
 
@@ -93,7 +94,7 @@ def learner(run: Run) -> Memory:
     precise = sizes.FLOAT * sum(p.numel() for p in model.trained.values())
     copied_masters = sizes.FLOAT * sum(p.numel() for p in model.trained.values() if p.dtype is not torch.float32)
     remembered = sizes.FLOAT * sum(min(p.numel() // parts, SAMPLED) for p in model.trained.values())
-    moments = 2 * precise // parts + sizes.FLOAT * len(model.trained)
+    moments = optimizers.state_bytes(run.optimizer, [p.numel() for p in model.trained.values()]) // parts
     pass_ = model.learning(rows, mixed=run.optimizer.mixed_precision == "bf16", kl=run.objective.kl > 0, gpu=gpu)
     opened, noise = {"a group's trajectory": sizes.opened_of(run)}, sizes.noise_of(run)
     if together > 1:
@@ -112,7 +113,7 @@ def learner(run: Run) -> Memory:
             "trained weights": (precise if sharded else trained) // parts,
             **({"their float32 masters": copied_masters} if copied_masters and not sharded else {}),
             "gradients": precise // parts,
-            "AdamW's two moments": moments,
+            ("AdamW's two moments" if run.optimizer.kind == "adamw" else f"moments of {run.optimizer.kind}"): moments,
             "weights before the update, sampled": remembered,
             **({} if run.optimizer.average is None else {"running mean of the weights": precise // parts}),
             **_other_parts(model),
@@ -124,7 +125,9 @@ def learner(run: Run) -> Memory:
             f"forward and backward, {rows} (image, step) pairs at once": pass_
             + copied
             + (gathered(model.network) if sharded else 0),
-            "AdamW's step": precise // parts if gpu else 3 * largest,  # one parameter after the other on the CPU
+            "the optimizer's step": precise // parts
+            if gpu
+            else 3 * largest,  # one parameter after the other on the CPU
             **({} if run.optimizer.average is None else {"sending the running mean": precise // parts}),
             **({"adding up the ranks' gradients": 2 * precise} if role.ranks > 1 and not sharded else {}),
             **({"text encoders, while a checkpoint is written": encoders} if full else {}),

@@ -18,10 +18,12 @@ def reward(
     training: Mapping[int, float] | None = None,
     *,
     prompts: str,
+    until: int,
 ) -> Markup | None:
     """Chart an evaluated reward with its 95% interval, and the training batches' reward, by step.
 
-    `prompts` says which prompts are evaluated. Returns None if fewer than two evaluations have scores.
+    `prompts` says which prompts are evaluated, `until` is the run's last step. Returns None if fewer than two
+    evaluations have scores.
     """
     held_out = _estimates(f"{prompts}, 95% interval", evaluated)
     if np.isfinite(held_out.y).sum() < 2:
@@ -29,21 +31,38 @@ def reward(
     batches = training or {}
     thin = Curve(label="training batches", x=list(batches), y=list(batches.values()), colour="orange", thin=True)
     description = f"{title} against steps, with 95% intervals: {_ends(held_out)}"
-    return chart(name, description, [held_out, thin] if batches else [held_out], Axes(x="step", y=unit))
+    return chart(name, description, [held_out, thin] if batches else [held_out], _steps(until, y=unit))
 
 
-def change(name: str, title: str, unit: str, changed: Mapping[int, Estimate]) -> Markup:
+def change(name: str, title: str, unit: str, changed: Mapping[int, Estimate], *, until: int) -> Markup:
     """Chart the change of an evaluated reward since the first evaluation, with 95% intervals."""
     curve = _estimates("change", changed)
     description = f"Change of {title} since the first evaluation, with 95% intervals: {_ends(curve)}"
-    return chart(name, description, [curve], Axes(x="step", y=f"change, {unit}", reference=0))
+    return chart(name, description, [curve], _steps(until, y=f"change, {unit}", reference=0))
 
 
-def history(name: str, title: str, unit: str, steps: Sequence[Mapping[str, Any]], *, percent: bool = False) -> Markup:
-    """Chart a recorded value over the training steps."""
-    curve = Curve(label=title, x=[row["step"] for row in steps], y=_numbers([row[name] for row in steps]), thin=True)
-    axes = Axes(x="step", y=unit, percent=percent, from_zero=True)
-    return chart(f"{name}-history", f"{title} against steps: {_ends(curve)}", [curve], axes)
+def history(
+    name: str,
+    title: str,
+    unit: str,
+    steps: Sequence[Mapping[str, Any]],
+    *,
+    until: int,
+    percent: bool = False,
+    from_zero: bool = True,
+) -> Markup | None:
+    """Chart a recorded value over the training steps; None if no step has it."""
+    values = _numbers([row.get(name) for row in steps])
+    if not np.isfinite(values).any():
+        return None
+    curve = Curve(label=title, x=[row["step"] for row in steps], y=values, thin=True)
+    axes = _steps(until, y=unit, percent=percent, from_zero=from_zero)
+    return chart(f"{name.replace('_', '-')}-history", f"{title} against steps: {_ends(curve)}", [curve], axes)
+
+
+def _steps(until: int, **rest: Any) -> Axes:
+    """Return axes over the whole run's steps, the same for every chart by step."""
+    return Axes(x="step", span=(0, until), **rest)
 
 
 def weights(per_timestep: Mapping[str, Sequence[Any]]) -> Markup:
@@ -84,7 +103,7 @@ def by_timestep(
 
 def _timesteps(table: Mapping[str, Sequence[Any]], **rest: Any) -> Axes:
     ticks = [f"{timestep:.0f}" for timestep in table["timestep"]]
-    return Axes(x="timestep, from noise to picture", ticks=ticks, from_zero=True, **rest)
+    return Axes(x="timestep, from noise to image", ticks=ticks, from_zero=True, **rest)
 
 
 def mean_by_timestep(steps: Sequence[Mapping[str, Any]], name: str) -> list[float]:

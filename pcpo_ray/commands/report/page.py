@@ -4,17 +4,17 @@ It is made from the run folder alone, so it can be written at any time, also for
 folder gives the same bytes.
 """
 
-import math
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pcpo_ray import __version__
-from pcpo_ray.commands.report import sections
+from pcpo_ray import __version__, config
+from pcpo_ray.commands.report import images, numbers, sections
 from pcpo_ray.commands.report.verdict import verdict
 from pcpo_ray.config import files
+from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.disk import replace
-from pcpo_ray.runs.records import read_record
+from pcpo_ray.runs.records import Record, read_record
 
 if TYPE_CHECKING:
     import jinja2
@@ -31,29 +31,40 @@ def template(name: str) -> "jinja2.Template":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(number=number, duration=duration)
+    shown = ("number", "signed", "interval", "places_of", "percent", "duration")
+    templates.filters.update({name: getattr(numbers, name) for name in shown})
     return templates.get_template(name)
 
 
-def write(folder: Path) -> Path:
-    """Write folder/report.html and return its path. Raises RunError if there is no run, or its scores are gone."""
+def write(folder: Path, *, refresh: float | None = None) -> Path:
+    """Write folder/report.html and return its path; a browser loads it again after `refresh` seconds.
+
+    Raises RunError if there is no run, or its scores are gone.
+    """
     record = read_record(folder)
     run = record.run
     page = template("report/page.html.j2").render(
         record=record,
         run=run,
         version=__version__,
+        refresh=refresh,
         state=" ".join([sections.state(record), *(f"Left out are {text}." for text in record.damaged)]),
         evaluated=record.prompts,
         started=sections.started(record),
+        prompt_facts=sections.facts_of_prompts(record),
+        workers=sections.workers(record),
         verdict=verdict(record),
-        pictures=sections.examples(record),
+        images=images.examples(record),
+        strips=images.over_the_run(record),
         rewards=sections.rewards(record),
         quality=sections.quality(record),
         timesteps=sections.timesteps(record),
+        histories=sections.histories(record),
         first_update=record.named("first_update")[:1],
         times=sections.times(record),
         idle=sections.idle(record),
+        health=sections.health(record),
+        use=_use(record),
         config=files.dump(run),
         command=shlex.join(["pcpo-ray", "train", f"runs/{run.name}/config.yaml", f"name={run.name}-again"]),
     )
@@ -62,13 +73,33 @@ def write(folder: Path) -> Path:
     return path
 
 
-def number(value: float | None, sign: str = "") -> str:
-    """Format a number with four significant digits, a missing one as a dash; `sign` "+" shows the plus too."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:{sign}#.4g}"
+def _use(record: Record) -> dict[str, Any]:
+    """Return the command and the program that draw with what the run learned."""
+    run = record.run
+    place = f"runs/{run.name}"
+    steps = [
+        event["to" if event["kind"] == "rolled_back" else "step"] for event in record.named("checkpoint", "rolled_back")
+    ]
+    saved = steps[-1] if steps else None
+    shown = next(iter(_texts(record)), "a prompt of yours")
+    code = None
+    if isinstance(run.model.train, config.Lora) and saved is not None:
+        path = run.model.path.rstrip("/")
+        model = f'pcpo_ray.shapes.checkpoint("{path}")' if path.startswith("shapes-") else repr(path)
+        lines = ["from diffusers import DiffusionPipeline"]
+        lines += ["import pcpo_ray.shapes"] if path.startswith("shapes-") else []
+        lines += [
+            "",
+            f"pipeline = DiffusionPipeline.from_pretrained({model})",
+            f'pipeline.load_lora_weights("{place}/{checkpoints.folder_for(Path(), saved)}")',
+            f"drawn = pipeline({shown!r}, num_inference_steps={run.sampling.steps}, "
+            f"guidance_scale={run.sampling.guidance_scale:g})",
+            "drawn.images[0].save('image.png')",
+        ]
+        code = "\n".join(lines)
+    return {"saved": saved, "sample": shlex.join(["pcpo-ray", "sample", place, shown]), "code": code}
 
 
-def duration(seconds: float) -> str:
-    """Format a duration in seconds, minutes or hours, whichever reads best."""
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+def _texts(record: Record) -> list[str]:
+    """Return the evaluated prompts, none if nothing was evaluated."""
+    return images.prompts(record, min(record.scores)) if record.scores else []

@@ -1,10 +1,8 @@
 """The sections of report.html, each made from a run's record."""
 
-import base64
-import io
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from pcpo_ray.commands.report import charts
@@ -12,34 +10,63 @@ from pcpo_ray.config import TOTAL
 from pcpo_ray.config.rewards import OWN_SCALE
 from pcpo_ray.runs.records import Record
 
-PAIRS = 16
-"""Image pairs shown, before and after training."""
-SIDE = 256
-"""Largest width and height of a shown image, in pixels."""
+ENDINGS = ("finished", "stopped", "rolled_back", "failed")
+"""The kinds of events with which a run ends."""
+
 QUALITY = {
-    "frechet": ("Fréchet distance", "how far all pictures together are from the reference: less is better"),
-    "precision": ("precision", "share of pictures that look like one of the reference"),
-    "recall": ("recall", "share of the reference that looks like one of the pictures"),
-    "density": ("density", "how much of the reference is near a picture; about 1 for the reference's own kind"),
-    "coverage": ("coverage", "share of the reference that has a picture near it"),
-    "vendi": ("Vendi score", "how many different pictures a prompt has: 1 where all are the same"),
-    "pairwise": ("pairwise distance", "1 - cosine between the pictures of a prompt, in mean"),
-    "lpips": ("LPIPS", "perceptual distance between the pictures of a prompt, in mean"),
+    "frechet": ("Fréchet distance", "how far all images together are from the reference: less is better"),
+    "precision": ("precision", "share of images that look like one of the reference"),
+    "recall": ("recall", "share of the reference that looks like one of the images"),
+    "density": ("density", "how much of the reference is near an image; about 1 for the reference's own kind"),
+    "coverage": ("coverage", "share of the reference that has an image near it"),
+    "vendi": ("Vendi score", "how many different images a prompt has: 1 where all are the same"),
+    "pairwise": ("pairwise distance", "1 - cosine between the images of a prompt, in mean"),
+    "lpips": ("LPIPS", "perceptual distance between the images of a prompt, in mean"),
 }
 """Titles and meanings of the measures in rewards/quality/."""
 PHASES = {
-    "sample_and_score": ("sampling and scoring", "waiting for a batch's pictures and their scores"),
+    "sample_and_score": ("sampling and scoring", "waiting for a batch's images and their scores"),
     "learn": ("learning", "the update of the weights"),
     "publish": ("publishing", "handing the new weights to the samplers"),
     "rest": ("the rest of a step", "advantages, and recording the samples"),
-    "evaluation": ("evaluation", "its pictures and their scores"),
+    "evaluation": ("evaluation", "its images and their scores"),
 }
+
+
+TITLES = {
+    TOTAL: "reward",
+    "aesthetic": "aesthetic score",
+    "clip_score": "CLIP score",
+    "diversity": "diversity",
+    "grain": "grain",
+    "hps_v2.0": "HPS v2.0",
+    "hps_v2.1": "HPS v2.1",
+    "image_reward": "ImageReward",
+    "jpeg_compressibility": "JPEG compressibility",
+    "jpeg_incompressibility": "JPEG size",
+    "pickscore": "PickScore",
+    "shapes_layout": "layout facts shown",
+    "shapes_oracle": "facts shown",
+    "shapes_oracle_all": "all facts shown",
+}
+"""The titles of the shipped rewards by their names."""
+
+
+def title(name: str) -> str:
+    """Return what a reader calls a reward; one of the user's own has its name."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def ended(record: Record) -> bool:
+    """Return whether the run's last start has ended, as far as the folder knows: one that was killed says nothing."""
+    found = record.named(*ENDINGS, "resumed", "started")
+    return bool(found) and found[-1]["kind"] in ENDINGS
 
 
 def state(record: Record) -> str:
     """Say how the run ended, as far as the folder knows."""
     done = f"after step {record.done} of {record.run.steps}"
-    endings = record.named("finished", "stopped", "rolled_back", "failed", "resumed")
+    endings = record.named(*ENDINGS, "resumed")
     match endings[-1] if endings else None:
         case {"alarm": alarm}:
             return f"The run was ended {done} by its monitors: {alarm}."
@@ -71,7 +98,9 @@ def rewards(record: Record) -> list[dict[str, Any]]:
     found = []
     for place, key in enumerate([TOTAL, *([] if record.sole else weights), *watched]):
         name = next(iter(weights)) if key == TOTAL and record.sole else key
+        shown = title(name)
         if name == TOTAL:
+            shown = "weighted total"
             terms = " + ".join(f"{weight:g} * {term}" for term, weight in weights.items())
             name, unit, meaning = "total", "weighted sum", f"what was trained on: {terms}"
         else:
@@ -83,6 +112,7 @@ def rewards(record: Record) -> list[dict[str, Any]]:
         found.append(
             {
                 "name": name,
+                "title": shown,
                 "unit": unit,
                 "meaning": meaning,
                 "trained": key == TOTAL or key in weights,
@@ -91,13 +121,16 @@ def rewards(record: Record) -> list[dict[str, Any]]:
                 "change": changes[max(levels)] if compared else None,
                 "level": charts.reward(
                     f"reward-{place}",
-                    name,
+                    shown,
                     unit,
                     levels,
                     batches if key == TOTAL else None,
                     prompts=record.run.of_evaluation("prompts"),
+                    until=record.run.steps,
                 ),
-                "changes": charts.change("change", name, unit, changes) if compared and key == TOTAL else None,
+                "changes": charts.change("change", shown, unit, changes, until=record.run.steps)
+                if compared and key == TOTAL
+                else None,
             }
         )
     return found
@@ -111,58 +144,15 @@ def quality(record: Record) -> dict[str, Any] | None:
     measures = [name for name in QUALITY if name in rows[0]]
     table = [(*QUALITY[name], rows[0][name], rows[-1].get(name, math.nan)) for name in measures]
     drawn = [
-        (*QUALITY[name], charts.history(name, QUALITY[name][0], "", [row for row in rows if name in row]))
+        (*QUALITY[name], charts.history(name, QUALITY[name][0], "", known, until=record.run.steps, from_zero=False))
         for name in ("frechet", "pairwise")
-        if name in measures and len(rows) > 1
+        if name in measures and len(known := [row for row in rows if name in row]) > 1
     ]
     return {"table": table, "charts": drawn, "several": len(rows) > 1}
 
 
-def examples(record: Record) -> dict[str, Any] | None:
-    """Return evenly spaced pairs of images before and after training; single ones if no later images were kept."""
-    kept = [step for step in record.scores if image_path(record, step, 0, 0).is_file()]
-    if not kept:
-        return None
-    first, last = min(kept), max(kept)
-    texts = prompts(record, first)
-    before, after = (record.scores[step][TOTAL] for step in (first, last))
-    count = min(PAIRS, before.size)
-    pairs = []
-    for flat in (n * before.size // count for n in range(count)):
-        position, sample = divmod(flat, before.shape[1])
-        shown = [(first, before[position, sample]), (last, after[position, sample])][: 1 + (last > first)]
-        found = [(step, score, *thumbnail(image_path(record, step, position, sample))) for step, score in shown]
-        pairs.append({"prompt": texts[position], "shown": found})
-    return {"first": first, "last": last, "pairs": pairs, "of": before.size}
-
-
-def prompts(record: Record, step: int) -> list[str]:
-    """Read the texts of an evaluation's P prompts."""
-    from pyarrow import parquet
-
-    path = record.folder / "evaluations.parquet" / f"step-{step:06d}.parquet"
-    table = parquet.read_table(path, columns=["prompt", "sample"])
-    return [row["prompt"] for row in table.to_pylist() if row["sample"] == 0]
-
-
-def image_path(record: Record, step: int, position: int, sample: int) -> Path:
-    """Return the path of one evaluation image."""
-    return record.folder / "images" / f"step-{step:06d}" / f"{position:03d}-{sample:02d}.png"
-
-
-def thumbnail(path: Path) -> tuple[str, int]:
-    """Return an image as a data URL, reduced to SIDE pixels, and its width."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        image.thumbnail((SIDE, SIDE))
-        file = io.BytesIO()
-        image.save(file, format="PNG", optimize=True)
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), image.width
-
-
 def timesteps(record: Record) -> dict[str, Any] | None:
-    """Return the charts by timestep and of the updates; None before the first step."""
+    """Return the charts by timestep; None before the first step."""
     if not record.steps:
         return None
     steps, drawn = record.steps, charts.by_timestep
@@ -171,14 +161,138 @@ def timesteps(record: Record) -> dict[str, Any] | None:
         "gradient": drawn("gradient_share", "Share of the gradient", "share", steps, percent=True, even=True),
         "clip": drawn("clip_fraction", "Clip fraction", "share of pairs", steps, percent=True),
         "inactive": drawn("inactive_fraction", "Inactive fraction", "share of pairs", steps, percent=True),
-        "ratio": drawn("ratio_std", "Deviation of the ratio", "rms of ratio - 1", steps, percent=False),
-        "history": charts.history("clip_fraction", "Clip fraction", "share of pairs", steps, percent=True)
-        if any(row["clip_fraction"] for row in steps)
-        else None,
-        "moved": charts.history("moved_fraction", "Weights that moved", "fraction", steps, percent=True),
-        "update_size": charts.history("update_ratio", "Size of an update", "|update| / |weights|", steps),
-        "skipped": sum(row["skipped_gradients"] for row in steps),
-        "kl": charts.history("kl", "KL divergence", "nats a dimension", steps) if "kl" in steps[0] else None,
+        "ratio": drawn("ratio_std", "Std of the ratio", "rms of ratio - 1", steps, percent=False),
+    }
+
+
+HISTORIES: Mapping[str, tuple[str, str, bool, str]] = {
+    "reward_std": ("Spread of the reward", "std", True, "Std of the reward over a whole training batch."),
+    "group_deviation": (
+        "Std within groups",
+        "std",
+        True,
+        "Std of the reward over the images of one prompt, in mean: what advantages are made of. At 0 there is nothing "
+        "to learn.",
+    ),
+    "loss": ("Loss", "loss", False, "It is a surrogate whose gradient counts: its value says little by itself."),
+    "gradient_norm": ("Gradient norm", "L2 norm", True, "Before it is clipped to optimizer.max_gradient_norm."),
+    "clip_fraction": ("Clip fraction over the run", "share of pairs", True, "All timesteps together."),
+    "moved_fraction": (
+        "Weights that moved",
+        "fraction",
+        True,
+        "Fraction of the trained weights whose bits an update changed. Near 0, nothing is trained.",
+    ),
+    "update_ratio": (
+        "Size of an update",
+        "|update| / |weights|",
+        True,
+        "The length of an update over the length of the weights, all trained weights together.",
+    ),
+    "kl": (
+        "KL divergence",
+        "nats a dimension",
+        True,
+        "Divergence from the model before training: how far the policy's steps are from those of the model under the "
+        "adapter.",
+    ),
+}
+"""The charts by training step: title, unit, whether the axis begins at 0, and the caption."""
+
+PERCENT = ("clip_fraction", "moved_fraction")
+
+
+def histories(record: Record) -> list[tuple[str, str, Any]]:
+    """Return title, text and chart of each value that training recorded."""
+    found = []
+    for name, (shown, unit, from_zero, text) in HISTORIES.items():
+        if not any(row.get(name) is not None for row in record.steps):
+            continue
+        drawn = charts.history(
+            name,
+            shown,
+            unit,
+            record.steps,
+            until=record.run.steps,
+            percent=name in PERCENT,
+            from_zero=from_zero,
+        )
+        if name == "clip_fraction" and not any(row[name] for row in record.steps):
+            drawn = None
+        if name == "kl":
+            text += f" {record.run.objective.kl:g} times it is part of the loss."
+        found.append((shown, text, drawn))
+    return found
+
+
+def facts_of_prompts(record: Record) -> list[str]:
+    """Say where prompts come from, and whether the evaluated ones are trained on."""
+    event = next(iter(record.named("started")[-1:]), {})
+    run = record.run
+    told = list(event.get("prompts", []))
+    if not told:
+        told.append(f"training prompts: {_source(run.prompts)}")
+        told.append(f"evaluations: {_source(run.evaluation.prompts or run.prompts)}")
+    if run.evaluation.held_out:
+        told.append("held out: none of the evaluated prompts is trained on")
+    elif run.evaluation.prompts in (None, run.prompts):
+        told.append("NOT held out: evaluations use the same prompts as training")
+    else:
+        told.append("not held out: evaluated prompts may be trained on")
+    return told
+
+
+def _source(prompts: Any) -> str:
+    return str(prompts.path) if prompts.kind == "file" else f"{prompts.kind}, {prompts.split}"
+
+
+def workers(record: Record) -> str:
+    """Say who did the work."""
+    event = next(iter(record.named("started")[-1:]), {})
+    if event.get("backend") == "in-process":
+        return "one process that samples, scores and learns in turn (--local)"
+    asked = record.run.workers
+    return f"{asked.samplers.workers} sampling, {asked.scorers.workers} scoring, {asked.learner.ranks} learning"
+
+
+def health(record: Record) -> dict[str, Any]:
+    """Return what went wrong, and what did not: lines with a count each."""
+    groups = record.done * record.run.rollout.prompts
+
+    def total(name: str) -> int:
+        return sum(row.get(name) or 0 for row in record.steps)
+
+    faults = record.named("fault", "missing_scores", "failed")
+    alarms = record.named("alarm")
+
+    def counted(count: int, one: str, more: str, rest: str) -> tuple[int, str, str]:
+        return count, one if count == 1 else more, rest
+
+    of_groups = f"of {groups} groups"
+    lines = [
+        counted(len(record.named("fault")), "fault", "faults", "of workers, mended under way"),
+        counted(len(record.named("resumed")), "resume", "resumes", "from a checkpoint"),
+        counted(len(record.named("failed")), "failure", "failures", "that ended the command"),
+        counted(
+            total("dropped_groups"), of_groups, of_groups, "dropped, as an image had no score (never counted as 0)"
+        ),
+        counted(
+            total("skipped_gradients"), "optimizer step", "optimizer steps", "skipped, as a gradient was not finite"
+        ),
+        counted(
+            total("degenerate_groups"), of_groups, of_groups, "taught nothing, as all their images scored the same"
+        ),
+        counted(total("rounding_groups"), of_groups, of_groups, "had scores that differ by rounding only"),
+    ]
+    serious = lines[:5]  # groups that teach nothing belong to any run
+    wrong = [f"{len(alarms)} alarm{'s' if len(alarms) > 1 else ''}"] if alarms else []
+    wrong += [f"{count} {what}" + (" dropped" if what == of_groups else "") for count, what, _ in serious if count]
+    return {
+        "title": ", ".join(wrong) or "nothing went wrong",
+        "alarms": alarms,
+        "lines": [line for line in lines if line[0]],
+        "zeros": [line for line in lines if not line[0]],
+        "faults": faults,
     }
 
 

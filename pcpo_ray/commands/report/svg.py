@@ -27,6 +27,12 @@ PAINT = {
 SIZE = (440, 264)
 """Width and height of a chart in CSS pixels, before scaling."""
 
+EDGES = {"left": 0.18, "right": 0.98, "bottom": 0.17, "top": 0.87}
+"""The edges of a chart's axes, as fractions of the chart."""
+
+FEW = 2
+"""Points up to which an interval is a bar at each: a band between two points would say what nobody measured."""
+
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 12.5,
@@ -54,7 +60,10 @@ STYLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line of a chart: n points, NaN for a gap, optionally with an interval around each."""
+    """One line of a chart: n points, NaN for a gap, optionally with an interval around each.
+
+    `bars` draws the intervals as bars, `shift` moves the whole curve to the right, so that bars do not hide each other.
+    """
 
     label: str
     x: Sequence[float]
@@ -64,6 +73,8 @@ class Curve:
     colour: Colour = "blue"
     thin: bool = False
     dashed: bool = False
+    bars: bool = False
+    shift: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +82,8 @@ class Axes:
     """The axes of a chart.
 
     `ticks` are the labels under x = 0, 1, ... (None: x is a whole number, such as a step). `reference` is the height of
-    a dotted line. `percent` shows y, a fraction, in per cent. `legend` names several curves in the chart.
+    a dotted line. `percent` shows y, a fraction, in per cent. `legend` names several curves in the chart. `span` are
+    the ends of x (None: those of the data).
     """
 
     x: str
@@ -81,6 +93,7 @@ class Axes:
     from_zero: bool = False
     percent: bool = False
     legend: bool = True
+    span: tuple[float, float] | None = None
 
 
 def chart(name: str, description: str, curves: Sequence[Curve], axes: Axes) -> Markup:
@@ -89,7 +102,8 @@ def chart(name: str, description: str, curves: Sequence[Curve], axes: Axes) -> M
     from matplotlib.figure import Figure
 
     with rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(SIZE[0] / 72, SIZE[1] / 72), layout="constrained")
+        figure = Figure(figsize=(SIZE[0] / 72, SIZE[1] / 72))
+        figure.subplots_adjust(**EDGES)  # the same in all charts, so that axes beside each other are in line
         plot = figure.add_subplot()
         if axes.reference is not None:
             plot.axhline(axes.reference, color=PAINT["ink"], linewidth=1, linestyle=(0, (1, 2)))
@@ -97,7 +111,7 @@ def chart(name: str, description: str, curves: Sequence[Curve], axes: Axes) -> M
             _draw(plot, curve)
         _label(plot, axes)
         if axes.legend and len(curves) > 1:
-            figure.legend(loc="outside upper left", ncols=len(curves))
+            figure.legend(loc="upper left", ncols=len(curves), bbox_to_anchor=(0.0, 1.02))
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return _inline(file.getvalue(), name, description)
@@ -105,16 +119,22 @@ def chart(name: str, description: str, curves: Sequence[Curve], axes: Axes) -> M
 
 def _draw(plot: Any, curve: Curve) -> None:
     colour = PAINT[curve.colour]
+    known = int(np.isfinite(curve.y).sum())  # a single point has no line
+    bars = curve.bars or known <= FEW
     if curve.low is not None and curve.high is not None:
-        plot.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
-    alone = np.isfinite(curve.y).sum() == 1  # a single point has no line
+        if bars:
+            x, low, high = (np.asarray(values, float) for values in (curve.x, curve.low, curve.high))
+            shown = np.isfinite(low) & np.isfinite(high)
+            plot.vlines(x[shown] + curve.shift, low[shown], high[shown], color=colour, linewidth=1.6)
+        else:
+            plot.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
     plot.plot(
-        curve.x,
+        np.asarray(curve.x, float) + curve.shift,
         curve.y,
         color=colour,
         linewidth=1.2 if curve.thin else 2.2,
         linestyle=(0, (4, 1.5)) if curve.dashed else "-",
-        marker="o" if alone or not curve.thin else "",
+        marker="o" if known <= FEW or not curve.thin else "",
         markersize=4.5,
         markeredgewidth=0,
         zorder=2 if curve.thin else 3,
@@ -127,10 +147,13 @@ def _label(plot: Any, axes: Axes) -> None:
 
     plot.set_xlabel(axes.x)
     plot.set_ylabel(axes.y)
-    if axes.from_zero:
+    if axes.from_zero and plot.dataLim.y1 > 0:
         plot.set_ylim(0, 1.08 * plot.dataLim.y1)
+    if axes.span is not None:
+        room = 0.03 * (axes.span[1] - axes.span[0])
+        plot.set_xlim(axes.span[0] - room, axes.span[1] + room)
     plain = ticker.ScalarFormatter(useOffset=False)
-    plain.set_scientific(False)
+    plain.set_powerlimits((-3, 5))  # longer labels would not leave the axis' own name any room
     plot.yaxis.set_major_formatter((lambda fraction, _: f"{100 * fraction:.3g}%") if axes.percent else plain)
     plot.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if axes.ticks is None:

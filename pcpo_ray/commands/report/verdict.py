@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pcpo_ray import config
+from pcpo_ray.commands.report import numbers
 from pcpo_ray.config import TOTAL
 from pcpo_ray.runs import intervals
 from pcpo_ray.runs.intervals import Estimate
@@ -16,12 +17,16 @@ from pcpo_ray.runs.records import Record
 class Verdict:
     """A sentence on whether a run's reward rose, and the limits of that statement.
 
-    `tone` is "rose", "fell", "unclear", or "none" where two evaluations cannot be compared.
+    `tone` is "rose", "fell", "unclear", or "none" where two evaluations cannot be compared. `change` is what was
+    measured, from `images` images, and `headline` the sentence without its numbers.
     """
 
     tone: str
     text: str
+    headline: str = ""
     notes: Sequence[str] = ()
+    change: Estimate | None = None
+    images: int = 0
 
 
 def verdict(record: Record) -> Verdict:
@@ -37,28 +42,32 @@ def verdict(record: Record) -> Verdict:
     changed = intervals.paired(before, after)
     notes = [f"From step {first} to step {last}, at the same prompts and seeds."]
     if images < both.size:
-        notes.append(f"{both.size - images} of {both.size} pictures miss a score and are left out.")
+        notes.append(f"{both.size - images} of {both.size} images miss a score and are left out.")
     if not images:
-        return Verdict(tone="none", text="No verdict: no picture has a score before and after.", notes=notes)
+        return Verdict(tone="none", text="No verdict: no image has a score before and after.", notes=notes)
     if not record.run.evaluation.held_out:
         notes.append("Training may have seen these prompts, so it says nothing about prompts that it has not seen.")
     if not changed.bounded:
         reward, on = record.run.of_evaluation("reward"), "1 prompt" if prompts == 1 else f"{prompts} prompts"
-        text = f"The {reward} changed by {changed.mean:+.4f} on {on}: no verdict."
+        text = f"The {reward} changed by {numbers.signed(changed.mean)} on {on}: no verdict."
         notes.append(f"Fewer than {config.FEWEST} prompts give no interval: this says nothing about other prompts.")
-        return Verdict(tone="unclear", text=text, notes=notes)
+        headline = text.replace(f" by {numbers.signed(changed.mean)}", "")
+        return Verdict(tone="unclear", text=text, headline=headline, notes=notes, change=changed, images=images)
     tone = "rose" if changed.low > 0 else "fell" if changed.high < 0 else "unclear"
     notes.append(
         f"The interval is for other prompts like these {prompts}; it says nothing about another training seed."
     )
     if prompts < 10:
         notes.append("From so few prompts it comes out too narrow.")
-    return Verdict(tone=tone, text=sentence(record.run, changed, images), notes=notes)
+    text = sentence(record.run, changed, images)
+    headline = text.partition(":")[0] + "."
+    return Verdict(tone=tone, text=text, headline=headline, notes=notes, change=changed, images=images)
 
 
 def sentence(run: config.Run, gained: Estimate, images: int) -> str:
     """Say in one sentence whether the evaluated reward rose, given a gain that has an interval."""
-    interval = f"{gained.mean:+.4f}, 95% interval {gained.low:+.4f} to {gained.high:+.4f}, {images} images"
+    mean = numbers.signed(gained.mean, numbers.places_of(gained))
+    interval = f"{mean}, 95% interval {numbers.interval(gained)}, {images} images"
     reward = f"The {run.of_evaluation('reward')}"
     if gained.low > 0:
         return f"{reward} rose: {interval}."

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pcpo_ray import config
-from pcpo_ray.config import files
+from pcpo_ray.errors import nearest
 
 OWN = ("name", "seed")
 """Keys that a study gives each run itself."""
@@ -73,7 +73,7 @@ def unknown(declared: str, runs: Collection[config.Run]) -> str | None:
     known = {*DERIVED, *(path for run in runs for path in _paths(_settings(run)))}
     if declared in known:
         return None
-    return f"no key of a run's config, nor one of {list(DERIVED)}{files.nearest(declared, sorted(known))}"
+    return f"no key of a run's config, nor one of {list(DERIVED)}{nearest(declared, sorted(known))}"
 
 
 def _paths(settings: Mapping[str, Any], before: str = "") -> Iterator[str]:

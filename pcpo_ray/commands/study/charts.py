@@ -1,6 +1,7 @@
 """A study's charts: a curve an arm, in the same colour throughout; the page names them once."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -23,9 +24,9 @@ def looks(results: StudyResults) -> dict[str, Look]:
 
 
 def reward(results: StudyResults, name: str, axis: str, where: Callable[[ArmRuns], Sequence[float]]) -> Markup:
-    """The evaluated reward against what `where` says of each evaluation, with a band of one standard error."""
+    """The evaluated reward against what `where` says of each evaluation, with one standard error at the end."""
     curves = [_curve(results, arm, where(arm), arm.held_out()) for arm in results.arms.values()]
-    return chart(name, f"Evaluated reward against {axis}", curves, Axes(x=axis, y="reward", legend=False))
+    return chart(name, f"Evaluated reward against {axis}", _apart(curves), Axes(x=axis, y="reward", legend=False))
 
 
 def differences(results: StudyResults) -> Markup:
@@ -44,22 +45,23 @@ def differences(results: StudyResults) -> Markup:
                 high=[one.high for one in found],
                 colour=colour,
                 dashed=dashed,
+                bars=True,
             )
         )
     axes = Axes(x="updates", y="difference of reward", reference=0, legend=False)
-    return chart("differences", "Difference of the evaluated reward, by update", curves, axes)
+    return chart("differences", "Difference of the evaluated reward, by update", _apart(curves), axes)
 
 
 def history(
     results: StudyResults, name: str, title: str, unit: str, *, percent: bool = False, zero: bool = True
 ) -> Markup:
-    """Chart a recorded value over updates, with a band of one standard error."""
+    """Chart a recorded value over updates, with one standard error at the end."""
     curves = [
         _curve(results, arm, list(range(1, arm.run.steps + 1)), arm.trained(name), thin=True)
         for arm in results.arms.values()
     ]
     axes = Axes(x="updates", y=unit, percent=percent, from_zero=zero, legend=False)
-    return chart(name.replace("_", "-"), f"{title}, by update", curves, axes)
+    return chart(name.replace("_", "-"), f"{title}, by update", _apart(curves), axes)
 
 
 def by_timestep(results: StudyResults, name: str, title: str, unit: str, *, percent: bool = False) -> list[Markup]:
@@ -72,18 +74,21 @@ def by_timestep(results: StudyResults, name: str, title: str, unit: str, *, perc
         curves = [_curve(results, arm, list(range(len(timesteps))), arm.per_timestep(name), thin=True) for arm in arms]
         ticks = [f"{timestep:.0f}" for timestep in timesteps]
         axes = Axes(
-            x="timestep, from noise to picture", y=unit, ticks=ticks, percent=percent, from_zero=True, legend=False
+            x="timestep, from noise to image", y=unit, ticks=ticks, percent=percent, from_zero=True, legend=False
         )
-        charts.append(chart(f"timestep-{name.replace('_', '-')}-{place}", f"{title}, by timestep", curves, axes))
+        charts.append(
+            chart(f"timestep-{name.replace('_', '-')}-{place}", f"{title}, by timestep", _apart(curves), axes)
+        )
     return charts
 
 
 def _curve(
     results: StudyResults, arm: ArmRuns, x: Sequence[float], rows: Float[np.ndarray, "P N"], *, thin: bool = False
 ) -> Curve:
-    """The mean over seeds, with a band of one standard error."""
+    """The mean over seeds, with a bar of one standard error at the last point: bands hide each other."""
     mean = rows.mean(0)
-    error = rows.std(0, ddof=1) / np.sqrt(len(rows))
+    error = np.full_like(mean, np.nan)
+    error[-1:] = rows[:, -1:].std(0, ddof=1) / np.sqrt(len(rows))
     colour, dashed = looks(results)[arm.name]
     return Curve(
         label=arm.name,
@@ -94,4 +99,13 @@ def _curve(
         colour=colour,
         thin=thin,
         dashed=dashed,
+        bars=True,
     )
+
+
+def _apart(curves: Sequence[Curve]) -> list[Curve]:
+    """Move curves a little along x, each by another amount, so that bars at one place stand beside each other."""
+    ends = [value for curve in curves for value in curve.x]
+    room = 0.012 * (max(ends) - min(ends))
+    middle = (len(curves) - 1) / 2
+    return [replace(curve, shift=room * (place - middle)) for place, curve in enumerate(curves)]

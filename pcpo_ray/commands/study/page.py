@@ -8,9 +8,9 @@ import numpy as np
 from markupsafe import Markup
 
 from pcpo_ray import __version__
+from pcpo_ray.commands.report.images import image_path, prompts, thumbnail
 from pcpo_ray.commands.report.page import template
-from pcpo_ray.commands.report.sections import image_path, prompts, thumbnail
-from pcpo_ray.commands.study import charts, table
+from pcpo_ray.commands.study import charts, table, verdict
 from pcpo_ray.commands.study.results import ArmRuns, StudyResults
 from pcpo_ray.config import files
 from pcpo_ray.runs.disk import writing
@@ -18,10 +18,13 @@ from pcpo_ray.runs.disk import writing
 PICTURES = 6
 """Prompts shown of each arm."""
 
+SAME = 0.1
+"""Relative difference of arms' times up to which a chart by seconds would be the one by updates again."""
+
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One arm's pictures of the shown prompts, as data addresses, at one step of the first seed's run."""
+    """One arm's images of the shown prompts, as data addresses, at one step of the first seed's run."""
 
     arm: str
     step: int
@@ -37,7 +40,9 @@ def write(results: StudyResults, path: Path) -> list[Path]:
         first=results.first,
         version=__version__,
         looks=charts.looks(results),
-        tables=table.tables(results),
+        verdict=verdict.verdict(results),
+        outcome=table.tables(results)[0],
+        tables=table.tables(results)[1:],
         sections=_sections(results),
         prompts=prompts,
         pictures=rows,
@@ -64,9 +69,9 @@ def _sections(results: StudyResults) -> list[tuple[str, str, list[Figure]]]:
     return [
         (
             f"Evaluated on {results.first.run.of_evaluation('prompts')}",
-            "Mean over seeds; bands are one standard error over seeds, but 95% t-intervals where arms are compared. "
-            "Seeds differ in their prompts and noise, which all arms of a seed share: differences are surer than "
-            "levels.",
+            "Mean over seeds. Bars at the ends of curves are one standard error over seeds, and 95% t-intervals where "
+            "arms are compared. Seeds differ in their prompts and noise, which all arms of a seed share: differences "
+            "are surer than levels.",
             [
                 (
                     "Against the arm compared with",
@@ -74,21 +79,11 @@ def _sections(results: StudyResults) -> list[tuple[str, str, list[Figure]]]:
                     [charts.differences(results)],
                 ),
                 (
-                    "By samples",
-                    "Pictures trained on.",
-                    [against(results, "samples", "samples", lambda arm: arm.samples)],
-                ),
-                (
                     "By updates",
                     "Each is one batch of samples.",
                     [against(results, "updates", "updates", lambda arm: arm.evaluated)],
                 ),
-                (
-                    "By seconds",
-                    "Spent on updates, mean over seeds, with as many runs at a time as the study had; evaluations are "
-                    "not counted.",
-                    [against(results, "seconds", "seconds", lambda arm: arm.seconds.mean(0).tolist())],
-                ),
+                *_by_cost(results),
             ],
         ),
         (
@@ -101,13 +96,13 @@ def _sections(results: StudyResults) -> list[tuple[str, str, list[Figure]]]:
                     [history(results, "reward_mean", "Training reward", "reward", zero=False)],
                 ),
                 (
-                    "Deviation inside a group",
-                    "Of the reward, over the pictures of a prompt: what advantages are made from.",
-                    [history(results, "group_deviation", "Deviation inside a group", "reward")],
+                    "Std within groups",
+                    "Of the reward, over the images of a prompt: what advantages are made from.",
+                    [history(results, "group_deviation", "Std within groups", "reward")],
                 ),
                 (
                     "Clip fraction",
-                    f"Share of (picture, step) pairs with |log ratio| above {clip_range:g}.",
+                    f"Share of (image, step) pairs with |log ratio| above {clip_range:g}.",
                     [history(results, "clip_fraction", "Clip fraction", "share of pairs", percent=True)],
                 ),
                 (
@@ -137,13 +132,30 @@ def _sections(results: StudyResults) -> list[tuple[str, str, list[Figure]]]:
                     by_timestep(results, "clip_fraction", "Clip fraction", "share of pairs", percent=True),
                 ),
                 (
-                    "Deviation of the ratio",
+                    "Std of the ratio",
                     "Root mean square of ratio - 1.",
-                    by_timestep(results, "ratio_std", "Deviation of the ratio", "rms of ratio - 1"),
+                    by_timestep(results, "ratio_std", "Std of the ratio", "rms of ratio - 1"),
                 ),
             ],
         ),
     ]
+
+
+def _by_cost(results: StudyResults) -> list[Figure]:
+    """The evaluated reward by samples and by seconds, each only where it is another chart than by updates."""
+    arms, found = list(results.arms.values()), []
+    if len({tuple(arm.samples) for arm in arms}) > 1:
+        drawn = charts.reward(results, "samples", "samples", lambda arm: arm.samples)
+        found.append(("By samples", "Images trained on.", [drawn]))
+    spent = [float(arm.seconds[:, -1].mean()) for arm in arms]
+    if max(spent) > (1 + SAME) * min(spent):
+        drawn = charts.reward(results, "seconds", "seconds", lambda arm: arm.seconds.mean(0).tolist())
+        text = (
+            "Spent on updates, mean over seeds, with as many runs at a time as the study had; evaluations are not "
+            "counted."
+        )
+        found.append(("By seconds", text, [drawn]))
+    return found
 
 
 def _pictures(results: StudyResults) -> tuple[list[str], list[ImageRow]]:
@@ -159,5 +171,5 @@ def _pictures(results: StudyResults) -> tuple[list[str], list[ImageRow]]:
 def _row(arm: ArmRuns, step: int, shown: list[int]) -> list[ImageRow]:
     paths = [image_path(arm.records[0], step, place, 0) for place in shown]
     if not all(path.is_file() for path in paths):
-        return []  # pictures may be deleted to save space; the numbers are in the table
+        return []  # images may be deleted to save space; the numbers are in the table
     return [ImageRow(arm.name, step, [thumbnail(path)[0] for path in paths])]

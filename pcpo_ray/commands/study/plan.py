@@ -1,19 +1,17 @@
 """A study's file, and the runs that it asks for."""
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from annotated_types import Len
 
 from pcpo_ray import config
 from pcpo_ray.commands.study import axes
 from pcpo_ray.commands.study.statistics import MOST
-from pcpo_ray.config import NUMBER, NonNegativeInt, Positive, files
+from pcpo_ray.config import NUMBER, NonNegativeInt, Positive, files, recipes
 from pcpo_ray.errors import ConfigError, StudyError
 
 RATE = "optimizer.learning_rate"
@@ -60,7 +58,10 @@ class Targets:
 
 @config.config
 class Study:
-    """Arms x seeds. `base` is a run's config, or the path of one from the study's file; `set` changes it for all."""
+    """Arms x seeds. `base` is a run's config, the path of one from the study's file, or a recipe's name.
+
+    `set` changes it for all arms. Without `targets` arms are compared by their rewards at the end only.
+    """
 
     name: str
     question: str = ""
@@ -68,7 +69,7 @@ class Study:
     set: Mapping[str, Any] = field(default_factory=dict)
     arms: Annotated[Mapping[str, Arm], Len(2)]
     seeds: Annotated[tuple[NonNegativeInt, ...], Len(2, MOST)]
-    targets: Targets
+    targets: Targets | None = None
     search: Search | None = None
 
     def __post_init__(self) -> None:
@@ -88,7 +89,7 @@ class Study:
             if own := sorted({"name", "seed"} & {*keys}):
                 raise ValueError(f"{where} sets {own}, which a study gives each run itself (seeds, seed_offset)")
             try:
-                files.check_overrides(_overrides(keys))
+                files.check_overrides(files.as_overrides(keys))
             except ConfigError as error:
                 raise ValueError(f"{where}: {error}") from None
         seen: list[str] = []
@@ -121,10 +122,12 @@ class Planned:
 
 
 def load(path: Path) -> Study:
-    """The study in a YAML file, its base in full. Raises ConfigError as `config_file.load` does."""
+    """Read the study in a YAML file, or a shipped one by its name, with its base in full. Raises ConfigError."""
+    path = recipes.located(path)
     study = files.parse_as(Study, files.read(path), source=str(path))
     if isinstance(study.base, str):
-        study = replace(study, base=files.read(path.parent / study.base))
+        named = study.base in recipes.names() and not (path.parent / study.base).exists()
+        study = replace(study, base=files.read(study.base if named else path.parent / study.base))
     return study
 
 
@@ -134,19 +137,10 @@ def planned(study: Study, arm: str, seed: int, *, rate: float | None = None, sea
     name = f"{study.name}-{arm}" + (f"-rate{rate:g}" if searching else "") + f"-seed{seed}"
     chosen = {} if rate is None else {RATE: rate}
     own = {"name": name, "seed": seed + study.arms[arm].seed_offset}
-    for override in _overrides({**study.set, **study.arms[arm].set, **chosen, **own}):
+    for override in files.as_overrides({**study.set, **study.arms[arm].set, **chosen, **own}):
         files.set_key(data, override)
     run = files.parse(data, source=f"study {study.name}, arm {arm}")
     return Planned(arm=arm, seed=seed, run=run, rate=rate if searching else None)
-
-
-def _overrides(keys: Mapping[str, Any]) -> list[str]:
-    """Keys and their values as `a.b.c=value`."""
-
-    def text(value: Any) -> str:
-        return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
-
-    return [f"{key}={text(value)}" for key, value in keys.items()]
 
 
 def search_runs(study: Study) -> list[Planned]:

@@ -24,7 +24,7 @@ from pcpo_ray.runs import lines
 from pcpo_ray.runs.intervals import Estimate
 from pcpo_ray.runs.records import Record, read_record
 
-FREE = ("workers", "trackers", "checkpoints")
+FREE = ("workers", "trackers", "checkpoints", "notify")
 """Keys in which a stored run may differ from its arm: none changes what it learns."""
 UNRECORDED = "not on record"
 
@@ -206,6 +206,7 @@ class StudyResults:
 
     def targets(self, value: float) -> list[float]:
         """The reward to reach at each seed."""
+        assert self.study.targets is not None
         if self.study.targets.kind == "level":
             return [value] * len(self.study.seeds)
         return [float(start) + value for start in self.first.held_out()[:, 0]]
@@ -215,7 +216,7 @@ class StudyResults:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        values = self.study.targets.values
+        values = self.study.targets.values if self.study.targets else ()
         pairs = plan.compared(self.study)
         ends = {name: arm.held_out()[:, -1] for name, arm in self.arms.items()}
         changes = [ends[arm] - ends[other] for arm, other in pairs]

@@ -125,7 +125,8 @@ class Runner:
             return []
         path = self.folder / "logs" / f"{name}.log"
         lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        last = lines[-1] if lines else "it said nothing"
+        errors = [line for line in lines if line.startswith("error: ")]  # other lines may come later
+        last = (errors or lines or ["it said nothing"])[-1]
         return [f"  {name}, exit status {one.process.returncode}: {last} (all of it: {path})"]
 
     def _end(self, going: Sequence[Going]) -> None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 
-from pcpo_ray.commands.report.page import number
-from pcpo_ray.commands.study import statistics
+from pcpo_ray.commands.report.numbers import number, places_of
+from pcpo_ray.commands.study import statistics, verdict
 from pcpo_ray.commands.study.results import ArmRuns, Comparison, StudyResults
 from pcpo_ray.config import TOTAL
 from pcpo_ray.runs.intervals import Estimate
@@ -31,38 +32,44 @@ class Table:
 
 def tables(results: StudyResults) -> list[Table]:
     """All of them, the most important first."""
-    found = [_outcome(results), _targets(results), _matched(results), _start(results)]
+    found = [_outcome(results), *([_targets(results)] if results.study.targets else []), _matched(results)]
+    found += [_training(results), _start(results)]
     return [*found, _search(results)] if results.search else found
 
 
 def _outcome(results: StudyResults) -> Table:
     compared = {comparison.arm: comparison for comparison in results.comparisons}
     seeds, steps = len(results.study.seeds), results.first.run.steps
-    heads = [
-        "arm",
-        "rate",
-        "reward",
-        "change",
-        "against",
-        "p",
-        "p (Holm)",
-        "clipped",
-        "first",
-        "gradient norm",
-        "s/update",
-    ]
     return Table(
         f"{_evaluated(results, capital=True)} after {steps} updates",
-        heads,
+        ["arm", "reward", "change", "against", "p", "p (Holm)"],
         [_row(arm, compared.get(name)) for name, arm in results.arms.items()],
         [
             f"{seeds} seeds. reward: mean over seeds, ± half its 95% t-interval. change: against the arm named, seed "
             "by seed, ± half the 95% t-interval of the paired differences.",
             _power(seeds, len(results.comparisons)),
-            "clipped: the clip fraction, share of (picture, step) pairs with |log ratio| above the clip range, over "
-            "all updates; first: of the first update alone. gradient: its norm before it is cut, mean over updates. "
-            "s/update: median, evaluations not counted.",
             *_samplers(results),
+        ],
+    )
+
+
+def _training(results: StudyResults) -> Table:
+    """Tabulate what the updates of each arm were like."""
+    rows = []
+    for arm in results.arms.values():
+        clipped = arm.trained("clip_fraction")
+        seconds = np.median([[row["seconds"] for row in record.steps] for record in arm.records])
+        shares = [f"{100 * np.mean(values):.1f}%" for values in (clipped, clipped[:, 0])]
+        norm = number(float(np.mean(arm.trained("gradient_norm"))))
+        rows.append([arm.name, f"{arm.rate:g}", *shares, norm, f"{seconds:.2f}"])
+    return Table(
+        "How they trained",
+        ["arm", "rate", "clipped", "first", "gradient norm", "s/update"],
+        rows,
+        [
+            "rate: the learning rate. clipped: the clip fraction, share of (image, step) pairs with |log ratio| above "
+            "the clip range, over all updates; first: of the first update alone. gradient norm: before it is cut, mean "
+            "over updates. s/update: median, evaluations not counted."
         ],
     )
 
@@ -87,22 +94,12 @@ def _row(arm: ArmRuns, comparison: Comparison | None) -> list[str]:
     found = ["", "", "", ""]
     if comparison is not None:
         found = [
-            within(comparison.change, signed=True, digits=3),
+            within(comparison.change, sign="+"),
             _against(comparison),
             p(comparison.p),
             p(comparison.adjusted),
         ]
-    clipped = arm.trained("clip_fraction")
-    seconds = np.median([[row["seconds"] for row in record.steps] for record in arm.records])
-    return [
-        arm.name,
-        f"{arm.rate:g}",
-        within(statistics.interval(arm.held_out()[:, -1])),
-        *found,
-        *(f"{100 * np.mean(values):.1f}%" for values in (clipped, clipped[:, 0])),
-        number(float(np.mean(arm.trained("gradient_norm")))),
-        f"{seconds:.2f}",
-    ]
+    return [arm.name, within(statistics.interval(arm.held_out()[:, -1])), *found]
 
 
 def _power(seeds: int, comparisons: int) -> str:
@@ -118,6 +115,7 @@ def _power(seeds: int, comparisons: int) -> str:
 
 def _targets(results: StudyResults) -> Table:
     study = results.study
+    assert study.targets is not None
     gain = study.targets.kind == "gain"
     rows = []
     for place, value in enumerate(study.targets.values):
@@ -176,9 +174,10 @@ def _measures(results: StudyResults) -> list[str]:
     """List the rewards and measures of every arm's evaluations, besides the trained total."""
     first = results.first
     arms = results.arms.values()
+    twice = {first.run.rewards[0].name} if first.records[0].sole else set()  # the total again
     return [
         name
-        for name in (*first.watched[1:], *first.quality)
+        for name in (*(name for name in first.watched[1:] if name not in twice), *first.quality)
         if all(name in arm.watched or name in arm.quality for arm in arms)
     ]
 
@@ -209,7 +208,8 @@ def _compared(values: Float[np.ndarray, " P"], others: Float[np.ndarray, " P"] |
     found = statistics.interval(values)
     if others is None:
         return within(found)
-    return f"{found.mean:#.4g} ({within(statistics.interval(values - others), signed=True, digits=2)})"
+    difference = statistics.interval(values - others)
+    return f"{number(found.mean, places_of(difference))} ({within(difference, sign='+')})"
 
 
 def _search(results: StudyResults) -> Table:
@@ -237,31 +237,30 @@ def _evaluated(results: StudyResults, *, capital: bool = False) -> str:
     return text[0].upper() + text[1:] if capital else text
 
 
-def estimate(value: Estimate, *, signed: bool = False, digits: int = 4) -> str:
-    """A mean and its interval, to so many significant digits."""
+def estimate(value: Estimate) -> str:
+    """A mean and its interval."""
     if not math.isfinite(value.mean):
         return "-"
-    form = f"{'+' if signed else ''}#.{digits}g"
+    decimals = places_of(value)
     if not value.bounded:
-        return f"{value.mean:{form}}"
-    return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
+        return number(value.mean, decimals)
+    return f"{number(value.mean, decimals)} ({number(value.low, decimals)} to {number(value.high, decimals)})"
 
 
-def within(value: Estimate, *, signed: bool = False, digits: int = 4) -> str:
-    """A mean and half of its t-interval, to as many decimal places."""
+def within(value: Estimate, *, sign: str = "") -> str:
+    """A mean and half of its t-interval, to two significant digits of the interval's width."""
     if not math.isfinite(value.mean):
         return "-"
-    shown = f"{value.mean:{'+' if signed else ''}#.{digits}g}"
     half = (value.high - value.low) / 2
-    places = len(shown.partition(".")[2])
-    return f"{shown} ± {half:.1e}" if "e" in shown else f"{shown} ± {half:.{places}f}"
+    decimals = places_of(value)
+    return f"{number(value.mean, decimals, sign)} ± {number(half, decimals)}" if value.bounded else number(value.mean)
 
 
 def speed(value: statistics.Speed) -> str:
     """A ratio, and on which side of it the truth is."""
     if value.bound == "?":
         return "?"
-    return f"{value.bound}{' ' if value.bound else ''}{estimate(value.ratio, digits=3)}"
+    return f"{value.bound}{' ' if value.bound else ''}{estimate(value.ratio)}"
 
 
 def p(value: float) -> str:
@@ -272,7 +271,9 @@ def p(value: float) -> str:
 def markdown(results: StudyResults) -> str:
     """table.md."""
     study = results.study
-    parts = [f"# {study.name}", *([study.question.strip()] if study.question else [])]
+    judged = verdict.verdict(results)
+    parts = [f"# {study.name}", *([study.question.strip()] if study.question else []), f"**{judged.text}**"]
+    parts.append("\n".join(f"- {line.arms}: {line.difference}; {line.text}" for line in judged.lines))
     for table in tables(results):
         lines = [table.heads, ["---"] * len(table.heads), *table.rows]
         cells = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -282,16 +283,40 @@ def markdown(results: StudyResults) -> str:
 
 
 def show(results: StudyResults, console: Console) -> None:
-    """The tables in a terminal."""
+    """The verdict and the tables in a terminal; a table that is wider than it is folded into several."""
     from rich import box
     from rich.table import Table as Drawn
 
+    judged = verdict.verdict(results)
+    console.print(judged.text, style="bold", markup=False, highlight=False)
+    for line in judged.lines:
+        console.print(f"  {line.arms}: {line.difference}; {line.text}", markup=False, highlight=False)
     for table in tables(results):
-        drawn = Drawn(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
-        for head in table.heads:
-            drawn.add_column(head, overflow="fold")
-        for row in table.rows:
-            drawn.add_row(*map(escape, row))
-        console.print(drawn)
+        for place, columns in enumerate(folded(table, console.width)):
+            title = table.title if place == 0 else f"{table.title} (more)"
+            drawn = Drawn(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+            for column in columns:
+                drawn.add_column(table.heads[column], no_wrap=True)
+            for row in table.rows:
+                drawn.add_row(*(escape(row[column]) for column in columns))
+            console.print(drawn)
         for note in table.notes:
             console.print(note, style="dim", markup=False, highlight=False)
+
+
+PADDING = 3
+"""Columns of a terminal between two columns of a table; one more is at its edge."""
+
+
+def folded(table: Table, width: int) -> list[list[int]]:
+    """Divide a table's columns among tables that a terminal has room for; the first column names the row in each."""
+    wide = [
+        PADDING + max(cell_len(text) for text in (head, *(row[place] for row in table.rows)))
+        for place, head in enumerate(table.heads)
+    ]
+    found: list[list[int]] = [[0]]
+    for place in range(1, len(table.heads)):
+        if len(found[-1]) > 1 and sum(wide[column] for column in (*found[-1], place)) >= width:
+            found.append([0])
+        found[-1].append(place)
+    return found

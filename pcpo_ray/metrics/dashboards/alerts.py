@@ -30,6 +30,16 @@ class Alert:
         return f"{self.value} {self.beyond}".strip()
 
     @property
+    def limit(self) -> float:
+        """The number of `beyond`, for the panels that draw it. Raises ValueError where the rule has none."""
+        return float(self.beyond[1:])
+
+    @property
+    def below(self) -> bool:
+        """True where it fires below the limit, not above it."""
+        return self.beyond.startswith("<")
+
+    @property
     def conditions(self) -> list[str]:
         """The conditions under which `value` has data."""
         return [text for text in (*dict.fromkeys(conditions(self.value)), self.when) if text]
@@ -49,12 +59,58 @@ def _grown(counted: str, back: str, *by: str) -> str:
     return f"({total}) - ({total} offset {back}) or {total}) * 0))"
 
 
+def _seen(name: str, *by: str) -> str:
+    """A metric as it was last seen in `MEMORY`, whether or not the process that told it still lives."""
+    return f"max by ({', '.join(('run', *by))}) (max_over_time({series(name, chosen='')}[{MEMORY}]))"
+
+
+MEMORY = "1h"
+"""The time for which a run that has vanished is remembered, and its alert fires.
+
+A dead process tells nothing: only Prometheus' own past does.
+"""
+
+LOST = f"max by (run) ({_seen('started_seconds', 'driver')} unless on (run, driver) {_seen('runs_ended', 'driver')})"
+"""The start of the newest driver that did not say that it ended."""
+
+VANISHED = f"({LOST} == {_seen('started_seconds')}) unless on (run) {_now('started_seconds')}"
+"""Runs whose newest driver did not end on purpose, and is not there. A resumed run has a newer driver."""
+
+_ENDED = series("runs_ended", chosen="", how="failed")
+FAILED = (
+    f"sum by (run) (max by (run, driver) (max_over_time({_ENDED}[15m])) unless on (run, driver) "
+    f"max by (run, driver) ({_ENDED} offset 15m)) unless on (run) {_now('started_seconds')}"
+)
+"""Runs with a driver that failed in the last 15 minutes, and that nobody has resumed."""
+
 DONE = series("tasks", chosen="", outcome="done")
 SCORED = series("tasks", chosen="", role="scorers")
 MISSING = series("tasks", chosen="", role="scorers", outcome="missing")
 RESTARTS = series("restarts", chosen="")
 
 ALERTS = (
+    Alert(
+        name="PcpoRunVanished",
+        value=VANISHED,
+        beyond="",
+        lasting="2m",
+        severity="critical",
+        summary="{{ $labels.run }} is gone: its driver has told nothing for 2 minutes, and did not say that it ended.",
+        todo="The driver was killed (out of memory, kill -9, a lost node), or Prometheus cannot reach it any more. "
+        "`pcpo-ray status` says which; the same `train --resume` or `submit` goes on from the newest checkpoint.",
+        when="a run vanished",
+    ),
+    Alert(
+        name="PcpoRunFailed",
+        value=FAILED,
+        beyond="",
+        lasting="0m",
+        severity="critical",
+        summary="{{ $labels.run }} has failed.",
+        todo="The command's last line and the event `failed` in events.jsonl say why. What was learned so far is in "
+        "the newest checkpoint; mend the cause and continue with --resume.",
+        when="a run failed",
+    ),
     Alert(
         name="PcpoNoProgress",
         value=f"({_now('step')} < {_now('steps')}) unless on (run) sum by (run) (increase({DONE}[15m])) > 0",
@@ -193,6 +249,27 @@ ALERTS = (
     ),
 )
 
+BY_NAME = {alert.name: alert for alert in ALERTS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """A series that Prometheus works out as it goes, for whoever compares runs or writes rules of their own."""
+
+    name: str
+    expr: str
+    text: str
+
+
+RECORDED = (
+    Recorded(
+        name="run:pcpo_step_seconds:mean5m",
+        expr=f"sum by (run) (rate({series('step_seconds', chosen='')}[5m])) / "
+        f"sum by (run) (rate({series('updates', chosen='')}[5m]))",
+        text="Seconds a step, sampling and scoring included: mean over 5 minutes.",
+    ),
+)
+
 HEAD = "# Made by `python -m pcpo_ray.metrics.dashboards`; deploy/METRICS.md explains each.\n"
 
 
@@ -205,6 +282,8 @@ def rules() -> str:
 
 
 def _rules() -> Iterator[dict[str, Any]]:
+    for one in RECORDED:
+        yield {"record": one.name, "expr": one.expr}
     for alert in ALERTS:
         yield {
             "alert": alert.name,

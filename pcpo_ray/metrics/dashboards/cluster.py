@@ -85,8 +85,11 @@ VERSIONS = Row(
         ),
         chart(
             "The last sampler's lag",
-            "Versions since the sampler heard of least lately last sampled: it hangs, is slow, or is not needed.",
-            Query(gauge("sampler_behind"), "versions"),
+            "Versions since the sampler heard of least lately last sampled, beyond what rollout.max_staleness allows: "
+            "it hangs, is slow, or is not needed.",
+            Query(f"{gauge('sampler_behind')} - {gauge('max_staleness')}", "versions"),
+            floor=None,
+            alert="PcpoSamplerBehind",
         ),
         chart(
             "Unused versions",
@@ -108,6 +111,7 @@ VERSIONS = Row(
         ),
         chart("Weights sent", "Bytes a second.", Query(rate("publish_bytes"), "sent"), unit="Bps"),
     ),
+    collapsed=True,
 )
 
 FAULTS = Row(
@@ -117,6 +121,11 @@ FAULTS = Row(
             "Workers replaced",
             "So far, by what ended them: died, silent, failing at its work, drained with its node.",
             Query(count("restarts", "role", "cause"), "{{role}}: {{cause}}"),
+        ),
+        chart(
+            "Drivers that ended",
+            "So far, and how. Alerts PcpoRunFailed and PcpoRunVanished tell of those that did not end on purpose.",
+            Query(count("runs_ended", "how"), "{{how}}"),
         ),
         chart("Tasks done", "A second.", Query(rate("tasks", "role", outcome="done"), "{{role}}")),
         chart(
@@ -174,11 +183,12 @@ MEMORY = Row(
         ),
         chart("Checkpoints", "Written so far.", Query(count("checkpoints"), "checkpoints")),
     ),
+    collapsed=True,
 )
 
 CLUSTER = Dashboard(
     uid="pcpo-cluster",
     title="Cluster",
     text="Who waits for whom, and what broke? Made by python -m pcpo_ray.metrics.dashboards.",
-    rows=(WAITING, VERSIONS, FAULTS, POOLS, MEMORY),
+    rows=(WAITING, FAULTS, POOLS, VERSIONS, MEMORY),
 )

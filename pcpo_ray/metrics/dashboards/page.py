@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pcpo_ray.metrics import catalogue
-from pcpo_ray.metrics.dashboards.alerts import ALERTS
+from pcpo_ray.metrics.dashboards.alerts import ALERTS, RECORDED
 from pcpo_ray.metrics.dashboards.cluster import CLUSTER
 from pcpo_ray.metrics.dashboards.query import RAYS_OWN
 from pcpo_ray.metrics.dashboards.training import TRAINING
@@ -53,15 +53,26 @@ counter of seconds over a counter of events, such as `rate(ray_pcpo_step_seconds
 rate(ray_pcpo_updates_total[5m])`. On Ray, gauges end with the driver (20 s), counters stay, and each first shows at
 its first event; what changed in a run's last seconds may never be scraped: it is in the run's folder. A gauge by
 `timestep` keeps its last value while a batch does not train that timestep.
+
+**A run that is gone tells nothing**, so `PcpoRunVanished` compares what Prometheus remembers of the last hour: each
+process that drives a run has a name (label `driver`), shows when it started, and counts its end before it ends. Where
+the newest driver of a run neither is there nor counted its end, the alert fires, until the hour is over or the run is
+resumed. The end reaches Prometheus in time: Ray keeps the counter of a driver that has ended; a Ray that ends with its
+run waits for Prometheus at `RAY_PROMETHEUS_HOST`, where that is set, at most 40 s; and `--metrics-port` waits for the
+next scrape, at most 20 s.
 """
 
 GRAFANA = """
 ## Grafana
 
 `grafana/dashboards/training.json` and `cluster.json` are imported as they are, or provisioned from that folder; both
-ask for the data source, the Ray session, the run, and how far back rates look. Grafana's own types read them without a
-loss (its foundation SDK for 10.1, once, by hand), and every expression is evaluated by a real Prometheus in a test; but
-they have not been seen in Grafana: none was at hand.
+ask for the data source, the Ray session, the run, and how far back rates look. The first row of Training answers in two
+seconds; rows that one needs now and then are collapsed. Lines and colours of limits are the alert rules' own numbers.
+Evaluations, checkpoints and replaced workers are marked on every chart.
+
+Grafana's own types read them without a loss (its foundation SDK for 10.1, once, by hand, before rows were collapsed),
+and every expression is evaluated by a real Prometheus in a test; but they have not been seen in Grafana: none was at
+hand.
 
 Ray's dashboard shows Grafana in its metrics tab. It embeds two dashboards, Core and Ray Data, which it knows by their
 uid; as a run here does not use Ray Data, its place can be had. Set where Ray's head starts:
@@ -82,7 +93,7 @@ Ray's, so it does not set the last line.
 
 def page() -> str:
     """The whole page."""
-    return HEAD + "".join(_catalogue()) + "".join(_alerts()) + "".join(_empty()) + GRAFANA
+    return HEAD + "".join(_catalogue()) + "".join(_alerts()) + "".join(_recorded()) + "".join(_empty()) + GRAFANA
 
 
 def _catalogue() -> Iterator[str]:
@@ -104,6 +115,12 @@ def _alerts() -> Iterator[str]:
     yield "| alert | severity | fires when | for | what to do |\n|---|---|---|---|---|\n"
     for alert in ALERTS:
         yield f"| `{alert.name}` | {alert.severity} | `{_cell(alert.expr)}` | {alert.lasting} | {_cell(alert.todo)} |\n"
+
+
+def _recorded() -> Iterator[str]:
+    yield "\n## Recorded series\n\n| series | what it is |\n|---|---|\n"
+    for one in RECORDED:
+        yield f"| `{one.name}` | {_cell(one.text)} |\n"
 
 
 def _empty() -> Iterator[str]:

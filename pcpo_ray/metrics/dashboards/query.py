@@ -46,7 +46,9 @@ def names(expr: str) -> list[str]:
 
 
 def conditions(expr: str) -> list[str]:
-    """List the conditions under which an expression's metrics arrive."""
+    """List the conditions under which an expression's metrics arrive; none where it is 0 without them."""
+    if expr.endswith("or vector(0)"):
+        return []
     known = {metric.scraped: metric.when for metric in CATALOGUE} | RAYS_OWN | PROMETHEUS_OWN
     return [known[name] for name in names(expr) if known[name]]
 

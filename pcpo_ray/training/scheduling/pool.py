@@ -17,6 +17,7 @@ from pcpo_ray.training.scheduling.workers import (
     FreeWorkers,
     Item,
     Limits,
+    Note,
     Send,
     Start,
     Stop,
@@ -36,6 +37,9 @@ class Pool(Generic[Item]):
         self.wanted = 0
         self.workers: dict[str, Worker] = {}
         self.recovered: list[str] = []
+        self.noted: list[Note] = []
+        self._vacant: deque[tuple[str, float]] = deque()
+        """The workers lost and not replaced yet, and when they were lost."""
         self.restarts: Counter[str] = Counter()
         self.retries: dict[str, Counter[str]] = {"lost": Counter(), "hedged": Counter()}
         self._entries: dict[int, Entry[Item]] = {}
@@ -66,6 +70,11 @@ class Pool(Generic[Item]):
         recovered, self.recovered = self.recovered, []
         return recovered
 
+    def notes(self) -> list[Note]:
+        """Return what is worth a line and is no fault, since the last call."""
+        noted, self.noted = self.noted, []
+        return noted
+
     def cancel(self) -> None:
         """Forget every item; results that workers still send are not used."""
         self._entries.clear()
@@ -95,6 +104,10 @@ class Pool(Generic[Item]):
         if found.state is WorkerState.STARTING:
             found.state = WorkerState.READY
             self._free.put(worker, 0)
+            if found.instead is not None:
+                lost, since = found.instead
+                self.noted.append(("recovered", f"{worker} in place of {lost} after {now - since:.0f} s"))
+                found.instead = None
         self._dispatch(now)
 
     def heard(self, worker: str, now: float) -> bool:
@@ -160,6 +173,7 @@ class Pool(Generic[Item]):
         self._actions = [action for action in self._actions if getattr(action, "worker", None) != worker]
         self.recovered.append(f"{worker} is gone: {cause}")
         if found.state is not WorkerState.DRAINING:
+            self._vacant.append(found.instead or (worker, now))
             self.restarts[why] += 1
             self._backoff.failed()
             if self._backoff.failures > self.limits.deaths + self.wanted:
@@ -203,7 +217,8 @@ class Pool(Generic[Item]):
             for _ in range(self.wanted - len(there)):
                 name = f"{self.name}-{self._named}"
                 self._named += 1
-                self.workers[name] = Worker(WorkerState.STARTING, heard=now)
+                instead = self._vacant.popleft() if self._vacant else None
+                self.workers[name] = Worker(WorkerState.STARTING, heard=now, instead=instead)
                 self._actions.append(Start(name))
         leaving = sorted(
             there, key=lambda name: (self.workers[name].state is WorkerState.READY, len(self.workers[name].held))
@@ -213,6 +228,8 @@ class Pool(Generic[Item]):
             self._free.remove(name)
             worker.state = WorkerState.DRAINING
             self._settle(name, worker)
+        if len(there) >= self.wanted:
+            self._vacant.clear()  # fewer are wanted now: nobody comes in their place
 
     def drain(self, worker: str, now: float) -> None:
         """Have a worker leave, as its node was told to: it finishes what it holds, and another is started at once."""
@@ -223,6 +240,7 @@ class Pool(Generic[Item]):
         found.state = WorkerState.DRAINING
         self.recovered.append(f"{worker} is leaving: its node is being drained")
         self.restarts["drained"] += 1
+        self._vacant.append((worker, now))
         self._settle(worker, found)
         self._fit(now)
 
@@ -310,6 +328,6 @@ class Pool(Generic[Item]):
                 )
                 if entry is None or other is None:
                     continue
-                self.recovered.append(f"{name} takes long over a task ({taken:.1f} s); {other} is asked too")
+                self.noted.append(("note", f"{name} takes long over a task ({taken:.1f} s); {other} is asked too"))
                 self.retries["hedged"]["slow"] += 1
                 self._send(other, ticket, entry, now)

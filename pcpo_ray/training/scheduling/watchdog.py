@@ -28,10 +28,8 @@ class Watchdog:
         """Return a line to print, if one is due. Raises StalledError after `limit` seconds without progress."""
         still = now - self.moved
         if still > self.limit:
-            raise StalledError(
-                f"nothing finished for {still:.0f} s (workers.task_timeout={self.limit:g}), waiting for {awaited}"
-            )
+            raise StalledError(f"nothing finished for {still:.0f} s (workers.task_timeout={self.limit:g}): {awaited}")
         if now - self.said <= self.quiet:
             return None
         self.said = now
-        return f"waiting for {awaited}" + (f"; nothing finished for {still:.0f} s" if still > self.quiet else "")
+        return awaited + (f", with nothing new for {still:.0f} s" if still > self.quiet else "")

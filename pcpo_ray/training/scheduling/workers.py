@@ -19,6 +19,9 @@ class WorkerState(enum.Enum):
 Cause = Literal["died", "silent", "failing", "drained"]
 """The reason for replacing a worker."""
 
+Note = tuple[Literal["note", "recovered"], str]
+"""A line about a pool that is no fault: a decision worth a note, or the end of a fault."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -79,6 +82,8 @@ class Worker:
     held: dict[int, float] = field(default_factory=dict)
     """The tickets that it holds, and since when it has been at work on each."""
     strikes: int = 0
+    instead: tuple[str, float] | None = None
+    """The worker that it was started to replace, and when that one was lost."""
     placed: float | None = None
     """The time at which its process was first seen; None: it waits for a place."""
 

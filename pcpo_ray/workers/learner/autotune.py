@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray.data.updates import MicroBatchChoice
-from pcpo_ray.workers.learner import micro_batches, mini_batches
+from pcpo_ray.workers.learner import micro_batches, mini_batches, optimizers
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.learner.loss import Loss
 from pcpo_ray.workers.learner.masters import Masters
@@ -86,9 +86,10 @@ class Autotuner:
                 self.loss.reference(pairs)
             self.backward(self.loss.predict(pairs).square().mean())
 
-        # AdamW's two moments, which its first step allocates, must fit beside
-        fresh = [p for p in self.masters.values.values() if p not in self.optimizer.state]
-        moments = [torch.empty_like(parameter) for parameter in fresh for _ in "12"]
+        # AdamW's two moments, or what another optimizer's first step allocates, must fit beside
+        fresh = [p.numel() for p in self.masters.values.values() if p not in self.optimizer.state]
+        size = optimizers.state_bytes(self.loader.config.optimizer, fresh)
+        moments = torch.empty(size, dtype=torch.uint8, device=self.loss.policy.device)
         with self._away_from_zero():
             taken = measure(sizes, same, learn, self.loss.policy.device)
         del moments

@@ -17,10 +17,11 @@ from pcpo_ray.data.weights import WeightSnapshot
 from pcpo_ray.errors import PcpoError, TrainingError
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers import canary
-from pcpo_ray.workers.learner import distributed, mini_batches
+from pcpo_ray.workers.learner import distributed, mini_batches, optimizers
 from pcpo_ray.workers.learner.autotune import Autotuner
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.learner.ema import EMA
+from pcpo_ray.workers.learner.learning_rate import LearningRate
 from pcpo_ray.workers.learner.loss import Loss, check_unchanged, loss_scale
 from pcpo_ray.workers.learner.masters import Masters
 from pcpo_ray.workers.learner.mini_batches import Block
@@ -35,9 +36,9 @@ ALONE = Rank()
 
 
 class Learner:
-    """Trains the policy with AdamW, in lock-step with the other ranks. `version` counts the batches trained on.
+    """Trains the policy in lock-step with the other ranks. `version` counts the batches trained on.
 
-    `parameters` are the network's own, `masters` the float32 weights that AdamW steps. `micro_batch` is the number of
+    `parameters` are the network's own, `masters` the float32 weights that it steps. `micro_batch` is the number of
     (image, step) pairs per pass: None for as many as the sampler had, or while it is still to be chosen.
     """
 
@@ -60,13 +61,8 @@ class Learner:
         self.parameters = self.policy.denoiser.trainable()
         self.masters = Masters(self.parameters)
         optimization = run.optimizer
-        optimizer = torch.optim.AdamW(
-            self.masters.values.values(),
-            lr=optimization.learning_rate,
-            betas=(optimization.beta1, optimization.beta2),
-            eps=optimization.epsilon,
-            weight_decay=optimization.weight_decay,
-        )
+        optimizer = optimizers.make(optimization, self.masters.values)
+        self.learning_rate = LearningRate(run)
         wanted = optimization.micro_batch
         self.micro_batch = None if wanted == "auto" else wanted
         self.accelerator = Accelerator(mixed_precision=optimization.mixed_precision, cpu=device.type == "cpu")
@@ -101,6 +97,7 @@ class Learner:
         started = time.perf_counter()
         if step != self.version + 1:
             raise TrainingError(f"asked for update {step} at version {self.version}; expected {self.version + 1}")
+        rate = self.learning_rate.set(self.optimizer, step)
         noted = TimestepDiagnostics(len(self.policy.schedule))
         parts = mini_batches.split_groups(self.run.optimizer, len(batch), seed=self.run.seed, step=step)
         minibatch_blocks = [self.loader.blocks(batch, part) for part in parts]
@@ -125,6 +122,7 @@ class Learner:
             version=step,
             loss=float(np.mean(losses)),
             kl=float(np.mean(divergences)) if self.run.objective.kl else None,
+            learning_rate=rate,
             gradient_norm=float(np.mean(good)) if good else math.nan,
             skipped=len(norms) - len(good),
             update_ratio=moved.update_ratio,
@@ -227,7 +225,7 @@ class Learner:
         self.accelerator.backward(loss * self.loss_scale * (self.rank.count if self.rank.sharded else 1))
 
     def _step(self) -> float | None:
-        """Reduce and clip the gradient, step AdamW and the EMA, and return the norm before clipping.
+        """Reduce and clip the gradient, step the optimizer and the EMA, and return the norm before clipping.
 
         A gradient that is not finite changes nothing and gives None. Raises TrainingError after more than BAD_GRADIENTS
         of them in a row.

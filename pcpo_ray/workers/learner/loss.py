@@ -19,6 +19,7 @@ from pcpo_ray.data.tensors import sent_to
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers.learner.distributed import Rank
+from pcpo_ray.workers.learner.own_objective import OwnObjective
 from pcpo_ray.workers.learner.pair_loader import PairBatch
 
 FIRST_RATIO_LIMIT = 1e-6
@@ -46,6 +47,7 @@ class Loss:
         self.own_weights = torch.tensor(own, dtype=torch.float64, device=device)
         published = settings.log_ratio == "flow_cps"
         self.scales = torch.tensor([2 * std**2 if published else 1.0 for std in noises], device=device)
+        self.own = OwnObjective(settings) if isinstance(settings, config.CustomObjective) else None
         self.importances: list[Float[Tensor, "4"]] = []
 
     def predict(self, pairs: PairBatch) -> Float[Tensor, "B ..."]:
@@ -98,14 +100,15 @@ class Loss:
         if settings.correction is not None:
             lag, importance = self._lag(prediction, log_ratio, pairs, lags, older)
             log_ratio, factor = log_ratio - lag, factor * importance
-        match settings.kind:
+        kind = self._objective(pairs, clip_range)
+        match kind:
             case "log_hinge":
-                surrogate = objective.log_hinge
+                each = objective.log_hinge(log_ratio, advantage, clip_range=clip_range)
             case "clipped_ratio":
-                surrogate = objective.clipped_ratio
+                each = objective.clipped_ratio(log_ratio, advantage, clip_range=clip_range)
             case _:
-                assert_never(settings.kind)
-        loss = (factor * surrogate(log_ratio, advantage, clip_range=clip_range)).sum() / count
+                each = kind(log_ratio, advantage)
+        loss = (factor * each).sum() / count
         divergence = torch.zeros_like(loss)
         if settings.kl:
             own = self.own_weights[pairs.steps]
@@ -123,11 +126,23 @@ class Loss:
                 weight=self.credit_weights[pairs.steps],
                 sign=self.signs[pairs.steps],
                 clip_range=clip_range,
-                objective=settings.kind,
+                objective=kind,
             )
         )
-        noted.add(pairs.steps, log_ratio, advantage, norm, clip_range=clip_range, objective=settings.kind)
+        noted.add(pairs.steps, log_ratio, advantage, norm, clip_range=clip_range, objective=kind)
         return loss, divergence
+
+    def _objective(self, pairs: PairBatch, clip_range: Float[Tensor, " B"]) -> objective.Objective | objective.Loss:
+        """Return the objective of a pass: its name, or a function of the user's own, given the pairs' weights."""
+        settings = self.settings
+        match settings:
+            case config.LogHinge() | config.ClippedRatio():
+                return settings.kind
+            case config.CustomObjective():
+                assert self.own is not None
+                return self.own.loss(self.credit_weights[pairs.steps], clip_range)
+            case _:
+                assert_never(settings)
 
     @torch.no_grad()
     def lag_now(

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.checkpoints import Checkpoint
 from pcpo_ray.runs.disk import writing
 from pcpo_ray.workers import canary
-from pcpo_ray.workers.learner import distributed
+from pcpo_ray.workers.learner import distributed, optimizers
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.learner.ema import EMA
 from pcpo_ray.workers.learner.masters import Masters
@@ -118,11 +117,7 @@ class Snapshots:
         written, if the weights or their EMA predict what is not finite.
         """
         self.predict_canary(version)
-        moments = {
-            f"{name}/{key}": torch.as_tensor(value)
-            for name, master in self.masters.values.items()
-            for key, value in self.optimizer.state.get(master, {}).items()
-        }
+        moments = optimizers.pack(self.optimizer, self.masters.values, self.policy.run.optimizer)
         averaged = {} if self.ema is None else dict(zip(self.masters.network, self.ema.values, strict=True))
         parts = self.rank.count if self.rank.sharded else 1
         every = (self.masters.values, averaged, moments)
@@ -167,7 +162,7 @@ class Snapshots:
         loaded = checkpoints.read(folder)
         distributed.load_parameters(folder, loaded.parameters, self.masters.values)
         self.masters.write_back()
-        self._restore_optimizer(loaded.optimizer)
+        optimizers.unpack(self.optimizer, self.masters.values, loaded.optimizer, distributed.shard_like)
         if self.ema is not None:
             means = [
                 distributed.shard_like(loaded.averaged[name], value)
@@ -181,17 +176,3 @@ class Snapshots:
                 f"checkpoint {folder} cannot be continued: {error}; delete it to go on from the one before"
             ) from None
         return loaded
-
-    def _restore_optimizer(self, saved: Mapping[str, Any]) -> None:
-        moments: dict[str, dict[str, Tensor]] = {}
-        for key, value in saved.items():
-            name, _, kind = key.rpartition("/")
-            moments.setdefault(name, {})[kind] = value
-        self.optimizer.state.clear()
-        for name, values in moments.items():
-            parameter = self.masters.values[name]
-            self.optimizer.state[parameter] = {
-                # AdamW keeps its step count on the CPU
-                key: value if key == "step" else distributed.shard_like(value, parameter)
-                for key, value in values.items()
-            }

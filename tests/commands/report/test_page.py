@@ -1,5 +1,6 @@
 """The report page: what a reader must find on it, whatever state the run is in."""
 
+import html as html_module
 import re
 from html.parser import HTMLParser
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
+from pcpo_ray.commands.report import charts, watching
 from pcpo_ray.commands.report.page import write
 from pcpo_ray.config import files
-from pcpo_ray.runs import intervals
+from pcpo_ray.runs import intervals, writer
 from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.recorder import Recorder
 
@@ -62,7 +64,7 @@ def evaluate(record, step, gain, *, missing=False, **more):
     }
     record.samples("evaluations.parquet", step, columns)
     if step in (0, STEPS):
-        record.pictures(step, list(rng.integers(0, 256, (*shape, 8, 8, 3), np.uint8)))
+        record.pictures(step, dict(enumerate(rng.integers(0, 256, (*shape, 8, 8, 3), np.uint8))))
     rewards = {name: intervals.estimate(value).row() for name, value in values.items()}
     record.record("evaluation", step, {"rewards": rewards, "images": scores.size, "seconds": 2.0, **more})
 
@@ -130,18 +132,110 @@ def visible(html):
 
 def test_the_page_has_the_verdict_and_says_which_rewards_were_trained(html):
     words = visible(html)
-    assert "▲ The held-out reward rose: +0.05" in words and "12 images" in words
+    assert "▲ The held-out reward rose." in words
+    assert re.search(r"▲ \+0\.\d+ 0 95% interval \+0\.\d+ to \+0\.\d+, 12 images", words)
     assert "The run finished all of its 6 steps." in words
     assert "clip_score trained on" in words
     for name in WATCHED:
         assert f"{name} not trained on" in words
-    assert "6 of 48 groups dropped" in words and "samplers 37%" in words
+    assert "6 of 48 groups dropped" in words and "Health: 1 fault, 6 of 48 groups dropped" in words
+    assert "samplers 37%" in words
     assert "pcpo-ray train runs/run/config.yaml name=run-again" in words
 
 
 def test_the_workers_of_every_role_are_counted(tmp_path):
     recorder(tmp_path / "run", workers={"samplers": {"workers": 3}, "learner": {"ranks": 2}})
     assert "3 sampling, 1 scoring, 2 learning" in visible(page(tmp_path / "run"))
+
+
+def test_one_process_is_not_called_several_workers(tmp_path):
+    record = recorder(tmp_path / "run", workers={"samplers": {"workers": 3}})
+    record.event("started", backend="in-process", device="CPU", cores=2, versions=[], prompts=[])
+    words = visible(page(tmp_path / "run"))
+    assert "one process that samples, scores and learns in turn" in words and "3 sampling" not in words
+
+
+def test_those_that_lost_most_stand_beside_evenly_spaced_ones(tmp_path):
+    record = recorder(tmp_path / "run")
+    evaluate(record, 0, 0.0)
+    evaluate(record, STEPS, np.array([[0.1, 0.1], [-0.3, 0.1], [0.1, -0.5], [0.1, 0.1], [-0.1, 0.1], [-0.2, 0.1]]))
+    found = page(tmp_path / "run")
+    assert "The 3 that lost most, of 4 of 12 whose score fell" in visible(found)
+    lost = re.findall(r'class="lost">.*?enlarge: ([^"]*)"', found, flags=re.DOTALL)
+    assert lost == ["a &#34;quoted&#34; square", "a red circle", "a blue ring"]
+    assert re.search(r"0\.\d{3} → \u2212?0\.\d{3} ▼ \u22120\.[45]\d\d", visible(found))
+
+
+def test_nothing_lost_is_no_list_of_losers(tmp_path):
+    finished(tmp_path / "run", gain=0.5)
+    assert "that lost most" not in visible(page(tmp_path / "run"))
+
+
+def test_a_prompt_is_shown_at_every_evaluation_that_kept_its_image(tmp_path):
+    record = finished(tmp_path / "run")
+    record.pictures(3, {place: np.zeros((2, 8, 8, 3), np.uint8) for place in (0, 3)})
+    found = page(tmp_path / "run")
+    assert re.findall(r'alt="(step \d: a [^"]*)"', found) == [f"step {n}: a star &amp; a ring" for n in (0, 3, 6)]
+    assert "at 3 evaluations" in visible(found)
+    assert "after step 6 (right)" in visible(found)  # pairs need all images, which step 3 does not have
+
+
+def test_the_page_says_how_to_use_what_was_learned(tmp_path):
+    record = finished(tmp_path / "run")
+    record.event("checkpoint", step=6, seconds=0.1)
+    (found,) = re.findall(r'id="use">(.*?)<h2', page(tmp_path / "run"), flags=re.DOTALL)
+    assert "pcpo-ray sample runs/run" in found and "checkpoints/step-000006" in found
+    code = html_module.unescape(re.findall(r"<pre>(.*?)</pre>", found, flags=re.DOTALL)[1])
+    compile(code, "shown", "exec")
+    assert "load_lora_weights" in code and 'pcpo_ray.shapes.checkpoint("shapes-sd")' in code
+
+
+def test_health_is_said_to_be_good_and_what_is_0_stands_apart(tmp_path):
+    record = recorder(tmp_path / "run")
+    evaluate(record, 0, 0.0)
+    learn(record, 1, dropped_groups=0)
+    found = page(tmp_path / "run")
+    assert "Health: nothing went wrong" in visible(found)
+    (zeros,) = re.findall(r'class="zeros">(.*?)</p>', found, flags=re.DOTALL)
+    assert "No monitor sounded the alarm." in zeros and "0 faults of workers" in zeros and "0 of 8 groups" in zeros
+
+
+def test_two_evaluations_are_points_with_bars_and_more_are_bands():
+    def drawn(count):
+        steps = {n: intervals.Estimate(mean=n, low=n - 1, high=n + 1) for n in range(count)}
+        return charts.reward("r", "r", "u", steps, prompts="held-out prompts", until=4)
+
+    assert "PolyCollection" not in drawn(2) and "LineCollection" in drawn(2)
+    assert "FillBetween" in drawn(3) or "PolyCollection" in drawn(3)
+
+
+def test_a_watched_page_asks_for_itself_again_and_the_last_does_not(tmp_path):
+    record = recorder(tmp_path / "run")
+    evaluate(record, 0, 0.0)
+    path, said, shown = str(tmp_path / "run"), [], []
+
+    def going_on(seconds):
+        shown.append((tmp_path / "run" / "report.html").read_text())
+        if len(shown) == 1:
+            learn(record, 1)
+        else:
+            record.event("stopped", step=1)
+
+    watching.report(path, watch=True, say=said.append, pause=going_on)
+    refreshes = [re.findall(r'http-equiv="refresh" content="(\d+)"', text) for text in shown]
+    assert refreshes == [["5"], ["5"]] and "0 of 6 steps" in shown[0] and "1 of 6 steps" in shown[1]
+    last = (tmp_path / "run" / "report.html").read_text()
+    assert "http-equiv" not in last and "The run was stopped after step 1 of 6" in visible(last)
+    assert said[-1].startswith("The run was stopped after step 1")
+
+
+def test_watching_ends_where_the_runs_process_was_killed(tmp_path, monkeypatch):
+    record = recorder(tmp_path / "run")
+    evaluate(record, 0, 0.0)
+    monkeypatch.setattr(writer, "is_gone", lambda folder: True)
+    said = []
+    watching.report(str(tmp_path / "run"), watch=True, say=said.append, pause=pytest.fail)
+    assert "still going on, or it was killed" in said[-1]
 
 
 @pytest.mark.parametrize("regularised", [False, True])
@@ -165,11 +259,11 @@ def test_kl_and_ema_are_shown_if_the_config_has_them(tmp_path, regularised):
 )
 def test_the_verdict_is_coloured_by_what_it_says(tmp_path, gain, tone, words):
     finished(tmp_path / "run", gain=gain)
-    found = re.findall(r'class="verdict (\w+)">\s*<strong>([^<]*)', page(tmp_path / "run"))
+    found = re.findall(r'class="verdict (\w+)">.*?<strong>([^<]*)', page(tmp_path / "run"), flags=re.DOTALL)
     assert [shown for shown, _ in found] == [tone] and words in found[0][1]
 
 
-def test_pictures_stand_in_pairs_of_before_and_after(html):
+def test_images_stand_in_pairs_of_before_and_after(html):
     alts = re.findall(r'alt="(before training|after step 6): a red circle"', html)
     assert alts == ["before training", "after step 6"] * 2
 
@@ -198,7 +292,7 @@ def test_every_tag_is_closed(html):
             self.open = []
 
         def handle_starttag(self, tag, attrs):
-            if tag not in ("meta", "img"):  # these have no end
+            if tag not in ("meta", "img", "input"):  # these have no end
                 self.open.append(tag)
 
         def handle_endtag(self, tag):
@@ -226,7 +320,7 @@ def test_a_run_that_was_killed_is_compared_as_far_as_it_came(tmp_path):
             file.write('{"kind": "tra')
     words = visible(page(tmp_path / "run"))
     assert "From step 0 to step 3" in words and "the record ends after step 4 of 6" in words
-    assert "Only the pictures from before training are kept so far" in words
+    assert "Only the images from before training are all kept so far" in words
 
 
 def test_a_run_with_only_the_first_evaluation_has_no_verdict(tmp_path):
@@ -250,8 +344,8 @@ def test_missing_scores_are_named_and_give_no_verdict(tmp_path):
     evaluate(record, 0, 0.0)
     evaluate(record, STEPS, 0.0, missing=True)
     words = visible(page(tmp_path / "run"))
-    assert "No verdict: no picture has a score before and after." in words
-    assert "12 of 12 pictures miss a score" in words and "nan" not in words.lower()
+    assert "No verdict: no image has a score before and after." in words
+    assert "12 of 12 images miss a score" in words and "nan" not in words.lower()
 
 
 def test_one_prompt_is_not_taken_for_a_verdict(tmp_path):
@@ -259,7 +353,7 @@ def test_one_prompt_is_not_taken_for_a_verdict(tmp_path):
     evaluate(record, 0, 0.0)
     evaluate(record, STEPS, 0.05)
     words = visible(page(tmp_path / "run"))
-    assert "◆ The held-out reward changed by +0.05" in words and "on 1 prompt: no verdict." in words
+    assert "◆ The held-out reward changed on 1 prompt: no verdict." in words
     assert "Fewer than 6 prompts give no interval" in words and "rose" not in words and "nan" not in words.lower()
     assert words.count("(no interval)") == 1
 
@@ -276,7 +370,7 @@ def test_a_page_of_prompts_that_are_trained_on_calls_nothing_held_out(tmp_path, 
     assert "held-out" not in found.lower() and "Held out" not in found
     which = "training prompts" if prompts == "null" else "prompts not held out"
     words = visible(found)
-    assert f"▲ The reward of {which} rose: +0.05" in words and f"Evaluations 6 {which} " in words
+    assert f"▲ The reward of {which} rose." in words and f"Evaluations 6 {which} " in words
     assert "it says nothing about prompts that it has not seen" in words
 
 
@@ -319,11 +413,9 @@ def test_quality_and_alarms_are_on_the_page_in_plain_words(tmp_path):
     record.event("stopped", step=STEPS, alarm="25% of what it was: the run has stopped")
     page = write(record.folder).read_text()
     words = " ".join(re.sub(r"<[^>]*>", " ", page).split())
-    assert (
-        "Fréchet distance how far all pictures together are from the reference: less is better 0.2500 0.7500" in words
-    )
-    assert "pairwise distance" in words and "0.5000 0.1250" in words and "LPIPS" not in words
-    assert "in the features of clip, against drawn pictures" in words
+    assert "Fréchet distance how far all images together are from the reference: less is better 0.250 0.750" in words
+    assert "pairwise distance" in words and "0.500 0.125" in words and "LPIPS" not in words
+    assert "in the features of clip, against drawn images" in words
     assert "Alarm at step 6, diversity: 25% of what it was." in words
     assert "ended after step 0 of 6 by its monitors: 25% of what it was: the run has stopped" in words
     assert page.count('aria-label="Fréchet distance against steps') == 1
@@ -342,4 +434,4 @@ def test_missing_numbers_and_damaged_lines_leave_the_rest_of_the_page(tmp_path):
     path.write_bytes(b"\n".join([*rows[:3], b"\0" * 4096, *rows[4:]]))
     words = visible(page(record.folder))
     assert f"Left out are {path}, line 4: not what a run records" in words
-    assert "The held-out reward rose" in words and "nan" not in words.lower() and "- 0.5000" in words
+    assert "The held-out reward rose" in words and "nan" not in words.lower() and "- 0.500" in words

@@ -30,9 +30,11 @@ def visible(html):
 
 def test_the_page_has_every_arm_the_difference_and_the_tests_power(texts):
     for text in (texts[0], visible(texts[1])):
-        assert "Held-out reward after 4 updates" in text and "+0.100 ±" in text
+        assert "Held-out reward after 4 updates" in text and "+0.100 ± 0" in text
         assert "it cannot be below 0.25" in text and "no difference can be significant at 0.05" in text
         assert "2.00 (2.00 to 2.00)" in text
+        assert "Nothing can be told from 3 seeds: p cannot be below 0.25." in text
+        assert "pcpo against ddpo" in text
         assert "vendi" in text and "frechet" in text
     words = visible(texts[1])
     assert "3 seeds (1, 2, 3)" in words and "--report-only" in words
@@ -47,7 +49,7 @@ def test_arms_that_sample_alike_share_a_column_before_training(tmp_path):
     text = (tmp_path / "table.md").read_text(encoding="utf-8").partition("## Before training")[2]
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert rows[0] == ["measure", "one, alike", "other"]
-    assert rows[2] == ["reward", "0.5000 ± 0.0000", "0.6000 (+0.10 ± 0.00)"]
+    assert rows[2] == ["reward", "0.500 ± 0", "0.600 (+0.100 ± 0)"]
     assert {"frechet", "vendi"} < {row[0] for row in rows} and {len(row) for row in rows} == {3}
 
 
@@ -118,7 +120,30 @@ def test_arms_evaluated_with_different_samplers_are_marked(tmp_path):
 
     own = text(tmp_path / "own")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in own.splitlines() if line[:1] == "|"]
-    assert {row[0]: row[4] for row in rows if row[0] in arms} == {"ddpo": "", "hinge": "ddpo", "mixed": "ddpo †"}
+    assert {row[0]: row[3] for row in rows if row[0] in arms and len(row) == 6 and "±" in row[1]} == {
+        "ddpo": "",
+        "hinge": "ddpo",
+        "mixed": "ddpo †",
+    }
     assert "mixed against ddpo †" in own and "hinge against ddpo |" in own
     assert own.count("- † mixed and ddpo: each draws its evaluations with its own sampler") == 3
     assert "†" not in text(tmp_path / "alike", set={"evaluation.sampling": {"deterministic": True}})
+
+
+def test_the_verdict_and_charts_come_before_the_long_tables(texts):
+    html = texts[1]
+    places = [html.index(text) for text in ("Nothing can be told", "after 4 updates</h2>", "Against the arm compared",
+                                            "At the same held-out")]  # fmt: skip
+    assert places == sorted(places)
+
+
+def test_arms_that_cost_alike_have_no_chart_of_samples_or_seconds(texts, tmp_path):
+    assert "By updates" in texts[1] and "By samples" not in texts[1] and "By seconds" not in texts[1]
+    study = stored.study(seeds=[1, 2])
+    stored.store(tmp_path, plan.main_runs(study, {}), stored.rising(GAINS))
+    found = results.read(study, tmp_path)
+    for record in found.arms["pcpo"].records:
+        for row in record.steps:
+            row["seconds"] = 20.0
+    _, html = page.write(found, tmp_path / "study.yaml")
+    assert "By seconds" in html.read_text(encoding="utf-8")

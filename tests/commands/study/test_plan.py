@@ -168,7 +168,7 @@ def test_arms_that_differ_are_refused_until_all_of_it_is_declared(key):
 def test_no_key_of_the_config_is_left_out_of_the_comparison():
     one = plan.planned(stored.study(), "ddpo", 1).run
     keys = {field.name for field in dataclasses.fields(one)}
-    assert {key.partition(".")[0] for key in UNEQUAL} | {"name", "seed", "checkpoints", "trackers"} == keys
+    assert {key.partition(".")[0] for key in UNEQUAL} | {"name", "seed", "checkpoints", "trackers", "notify"} == keys
     assert axes.differing(one, dataclasses.replace(one, checkpoints=config.Checkpoints(every=1))).keys() == {
         "checkpoints.every"
     }

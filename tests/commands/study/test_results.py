@@ -1,10 +1,12 @@
 """Stored runs are read only where they are whole and what the study asks for."""
 
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from pcpo_ray.commands.study import plan, results, table
 from pcpo_ray.config import TOTAL
@@ -73,7 +75,7 @@ def test_quality_is_read_at_the_same_reward(tmp_path):
     (matched,) = (one for one in table.tables(found) if "same held-out" in one.title)
     assert matched.heads == ["measure", "pcpo against ddpo"]
     rows = dict(matched.rows)
-    assert rows["reward"] == "0.6200 (+0.0 ± 0.0)" and rows["vendi"] == "4.000 (-2.0 ± 0.0)"
+    assert rows["reward"] == "0.620 (0 ± 0)" and rows["vendi"] == "4.00 (\u22122.00 ± 0)"
 
 
 def test_evaluations_without_quality_leave_its_columns_out(tmp_path):
@@ -82,7 +84,7 @@ def test_evaluations_without_quality_leave_its_columns_out(tmp_path):
     stored.store(tmp_path, wanted[1:], stored.rising(GAINS), quality=True)
     stored.store(tmp_path, wanted[:1], stored.rising(GAINS))
     matched = next(one for one in table.tables(results.read(study, tmp_path)) if "same held-out" in one.title)
-    assert [row[0] for row in matched.rows] == ["updates", "reward", "clip_score", "shapes_oracle"]
+    assert [row[0] for row in matched.rows] == ["updates", "reward", "shapes_oracle"]
 
 
 def test_the_search_keeps_each_arms_best_rate_and_of_equal_ones_the_lowest(tmp_path):
@@ -95,7 +97,7 @@ def test_the_search_keeps_each_arms_best_rate_and_of_equal_ones_the_lowest(tmp_p
     found = results.read(study, tmp_path)
     assert {name: arm.rate for name, arm in found.arms.items()} == rates
     *_, searched = table.tables(found)
-    assert searched.rows == [["ddpo", "0.6000 *", "0.3000"], ["pcpo", "0.3000", "0.3000 *"]]
+    assert searched.rows == [["ddpo", "0.600 *", "0.300"], ["pcpo", "0.300", "0.300 *"]]
 
 
 def test_a_stored_run_that_began_with_other_files_is_none_of_the_study(tmp_path):
@@ -148,7 +150,7 @@ def test_arms_that_were_changed_since_are_named_with_what_changed(tmp_path):
     with pytest.raises(StudyError) as raised:
         results.read(changed, tmp_path)
     message = str(raised.value)
-    assert "3 runs of other arms" in message and "small-pcpo-seed1: objective.kind was 'log_hinge'," in message
+    assert "3 runs of other arms" in message and "small-pcpo-seed1: objective.kind 'log_hinge' ->" in message
     assert "small-ddpo" not in message and "delete them, or give the study another name" in message
 
 
@@ -224,8 +226,41 @@ def _with(arm, levels):
 
 @pytest.mark.parametrize(
     "mean, half, text",
-    [(0.76, 0.01, "0.7600 ± 0.0100"), (-0.0123, 0.4, "-0.01230 ± 0.40000"), (12.5, 1.26, "12.50 ± 1.26"),
-     (-1.5e-7, 4e-7, "-1.500e-07 ± 4.0e-07"), (float("nan"), 0.0, "-")],
+    [(0.76, 0.01, "0.760 ± 0.010"), (-0.0123, 0.4, "\u22120.01 ± 0.40"), (12.5, 1.26, "12.5 ± 1.3"),
+     (-1.5e-7, 4e-7, "\u22121.5e\u221207 ± 4.0e\u221207"), (0.1, 1e-17, "0.100 ± 0"), (float("nan"), 0.0, "-")],
 )  # fmt: skip
-def test_a_mean_has_half_of_its_interval_to_as_many_places(mean, half, text):
+def test_a_mean_and_half_of_its_interval_have_two_digits_of_its_width(mean, half, text):
     assert table.within(Estimate(mean=mean, low=mean - half, high=mean + half)) == text
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_terminal_folds_a_table_that_is_too_wide_and_breaks_no_cell(tmp_path, width):
+    found = results.read(made(tmp_path), tmp_path)
+    out = io.StringIO()
+    table.show(found, Console(file=out, width=width))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for one in table.tables(found):
+        for cell in (cell for row in one.rows for cell in row if cell):
+            assert cell in text, (one.title, cell)
+        assert all(head in text for head in one.heads)
+
+
+def test_a_wide_table_names_its_rows_in_each_part():
+    wide = table.Table("t", ["arm", "a" * 30, "b" * 30, "c" * 30], [["one", "1", "2", "3"]], [])
+    assert table.folded(wide, 80) == [[0, 1, 2], [0, 3]]
+    assert table.folded(wide, 200) == [[0, 1, 2, 3]]
+    assert table.folded(wide, 10) == [[0, 1], [0, 2], [0, 3]]
+
+
+def test_a_study_needs_no_targets(tmp_path):
+    study = made(tmp_path, targets=None)
+    found = results.read(study, tmp_path)
+    assert found.comparisons[0].speeds == []
+    assert [one.title for one in table.tables(found)][1] == "At the same held-out reward"
+
+
+def test_a_sole_reward_is_one_row_and_not_two(tmp_path):
+    found = results.read(made(tmp_path), tmp_path)
+    names = [row[0] for one in table.tables(found) for row in one.rows]
+    assert "reward" in names and "clip_score" not in names

@@ -119,6 +119,31 @@ def test_workers_that_die_while_starting_are_replaced_with_backoff():
     assert gaps == sorted(gaps) and gaps[-1] >= 8.0
 
 
+def test_who_takes_a_lost_workers_place_and_hedges_are_notes():
+    pool = pool_of(3, depth=1, hedge=3.0)
+    pool.died("w-1", "killed", 5.0)
+    assert pool.faults() == ["w-1 is gone: killed"] and pool.notes() == []
+    pool.tick(6.0)
+    pool.died("w-3", "killed too", 8.0)  # the one that was to replace it: the place is empty since 5 s
+    pool.tick(12.0)
+    pool.ready("w-4", 14.0)
+    assert pool.notes() == [("recovered", "w-4 in place of w-1 after 9 s")] and pool.notes() == []
+    pool.resize(4, 20.0)
+    pool.ready("w-5", 21.0)  # one more, in nobody's place
+    assert pool.notes() == []
+    pool.faults()
+    for number in range(5):
+        pool.submit(str(number), 30.0)
+        ((worker, ticket),) = sent(pool)
+        pool.finished(worker, ticket, 31.0)
+    pool.submit("slow", 40.0)
+    ((worker, _),) = sent(pool)
+    pool.tick(44.0)
+    ((other, _),) = sent(pool)
+    assert pool.notes() == [("note", f"{worker} takes long over a task (4.0 s); {other} is asked too")]
+    assert pool.faults() == []
+
+
 def test_a_worker_that_is_silent_is_given_up():
     pool = pool_of(2, depth=1, silence=10.0)
     pool.submit("a", 0.0)

@@ -1,0 +1,218 @@
+"""`pcpo-ray list` and `pcpo-ray status`: which runs there are, and how one is, answered at once.
+
+What a run's folder holds is enough. Where it cannot be reached from here, the cluster's dashboard is asked; neither
+starts a job, nor joins the cluster.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pcpo_ray.data.requests import ENDED
+from pcpo_ray.errors import ClusterError, PcpoError
+from pcpo_ray.runs import look
+from pcpo_ray.runs.lines import text
+
+CODES = {"starting": 10, "finished": 11, "stopped": 12, "failed": 13, "lost": 13, look.NONE: 14}
+"""Exit codes of `status` by state; a run that goes on has 0."""
+
+EVERY = 2.0
+"""Seconds from one status that is watched to the next."""
+
+APPEARS = 30.0
+"""Seconds that --watch waits for a run that nobody has heard of yet."""
+
+Address = Annotated[
+    str, typer.Option(envvar="RAY_ADDRESS", help="The cluster: host:port, auto, or http://HEAD:8265 from outside.")
+]
+Runs = Annotated[str, typer.Option(help="Where run folders are: a path, or a URL of storage.")]
+Look = Callable[[], dict[str, Any] | None]
+
+EPILOG = (
+    "Exit codes: 0 going on, 10 starting, 11 finished (0 with --watch), 12 stopped, 13 failed, 14 no such run. "
+    "Example: pcpo-ray status demo --watch"
+)
+
+
+def status(
+    context: typer.Context,
+    name: Annotated[
+        str,
+        typer.Argument(metavar="[RUN]", help="A run's name, folder or URL; all runs if left out.", show_default=False),
+    ] = "",
+    runs: Runs = look.RUNS,
+    address: Address = "auto",
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run ends.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, an object a line.")] = False,
+) -> None:
+    """Show how a run is: state, step, reward, workers, restarts, idle time, and what to do next."""
+    given = _given(context)
+    if not name:
+        return show_list(runs, address if given else None, as_json=as_json)
+    find = finder(name, runs, address, explicit=_source(context) == "COMMANDLINE")
+    found = _shown(find, name, watch=watch, as_json=as_json)
+    code = CODES.get(found["state"], 0)
+    raise typer.Exit(0 if watch and found["state"] == "finished" else code)
+
+
+def list_runs(
+    context: typer.Context,
+    folder: Annotated[str, typer.Argument(help="Where run folders are.")] = look.RUNS,
+    address: Address = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, one array.")] = False,
+) -> None:
+    """List the runs in a folder, and those of a cluster if one is there: state, step, reward, age."""
+    show_list(folder, address if _given(context) else None, as_json=as_json)
+
+
+def finder(name: str, runs: str, address: str, *, explicit: bool) -> Look:
+    """Return a function that looks for a run: in its folder, else in the cluster; only there if that is `explicit`."""
+    place = look.place_of(name, runs)
+
+    def find() -> dict[str, Any] | None:
+        if not explicit and (found := look.look(place)) is not None:
+            return found
+        if not explicit and address == "auto" and not cluster_here():
+            return None
+        return _of_cluster(look.name_of(name), address)
+
+    return find
+
+
+def cluster_here() -> bool:
+    """Return whether a cluster of Ray seems to run on this machine, without loading Ray."""
+    import psutil
+
+    return any(process.info["name"] in ("raylet", "gcs_server") for process in psutil.process_iter(["name"]))
+
+
+def _given(context: typer.Context) -> bool:
+    """Return whether the user names a cluster, in the command or the environment."""
+    return _source(context) != "DEFAULT"
+
+
+def _source(context: typer.Context) -> str:
+    """Return where --address comes from: COMMANDLINE, ENVIRONMENT or DEFAULT."""
+    source = context.get_parameter_source("address")
+    return "DEFAULT" if source is None else str(source.name)
+
+
+def _of_cluster(name: str, address: str) -> dict[str, Any] | None:
+    from pcpo_ray.cluster.control import dashboard, jobs
+
+    return dashboard.look(jobs.Client(dashboard.url_of(address)), name)
+
+
+# -- status ---------------------------------------------------------------------------------------------------------
+
+
+def _each(find: Look, name: str, *, watch: bool) -> Iterator[dict[str, Any]]:
+    """Yield how a run is, and with `watch` every later state, to the last."""
+    began = time.monotonic()
+    while True:
+        found = find() or {"run": name, "state": look.NONE}
+        known = found["state"] != look.NONE
+        yield found
+        if not watch or found["state"] in (*ENDED, "lost") or (not known and time.monotonic() - began > APPEARS):
+            return
+        time.sleep(EVERY)
+
+
+def _shown(find: Look, name: str, *, watch: bool, as_json: bool) -> dict[str, Any]:
+    """Show how a run is; return that, or the last of what was watched."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(file=sys.stdout)
+    found: dict[str, Any] = {}
+    if as_json:
+        for found in _each(find, name, watch=watch):
+            print(text(found), flush=True)
+    elif watch and console.is_terminal and not console.is_dumb_terminal:
+        with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+            for found in _each(find, name, watch=watch):
+                live.update(Text("\n".join(_lines(found))), refresh=True)
+    else:
+        for found in _each(find, name, watch=watch):
+            print("\n".join(_lines(found)), flush=True)
+    return found
+
+
+def _lines(found: Mapping[str, Any]) -> list[str]:
+    from pcpo_ray.commands.status_text import lines
+
+    if found["state"] == look.NONE:
+        return [f"{look.no_run(found['run'])}; no cluster that was asked knows it either"]
+    return lines(found)
+
+
+# -- list -----------------------------------------------------------------------------------------------------------
+
+
+def show_list(folder: str, address: str | None, *, as_json: bool) -> None:
+    """Print the runs in a folder and in a cluster: the one at `address`, or one of this machine if there is one."""
+    rows = looks(folder, address)
+    if as_json:
+        print(text(rows))
+    elif not rows:
+        print(f"no runs in {folder}; begin one: pcpo-ray train shapes_pcpo --local")
+    else:
+        _print_table(rows)
+
+
+def looks(folder: str, address: str | None) -> list[dict[str, Any]]:
+    """Return how each run is, the one heard of last first. Raises a PcpoError for an address that does not answer."""
+    here = look.looks(folder)
+    there = _in_cluster(address)
+    places = {(row["run"], str(Path(row["place"]).absolute())) for row in here}
+    new = [row for row in there if (row["run"], row["place"]) not in places]
+    return sorted((*here, *new), key=lambda row: float(row["age"]))
+
+
+def _in_cluster(address: str | None) -> list[dict[str, Any]]:
+    if address is None and not cluster_here():
+        return []
+    from pcpo_ray.cluster.control import dashboard, jobs
+
+    try:
+        return dashboard.looks(jobs.Client(dashboard.url_of(address or "auto")))
+    except ClusterError as error:
+        if address is not None:
+            raise
+        print(f"note: the cluster on this machine was not asked: {error}", file=sys.stderr)
+        return []
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pcpo_ray.commands.status_text import duration
+    from pcpo_ray.runs.lines import shown
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("run", "state", "step", "reward", "heard", "where"):
+        table.add_column(
+            name, overflow="fold" if name in ("run", "where") else "ellipsis", no_wrap=name not in ("run", "where")
+        )
+    for row in rows:
+        steps = f"{row['step']}/{row['steps']}" if row.get("steps") else "-"
+        place = row["place"] or f"job {row.get('job', '')}"
+        values = (row["run"], row["state"], steps, shown(row.get("reward"), ".3f"), duration(row["age"]), place)
+        table.add_row(*(Text(str(value)) for value in values))
+    Console(file=sys.stdout).print(table)
+
+
+def known_name(name: str, runs: str = look.RUNS) -> str:
+    """Return the name under which the cluster knows the run that a user names by its folder or name."""
+    try:
+        found = look.look(look.place_of(name, runs))
+    except PcpoError:
+        found = None
+    return str(found["run"]) if found else look.name_of(name)

@@ -1,0 +1,53 @@
+"""Commands for what to do next when a run has ended: open its report, draw with it, load it, train on."""
+
+import shlex
+from pathlib import Path
+
+from pcpo_ray import config
+from pcpo_ray.commands import opening
+from pcpo_ray.commands.results import RunResult
+from pcpo_ray.data import prompts
+from pcpo_ray.errors import PcpoError
+
+MORE = 2
+"""The factor of steps in the command that trains on."""
+
+
+def after(found: RunResult, given: Path, continuing: str) -> list[str]:
+    """Return the lines on what to do next with a run that has ended.
+
+    `given` is the config and `continuing` the command that continues the run, both as they are typed.
+    """
+    run = found.config
+    lines = {
+        "see the report": (found.folder / "report.html").as_uri(),
+        "draw before and after": f"pcpo-ray sample {shlex.quote(found.place)} {shlex.quote(_prompt(run))} --compare",
+    }
+    if (step := max(found.home.steps(), default=None)) is not None:
+        place = found.home.checkpoint_place(step)
+        lora = isinstance(run.model.train, config.Lora)
+        load = f'pipe.load_lora_weights("{place}")' if lora else f'from_pretrained("{place}/model")'
+        lines["use it in diffusers"] = load
+    if "steps" in opening.free_to_change(run):
+        lines[f"train {run.steps} more steps"] = _longer(continuing, run)
+    lines["train for a reward of yours"] = shlex.join(
+        ["pcpo-ray", "train", str(given), "name=mine", "rewards=[{kind: my_module:MyReward}]"]
+    )
+    return ["next:", *(f"  {what}: {how}" for what, how in lines.items())]
+
+
+def _prompt(run: config.Run) -> str:
+    """Return a prompt of the evaluation, as one that the reward is about."""
+    try:
+        _, held_out = prompts.sources(run)
+        return held_out.distinct(1)[0].text
+    except PcpoError:
+        return "a photo of a cat"
+
+
+def _longer(continuing: str, run: config.Run) -> str:
+    """Return the command that continues the run to more steps."""
+    words = shlex.split(continuing)
+    kept = [word for word in words if not word.startswith("steps=")]
+    at = next((place for place, word in enumerate(kept) if word.startswith("--")), len(kept))
+    return shlex.join([*kept[:at], f"steps={MORE * run.steps}", *kept[at:]])

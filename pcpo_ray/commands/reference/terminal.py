@@ -1,0 +1,90 @@
+"""`pcpo-ray config`: the keys of a config in the terminal, in two columns, or a line a key where it is piped."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pcpo_ray.config.keys import ITEM, Key, Kind, every_key
+from pcpo_ray.errors import ConfigError, nearest_name
+
+
+def show(asked: str | None, console: Console) -> None:
+    """Print the keys of a config at the top, or the one asked for with all below it. Raises ConfigError."""
+    found = chosen(asked)
+    if not console.is_terminal:
+        for line in lines(found):
+            print(line)
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for one in found:
+        table.add_row(*_row(one))
+    console.print(table)
+    if asked is None:
+        console.print(
+            "pcpo-ray config KEY shows a key and what is below it, such as optimizer or sampling.process",
+            markup=False,
+            highlight=False,
+        )
+
+
+def chosen(asked: str | None) -> list[Key | Kind]:
+    """Choose the keys to print: those at the top, or one with all below it. Raises ConfigError for an unknown one."""
+    every = list(every_key())
+    if asked is None:
+        return [one for one in every if isinstance(one, Key) and "." not in one.path]
+    wanted = ".".join(ITEM if part.isdigit() else part for part in asked.split("."))
+    found = [one for one in every if one.path == wanted or one.path.startswith(f"{wanted}.")]
+    if not found:
+        paths = [one.path for one in every if isinstance(one, Key)]
+        last = [path for path in paths if path.rpartition(".")[2] == wanted]
+        guess = last[0] if last else nearest_name(wanted, paths) or _by_last(wanted, paths)
+        raise ConfigError(
+            f"no key {asked!r} in a config" + (f" (did you mean {guess}?)" if guess else "") + "; pcpo-ray config "
+            "lists those at the top"
+        )
+    return found
+
+
+def _by_last(wanted: str, paths: Sequence[str]) -> str | None:
+    """Find the key whose last part is nearest to the last part of the one asked for."""
+    by_last = {path.rpartition(".")[2]: path for path in paths}
+    found = nearest_name(wanted.rpartition(".")[2], by_last)
+    return by_last[found] if found else None
+
+
+def _row(one: Key | Kind) -> tuple[Text, Text]:
+    if isinstance(one, Kind):
+        return Text(""), Text.assemble(("kind ", "dim"), (", ".join(one.names), "cyan"), f": {_flat(one.text)}\n")
+    about = Text.assemble((_about(one), "dim"), f"\n{one.sentence}\n")
+    return Text(_short(one.path), "bold"), about
+
+
+def _short(path: str) -> str:
+    """Shorten a long path to its last parts, so that two columns fit in 80."""
+    parts = path.split(".")
+    return path if len(path) <= 28 else f"...{parts[-1]}"
+
+
+def _about(key: Key) -> str:
+    """Describe type, default and unit, and of which kinds a key is."""
+    parts = [key.type.replace("`", ""), "required" if key.default == "required" else f"default {key.default}"]
+    parts += [f"in {key.unit}"] if key.unit else []
+    parts += [f"of kind {key.kind}"] if key.kind else []
+    return ", ".join(parts)
+
+
+def lines(found: Sequence[Key | Kind]) -> Iterator[str]:
+    """Yield a line for each key and kind."""
+    for one in found:
+        if isinstance(one, Kind):
+            yield f"{one.path}.kind={'|'.join(one.names)}: {_flat(one.text)}"
+        else:
+            yield f"{one.path}: {_about(one)}. {one.sentence}"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split("\n\n")[0].split())

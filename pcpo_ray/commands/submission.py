@@ -1,0 +1,67 @@
+"""Checks of `pcpo-ray submit` before a job is made: as much of what `train` checks as this machine can see."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pcpo_ray import config
+from pcpo_ray.commands import opening, session
+from pcpo_ray.config import paths
+from pcpo_ray.config.files import differing
+from pcpo_ray.errors import PcpoError, RunError
+from pcpo_ray.runs import records
+from pcpo_ray.runs.folder import CONFIG
+from pcpo_ray.runs.urls import is_url
+
+
+def check(run: config.Run, runs: str) -> list[str]:
+    """Check a run before it is uploaded; returns a line for each part that only the cluster can check.
+
+    These are parts that need an absolute path which is not on this machine, and the webhook's URL. Raises a PcpoError
+    that says what is wrong.
+    """
+    _check_folder(run, runs)
+    absent = [path for path in _absolute(dataclasses.asdict(run)) if not Path(path).expanduser().exists()]
+    lines = []
+    if run.notify is not None:
+        lines.append(
+            f"not checked here: {run.notify.url_env}, which must hold the webhook's URL on the cluster's nodes"
+        )
+    here = dataclasses.replace(paths.absolute(run), notify=None)
+    for part in (*session.file_checks(here), lambda: session.check_steps(here)):
+        try:
+            part()
+        except PcpoError as error:
+            path = next((path for path in absent if path in str(error)), None)
+            if path is None:
+                raise
+            lines.append(f"not checked here, as {path} is not on this machine: it must be on all of the cluster's")
+    return list(dict.fromkeys(lines))
+
+
+def _check_folder(run: config.Run, runs: str) -> None:
+    """Refuse a run that would continue another one of its name, where its folder can be seen from here."""
+    folder = Path(runs) / run.name
+    if is_url(runs) or not (folder / CONFIG).is_file():
+        return
+    free = tuple(f"{key}." for key in (*opening.free_to_change(run), *opening.PLACES))
+    found = differing(dataclasses.asdict(records.read(folder)), dataclasses.asdict(run))
+    changed = [f"{key} {text}" for key, text in found.items() if not f"{key}.".startswith(free) and "/" not in text]
+    if changed:
+        raise RunError(
+            f"{folder} was started with another config: {'; '.join(changed[: opening.SHOWN])}; give it back, or submit "
+            "under another name=..."
+        )
+
+
+def _absolute(value: Any) -> Iterator[str]:
+    """Yield the absolute paths in a config."""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _absolute(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _absolute(item)
+    elif isinstance(value, str) and value.startswith(("/", "~")):
+        yield value

@@ -1,0 +1,103 @@
+"""Recipes: configs that come with the package, found by name; with them studies of settings, and lists of prompts.
+
+In an installation they are the folder `recipes` of the package, in a checkout `configs/` beside it.
+"""
+
+import difflib
+import itertools
+import re
+import shlex
+from functools import lru_cache
+from pathlib import Path
+
+from pcpo_ray.errors import ConfigError
+
+PACKAGE = Path(__file__).parents[1]
+STUDIES = "studies"
+PROMPTS = "prompts"
+
+
+@lru_cache
+def folder() -> Path:
+    """Return the folder of the recipes."""
+    installed = PACKAGE / "recipes"
+    return installed if installed.is_dir() else PACKAGE.parent / "configs"
+
+
+def names() -> list[str]:
+    """List the recipes: `shapes_pcpo`, ..."""
+    return _named("*.yaml")
+
+
+def studies() -> list[str]:
+    """List the studies: `studies/aa`, ..."""
+    return _named(f"{STUDIES}/*.yaml")
+
+
+def prompt_lists() -> list[str]:
+    """List the lists of prompts: `animals`, ..."""
+    return sorted(path.stem for path in (folder() / PROMPTS).glob("*.txt"))
+
+
+def _named(pattern: str) -> list[str]:
+    return sorted(path.relative_to(folder()).with_suffix("").as_posix() for path in folder().glob(pattern))
+
+
+def located(place: str | Path) -> Path:
+    """Return the path of a config file, or of the recipe or study of that name. Raises ConfigError if there is none."""
+    path = Path(place)
+    if path.exists():
+        return path
+    if str(place) in (*names(), *studies()):
+        return folder() / f"{place}.yaml"
+    raise ConfigError(f"no config file at {path}{_hint(path)}")
+
+
+def _hint(path: Path) -> str:
+    """Point to the recipe that a path may have meant."""
+    known = {name: name for name in (*names(), *studies())} | {Path(name).name: name for name in studies()}
+    if path.stem in known and path.suffix in ("", ".yaml", ".yml"):
+        name = known[path.stem]
+        return f"; {name!r} is a recipe that comes along: give that name, or write its file with pcpo-ray init {name}"
+    beside = {found.as_posix() for found in path.parent.glob("*.yaml")} if path.parent.is_dir() else set()
+    if close := difflib.get_close_matches(path.as_posix(), [*beside, *known], n=1):
+        return f" (did you mean {known.get(close[0], close[0])!r}?)"
+    if close := difflib.get_close_matches(path.stem, known, n=1):
+        return f" (did you mean {known[close[0]]!r}?)"
+    return "; pcpo-ray recipes lists those that come along"
+
+
+def nearest(name: str) -> str:
+    """Give ` (did you mean 'x'?)` for the recipe or study that is closest to a name or path, or nothing."""
+    known = {name: name for name in (*names(), *studies())} | {Path(name).name: name for name in studies()}
+    close = difflib.get_close_matches(Path(name).stem, known, n=1)
+    return f" (did you mean {known[close[0]]!r}?)" if close else ""
+
+
+def prompt_list(name: str) -> Path:
+    """Return the path of a list of prompts by its name. Raises ConfigError, naming all lists, if there is none."""
+    if name not in prompt_lists():
+        raise ConfigError(
+            f"got the list of prompts {name!r}; expected a file, or a list that comes along: "
+            f"{', '.join(prompt_lists())}"
+        )
+    return folder() / PROMPTS / f"{name}.txt"
+
+
+def text(name: str) -> str:
+    """Return the text of a recipe or study, to be written elsewhere: a study names its base as a recipe."""
+    found = (folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    return re.sub(r"^base: \.\./(\w+)\.yaml$", r"base: \1", found, flags=re.MULTILINE)
+
+
+def commands(name: str) -> list[list[str]]:
+    """List the commands in the comment at the head of a recipe, in words; a line that ends in a backslash goes on."""
+    lines = (folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    head = [line.removeprefix("#").strip() for line in itertools.takewhile(lambda one: one[:1] == "#", lines)]
+    joined = re.sub(r"\\\n", " ", "\n".join(head)).splitlines()
+    return [shlex.split(line) for line in joined if line.startswith(("hf ", "pcpo-ray "))]
+
+
+def downloads(name: str) -> list[str]:
+    """List the commands that download what a recipe needs, but for prompts, whose places are told in words."""
+    return [shlex.join(words) for words in commands(name) if words[0] == "hf"]

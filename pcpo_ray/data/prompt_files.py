@@ -1,0 +1,179 @@
+"""Prompt files: text, CSV, JSON, JSONL and Parquet, read whole, with errors that name the file and the row."""
+
+import itertools
+import json
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from pcpo_ray.errors import PromptError
+
+POINTER = b"version https://git-lfs"
+
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")
+Rows = Iterator[tuple[str, Any]]
+"""Pairs of a prompt's place in its file and the value there."""
+
+
+def read(path: Path, column: str = "prompt") -> list[str]:
+    """Read the prompts of a file, in order, without empty lines. Raises PromptError naming the file and the row."""
+    if not path.is_file():
+        raise PromptError(f"no prompt file at {path}")
+    suffix = path.suffix.lower()
+    if suffix in PACKED:
+        raise PromptError(f"{path} is compressed or an archive; unpack it, and give the file that was in it")
+    readers = {".txt": _txt, ".csv": _csv, ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
+    if suffix not in readers:
+        tabs = "; save it with commas, as .csv" if suffix in (".tsv", ".tab") else ""
+        raise PromptError(
+            f"{path}: prompts are read from .txt, .csv, .json, .jsonl and .parquet; got {path.suffix!r}{tabs}"
+        )
+    try:
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise PromptError(f"{path} is a git-lfs pointer, not the file itself; run git lfs pull")
+        return [_prompt(path, where, column, value) for where, value in readers[suffix](path, column)]
+    except OSError as error:
+        raise PromptError(f"{path} cannot be read: {error}") from None
+
+
+def _prompt(path: Path, where: str, column: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        shown = repr(value)
+        raise PromptError(f"{path}, {where}: {column} is {shown[:100]}; expected a text that is not empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise PromptError(
+            f"{path}, {where}: {column} has half of a surrogate pair ({value!r:.100}); write the file again as UTF-8"
+        )
+    return value.strip()
+
+
+def _text(path: Path) -> str:
+    """Read a whole text file. Raises PromptError if it is not UTF-8 text."""
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
+        kind = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "UTF-16 or no text (it has NUL bytes)"
+        raise PromptError(f"{path} cannot be read, as it is {kind}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PromptError(
+            f"{path}, line {line} cannot be read as UTF-8 (byte {error.start}: {error.reason}); save the file as UTF-8"
+        ) from None
+
+
+def _lines(path: Path) -> list[str]:
+    r"""Read the lines of a text file, ending in \n or \r\n. Other separators, such as U+2028, are part of a line."""
+    lines = [line.removesuffix("\r") for line in _text(path).split("\n")]
+    for number, line in enumerate(lines, 1):
+        if "\r" in line.rstrip("\r"):
+            raise PromptError(
+                f"{path}, line {number} cannot be read, as it has a carriage return inside; save the file with line "
+                "feeds as line ends"
+            )
+    return lines
+
+
+def _txt(path: Path, column: str) -> Rows:
+    return ((f"line {number}", line) for number, line in enumerate(_lines(path), 1) if line.strip())
+
+
+def _jsonl(path: Path, column: str) -> Rows:
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            yield f"row {number}", _member(path, f"row {number}", column, _parsed(path, f"row {number}", line))
+
+
+def _json(path: Path, column: str) -> Rows:
+    found = _parsed(path, "the file", _text(path))
+    if not isinstance(found, list):
+        raise PromptError(f"{path} holds {_a(found)}; expected a list of texts or of objects, or a .jsonl file")
+    for number, value in enumerate(found, 1):
+        where = f"row {number}"
+        yield where, value if isinstance(value, str) else _member(path, where, column, value)
+
+
+def _parsed(path: Path, where: str, text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_Object)
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{path}, {where} cannot be read as JSON: {error}") from None
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that knows which of its names are repeated."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.repeated = {name for name in names if names.count(name) > 1} if len(self) < len(names) else set()
+
+
+def _member(path: Path, where: str, column: str, value: Any) -> Any:
+    if not isinstance(value, _Object):
+        raise PromptError(f"{path}, {where} holds {_a(value)}; expected an object with a {column!r}")
+    if column in value.repeated:
+        raise PromptError(f"{path}, {where} has more than one {column!r}; leave one of them")
+    _check_column(path, where, column, value)
+    return value[column]
+
+
+def _a(value: Any) -> str:
+    return {_Object: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), f"{value!r:.40}")
+
+
+def _check_column(path: Path, where: str, column: str, names: Collection[str]) -> None:
+    count = list(names).count(column)
+    if count != 1:
+        many = "more than one" if count else "no"
+        raise PromptError(
+            f"{path}, {where} has {many} column {column!r}; its columns are {list(names)} (set prompts.column)"
+        )
+
+
+def _csv(path: Path, column: str) -> Rows:
+    """Read comma-separated rows; a quote inside a quoted text is doubled, and every row has the header's columns."""
+    import csv
+
+    csv.field_size_limit(sys.maxsize)  # 128 KiB unless told
+    rows = csv.reader((f"{line}\n" for line in _lines(path)), strict=True)
+    try:
+        header = next((row for row in rows if row), None)
+        if header is None:
+            raise PromptError(f"{path} cannot be read as CSV: it is empty; expected a line of column names")
+        if len(header) == 1 and any(separator in header[0] for separator in ";\t|"):
+            raise PromptError(
+                f"{path} cannot be read as CSV: its first line, {header[0]!r:.100}, has no comma; save it with commas "
+                "between the columns"
+            )
+        _check_column(path, "line 1", column, header)
+        place = header.index(column)
+        for number in itertools.count(1):
+            row = next(rows, None)
+            while row == []:
+                row = next(rows, None)
+            if row is None:
+                return
+            if len(row) != len(header):
+                raise csv.Error(f"it has {len(row)} columns, and the header has {len(header)}")
+            yield f"row {number}", row[place]
+    except csv.Error as error:
+        raise PromptError(
+            f"{path}, line {rows.line_num} cannot be read as CSV: {error}; put texts with commas or quotes between "
+            'quotes, and double the quotes inside ("" and not \\")'
+        ) from None
+
+
+def _parquet(path: Path, column: str) -> Rows:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        _check_column(path, "its schema", column, file.schema_arrow.names)
+        values = file.read(columns=[column]).column(column).to_pylist()
+    except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+        raise PromptError(f"{path} cannot be read as Parquet: {error}") from None
+    return ((f"row {number}", value) for number, value in enumerate(values, 1))

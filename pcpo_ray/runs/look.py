@@ -1,0 +1,268 @@
+"""A look at runs from outside, within a second: which there are, and how each one is, from what its folder holds.
+
+A run's driver keeps status.json beside its records: its state, step and workers, every few seconds. The lock of the
+run's writer (writer.py) tells whether that process still lives. Nothing heavy is imported here.
+"""
+
+import contextlib
+import difflib
+import json
+import math
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pcpo_ray.data.requests import ENDED
+from pcpo_ray.errors import RunError
+from pcpo_ray.runs import writer
+from pcpo_ray.runs.urls import child, is_url, shown
+
+CONFIG, STATUS = "config.yaml", "status.json"
+RUNS = "runs"
+"""The folder where runs are, unless --runs names another."""
+
+SILENT = 120.0
+"""Seconds without a word after which a run on another machine is not known to go on."""
+
+BLOCK = 1 << 18
+"""Bytes that are read from either end of a run's metrics."""
+
+NONE = "none"
+"""The state of a run that is not there."""
+
+
+# -- which runs there are -------------------------------------------------------------------------------------------
+
+
+def place_of(text: str, runs: str = RUNS) -> str:
+    """Return the place of the run that a user names: by a folder, by a URL, or by its name below `runs`."""
+    if is_url(text):
+        return text
+    path = Path(text).expanduser()
+    if (path / CONFIG).is_file() or "/" in text.rstrip("/"):
+        return str(path)
+    if is_url(runs):
+        return child(runs, text)
+    below = Path(runs).expanduser() / text
+    return str(below) if (below / CONFIG).is_file() else str(path)
+
+
+def name_of(text: str) -> str:
+    """Return the name of the run that a user names by its name, its folder or its URL."""
+    return shown(text).rstrip("/").rpartition("/")[2] or text
+
+
+def names_in(folder: Path) -> list[str]:
+    """List the runs in a folder by name."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+
+
+def no_run(place: str) -> RunError:
+    """Make the error of a run that is not there; it names the run that may have been meant, or those there are."""
+    folder = Path(place)
+    if inside := names_in(folder):
+        return RunError(
+            f"there is no run at {place}, which holds runs: {_listed(inside)}; name one of them, such as "
+            f"{folder / inside[0]}"
+        )
+    there = [str(parent / name) for parent in dict.fromkeys((folder.parent, Path(RUNS))) for name in names_in(parent)]
+    by_name = {path.rpartition("/")[2]: path for path in reversed(there)}
+    close = difflib.get_close_matches(folder.name, list(by_name), n=1)
+    guess = f" (did you mean {by_name[close[0]]}?)" if close else ""
+    return RunError(f"there is no run at {place}{guess}; there are {_listed(there) or 'none'}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
+
+
+def check_start(runs: str, name: str, *, resume: bool) -> None:
+    """Check that a folder is free for a new run, or has one to resume, before anything is loaded. Raises RunError.
+
+    A URL is left to those who write there.
+    """
+    if is_url(runs):
+        return
+    folder = Path(runs).expanduser() / name
+    if resume and not (folder / CONFIG).is_file():
+        raise nothing_to_resume(folder)
+    if not resume and folder.exists():
+        raise exists(folder)
+
+
+def exists(folder: Path) -> RunError:
+    """Make the error of a new run's folder that is there already."""
+    return RunError(
+        f"the run folder {folder} exists; continue it with --resume (in Python resume=True), give another name=..., "
+        "or delete it"
+    )
+
+
+def nothing_to_resume(folder: Path) -> RunError:
+    """Make the error of a run that is to be continued and is not there."""
+    return RunError(f"there is no run at {folder} to resume; leave out --resume (in Python resume=True) to start it")
+
+
+# -- how a run is ---------------------------------------------------------------------------------------------------
+
+
+def look(place: str, now: float | None = None) -> dict[str, Any] | None:
+    """Return how the run at a path or URL is, as `RunStatus.row` with `place` and `again`; None where there is none.
+
+    `again` is the command that continues it; `age` the seconds since the run was last heard of; `alive` is True where
+    its process is known to live. A run whose process is
+    gone without a word has failed, and one of another machine that is silent is `lost`. Raises RunError for storage
+    that does not answer.
+    """
+    at = time.time() if now is None else now
+    return _stored(place, at) if is_url(place) else _local(Path(place), at)
+
+
+def looks(runs: str = RUNS) -> list[dict[str, Any]]:
+    """Look at every run in a folder, the one heard of last first."""
+    now = time.time()
+    folder = Path(runs).expanduser()
+    found = [_local(folder / name, now) for name in names_in(folder)]
+    return sorted((row for row in found if row is not None), key=lambda row: float(row["age"]))
+
+
+def _local(folder: Path, now: float) -> dict[str, Any] | None:
+    if not (folder / CONFIG).is_file():
+        return None
+    kept = _json(folder / STATUS)
+    row: dict[str, Any] = {**_recorded(folder), **kept, "place": str(folder)}
+    heard = max(kept.get("time", 0.0), *(_changed(folder / name) for name in (CONFIG, "metrics.jsonl", "events.jsonl")))
+    row["age"] = max(0.0, now - heard)
+    row["again"] = kept.get("again") or again(folder)
+    end = _end(folder)
+    alive = writer.held(folder)
+    token = writer.read(folder)
+    if alive:
+        row["alive"] = True
+        row["state"] = kept.get("state", "training" if row["step"] else "starting")
+    elif end is not None:
+        row |= end
+    elif kept.get("state") in ENDED:
+        pass
+    elif token is None or token.here or (alive is None and row["age"] > SILENT):
+        who = f"its process ({token.pid} on {token.host})" if token is not None else "its process"
+        row |= {"state": "failed", "error": f"{who} ended without a last word: killed, or its machine went down"}
+    elif row["age"] > SILENT:
+        row |= {"state": "lost", "error": f"{token.host} was not heard of since; it was killed, or cannot write here"}
+    row.setdefault("state", "starting")
+    row["checkpoint"] = _newest(folder) or row.get("checkpoint")
+    return row
+
+
+def _stored(url: str, now: float) -> dict[str, Any] | None:
+    from pcpo_ray.runs.storage import Storage
+
+    storage = Storage(url)
+    text = storage.read(STATUS)
+    if text is None:
+        config = storage.read(CONFIG)
+        if config is None:
+            return None
+        row: dict[str, Any] = {**_of_config(config), "state": "starting", "age": math.nan}
+    else:
+        row = json.loads(text)
+        row["age"] = max(0.0, now - row.get("time", now))
+    return {**row, "place": shown(url), "again": row.get("again", ""), "stored": True}
+
+
+def again(folder: Path) -> str:
+    """Return a command that continues the run in a folder."""
+    runs = [] if str(folder.parent) == RUNS else ["--runs", str(folder.parent)]
+    return shlex.join(["pcpo-ray", "train", str(folder / CONFIG), *runs, "--resume"])
+
+
+def _of_config(text: str | bytes) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(text)
+        return {"run": str(data["name"]), "step": 0, "steps": int(data["steps"])}
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Return what a run's records say, for a run that keeps no status or was killed after the last one."""
+    row: dict[str, Any] = {"run": folder.name, "step": 0, "steps": 0}
+    row |= _of_config((folder / CONFIG).read_bytes())
+    for line in _ends(folder / "metrics.jsonl"):
+        if line.get("kind") == "train":
+            row.setdefault("first_reward", line.get("reward_mean"))
+            row |= {"step": line["step"], "reward": line.get("reward_mean"), "reward_std": line.get("reward_std")}
+            row["seconds"] = line.get("seconds")
+        elif line.get("kind") == "evaluation":
+            row["evaluated"] = {name: value.get("mean") for name, value in line.get("rewards", {}).items()}
+            row["evaluated_step"] = line["step"]
+    return row
+
+
+def _end(folder: Path) -> dict[str, Any] | None:
+    """Return the state and error that the newest event of an ending tells, None where the run was begun again."""
+    found = None
+    for event in _ends(folder / "events.jsonl"):
+        match event.get("kind"):
+            case "started":
+                found = None
+            case "finished":
+                found = {"state": "finished", "error": ""}
+            case "stopped" | "rolled_back":
+                found = {"state": "stopped", "error": event.get("alarm", "")}
+            case "failed":
+                found = {"state": "failed", "error": event.get("error", "")}
+    return found
+
+
+def _ends(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines in the first and the last BLOCK of a file of JSON lines."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            head = file.read(BLOCK)
+            tail = b""
+            if size > BLOCK:
+                file.seek(max(BLOCK, size - BLOCK))
+                tail = file.read()
+    except OSError:
+        return
+    first = head.split(b"\n")[:-1]
+    last = tail.split(b"\n")[1:-1]
+    for line in (*first, *last):
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                yield found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _newest(folder: Path) -> str | None:
+    whole = sorted(path.parent for path in (folder / "checkpoints").glob("step-*/state.json"))
+    return str(whole[-1]) if whole else None
+
+
+def kept(status: Mapping[str, Any], again: str) -> dict[str, Any]:
+    """Return what status.json keeps of a status: all but the events, which have a file of their own."""
+    return {**{name: value for name, value in status.items() if name != "events"}, "again": again, "time": time.time()}

@@ -1,0 +1,86 @@
+"""The first seconds of `train`: what is wrong is said, and the first sign given, before anything heavy is loaded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pcpo_ray
+from pcpo_ray.commands import begin, next_steps
+from pcpo_ray.config import files
+from tests.support import small
+from tests.support.running import saved
+
+PROGRAM = """
+import sys
+from pcpo_ray.commands import app
+sys.argv = ["pcpo-ray", *{words!r}]
+class Heavy:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "ray", "diffusers"):
+            raise SystemExit("came to load " + name)
+sys.meta_path.insert(0, Heavy())
+app.main()
+"""
+
+
+@pytest.fixture
+def first(hollow, tmp_path):
+    """What `train` says before it loads torch, diffusers or Ray."""
+
+    def say(*words):
+        program = PROGRAM.format(words=["train", str(hollow), *words])
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+
+    return say
+
+
+def test_the_first_sign_comes_before_torch_is_loaded(first):
+    done = first("--local")
+    assert done.stdout.splitlines()[0].endswith("INFO    loading torch and diffusers")
+    assert "came to load torch" in done.stderr
+
+
+def test_a_folder_that_is_there_or_is_not_is_said_before_ray_is_loaded(first, tmp_path):
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    done = first()
+    assert (done.returncode, done.stdout) == (1, "") and "exists; continue it with --resume" in done.stderr
+    done = first("name=other", "--resume")
+    assert (done.returncode, done.stdout) == (1, "") and "no run at runs/other to resume" in done.stderr
+
+
+def test_a_wrong_log_level_is_refused(command, hollow):
+    status, _, errors = command("train", hollow, "--local", "--log-level", "loud")
+    assert status == 1 and "got --log-level 'loud'" in errors
+
+
+def test_a_job_is_continued_by_the_command_that_submitted_it(monkeypatch):
+    words = (Path("a.yaml"), ["steps=2"])
+    continued = begin.continuing(*words, local=True, runs="my runs")
+    assert continued == "pcpo-ray train a.yaml steps=2 --local --runs 'my runs' --resume"
+    monkeypatch.setenv(begin.AGAIN, "pcpo-ray submit a.yaml --runs /shared")
+    assert begin.continuing(*words, local=False, runs="my runs") == "pcpo-ray submit a.yaml --runs /shared"
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_what_to_do_next_is_a_command_each(small_sd, tmp_path, kind):
+    run = small.run(small_sd, model__train=f"{{kind: {kind}}}")
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(files.dump(run))
+    saved(folder, 2)
+    again = begin.continuing(Path("a.yaml"), ["steps=2", "seed=1"], local=True, runs="runs")
+    lines = next_steps.after(pcpo_ray.load_run(folder), Path("a.yaml"), again)
+    text = "\n".join(lines)
+    assert lines[0] == "next:" and f"file://{folder}/report.html" in text
+    assert f"pcpo-ray sample {folder} 'a" in text and "--compare" in text
+    assert ("load_lora_weights" if kind == "lora" else "from_pretrained") in text and "step-000002" in text
+    assert "pcpo-ray train a.yaml seed=1 steps=4 --local --resume" in text
+    assert "pcpo-ray train a.yaml name=mine" in text
+
+
+def test_a_run_whose_schedule_has_ended_is_not_to_be_trained_longer(small_sd, tmp_path):
+    (tmp_path / "config.yaml").write_text(files.dump(small.run(small_sd, optimizer__schedule="cosine")))
+    lines = next_steps.after(pcpo_ray.load_run(tmp_path), Path("a.yaml"), "pcpo-ray train a.yaml --resume")
+    assert len(lines) > 1 and "more steps" not in "".join(lines)

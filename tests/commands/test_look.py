@@ -1,0 +1,124 @@
+"""`list` and `status`: each state has its words and its exit code, and what to do next."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pcpo_ray.commands import look
+from pcpo_ray.commands.status_text import lines
+from pcpo_ray.config import files
+from pcpo_ray.runs import writer
+from tests.support import small
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Make a run in runs/ that is in a state; nothing of Ray is there."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(look, "cluster_here", lambda: False)
+
+    def make(name, state, **more):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(files.dump(small.run("model", name=name, steps=6)))
+        row = {"run": name, "state": state, "step": 3, "steps": 6, "again": f"pcpo-ray train {name}.yaml --resume"}
+        (folder / "status.json").write_text(json.dumps({**row, "time": time.time(), **more}))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "words"),
+    [
+        ("finished", 11, "next       pcpo-ray evaluate runs/x"),
+        ("stopped", 12, "go on      pcpo-ray train x.yaml --resume"),
+        ("failed", 13, "error      the disk is full"),
+        ("training", 13, "ended without a last word"),  # and its process is gone
+    ],
+)
+def test_a_run_that_has_ended_has_its_own_exit_code_and_a_next_command(command, run, state, code, words):
+    run("x", state, error="the disk is full" if state == "failed" else "")
+    for name in ("x", "runs/x"):
+        status, said, errors = command("status", name)
+        assert (status, errors) == (code, "") and words in said
+    assert json.loads(command("status", "x", "--json")[1])["run"] == "x"
+    assert command("status", "x", "--watch")[0] == (0 if state == "finished" else code)
+
+
+@pytest.mark.parametrize(("state", "code"), [("starting", 10), ("training", 0), ("evaluating", 0), ("stopping", 0)])
+def test_a_run_that_goes_on_is_0_and_one_that_starts_10(command, run, monkeypatch, state, code):
+    run("x", state)
+    monkeypatch.setattr(writer, "held", lambda folder: True)
+    assert command("status", "x")[0] == code
+
+
+def test_a_run_that_never_was_is_14_with_a_guess(command, run):
+    run("demo", "finished")
+    status, said, _ = command("status", "dmeo")
+    assert status == 14 and "no run at dmeo (did you mean runs/demo?)" in said
+    assert json.loads(command("status", "dmeo", "--json")[1]) == {"run": "dmeo", "state": "none"}
+
+
+def test_watching_waits_for_a_run_and_goes_to_its_end(run, monkeypatch):
+    monkeypatch.setattr(look, "EVERY", 0.0)
+    found = iter([None, {"state": "starting"}, {"state": "training"}, {"state": "finished"}, {"state": "never"}])
+    seen = [row["state"] for row in look._each(lambda: next(found), "x", watch=True)]
+    assert seen == ["none", "starting", "training", "finished"]
+    monkeypatch.setattr(look, "APPEARS", 0.0)
+    assert [row["state"] for row in look._each(lambda: None, "x", watch=True)] == ["none"]
+    assert len(list(look._each(lambda: {"state": "training"}, "x", watch=False))) == 1
+
+
+def test_list_and_status_without_a_name_are_a_table_or_json(command, run):
+    assert "no runs in runs" in command("list")[1]
+    run("one", "finished", reward=0.5)
+    run("two", "stopped")
+    status, said, _ = command("list")
+    found = sorted(line.split()[:3] for line in said.splitlines()[1:])
+    assert status == 0 and found == [["one", "finished", "3/6"], ["two", "stopped", "3/6"]]
+    assert command("status")[1].splitlines()[0].split() == ["run", "state", "step", "reward", "heard", "where"]
+    rows = json.loads(command("list", "runs", "--json")[1])
+    assert {row["run"]: row["state"] for row in rows} == {"one": "finished", "two": "stopped"}
+
+
+def test_a_folder_answers_without_torch_or_ray(run, tmp_path):
+    run("x", "finished")
+    program = (
+        "import sys\nfrom pcpo_ray.commands.app import app\n"
+        "try: app(['status', 'x'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'ray', 'numpy', 'diffusers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stdout.splitlines()[0].startswith("run        x: finished") and done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_named_cluster_is_asked_and_no_folder(command, run):
+    run("x", "finished")
+    status, _, errors = command("status", "x", "--address", "http://127.0.0.1:1")
+    assert status == 1 and "no Ray dashboard at http://127.0.0.1:1" in errors
+
+
+def test_runs_of_a_cluster_are_listed_beside_those_of_the_folder_once(run, tmp_path, monkeypatch):
+    folder = run("x", "finished")
+    monkeypatch.chdir(tmp_path)
+    there = [{"run": "x", "place": str(folder), "age": 0.0}, {"run": "y", "place": "/shared/y", "age": 1.0}]
+    monkeypatch.setattr(look, "_in_cluster", lambda address: there)
+    assert sorted((row["run"], row["place"]) for row in look.looks("runs", None)) == [
+        ("x", "runs/x"),
+        ("y", "/shared/y"),
+    ]
+
+
+def test_a_run_that_only_its_job_knows_reads_well():
+    found = {"run": "b", "state": "starting", "step": 0, "steps": 0, "waiting": "job b-1, which is RUNNING for 8 s"}
+    assert lines(found)[:2] == ["run        b: starting, step 0 of ?", "waits for  job b-1, which is RUNNING for 8 s"]
+
+
+def test_a_pool_says_what_there_is_room_for():
+    size = {"wanted": 100, "ready": 5, "room": "room for 5; 95 wait for CPU: 0.5 each, 0 free", "losses": {}}
+    found = {"run": "b", "state": "training", "step": 1, "steps": 2, "samplers": size}
+    assert f"samplers   100 wanted, 5 ready ({size['room']})" in lines(found)
