@@ -11,11 +11,11 @@ demo: $(VENV)/.installed
 	$(BIN)/pcpo-ray train configs/shapes_pcpo.yaml name=demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.installed-test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not ray and not recipes and not chaos'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not ray and not recipes and not chaos'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'ray and not recipes and not chaos'
 
 recipes: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m recipes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m recipes
 
 chaos: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m chaos

@@ -88,9 +88,6 @@ PRETRAIN = [name for name in MODULES if inside(name, "pcpo_ray.commands.pretrain
 OTHERS = [name for name in MODULES if name not in (*LIGHT, *CLIENTS, *PAPER, *CLUSTER, *PRETRAIN)]
 
 
-pytestmark = pytest.mark.xdist_group("floors")  # what is loaded is found out once, by one of pytest's processes
-
-
 @pytest.fixture(scope="module")
 def loaded():
     """What has been imported after each module: by itself, or beside torch, our config or ray."""

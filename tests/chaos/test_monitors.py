@@ -29,6 +29,7 @@ def trained(folder, *overrides):
     return loop, [row for row in recorder.metrics() if row["kind"] == "evaluation"]
 
 
+@MORE
 def test_a_run_that_trains_on_file_size_alone_is_stopped_as_a_hack(tmp_path):
     loop, evaluated = trained(
         tmp_path / "hack",

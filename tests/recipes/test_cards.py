@@ -7,7 +7,7 @@ import pytest
 from pcpo_ray.commands.plan import gpus, roles, stand_ins
 from pcpo_ray.config import files, recipes
 
-pytestmark = pytest.mark.recipes
+pytestmark = [pytest.mark.recipes, pytest.mark.timeout(900)]
 
 CARDS = {"24": "4090", "80": "H100"}
 CASES = [

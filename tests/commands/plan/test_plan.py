@@ -39,6 +39,26 @@ def path(small_flux, tmp_path):
     return found
 
 
+WRITTEN = {
+    "stable_diffusion": published.stable_diffusion,
+    "sd3": published.sd3,
+    "flux": published.flux,
+    "clip-l": lambda folder: published.clip(folder, large=False),
+    "clip-h": lambda folder: published.clip(folder, large=True),
+}
+
+
+@pytest.fixture(scope="module")
+def sizes_of(tmp_path_factory):
+    """The folders of published models' configs, each made once: recipes of one model then share what is planned."""
+
+    @cache
+    def made(name):
+        return WRITTEN[name](tmp_path_factory.mktemp("published") / name)
+
+    return made
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_is_planned(config, request, tmp_path):
     """With small models in place of those whose folders are the user's to fill."""
@@ -55,14 +75,11 @@ def test_every_shipped_config_is_planned(config, request, tmp_path):
 
 @pytest.mark.recipes
 @pytest.mark.parametrize("config", [path for path in CONFIGS if "shapes" not in path.name], ids=lambda path: path.stem)
-def test_every_published_recipe_fits_80_gib(config, tmp_path):
+def test_every_published_recipe_fits_80_gib(config, sizes_of):
     """At its real size, of the models' JSON files, which a machine's memory could not hold."""
     asked = files.load(config)
-    write = {"stable_diffusion": published.stable_diffusion, "sd3": published.sd3, "flux": published.flux}[
-        asked.model.kind
-    ]
-    rewards = {kind: published.clip(tmp_path / name, large=name == "clip-h") for kind, name in REWARDS.items()}
-    run = files.load(config, elsewhere(asked, write(tmp_path / "model"), rewards))
+    rewards = {kind: sizes_of(name) for kind, name in REWARDS.items()}
+    run = files.load(config, elsewhere(asked, sizes_of(asked.model.kind), rewards))
     verdicts = plan.judge(plan.plan(run), plan.Budget(gpu="H100"))
     assert [verdict.what for verdict in verdicts if verdict.fits] == ["sampler", "scorer", "learner"]
 
@@ -131,6 +148,7 @@ def test_bad_input_is_one_clear_message(command, path, arguments):
     assert all(words in errors for words in BAD[arguments]), errors
 
 
+@pytest.mark.recipes
 @pytest.mark.parametrize("config", [path for path in CONFIGS if "shapes" not in path.name][::6], ids=lambda p: p.stem)
 def test_a_recipe_whose_model_is_not_here_is_planned_and_says_so(command, config):
     status, said, errors = command("plan", config.stem)
