@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import cache
 
 import pytest
 
