@@ -23,13 +23,11 @@ from pcpo_ray.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
-
 RENAMED = {"optimizer.updates": "optimizer.minibatches"}
 """Keys that had another name in an earlier version. The old names are refused, also in the config of a stored run.
 
 To resume such a run, rename the key in its config.yaml: nothing else in the run's folder holds it.
 """
-
 
 MEANT = 3
 """Most keys that an error guesses were meant."""
@@ -292,10 +290,9 @@ def _explain(detail: Any, root: type) -> str:
         got = detail["input"].get("kind") if isinstance(detail["input"], Mapping) else detail["input"]
         guess = nearest(str(got), tags)
         expected = [*tags, "package.module:name"] if open_to_own else tags
-        hint = (
-            "; name your own with its module, as in my_module:" if open_to_own and _is_name(got) and not guess else ""
-        )
-        return f"{path}.kind: got {got!r}{guess}; expected one of {expected}" + (f"{hint}{got}" if hint else "")
+        own = open_to_own and not guess and isinstance(got, str) and got.isidentifier()
+        hint = f"; name your own with its module, as in my_module:{got}" if own else ""
+        return f"{path}.kind: got {got!r}{guess}; expected one of {expected}{hint}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
         return f"{path}: {message}" if keys else message  # a check of the whole run names its keys itself
@@ -308,10 +305,6 @@ def _elsewhere(path: str) -> str:
 
     found = keys_elsewhere(path.rpartition(".")[2])
     return f" (did you mean {' or '.join(found)}?)" if 0 < len(found) <= MEANT else ""
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value.isidentifier()
 
 
 def _walk(location: Sequence[Any], root: type) -> tuple[list[str], type | None, Any]:
