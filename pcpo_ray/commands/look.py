@@ -78,7 +78,8 @@ def finder(name: str, runs: str, address: str, *, explicit: bool) -> Look:
             return found
         if not explicit and address == "auto" and not cluster_here():
             return None
-        return _of_cluster(look.name_of(name), address)
+        of_cluster = _of_cluster(look.name_of(name), address)
+        return of_cluster if explicit or of_cluster["state"] != look.NONE else None
 
     return find
 
@@ -101,10 +102,15 @@ def _source(context: typer.Context) -> str:
     return "DEFAULT" if source is None else str(source.name)
 
 
-def _of_cluster(name: str, address: str) -> dict[str, Any] | None:
+def _of_cluster(name: str, address: str) -> dict[str, Any]:
+    """Ask a cluster for a run; if it has not heard of it, return which runs it has heard of."""
     from pcpo_ray.cluster.control import dashboard, jobs
 
-    return dashboard.look(jobs.Client(dashboard.url_of(address)), name)
+    client = jobs.Client(dashboard.url_of(address))
+    if (found := dashboard.look(client, name)) is not None:
+        return found
+    there = [row["run"] for row in dashboard.looks(client)]
+    return {"run": name, "state": look.NONE, "cluster": client.get_address(), "there": there}
 
 
 # -- status ---------------------------------------------------------------------------------------------------------
@@ -146,6 +152,9 @@ def _shown(find: Look, name: str, *, watch: bool, as_json: bool) -> dict[str, An
 def _lines(found: Mapping[str, Any]) -> list[str]:
     from pcpo_ray.commands.status_text import lines
 
+    if "cluster" in found:
+        there = ", ".join(found["there"]) or "none"
+        return [f"no run named {found['run']!r} in the cluster at {found['cluster']}; there are {there}"]
     if found["state"] == look.NONE:
         return [f"{look.no_run(found['run'])}; no cluster that was asked knows it either"]
     return lines(found)
