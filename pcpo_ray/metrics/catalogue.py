@@ -161,6 +161,7 @@ HEALTH = (
         "steps",
         "Optimizer steps skipped, as their gradient was not finite.",
         field="step.skipped_gradients",
+        when="a gradient was skipped",
     ),
     _gauge(
         "importance",
