@@ -123,8 +123,9 @@ def test_a_submitted_run_is_seen_resized_and_stopped_and_nothing_is_left(nodes, 
 
         done = nodes.pcpo_ray("scale", "spot", "--samplers", 1, "--address", nodes.http)  # from outside
         assert done.returncode == 0 and done.stdout.startswith("samplers: was 3, is 1"), done.stdout + done.stderr
-        found = within(60, status, lambda seen: seen["samplers"]["ready"] == 1)
-        assert [event["samplers"] for event in found["events"] if event["kind"] == "resized"] == [3, 1]
+        within(60, status, lambda seen: seen["samplers"]["ready"] == 1)
+        events = map(json.loads, (runs / "spot" / "events.jsonl").read_text().splitlines())
+        assert [event["samplers"] for event in events if event["kind"] == "resized"] == [3, 1]
 
         again = ["logs", "spot", "--follow", "--address", nodes.http]
         following = nodes.start(*again)
