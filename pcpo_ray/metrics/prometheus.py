@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -19,6 +20,12 @@ HOST = "127.0.0.1"
 
 LAST_LOOK = 20.0
 """The most seconds that an ended run waits for Prometheus' next look, so that it is not taken for one that vanished."""
+
+LATE = 2.0
+"""Seconds by which a scrape may be late on a busy machine."""
+
+ANSWER = 10.0
+"""The most seconds that whoever scrapes may take to ask or to read."""
 
 
 class Endpoint(Collector):
@@ -44,6 +51,7 @@ class Endpoint(Collector):
                 f"--metrics-port {port} cannot be had on {HOST}: {error.strerror}; give another, or 0 for any free one"
             ) from None
         self.port = int(self._server.server_port)
+        _wait_for_answers(self._server)
 
     def apply(self, run: str, changes: Sequence[Change]) -> None:
         with self._lock:
@@ -83,8 +91,14 @@ class Endpoint(Collector):
             if len(self._looked) < 2:
                 return 0.0
             before, last = self._looked
-            interval, since = last - before, time.monotonic() - last
-        return min(1.5 * interval - since, LAST_LOOK) if since < 1.5 * interval else 0.0
+            expected, since = last - before + LATE, time.monotonic() - last
+        return min(expected - since, LAST_LOOK) if since < expected else 0.0
+
+
+def _wait_for_answers(server: Any) -> None:
+    """Have a server's closing wait for answers under way: the last one, with the run's end, would be cut off."""
+    server.daemon_threads = False
+    server.RequestHandlerClass = type("Handler", (server.RequestHandlerClass,), {"timeout": ANSWER})
 
 
 def _in_order(metric: Metric, labels: Mapping[str, str]) -> tuple[str, ...]:

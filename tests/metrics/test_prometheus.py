@@ -97,6 +97,20 @@ def test_closing_waits_for_the_next_look_of_one_who_looks_again_and_again(endpoi
     assert not closing.is_alive()
 
 
+def test_closing_waits_until_an_answer_under_way_has_been_read(endpoint):
+    for number in range(20_000):  # more than a socket's buffer holds
+        endpoint.apply("r", [change("reward", number, reward=str(number))])
+    with socket.create_connection(("127.0.0.1", endpoint.port)) as reader:
+        reader.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        found = reader.recv(1)
+        closing = threading.Thread(target=endpoint.close)
+        closing.start()
+        while more := reader.recv(1 << 16):
+            found += more
+        closing.join(timeout=60)
+    assert not closing.is_alive() and found.count(b"\nray_pcpo_reward{") == 20_000
+
+
 def test_closing_waits_for_nobody_who_has_looked_once_or_looks_no_more(monkeypatch):
     monkeypatch.setattr("pcpo_ray.metrics.prometheus.LAST_LOOK", 600.0)
     for looks in (0, 1):
