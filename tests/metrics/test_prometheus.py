@@ -105,6 +105,8 @@ def test_closing_waits_until_an_answer_under_way_has_been_read(endpoint):
         found = reader.recv(1)
         closing = threading.Thread(target=endpoint.close)
         closing.start()
+        closing.join(timeout=1)
+        assert closing.is_alive()
         while more := reader.recv(1 << 16):
             found += more
         closing.join(timeout=60)
