@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from pcpo_ray.config import files
-from tests.support import ROOT, s3, small, warm
+from tests.support import ROOT, plugged, s3, small, warm
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(
@@ -136,3 +136,15 @@ def hollow(small_sd, tmp_path_factory):
     path = folder / "small.yaml"
     path.write_text(files.dump(small.run(folder / "small-sd")))
     return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with the modules of docs/plugging_in.md, from which they are found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, code in plugged.EXAMPLES.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    yield tmp_path
+    for name in (*plugged.EXAMPLES, "mine"):
+        sys.modules.pop(name, None)

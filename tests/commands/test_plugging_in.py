@@ -1,9 +1,6 @@
 """Credit, advantage, objective, prompts and optimizer of a user's own: the page's examples, and what is refused."""
 
 import dataclasses
-import re
-import shlex
-import sys
 
 import pytest
 import torch
@@ -16,41 +13,13 @@ from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import inputs, own_advantage
 from pcpo_ray.workers.learner import own_objective
-from tests.support import ROOT, running, small
-
-PAGE = (ROOT / "docs" / "plugging_in.md").read_text(encoding="utf-8")
-EXAMPLES = {name: code for name, code in re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL)}
-OVERRIDES = [
-    shlex.split(text)[0]
-    for text in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL))
-    if re.match(r"'?(credit|advantage|objective|prompts|optimizer)(\.kind)?=\S*(\{|\w+:)", text)
-]
-SMALL = {"rollout__prompts": 2, "rollout__images": 3, "evaluation__count": 1, "evaluation__every": 9, "steps": 2}
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with the page's modules, from which they are found."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name, code in EXAMPLES.items():
-        (tmp_path / f"{name}.py").write_text(code)
-    yield tmp_path
-    for name in (*EXAMPLES, "mine"):
-        sys.modules.pop(name, None)
+from tests.support import running, small
+from tests.support.plugged import EXAMPLES, OVERRIDES, SMALL, all_own
 
 
 def with_override(path, override, **changes):
     key, _, value = override.partition("=")
     return small.run(path, **{key.replace(".", "__"): value}, **changes)
-
-
-def all_own(path, **changes):
-    """A run in which every part is one of the page's examples."""
-    found = {"credit": "my_credit:Late", "objective": "{kind: 'my_objective:Soft', clip_range: 0.01}"}
-    found |= {"advantage": "my_advantage:ranks", "prompts": "my_prompts:scenes"}
-    found |= {"optimizer": "{kind: 'my_optimizer:SignSGD', learning_rate: 1e-3, schedule: cosine, warmup: 1}"}
-    return small.run(path, **SMALL, **{**found, **changes})
 
 
 def test_the_page_shows_a_module_and_a_command_for_each_part():
