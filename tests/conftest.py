@@ -29,6 +29,8 @@ WARM = Path(tempfile.mkdtemp(prefix="pcpo-")) / "warm"
 os.environ.update(warm.environment(str(WARM)))  # before any module copies the environment for its commands
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background, its children too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup does: commands that tests start are to hear it
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 def pytest_collection_finish(session):

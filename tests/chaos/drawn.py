@@ -101,7 +101,7 @@ class Setting:
             evaluation__every=4,
             checkpoints__every=2,
             optimizer__learning_rate=1e-3,
-            optimizer__average=self.average,
+            optimizer__average="null" if self.average is None else self.average,
             model__train=self.train,
             rewards=small.slow(0.2),
             workers__sync=self.sync,
