@@ -14,7 +14,7 @@ from pcpo_ray import config, models, rewards
 from pcpo_ray.data import prompts
 from pcpo_ray.errors import ClusterError, RunError
 from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
-from pcpo_ray.models import lora_file, steps
+from pcpo_ray.models import image_sizes, lora_file, steps
 from pcpo_ray.rewards import quality
 from pcpo_ray.training import notifier, own_advantage
 from pcpo_ray.training.stages import Stages
@@ -60,6 +60,7 @@ def check_own_code(run: config.Run) -> None:
 def check_steps(run: config.Run) -> None:
     """Check that the sampler's steps can carry the credit, and that every learner rank has steps to train.
 
+    The same is checked at the prompts' own sizes.
     The first call takes seconds, as it imports diffusers.
     """
     learning_rate.check(run)
@@ -67,6 +68,7 @@ def check_steps(run: config.Run) -> None:
     mini_batches.check_ranks(run, steps.trained_steps(run))
     if run.evaluation.sampling is not None:
         steps.evaluation_credit(run, models.schedule_of(folder, run.model, run.evaluated))
+    image_sizes.check(run)
 
 
 @contextmanager

@@ -30,7 +30,8 @@ class ShapesPrompts:
 class PromptFile:
     """A text file with one prompt a line, or CSV, JSON, JSONL or Parquet with a column of prompts.
 
-    `path` may also be the name of a list that the package ships: animals or scenes.
+    `path` may also be the name of a list that the package ships: animals or scenes. Columns height and width, in
+    pixels, give prompts a size of their own.
     """
 
     kind: Literal["file"] = "file"

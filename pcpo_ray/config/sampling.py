@@ -134,9 +134,9 @@ class Sampling:
     detach_unconditional: bool = False
     """True keeps the gradient out of guidance's unconditional branch (Flow-GRPO)."""
     height: Pixels | None = None
-    """The height of an image; null: the model's own."""
+    """The height of an image whose prompt brings none along; null: the model's own."""
     width: Pixels | None = None
-    """The width of an image; null: the model's own."""
+    """The width of an image whose prompt brings none along; null: the model's own."""
     batch: Count | None = None
     """Images that go through the network at once; null: a whole group.
 

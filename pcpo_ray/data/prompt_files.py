@@ -3,20 +3,34 @@
 import itertools
 import json
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pcpo_ray.data.types import Size
 from pcpo_ray.errors import PromptError
 
 POINTER = b"version https://git-lfs"
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")
-Rows = Iterator[tuple[str, Any]]
-"""Pairs of a prompt's place in its file and the value there."""
+SIDES = ("height", "width")
+"""The columns of an image's size in pixels, which a file may have."""
+
+Rows = Iterator[tuple[str, Any, Mapping[str, Any]]]
+"""A prompt's place in its file, the value there, and the values of those of `SIDES` that there are."""
 
 
-def read(path: Path, column: str = "prompt") -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class FilePrompts:
+    """A file's prompts: texts, a size for each (none at all if no row has one), and where each size first stands."""
+
+    texts: Sequence[str]
+    sizes: Sequence[Size | None]
+    places: Mapping[Size, str]
+
+
+def read(path: Path, column: str = "prompt") -> FilePrompts:
     """Read the prompts of a file, in order, without empty lines. Raises PromptError naming the file and the row."""
     if not path.is_file():
         raise PromptError(f"no prompt file at {path}")
@@ -33,9 +47,43 @@ def read(path: Path, column: str = "prompt") -> list[str]:
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise PromptError(f"{path} is a git-lfs pointer, not the file itself; run git lfs pull")
-        return [_prompt(path, where, column, value) for where, value in readers[suffix](path, column)]
+        return _prompts(path, column, readers[suffix](path, column))
     except OSError as error:
         raise PromptError(f"{path} cannot be read: {error}") from None
+
+
+def _prompts(path: Path, column: str, rows: Rows) -> FilePrompts:
+    texts: list[str] = []
+    sizes: list[Size | None] = []
+    places: dict[Size, str] = {}
+    for where, value, sides in rows:
+        texts.append(_prompt(path, where, column, value))
+        size = _size(path, where, sides) if sides else None
+        sizes.append(size)
+        if size is not None:
+            places.setdefault(size, f"{path}, {where}")
+    return FilePrompts(texts=texts, sizes=sizes if places else (), places=places)
+
+
+def _size(path: Path, where: str, sides: Mapping[str, Any]) -> Size | None:
+    """Return a row's size, or None where both sides are empty. Raises PromptError."""
+    given = {name: value for name, value in sides.items() if value not in (None, "")}
+    if not given:
+        return None
+    missing = [name for name in SIDES if name not in given]
+    if missing:
+        ((name, value),) = given.items()
+        raise PromptError(
+            f"{path}, {where}: {name} is {value!r:.100}, and there is no {missing[0]}; give both in pixels or neither "
+            "(rename the column if it does not mean the images to make)"
+        )
+    for name, value in given.items():
+        if type(value) is not int or value < 1:
+            raise PromptError(
+                f"{path}, {where}: {name} is {value!r:.100}; expected a whole number of pixels, at least 1 (rename the "
+                "columns height and width if they do not mean the images to make)"
+            )
+    return given["height"], given["width"]
 
 
 def _prompt(path: Path, where: str, column: str, value: Any) -> str:
@@ -77,13 +125,13 @@ def _lines(path: Path) -> list[str]:
 
 
 def _txt(path: Path, column: str) -> Rows:
-    return ((f"line {number}", line) for number, line in enumerate(_lines(path), 1) if line.strip())
+    return ((f"line {number}", line, {}) for number, line in enumerate(_lines(path), 1) if line.strip())
 
 
 def _jsonl(path: Path, column: str) -> Rows:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
-            yield f"row {number}", _member(path, f"row {number}", column, _parsed(path, f"row {number}", line))
+            yield _of_object(path, f"row {number}", column, _parsed(path, f"row {number}", line))
 
 
 def _json(path: Path, column: str) -> Rows:
@@ -92,7 +140,7 @@ def _json(path: Path, column: str) -> Rows:
         raise PromptError(f"{path} holds {_a(found)}; expected a list of texts or of objects, or a .jsonl file")
     for number, value in enumerate(found, 1):
         where = f"row {number}"
-        yield where, value if isinstance(value, str) else _member(path, where, column, value)
+        yield (where, value, {}) if isinstance(value, str) else _of_object(path, where, column, value)
 
 
 def _parsed(path: Path, where: str, text: str) -> Any:
@@ -111,13 +159,14 @@ class _Object(dict[str, Any]):
         self.repeated = {name for name in names if names.count(name) > 1} if len(self) < len(names) else set()
 
 
-def _member(path: Path, where: str, column: str, value: Any) -> Any:
+def _of_object(path: Path, where: str, column: str, value: Any) -> tuple[str, Any, Mapping[str, Any]]:
     if not isinstance(value, _Object):
         raise PromptError(f"{path}, {where} holds {_a(value)}; expected an object with a {column!r}")
-    if column in value.repeated:
-        raise PromptError(f"{path}, {where} has more than one {column!r}; leave one of them")
+    for name in (column, *SIDES):
+        if name in value.repeated:
+            raise PromptError(f"{path}, {where} has more than one {name!r}; leave one of them")
     _check_column(path, where, column, value)
-    return value[column]
+    return where, value[column], {name: value[name] for name in SIDES if name in value}
 
 
 def _a(value: Any) -> str:
@@ -131,6 +180,15 @@ def _check_column(path: Path, where: str, column: str, names: Collection[str]) -
         raise PromptError(
             f"{path}, {where} has {many} column {column!r}; its columns are {list(names)} (set prompts.column)"
         )
+
+
+def _sides_in(path: Path, where: str, names: Sequence[str]) -> list[str]:
+    """List those of `SIDES` that are among a file's columns. Raises PromptError for one that is there twice."""
+    found = [name for name in SIDES if name in names]
+    for name in found:
+        if names.count(name) > 1:
+            raise PromptError(f"{path}, {where} has more than one column {name!r}; leave one of them")
+    return found
 
 
 def _csv(path: Path, column: str) -> Rows:
@@ -150,6 +208,7 @@ def _csv(path: Path, column: str) -> Rows:
             )
         _check_column(path, "line 1", column, header)
         place = header.index(column)
+        sides = {name: header.index(name) for name in _sides_in(path, "line 1", header)}
         for number in itertools.count(1):
             row = next(rows, None)
             while row == []:
@@ -158,12 +217,17 @@ def _csv(path: Path, column: str) -> Rows:
                 return
             if len(row) != len(header):
                 raise csv.Error(f"it has {len(row)} columns, and the header has {len(header)}")
-            yield f"row {number}", row[place]
+            yield f"row {number}", row[place], {name: _number(row[at]) for name, at in sides.items()}
     except csv.Error as error:
         raise PromptError(
             f"{path}, line {rows.line_num} cannot be read as CSV: {error}; put texts with commas or quotes between "
             'quotes, and double the quotes inside ("" and not \\")'
         ) from None
+
+
+def _number(cell: str) -> int | str:
+    text = cell.strip()
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
 
 
 def _parquet(path: Path, column: str) -> Rows:
@@ -172,8 +236,15 @@ def _parquet(path: Path, column: str) -> Rows:
 
     try:
         file = parquet.ParquetFile(path)
-        _check_column(path, "its schema", column, file.schema_arrow.names)
-        values = file.read(columns=[column]).column(column).to_pylist()
+        names = file.schema_arrow.names
+        _check_column(path, "its schema", column, names)
+        sides = _sides_in(path, "its schema", names)
+        table = file.read(columns=list(dict.fromkeys([column, *sides])))
+        values = table.column(column).to_pylist()
+        sized = [table.column(name).to_pylist() for name in sides]
     except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
         raise PromptError(f"{path} cannot be read as Parquet: {error}") from None
-    return ((f"row {number}", value) for number, value in enumerate(values, 1))
+    rows = zip(values, *sized, strict=True)
+    return (
+        (f"row {number}", value, dict(zip(sides, size, strict=True))) for number, (value, *size) in enumerate(rows, 1)
+    )

@@ -7,7 +7,7 @@ prompts are found without drawing the earlier ones, and a resumed run needs no c
 import hashlib
 import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from pcpo_ray.config import CustomPrompts, Prompts, Run, ShapesPrompts
 from pcpo_ray.data.prompt_files import read
 from pcpo_ray.data.seeds import seed_of
-from pcpo_ray.data.types import Prompt
+from pcpo_ray.data.types import Prompt, Size
 from pcpo_ray.errors import PromptError
 from pcpo_ray.process.own import PlugPoint
 
@@ -35,14 +35,27 @@ SHOWN = 3
 
 
 class PromptSource:
-    """Texts in a seeded order. Raises PromptError if there are none."""
+    """Texts in a seeded order. Raises PromptError if there are none.
 
-    def __init__(self, texts: Sequence[str], *, seed: int, origin: str) -> None:
+    `sizes` are those of their images, one for each text, or none at all; `places` say where each size first stands.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        *,
+        seed: int,
+        origin: str,
+        sizes: Sequence[Size | None] = (),
+        places: Mapping[Size, str] | None = None,
+    ) -> None:
         if not texts:
             raise PromptError(f"{origin} holds no prompts; expected at least one")
         self.texts = texts
         self.seed = seed
         self.origin = origin
+        self.sizes = sizes
+        self.places = places or {}
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -66,7 +79,18 @@ class PromptSource:
     def _at(self, position: int) -> Prompt:
         epoch, place = divmod(position, len(self.texts))
         index = int(_permutation(self.seed, epoch, len(self.texts))[place])
-        return Prompt(index=index, text=self.texts[index])
+        return Prompt(index=index, text=self.texts[index], size=self.sizes[index] if self.sizes else None)
+
+    def part(self, indices: Sequence[int], origin: str) -> "PromptSource":
+        """Make a source of some of the prompts."""
+        sizes = [self.sizes[index] for index in indices] if self.sizes else []
+        return PromptSource(
+            [self.texts[index] for index in indices],
+            seed=self.seed,
+            origin=origin,
+            sizes=sizes,
+            places={size: where for size, where in self.places.items() if size in sizes},
+        )
 
 
 @lru_cache(maxsize=4)
@@ -83,7 +107,8 @@ def load(config: Prompts, *, seed: int) -> PromptSource:
 
         texts = list(captions.captions(config.split, config.form))
         return PromptSource(texts, seed=seed, origin=f"shapes ({config.split}, {config.form})")
-    return PromptSource(read(config.file, config.column), seed=seed, origin=config.path)
+    found = read(config.file, config.column)
+    return PromptSource(found.texts, seed=seed, origin=config.path, sizes=found.sizes, places=found.places)
 
 
 def own_texts(config: CustomPrompts) -> list[str]:
@@ -148,10 +173,9 @@ def sources(run: Run) -> tuple[PromptSource, PromptSource]:
         return training, load(ShapesPrompts(split=_other(run.prompts)), seed=run.seed)
     if asked is None:
         left, held_out = split(training.texts, training.origin)
-        origin = f"the held-out part of {training.origin}"
         return (
-            PromptSource(left, seed=run.seed, origin=training.origin),
-            PromptSource(held_out, seed=run.seed, origin=origin),
+            training.part(left, training.origin),
+            training.part(held_out, f"the held-out part of {training.origin}"),
         )
     evaluated = load(asked, seed=run.seed)
     if not (isinstance(run.prompts, ShapesPrompts) and asked == ShapesPrompts(split=_other(run.prompts))):
@@ -163,8 +187,10 @@ def _other(prompts: ShapesPrompts) -> Any:
     return "held_out" if prompts.split == "train" else "train"
 
 
-def split(texts: Sequence[str], origin: str) -> tuple[list[str], list[str]]:
+def split(texts: Sequence[str], origin: str) -> tuple[list[int], list[int]]:
     """Split the texts into those to train on and those held out, which are the distinct texts with the lowest hashes.
+
+    Returns their indices.
 
     A text is held out if its hash is below `HELD_OUT`, so other texts do not move it. At least `FEWEST` are held out,
     or half of a small file. A text is held out with all its repeats. Raises PromptError for a single distinct text.
@@ -178,9 +204,9 @@ def split(texts: Sequence[str], origin: str) -> tuple[list[str], list[str]]:
     tenth = sum(place < HELD_OUT for place in places.values())
     count = min(max(tenth, min(FEWEST, len(places) // 2)), len(places) - 1)
     held_out = set(sorted(places, key=lambda text: (places[text], text))[:count])
-    parts: tuple[list[str], list[str]] = ([], [])
-    for text in texts:
-        parts[normalised(text) in held_out].append(text)
+    parts: tuple[list[int], list[int]] = ([], [])
+    for index, text in enumerate(texts):
+        parts[normalised(text) in held_out].append(index)
     return parts
 
 
@@ -216,6 +242,11 @@ def said(run: Run, training: PromptSource, evaluated: PromptSource) -> list[str]
     distinct = len(set(map(normalised, training.texts)))
     repeated = f", {distinct} of them distinct: a repeated one is drawn as often as it stands there"
     lines = [f"training prompts: {whole} of {training.origin}" + (repeated if distinct < whole else "")]
+    sizes = sorted({*training.places, *evaluated.places})
+    if sizes:
+        listed = ", ".join(f"{height} x {width}" for height, width in sizes[:SHOWN])
+        more = ", ..." if len(sizes) > SHOWN else ""
+        lines.append(f"sizes of the prompts' own (height x width): {listed}{more}")
     count = len(set(map(normalised, evaluated.texts)))
     used = min(run.evaluation.count, count)
     lines.append(f"evaluations: {used} of {count} {run.of_evaluation('prompts')} of {evaluated.origin}")

@@ -19,7 +19,8 @@ def training_tasks(run: config.Run, source: PromptSource, step: int, version: in
 def evaluation_tasks(run: config.Run, source: PromptSource, version: int) -> list[Task]:
     """Make the tasks of an evaluation: the same prompts, positions, noise and tasks at every version.
 
-    A task has as many prompts as make no more images than a training group, so it fits wherever training fits.
+    A task has as many prompts as make no more images than a training group, so it fits wherever training fits. They
+    follow each other and have one size.
     """
     return _tasks(run, source.distinct(run.evaluation.count), version, first=0)
 
@@ -31,9 +32,13 @@ def watched_training_tasks(run: config.Run, source: PromptSource, version: int) 
 
 def _tasks(run: config.Run, prompts: Sequence[Prompt], version: int, *, first: int) -> list[Task]:
     found = []
-    size = max(1, run.rollout.images // run.evaluation.images)
-    for begin in range(0, len(prompts), size):
-        together = prompts[begin : begin + size]
+    most = max(1, run.rollout.images // run.evaluation.images)
+    begin = 0
+    while begin < len(prompts):
+        end = begin + 1
+        while end < min(begin + most, len(prompts)) and prompts[end].size == prompts[begin].size:
+            end += 1
+        together = prompts[begin:end]
         task = Task(
             step=0,
             position=first + begin,
@@ -45,4 +50,5 @@ def _tasks(run: config.Run, prompts: Sequence[Prompt], version: int, *, first: i
             more=tuple(together[1:]),
         )
         found.append(task)
+        begin = end
     return found

@@ -15,16 +15,20 @@ from torch import Tensor
 from pcpo_ray.data.tensors import Conditioning, sent_to
 from pcpo_ray.errors import TrainingError
 
+Size = tuple[int, int]
+"""An image's height and width in pixels."""
+
 QUALITY = "quality"
 """The name under which a group is reported as missing if its images could not be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A text and its index in its source."""
+    """A text, its index in its source, and the size of its images (None: the config's)."""
 
     index: int
     text: str
+    size: Size | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class Task:
     `step` is the training step that the group belongs to; in evaluations it is 0, so that all of them draw the same
     noise. `position` is its place in the batch. Only a task with the `purpose` train has a trajectory. `averaged` asks
     for the EMA of the version's weights. `more` are the evaluation's prompts at the next positions, each with as many
-    images; all of them go through the network together.
+    images of the same size; all of them go through the network together.
     """
 
     step: int
@@ -67,7 +71,7 @@ class Trajectory:
     """The trained timesteps of one group. Raises TrainingError if shapes disagree.
 
     `steps` are indices into the sampler's T timesteps. `predictions` are the network's own, after guidance. `log_probs`
-    are means over the latents' dimensions. `conditioning` has one row.
+    are means over the latents' dimensions. `conditioning` has one row. `size` is the prompt's.
     """
 
     steps: Int[Tensor, " K"]
@@ -76,6 +80,7 @@ class Trajectory:
     noises: Float[Tensor, "N K ..."]
     log_probs: Float[Tensor, "N K"]
     conditioning: Conditioning
+    size: Size | None = None
 
     def __post_init__(self) -> None:
         shape = self.latents.shape
@@ -97,13 +102,17 @@ class Trajectory:
     @property
     def bytes(self) -> int:
         """The bytes that its tensors hold."""
-        tensors = [getattr(self, f.name) for f in fields(self) if f.name != "conditioning"]
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *self.conditioning.values()))
+        tensors = (*self._tensors().values(), *self.conditioning.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def to(self, device: torch.device) -> "Trajectory":
         """Copy the trajectory to a device."""
-        moved = {f.name: sent_to(getattr(self, f.name), device) for f in fields(self) if f.name != "conditioning"}
-        return Trajectory(**moved, conditioning={k: sent_to(v, device) for k, v in self.conditioning.items()})
+        moved = {name: sent_to(tensor, device) for name, tensor in self._tensors().items()}
+        texts = {name: sent_to(row, device) for name, row in self.conditioning.items()}
+        return Trajectory(**moved, conditioning=texts, size=self.size)
+
+    def _tensors(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("conditioning", "size")}
 
 
 @dataclass(frozen=True, kw_only=True)

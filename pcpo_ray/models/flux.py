@@ -1,7 +1,6 @@
 """FLUX.1: a transformer that predicts the velocity of packed latents, with guidance as an input or a second branch."""
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from pcpo_ray.algorithm.schedule import FlowSchedule
 from pcpo_ray.config import Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.models import flow
+from pcpo_ray.models.image_sizes import cached_by_size
 from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 
 
@@ -22,6 +22,7 @@ class Flux(PipelineDenoiser):
     pipeline_class = "FluxPipeline"
     part = "transformer"
     packed = 4
+    several_sizes = True
 
     @property
     def guided(self) -> bool:
@@ -93,7 +94,7 @@ class Flux(PipelineDenoiser):
         )[0]
         return velocity
 
-    @cached_property
+    @cached_by_size
     def places(self) -> Float[Tensor, "tokens 3"]:
         """Each token's position, copied to the device once; a copy per call would stall each call."""
         made: Tensor = self.pipeline._prepare_latent_image_ids(1, *self.grid, self.device, torch.float32)

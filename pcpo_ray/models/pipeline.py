@@ -39,6 +39,8 @@ class PipelineDenoiser(ABC):
     """The denoising network's name among the pipeline's parts."""
     packed: ClassVar[int | None] = None
     """The number of the VAE's latents in one of the network's, if that is fixed; None: unknown."""
+    several_sizes: ClassVar[bool] = False
+    """True if nothing but `cached_by_size` keeps what depends on `height` and `width`, which then differ by prompt."""
 
     def __init__(self, folder: Path, model: Model, sampling: Sampling, *, seed: int, device: torch.device) -> None:
         import diffusers
@@ -125,12 +127,14 @@ class PipelineDenoiser(ABC):
 
     @contextlib.contextmanager
     def sampling_as(self, sampling: Sampling) -> Iterator[None]:
-        """Encode and predict with these settings (guidance) instead of the run's while inside."""
-        before, self.sampling = self.sampling, sampling
+        """Encode, predict and decode with these settings (guidance, size) instead of the run's while inside."""
+        before = self.sampling, self.height, self.width
+        self.height, self.width = self.size_in(self.description, sampling)
+        self.sampling = sampling
         try:
             yield
         finally:
-            self.sampling = before
+            self.sampling, self.height, self.width = before
 
     @classmethod
     def default_size(cls, network: Mapping[str, Any], factor: int) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor
 from pcpo_ray import config, models
 from pcpo_ray.algorithm import credit
 from pcpo_ray.algorithm.schedule import Schedule
+from pcpo_ray.algorithm.transitions import AffineStep
 from pcpo_ray.data.seeds import generator, seed_of
 from pcpo_ray.data.tensors import Conditioning
-from pcpo_ray.data.types import Task
-from pcpo_ray.models import Denoiser, steps
+from pcpo_ray.data.types import Size, Task
+from pcpo_ray.models import Denoiser, image_sizes, steps
 
 ALL = slice(None)
 """The rows of all images of a group."""
@@ -29,6 +29,7 @@ class SamplingSetup:
     sampling: config.Sampling
     schedule: Schedule
     timesteps: Float[Tensor, " T"]
+    deterministic: tuple[AffineStep, ...]
     credit: credit.Credit
 
 
@@ -42,13 +43,11 @@ class Policy:
             # and for others at other shapes (pytorch #196678)
             torch.backends.cuda.enable_cudnn_sdp(False)
         self.denoiser: Denoiser = models.load(run.model, run.sampling, seed=seed_of(run.seed, "adapter"), device=device)
-        self.schedule = self.denoiser.schedule(run.sampling.steps)
         self.run = run
-        self.sampling = run.sampling
-        self.timesteps = self._timesteps(self.schedule)
+        self.setups: dict[tuple[Size | None, bool], SamplingSetup] = {}
+        """Setups by size, and by whether they are an evaluation's own."""
+        self._take(self.setup())
         self.native = steps.native_steps(run.sampling, self.schedule)
-        self.deterministic = steps.deterministic_steps(self.schedule)
-        self.credit = steps.plan(run.credit, run.sampling, self.schedule)
         self.mixed = run.optimizer.mixed_precision == "bf16"
         self.composed: tuple[tuple[Mapping[str, Tensor], float], ...] = ()
 
@@ -72,37 +71,46 @@ class Policy:
         """Copy all timesteps to the device at once; a copy per step would stall each step."""
         return torch.tensor(schedule.timesteps, dtype=torch.float32, device=self.device)
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Encode, predict and draw noise as evaluations do (config.Evaluation.sampling) while inside."""
-        if self.run.evaluation.sampling is None:
-            yield
-            return
-        training = (self.sampling, self.schedule, self.timesteps, self.credit)
-        way = self._evaluation
-        with self.denoiser.sampling_as(way.sampling):
-            self.sampling, self.schedule, self.timesteps, self.credit = (
-                way.sampling,
-                way.schedule,
-                way.timesteps,
-                way.credit,
+    def setup(self, size: Size | None = None, *, evaluation: bool = False) -> SamplingSetup:
+        """Return the way to sample images of a size (None: the config's), in training or an evaluation of its own."""
+        if (size, evaluation) not in self.setups:
+            run = self.run
+            sampling = image_sizes.sized(run.evaluated if evaluation else run.sampling, size)
+            with self.denoiser.sampling_as(sampling):
+                schedule = self.denoiser.schedule(sampling.steps)
+            plan = steps.evaluation_credit(run, schedule) if evaluation else steps.plan(run.credit, sampling, schedule)
+            self.setups[size, evaluation] = SamplingSetup(
+                sampling=sampling,
+                schedule=schedule,
+                timesteps=self._timesteps(schedule),
+                deterministic=steps.deterministic_steps(schedule),
+                credit=plan,
             )
+        return self.setups[size, evaluation]
+
+    def _take(self, setup: SamplingSetup) -> None:
+        self.current, self.sampling, self.schedule = setup, setup.sampling, setup.schedule
+        self.timesteps, self.deterministic, self.credit = setup.timesteps, setup.deterministic, setup.credit
+
+    @contextlib.contextmanager
+    def _following(self, setup: SamplingSetup) -> Iterator[None]:
+        before = self.current
+        with self.denoiser.sampling_as(setup.sampling):
+            self._take(setup)
             try:
                 yield
             finally:
-                self.sampling, self.schedule, self.timesteps, self.credit = training
+                self._take(before)
 
-    @cached_property
-    def _evaluation(self) -> SamplingSetup:
-        sampling = self.run.evaluated
-        with self.denoiser.sampling_as(sampling):
-            schedule = self.denoiser.schedule(sampling.steps)
-        return SamplingSetup(
-            sampling=sampling,
-            schedule=schedule,
-            timesteps=self._timesteps(schedule),
-            credit=steps.evaluation_credit(self.run, schedule),
-        )
+    def sized(self, size: Size | None) -> contextlib.AbstractContextManager[None]:
+        """Predict, draw noise and decode for images of a prompt's size while inside; None changes nothing."""
+        return contextlib.nullcontext() if size is None else self._following(self.setup(size))
+
+    def evaluating(self, size: Size | None = None) -> contextlib.AbstractContextManager[None]:
+        """Encode, predict and draw noise as evaluations do (config.Evaluation.sampling) while inside."""
+        if self.run.evaluation.sampling is None:
+            return self.sized(size)
+        return self._following(self.setup(size, evaluation=True))
 
     @property
     def computes_in(self) -> torch.dtype:

@@ -1,12 +1,11 @@
 """Stable Diffusion XL: a UNet conditioned by two text encoders, their pooled embedding and the image's size."""
 
-from functools import cached_property
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray.data.tensors import Conditioning
+from pcpo_ray.models.image_sizes import cached_by_size
 from pcpo_ray.models.stable_diffusion import StableDiffusion
 
 
@@ -28,7 +27,7 @@ class StableDiffusionXL(StableDiffusion):
             return super().encode_empty()
         return {name: torch.zeros_like(row) for name, row in self.encode_text("").items()}
 
-    @cached_property
+    @cached_by_size
     def sizes(self) -> Float[Tensor, "1 6"]:
         """Original size, crop corner and target size, for an uncropped image of the size asked for.
 

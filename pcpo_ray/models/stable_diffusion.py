@@ -21,6 +21,7 @@ class StableDiffusion(PipelineDenoiser):
 
     pipeline_class = "StableDiffusionPipeline"
     part = "unet"
+    several_sizes = True
     packed = 1
 
     @classmethod

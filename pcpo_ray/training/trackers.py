@@ -127,7 +127,12 @@ def _show(tracker: Any, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Give a tracker the images as `evaluation/images`: a grid, or one image after another with its prompt."""
     match tracker.name:
         case "tensorboard":
-            tracker.log_images({"evaluation/images": np.stack(list(images.values()))}, step=step, dataformats="NHWC")
+            alike: dict[tuple[int, ...], list[np.ndarray]] = {}
+            for image in images.values():
+                alike.setdefault(image.shape, []).append(image)
+            for (height, width, _), grid in alike.items():  # a grid's images have one size
+                name = "evaluation/images" + (f" {height} x {width}" if len(alike) > 1 else "")
+                tracker.log_images({name: np.stack(grid)}, step=step, dataformats="NHWC")
         case "wandb" | "swanlab":
             library = importlib.import_module(tracker.name)
             shown = [library.Image(image, caption=prompt) for prompt, image in images.items()]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pcpo_ray.algorithm.credit import Credit
 from pcpo_ray.data.tensors import from_numpy, to_numpy
-from pcpo_ray.data.types import Task, Trajectory
+from pcpo_ray.data.types import Size, Task, Trajectory
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.policy import ALL, Policy
 
@@ -52,6 +52,11 @@ class PackedTrajectory:
         return self.task.images
 
     @property
+    def size(self) -> Size | None:
+        """The size of its images, if it is the prompt's own."""
+        return self.task.prompt.size
+
+    @property
     def bytes(self) -> int:
         """The bytes of its arrays."""
         arrays = (self.predictions, self.latents, self.log_probs, *self.conditioning.values())
@@ -66,7 +71,8 @@ def sent_steps(credit: Credit) -> tuple[int, ...]:
 
 def pack_trajectory(policy: Policy, task: Task, trajectory: Trajectory) -> PackedTrajectory:
     """Pack the trajectory of a task."""
-    sent = set(sent_steps(policy.credit_of(task.step, task.position)))
+    with policy.sized(task.prompt.size):
+        sent = set(sent_steps(policy.credit_of(task.step, task.position)))
     steps = tuple(trajectory.steps.tolist())
     return PackedTrajectory(
         task=task,
@@ -85,6 +91,11 @@ def unpack_trajectory(policy: Policy, packed: PackedTrajectory, rows: slice = AL
 
     Raises TrainingError if this machine computes other bits.
     """
+    with policy.sized(packed.size):
+        return _unpacked(policy, packed, rows)
+
+
+def _unpacked(policy: Policy, packed: PackedTrajectory, rows: slice) -> Trajectory:
     task = packed.task
     credit = policy.credit_of(task.step, task.position)
     if packed.steps != credit.trained:
@@ -108,6 +119,7 @@ def unpack_trajectory(policy: Policy, packed: PackedTrajectory, rows: slice = AL
         noises=noises,
         log_probs=_of(packed.log_probs, rows),
         conditioning={name: from_numpy(row) for name, row in packed.conditioning.items()},
+        size=packed.size,
     )
     if _digests(opened) != packed.digests[rows]:
         if not latents.isfinite().all():  # NaN bits may differ on any machine

@@ -1,6 +1,5 @@
 """The sampler: a task in, a group's images and trajectory out. Pure in (run seed, task, weights)."""
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -71,7 +70,8 @@ class Sampler:
     @torch.no_grad()
     def sample(self, task: Task) -> tuple[Trajectory | None, UInt8[ndarray, "N H W 3"]]:
         """Sample the task's N images, and the trajectory of the trained steps unless the task is an evaluation."""
-        with self.policy.evaluating() if task.purpose == "evaluate" else contextlib.nullcontext():
+        size = task.prompt.size
+        with self.policy.evaluating(size) if task.purpose == "evaluate" else self.policy.sized(size):
             return self._sample(task)
 
     def _sample(self, task: Task) -> tuple[Trajectory | None, UInt8[ndarray, "N H W 3"]]:
@@ -101,7 +101,8 @@ class Sampler:
         if not training:
             return None, images
         stacked = {name: torch.stack(values, dim=1) for name, values in kept.items()}
-        return Trajectory(steps=torch.tensor(credit.trained), conditioning=conditioning, **stacked), images
+        steps = torch.tensor(credit.trained)
+        return Trajectory(steps=steps, conditioning=conditioning, size=task.prompt.size, **stacked), images
 
     def _check_finite(self, latents: Tensor, task: Task) -> None:
         """Raise TrainingError unless the final latents are finite.

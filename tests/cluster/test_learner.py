@@ -11,6 +11,7 @@ import signal
 import pytest
 import ray
 import torch
+from PIL import Image
 from ray.exceptions import RayTaskError
 
 from pcpo_ray.cluster import broadcast
@@ -63,6 +64,20 @@ def test_two_ranks_learn_what_one_does(small_sd, tmp_path, strategy, changes):
                 *(["kl"] * ("kl" in mine)),
             )
             assert [mine[name] for name in names] == pytest.approx([theirs[name] for name in names], rel=1e-3, abs=1e-6)
+
+
+def test_two_ranks_learn_prompts_of_two_sizes_as_one_does(small_sd, tmp_path):
+    rows = "".join(f"thing {n},{24 if n % 2 else ''},{32 if n % 2 else ''}\n" for n in range(12))
+    (tmp_path / "prompts.csv").write_text(f"prompt,height,width\n{rows}")
+    settings = {"prompts": str(tmp_path / "prompts.csv"), "optimizer__learning_rate": 1e-3, "evaluation__count": 6}
+    two = small.run(small_sd, **settings, workers__learner=ranks(2, "ddp"))
+    recorder = on_ray(two, tmp_path / "two")
+    go(small.run(small_sd, **settings), tmp_path / "one")
+    assert furthest(parameters(tmp_path / "one", 2), parameters(tmp_path / "two", 2)) < 1e-6
+    for row in recorder.metrics():
+        assert row["kind"] != "train" or row["first_log_ratio"] == 0
+    sizes = {Image.open(path).size for path in (tmp_path / "two" / "images" / "step-000002").glob("*.png")}
+    assert sizes == {(16, 16), (32, 24)}
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_only_line_feeds_end_lines(tmp_path, suffix, separator):
     path.write_bytes(written[suffix].encode())
     if suffix.startswith("json") and separator < " ":  # JSON escapes control characters
         path.write_text(written[suffix].replace(separator, json.dumps(separator)[1:-1]), newline="")
-    assert sorted(prompt_files.read(path)) == [text, "b"]
+    assert sorted(prompt_files.read(path).texts) == [text, "b"]
 
 
 BY_OTHERS = {
@@ -69,12 +69,12 @@ BY_OTHERS = {
 @pytest.mark.parametrize("name", BY_OTHERS)
 def test_files_are_read_as_people_have_them(tmp_path, name):
     (tmp_path / name).write_bytes(BY_OTHERS[name].encode())
-    assert prompt_files.read(tmp_path / name) == ["x", "y"]
+    assert prompt_files.read(tmp_path / name).texts == ["x", "y"]
 
 
 def test_a_csv_text_may_have_quotes_commas_and_line_ends_between_quotes(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'n,prompt\r\n1,"a ""red"" cat, \r\non a mat"\r\n2,a 6" ruler\r\n')
-    assert prompt_files.read(tmp_path / "a.csv") == ['a "red" cat, \non a mat', 'a 6" ruler']
+    assert prompt_files.read(tmp_path / "a.csv").texts == ['a "red" cat, \non a mat', 'a 6" ruler']
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_parquet_column_of_any_text_type_is_read_whatever_the_others_are(tmp_p
     column = pa.array(["x", "y"], pa.string()).cast(type_)
     others = pa.array([[{"a": 1}], []])
     parquet.write_table(pa.table({"prompt": column, "include": others}), tmp_path / "a.parquet")
-    assert prompt_files.read(tmp_path / "a.parquet") == ["x", "y"]
+    assert prompt_files.read(tmp_path / "a.parquet").texts == ["x", "y"]
 
 
 def test_each_format_is_read(tmp_path):
@@ -93,12 +93,12 @@ def test_each_format_is_read(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(f'{{"prompt": "{t}"}}' for t in TEXTS))
     parquet.write_table(pa.table({"prompt": TEXTS}), tmp_path / "a.parquet")
     for name in ("a.txt", "a.csv", "a.jsonl", "a.parquet"):
-        assert prompt_files.read(tmp_path / name) == TEXTS
+        assert prompt_files.read(tmp_path / name).texts == TEXTS
 
 
 def test_a_csv_column_of_numbers_is_text(tmp_path):
     (tmp_path / "a.csv").write_text("year,prompt\n1,1984\n2,007\n")
-    assert prompt_files.read(tmp_path / "a.csv") == ["1984", "007"]
+    assert prompt_files.read(tmp_path / "a.csv").texts == ["1984", "007"]
 
 
 WRONG = {
@@ -316,7 +316,58 @@ def test_what_is_trained_on_and_held_out_is_said_with_its_numbers(tmp_path):
 
 def test_repeats_in_other_columns_and_very_long_texts_are_accepted(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": 1, "prompt": "a cat", "id": 2, "more": {"prompt": 1, "prompt": 2}}\n')
-    assert prompt_files.read(tmp_path / "a.jsonl") == ["a cat"]
+    assert prompt_files.read(tmp_path / "a.jsonl").texts == ["a cat"]
     long = "word " * 40_000
     (tmp_path / "a.csv").write_text(f'prompt\n"{long}"\n')
-    assert prompt_files.read(tmp_path / "a.csv") == [long.strip()]
+    assert prompt_files.read(tmp_path / "a.csv").texts == [long.strip()]
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+
+def test_columns_height_and_width_are_the_sizes_of_a_prompts_images(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [{"prompt": "a", "height": 32, "width": 16}, {"prompt": "b"}, {"prompt": "c", "height": 32, "width": 16}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.csv").write_text("width,prompt,height\n16,a,32\n,b,\n 16,c,32\n")
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.json", "a.csv", "a.parquet"):
+        found = prompt_files.read(tmp_path / name)
+        assert (found.texts, found.sizes) == (["a", "b", "c"], [(32, 16), None, (32, 16)])
+        assert found.places == {(32, 16): f"{tmp_path / name}, row 1"}
+    (tmp_path / "plain.csv").write_text("width,prompt,height\n,a,\n")
+    assert prompt_files.read(tmp_path / "plain.csv").sizes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "prompt,width\na,16\n", "row 1: width is 16, and there is no height; give both"),
+        ("a.csv", "prompt,height,width\na,16,\n", "row 1: height is 16, and there is no width"),
+        ("a.csv", "prompt,height,width\na,16,1.5\n", "row 1: width is '1.5'; expected a whole number of pixels"),
+        ("a.csv", "prompt,height,width\na,0,16\n", "row 1: height is 0; expected a whole number"),
+        ("a.csv", "prompt,height,width,height\na,8,8,8\n", "line 1 has more than one column 'height'"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": "b", "height": "16", "width": 16}', "row 2: height is '16'"),
+        ("a.jsonl", '{"prompt": "a", "height": true, "width": 16}', "row 1: height is True"),
+        ("a.jsonl", '{"prompt": "a", "height": 8, "width": 8, "width": 9}', "row 1 has more than one 'width'"),
+    ],
+)
+def test_a_size_that_is_none_is_named_with_its_row(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(PromptError, match=rf"{name}, {message}"):
+        prompt_files.read(tmp_path / name)
+
+
+def test_prompts_keep_their_sizes_on_both_sides_of_the_split(tmp_path):
+    rows = "".join(f"prompt {n},{16 * (n % 3 + 1)},16\n" for n in range(200))
+    (tmp_path / "a.csv").write_text(f"prompt,height,width\n{rows}")
+    run = small.run("model", prompts=str(tmp_path / "a.csv"))
+    found = prompts.sources(run)
+    for source in found:
+        for prompt in source.batch(1, len(source)):
+            assert prompt.size == (16 * (int(prompt.text.split()[1]) % 3 + 1), 16)
+        assert source.places.keys() == {(16, 16), (32, 16), (48, 16)}
+    assert any("(height x width): 16 x 16, 32 x 16, 48 x 16" in line for line in prompts.said(run, *found))

@@ -11,7 +11,9 @@ from pcpo_ray.commands.plan import gpus, roles, sizes, switches
 from pcpo_ray.commands.plan.roles import Memory, Store
 from pcpo_ray.commands.plan.switches import Overrides, Remedy
 from pcpo_ray.config import Run
+from pcpo_ray.data.types import Size
 from pcpo_ray.errors import ConfigError
+from pcpo_ray.models import image_sizes
 from pcpo_ray.workers.learner import mini_batches
 
 NEEDED: dict[str, tuple[Callable[[Run], Memory | Store], Callable[[Run], Iterator[Overrides]]]] = {
@@ -30,6 +32,8 @@ class Plan:
     run: Run
     roles: tuple[Memory, ...]
     store: Store
+    largest: Size | None = None
+    """The largest of the prompts' own sizes, for which `run` was planned."""
 
     @property
     def main_memory(self) -> int:
@@ -62,8 +66,10 @@ class Fit:
 
 def plan(run: Run) -> Plan:
     """Compute the memory a run will take. Raises a PcpoError if its config, model or rewards are wrong."""
+    run, largest = image_sizes.at_largest(run)
     mini_batches.check_ranks(run, sizes.trained_steps(run))
-    return Plan(run=run, roles=(roles.sampler(run), roles.scorer(run), roles.learner(run)), store=roles.store(run))
+    found = (roles.sampler(run), roles.scorer(run), roles.learner(run))
+    return Plan(run=run, roles=found, store=roles.store(run), largest=largest)
 
 
 def judge(planned: Plan, room: Budget) -> list[Fit]:

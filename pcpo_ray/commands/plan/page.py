@@ -28,6 +28,9 @@ def show(planned: Plan, console: Console) -> None:
         console.print(role_table(role))
     console.print(store_table(planned.store))
     lines = []
+    if planned.largest is not None:
+        height, width = planned.largest
+        lines.append(f"prompts bring sizes of their own, and all is planned at the largest, {height} x {width}")
     for name in scoring.unknown((*planned.run.rewards, *planned.run.evaluation.rewards)):
         lines.append(f"{name} is your own reward: what it takes is not counted")
     lines.append(f"in the machines' memory, all processes and object stores together: {size(planned.main_memory)}")

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from pcpo_ray import config
 from pcpo_ray.algorithm import diagnostics, objective
-from pcpo_ray.algorithm.credit import Credit
 from pcpo_ray.algorithm.diagnostics import TimestepDiagnostics
 from pcpo_ray.data.tensors import sent_to
+from pcpo_ray.data.types import Size
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.learner.own_objective import OwnObjective
 from pcpo_ray.workers.learner.pair_loader import PairBatch
+from pcpo_ray.workers.learner.step_factors import StepFactors
 
 FIRST_RATIO_LIMIT = 1e-6
 """Largest |log-ratio| allowed at the weights that sampled; above it, sampler and learner compute different things."""
@@ -29,30 +30,28 @@ FIRST_RATIO_LIMIT = 1e-6
 class Loss:
     """A policy's loss under the config's objective. It reads the policy's weights and changes nothing but its tallies.
 
-    Per timestep, on the policy's device: `credit_weights`, `signs`, `clip_ranges`, `factors` (multiply the surrogate),
-    `scales` (multiply the log-ratio) and `own_weights` (the weights of the sampler's own Gaussians).
+    A prompt's size may have timesteps and credit of its own (dynamic shift), so each size has its step factors.
     """
 
     def __init__(self, policy: Policy, settings: config.Objective) -> None:
         self.policy = policy
         self.settings = settings
-        plan, device = policy.credit, policy.device
-        noises = [step.std for step in plan.steps]
-        self.credit_weights = torch.tensor(plan.weights, device=device)
-        self.signs = torch.tensor([step.sign for step in plan.steps], device=device)
-        clip_ranges = scaled(plan, settings.clip_range, plan.weights if settings.clip_scale == "weight" else None)
-        self.clip_ranges = torch.tensor(clip_ranges, device=device)
-        self.factors = torch.tensor(scaled(plan, 1.0, noises if settings.step_loss == "noise" else None), device=device)
-        own = [mix * step.weight for mix, step in zip(plan.mix, plan.steps, strict=True)]
-        self.own_weights = torch.tensor(own, dtype=torch.float64, device=device)
-        published = settings.log_ratio == "flow_cps"
-        self.scales = torch.tensor([2 * std**2 if published else 1.0 for std in noises], device=device)
+        self.factors: dict[Size | None, StepFactors] = {}
+        self.of_steps()
         self.own = OwnObjective(settings) if isinstance(settings, config.CustomObjective) else None
         self.importances: list[Float[Tensor, "4"]] = []
 
+    def of_steps(self, size: Size | None = None) -> StepFactors:
+        """Return the numbers of each timestep for images of a prompt's size (None: the config's)."""
+        if size not in self.factors:
+            plan = self.policy.setup(size).credit
+            self.factors[size] = StepFactors.of(plan, self.settings, self.policy.device)
+        return self.factors[size]
+
     def predict(self, pairs: PairBatch) -> Float[Tensor, "B ..."]:
         """Predict with the present weights, rounded as the sampler's predictions were."""
-        prediction = self.policy.predict(pairs.latents, pairs.steps, pairs.conditioning)
+        with self.policy.sized(pairs.size):
+            prediction = self.policy.predict(pairs.latents, pairs.steps, pairs.conditioning)
         return objective.rounded(prediction, pairs.predictions.dtype)
 
     @torch.no_grad()
@@ -65,15 +64,16 @@ class Loss:
         """Compute the log-ratio to the policy that sampled, by the config's `objective.log_ratio`."""
         if self.settings.log_ratio == "replay":
             return self._replayed(prediction, pairs)
-        weight, sign = self.credit_weights[pairs.steps], self.signs[pairs.steps]
+        factors = self.of_steps(pairs.size)
+        weight, sign = factors.credit_weights[pairs.steps], factors.signs[pairs.steps]
         found = objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
-        return self.scales[pairs.steps] * found
+        return factors.scales[pairs.steps] * found
 
     def _replayed(self, prediction: Float[Tensor, "B ..."], pairs: PairBatch) -> Float[Tensor, " B"]:
         """Compute the log-ratio with the noise recovered from the rounded x_next that the sampler continued with."""
         found = []
         for one, predicted in zip(pairs.apart(), prediction.split(pairs.lengths), strict=True):
-            step = self.policy.credit.steps[one.indices[0]]
+            step = self.policy.setup(pairs.size).credit.steps[one.indices[0]]
             after = step.moved(one.latents, one.predictions, one.noises)
             found.append(step.log_prob(after, one.latents, predicted) - one.log_probs)
         return torch.cat(found)
@@ -93,10 +93,10 @@ class Loss:
         `lags` are those of the groups at the places `older` (`lag_now`, before the update began); without one, the
         present lag is taken. `noted` gets the diagnostics. Nothing here waits for the device.
         """
-        settings = self.settings
+        settings, steps = self.settings, self.of_steps(pairs.size)
         prediction = self.predict(pairs)
         log_ratio = self.log_ratio(prediction, pairs)
-        clip_range, factor = self.clip_ranges[pairs.steps], self.factors[pairs.steps]
+        clip_range, factor = steps.clip_ranges[pairs.steps], steps.factors[pairs.steps]
         if settings.correction is not None:
             lag, importance = self._lag(prediction, log_ratio, pairs, lags, older)
             log_ratio, factor = log_ratio - lag, factor * importance
@@ -111,20 +111,20 @@ class Loss:
         loss = (factor * each).sum() / count
         divergence = torch.zeros_like(loss)
         if settings.kl:
-            own = self.own_weights[pairs.steps]
+            own = steps.own_weights[pairs.steps]
             divergence = objective.kl_divergence(prediction, self.reference(pairs), weight=own).sum() / count
             loss = loss + settings.kl * divergence
         norm = (
             factor
-            * self.scales[pairs.steps]
+            * steps.scales[pairs.steps]
             * diagnostics.gradient_norm(
                 prediction,
                 pairs.predictions,
                 pairs.noises,
                 log_ratio,
                 advantage,
-                weight=self.credit_weights[pairs.steps],
-                sign=self.signs[pairs.steps],
+                weight=steps.credit_weights[pairs.steps],
+                sign=steps.signs[pairs.steps],
                 clip_range=clip_range,
                 objective=kind,
             )
@@ -140,7 +140,7 @@ class Loss:
                 return settings.kind
             case config.CustomObjective():
                 assert self.own is not None
-                return self.own.loss(self.credit_weights[pairs.steps], clip_range)
+                return self.own.loss(self.of_steps(pairs.size).credit_weights[pairs.steps], clip_range)
             case _:
                 assert_never(settings)
 
@@ -153,7 +153,8 @@ class Loss:
         The first column is the log-ratio that the loss uses. The second is that of the sampler's own densities, from
         which the importance weights are computed.
         """
-        weight, sign = self.own_weights[pairs.steps], self.signs[pairs.steps]
+        factors = self.of_steps(pairs.size)
+        weight, sign = factors.own_weights[pairs.steps], factors.signs[pairs.steps]
         own = objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
         return torch.stack([log_ratio.detach(), own], dim=1)
 
@@ -195,7 +196,10 @@ class Loss:
         return objective.spread_in_numbers(rank.total(sums).tolist())
 
     def per_timestep(self, noted: TimestepDiagnostics) -> Mapping[str, Sequence[float | None]]:
-        """Tabulate the diagnostics and weights of the trained timesteps, noisiest first."""
+        """Tabulate the diagnostics and weights of the trained timesteps, noisiest first.
+
+        Timesteps and weights are those of the config's own size.
+        """
         credit = self.policy.credit
         columns: dict[str, Sequence[float | None]] = {
             "timestep": self.policy.schedule.timesteps,
@@ -204,14 +208,6 @@ class Loss:
             **noted.summary(),
         }
         return {name: [values[index] for index in credit.trained] for name, values in columns.items()}
-
-
-def scaled(plan: Credit, value: float, by: Sequence[float] | None) -> tuple[float, ...]:
-    """Scale `value` at each timestep by its `by` over the trained timesteps' mean of `by` (None: not at all)."""
-    if by is None:
-        return (value,) * len(plan.steps)
-    mean = sum(by[index] for index in plan.trained) / len(plan.trained)
-    return tuple(value * part / mean for part in by)
 
 
 def loss_scale(dtypes: Iterable[torch.dtype], dimensions: int, count: int) -> float:

@@ -9,7 +9,7 @@ size is only used where it was seen to give the same bits (autotune.py).
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
-from pcpo_ray.data.types import Trajectory
+from pcpo_ray.data.types import Size, Trajectory
 from pcpo_ray.workers.learner.mini_batches import Block
 from pcpo_ray.workers.packing import PackedTrajectory
 
@@ -40,12 +40,13 @@ def passes(
 ) -> list[list[Block]]:
     """Arrange the blocks of these groups in passes of `count` blocks each (`split`).
 
-    Blocks of one pass have one number of images and one shape of texts. Passes are in the groups' order, so that few
-    groups are needed at a time.
+    Blocks of one pass have one number of images, one size and one shape of texts. Passes are in the groups' order, so
+    that few groups are needed at a time.
     """
-    alike: dict[tuple[int, Hashable], list[Block]] = {}
+    alike: dict[tuple[int, Size | None, Hashable], list[Block]] = {}
     for block in blocks:
-        alike.setdefault((len(block), shapes_of(groups[block.place])), []).append(block)
+        group = groups[block.place]
+        alike.setdefault((len(block), group.size, shapes_of(group)), []).append(block)
     found = [one for same in alike.values() for one in split(same, count)]
     order = {place: number for number, place in enumerate(dict.fromkeys(block.place for block in blocks))}
     return sorted(found, key=lambda blocks: (order[blocks[0].place], order[blocks[-1].place]))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pcpo_ray import config
 from pcpo_ray.data.tensors import Conditioning, in_one_piece, of_rows, sent_to
-from pcpo_ray.data.types import Trajectory
+from pcpo_ray.data.types import Size, Trajectory
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.models.steps import trained_per_group
@@ -35,7 +35,7 @@ class PairBatch:
     """The pairs of one pass, one row per pair.
 
     `steps` are indices into the sampler's T timesteps. `indices` are the same per block, as Python ints: reading them
-    from a GPU would synchronise.
+    from a GPU would synchronise. `size` is that of all their prompts.
     """
 
     blocks: Sequence[Block]
@@ -46,6 +46,7 @@ class PairBatch:
     noises: Float[Tensor, "B ..."]
     log_probs: Float[Tensor, " B"]
     conditioning: Conditioning
+    size: Size | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -63,6 +64,7 @@ class PairBatch:
                 indices=[index],
                 **{name: getattr(self, name)[rows] for name in names},
                 conditioning={name: value[rows] for name, value in self.conditioning.items()},
+                size=self.size,
             )
             for block, index, rows in zip(self.blocks, self.indices, whole, strict=True)
         ]
@@ -210,6 +212,7 @@ def gather(
         steps=steps,
         **{name: _together([getattr(group, name)[rows, k] for group, rows, k in where]) for name in names},
         conditioning=in_one_piece({name: _together([rows[name] for rows in texts]) for name in texts[0]}),
+        size=where[0][0].size,
     )
 
 

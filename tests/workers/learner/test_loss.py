@@ -62,18 +62,18 @@ def test_without_a_coefficient_no_divergence_is_computed(small_sd, monkeypatch):
 def test_a_clip_range_in_proportion_to_the_weights_keeps_its_mean(small_sd):
     _, learner = pair(small_sd, objective__clip_scale="weight", credit__kind="native", sampling__steps=8)
     plan = learner.policy.credit
-    assert float(learner.loss.clip_ranges.mean()) == pytest.approx(0.01)
-    ratios = learner.loss.clip_ranges / torch.tensor(plan.weights)
+    assert float(learner.loss.of_steps().clip_ranges.mean()) == pytest.approx(0.01)
+    ratios = learner.loss.of_steps().clip_ranges / torch.tensor(plan.weights)
     assert ratios.tolist() == pytest.approx([float(ratios[0])] * 8, rel=1e-6)
     _, constant = pair(small_sd, sampling__steps=8)
-    assert constant.loss.clip_ranges.tolist() == pytest.approx([0.01] * 8)
+    assert constant.loss.of_steps().clip_ranges.tolist() == pytest.approx([0.01] * 8)
 
 
 def test_a_step_s_loss_is_scaled_by_its_noise_outside_the_clip(small_flux):
     sampler, learner = pair(small_flux, objective__step_loss="noise", sampling__process="{kind: ratio_noise}")
     plan = learner.policy.credit
     stds = [plan.steps[index].std for index in plan.trained]
-    factors = learner.loss.factors[list(plan.trained)].tolist()
+    factors = learner.loss.of_steps().factors[list(plan.trained)].tolist()
     assert sum(factors) / len(factors) == pytest.approx(1.0)
     assert factors == pytest.approx([std * len(stds) / sum(stds) for std in stds])
     _, plain = pair(small_flux, sampling__process="{kind: ratio_noise}")
@@ -222,7 +222,7 @@ def test_under_interpolate_kl_has_the_weight_of_the_mixed_prediction(small_sd):
     _, learner = pair(small_sd, credit__kind="interpolate", objective__kl=0.1)
     plan = learner.policy.credit
     expected = [mix * step.weight for mix, step in zip(plan.mix, plan.steps, strict=True)]
-    assert learner.loss.own_weights.tolist() == pytest.approx(expected)
+    assert learner.loss.of_steps().own_weights.tolist() == pytest.approx(expected)
     assert max(plan.mix) > 1.1 and min(plan.mix) < 0.9
 
 
@@ -232,7 +232,9 @@ def test_clip_ranges_follow_the_weights_of_the_credit_not_of_the_sampler(small_s
     _, learner = pair(small_sd, objective__clip_scale="weight", credit=given, sampling__steps=8)
     plan = learner.policy.credit
     mean = sum(plan.weights[index] for index in plan.trained) / len(plan.trained)
-    assert learner.loss.clip_ranges.tolist() == pytest.approx([0.01 * weight / mean for weight in plan.weights])
+    assert learner.loss.of_steps().clip_ranges.tolist() == pytest.approx(
+        [0.01 * weight / mean for weight in plan.weights]
+    )
     assert plan.weights != pytest.approx([step.weight for step in plan.steps])
 
 
