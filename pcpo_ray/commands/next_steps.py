@@ -8,6 +8,8 @@ from pcpo_ray.commands import opening
 from pcpo_ray.commands.results import RunResult
 from pcpo_ray.data import prompts
 from pcpo_ray.errors import PcpoError
+from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs.stored import StoredFolder
 
 MORE = 2
 """The factor of steps in the command that trains on."""
@@ -18,22 +20,32 @@ def after(found: RunResult, given: Path, continuing: str) -> list[str]:
 
     `given` is the config and `continuing` the command that continues the run, both as they are typed.
     """
-    run = found.config
+    run, home = found.config, found.home
+    place = home.url if isinstance(home, StoredFolder) else found.place
     lines = {
         "see the report": (found.folder / "report.html").as_uri(),
-        "draw before and after": f"pcpo-ray sample {shlex.quote(found.place)} {shlex.quote(_prompt(run))} --compare",
+        "draw before and after": f"pcpo-ray sample {shlex.quote(place)} {shlex.quote(_prompt(run))} --compare",
     }
-    if (step := max(found.home.steps(), default=None)) is not None:
-        place = found.home.checkpoint_place(step)
-        lora = isinstance(run.model.train, config.Lora)
-        load = f'pipe.load_lora_weights("{place}")' if lora else f'from_pretrained("{place}/model")'
-        lines["use it in diffusers"] = load
+    if (step := max(home.steps(), default=None)) is not None:
+        lines["use it in diffusers"] = _loading(run, home, step)
     if "steps" in opening.free_to_change(run):
         lines[f"train {run.steps} more steps"] = _longer(continuing, run)
     lines["train for a reward of yours"] = shlex.join(
         ["pcpo-ray", "train", str(given), "name=mine", "rewards=[{kind: my_module:MyReward}]"]
     )
     return ["next:", *(f"  {what}: {how}" for what, how in lines.items())]
+
+
+def _loading(run: config.Run, home: RunFolder, step: int) -> str:
+    """Return the calls that load a step's checkpoint with diffusers, which reads folders of this machine only."""
+    lora = isinstance(run.model.train, config.Lora)
+    if isinstance(home, StoredFolder):
+        fetch = f'run = pcpo_ray.load_run("{home.url}"); '  # the copy lasts as long as the result
+        folder = "run.checkpoint" if lora else 'run.checkpoint / "model"'
+    else:
+        fetch = ""
+        folder = f'"{home.checkpoint_place(step)}{"" if lora else "/model"}"'
+    return fetch + (f"pipe.load_lora_weights({folder})" if lora else f"DiffusionPipeline.from_pretrained({folder})")
 
 
 def _prompt(run: config.Run) -> str:

@@ -3,14 +3,19 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import pcpo_ray
+from pcpo_ray.commands import next_steps
 from pcpo_ray.config.files import dump
 from pcpo_ray.errors import AwayError, CheckpointError, RunError, TakenOverError
 from pcpo_ray.runs import checkpoints
@@ -512,6 +517,23 @@ def test_a_start_that_fails_leaves_nothing_in_storage(command, hollow, stored, m
     status, _, errors = command("train", hollow, "--local", "--runs", stored)
     assert status == 1 and "cannot be loaded" in errors
     assert Storage(run_at(stored, "small").url).names() == []
+
+
+def test_what_to_do_next_with_a_stored_run_can_be_done(small_sd, stored, machine):
+    home, recorder = made(stored, model=small_sd)
+    kept(home, 2)
+    recorder.close()
+    home.push_records()
+    machine("machine-b")
+    found = pcpo_ray.load_run(home.url)
+    lines = next_steps.after(found, Path("a.yaml"), "pcpo-ray train a.yaml --resume")
+    (sample,) = [line for line in lines if "pcpo-ray sample" in line]
+    assert shlex.split(sample.partition(": ")[2])[2] == home.url
+    (load,) = [line.partition(": ")[2] for line in lines if "load_lora_weights" in line]
+    loaded = []
+    pipe = SimpleNamespace(load_lora_weights=lambda folder: loaded.append((folder / "state.json").is_file()))
+    exec(load, {"pcpo_ray": pcpo_ray, "pipe": pipe})
+    assert loaded == [True]
 
 
 @pytest.mark.chaos
