@@ -65,6 +65,7 @@ def check_steps(run: config.Run) -> None:
     """
     learning_rate.check(run)
     folder = models.folder_of(run.model)
+    models.warn_of_few_steps(folder, run.model)
     mini_batches.check_ranks(run, steps.trained_steps(run))
     if run.evaluation.sampling is not None:
         steps.evaluation_credit(run, models.schedule_of(folder, run.model, run.evaluated))

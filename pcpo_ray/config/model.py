@@ -1,7 +1,7 @@
 """The model: which one it is, where its files are, and what of it is trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
@@ -9,22 +9,48 @@ from pydantic import Discriminator
 
 from pcpo_ray.config.base import Count, Family, FilePath, HubIdOrPath, Positive, config
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The layers of a network's attention, as most of diffusers' networks call them."""
+
+JOINT = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""The same with those of a stream of text tokens of its own."""
+
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model kind that the package ships: the path of its denoiser's class, and its family."""
+    """A model kind that the package ships: its denoiser's class, its family, and the layers that a LoRA is put on."""
 
     denoiser: str
     family: Family
+    targets: tuple[str, ...] = ATTENTION
 
 
-ShippedKind = Literal["stable_diffusion", "sdxl", "sd3", "flux"]
+ShippedKind = Literal[
+    "stable_diffusion",
+    "sdxl",
+    "sd3",
+    "flux",
+    "flux2_klein",
+    "flux2_dev",
+    "z_image",
+    "qwen_image",
+    "sana",
+    "chroma",
+    "krea2",
+]
 
 BACKBONES: Mapping[ShippedKind, Backbone] = {
     "stable_diffusion": Backbone("pcpo_ray.models.stable_diffusion:StableDiffusion", "diffusion"),
     "sdxl": Backbone("pcpo_ray.models.sdxl:StableDiffusionXL", "diffusion"),
     "sd3": Backbone("pcpo_ray.models.sd3:StableDiffusion3", "flow"),
     "flux": Backbone("pcpo_ray.models.flux:Flux", "flow"),
+    "flux2_klein": Backbone("pcpo_ray.models.flux2:Flux2Klein", "flow", (*JOINT, "to_qkv_mlp_proj")),
+    "flux2_dev": Backbone("pcpo_ray.models.flux2:Flux2Dev", "flow", (*JOINT, "to_qkv_mlp_proj")),
+    "z_image": Backbone("pcpo_ray.models.z_image:ZImage", "flow"),
+    "qwen_image": Backbone("pcpo_ray.models.qwen_image:QwenImage", "flow", JOINT),
+    "sana": Backbone("pcpo_ray.models.sana:Sana", "flow"),
+    "chroma": Backbone("pcpo_ray.models.chroma:Chroma", "flow"),
+    "krea2": Backbone("pcpo_ray.models.krea2:Krea2", "flow", (*ATTENTION, "to_gate")),
 }
 """The shipped backbones by model.kind. Their classes are imported on use: a scorer needs none of them."""
 
@@ -41,8 +67,11 @@ class Lora:
     """The rank of each layer's update."""
     alpha: Positive = 16.0
     """The scale of the update, times the rank: it is added as alpha / rank x B A."""
-    targets: Annotated[tuple[str, ...], MinLen(1)] = ("to_q", "to_k", "to_v", "to_out.0")
-    """The layers that get an adapter: those whose names end in one of these."""
+    targets: Annotated[tuple[str, ...], MinLen(1)] | None = None
+    """The layers that get an adapter: those whose names end in one of these; null: those of attention, by model.kind.
+
+    For most kinds these are to_q, to_k, to_v and to_out.0.
+    """
     init: Literal["kaiming", "gaussian"] = "kaiming"
     """The distribution of the matrix A; B starts at 0."""
     start: FilePath | None = None
@@ -101,6 +130,8 @@ class Model:
                     f"model.{name} is {value!r} with model.kind={self.kind}; "
                     "give it with model.kind=custom, and only then"
                 )
+        if isinstance(self.train, Lora) and self.train.targets is None:
+            object.__setattr__(self, "train", replace(self.train, targets=self.backbone.targets))
         if self.variant is not None and self.single_file is not None:
             raise ValueError(
                 f"model.variant is {self.variant!r}, and model.single_file replaces the files that a variant selects; "

@@ -5,7 +5,9 @@ prediction, and `credit` the weight that the step carries.
 """
 
 import inspect
+import logging
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,15 +23,24 @@ from pcpo_ray.config import Model, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import files, hub, single_file
-from pcpo_ray.models.described import read_json
+from pcpo_ray.models.described import is_part, read_json
 from pcpo_ray.process.own import unfound
 from pcpo_ray.process.plugins import resolve_class
+
+log = logging.getLogger(__name__)
+
+FEW_STEPS = re.compile("turbo|schnell|lightning|sprint|distilled", re.IGNORECASE)
+"""Names of models distilled to a few steps, whose configs do not say it."""
 
 if TYPE_CHECKING:
     from pcpo_ray.models.pipeline import PipelineDenoiser
 
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 """Parts that neither sampling nor training uses: never loaded, and copied into what full fine-tuning saves."""
+
+
+TEXT_PARTS = ("text_encoder", "tokenizer", "processor")
+"""Beginnings of the names of the parts that encode texts; some pipelines call their tokenizer `processor`."""
 
 
 class Denoiser(Protocol):
@@ -128,7 +139,7 @@ def _check(folder: Path, model: Model, *, weights: bool) -> None:
     parts = {
         name: value
         for name, value in described.items()
-        if isinstance(value, list) and value[0] is not None and name not in UNUSED
+        if is_part(value) and value[0] is not None and name not in UNUSED
     }
     files.check_parts(folder, parts, weights=weights and model.single_file is None, variant=model.variant)
 
@@ -160,6 +171,18 @@ def schedule_of(folder: Path, model: Model, sampling: Sampling) -> Schedule:
     """Build the schedule of the folder's scheduler without reading weights. Raises ScheduleError and ModelError."""
     kind = class_of(model)
     return kind.schedule_in(kind.described(folder), sampling)
+
+
+def warn_of_few_steps(folder: Path, model: Model) -> None:
+    """Log a warning if the model was distilled to a few steps, as it or its name says."""
+    kind = class_of(model)
+    if kind.step_distilled(kind.described(folder)) or FEW_STEPS.search(Path(model.path).name):
+        log.warning(
+            "%s was distilled to a few steps: its samples are sharp only on the very path that it was taught, which "
+            "exploration leaves, so that rewards rise slowly and images blur. Train the model that it was distilled "
+            "from, if there is one, and use or distil its few-step version afterwards",
+            model.path,
+        )
 
 
 def load(model: Model, sampling: Sampling, *, seed: int, device: torch.device) -> Denoiser:

@@ -16,19 +16,40 @@ from pcpo_ray.models import schedulers
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 
-VAES = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny")
-"""The supported VAE classes."""
+KL = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny")
+"""The VAE classes of images that are supported with most pipelines."""
 
-VAE_KEYS = {
-    "StableDiffusionPipeline": frozenset[str](),
-    "StableDiffusionXLPipeline": frozenset({"latents_mean", "latents_std"}),
-    "StableDiffusion3Pipeline": frozenset({"shift_factor"}),
-    "FluxPipeline": frozenset({"shift_factor"}),
+
+@dataclass(frozen=True)
+class Vae:
+    """The VAE classes supported with a pipeline, and the factors with which it turns latents into images."""
+
+    classes: tuple[str, ...]
+    factors: frozenset[str]
+
+
+SCALED = frozenset({"scaling_factor"})
+
+VAES = {
+    "StableDiffusionPipeline": Vae(KL, SCALED),
+    "StableDiffusionXLPipeline": Vae(KL, SCALED | {"latents_mean", "latents_std"}),
+    "StableDiffusion3Pipeline": Vae(KL, SCALED | {"shift_factor"}),
+    "FluxPipeline": Vae(KL, SCALED | {"shift_factor"}),
+    "Flux2KleinPipeline": Vae(("AutoencoderKLFlux2",), frozenset()),
+    "Flux2Pipeline": Vae(("AutoencoderKLFlux2",), frozenset()),
+    "ZImagePipeline": Vae(KL, SCALED | {"shift_factor"}),
+    "QwenImagePipeline": Vae(("AutoencoderKLQwenImage",), frozenset({"latents_mean", "latents_std"})),
+    "SanaPipeline": Vae(("AutoencoderDC",), SCALED),
+    "ChromaPipeline": Vae(KL, SCALED | {"shift_factor"}),
+    "Krea2Pipeline": Vae(("AutoencoderKLQwenImage",), frozenset({"latents_mean", "latents_std"})),
 }
-"""The FACTORS with which each pipeline turns latents into images."""
+"""The VAEs that are supported, by pipeline."""
+
+LATENTS = {"AutoencoderKLFlux2": 32, "AutoencoderDC": 32, "AutoencoderKLQwenImage": 16}
+"""The latents' channels where a config does not say them, by VAE class; 4 for all others."""
 
 FACTORS = ("latents_mean", "latents_std", "shift_factor")
-"""Keys of a VAE's config about its latents, apart from the scaling_factor that all pipelines read."""
+"""Keys of a VAE's config about its latents, apart from the scaling_factor that most pipelines read."""
 
 BLOCKS = ("decoder_block_out_channels", "up_block_out_channels", "block_out_channels")
 """Keys of a VAE's config with one entry per resolution: one more than it doubles the size."""
@@ -36,9 +57,13 @@ BLOCKS = ("decoder_block_out_channels", "up_block_out_channels", "block_out_chan
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """The configs of scheduler, denoising network and VAE; the VAE turns `factor` pixels a side into one latent."""
+    """The configs of scheduler, denoising network and VAE; the VAE turns `factor` pixels a side into one latent.
+
+    `pipeline` has the pipeline's own settings, which model_index.json holds beside its parts.
+    """
 
     folder: Path
+    pipeline: Mapping[str, Any]
     scheduler: Mapping[str, Any]
     network: Mapping[str, Any]
     vae: Mapping[str, Any]
@@ -64,6 +89,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def is_part(value: object) -> bool:
+    """Return whether a value of model_index.json names a part, by library and class, or one that is left out."""
+    return isinstance(value, list) and len(value) == 2 and all(name is None or isinstance(name, str) for name in value)
+
+
 def described(folder: Path, pipeline_class: str, part: str) -> Described:
     """Describe the model in the folder, whose denoising network is `part`. Raises ModelError."""
     scheduler, network, vae = (
@@ -71,10 +101,12 @@ def described(folder: Path, pipeline_class: str, part: str) -> Described:
     )
     path = folder / "vae" / "config.json"
     _check_vae(vae, path, pipeline_class)
-    entry = read_json(folder / "model_index.json").get("scheduler")
+    index = read_json(folder / "model_index.json")
+    entry = index.get("scheduler")
     index_class = entry[1] if isinstance(entry, list) else None
     return Described(
         folder=folder,
+        pipeline={key: value for key, value in index.items() if not (is_part(value) or key.startswith("_"))},
         scheduler=schedulers.as_loaded(scheduler, pipeline_class, index_class),
         network=_network_as_loaded(network, pipeline_class),
         vae=vae,
@@ -93,19 +125,21 @@ def _network_as_loaded(network: dict[str, Any], pipeline_class: str) -> dict[str
 
 def _check_vae(vae: Mapping[str, Any], path: Path, pipeline_class: str) -> None:
     """Raise ModelError unless the pipeline, and the code here, decode latents as the VAE's config says."""
-    applied = VAE_KEYS.get(pipeline_class)
-    if applied is None:  # a pipeline that a user's class chose
+    known = VAES.get(pipeline_class)
+    if known is None:  # a pipeline that a user's class chose
         return
-    name = vae.get("_class_name", VAES[0])
-    if name not in VAES:
-        raise ModelError(f"{path} is of a {name}, which is not understood here; expected one of {', '.join(VAES)}")
-    ignored = [f"{key}: {vae[key]}" for key in FACTORS if vae.get(key) and key not in applied]
+    name = vae.get("_class_name", known.classes[0])
+    if name not in known.classes:
+        raise ModelError(
+            f"{path} is of a {name}, which is not understood here; expected one of {', '.join(known.classes)}"
+        )
+    ignored = [f"{key}: {vae[key]}" for key in FACTORS if vae.get(key) and key not in known.factors]
     if ignored:
         raise ModelError(
             f"{path} has {', '.join(ignored)}, which {pipeline_class} does not read; expected null: write that there "
             "if the model does without, or take the VAE that belongs to it"
         )
-    for key in ("scaling_factor", *sorted(applied)):
+    for key in sorted(known.factors):
         _check_factor(vae, key, path)
     if bool(vae.get("latents_mean")) != bool(vae.get("latents_std")):
         raise ModelError(f"{path} has one of latents_mean and latents_std; expected both, or null for both")
@@ -118,7 +152,7 @@ def _check_vae(vae: Mapping[str, Any], path: Path, pipeline_class: str) -> None:
 
 def _check_factor(vae: Mapping[str, Any], key: str, path: Path) -> None:
     """Raise ModelError unless a factor is null, a finite number, or a list with a number per channel."""
-    value, channels = vae.get(key), vae.get("latent_channels", 4)
+    value, channels = vae.get(key), channels_of(vae)
     several = key.startswith("latents_")
     numbers = value if several and isinstance(value, list) else [value]
     whole = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
@@ -130,8 +164,15 @@ def _check_factor(vae: Mapping[str, Any], key: str, path: Path) -> None:
         )
 
 
+def channels_of(vae: Mapping[str, Any]) -> int:
+    """Return the number of the latents' channels."""
+    return int(vae.get("latent_channels") or vae.get("z_dim") or LATENTS.get(vae.get("_class_name", ""), 4))
+
+
 def _factor(vae: Mapping[str, Any], path: Path) -> int:
     """Return how many pixels a side make up one latent. Raises ModelError."""
+    if vae.get("_class_name") == "AutoencoderKLQwenImage":
+        return int(2 ** len(vae.get("temperal_downsample", (False, True, True))))
     blocks = next((vae[key] for key in BLOCKS if vae.get(key)), None)
     if not isinstance(blocks, Sized):
         raise ModelError(f"{path} has no {BLOCKS[-1]}; copy it again from the model it was made from")
@@ -140,7 +181,7 @@ def _factor(vae: Mapping[str, Any], path: Path) -> int:
 
 def check_channels(description: Described, part: str, patch: int) -> None:
     """Raise ModelError unless the network's inputs and outputs are latents alone, `patch` of them together."""
-    network, latents = description.network, description.vae.get("latent_channels", 4)
+    network, latents = description.network, channels_of(description.vae)
     taken = network.get("in_channels", patch * latents)
     given = network.get("out_channels") or taken
     if not taken == given == patch * latents:

@@ -10,11 +10,17 @@ from pcpo_ray.models import schedulers
 
 
 def schedule(
-    scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int, sigmas: Sequence[float] | None
+    scheduler_config: Mapping[str, Any],
+    sampling: Sampling,
+    *,
+    tokens: int,
+    sigmas: Sequence[float] | None,
+    mu: float | None = None,
 ) -> FlowSchedule:
     """Build the schedule of a FlowMatchEulerDiscreteScheduler given `sigmas`, for images of so many tokens.
 
-    With sampling.shift, an even grid is shifted instead, as in DanceGRPO's code. Raises ScheduleError and ModelError.
+    A dynamic shift is exp(`mu`), or the scheduler's own of the number of tokens. With sampling.shift, an even grid is
+    shifted instead, as in DanceGRPO's code. Raises ScheduleError and ModelError.
     """
     settings = schedulers.understood(scheduler_config, schedulers.FLOW)
     if sampling.shift is not None:
@@ -22,8 +28,10 @@ def schedule(
     from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-    scheduler, mu = schedulers.made(FlowMatchEulerDiscreteScheduler, settings), None
-    if scheduler.config.use_dynamic_shifting:
+    scheduler = schedulers.made(FlowMatchEulerDiscreteScheduler, settings)
+    if not scheduler.config.use_dynamic_shifting:
+        mu = None
+    elif mu is None:
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         numbers = {name: scheduler.config[name] for name in names}
         if None in numbers.values():

@@ -31,7 +31,7 @@ class Flux(PipelineDenoiser):
     @property
     def distilled(self) -> bool:
         """True if the guidance scale is an input of the network (FLUX.1-dev)."""
-        return bool(self.config.guidance_embeds)
+        return self.guidance_is_input(self.config)
 
     @classmethod
     def guidance_is_input(cls, network: Mapping[str, Any]) -> bool:

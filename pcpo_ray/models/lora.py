@@ -16,6 +16,7 @@ def attach(module: nn.Module, config: Lora, *, seed: int) -> None:
     """Add a trainable adapter in float32 whose update is 0 at first. Raises ModelError if it binds no layer."""
     from peft import LoraConfig
 
+    assert config.targets is not None  # config.Model has filled them in
     names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for target in config.targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):

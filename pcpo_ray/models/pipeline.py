@@ -12,15 +12,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from pcpo_ray.algorithm.schedule import Schedule
+from pcpo_ray.algorithm.schedule import TRAIN_STEPS, Schedule
 from pcpo_ray.config import Lora, Model, Sampling
-from pcpo_ray.data.seeds import generator
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import described, finite, lora
+from pcpo_ray.models import TEXT_PARTS, decoding, described, finite, lora
 from pcpo_ray.models.described import Described
 from pcpo_ray.models.pipeline_folder import PipelineFolder
-from pcpo_ray.models.texts import EncodedTexts
+from pcpo_ray.models.texts import EncodedTexts, stand_in
 
 TOKENS = 8
 """The number of tokens of the canary's text."""
@@ -41,6 +40,8 @@ class PipelineDenoiser(ABC):
     """The number of the VAE's latents in one of the network's, if that is fixed; None: unknown."""
     several_sizes: ClassVar[bool] = False
     """True if nothing but `cached_by_size` keeps what depends on `height` and `width`, which then differ by prompt."""
+    backwards: ClassVar[bool] = False
+    """True if the network is told 1 - t instead of t, and predicts the velocity towards the image."""
 
     def __init__(self, folder: Path, model: Model, sampling: Sampling, *, seed: int, device: torch.device) -> None:
         import diffusers
@@ -60,7 +61,7 @@ class PipelineDenoiser(ABC):
         vae = self.pipeline.vae
         if vae.dtype == torch.float16 and vae.config.force_upcast:  # SDXL's overflows in half precision
             vae.to(torch.float32)
-        self._decode_in_parts(vae)
+        decoding.in_parts(vae, model, folder)
         for name, part in self.pipeline.components.items():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
@@ -91,18 +92,6 @@ class PipelineDenoiser(ABC):
         if cls.packed is not None:
             described.check_channels(description, cls.part, cls.packed)
 
-    def _decode_in_parts(self, vae: Any) -> None:
-        for asked, name in ((self.model.vae_tiling, "tiling"), (self.model.vae_slicing, "slicing")):
-            if not asked:
-                continue
-            try:
-                getattr(vae, f"enable_{name}")()
-            except (AttributeError, NotImplementedError):
-                raise ModelError(
-                    f"model.vae_{name} is true, and the VAE of {self.folder} is a {type(vae).__name__}, which has no "
-                    f"{name}; set model.vae_{name}=false"
-                ) from None
-
     def _load(self, left_out: Collection[str]) -> Any:
         """Load the pipeline onto the CPU, without some of its parts."""
         return self.files.load(left_out)
@@ -111,7 +100,7 @@ class PipelineDenoiser(ABC):
     def text_encoders(self) -> Iterator[None]:
         """Keep the text encoders on the device while inside; outside they are on the CPU, or not yet loaded."""
         if any(getattr(self.pipeline, name) is None for name in self.encoders):
-            others = {name for name in self.files.parts() if not name.startswith(("text_encoder", "tokenizer"))}
+            others = {name for name in self.files.parts() if not name.startswith(TEXT_PARTS)}
             loaded = self._load(others)
             parts = {name: getattr(loaded, name).requires_grad_(False).eval() for name in self.encoders}
             for name, part in parts.items():
@@ -167,14 +156,29 @@ class PipelineDenoiser(ABC):
     @classmethod
     def schedule_in(cls, description: Described, sampling: Sampling) -> Schedule:
         """Build the schedule of the folder's scheduler for images of the size asked for. Raises as `schedule_of`."""
+        cls.check_sampling(description, sampling)
+        height, width = cls.size_in(description, sampling)
+        tokens = tokens_of(height, width, description.factor, cls.patch_of(description.network))
+        return cls.schedule_of(cls.scheduler_of(description), sampling, tokens=tokens)
+
+    @classmethod
+    def check_sampling(cls, description: Described, sampling: Sampling) -> None:
+        """Raise ModelError for a setting that has no effect on the model in the folder."""
         if sampling.negative_prompt and cls.guidance_is_input(description.network):
             raise ModelError(
                 f"sampling.negative_prompt is {sampling.negative_prompt!r}, and {description.folder.name} takes the "
                 "guidance scale as an input of its network, without an unconditional branch; leave it out"
             )
-        height, width = cls.size_in(description, sampling)
-        tokens = tokens_of(height, width, description.factor, cls.patch_of(description.network))
-        return cls.schedule_of(description.scheduler, sampling, tokens=tokens)
+
+    @classmethod
+    def scheduler_of(cls, description: Described) -> Mapping[str, Any]:
+        """Return the scheduler's config for `schedule_of`, with what the pipeline's own config changes in it."""
+        return description.scheduler
+
+    @classmethod
+    def step_distilled(cls, description: Described) -> bool:
+        """Return whether the model in the folder says that it was distilled to a few steps."""
+        return False
 
     @classmethod
     def guidance_is_input(cls, network: Mapping[str, Any]) -> bool:
@@ -215,7 +219,7 @@ class PipelineDenoiser(ABC):
             return self.encode([""])
         dtype = getattr(torch, self.model.dtype)
         return {
-            name: torch.randn((1, *shape), generator=generator("text", name)).to(self.device, dtype)
+            name: stand_in(name, shape, dtype).to(self.device)
             for kept, shape in shapes.items()
             for name in ([kept, f"negative_{kept}"] if self.guided else [kept])
         }
@@ -259,15 +263,29 @@ class PipelineDenoiser(ABC):
         """Predict with guidance, in float32; both branches pass through the network in one batch."""
         inputs = latents.to(conditioning["embeds"].dtype)
         if not self.guided:
-            return self.parametrised(self.forward(inputs, timesteps, conditioning).float(), latents, timesteps)
+            return self.parametrised(self._turned(inputs, timesteps, conditioning).float(), latents, timesteps)
         names = [name for name in conditioning if not name.startswith("negative_")]
         doubled = {name: torch.cat([conditioning[f"negative_{name}"], conditioning[name]]) for name in names}
-        both = self.forward(torch.cat([inputs, inputs]), torch.cat([timesteps, timesteps]), doubled)
+        both = self._turned(torch.cat([inputs, inputs]), torch.cat([timesteps, timesteps]), doubled)
         unconditional, conditional = both.float().chunk(2)
         if self.sampling.detach_unconditional:
             unconditional = unconditional.detach()
+        return self.parametrised(self.combined(conditional, unconditional), latents, timesteps)
+
+    def combined(
+        self, conditional: Float[Tensor, "B ..."], unconditional: Float[Tensor, "B ..."]
+    ) -> Float[Tensor, "B ..."]:
+        """Combine the branches by classifier-free guidance: u + scale (c - u), so that a scale of 1 is none."""
         guided: Tensor = unconditional + self.sampling.guidance_scale * (conditional - unconditional)
-        return self.parametrised(guided, latents, timesteps)
+        return guided
+
+    def _turned(
+        self, latents: Float[Tensor, "B ..."], timesteps: Float[Tensor, " B"], conditioning: Conditioning
+    ) -> Float[Tensor, "B ..."]:
+        """Call the network once, in its own direction of time."""
+        if self.backwards:
+            return -self.forward(latents, TRAIN_STEPS - timesteps, conditioning)
+        return self.forward(latents, timesteps, conditioning)
 
     @abstractmethod
     def forward(
@@ -285,6 +303,10 @@ class PipelineDenoiser(ABC):
         """Reshape the sampler's latents to those of the VAE."""
         return latents
 
+    def unscaled(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B ..."]:
+        """Undo the scaling with which the network was trained; the result is what the VAE decodes."""
+        return decoding.unscaled(self.pipeline.vae.config, latents)
+
     def decode(self, latents: Float[Tensor, "B ..."]) -> UInt8[np.ndarray, "B H W 3"]:
         images: np.ndarray = self.pixels(latents).cpu().numpy()
         return images
@@ -292,16 +314,8 @@ class PipelineDenoiser(ABC):
     @torch.no_grad()
     def pixels(self, latents: Float[Tensor, "B ..."]) -> UInt8[Tensor, "B H W 3"]:
         """Decode to pixels on the device. Raises ModelError if the decoder's output is not finite."""
-        vae, scaled = self.pipeline.vae, self.latents_of(latents)
-        mean, std, shift = (getattr(vae.config, key, None) for key in described.FACTORS)
-        if std is not None:
-            scaled = scaled * _by_channel(std, scaled)
-        scaled = scaled / vae.config.scaling_factor
-        if mean is not None:
-            scaled = scaled + _by_channel(mean, scaled)
-        if shift:
-            scaled = scaled + shift
-        images = vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
+        vae, scaled = self.pipeline.vae, self.unscaled(self.latents_of(latents))
+        images = decoding.first_frame(vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float())
         finite.check_images(images, latents, self.model.dtype)
         pixels: Tensor = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1)
@@ -324,16 +338,8 @@ class PipelineDenoiser(ABC):
     def save(self, folder: Path, parameters: Mapping[str, Tensor]) -> None:
         if isinstance(self.model.train, Lora):
             return lora.save(self.pipeline, self.part, parameters, folder)
-        import diffusers
-        from accelerate import init_empty_weights
-
         network = getattr(self.pipeline, self.part)
-        with init_empty_weights():  # a new network, as a rank's own may hold only parts of its parameters
-            whole = getattr(diffusers, self.files.index()[self.part][1]).from_config(network.config)
-        buffers = {name: value for name, value in network.named_buffers() if name in whole.state_dict()}
-        dtype = getattr(torch, self.model.dtype)  # the parameters may be float32 masters
-        written = {name: value.to(dtype) for name, value in parameters.items()}
-        whole.load_state_dict({**buffers, **written}, assign=True)
+        whole = self.files.whole(network, parameters)
         with self.text_encoders():  # the saved folder must be complete
             try:
                 self.pipeline.register_modules(**{self.part: whole})
@@ -341,7 +347,3 @@ class PipelineDenoiser(ABC):
             finally:
                 self.pipeline.register_modules(**{self.part: network})
         return self.files.copy_unused(folder)
-
-
-def _by_channel(values: Sequence[float], latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "1 C 1 1"]:
-    return torch.tensor(values, device=latents.device, dtype=latents.dtype).reshape(1, -1, 1, 1)

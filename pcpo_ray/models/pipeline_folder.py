@@ -3,16 +3,17 @@
 import importlib
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pcpo_ray.config import Model
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import UNUSED, files, single_file
+from pcpo_ray.models.described import is_part
 
 
 class PipelineFolder:
@@ -24,7 +25,7 @@ class PipelineFolder:
 
     def parts(self) -> dict[str, bool]:
         """Return the index's parts, and whether the folder has them (SD3 works without T5)."""
-        return {name: value[0] is not None for name, value in self.index().items() if isinstance(value, list)}
+        return {name: value[0] is not None for name, value in self.index().items() if is_part(value)}
 
     def index(self) -> dict[str, Any]:
         """Read model_index.json."""
@@ -95,6 +96,19 @@ class PipelineFolder:
                 )
         network: nn.Module = found
         return network
+
+    def whole(self, network: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
+        """Make a copy of the denoising network with these parameters: a rank's own may hold only parts of them."""
+        import diffusers
+        from accelerate import init_empty_weights
+
+        with init_empty_weights():
+            whole: nn.Module = getattr(diffusers, self.index()[self.part][1]).from_config(network.config)
+        buffers = {name: value for name, value in network.named_buffers() if name in whole.state_dict()}
+        dtype = getattr(torch, self.model.dtype)  # the parameters may be float32 masters
+        written = {name: value.to(dtype) for name, value in parameters.items()}
+        whole.load_state_dict({**buffers, **written}, assign=True)
+        return whole
 
     def copy_unused(self, saved: Path) -> None:
         """Add the parts that were never loaded to a saved pipeline."""

@@ -104,6 +104,23 @@ FLOW = Family(
     },
 )
 
+FLOW_SOLVER = Family(
+    model="a flow-matching model, published with a solver of higher order",
+    classes=frozenset({"DPMSolverMultistepScheduler"}),
+    read=frozenset({"flow_shift"}),
+    unread=DIFFUSION.read | DIFFUSION.unread,
+    only={
+        "prediction_type": Only(value="flow_prediction", meaning="the network predicts no velocity"),
+        "use_flow_sigmas": Only(value=True, meaning="the model is a diffusion model"),
+        "num_train_timesteps": FLOW.only["num_train_timesteps"],
+        "thresholding": DIFFUSION.only["thresholding"],
+        **dict.fromkeys(
+            ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
+            Only(value=False, meaning="the solver places its steps elsewhere"),
+        ),
+    },
+)
+
 NOT_HEUNS = ("use_dynamic_shifting", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 """Keys that FlowMatchEulerDiscreteScheduler reads and FlowMatchHeunDiscreteScheduler does not."""
 
@@ -170,6 +187,17 @@ def understood(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
             f"expected the keys of a scheduler of {family.model}: delete those that the model does without"
         )
     return settings
+
+
+def as_euler(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config of Euler's method for a flow-matching model published with DPM-Solver: with its shift.
+
+    Any other config is returned as it is. Raises ModelError as `understood`.
+    """
+    if config.get("_class_name") not in FLOW_SOLVER.classes:
+        return config
+    settings = understood({"prediction_type": "epsilon", "use_flow_sigmas": False, **config}, FLOW_SOLVER)
+    return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": settings.get("flow_shift", 1.0)}
 
 
 def made(scheduler: type, config: Mapping[str, Any]) -> Any:

@@ -47,6 +47,11 @@ def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, lef
     import diffusers
     from safetensors import SafetensorError, safe_open
 
+    if not hasattr(pipeline_class, "from_single_file"):
+        raise ModelError(
+            f"model.single_file is {str(file)!r}, and diffusers reads no single files for a {pipeline_class.__name__}; "
+            "give a folder in diffusers' format as model.path, without model.single_file"
+        )
     parts: dict[str, Any] = dict(left_out)
     try:
         with safe_open(file, "pt") as opened:
@@ -54,7 +59,7 @@ def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, lef
         if "vae" not in left_out and not any(name.startswith(VAE) for name in names):
             vae = getattr(diffusers, read_json(folder / "vae" / "config.json").get("_class_name", "AutoencoderKL"))
             parts["vae"] = vae.from_pretrained(folder / "vae", dtype=dtype, local_files_only=True)
-        pipeline = pipeline_class.from_single_file(  # type: ignore[attr-defined]
+        pipeline = pipeline_class.from_single_file(
             str(file), config=str(folder), dtype=dtype, local_files_only=True, **parts
         )
     except SafetensorError as error:

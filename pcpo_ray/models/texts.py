@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 
 from pcpo_ray.config import Model
+from pcpo_ray.data.seeds import generator
 from pcpo_ray.data.tensors import Conditioning, to_numpy
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import finite
+from pcpo_ray.models import TEXT_PARTS, finite
 from pcpo_ray.runs.disk import partial_path, retrying, sync
 
 CHUNK = 1 << 24
@@ -217,11 +218,18 @@ class EncodedTexts:
         return text in self.kept or (self.cache is not None and text in self.cache)
 
 
+def stand_in(name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Draw a row of noise that stands for an encoded text; a mask hides none of it."""
+    if name.endswith("mask"):
+        return torch.ones((1, *shape), dtype=torch.bool)
+    return torch.randn((1, *shape), generator=generator("text", name)).to(dtype)
+
+
 def fingerprint(model: Model, folder: Path) -> str:
-    """Hash the files of text encoders and tokenizers, their variant, and the dtype they compute in."""
-    digest = hashlib.blake2b(f"{model.dtype}{model.variant or ''}".encode(), digest_size=16)
-    parts = ("text_encoder*", "tokenizer*")
-    files = sorted(path for part in parts for path in folder.glob(f"{part}/**/*") if path.is_file())
+    """Hash the model's kind, and its text encoders' and tokenizers' files, variant and dtype."""
+    kind = model.denoiser or model.kind  # kinds that share an encoder read different layers of it
+    digest = hashlib.blake2b(f"{kind}{model.dtype}{model.variant or ''}".encode(), digest_size=16)
+    files = sorted(path for part in TEXT_PARTS for path in folder.glob(f"{part}*/**/*") if path.is_file())
     if model.single_file is not None:  # it may hold the encoders too
         files.append(Path(model.single_file))
     for path in files:

@@ -21,6 +21,7 @@ from pcpo_ray import config, models
 from pcpo_ray.config import CustomAdvantage, CustomCredit, CustomObjective, CustomPrompts, PromptFile
 from pcpo_ray.config.base import path_marks
 from pcpo_ray.errors import RunError
+from pcpo_ray.models.described import is_part
 from pcpo_ray.process.plugins import resolve_class
 from pcpo_ray.runs.folder import INPUTS
 
@@ -70,7 +71,7 @@ def of_model(model: config.Model) -> Files:
     parts = [
         name
         for name, value in json.loads(index.read_text(encoding="utf-8")).items()
-        if isinstance(value, list) and value[0] is not None and name not in models.UNUSED
+        if is_part(value) and value[0] is not None and name not in models.UNUSED
     ]
     read = [index, *(path for part in parts for path in _below(folder / part))]
     found: dict[str, Mapping[str, Path]] = {

@@ -9,6 +9,7 @@ import yaml
 
 from pcpo_ray import config
 from pcpo_ray.config import Lora, files
+from pcpo_ray.config.model import ATTENTION
 from pcpo_ray.errors import ConfigError, RunError
 from pcpo_ray.runs import records
 from tests.support import ROOT
@@ -327,4 +328,4 @@ def test_two_overrides_that_set_the_same_are_refused_with_both(one, other, key):
 
 def test_an_override_may_add_to_what_one_before_it_has_set():
     run = files.load(SHAPES, ["model.train={kind: lora}", "model.train.rank=3", "steps=5"])
-    assert run.model.train == Lora(rank=3) and run.steps == 5
+    assert run.model.train == Lora(rank=3, targets=ATTENTION) and run.steps == 5

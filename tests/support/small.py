@@ -10,6 +10,7 @@ import torch
 
 from pcpo_ray import config
 from pcpo_ray.config import files
+from pcpo_ray.config.model import BACKBONES
 
 
 def text_encoder(vocabulary: int, *, width: int = 16, projection: int | None = None):
@@ -213,8 +214,13 @@ def sd3(folder: Path, *, with_t5: bool = True) -> Path:
 
 def rescheduled(model: Path, folder: Path, **changes) -> Path:
     """A copy whose scheduler's config says something else."""
+    return rewritten(model, folder, "scheduler/scheduler_config.json", **changes)
+
+
+def rewritten(model: Path, folder: Path, file: str, **changes) -> Path:
+    """A copy one of whose JSON files says something else."""
     copy = shutil.copytree(model, folder / model.name)
-    path = copy / "scheduler" / "scheduler_config.json"
+    path = copy / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     return copy
 
@@ -243,14 +249,14 @@ def slow(seconds: float) -> str:
     return f"[{{kind: 'tests.support.small:Slow', options: {{seconds: {seconds}}}}}]"
 
 
-KINDS = ("flux", "sd3", "sdxl")
-"""A folder whose name has one of these is of that model.kind; any other is a Stable Diffusion."""
+KINDS = sorted(BACKBONES, key=len, reverse=True)
+"""A folder whose name has one of these is of that model.kind (the longest); any other is a Stable Diffusion."""
 
 
 def run(path: Path, **changes) -> config.Run:
     """A run of seconds on a small model; `changes` are dotted keys, dots written as two underscores."""
     kind = next((kind for kind in KINDS if kind in Path(path).name), "stable_diffusion")
-    flow = kind in ("flux", "sd3")
+    flow = BACKBONES[kind].family == "flow"
     data = {
         "name": "small",
         "steps": 2,

@@ -4,8 +4,10 @@ The tokenizers are those of the embedded models, which split any text; published
 """
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 CLIP_L = dict(
@@ -23,9 +25,14 @@ T5_XXL = dict(
 )
 
 
-def _write(folder: Path, pipeline: str, **parts: tuple[str | None, str | None, Any]) -> Path:
+def write(
+    folder: Path,
+    pipeline: str,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    **parts: tuple[str | None, str | None, Any],
+) -> Path:
     """Write a pipeline's folder; each part is (library, class, its config or an object that saves it, has weights)."""
-    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
+    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.42.1", **settings}
     for name, (library, cls, saved) in parts.items():
         index[name] = [library, cls]
         if library is not None:
@@ -99,7 +106,7 @@ def stable_diffusion(folder: Path) -> Path:
         down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
         up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
     )
-    return _write(
+    return write(
         folder,
         "StableDiffusionPipeline",
         vae=("diffusers", "AutoencoderKL", vae(4)),
@@ -114,7 +121,7 @@ def stable_diffusion(folder: Path) -> Path:
 
 def flux(folder: Path) -> Path:
     """Write the files of FLUX.1-dev."""
-    return _write(
+    return write(
         folder,
         "FluxPipeline",
         vae=("diffusers", "AutoencoderKL", vae(16)),
@@ -142,7 +149,7 @@ def sd3(folder: Path) -> Path:
         qk_norm="rms_norm",
     )
     projected = "CLIPTextModelWithProjection"
-    return _write(
+    return write(
         folder,
         "StableDiffusion3Pipeline",
         vae=("diffusers", "AutoencoderKL", vae(16)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pcpo_ray.commands.bench import published
+from pcpo_ray.commands.bench import published, published_flows
 from pcpo_ray.commands.plan.hollow import class_in, made_of_config
 from pcpo_ray.errors import BenchError
 from pcpo_ray.runs import disk
@@ -17,9 +17,16 @@ MODELS: Mapping[str, Callable[[Path], Path]] = {
     "sd15": published.stable_diffusion,
     "sd35m": published.sd3,
     "flux": published.flux,
+    "flux2-klein-4b": published_flows.flux2_klein,
+    "z-image": published_flows.z_image,
+    "qwen-image": published_flows.qwen_image,
+    "sana-0.6b": published_flows.sana,
     "clip-l": lambda folder: published.clip(folder, large=False),
     "clip-h": lambda folder: published.clip(folder, large=True),
 }
+
+LAYERS = {"Qwen3ForCausalLM": 27}
+"""Layers of text encoders of which more than the last is read: FLUX.2 klein reads the 9th, 18th and 27th."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,7 +34,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 def write(name: str, folder: Path, dtype: str, device: torch.device) -> None:
     """Write the model with random weights, drawn on `device` by its classes' own initialisation.
 
-    Each text encoder has its real width but one layer: a run encodes every text only once. Raises BenchError.
+    Each text encoder has its real width but as few layers as it is read from: a run encodes every text only once.
+    Raises BenchError.
     """
     if name not in MODELS:
         raise BenchError(f"no model {name!r} is known; expected one of {', '.join(MODELS)}")
@@ -70,7 +78,8 @@ def _pipeline(folder: Path) -> None:
         cls = class_in(library, kind)
         if name.startswith("text_encoder"):
             settings = json.loads(path.read_text(encoding="utf-8"))
-            settings["num_layers" if settings["model_type"] == "t5" else "num_hidden_layers"] = 1
+            text = settings.get("text_config", settings)  # a language model's, beside that of its vision
+            text["num_layers" if settings["model_type"] == "t5" else "num_hidden_layers"] = LAYERS.get(kind, 1)
             path.write_text(json.dumps(settings), encoding="utf-8")
         made_of_config(cls, folder / name).save_pretrained(folder / name)  # type: ignore[operator]
 

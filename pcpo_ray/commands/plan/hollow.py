@@ -5,8 +5,9 @@ What runs on it is the code that a run's workers run, so sizes of real models ar
 
 import contextlib
 import dataclasses
+import functools
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pcpo_ray import models
 from pcpo_ray.algorithm import objective
@@ -186,6 +188,9 @@ def materialise(module: nn.Module) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None and buffer.is_meta:
                 part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        for name, value in vars(part).items():  # tables that a network keeps out of its buffers
+            if isinstance(value, Tensor) and value.is_meta:
+                setattr(part, name, torch.empty(value.shape, dtype=value.dtype))
 
 
 def shell_of(base: type[PipelineDenoiser]) -> Any:
@@ -213,17 +218,29 @@ def shell_of(base: type[PipelineDenoiser]) -> Any:
 
         def load_encoders(self) -> None:
             """Make the text encoders, which a run loads when a text has to be encoded."""
-            loaded = self._load(
-                {name for name in self.files.parts() if not name.startswith(("text_encoder", "tokenizer"))}
-            )
+            loaded = self._load({name for name in self.files.parts() if not name.startswith(models.TEXT_PARTS)})
             parts = {name: getattr(loaded, name).requires_grad_(False).eval() for name in self.encoders}
             self.pipeline.register_modules(**parts)
+            for name, part in self.pipeline.components.items():
+                if name.startswith(("tokenizer", "processor")) and hasattr(part, "apply_chat_template"):
+                    part.apply_chat_template = with_data(part.apply_chat_template)
 
         @contextlib.contextmanager
         def text_encoders(self) -> Iterator[None]:
             yield
 
     return Shell
+
+
+def with_data(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a method compute with data while its caller has none: a processor reads the numbers of its tokens."""
+
+    @functools.wraps(method)
+    def called(*arguments: Any, **options: Any) -> Any:
+        with _disable_current_modes():
+            return method(*arguments, **options)
+
+    return called
 
 
 def class_in(library: str, name: str) -> Any:

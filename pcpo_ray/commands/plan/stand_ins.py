@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pcpo_ray import models
-from pcpo_ray.commands.bench import published
+from pcpo_ray.commands.bench import published, published_flows
 from pcpo_ray.commands.plan import Plan
 from pcpo_ray.config import Model, Reward, Run
 from pcpo_ray.errors import ModelError
@@ -31,6 +31,10 @@ MODELS: Mapping[str, tuple[str, Published]] = {
         ("stable_diffusion", Published("stable-diffusion-v1-5/stable-diffusion-v1-5", published.stable_diffusion)),
         ("sd3", Published("stabilityai/stable-diffusion-3.5-medium", published.sd3)),
         ("flux", Published("black-forest-labs/FLUX.1-dev", published.flux)),
+        ("flux2_klein", Published("black-forest-labs/FLUX.2-klein-base-4B", published_flows.flux2_klein)),
+        ("z_image", Published("Tongyi-MAI/Z-Image", published_flows.z_image)),
+        ("qwen_image", Published("Qwen/Qwen-Image", published_flows.qwen_image)),
+        ("sana", Published("Efficient-Large-Model/Sana_600M_1024px_diffusers", published_flows.sana)),
     )
 }
 """The kind and the sizes of models, by the last part of their ids, which is how their folders are usually called."""

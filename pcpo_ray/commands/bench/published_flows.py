@@ -1,0 +1,136 @@
+"""The JSON files of the newer published flow models without weights, as published.py has those of the older ones.
+
+Values are those of the models' own config.json files, which are the defaults of diffusers' and transformers' classes
+where none is given here. Inferred: the DC-AE's blocks, from its paper's f32c32 and diffusers' converter.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pcpo_ray.commands.bench import tokenizers
+from pcpo_ray.commands.bench.published import network, text_config, vae, write
+
+QWEN3_4B = dict(
+    hidden_size=2560,
+    intermediate_size=9728,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=151936,
+    tie_word_embeddings=True,
+)
+GEMMA2_2B = dict(
+    hidden_size=2304,
+    intermediate_size=9216,
+    num_hidden_layers=26,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=256,
+    vocab_size=256000,
+)
+QWEN25_7B = dict(
+    model_type="qwen2_5_vl_text",
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    vocab_size=152064,
+    rope_parameters={"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [16, 24, 24]},
+)
+
+
+QWEN25_SIGHT = dict(hidden_size=1280, intermediate_size=3420, out_hidden_size=3584)
+
+
+def _euler(**settings: Any) -> tuple[str, str, Any]:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return "diffusers", "FlowMatchEulerDiscreteScheduler", FlowMatchEulerDiscreteScheduler(**settings)
+
+
+def flux2_klein(folder: Path) -> Path:
+    """Write the files of FLUX.2-klein-base-4B."""
+    transformer = network(
+        "Flux2Transformer2DModel",
+        num_layers=5,
+        num_single_layers=20,
+        num_attention_heads=24,
+        joint_attention_dim=3 * QWEN3_4B["hidden_size"],
+        guidance_embeds=False,
+    )
+    return write(
+        folder,
+        "Flux2KleinPipeline",
+        {"is_distilled": False},
+        vae=("diffusers", "AutoencoderKLFlux2", network("AutoencoderKLFlux2", block_out_channels=[128, 256, 512, 512])),
+        text_encoder=("transformers", "Qwen3ForCausalLM", text_config("qwen3", **QWEN3_4B)),
+        tokenizer=("transformers", "Qwen2Tokenizer", tokenizers.qwen(131072)),
+        transformer=("diffusers", "Flux2Transformer2DModel", transformer),
+        scheduler=_euler(use_dynamic_shifting=True, shift=3.0),
+    )
+
+
+def z_image(folder: Path) -> Path:
+    """Write the files of Z-Image."""
+    return write(
+        folder,
+        "ZImagePipeline",
+        vae=("diffusers", "AutoencoderKL", {**vae(16), "scaling_factor": 0.3611, "shift_factor": 0.1159}),
+        text_encoder=("transformers", "Qwen3Model", text_config("qwen3", **QWEN3_4B)),
+        tokenizer=("transformers", "Qwen2Tokenizer", tokenizers.qwen(131072)),
+        transformer=("diffusers", "ZImageTransformer2DModel", network("ZImageTransformer2DModel")),
+        scheduler=_euler(shift=6.0),
+    )
+
+
+def qwen_image(folder: Path) -> Path:
+    """Write the files of Qwen-Image."""
+    text = text_config("qwen2_5_vl", text_config=QWEN25_7B, vision_config=QWEN25_SIGHT)
+    return write(
+        folder,
+        "QwenImagePipeline",
+        vae=("diffusers", "AutoencoderKLQwenImage", network("AutoencoderKLQwenImage")),
+        text_encoder=("transformers", "Qwen2_5_VLForConditionalGeneration", text),
+        tokenizer=("transformers", "Qwen2Tokenizer", tokenizers.qwen(131072)),
+        transformer=("diffusers", "QwenImageTransformer2DModel", network("QwenImageTransformer2DModel")),
+        scheduler=_euler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+    )
+
+
+def sana(folder: Path) -> Path:
+    """Write the files of SANA 0.6B for 1024 x 1024 pixels."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    blocks = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
+    dc_ae = network(
+        "AutoencoderDC",
+        encoder_block_types=blocks,
+        decoder_block_types=blocks,
+        encoder_block_out_channels=[128, 256, 512, 512, 1024, 1024],
+        decoder_block_out_channels=[128, 256, 512, 512, 1024, 1024],
+        upsample_block_type="interpolate",
+        downsample_block_type="Conv",
+        scaling_factor=0.41407,
+    )
+    transformer = network(
+        "SanaTransformer2DModel",
+        num_attention_heads=36,
+        num_layers=28,
+        num_cross_attention_heads=16,
+        cross_attention_head_dim=72,
+        cross_attention_dim=1152,
+    )
+    solver = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return write(
+        folder,
+        "SanaPipeline",
+        vae=("diffusers", "AutoencoderDC", dc_ae),
+        text_encoder=("transformers", "Gemma2Model", text_config("gemma2", **GEMMA2_2B)),
+        tokenizer=("transformers", "GemmaTokenizer", tokenizers.gemma(8192)),
+        transformer=("diffusers", "SanaTransformer2DModel", transformer),
+        scheduler=("diffusers", "DPMSolverMultistepScheduler", solver),
+    )

@@ -1,0 +1,59 @@
+"""Which of diffusers' text-to-image pipelines the package has: `python -m tests.support.pipelines_table` writes it."""
+
+import inspect
+import pkgutil
+import textwrap
+
+from pcpo_ray.config.model import BACKBONES
+from tests.support import ROOT
+
+README = ROOT / "pcpo_ray" / "models" / "README.md"
+BEGIN, END = "<!-- pipelines: made by tests/support/pipelines_table.py -->\n", "<!-- end of pipelines -->\n"
+VARIANTS = ("controlnet", "pag", "control")
+"""Ends of the names of pipelines that add an input or another guidance to one that is listed itself."""
+
+
+def network(pipeline: type) -> str:
+    """The class of a pipeline's denoising network."""
+    parameters = inspect.signature(pipeline).parameters
+    part = next(name for name in ("transformer", "unet", "prior_prior", "prior", "decoder") if name in parameters)
+    return getattr(parameters[part].annotation, "__name__", str(parameters[part].annotation))
+
+
+def installed() -> dict[str, type]:
+    """Diffusers' text-to-image pipelines by name."""
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+
+    return {
+        cls.__name__: cls
+        for name, cls in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.items()
+        if not any(part in VARIANTS for part in name.split("-"))
+    }
+
+
+def table() -> str:
+    """Three lists: what we have, what has the network of one of these, and what we have not."""
+    pipelines = installed()
+    ours = {pkgutil.resolve_name(one.denoiser).pipeline_class: kind for kind, one in BACKBONES.items()}
+    kinds = {network(pipelines[name]): kind for name, kind in ours.items()}
+    lists = {"supported": [], "not supported, with the network of a supported one": [], "not supported": []}
+    for name, cls in pipelines.items():
+        kind = kinds.get(network(cls))
+        which = 0 if name in ours else 1 if kind else 2
+        text = f"`{name}`" + ("" if which == 2 else f" ({ours[name] if which == 0 else kind})")
+        lists[list(lists)[which]].append(text)
+    return "\n".join(
+        textwrap.fill(f"- {what}: {', '.join(sorted(names))}", 118, subsequent_indent="  ", break_on_hyphens=False)
+        for what, names in lists.items()
+    )
+
+
+def written(text: str) -> str:
+    """The README's text with the lists of today."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{table()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
