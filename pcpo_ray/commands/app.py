@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from pcpo_ray import __version__
-from pcpo_ray.commands import bench, look, operate, shipped
+from pcpo_ray.commands import bench, check, look, operate, shipped
 from pcpo_ray.commands.overrides import TakesOverrides
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
 from pcpo_ray.process import terminal
@@ -235,6 +235,11 @@ def plan(
         page.show_pace(planned, found, forecast, console)
     if not all(verdict.fits for verdict in verdicts):
         raise typer.Exit(1)
+
+
+app.command("check", cls=TakesOverrides, rich_help_panel=TRAIN, epilog=_example("pcpo-ray check shapes_pcpo"))(
+    check.check
+)
 
 
 @app.command(rich_help_panel=MEASURE, epilog=_example("pcpo-ray study studies/credit --local"))

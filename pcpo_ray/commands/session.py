@@ -40,11 +40,40 @@ def file_checks(run: config.Run) -> list[Callable[[], object]]:
         partial(models.folder_of, run.model),
         *([partial(lora_file.find, Path(start))] if start is not None else []),
         *(partial(rewards.check, reward) for reward in (*run.rewards, *run.evaluation.rewards)),
+        partial(check_groups, run),
         partial(quality.check, run),
         *(partial(prompts.check_own, asked) for asked in (run.prompts, run.evaluation.prompts)),
-        partial(prompts.sources, run),
+        partial(check_prompts, run),
         *([partial(notifier.url_of, run.notify)] if run.notify is not None else []),
         partial(check_own_code, run),
+    ]
+
+
+def check_groups(run: config.Run) -> None:
+    """Refuse groups of one image to rewards of the user's own that compare images. Raises RewardError."""
+    for reward in run.rewards:
+        rewards.check_group(reward, run.rollout.images, "rollout.images")
+    for reward in (*run.rewards, *run.evaluation.rewards):
+        rewards.check_group(reward, run.evaluation.images, "evaluation.images")
+
+
+def check_prompts(run: config.Run) -> None:
+    """Check the prompts, and that each reward can score those that it will meet. Raises a PcpoError."""
+    training, evaluated = prompts.sources(run)
+    trained = {reward.name for reward in run.rewards}
+    for reward in (*run.rewards, *run.evaluation.rewards):
+        rewards.check_prompts(reward, evaluated.texts, evaluated.origin)
+        if reward.name in trained or run.evaluation.train_count:
+            rewards.check_prompts(reward, training.texts, training.origin)
+
+
+def warnings(run: config.Run) -> list[str]:
+    """Describe settings that are allowed and may spoil what is learned."""
+    if not run.model.vae_tiling or any(reward.name == "grid" for reward in run.evaluation.rewards):
+        return []
+    return [
+        "warning: model.vae_tiling decodes images in tiles: rewards see their seams, and training may learn them; "
+        "watch them with evaluation.rewards=[{kind: grid}], or leave vae_tiling out"
     ]
 
 

@@ -39,8 +39,11 @@ from pcpo_ray.config.evaluation import (
     Quality,
     ShapesReference,
 )
+from pcpo_ray.config.judge import Judge
+from pcpo_ray.config.measured import Grain, Grid, Jpeg
 from pcpo_ray.config.model import BACKBONES, Backbone, Full, Lora, Model
 from pcpo_ray.config.notify import Notify
+from pcpo_ray.config.packaged import Nsfw, Ocr
 from pcpo_ray.config.prompts import CaptionForm, CustomPrompts, PromptFile, Prompts, ShapesPrompts
 from pcpo_ray.config.rewards import (
     OUR_NAMES,
@@ -50,10 +53,7 @@ from pcpo_ray.config.rewards import (
     ClipScore,
     CustomReward,
     Diversity,
-    Grain,
     Hps,
-    Jpeg,
-    Label,
     PickScore,
     Remote,
     Reward,
@@ -71,7 +71,7 @@ from pcpo_ray.config.sampling import (
     ShareOfSteps,
     Window,
 )
-from pcpo_ray.config.shipped import ClipModel, Scale, ShippedReward
+from pcpo_ray.config.shipped import ClipModel, Label, Scale, ShippedReward
 from pcpo_ray.config.training import ENDLESS, Checkpoints, Optimizer, Rollout
 from pcpo_ray.config.workers import ROLLOUT_STORE_FRACTION, LearnerRole, Role, Workers
 
@@ -114,6 +114,7 @@ __all__ = [
     "Fraction",
     "Full",
     "Grain",
+    "Grid",
     "GroupAdvantage",
     "HistoryAdvantage",
     "Hps",
@@ -121,6 +122,7 @@ __all__ = [
     "InceptionFeatures",
     "Interpolate",
     "Jpeg",
+    "Judge",
     "Label",
     "LearnerRole",
     "LogHinge",
@@ -132,7 +134,9 @@ __all__ = [
     "NonNegative",
     "NonNegativeInt",
     "Notify",
+    "Nsfw",
     "Objective",
+    "Ocr",
     "Optimizer",
     "PickScore",
     "Positive",

@@ -72,14 +72,15 @@ def groups_have_two_images(run: "Run") -> None:
         )
 
 
-def diversity_has_two_images(run: "Run") -> None:
-    """Refuse the diversity reward for a single image a prompt."""
+def compared_images_are_two(run: "Run") -> None:
+    """Refuse a reward that compares a group's images where a group has one."""
     for path, images, rewards in (
         ("rollout.images", run.rollout.images, run.rewards),
         ("evaluation.images", run.evaluation.images, (*run.rewards, *run.evaluation.rewards)),
     ):
-        if images < 2 and any(isinstance(reward, ShippedReward) and reward.compares_images for reward in rewards):
-            raise ValueError(f"{path} is {images}, and diversity compares a prompt's images; use at least 2")
+        names = [one.name for one in rewards if isinstance(one, ShippedReward) and one.compares_images]
+        if images < 2 and names:
+            raise ValueError(f"{path} is {images}, and {names[0]} compares a prompt's images; use at least 2")
 
 
 def minibatches_have_groups(run: "Run") -> None:
@@ -188,7 +189,7 @@ CHECKS = (
     reward_names_are_distinct,
     watched_rewards_are_the_trained_ones,
     groups_have_two_images,
-    diversity_has_two_images,
+    compared_images_are_two,
     minibatches_have_groups,
     half_types_agree,
     micro_batch_can_be_tried,

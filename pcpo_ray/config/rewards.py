@@ -9,11 +9,9 @@ from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from annotated_types import Ge, Le
 from pydantic import StringConstraints
 
 from pcpo_ray.config.base import (
-    NUMBER,
     ByKind,
     FilePath,
     NameOrPath,
@@ -27,7 +25,10 @@ from pcpo_ray.config.base import (
     kinds,
     members,
 )
-from pcpo_ray.config.shipped import ClipModel, Embedded, Scale, Scales, ShippedReward
+from pcpo_ray.config.judge import Judge
+from pcpo_ray.config.measured import Grain, Grid, Jpeg
+from pcpo_ray.config.packaged import Nsfw, Ocr
+from pcpo_ray.config.shipped import ClipModel, Embedded, Label, Ranks, Scale, Scales, ShippedReward
 
 TOTAL = "reward"
 """The name of the weighted sum of a run's rewards, which stands beside their own names."""
@@ -35,35 +36,7 @@ TOTAL = "reward"
 OUR_NAMES = (TOTAL, "step", "prompt", "position", "sample", "version", "worker", "advantage", "quality")
 """Names that no reward may have: they stand beside the rewards' names in a run's tables and messages."""
 
-Label = Annotated[str, StringConstraints(pattern=r"^[^\s\p{C}]+( [^\s\p{C}]+)*$")]
-"""A name that the user gives to a reward's scores: words with one space between."""
-
-
 OWN_SCALE = Scale("score", "a reward of the user's own")
-
-
-@config
-class Jpeg(ShippedReward):
-    """The size of the JPEG file in kB, negative for compressibility."""
-
-    scorer = "pcpo_ray.rewards.jpeg:Jpeg"
-    network = "none"
-    less_is_worse = False
-    scales: ClassVar[Scales] = {
-        "jpeg_compressibility": Scale("-kB", "minus the image's size as a JPEG: higher means smaller, plainer images"),
-        "jpeg_incompressibility": Scale("kB", "the image's size as a JPEG: higher means more detail, or more noise"),
-    }
-
-    kind: Literal["jpeg_compressibility", "jpeg_incompressibility"]
-    weight: Number = 1.0
-    """Its factor in the sum of all rewards; below 0 it is trained against."""
-    quality: Annotated[int, Ge(1), Le(100), NUMBER] = 95
-    """The quality that the JPEG is written with."""
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """The sign of the size, and the JPEG's quality."""
-        return {"sign": -1 if self.kind == "jpeg_compressibility" else 1, "quality": self.quality}
 
 
 @config
@@ -85,6 +58,11 @@ class ClipScore(Embedded):
     """A shipped name, a folder in open_clip's or transformers' format, or an architecture of open_clip."""
     weights: FilePath | None = None
     """The weights file of an architecture of open_clip."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """Images of their own prompts."""
+        return "own"
 
 
 @config
@@ -116,22 +94,10 @@ class ShapesOracle(ShippedReward):
         """The kind, which says which of the three scores it is."""
         return {"kind": self.kind}
 
-
-@config
-class Grain(ShippedReward):
-    """The grain of the image's surfaces in levels of 0..255 (rewards/grain.py), whatever the image shows."""
-
-    scorer = "pcpo_ray.rewards.grain:Grain"
-    network = "none"
-    scales: ClassVar[Scales] = {
-        "grain": Scale(
-            "levels", "how rough the image's surfaces are, as noise of so many levels of 0 to 255 would make them"
-        ),
-    }
-
-    kind: Literal["grain"]
-    weight: Number = 1.0
-    """Its factor in the sum of all rewards; below 0 it is trained against."""
+    @property
+    def ranks(self) -> Ranks:
+        """Images of their own prompts."""
+        return "own" if self.kind != "shapes_layout" else "none"
 
 
 @config
@@ -139,8 +105,8 @@ class Diversity(Embedded):
     """The mean feature distance (1 - cosine, open_clip) to the other images of the same prompt."""
 
     scorer = "pcpo_ray.rewards.diversity:Diversity"
-    less_is_worse = False  # diversity has a monitor of its own
-    compares_images = True
+    reads_prompt = False
+    worse = "neither"  # diversity has a monitor of its own
     scales: ClassVar[Scales] = {
         "diversity": Scale(
             "1 - cosine", "how far an image is from the others of its prompt: near 0 they all look alike"
@@ -155,12 +121,18 @@ class Diversity(Embedded):
     weights: FilePath | None = None
     """The weights file of an architecture of open_clip."""
 
+    @property
+    def compares_images(self) -> bool:
+        """True: it is the distance between images."""
+        return True
+
 
 @config
 class Aesthetic(Embedded):
     """The LAION aesthetic predictor, on the CLIP ViT-L-14 of OpenAI."""
 
     scorer = "pcpo_ray.rewards.aesthetic:Aesthetic"
+    reads_prompt = False
     scales: ClassVar[Scales] = {
         "aesthetic": Scale(
             "1 to 10", "how much people would like the image, whatever the prompt, to LAION's predictor"
@@ -201,6 +173,11 @@ class PickScore(ShippedReward):
         """The fine-tuned CLIP that PickScore is."""
         return ClipModel(self.model, None, self.model)
 
+    @property
+    def ranks(self) -> Ranks:
+        """Images of their own prompts."""
+        return "own"
+
 
 @config
 class Hps(ShippedReward):
@@ -231,6 +208,11 @@ class Hps(ShippedReward):
         """The fine-tuned CLIP that HPS is, never shared with another reward."""
         return ClipModel(self.architecture, self.weights, f"{self.architecture} ({self.name})")
 
+    @property
+    def ranks(self) -> Ranks:
+        """Images of their own prompts."""
+        return "own"
+
 
 @config
 class Remote(ShippedReward):
@@ -238,6 +220,7 @@ class Remote(ShippedReward):
 
     scorer = "pcpo_ray.rewards.remote:Remote"
     network = "none"
+    reads_prompt = None
     scales: ClassVar[Scales] = {"remote": OWN_SCALE}
 
     kind: Literal["remote"]
@@ -293,7 +276,21 @@ class CustomReward:
 
 
 Reward = Annotated[
-    Jpeg | ClipScore | ShapesOracle | Grain | Diversity | Aesthetic | PickScore | Hps | Remote | CustomReward, ByKind()
+    Jpeg
+    | ClipScore
+    | ShapesOracle
+    | Grain
+    | Grid
+    | Diversity
+    | Aesthetic
+    | PickScore
+    | Hps
+    | Ocr
+    | Nsfw
+    | Judge
+    | Remote
+    | CustomReward,
+    ByKind(),
 ]
 
 SHIPPED_REWARDS: Mapping[str, type[ShippedReward]] = {

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import StringConstraints
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,13 @@ class Scale:
     meaning: str
 
 
+Label = Annotated[str, StringConstraints(pattern=r"^[^\s\p{C}]+( [^\s\p{C}]+)*$")]
+"""A name that the user gives to a reward's scores: words with one space between."""
+
 Scales = Mapping[str, Scale]
+Worse = Literal["less", "more", "neither"]
+Ranks = Literal["own", "plain", "marred", "none"]
+"""Images that a reward must score higher: those of their own prompts, plain ones, or those with noise and a grid."""
 Network = Literal["none", "clip", "other"]
 
 
@@ -30,20 +38,30 @@ class ClipModel:
     label: str
 
 
+@dataclass(frozen=True)
+class Extra:
+    """An extra of this package that installs what a reward imports, and the modules that it brings."""
+
+    name: str
+    modules: tuple[str, ...]
+
+
 class ShippedReward:
     """The base of every shipped reward; its kind names its scores.
 
-    `scorer` is the path of the class that scores, built with `arguments`, and with the device unless `network` is
-    "none". `scales` has an entry for each kind. `network` says what `pcpo-ray plan` can know of the reward's memory:
-    "clip" measures `clip`, "other" is reported as unknown. `less_is_worse` makes the monitors watch an untrained reward
-    for a fall. `compares_images` refuses groups of one image.
+    `scorer` is the path of the class that scores, built with `arguments`, and with the device if `on_device`.
+    `scales` has an entry for each kind. `network` says what `pcpo-ray plan` can know of the reward's memory: "clip"
+    measures `clip`, "other" is reported as unknown. `worse` is the direction in which the monitors watch an untrained
+    reward. `compares_images` refuses groups of one image. `extra` is what has to be installed for it. `reads_prompt`
+    and `ranks` are what `pcpo-ray check` tries.
     """
 
     scorer: ClassVar[str]
     scales: ClassVar[Scales]
     network: ClassVar[Network]
-    less_is_worse: ClassVar[bool] = True
-    compares_images: ClassVar[bool] = False
+    worse: ClassVar[Worse] = "less"
+    extra: ClassVar[Extra | None] = None
+    reads_prompt: ClassVar[bool | None] = True
 
     kind: str
 
@@ -56,6 +74,21 @@ class ShippedReward:
     def scale(self) -> Scale:
         """The unit and the meaning of the scores."""
         return self.scales[self.kind]
+
+    @property
+    def compares_images(self) -> bool:
+        """True for a reward that compares the images of a group with each other."""
+        return False
+
+    @property
+    def ranks(self) -> Ranks:
+        """The images that it must score higher than others."""
+        return "none"
+
+    @property
+    def on_device(self) -> bool:
+        """True for a network that torch runs."""
+        return self.network != "none" and self.extra is None
 
     @property
     def clip(self) -> ClipModel | None:

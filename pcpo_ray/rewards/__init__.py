@@ -1,12 +1,14 @@
 """The Reward protocol, and `load`, which makes one from a config.
 
 A reward scores images against their prompts; higher is better. A score that cannot be given is NaN ("missing"), never
-0. In training all images of one call belong to one prompt; evaluations pass images of several prompts.
+0. A reward of single images has `score`: in training all images of one call belong to one prompt, evaluations pass
+images of several. A reward that compares a group's images has `score_group`, and always gets one whole group.
 """
 
+import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,14 +29,52 @@ class Reward(Protocol):
         """Return N scores for N images (RGB, 0..255) and their N prompts."""
 
 
+@runtime_checkable
+class GroupReward(Protocol):
+    """Anything with this method."""
+
+    def score_group(self, images: UInt8[np.ndarray, "N H W 3"], prompt: str) -> Sequence[float]:
+        """Return N scores for the N images of a group, each against the others, and their prompt."""
+
+
+METHODS: Mapping[str, tuple[str, ...]] = {"score": ("images", "prompts"), "score_group": ("images", "prompt")}
+"""The methods of which a reward has one, and their arguments."""
+
+
+def scores(
+    reward: Reward | GroupReward, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]
+) -> Sequence[float]:
+    """Score images, which are one whole group for a reward that compares them."""
+    return reward.score(images, prompts) if isinstance(reward, Reward) else reward.score_group(images, prompts[0])
+
+
 def check(reward: config.Reward) -> None:
     """Check, without loading a model, that the reward can be made. Raises RewardError."""
     if isinstance(reward, config.CustomReward):
         _class_of(reward)
         return
+    if reward.extra is not None:
+        absent = [name for name in reward.extra.modules if importlib.util.find_spec(name) is None]
+        if absent:
+            raise RewardError(
+                f"the reward {reward.name} needs {', '.join(absent)}, which is not installed; "
+                f"pip install 'pcpo_ray[{reward.extra.name}]', here and where scorers run"
+            )
     scorer = scorer_of(reward)
     if hasattr(scorer, "check"):
         scorer.check(reward)
+
+
+def check_group(reward: config.Reward, images: int, key: str) -> None:
+    """Refuse groups of one image, which `key` says, to a user's reward that compares a group's. Raises RewardError."""
+    if isinstance(reward, config.CustomReward) and images < 2 and hasattr(_class_of(reward), "score_group"):
+        raise RewardError(f"{key} is {images}, and {reward.name} compares a prompt's images; use at least 2")
+
+
+def check_prompts(reward: config.Reward, prompts: Sequence[str], origin: str) -> None:
+    """Check that a shipped reward can score images of these prompts. Raises RewardError."""
+    if not isinstance(reward, config.CustomReward) and hasattr(scorer := scorer_of(reward), "check_prompts"):
+        scorer.check_prompts(prompts, origin)
 
 
 def scorer_of(reward: config.ShippedReward) -> Any:
@@ -42,15 +82,15 @@ def scorer_of(reward: config.ShippedReward) -> Any:
     return pkgutil.resolve_name(reward.scorer)
 
 
-def load(reward: config.Reward, device: torch.device) -> Reward:
+def load(reward: config.Reward, device: torch.device) -> Reward | GroupReward:
     """Make the reward that a config names, ready to score. Raises RewardError.
 
     Its effects on the process while it is built stay with it (process/plugins.py).
     """
     if not isinstance(reward, config.CustomReward):
-        on_device = {} if reward.network == "none" else {"device": device}
+        on_device = {"device": device} if reward.on_device else {}
         with isolated(reward.kind):
-            scorer: Reward = scorer_of(reward)(**reward.arguments, **on_device)
+            scorer: Reward | GroupReward = scorer_of(reward)(**reward.arguments, **on_device)
             return scorer
     found = _class_of(reward)
     try:
@@ -60,7 +100,7 @@ def load(reward: config.Reward, device: torch.device) -> Reward:
         raise RewardError(
             f"reward {reward.kind!r} cannot be built with options {dict(reward.options)}: {explained(error)}"
         ) from error
-    if not isinstance(made, Reward):
+    if not isinstance(made, Reward | GroupReward):
         raise RewardError(f"{reward.kind} made a {type(made).__name__} without a score method")
     return made
 
@@ -73,12 +113,17 @@ def _class_of(reward: config.CustomReward) -> Any:
         raise RewardError(
             f"reward {reward.kind!r}: {unfound(error, reward.kind)}; expected an importable package.module:Class"
         ) from error
-    method = getattr(found, "score", None)
-    expected = "expected a class with a method score(self, images, prompts) that returns one number an image"
-    if not inspect.isclass(found) or not callable(method):
+    expected = (
+        "expected a class with a method score(self, images, prompts), or score_group(self, images, prompt) if it "
+        "compares a group's images, that returns one number an image"
+    )
+    named = [name for name in METHODS if callable(getattr(found, name, None))]
+    if not inspect.isclass(found) or not named:
         raise RewardError(f"reward {reward.kind!r} is {found!r}, which is no reward: {expected}")
+    if len(named) > 1:
+        raise RewardError(f"reward {reward.kind!r} has both score and score_group; keep one of them: {expected}")
     try:
-        inspect.signature(method).bind("self", "images", "prompts")
+        inspect.signature(getattr(found, named[0])).bind("self", *METHODS[named[0]])
         inspect.signature(found).bind(**reward.options)
     except TypeError as error:
         raise RewardError(f"reward {reward.kind!r} with its options: {error}; {expected}") from None

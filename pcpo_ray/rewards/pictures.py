@@ -1,5 +1,6 @@
 """Conversion of image arrays to PIL images, the input of every reward's original."""
 
+import io
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,3 +24,10 @@ def rgb(images: np.ndarray) -> "list[Image.Image]":
             f"got images of {array.dtype} {array.shape}; expected uint8 of (N, H, W), (N, H, W, 3) or (N, H, W, 4)"
         )
     return [Image.fromarray(image).convert("RGB") for image in array]
+
+
+def png(image: "Image.Image") -> bytes:
+    """Encode an image as PNG."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()

@@ -8,74 +8,36 @@ POST URL/score    json: {"prompts": [...], "images": [PNG in base64, ...]}
 """
 
 import base64
-import email.utils
 import io
-import ipaddress
 import json
 import logging
-import os
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
 from pcpo_ray.errors import RewardError
-from pcpo_ray.rewards.pictures import rgb
-
-if TYPE_CHECKING:
-    import requests
-
-LARGEST_ANSWER = 1 << 24
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
-"""Bounds in seconds on the random pause before a retry; it doubles each time, so that scorers do not retry in step."""
-
-AWAY = (408, 425, 429, 502, 503, 504)
-"""Status codes of a server, or a proxy before it, that may recover."""
-
-FAULT, FAULTS = 500, 3
-"""The status code of a failed reward, and the number of attempts that it gets."""
+from pcpo_ray.rewards.http_client import AwayError, Client
+from pcpo_ray.rewards.pictures import png, rgb
 
 
-class AwayError(Exception):
-    """A failed attempt that may succeed later. `pause`: seconds that the server asks to wait."""
-
-    def __init__(self, problem: str, pause: float = 0.0, *, fault: bool = False) -> None:
-        super().__init__(problem)
-        self.pause, self.fault = pause, fault
-
-
-class Remote:
-    """A client that retries while the server is away or busy, for up to `patience` seconds.
-
-    An answer may take `timeout` seconds; `token` is the environment variable that holds the server's token. Raises
-    RewardError, naming the address, for any other failure and when the patience ends. Answers of the wrong length, or
-    with anything but numbers, are never used.
-    """
+class Remote(Client):
+    """The client of such a scorer. Answers of the wrong length, or with anything but numbers, are never used."""
 
     def __init__(
         self, url: str, *, timeout: float, patience: float, format: Literal["json", "npz"], token: str | None = None
     ) -> None:
-        self.url = url.rstrip("/")
-        self.timeout, self.patience, self.format = timeout, patience, format
-        self.away: float | None = None
-        """The time since which no attempt has succeeded."""
-        self.token, self.secret = token, None if token is None else os.environ.get(token)
-        if token is not None and not self.secret:
-            raise RewardError(
-                f"{self.url} wants the token in the environment variable {token}, which is not set where the scorer "
-                "runs; set it there (on Ray, before `ray start`)"
-            )
+        super().__init__(url, timeout=timeout, patience=patience, token=token)
+        self.format = format
         try:
-            self._once("GET", "/health", b"", "application/json")
+            self.once("GET", "/health", b"", "application/json")
         except AwayError as error:  # it may be restarting; the first scores will wait for it
             logging.getLogger(__name__).warning("%s is away (%s); its first scores wait for it", self.url, error)
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
         body, kind = (as_json if self.format == "json" else as_npz)(images, prompts)
-        answer = self._request("POST", "/score", body, kind)
+        answer = self.request("POST", "/score", body, kind)
         try:
             scores = json.loads(answer)["scores"]
             values = [float("nan") if score is None else float(score) for score in scores]
@@ -85,127 +47,10 @@ class Remote:
             raise RewardError(f"{self.url}/score gave {len(values)} scores for {len(images)} images")
         return values
 
-    def _request(self, method: str, path: str, body: bytes, kind: str) -> bytes:
-        import tenacity
-
-        jitter = tenacity.wait_random_exponential(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE)
-        began = time.monotonic()
-
-        def pause(state: tenacity.RetryCallState) -> float:
-            return max(jitter(state), _failure(state).pause)
-
-        def enough(state: tenacity.RetryCallState) -> bool:
-            self.away = began if self.away is None else self.away
-            too_late = time.monotonic() + state.upcoming_sleep > self.away + self.patience
-            return too_late or (_failure(state).fault and state.attempt_number >= FAULTS)
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(AwayError), wait=pause, stop=enough, reraise=True
-        )
-        try:
-            answer: bytes = retrying(self._once, method, path, body, kind)
-        except AwayError as error:
-            tried = retrying.statistics["attempt_number"]
-            raise RewardError(
-                f"{self.url}{path} failed {tried} times, in {time.monotonic() - began:.0f} s (patience "
-                f"{self.patience:g}), the last time with {error}; is the scorer up?"
-            ) from None
-        self.away = None
-        return answer
-
-    def _once(self, method: str, path: str, body: bytes, kind: str) -> bytes:
-        """Make one attempt. Raises AwayError, and RewardError for failures that no retry could fix."""
-        import requests
-        import urllib3
-
-        url = self.url + path
-        try:
-            with requests.request(
-                method,
-                url,
-                data=body,
-                headers={"Content-Type": kind},
-                timeout=self.timeout,
-                stream=True,
-                auth=self._authorized,  # always set: otherwise requests sends credentials from ~/.netrc
-                allow_redirects=False,
-                proxies={"http": "", "https": ""} if _is_here(url) else None,
-            ) as response:
-                answer = self._read(response)
-        except requests.exceptions.SSLError as error:
-            raise RewardError(f"{url} cannot be trusted: {error}") from None
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise AwayError(f"{type(error).__name__}: {error}") from None
-        except (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError, OSError) as error:
-            raise AwayError(f"an answer that broke off ({type(error).__name__}: {error})") from None
-        if response.ok and response.status_code < 300:
-            return answer
-        problem = f"status {response.status_code}: {answer[:200]!r}"
-        if response.status_code in (*AWAY, FAULT):
-            pause = _retry_after(response.headers.get("Retry-After", ""))
-            raise AwayError(problem, pause, fault=response.status_code == FAULT)
-        raise RewardError(f"{url} refused: {problem}{self._hint(response.status_code)}")
-
-    def _authorized(self, request: "requests.PreparedRequest") -> "requests.PreparedRequest":
-        if self.secret is not None:
-            request.headers["Authorization"] = f"Bearer {self.secret}"
-        return request
-
-    def _hint(self, status: int) -> str:
-        if status not in (401, 403):
-            return ""
-        if self.token is None:
-            return "; it wants a token: name the environment variable that holds it in `token`"
-        return f"; the token in {self.token} is not the one that it wants"
-
-    def _read(self, response: "requests.Response") -> bytes:
-        """Read the whole answer before the deadline: otherwise a server that drips bytes would never time out."""
-        import requests
-
-        deadline, answer = time.monotonic() + self.timeout, bytearray()
-        while chunk := response.raw.read1(1 << 16):
-            answer += chunk
-            if time.monotonic() > deadline:
-                raise requests.Timeout(f"the answer was not whole after {self.timeout:g} s")
-            if len(answer) > LARGEST_ANSWER:
-                raise RewardError(f"{response.url} answered more than {LARGEST_ANSWER} bytes")
-        if (length := response.headers.get("Content-Length", "")).isdigit() and len(answer) < int(length):
-            raise AwayError(f"an answer that broke off after {len(answer)} of {length} bytes")
-        return bytes(answer)
-
-
-def _failure(state: Any) -> AwayError:
-    error = state.outcome.exception()
-    assert isinstance(error, AwayError)
-    return error
-
-
-def _retry_after(text: str) -> float:
-    """Parse either form of the header into seconds; 0 for none."""
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return 0.0
-
-
-def _is_here(url: str) -> bool:
-    """Return True for a server on this machine, which no proxy can reach."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
 
 def as_json(images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> tuple[bytes, str]:
     """The request's body and its type."""
-    encoded = []
-    for image in rgb(images):
-        file = io.BytesIO()
-        image.save(file, format="PNG")
-        encoded.append(base64.b64encode(file.getvalue()).decode())
+    encoded = [base64.b64encode(png(image)).decode() for image in rgb(images)]
     return json.dumps({"prompts": list(prompts), "images": encoded}).encode(), "application/json"
 
 

@@ -3,7 +3,7 @@
     diversity   images of one prompt have become alike
     deviation   so have the rewards of a group: there is nothing left to learn
     reward      the trained reward itself is worse than at first
-    hacking     it rose, and a reward that is only watched fell
+    hacking     it rose, and a reward that is only watched became worse
 
 Each is a condition on one evaluation against the first; it is an alarm once it holds at `monitors.patience` evaluations
 in a row. All is a function of the lines of metrics.jsonl, so a resumed run judges as an uninterrupted one. A reward
@@ -62,11 +62,11 @@ def conditions(run: config.Run, evaluated: Sequence[Row], steps: Sequence[Row]) 
     return {name: text for name, text in found.items() if text}
 
 
-def watched(run: config.Run) -> list[str]:
-    """Name the untrained rewards of which less is worse: no file size, and no diversity, which has its own monitor."""
+def watched(run: config.Run) -> dict[str, bool]:
+    """Name the untrained rewards that can become worse, and whether more is worse: no file size, and no diversity."""
     trained = {reward.name for reward in run.rewards}
-    others = [one for one in run.evaluation.rewards if isinstance(one, config.CustomReward) or one.less_is_worse]
-    return [reward.name for reward in others if reward.name not in trained]
+    worse = {one.name: "less" if isinstance(one, config.CustomReward) else one.worse for one in run.evaluation.rewards}
+    return {name: way == "more" for name, way in worse.items() if way != "neither" and name not in trained}
 
 
 def _diversity(run: config.Run, evaluated: Sequence[Row]) -> str:
@@ -113,15 +113,22 @@ def _hacking(run: config.Run, row: Row) -> str:
     changes = row["changes"]
     if not _bound(changes[TOTAL], "low") > 0:
         return ""
-    fallen = [name for name in watched(run) if name in changes and _fell(run.monitors, changes[name])]
-    if not fallen:
+    worse = [
+        f"{name} {'rose' if more else 'fell'}: {_said(changes[name])}"
+        for name, more in watched(run).items()
+        if name in changes and (_rose if more else _fell)(run.monitors, changes[name])
+    ]
+    if not worse:
         return ""
-    falls = ", ".join(f"{name} fell: {_said(changes[name])}" for name in fallen)
-    return f"the {run.of_evaluation('reward')} rose ({changes[TOTAL]['mean']:+.4g}) while {falls}"
+    return f"the {run.of_evaluation('reward')} rose ({changes[TOTAL]['mean']:+.4g}) while {', '.join(worse)}"
 
 
 def _fell(settings: config.Monitors, change: Mapping[str, Any]) -> bool:
     return _bound(change, "high") < 0 and change["deviations"] <= -settings.fall
+
+
+def _rose(settings: config.Monitors, change: Mapping[str, Any]) -> bool:
+    return _bound(change, "low") > 0 and change["deviations"] >= settings.fall
 
 
 def _bound(change: Mapping[str, Any], name: str) -> float:
@@ -132,7 +139,7 @@ def _bound(change: Mapping[str, Any], name: str) -> float:
 def _said(change: Mapping[str, float]) -> str:
     return (
         f"{change['mean']:+.4g}, 95% interval {change['low']:+.4g} to {change['high']:+.4g}, "
-        f"{-change['deviations']:.1f} standard deviations of its scores"
+        f"{abs(change['deviations']):.1f} standard deviations of its scores"
     )
 
 

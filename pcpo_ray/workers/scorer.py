@@ -15,7 +15,7 @@ from pcpo_ray import config, rewards
 from pcpo_ray.data.seeds import seed_of
 from pcpo_ray.data.types import QUALITY, Task
 from pcpo_ray.process import plugins
-from pcpo_ray.rewards import quality
+from pcpo_ray.rewards import probes, quality
 
 
 class Scorer:
@@ -26,6 +26,8 @@ class Scorer:
         self.named = {reward.name: reward for reward in (*run.evaluation.rewards, *run.rewards)}
         self.trained = [reward.name for reward in run.rewards]
         self.rewards = {name: rewards.load(reward, device) for name, reward in self.named.items()}
+        for name, reward in self.named.items():
+            probes.check(name, reward, self.rewards[name])
         wanted = run.evaluation.quality
         with plugins.isolated(QUALITY):
             self.measures = None if wanted is None else quality.Measures(wanted, device)
@@ -60,24 +62,32 @@ class Scorer:
     ) -> tuple[list[float], str]:
         """Score the task's images from the `first` on, and return the cause of missing scores.
 
-        If a reward fails for several prompts together, each prompt is scored by itself.
+        A reward that compares a group's images gets one prompt's at a time. If another one fails for several prompts
+        together, each prompt is scored by itself.
         """
+        single = len(images) <= task.images
+        if not single and isinstance(self.rewards[name], rewards.GroupReward):
+            return self._by_prompt(name, images, task)
         prompts = task.texts[first : first + len(images)]
         seed = seed_of(self.seed, "reward", name, task.purpose, task.step, task.position, first)
         try:
             with plugins.isolated(self.named[name].kind, seed):
-                scores = _checked(self.rewards[name].score(images, prompts), len(images))
+                scores = checked(rewards.scores(self.rewards[name], images, prompts), len(images))
         except Exception as error:  # a user's reward may raise anything; the loop counts it and stops when it lasts
-            if len(images) <= task.images:
-                return [float("nan")] * len(images), plugins.explained(error)
-            starts = range(0, len(images), task.images)
-            parts = [self._scored(name, images[at : at + task.images], task, first=at) for at in starts]
-            causes = dict.fromkeys(cause for _, cause in parts if cause)
-            return [score for found, _ in parts for score in found], "; ".join(causes)
+            if not single:
+                return self._by_prompt(name, images, task)
+            return [float("nan")] * len(images), plugins.explained(error)
         if np.isfinite(scores).all():
             return scores, ""
         missing = f"scores that are not finite: {scores}"
         return [score if np.isfinite(score) else float("nan") for score in scores], missing
+
+    def _by_prompt(self, name: str, images: UInt8[np.ndarray, "N H W 3"], task: Task) -> tuple[list[float], str]:
+        """Score all of the task's images, one prompt's at a time; returns the causes of missing scores as one text."""
+        starts = range(0, len(images), task.images)
+        parts = [self._scored(name, images[at : at + task.images], task, first=at) for at in starts]
+        causes = dict.fromkeys(cause for _, cause in parts if cause)
+        return [score for found, _ in parts for score in found], "; ".join(causes)
 
 
 def _copied(images: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N H W 3"]:
@@ -87,7 +97,7 @@ def _copied(images: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N H W 3"
     return copied
 
 
-def _checked(values: Any, count: int) -> list[float]:
+def checked(values: Any, count: int) -> list[float]:
     """Convert a reward's scores, numbers of any type on any device, to floats; None is NaN.
 
     Raises ValueError and TypeError for anything but one number per image.

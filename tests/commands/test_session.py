@@ -133,3 +133,11 @@ def test_it_is_unfrozen_where_a_run_fails():
     with pytest.raises(ValueError, match="lost"), session.frozen():
         raise ValueError("lost")
     assert gc.get_freeze_count() == 0
+
+
+def test_tiles_of_the_vae_are_warned_of_unless_a_grid_is_watched(small_sd):
+    tiled = {"model__vae_tiling": True}
+    (line,) = session.warnings(small.run(small_sd, **tiled))
+    assert "model.vae_tiling" in line and "{kind: grid}" in line
+    assert session.warnings(small.run(small_sd)) == []
+    assert session.warnings(small.run(small_sd, evaluation__rewards="[{kind: grid}]", **tiled)) == []

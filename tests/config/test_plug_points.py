@@ -35,11 +35,13 @@ def test_every_reward_class_is_shipped_or_the_users_own():
 
 
 @shipped
-def test_a_shipped_rewards_scorer_is_a_class_with_score(kind):
+def test_a_shipped_rewards_scorer_is_a_class_with_one_of_the_methods(kind):
     reward = made(kind)
     scorer: Any = rewards.scorer_of(reward)
-    inspect.signature(scorer.score).bind("self", "images", "prompts")
-    on_device = {} if reward.network == "none" else {"device": torch.device("cpu")}
+    (method,) = (name for name in rewards.METHODS if hasattr(scorer, name))
+    inspect.signature(getattr(scorer, method)).bind("self", *rewards.METHODS[method])
+    assert (method == "score_group") == reward.compares_images
+    on_device = {"device": torch.device("cpu")} if reward.on_device else {}
     inspect.signature(scorer).bind(**reward.arguments, **on_device)
     inspect.signature(getattr(scorer, "check", lambda reward: None)).bind(reward)
     assert inspect.isclass(scorer)

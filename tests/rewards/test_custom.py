@@ -27,6 +27,18 @@ class Greedy:
 class Fixed:
     score = 3
 
+class Both(Plain):
+    def score_group(self, images, prompt):
+        return [0.0] * len(images)
+
+class Grouped:
+    def score_group(self, images, prompts, captions):
+        return [0.0] * len(images)
+
+class Compares:
+    def score_group(self, images, prompt):
+        return [0.0] * len(images)
+
 class Unready:
     def __init__(self, path="weights.pt"):
         raise FileNotFoundError(path)
@@ -84,12 +96,25 @@ def test_any_class_with_the_method_will_do_without_inheriting_anything():
         ("mine:made", "is no reward: expected a class"),
         ("mine:Fixed", "is no reward: expected a class"),
         ("mine:Greedy", "'captions'; expected a class with a method score"),
+        ("mine:Grouped", r"'captions'; expected .* or score_group\(self, images, prompt\)"),
+        ("mine:Both", "has both score and score_group; keep one of them"),
     ],
 )
 def test_what_is_no_reward_is_refused_with_its_name_and_the_reason(kind, words):
     for refuse in (rewards.check, lambda reward: rewards.load(reward, torch.device("cpu"))):
         with pytest.raises(RewardError, match=rf"reward '{kind}'.*{words}"):
             refuse(custom(kind))
+
+
+def test_a_reward_that_compares_images_is_refused_for_groups_of_one(small_sd):
+    from pcpo_ray.commands import session
+    from tests.support import small
+
+    reward = custom("mine:Compares")
+    assert isinstance(rewards.load(reward, torch.device("cpu")), rewards.GroupReward)
+    run = small.run(small_sd, rewards="[{kind: 'mine:Compares'}]", evaluation__images=1)
+    with pytest.raises(RewardError, match=r"evaluation\.images is 1, and Compares compares a prompt's images"):
+        session.check_groups(run)
 
 
 def test_unknown_options_are_refused_before_the_class_is_built():

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pcpo_ray import config, rewards
 from pcpo_ray.errors import RewardError
-from pcpo_ray.rewards import remote, serve
+from pcpo_ray.rewards import http_client, serve
 from pcpo_ray.workers.scorer import Scorer
 from tests.support import small
 from tests.support.trajectories import task
@@ -140,7 +140,7 @@ def test_a_port_in_use_is_one_message(tmp_path):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(http_client, "FIRST_PAUSE", 0.01)
 
 
 def cut(handler):
@@ -192,7 +192,7 @@ def test_a_time_to_come_again_is_kept(served, hasty):
     started = time.monotonic()
     assert client(served(answering((429, later), (200, GOOD)))).score(PICTURES, TEXTS) == [1, 2, 3]
     assert time.monotonic() - started > 1
-    assert remote._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and remote._retry_after("soon") == 0
+    assert http_client._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and http_client._retry_after("soon") == 0
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 302])

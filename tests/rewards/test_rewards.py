@@ -75,13 +75,13 @@ def test_clip_score_is_the_cosine_that_open_clip_gives(clip_folder):
     assert reward.score(PICTURES, TEXTS) == pytest.approx(expected, abs=1e-5)
 
 
-def test_diversity_compares_images_of_one_prompt_only(clip_folder):
+def test_diversity_is_the_mean_distance_to_the_groups_other_images(clip_folder):
     reward = rewards.load(config.Diversity(kind="diversity", model=str(clip_folder)), CPU)
-    same = np.stack([PICTURES[0], PICTURES[0], PICTURES[1], PICTURES[2], PICTURES[0]])
-    scores = reward.score(same, ["a", "a", "b", "b", "c"])
-    assert scores[:2] == pytest.approx([0, 0], abs=1e-6)
-    assert scores[2] == scores[3] > 0
-    assert np.isnan(scores[4])
+    assert reward.score_group(PICTURES[[0, 0]], "a") == pytest.approx([0, 0], abs=1e-6)
+    one, two = reward.score_group(PICTURES[[1, 2]], "b")
+    assert one == two > 0
+    assert reward.score_group(PICTURES[[1, 2, 1]], "b") == pytest.approx([one / 2, one, one / 2], abs=1e-6)
+    assert np.isnan(reward.score_group(PICTURES[:1], "c")[0])
 
 
 def test_the_oracle_gives_drawn_images_their_captions():

@@ -59,6 +59,18 @@ def test_hacking_is_a_watched_reward_falling_while_the_trained_one_rises():
     assert alarms(*unclear) == {}
 
 
+def test_hacking_is_also_a_watched_measure_of_harm_that_rises():
+    watched = {"evaluation__rewards": "[{kind: nsfw}]"}
+
+    def seen(step, nsfw):
+        return {**evaluation(step), "changes": {"reward": ROSE, "nsfw": nsfw}}
+
+    found = alarms(evaluation(0), *(seen(n, ROSE) for n in (2, 4)), **watched)
+    assert "nsfw rose: +0.2, 95% interval +0.19 to +0.21, 0.9 standard deviations" in found["hacking"]
+    for harmless in (FELL, STEADY, change(0.05, 0.3), change(0.2, 0.9, 0.3)):
+        assert alarms(evaluation(0), *(seen(n, harmless) for n in (2, 4)), **watched) == {}
+
+
 def test_file_size_may_fall_and_so_may_a_reward_a_little_or_unclearly():
     for fallen in ({"size": FELL}, {"oracle": change(-0.05, -0.3)}, {"oracle": change(-0.2, -0.9, 0.3)}):
         assert alarms(evaluation(0), *(evaluation(n, reward=ROSE, **fallen) for n in (2, 4))) == {}

@@ -19,6 +19,15 @@ from tests.support import small
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
 
 
+class Apart:
+    """The distance of each image's mean from its group's; it fails for a group of which one image is black."""
+
+    def score_group(self, images, prompt):
+        means = images.mean(axis=(1, 2, 3))
+        assert means.all(), f"a black image for {prompt}"
+        return list(abs(means - means.mean()))
+
+
 class Says:
     """A reward that answers what it was built with, or raises it."""
 
@@ -99,6 +108,26 @@ def test_a_prompt_that_fails_leaves_the_scores_of_other_prompts(small_sd):
     line = Picky.score.__code__.co_firstlineno + 2
     assert failures == {"Picky": f"ValueError: no idea what bad is ({__file__}, line {line})"}
     assert np.isfinite(scores["jpeg_compressibility"]).all()
+
+
+def test_a_group_reward_gets_one_group_of_several_prompts_at_a_time(small_sd):
+    run = small.run(small_sd, evaluation__rewards="[{kind: 'tests.workers.test_scorer:Apart'}]")
+    prompts = [Prompt(index=n, text=text) for n, text in enumerate(["one", "black", "three"])]
+    together = Task(
+        step=0, position=0, prompt=prompts[0], images=2, version=0, purpose="evaluate", more=tuple(prompts[1:])
+    )
+    levels = [10, 14, 0, 90, 50, 70]
+    images = np.stack([np.full((16, 16, 3), level, np.uint8) for level in levels])
+    scores, failures, _ = scorer.Scorer(run, torch.device("cpu")).score(together, images)
+    np.testing.assert_array_equal(scores["Apart"], [2, 2, math.nan, math.nan, 10, 10])
+    assert list(failures) == ["Apart"] and "a black image for black" in failures["Apart"]
+
+
+def test_a_group_reward_is_trained_on_whole_groups(small_sd):
+    run = small.run(small_sd, rewards="[{kind: 'tests.workers.test_scorer:Apart'}]")
+    scores, failures, _ = scorer.Scorer(run, torch.device("cpu")).score(task(), IMAGES)
+    means = IMAGES.mean(axis=(1, 2, 3))
+    assert scores["Apart"] == pytest.approx(list(abs(means - means.mean()))) and failures == {}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

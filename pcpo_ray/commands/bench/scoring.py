@@ -13,7 +13,7 @@ from pcpo_ray.commands.bench import work
 from pcpo_ray.commands.bench.rows import Goal, Row, Say, alternate, timed
 from pcpo_ray.data.tensors import device_here
 from pcpo_ray.errors import BenchError
-from pcpo_ray.rewards import Reward
+from pcpo_ray.rewards import GroupReward, Reward, scores
 from pcpo_ray.rewards.clip import Clip
 from pcpo_ray.rewards.pictures import rgb
 from pcpo_ray.workers.scorer import Scorer
@@ -69,12 +69,12 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
     return [row]
 
 
-def _forward(reward: Reward, images: np.ndarray, prompts: Sequence[str]) -> Forward:
+def _forward(reward: Reward | GroupReward, images: np.ndarray, prompts: Sequence[str]) -> Forward:
     """Return a CLIP model's image tower on preprocessed pixels, or any other reward's own scoring."""
     clip = getattr(reward, "clip", None)
     if not isinstance(clip, Clip):
         return lambda size: [
-            reward.score(images[start : start + size], prompts[start : start + size])
+            scores(reward, images[start : start + size], prompts[start : start + size])
             for start in range(0, len(images), size)
         ]
     pixels = torch.stack([clip.preprocess(image) for image in rgb(images)]).to(clip.device)

@@ -1,0 +1,70 @@
+"""`pcpo-ray check`: try a run's files, model and rewards on this machine, before a run that costs more."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pcpo_ray.commands.check.finding import Finding, failures
+
+if TYPE_CHECKING:
+    from pcpo_ray.config import Run
+
+
+def check(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A YAML config, or a recipe's name, such as shapes_pcpo.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
+) -> None:
+    """Check a run before it starts: its files, two images, one update, and each reward on images that are known.
+
+    Ends with 1 where something failed.
+    """
+    from rich.console import Console
+
+    from pcpo_ray.config import files, paths
+    from pcpo_ray.runs.lines import text
+
+    run = paths.absolute(files.load(config, overrides or []))
+    console = Console(markup=False, highlight=False, soft_wrap=True, stderr=as_json)
+    found = findings(run, lambda finding: None if as_json else console.print(finding.line))
+    failed = failures(found)
+    if as_json:
+        print(text({"failed": failed, "findings": [dataclasses.asdict(finding) for finding in found]}))
+    else:
+        console.print(f"{failed} failed" if failed else "nothing failed")
+    if failed:
+        raise typer.Exit(1)
+
+
+def findings(run: "Run", say: Callable[[Finding], None]) -> list[Finding]:
+    """Try everything, each part even where another one fails; every finding is told as it is made."""
+    found = []
+    for finding in _findings(run):
+        say(finding)
+        found.append(finding)
+    return found
+
+
+def _findings(run: "Run") -> Iterator[Finding]:
+    from pcpo_ray.commands.check import of_model, of_rewards
+    from pcpo_ray.data import prompts
+    from pcpo_ray.data.tensors import device_here
+    from pcpo_ray.errors import PcpoError
+
+    checked = list(of_model.files(run))
+    yield from checked
+    if failures(checked):
+        return  # nothing else could be loaded
+    yield of_model.adapter(run)
+    try:
+        yield from of_model.trained(run)
+    except PcpoError as error:
+        yield Finding(part="model", tried="two images and one update", verdict="failed", detail=str(error))
+    own = [prompt.text for prompt in prompts.sources(run)[0].distinct(4)]
+    for reward in {reward.name: reward for reward in (*run.rewards, *run.evaluation.rewards)}.values():
+        yield from of_rewards.tried(run, reward, own, device_here())

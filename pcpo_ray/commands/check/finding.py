@@ -1,0 +1,35 @@
+"""One line of the check: what was tried, how it went, and what to do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["passed", "failed", "not applicable"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A try of one part of the run; `remedy` says what to do where it failed."""
+
+    part: str
+    tried: str
+    verdict: Verdict
+    detail: str = ""
+    remedy: str = ""
+
+    @property
+    def line(self) -> str:
+        """The finding in one line."""
+        told = "; ".join(text for text in (self.detail, self.remedy) if text)
+        return f"{self.verdict:<14} {self.part}: {self.tried}" + (f": {told}" if told else "")
+
+
+def judged(part: str, tried: str, right: bool, detail: str, remedy: str) -> Finding:
+    """Make a finding that passed or failed; the remedy is for a failure."""
+    verdict: Verdict = "passed" if right else "failed"
+    return Finding(part=part, tried=tried, verdict=verdict, detail=detail, remedy="" if right else remedy)
+
+
+def failures(findings: Sequence[Finding]) -> int:
+    """Count the findings that failed."""
+    return sum(finding.verdict == "failed" for finding in findings)

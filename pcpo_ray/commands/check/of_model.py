@@ -1,0 +1,94 @@
+"""The check of the model: its files, two sampled images, and one update that moves the weights."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pcpo_ray import config
+from pcpo_ray.commands import session
+from pcpo_ray.commands.check.finding import Finding, judged
+from pcpo_ray.data import prompts
+from pcpo_ray.data.tensors import device_here
+from pcpo_ray.data.types import Task
+from pcpo_ray.errors import PcpoError
+from pcpo_ray.models import lora_file
+from pcpo_ray.workers.learner.learner import Learner
+from pcpo_ray.workers.sampler import Sampler
+
+IMAGES = 2
+
+
+def files(run: config.Run) -> Iterator[Finding]:
+    """Check every file that the run reads, its own code and its steps, each of which says itself what to do."""
+    wrong = []
+    for part in (*session.file_checks(run), lambda: session.check_steps(run)):
+        try:
+            part()
+        except PcpoError as error:
+            wrong.append(str(error))
+    if not wrong:
+        yield Finding(part="files", tried="all are there and are what they say", verdict="passed")
+    for text in dict.fromkeys(wrong):
+        yield Finding(part="files", tried="all are there and are what they say", verdict="failed", detail=text)
+
+
+def adapter(run: config.Run) -> Finding:
+    """Check that the adapter to start from changes the model: released ones have been all zeros."""
+    start = run.model.train.start if isinstance(run.model.train, config.Lora) else None
+    tried = "the adapter to start from changes the model"
+    if start is None:
+        return Finding(part="model", tried=tried, verdict="not applicable", detail="model.train.start is not given")
+    from safetensors.torch import load_file
+
+    file = lora_file.find(Path(start))
+    weights = load_file(file)
+    moved = [name for name, value in weights.items() if value.is_floating_point() and bool(value.any())]
+    up = [name for name in moved if "lora_B" in name or "lora_up" in name or ".up." in name]
+    return judged(
+        "model",
+        tried,
+        bool(up),
+        f"{len(up)} of its matrices are not zero" if up else f"every matrix of {file} that it adds is zero",
+        "get the file again, ask its authors, or leave model.train.start out",
+    )
+
+
+def trained(run: config.Run) -> Iterator[Finding]:
+    """Sample two images of a prompt and make one update on them. Raises a PcpoError."""
+    device = device_here()
+    prompt = prompts.sources(run)[0].batch(1, 1)[0]
+    torch.set_num_threads(run.workers.samplers.threads)
+    sampler = Sampler(run, device)
+    task = Task(step=1, position=0, prompt=prompt, images=IMAGES, version=0, purpose="train")
+    trajectory, images = sampler.sample(task)
+    assert trajectory is not None
+    trajectory = trajectory.to(torch.device("cpu"))
+    del sampler
+    apart = float(np.abs(images[0].astype(np.float64) - images[1]).mean())
+    flat = [n for n in range(IMAGES) if images[n].min() == images[n].max()]
+    yield judged(
+        "model",
+        "two images are sampled and decoded",
+        not flat and apart > 0,
+        f"{images.shape[2]} x {images.shape[1]} pixels, {apart:.1f} levels apart",
+        "the images are of one colour or equal: is the VAE the model's own, and model.dtype one that it can bear?",
+    )
+    torch.set_num_threads(run.workers.learner.threads)
+    learner = Learner(run, device)
+    update = learner.update(1, [(0, trajectory, [1.0, -1.0])])
+    yield judged(
+        "model",
+        "the first log-ratio is 0",
+        update.first_log_ratio == 0,
+        f"{update.first_log_ratio:.3g}",
+        "learner and sampler do not compute the same; set optimizer.mixed_precision=no",
+    )
+    yield judged(
+        "model",
+        "one update moves the weights",
+        update.moved_fraction > 0 and update.skipped == 0,
+        f"{update.moved_fraction:.0%} of the trained weights changed, gradient norm {update.gradient_norm:.3g}",
+        "raise optimizer.learning_rate, or set model.dtype=float32: its steps may be smaller than the dtype's spacing",
+    )

@@ -1,0 +1,181 @@
+"""The check of a reward, asked about images and prompts that the package draws (rewards/probes.py)."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from pcpo_ray import config, rewards
+from pcpo_ray.commands.check.finding import Finding, judged
+from pcpo_ray.config.shipped import Ranks
+from pcpo_ray.process import plugins
+from pcpo_ray.process.plugins import resolve_class
+from pcpo_ray.rewards import probes
+from pcpo_ray.workers.scorer import checked
+
+NEAR = 0.05
+"""The fraction of the spread of its scores by which a score may differ where it should be the same (half precision)."""
+
+KNOWN = {"shapes-clip": (0.904343, 0.879217, 0.875190, 0.804320)}
+"""Scores of the probes, by the name of a model whose weights are known."""
+
+KNOWN_WITHIN = {"cpu": 1e-4, "cuda": 2e-3}
+"""The largest difference from them, by device: on a GPU the network computes in float16."""
+
+Ask = Callable[[np.ndarray, Sequence[str]], np.ndarray]
+
+
+def tried(run: config.Run, reward: config.Reward, own_prompts: Sequence[str], device: torch.device) -> list[Finding]:
+    """Try one reward in all ways that apply to it; what raises is a finding too."""
+    try:
+        return list(_tried(run, reward, own_prompts, device))
+    except Exception as error:  # a reward may raise anything
+        return [
+            Finding(
+                part=reward.name,
+                tried="it scores the probe images",
+                verdict="failed",
+                detail=plugins.explained(error),
+                remedy="mend the reward, its files or its server",
+            )
+        ]
+
+
+def _tried(
+    run: config.Run, reward: config.Reward, own_prompts: Sequence[str], device: torch.device
+) -> Iterator[Finding]:
+    name, found = reward.name, probes.of(reward)
+    shipped = not isinstance(reward, config.CustomReward | config.Remote)
+    prompts = list(found.prompts if shipped else [*own_prompts, *own_prompts, *own_prompts, *own_prompts][:4])
+    if isinstance(reward, config.CustomReward):
+        yield _order(reward)
+    made = rewards.load(reward, device)
+    grouped = isinstance(made, rewards.GroupReward)
+
+    def ask(images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        with plugins.isolated(reward.kind, run.seed):
+            return np.array(checked(rewards.scores(made, images.copy(), list(texts)), len(images)))
+
+    first = ask(found.images, prompts)
+    yield judged(
+        name, "scores are finite", bool(np.isfinite(first).all()), _shown(first), "missing scores drop whole groups"
+    )
+    near = NEAR * float(np.ptp(first)) + 1e-6 * float(np.abs(first).max())
+    yield judged(
+        name,
+        "the same question has the same answer",
+        _same(ask(found.images, prompts), first, near),
+        "",
+        "a score must not depend on the clock, on random numbers of its own, or on earlier calls",
+    )
+    if grouped:
+        yield Finding(
+            part=name,
+            tried="scores are the same in other company",
+            verdict="not applicable",
+            detail="it compares the images of a group",
+        )
+    else:
+        alone = np.concatenate([ask(found.images[n : n + 1], prompts[n : n + 1]) for n in range(4)])
+        turned = ask(found.images[::-1], prompts[::-1])[::-1]
+        yield judged(
+            name,
+            "scores are the same in other company",
+            _same(alone, first, near) and _same(turned, first, near),
+            f"alone {_shown(alone)}, turned around {_shown(turned)}, together {_shown(first)}",
+            "return one score an image in the images' order, and use no statistics of the batch",
+        )
+    others = np.concatenate([found.images[:2], found.marred[2:]])
+    by_image = ask(others, prompts[:1] * 4)
+    yield judged(
+        name,
+        "the image moves it",
+        bool(np.ptp(by_image) > 0),
+        _shown(by_image),
+        "it gives every image the same score: are its weights zeros, or its arguments swapped?",
+    )
+    yield _by_prompt(reward, made, ask, found.images, prompts)
+    yield _ranked(reward, ask, found)
+    yield _known(reward, first, KNOWN_WITHIN[device.type])
+
+
+def _order(reward: config.CustomReward) -> Finding:
+    """Check that the method's arguments are not named the other way round."""
+    cls = resolve_class(reward.kind)
+    method = next(getattr(cls, name) for name in rewards.METHODS if hasattr(cls, name))
+    names = list(inspect.signature(method).parameters)[1:3]
+    swapped = len(names) == 2 and ("prompt" in names[0] or "text" in names[0] or "image" in names[1])
+    return judged(
+        reward.name,
+        "its arguments are images, then prompts",
+        not swapped,
+        f"({', '.join(names)})",
+        "they are given in the order (images, prompts); swap the parameters",
+    )
+
+
+def _by_prompt(reward: config.Reward, made: object, ask: Ask, images: np.ndarray, prompts: Sequence[str]) -> Finding:
+    what = "the prompt moves it"
+    claims = getattr(made if isinstance(reward, config.CustomReward) else reward, "reads_prompt", None)
+    if isinstance(made, rewards.GroupReward):
+        return Finding(part=reward.name, tried=what, verdict="not applicable", detail="it compares images")
+    if claims is False:
+        return Finding(part=reward.name, tried=what, verdict="not applicable", detail="it does not read the prompt")
+    if len(set(prompts)) < 2:
+        return Finding(part=reward.name, tried=what, verdict="not applicable", detail="the run has one prompt")
+    scores = ask(np.repeat(images[:1], 4, axis=0), prompts)
+    moved = bool(np.ptp(scores) > 0)
+    if claims is None and not moved:
+        detail = "it ignores the prompt; if it should not, say so with `reads_prompt = True` in its class"
+        return Finding(part=reward.name, tried=what, verdict="not applicable", detail=detail)
+    return judged(reward.name, what, moved, _shown(scores), "it gives one image the same score for every prompt")
+
+
+def _ranked(reward: config.Reward, ask: Ask, found: probes.Probes) -> Finding:
+    """Check what is known of the probes' order."""
+    ranks: Ranks = "none" if isinstance(reward, config.CustomReward) else reward.ranks
+    if ranks == "none":
+        return Finding(
+            part=reward.name, tried="known rankings", verdict="not applicable", detail="none is known for it"
+        )
+    if ranks == "own":
+        what = "images of their prompts above images of others"
+        right = ask(found.images, found.prompts).mean()
+        wrong = np.mean([ask(np.roll(found.images, n, axis=0), found.prompts).mean() for n in (1, 2, 3)])
+    else:
+        what = "plain images above those with noise and a grid"
+        right, wrong = (float(ask(images, found.prompts).mean()) for images in (found.images, found.marred))
+        if ranks == "marred":
+            what, right, wrong = "images with noise and a grid above plain ones", wrong, right
+    return judged(
+        reward.name,
+        what,
+        bool(right > wrong),
+        f"{right:.4g} and {wrong:.4g}",
+        "are these the weights of its kind, with their own preprocessing?",
+    )
+
+
+def _known(reward: config.Reward, scores: np.ndarray, within: float) -> Finding:
+    """Compare the scores with those that a model with known weights gives."""
+    label = reward.model if isinstance(reward, config.ClipScore) else ""
+    if label not in KNOWN:
+        return Finding(
+            part=reward.name, tried="known scores", verdict="not applicable", detail="none are known for its files"
+        )
+    return judged(
+        reward.name,
+        "known scores",
+        bool(np.abs(scores - KNOWN[label]).max() <= within),
+        f"{_shown(scores)}, expected {_shown(np.array(KNOWN[label]))}",
+        "the images reach the network otherwise than they should: size, crop, mean and std, activation, colours' order",
+    )
+
+
+def _same(one: np.ndarray, other: np.ndarray, near: float) -> bool:
+    return bool(np.all(np.abs(one - other) <= near))
+
+
+def _shown(scores: np.ndarray) -> str:
+    return " ".join(f"{score:.4g}" for score in scores)

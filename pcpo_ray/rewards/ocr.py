@@ -1,0 +1,81 @@
+"""Text that a prompt quotes, looked for in the image by RapidOCR (PP-OCR; its wheel carries the weights).
+
+    score = mean over the quoted texts t of   1 if the text read contains t, else 1 - min(distance(t, read), |t|) / |t|
+
+with Levenshtein's edit distance. Both are compared without case, spaces and width (NFKC). Quotes are "..." or “...”.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from pcpo_ray.errors import RewardError
+from pcpo_ray.rewards.pictures import rgb
+
+QUOTED = re.compile(r'"([^"]+)"|“([^“”]+)”')
+
+SHOWN = 3
+"""Prompts that one message names."""
+
+
+class Ocr:
+    """The reward. Images are read one after the other: a text must not depend on the images beside it."""
+
+    def __init__(self) -> None:
+        import torch
+        from rapidocr import RapidOCR
+
+        self.reader = RapidOCR(
+            params={
+                "Global.log_level": "error",
+                "Global.use_cls": False,  # upside-down text is no text
+                "EngineConfig.onnxruntime.intra_op_num_threads": torch.get_num_threads(),
+                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            }
+        )
+        self.read(np.full((64, 64, 3), 255, np.uint8))  # the detector is loaded at its first use
+
+    @staticmethod
+    def check_prompts(prompts: Sequence[str], origin: str) -> None:
+        """Check that every prompt quotes a text. Raises RewardError that names some that do not."""
+        without = [prompt for prompt in dict.fromkeys(prompts) if not quoted(prompt)]
+        if without:
+            named = ", ".join(map(repr, without[:SHOWN])) + (", ..." if len(without) > SHOWN else "")
+            raise RewardError(
+                f"the reward ocr reads the text that a prompt quotes, and {len(without)} of "
+                f"{len(dict.fromkeys(prompts))} prompts ({origin}) quote none: {named}; "
+                "expected prompts such as 'a sign that says \"OPEN\"'"
+            )
+
+    def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
+        texts = [self.read(np.asarray(image)) for image in rgb(images)]
+        return [accuracy(quoted(prompt), text) for prompt, text in zip(prompts, texts, strict=True)]
+
+    def read(self, image: UInt8[np.ndarray, "H W 3"]) -> str:
+        """Read an image's text, line by line."""
+        found = self.reader(np.ascontiguousarray(image[..., ::-1]))  # as OpenCV has colours
+        return "\n".join(found.txts or ())
+
+
+def quoted(prompt: str) -> list[str]:
+    """Find the texts that a prompt quotes, those without letters left out."""
+    return [text for pair in QUOTED.findall(prompt) if folded(text := "".join(pair))]
+
+
+def folded(text: str) -> str:
+    """Fold case and width, and leave out spaces."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def accuracy(asked: Sequence[str], read: str) -> float:
+    """Compute how much of the texts asked for was read, 0..1; NaN if none was asked for."""
+    from rapidfuzz.distance import Levenshtein
+
+    shown, parts = folded(read), []
+    for text in map(folded, asked):
+        distance = 0 if text in shown else Levenshtein.distance(text, shown)
+        parts.append(1 - min(distance, len(text)) / len(text))
+    return float(np.mean(parts)) if parts else float("nan")

@@ -1,0 +1,206 @@
+"""The check before a run catches what has been wrong with rewards and adapters, and passes what is right."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pcpo_ray import config
+from pcpo_ray.commands import check
+from pcpo_ray.commands.check import of_model, of_rewards
+from pcpo_ray.config import files
+from pcpo_ray.errors import RewardError
+from pcpo_ray.rewards import clip, clip_score
+from pcpo_ray.workers.scorer import Scorer
+from tests.support import small
+
+CPU = torch.device("cpu")
+CLIP = config.ClipScore(kind="clip_score")
+PROMPTS = ["a cat", "two dogs", "a house", "a tree"]
+
+OWN = """
+import numpy as np
+
+
+class Swapped:
+    def score(self, prompts, images):
+        return [float(len(image)) for image in images]
+
+
+class Constant:
+    def score(self, images, prompts):
+        return [0.5] * len(images)
+
+
+class Deaf:
+    reads_prompt = True
+
+    def score(self, images, prompts):
+        return images.mean(axis=(1, 2, 3))
+
+
+class Redness(Deaf):
+    reads_prompt = False
+
+
+class Standardized(Redness):
+    def score(self, images, prompts):
+        found = super().score(images, prompts)
+        return (found - found.mean()) / (found.std() + 1)
+
+
+class Moody(Redness):
+    calls = 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        return super().score(images, prompts) + 100 * self.calls
+
+
+class Crashes(Redness):
+    def score(self, images, prompts):
+        raise FileNotFoundError("head.pth")
+
+
+class Spread:
+    def score_group(self, images, prompt):
+        means = images.mean(axis=(1, 2, 3))
+        return abs(means - means.mean())
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield lambda name: config.CustomReward(kind=f"mine:{name}")
+    sys.modules.pop("mine", None)
+
+
+def failed(reward):
+    found = of_rewards.tried(small.run("model"), reward, PROMPTS, CPU)
+    return {finding.tried for finding in found if finding.verdict == "failed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "caught"),
+    [
+        ("Swapped", "its arguments are images, then prompts"),
+        ("Constant", "the image moves it"),
+        ("Deaf", "the prompt moves it"),
+        ("Standardized", "scores are the same in other company"),
+        ("Moody", "the same question has the same answer"),
+        ("Crashes", "it scores the probe images"),
+    ],
+)
+def test_a_broken_reward_of_the_users_own_is_caught(own, name, caught):
+    assert caught in failed(own(name))
+
+
+@pytest.mark.parametrize("name", ["Redness", "Spread"])
+def test_a_sound_reward_of_the_users_own_passes(own, name):
+    assert failed(own(name)) == set()
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        CLIP,
+        config.Jpeg(kind="jpeg_compressibility"),
+        config.Jpeg(kind="jpeg_incompressibility"),
+        config.ShapesOracle(kind="shapes_oracle"),
+        config.Grain(kind="grain"),
+        config.Grid(kind="grid"),
+    ],
+    ids=lambda reward: reward.kind,
+)
+def test_shipped_rewards_pass(reward):
+    assert failed(reward) == set()
+
+
+def cropped(made):
+    whole = made.preprocess
+    return dataclasses.replace(made, normal=None, preprocess=lambda image: whole(image.crop((64, 64, 192, 192))))
+
+
+def without_mean(made):
+    whole, (mean, std) = made.preprocess, made.normal
+    return dataclasses.replace(made, normal=None, preprocess=lambda image: whole(image) * std + mean)
+
+
+def other_activation(made):
+    def quick(tokens):
+        gelu, torch.nn.GELU.forward = torch.nn.GELU.forward, lambda self, x: x * torch.sigmoid(1.702 * x)
+        try:
+            return made.encode_texts(tokens)
+        finally:
+            torch.nn.GELU.forward = gelu
+
+    return dataclasses.replace(made, encode_texts=quick, known={})
+
+
+def blue_for_red(made):
+    return dataclasses.replace(made, encode_images=lambda pixels: made.encode_images(pixels.flip(1)))
+
+
+def deaf(made):
+    same = lambda tokens: made.encode_texts(tokens[:1].expand_as(tokens))  # noqa: E731
+    return dataclasses.replace(made, encode_texts=same, known={})
+
+
+@pytest.mark.parametrize(
+    ("broken", "caught"),
+    [
+        (cropped, "known scores"),
+        (without_mean, "known scores"),
+        (other_activation, "known scores"),
+        (blue_for_red, "known scores"),
+        (deaf, "the prompt moves it"),
+    ],
+)
+def test_a_clip_reward_with_wrong_preprocessing_is_caught(monkeypatch, broken, caught):
+    load = clip.load
+    monkeypatch.setattr(clip, "load", lambda *asked: broken(load(*asked)))
+    assert caught in failed(CLIP)
+
+
+@pytest.mark.parametrize(("up", "verdict"), [(0.0, "failed"), (0.1, "passed")])
+def test_an_adapter_of_zeros_is_caught(tmp_path, up, verdict):
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    weights = {f"{name}.lora_A.weight": torch.ones(2, 8), f"{name}.lora_B.weight": torch.full((8, 2), up)}
+    save_file(weights, tmp_path / "pytorch_lora_weights.safetensors")
+    found = of_model.adapter(small.run("model", model__train=f"{{kind: lora, start: '{tmp_path}'}}"))
+    assert found.verdict == verdict and (verdict == "passed" or "is zero; get the file again" in found.line)
+
+
+def test_a_whole_run_that_is_sound_passes_on_two_images_and_one_update(small_sd):
+    run = small.run(small_sd, evaluation__rewards="[{kind: grid}]")
+    lines = []
+    found = check.findings(run, lambda finding: lines.append(finding.line))
+    assert [finding.tried for finding in found if finding.verdict == "failed"] == []
+    tried = {(finding.part, finding.tried): finding.detail for finding in found}
+    assert tried["model", "the first log-ratio is 0"] == "0"
+    assert "of the trained weights changed" in tried["model", "one update moves the weights"]
+    assert {part for part, _ in tried} == {"files", "model", "jpeg_compressibility", "grid"}
+    assert all(line.startswith(("passed ", "not applicable ")) for line in lines)
+
+
+def test_the_command_prints_json_and_ends_with_1_where_something_failed(own, command, tmp_path, small_sd):
+    run = small.run(small_sd, model__path=str(tmp_path / "absent"))
+    (tmp_path / "run.yaml").write_text(files.dump(run))
+    status, told, _ = command("check", "run.yaml", "--json")
+    answer = json.loads(told)
+    assert status == 1 and answer["failed"] >= 1
+    assert "absent" in answer["findings"][0]["detail"] and answer["findings"][0]["verdict"] == "failed"
+
+
+def test_a_run_does_not_start_with_a_shipped_reward_of_equal_scores(monkeypatch, small_sd):
+    run = small.run(small_sd, rewards="[{kind: clip_score}]")
+    Scorer(run, CPU)
+    monkeypatch.setattr(clip_score.ClipScore, "score", lambda self, images, prompts: [0.25] * len(images))
+    with pytest.raises(RewardError, match=r"clip_score gives two different images the scores \[0.25, 0.25\]"):
+        Scorer(run, CPU)

@@ -1,0 +1,182 @@
+"""A judge behind real HTTP that answers as vLLM does: its scores, its faults, and what stays secret."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from pcpo_ray import config, rewards
+from pcpo_ray.errors import RewardError
+from pcpo_ray.rewards import http_client, judge, judge_template
+from tests.support.judged import KEY, MODEL, Vllm
+
+LEVELS = (51, 204, 102)
+IMAGES = np.stack([np.full((8, 8, 3), level, np.uint8) for level in LEVELS])
+TEXTS = ["a red cube", "ein Würfel with {braces}", "three"]
+
+
+@pytest.fixture
+def serving(monkeypatch):
+    monkeypatch.setattr(http_client, "FIRST_PAUSE", 0.01)
+    servers = []
+
+    def start(*faults, key=None):
+        servers.append(Vllm(faults, key))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def judging(server, **changes):
+    settings = {"url": server.url, "model": MODEL, "timeout": 1.0, "patience": 20.0, **changes}
+    return rewards.load(config.Judge(kind="judge", **settings), torch.device("cpu"))
+
+
+def test_yes_no_is_the_probability_of_yes_among_both(serving):
+    server = serving()
+    made = judging(server)
+    assert made.score(IMAGES, TEXTS) == pytest.approx([0.2, 0.8, 0.4])
+    assert made.tokens == {"prompt": 300, "completion": 21}
+    texts = [body["messages"][-1]["content"][-1]["text"] for body in server.asked]
+    assert sorted(text.splitlines()[-1] for text in texts) == sorted(f"Caption: {text}" for text in TEXTS)
+    assert all(body["max_tokens"] == 1 for body in server.asked)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"), [(None, [0.2, 0.8, 0.4]), ("checklist", [0.25, 0.75, 0.5])], ids=["axes", "checklist"]
+)
+def test_a_number_is_read_by_the_templates_pattern_and_scaled(serving, template, expected):
+    made = judging(serving(), mode="score", template=template)
+    assert made.score(IMAGES, TEXTS) == pytest.approx(expected)
+    assert made.score(IMAGES[1:], TEXTS[1:]) == pytest.approx(expected[1:])
+
+
+def test_pairwise_is_the_fraction_of_comparisons_won_in_the_group(serving):
+    server = serving()
+    made = judging(server, mode="pairwise")
+    assert isinstance(made, rewards.GroupReward)
+    assert made.score_group(IMAGES, "a cube") == [0.0, 1.0, 0.5]
+    assert len(server.asked) == 3
+
+
+def test_random_rounds_compare_each_image_as_often_first_as_second():
+    np.random.seed(0)
+    pairs = judge.compared(8, rounds=2)
+    assert len({frozenset(pair) for pair in pairs}) == len(pairs) == 16
+    assert [sum(pair[place] == image for pair in pairs) for image in range(8) for place in (0, 1)] == [2] * 16
+    assert len(judge.compared(8, rounds=None)) == len(judge.compared(8, rounds=4)) == 28
+    firsts = [sum(first == image for first, _ in judge.compared(8, rounds=None)) for image in range(8)]
+    assert set(firsts) == {3, 4}
+
+
+@pytest.mark.parametrize("fault", [429, 500, 503, "slow", "truncated"])
+def test_a_fault_that_passes_is_tried_again(serving, fault):
+    server = serving(fault)
+    assert judging(server).score(IMAGES[:2], TEXTS[:2]) == pytest.approx([0.2, 0.8])
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "answer"),
+    [
+        ("score", "I cannot rate this."),
+        ("score", "Alignment Score (1-5): 4\nCoherence Score (1-5): 4"),
+        ("score", "Alignment Score (1-5): 4\nCoherence Score (1-5): 4\nStyle Score (1-5): 40"),
+        ("score", "half"),
+        ("yes_no", "Perhaps"),
+        ("yes_no", "half"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_missing_and_logged(serving, caplog, mode, answer):
+    made = judging(serving(answer), mode=mode, concurrency=1)
+    with caplog.at_level(logging.WARNING):
+        first, second = made.score(IMAGES[:2], TEXTS[:2])
+    assert np.isnan(first) and second == pytest.approx(0.8)
+    assert f"no score can be read in the answer of {MODEL}" in caplog.text
+
+
+def test_an_unread_comparison_counts_for_neither_image(serving):
+    made = judging(serving("Both are fine.", "Both are fine."), mode="pairwise", concurrency=1)
+    scores = made.score_group(IMAGES, "a cube")  # only the last pair, images 1 and 2, is decided
+    assert np.isnan(scores[0]) and scores[1:] == [1.0, 0.0]
+
+
+def test_a_server_that_stays_busy_is_named_when_the_patience_ends(serving):
+    made = judging(serving(*[503] * 50), patience=0.3)
+    with pytest.raises(RewardError, match=r"chat/completions failed \d+ times.*status 503"):
+        made.score(IMAGES[:1], TEXTS[:1])
+
+
+def test_the_key_comes_from_the_environment_and_stands_in_no_message(serving, monkeypatch, caplog):
+    server = serving("odd", key=KEY)
+    with pytest.raises(RewardError, match="environment variable JUDGE_KEY, which is not set"):
+        judging(server, key="JUDGE_KEY")
+    with pytest.raises(RewardError, match="it wants a token"):
+        judging(server)
+    monkeypatch.setenv("JUDGE_KEY", "sk-wrong")
+    with pytest.raises(RewardError) as refused:
+        judging(server, key="JUDGE_KEY")
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with caplog.at_level(logging.DEBUG):
+        assert np.isnan(judging(server, key="JUDGE_KEY").score(IMAGES[:1], TEXTS[:1])[0])
+    assert KEY not in caplog.text and "sk-wrong" not in str(refused.value)
+    assert KEY not in json.dumps(server.asked)
+
+
+def test_a_model_that_is_not_served_is_refused_with_those_that_are(serving):
+    with pytest.raises(RewardError, match=f"serves {MODEL} and not 'Qwen'"):
+        judging(serving(), model="Qwen")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rounds": 2}, "rounds is 2 with mode yes_no"),
+        ({"url": "https://me:secret@host/v1"}, "environment variable that holds a key"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes, words):
+    settings = {"kind": "judge", "url": "http://localhost/v1", "model": "m", **changes}
+    with pytest.raises(ValidationError, match=words):
+        TypeAdapter(config.Judge).validate_python(settings)
+
+
+def test_every_shipped_template_can_be_read_in_its_mode():
+    names = sorted(path.stem for path in judge_template.SHIPPED.glob("*.yaml"))
+    assert names == ["better", "checklist", "question", "unified_reward_2"]
+    modes = {"better": "pairwise", "checklist": "score", "question": "yes_no", "unified_reward_2": "score"}
+    assert all("a cat" in judge_template.read(modes[name], name).asked("a cat") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("mode: yes_no\ntext: Good?", "no {prompt}"),
+        ("mode: score\ntext: '{prompt}'", "group"),
+        ("mode: score\ntext: '{prompt}'\npattern: '(?P<value>[0-9])'", "low is None"),
+        ("mode: score\ntext: '{prompt}'\npattern: '(['", "no regular expression"),
+        ("mode: yes_no\ntext: '{prompt}'\nlow: 1", "leave out all but text"),
+        ("mode: yes_no\ntext: '{prompt}'", "is for mode yes_no, and the judge's mode is score"),
+        ("mode: score\ntekst: '{prompt}'", "tekst"),
+    ],
+)
+def test_a_template_that_cannot_work_is_refused_before_the_start(tmp_path, text, words):
+    (tmp_path / "own.yaml").write_text(text)
+    reward = config.Judge(
+        kind="judge", url="http://localhost/v1", model="m", mode="score", template=str(tmp_path / "own.yaml")
+    )
+    with pytest.raises(RewardError) as refused:
+        rewards.check(reward)
+    assert words in str(refused.value) and "own.yaml" in str(refused.value)
+
+
+def test_an_unknown_template_is_named_with_the_shipped_ones():
+    reward = config.Judge(kind="judge", url="http://localhost/v1", model="m", template="questoin")
+    with pytest.raises(RewardError, match=r"questoin.*question"):
+        rewards.check(reward)
