@@ -10,7 +10,7 @@ from tests.support.running import go, parameters, same
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
 
-def test_parts_of_ones_own_are_found_by_every_worker_and_give_the_same_bits(here, small_sd):
+def test_parts_of_ones_own_are_found_on_every_worker_with_the_same_bits(here, small_sd):
     run = all_own(small_sd, rollout__prompts=4)
     session.check(run)
     on_ray(run, here / "ray")

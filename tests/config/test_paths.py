@@ -29,14 +29,15 @@ PATHS = {
 LISTS_OR_PATHS = {("PromptFile", "path")}
 HUB_IDS_OR_PATHS = {("Model", "path")}
 NAMES_OR_PATHS = {
-    ("ClipScore", "model"), ("Diversity", "model"), ("Aesthetic", "model"), ("ClipFeatures", "model")
+    ("ClipScore", "model"), ("Diversity", "model"), ("Aesthetic", "model"), ("ClipFeatures", "model"),
+    ("Judge", "template"),
 }  # fmt: skip
 NO_PATHS = {
     ("Run", "name"), ("Model", "variant"), ("Model", "denoiser"), ("PromptFile", "column"), ("Hps", "architecture"),
     ("Remote", "url"), ("Remote", "label"), ("Remote", "token"), ("CustomReward", "kind"), ("CustomReward", "label"),
     ("Role", "accelerator"), ("LearnerRole", "accelerator"), ("CustomCredit", "kind"), ("CustomAdvantage", "kind"),
     ("CustomObjective", "kind"), ("CustomPrompts", "kind"), ("Optimizer", "kind"), ("Sampling", "negative_prompt"),
-    ("Notify", "url_env"),
+    ("Notify", "url_env"), ("Judge", "url"), ("Judge", "model"), ("Judge", "label"), ("Judge", "key"),
 }  # fmt: skip
 """Keys that hold any text, by config class and name."""
 

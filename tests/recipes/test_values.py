@@ -20,8 +20,9 @@ def recipe(name):
 
 
 def trained(run, folder):
-    """(t, dt, the step) of every trained step, on the grid of SD3's scheduler."""
-    schedule = models.schedule_of(folder, dataclasses.replace(run.model, path=str(folder)), run.sampling)
+    """(t, dt, the step) of every trained step, on the grid of SD3's scheduler, which is the same at any size."""
+    sampling = dataclasses.replace(run.sampling, height=None, width=None)
+    schedule = models.schedule_of(folder, dataclasses.replace(run.model, path=str(folder)), sampling)
     plan = steps.plan(run.credit, run.sampling, schedule)
     return [(schedule.times[i], schedule.dt[i], plan.steps[i]) for i in plan.trained]
 
