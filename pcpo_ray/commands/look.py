@@ -164,14 +164,23 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def show_list(folder: str, address: str | None, *, as_json: bool) -> None:
-    """Print the runs in a folder and in a cluster: the one at `address`, or one of this machine if there is one."""
-    rows = looks(folder, address)
+    """Print the runs in a folder and in a cluster: the one at `address`, or one of this machine if there is one.
+
+    Raises a PcpoError for an address that does not answer, after the runs in the folder.
+    """
+    unanswered = None
+    try:
+        rows = looks(folder, address)
+    except ClusterError as error:
+        rows, unanswered = look.looks(folder), error
     if as_json:
         print(text(rows))
     elif not rows:
         print(f"no runs in {folder}; begin one: pcpo-ray train shapes_pcpo --local")
     else:
         _print_table(rows)
+    if unanswered is not None:
+        raise unanswered
 
 
 def looks(folder: str, address: str | None) -> list[dict[str, Any]]:
@@ -190,10 +199,10 @@ def _in_cluster(address: str | None) -> list[dict[str, Any]]:
 
     try:
         return dashboard.looks(jobs.Client(dashboard.url_of(address or "auto")))
-    except ClusterError as error:
+    except ClusterError:
         if address is not None:
             raise
-        print(f"note: the cluster on this machine was not asked: {error}", file=sys.stderr)
+        print("note: a Ray cluster on this machine did not answer; give --address to see its runs", file=sys.stderr)
         return []
 
 

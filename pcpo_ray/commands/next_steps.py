@@ -27,12 +27,13 @@ def after(found: RunResult, given: Path, continuing: str) -> list[str]:
         "draw before and after": f"pcpo-ray sample {shlex.quote(place)} {shlex.quote(_prompt(run))} --compare",
     }
     if (step := max(home.steps(), default=None)) is not None:
-        lines["use it in diffusers"] = _loading(run, home, step)
+        lines['use it in diffusers (whole program: the report, "How to use it")'] = _loading(run, home, step)
     if "steps" in opening.free_to_change(run):
         lines[f"train {run.steps} more steps"] = _longer(continuing, run)
-    lines["train for a reward of yours"] = shlex.join(
-        ["pcpo-ray", "train", str(given), "name=mine", "rewards=[{kind: my_module:MyReward}]"]
-    )
+    if not any(isinstance(reward, config.CustomReward) for reward in run.rewards):
+        lines["train for a reward of yours, a class with score(images, prompts) in my_rewards.py"] = shlex.join(
+            ["pcpo-ray", "train", str(given), "name=mine", "rewards=my_rewards:MyReward"]
+        )
     return ["next:", *(f"  {what}: {how}" for what, how in lines.items())]
 
 

@@ -16,6 +16,7 @@ from pcpo_ray.errors import ClusterError, RunError
 from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
 from pcpo_ray.models import image_sizes, lora_file, steps
 from pcpo_ray.rewards import quality
+from pcpo_ray.shapes import captions
 from pcpo_ray.training import notifier, own_advantage
 from pcpo_ray.training.stages import Stages
 from pcpo_ray.workers.learner import learning_rate, mini_batches, optimizers, own_objective
@@ -68,13 +69,29 @@ def check_prompts(run: config.Run) -> None:
 
 
 def warnings(run: config.Run) -> list[str]:
-    """Describe settings that are allowed and may spoil what is learned."""
-    if not run.model.vae_tiling or any(reward.name == "grid" for reward in run.evaluation.rewards):
-        return []
-    return [
-        "warning: model.vae_tiling decodes images in tiles: rewards see their seams, and training may learn them; "
-        "watch them with evaluation.rewards=[{kind: grid}], or leave vae_tiling out"
-    ]
+    """Describe settings that are allowed and may spoil what is learned or measured. Raises PromptError."""
+    found = []
+    if run.model.vae_tiling and not any(reward.name == "grid" for reward in run.evaluation.rewards):
+        found.append(
+            "warning: model.vae_tiling decodes images in tiles: rewards see their seams, and training may learn them; "
+            "watch them with evaluation.rewards=[{kind: grid}], or leave vae_tiling out"
+        )
+    oracles = [one.name for one in (*run.rewards, *run.evaluation.rewards) if isinstance(one, config.ShapesOracle)]
+    if oracles and not isinstance(run.prompts, config.ShapesPrompts):
+        texts = sorted({text for source in prompts.sources(run) for text in source.texts})
+        strange = [text for text in texts if not captions.is_caption(text)]
+        if strange:
+            found.append(
+                f"warning: {' and '.join(oracles)} read captions of the embedded world only, and {len(strange)} of "
+                f"{len(texts)} prompts are none, such as {strange[0]!r}: their images get no score of these; leave "
+                "them out of evaluation.rewards, or mend the prompts"
+            )
+    if run.only_pairwise:
+        found.append(
+            f"warning: {run.rewards[0].name} compares the images of one prompt, so its mean is the same whatever is "
+            "learned: watch a reward of single images in evaluation.rewards"
+        )
+    return found
 
 
 def check_own_code(run: config.Run) -> None:

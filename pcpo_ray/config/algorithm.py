@@ -200,9 +200,10 @@ class Surrogate:
     kl: NonNegative = 0.0
     """The factor of the KL divergence from the model under the adapter, which is added to the loss."""
     correction: Positive | None = None
-    """The largest importance weight of samples from older weights (V-trace, arXiv 1802.01561); null: none are used.
+    """The largest importance weight of samples from older weights (V-trace, arXiv 1802.01561).
 
-    Log-ratios are then taken against the present weights.
+    With it, log-ratios are taken against the present weights. null: no importance weights, and log-ratios against the
+    weights that sampled.
     """
     log_ratio: Literal["decomposed", "replay", "flow_cps"] = "decomposed"
     """The formula of the log-ratio; `replay` and `flow_cps` are for comparisons with other code.

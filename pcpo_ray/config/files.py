@@ -263,7 +263,9 @@ def _override(override: str) -> tuple[str, Any]:
     """Split `a.b.c=value` into the path and the value. Raises ConfigError."""
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise ConfigError(f"override {override!r}: expected a.b.c=value")
+        key, colon, value = override.partition(":")
+        guess = f" (did you mean {key}={value.strip()}?)" if colon and key and value else ""
+        raise ConfigError(f"override {override!r}: expected a.b.c=value{guess}")
     try:
         return path, _parsed(text)
     except _KeyTwiceError as twice:

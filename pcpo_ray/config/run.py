@@ -10,6 +10,7 @@ from pcpo_ray.config.algorithm import Advantage, Credit, Objective
 from pcpo_ray.config.base import Count, NonNegativeInt, Unit, config, one_or_more
 from pcpo_ray.config.checks import CHECKS
 from pcpo_ray.config.evaluation import Evaluation, Monitors
+from pcpo_ray.config.judge import Judge
 from pcpo_ray.config.model import Model
 from pcpo_ray.config.notify import Notify
 from pcpo_ray.config.prompts import Prompts
@@ -80,6 +81,11 @@ class Run:
             return f"held-out {noun}"
         which = "training prompts" if self.evaluation.prompts in (None, self.prompts) else "prompts not held out"
         return which if noun == "prompts" else f"{noun} of {which}"
+
+    @property
+    def only_pairwise(self) -> bool:
+        """True if all trained rewards compare the images of one prompt with each other, so that their means stay."""
+        return all(isinstance(reward, Judge) and reward.mode == "pairwise" for reward in self.rewards)
 
     @property
     def evaluated(self) -> Sampling:

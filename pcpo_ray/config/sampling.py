@@ -152,10 +152,10 @@ class Sampling:
             raise ValueError(
                 f"sampling.trained_steps is {self.trained_steps}, of {self.steps} steps; use at most that many"
             )
-        if self.detach_unconditional and self.guidance_scale == 1:
+        if self.detach_unconditional and self.guidance_scale <= 1:
             raise ValueError(
-                "sampling.detach_unconditional is true with guidance_scale 1, which has no unconditional branch; leave "
-                "it out, or set another guidance_scale"
+                f"sampling.detach_unconditional is true with guidance_scale {self.guidance_scale:g}, which has no "
+                "unconditional branch; leave it out, or set a guidance_scale above 1"
             )
         if self.negative_prompt and self.guidance_scale <= 1:
             raise ValueError(

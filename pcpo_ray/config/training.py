@@ -78,9 +78,9 @@ class Optimizer:
     epsilon: Positive = 1e-8
     """The number that AdamW adds to the denominator."""
     minibatches: Count = 1
-    """Optimizer steps made of one batch; each is on a part of its groups."""
+    """Optimizer steps that one pass over a batch makes; each is on a part of its groups."""
     epochs: Count = 1
-    """Passes over a batch."""
+    """Passes over a batch: minibatches x epochs optimizer steps are made of it."""
     average: Annotated[float, Gt(0), Lt(1), NUMBER] | None = None
     """The decay of an EMA of the weights; null: none.
 

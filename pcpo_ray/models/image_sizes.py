@@ -91,7 +91,7 @@ def _check_settings(run: config.Run, where: str, *, evaluated: bool) -> None:
     if run.optimizer.micro_batch == "auto":
         raise ConfigError(
             f"optimizer.micro_batch is auto, which tries the sizes of the first batch only, and {where} has a size of "
-            "its own; set a number, or null"
+            "its own; set optimizer.micro_batch=null, or a number"
         )
     quality = run.evaluation.quality
     if evaluated and quality is not None and quality.reference is not None:

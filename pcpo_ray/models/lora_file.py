@@ -108,7 +108,7 @@ def read(pipeline: Any, part: str, source: Path) -> dict[str, Update]:
     Raises ModelError if it is damaged, holds anything but such updates, or readers would differ about a scale.
     """
     file = find(source)
-    weights = _weights(file)
+    weights = weights_in(file)
     _check(file, weights)
     settings = _settings(file, part)
     matrices, alphas = _matrices(file, pipeline, part, weights)
@@ -121,7 +121,7 @@ def read(pipeline: Any, part: str, source: Path) -> dict[str, Update]:
     return {layer: Update(a=a, b=b, scale=scales[layer]) for layer, (a, b) in pairs.items()}
 
 
-def _weights(file: Path) -> dict[str, Tensor]:
+def weights_in(file: Path) -> dict[str, Tensor]:
     """Read all tensors of the file as float32, which represents every narrower dtype exactly."""
     from safetensors.torch import load_file
 

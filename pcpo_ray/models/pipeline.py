@@ -164,11 +164,12 @@ class PipelineDenoiser(ABC):
     @classmethod
     def check_sampling(cls, description: Described, sampling: Sampling) -> None:
         """Raise ModelError for a setting that has no effect on the model in the folder."""
-        if sampling.negative_prompt and cls.guidance_is_input(description.network):
-            raise ModelError(
-                f"sampling.negative_prompt is {sampling.negative_prompt!r}, and {description.folder.name} takes the "
-                "guidance scale as an input of its network, without an unconditional branch; leave it out"
-            )
+        if not cls.guidance_is_input(description.network):
+            return
+        for name in ("negative_prompt", "detach_unconditional"):
+            if value := getattr(sampling, name):
+                of = f"sampling.{name} is {value!r}, and {description.folder.name}"
+                raise ModelError(f"{of} takes the guidance scale as an input, without another branch; leave it out")
 
     @classmethod
     def scheduler_of(cls, description: Described) -> Mapping[str, Any]:

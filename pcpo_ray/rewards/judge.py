@@ -103,9 +103,13 @@ class Chat(Client):
             with self.counting:
                 for name in self.tokens:
                     self.tokens[name] += int(used.get(f"{name}_tokens") or 0)
-            choice["message"]["content"] = choice["message"]["content"] or ""
+            said = choice["message"]["content"] = choice["message"]["content"] or ""
+            cut_off = choice.get("finish_reason") == "length" and self.template.mode != "yes_no"
         except (ValueError, TypeError, KeyError, IndexError):
             self.unread(answer[:SHOWN].decode(errors="replace"))
+            return None
+        if cut_off:
+            self.unread(f"...{said[-SHOWN:]} (cut off at max_tokens)")
             return None
         return choice
 

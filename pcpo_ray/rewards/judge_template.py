@@ -4,8 +4,10 @@ mode         yes_no, score or pairwise
 text         the question, with {prompt} where the image's prompt is to stand
 system       the system's message; none if left out
 pattern      a regular expression whose group `value` is the number (score) or the better image, 1 or 2 (pairwise);
-             with a group `of`, the number is value / of. The last match in the answer counts.
-matches      numbers that an answer must have, of which the mean counts; 1 if left out
+             with a group `of`, the number is value / of. It must match whole lines; the last one that it matches
+             counts. Asterisks, with which models write bold, are left out of the answer before.
+matches      numbers that an answer must have, of which the mean counts; 1 if left out. With a group `name`, they must
+             have different names.
 low, high    the scale of the numbers, which becomes 0..1 (score)
 max_tokens   the longest answer; 512 if left out
 """
@@ -70,10 +72,18 @@ class Template:
         """Write the question for a prompt."""
         return self.text.replace("{prompt}", prompt).strip()
 
+    def _lines(self, answer: str) -> list["re.Match[str]"]:
+        """Find the lines of an answer that the pattern matches as a whole."""
+        lines = (self.found.fullmatch(line.strip()) for line in answer.replace("*", "").splitlines())
+        return [match for match in lines if match is not None]
+
     def number(self, answer: str) -> float | None:
         """Read the number in an answer, as 0..1; None if it is not there or off the scale."""
         assert self.low is not None and self.high is not None
-        matches = list(self.found.finditer(answer))[-self.matches :]
+        matches = self._lines(answer)[-self.matches :]
+        names = {match.groupdict().get("name", place) for place, match in enumerate(matches)}
+        if len(names) < len(matches):
+            return None
         try:
             values = [float(match["value"]) / float(match.groupdict().get("of") or 1) for match in matches]
         except (ValueError, ZeroDivisionError):
@@ -84,7 +94,7 @@ class Template:
 
     def better(self, answer: str) -> int | None:
         """Read which of two images is better, 0 or 1; None if the answer does not say."""
-        matches = list(self.found.finditer(answer))
+        matches = self._lines(answer)
         return {"1": 0, "2": 1}.get(matches[-1]["value"]) if matches else None
 
 

@@ -70,7 +70,8 @@ def no_run(place: str) -> RunError:
             f"there is no run at {place}, which holds runs: {_listed(inside)}; name one of them, such as "
             f"{folder / inside[0]}"
         )
-    there = [str(parent / name) for parent in dict.fromkeys((folder.parent, Path(RUNS))) for name in names_in(parent)]
+    parents = {parent.absolute(): parent for parent in (Path(RUNS), folder.parent)}
+    there = [str(parent / name) for parent in parents.values() for name in names_in(parent)]
     by_name = {path.rpartition("/")[2]: path for path in reversed(there)}
     close = difflib.get_close_matches(folder.name, list(by_name), n=1)
     guess = f" (did you mean {by_name[close[0]]}?)" if close else ""
@@ -135,7 +136,19 @@ def looks(runs: str = RUNS) -> list[dict[str, Any]]:
 def _local(folder: Path, now: float) -> dict[str, Any] | None:
     if not (folder / CONFIG).is_file():
         return None
+    try:
+        return _read(folder, now)
+    except (TypeError, ValueError, KeyError, AttributeError, OSError) as error:  # not as runs write them
+        unread = f"its records cannot be read: {type(error).__name__}: {error}"
+        age = max(0.0, now - _changed(folder / CONFIG))
+        return {"run": folder.name, "state": "failed", "step": 0, "steps": 0, "error": unread, "again": "",
+                "age": age, "place": str(folder)}  # fmt: skip
+
+
+def _read(folder: Path, now: float) -> dict[str, Any]:
     kept = _json(folder / STATUS)
+    if (home := kept.get("folder")) and Path(home).resolve() != folder.resolve():  # moved or copied since
+        kept = {name: value for name, value in kept.items() if name not in ("again", "checkpoint")}
     row: dict[str, Any] = {**_recorded(folder), **kept, "place": str(folder)}
     heard = max(kept.get("time", 0.0), *(_changed(folder / name) for name in (CONFIG, "metrics.jsonl", "events.jsonl")))
     row["age"] = max(0.0, now - heard)

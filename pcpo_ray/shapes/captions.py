@@ -103,12 +103,21 @@ def captions(split: Split, form: Form = "any") -> tuple[str, ...]:
     )
 
 
+def is_caption(text: str) -> bool:
+    """Return whether `parse` takes a text."""
+    return _plain(text) in _by_text()
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
 def parse(text: str) -> Caption:
     """Parse a caption; case and spacing do not matter.
 
     Raises PromptError, saying what the grammar allows, if the text is outside the grammar.
     """
-    caption = _by_text().get(" ".join(text.lower().split()))
+    caption = _by_text().get(_plain(text))
     if caption is None:
         raise PromptError(
             f'got {text!r}, expected a caption of the shapes grammar, like "a red circle above a blue square" or '

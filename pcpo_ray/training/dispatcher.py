@@ -264,7 +264,7 @@ class Dispatcher:
         task = scored.rollout.task
         self.event(
             "missing_scores",
-            step=task.step,
+            step=task.version if task.purpose == "evaluate" else task.step,  # evaluations are all seeded as step 0
             prompt="; ".join(prompt.text for prompt in task.prompts),
             causes=dict(scored.failures),
         )

@@ -63,6 +63,28 @@ def test_a_run_that_never_was_is_14_with_a_guess(command, run):
     assert json.loads(command("status", "dmeo", "--json")[1]) == {"run": "dmeo", "state": "none"}
 
 
+def test_a_run_that_was_moved_is_continued_where_it_is_now(command, run):
+    run("x", "stopped", folder="/elsewhere/runs/x", checkpoint="/elsewhere/runs/x/checkpoints/step-000003")
+    status, said, _ = command("status", "x")
+    assert status == 12 and "/elsewhere" not in said
+    assert "go on      pcpo-ray train runs/x/config.yaml --resume" in said
+
+
+def test_records_that_cannot_be_read_hide_no_other_run(command, run):
+    run("broken", "stopped", time="x")
+    run("whole", "finished")
+    status, said, _ = command("list")
+    assert status == 0 and "broken" in said and "whole" in said
+    status, said, _ = command("status", "broken")
+    assert status == 13 and "its records cannot be read: TypeError" in said
+
+
+def test_an_address_that_does_not_answer_hides_no_run_of_the_folder(command, run):
+    run("x", "finished")
+    status, said, errors = command("list", "--address", "http://127.0.0.1:1")
+    assert status == 1 and "x" in said.splitlines()[1] and "no Ray dashboard at http://127.0.0.1:1" in errors
+
+
 def test_watching_waits_for_a_run_and_goes_to_its_end(run, monkeypatch):
     monkeypatch.setattr(look, "EVERY", 0.0)
     found = iter([None, {"state": "starting"}, {"state": "training"}, {"state": "finished"}, {"state": "never"}])

@@ -141,3 +141,19 @@ def test_tiles_of_the_vae_are_warned_of_unless_a_grid_is_watched(small_sd):
     assert "model.vae_tiling" in line and "{kind: grid}" in line
     assert session.warnings(small.run(small_sd)) == []
     assert session.warnings(small.run(small_sd, evaluation__rewards="[{kind: grid}]", **tiled)) == []
+
+
+def test_prompts_that_a_watched_oracle_cannot_read_are_named_once(small_sd, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na red circle\n" * 3)
+    prompts = {"prompts": str(tmp_path / "prompts.txt"), "evaluation__rewards": "[{kind: shapes_oracle}]"}
+    (line,) = session.warnings(small.run(small_sd, **prompts))
+    assert (
+        "shapes_oracle read captions of the embedded world only, and 2 of 3 prompts are none, such as 'a cat'" in line
+    )
+
+
+def test_a_judge_of_pairs_alone_is_warned_of(small_sd):
+    judge = "{kind: judge, url: 'http://localhost/v1', model: m, mode: pairwise}"
+    (line,) = session.warnings(small.run(small_sd, rewards=f"[{judge}]"))
+    assert "judge compares the images of one prompt" in line
+    assert session.warnings(small.run(small_sd, rewards=f"[{judge}, {{kind: grain}}]")) == []

@@ -61,9 +61,10 @@ def test_without_noise_its_latents_are_those_of_the_pipeline(request, name):
 def test_it_is_refused_where_there_is_no_unconditional_branch(small_sd, small_flux_dev):
     with pytest.raises(ConfigError, match=r"negative_prompt is 'blurry' with guidance_scale 1, .*above 1"):
         small.run(small_sd, sampling__guidance_scale=1, sampling__negative_prompt="blurry")
-    run = small.run(small_flux_dev, sampling__guidance_scale=3.5, sampling__negative_prompt="blurry")
-    with pytest.raises(ModelError, match="guidance scale as an input of its network, without an unconditional"):
-        session.check_steps(run)
+    for key, value in (("negative_prompt", "blurry"), ("detach_unconditional", True)):
+        run = small.run(small_flux_dev, sampling__guidance_scale=3.5, **{f"sampling__{key}": value})
+        with pytest.raises(ModelError, match=rf"sampling\.{key} .* guidance scale as an input, without another branch"):
+            session.check_steps(run)
 
 
 def test_evaluations_without_guidance_do_without_it(small_sd):

@@ -88,6 +88,7 @@ def test_a_fault_that_passes_is_tried_again(serving, fault):
         ("score", "I cannot rate this."),
         ("score", "Alignment Score (1-5): 4\nCoherence Score (1-5): 4"),
         ("score", "Alignment Score (1-5): 4\nCoherence Score (1-5): 4\nStyle Score (1-5): 40"),
+        ("score", "Alignment Score (1-5): 4\nStyle Score (1-5): 4\nStyle Score (1-5): 4"),
         ("score", "half"),
         ("yes_no", "Perhaps"),
         ("yes_no", "half"),
@@ -99,6 +100,31 @@ def test_an_answer_that_cannot_be_read_is_missing_and_logged(serving, caplog, mo
         first, second = made.score(IMAGES[:2], TEXTS[:2])
     assert np.isnan(first) and second == pytest.approx(0.8)
     assert f"no score can be read in the answer of {MODEL}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "better"),
+    [
+        ("They differ.\n**Image 2 is better**", 1),
+        ("Image 1 is better.", 0),
+        ("One might think Image 1 is better at colours, but overall", None),
+        ("Image 2 is better in shape. Overall, both are equal.", None),
+        ("It is not true that Image 1 is better", None),
+    ],
+)
+def test_a_comparison_is_read_from_a_line_of_its_own_only(answer, better):
+    assert judge_template.read("pairwise", None).better(answer) == better
+
+
+def test_numbers_are_read_from_lines_with_bold_type_too():
+    answer = "**Alignment Score (1-5):** 5\n**Coherence Score (1-5):** 5\n**Style Score (1-5):** 2"
+    assert judge_template.read("score", None).number(answer) == pytest.approx(0.75)
+    assert judge_template.read("score", "checklist").number("a cube: met\n**Met:** 2 of 3") == pytest.approx(2 / 3)
+
+
+def test_an_answer_that_was_cut_off_is_missing(serving):
+    made = judging(serving({"finish_reason": "length"}), mode="pairwise")
+    assert np.isnan(made.score_group(IMAGES[:2], "a cube")).all()
 
 
 def test_an_unread_comparison_counts_for_neither_image(serving):

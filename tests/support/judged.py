@@ -60,6 +60,10 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(whole[: len(whole) // 2])
         elif fault == "half":  # a whole answer that a proxy cut in two
             self.reply(200, json.dumps(completion(body))[:50])
+        elif isinstance(fault, dict):  # an answer whose choice has other values
+            answer = completion(body)
+            answer["choices"][0] |= fault
+            self.reply(200, answer)
         else:
             self.reply(200, completion(body, fault))
 

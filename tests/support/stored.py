@@ -92,6 +92,7 @@ def row(step, weights):
     columns = ("clip_fraction", "inactive_fraction", "ratio_std")
     return {
         "reward_mean": 0.5,
+        "oldest_sample": 0,
         "group_deviation": 0.1,
         "clip_fraction": 0.25,
         "gradient_norm": 0.5,

@@ -40,10 +40,8 @@ def adapter(run: config.Run) -> Finding:
     tried = "the adapter to start from changes the model"
     if start is None:
         return Finding(part="model", tried=tried, verdict="not applicable", detail="model.train.start is not given")
-    from safetensors.torch import load_file
-
     file = lora_file.find(Path(start))
-    weights = load_file(file)
+    weights = lora_file.weights_in(file)
     moved = [name for name, value in weights.items() if value.is_floating_point() and bool(value.any())]
     up = [name for name in moved if "lora_B" in name or "lora_up" in name or ".up." in name]
     return judged(

@@ -3,8 +3,11 @@
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, assert_never
 
+import numpy as np
+
+from pcpo_ray import config
 from pcpo_ray.commands.report import charts
 from pcpo_ray.config import TOTAL
 from pcpo_ray.config.rewards import OWN_SCALE
@@ -52,6 +55,13 @@ TITLES = {
 """The titles of the shipped rewards by their names."""
 
 
+APART = (
+    "trained on was the sum of each reward's own advantages (combine: advantages), where a reward with large numbers "
+    "counts no more than one with small ones"
+)
+"""The difference between the weighted total and what is trained on where each reward has its own advantages."""
+
+
 def title(name: str) -> str:
     """Return what a reader calls a reward; one of the user's own has its name."""
     return TITLES.get(name, name.replace("_", " "))
@@ -79,6 +89,19 @@ def state(record: Record) -> str:
     return f"The run has not finished: the record ends {done}. It is still going on, or it was killed."
 
 
+def subset(run: config.Run) -> str:
+    """Say which of the trained steps a group is trained on, if that is a part of them."""
+    match run.sampling.subset:
+        case None:
+            return ""
+        case config.ShareOfSteps(share=share):
+            return f" (each group on a random {share:.0%} of these)"
+        case config.Window(size=size, order=order):
+            return f" (each batch on a {order} window of {size})"
+        case unknown:
+            assert_never(unknown)
+
+
 def started(record: Record) -> str:
     """Return when the run started, in UTC."""
     times = [row["time"] for row in (*record.events, *record.evaluated, *record.steps)]
@@ -93,8 +116,9 @@ def rewards(record: Record) -> list[dict[str, Any]]:
     scales = {reward.name: reward.scale for reward in (*record.run.rewards, *record.run.evaluation.rewards)}
     watched = [name for name in record.evaluated[0]["rewards"] if name not in weights and name != TOTAL]
     batches = {
-        max(0, row["step"] - 1 - record.run.rollout.max_staleness): row["reward_mean"] for row in record.steps
-    }  # by the weights that drew them
+        row["step"] - 1 - row.get("oldest_sample", 0): row["reward_mean"] for row in record.steps
+    }  # by the oldest weights that drew them
+    apart = record.run.combine == "advantages" and not record.sole
     found = []
     for place, key in enumerate([TOTAL, *([] if record.sole else weights), *watched]):
         name = next(iter(weights)) if key == TOTAL and record.sole else key
@@ -103,9 +127,14 @@ def rewards(record: Record) -> list[dict[str, Any]]:
             shown = "weighted total"
             terms = " + ".join(f"{weight:g} * {term}" for term, weight in weights.items())
             name, unit, meaning = "total", "weighted sum", f"what was trained on: {terms}"
+            if apart:
+                meaning = f"{terms}; {APART}"
         else:
             scale = scales.get(name, OWN_SCALE)  # for a name that the run's config does not have
             unit, meaning = scale.unit, scale.meaning
+        last = record.scores[max(record.scores)][key]
+        if missing := int(np.isnan(last).sum()):
+            meaning += f"; {missing} of {last.size} images have no score at the last evaluation"
         levels = record.levels(key)
         compared = len(levels) > 1
         changes = record.changes(key) if compared else {}
@@ -115,7 +144,8 @@ def rewards(record: Record) -> list[dict[str, Any]]:
                 "title": shown,
                 "unit": unit,
                 "meaning": meaning,
-                "trained": key == TOTAL or key in weights,
+                "trained": (trained := key == TOTAL or key in weights),
+                "tag": "sum of scores" if key == TOTAL and apart else "trained on" if trained else "not trained on",
                 "before": levels[min(levels)].mean,
                 "after": levels[max(levels)].mean if compared else math.nan,
                 "change": changes[max(levels)] if compared else None,
@@ -193,8 +223,7 @@ HISTORIES: Mapping[str, tuple[str, str, bool, str]] = {
         "KL divergence",
         "nats a dimension",
         True,
-        "Divergence from the model before training: how far the policy's steps are from those of the model under the "
-        "adapter.",
+        "Divergence from the model under the adapter: how far the policy's steps are from those of the base model.",
     ),
 }
 """The charts by training step: title, unit, whether the axis begins at 0, and the caption."""
@@ -273,6 +302,7 @@ def health(record: Record) -> dict[str, Any]:
         counted(len(record.named("fault")), "fault", "faults", "of workers, mended under way"),
         counted(len(record.named("resumed")), "resume", "resumes", "from a checkpoint"),
         counted(len(record.named("failed")), "failure", "failures", "that ended the command"),
+        counted(len(record.named("missing_scores")), "group", "groups", "with images that a reward gave no score"),
         counted(
             total("dropped_groups"), of_groups, of_groups, "dropped, as an image had no score (never counted as 0)"
         ),
@@ -284,7 +314,7 @@ def health(record: Record) -> dict[str, Any]:
         ),
         counted(total("rounding_groups"), of_groups, of_groups, "had scores that differ by rounding only"),
     ]
-    serious = lines[:5]  # groups that teach nothing belong to any run
+    serious = lines[:6]  # groups that teach nothing belong to any run
     wrong = [f"{len(alarms)} alarm{'s' if len(alarms) > 1 else ''}"] if alarms else []
     wrong += [f"{count} {what}" + (" dropped" if what == of_groups else "") for count, what, _ in serious if count]
     return {

@@ -35,6 +35,12 @@ def verdict(record: Record) -> Verdict:
         missing = "only the one before training" if record.scores else "none"
         text = f"No verdict: it compares two evaluations, and there is {missing}."
         return Verdict(tone="none", text=text)
+    if record.run.only_pairwise:
+        text = (
+            "No verdict: the trained reward compares the images of one prompt, so its mean is the same whatever was "
+            "learned."
+        )
+        return Verdict(tone="none", text=text)
     first, last = min(record.scores), max(record.scores)
     before, after = (record.scores[step][TOTAL] for step in (first, last))
     both = np.isfinite(after - before)
@@ -45,6 +51,10 @@ def verdict(record: Record) -> Verdict:
         notes.append(f"{both.size - images} of {both.size} images miss a score and are left out.")
     if not images:
         return Verdict(tone="none", text="No verdict: no image has a score before and after.", notes=notes)
+    if record.run.combine == "advantages" and not record.sole:
+        notes.append(
+            "It is about the weighted sum of the rewards; trained on was the sum of each reward's own advantages."
+        )
     if not record.run.evaluation.held_out:
         notes.append("Training may have seen these prompts, so it says nothing about prompts that it has not seen.")
     if not changed.bounded:

@@ -249,7 +249,7 @@ def test_kl_and_ema_are_shown_if_the_config_has_them(tmp_path, regularised):
     for step in (1, 2):
         learn(record, step, **({"kl": 0.01 * step} if regularised else {}))
     words = visible(page(tmp_path / "run"))
-    assert ("Divergence from the model before training" in words) == regularised
+    assert ("Divergence from the model under the adapter" in words) == regularised
     assert ("0.04 times it is part of the loss" in words) == regularised
     assert ("running mean of the weights (decay 0.995)" in words) == regularised
 
@@ -396,6 +396,49 @@ def test_a_run_that_cannot_clip_says_why_its_fractions_are_0(tmp_path):
     finished(tmp_path / "run", clipped=0.0, optimizer={"minibatches": 1})
     words = visible(page(tmp_path / "run"))
     assert "nothing can be clipped" in words and words.count("0 at every timestep and update.") == 4
+
+
+def test_passes_over_a_batch_count_as_optimizer_steps(tmp_path):
+    finished(tmp_path / "run", optimizer={"minibatches": 1, "epochs": 4})
+    words = visible(page(tmp_path / "run"))
+    assert "4 optimizer steps on each" in words and "nothing can be clipped" not in words
+
+
+def test_limits_and_log_ratios_of_other_kinds_are_told_as_such(tmp_path):
+    finished(tmp_path / "scaled", objective={"kind": "log_hinge", "clip_scale": "weight"})
+    assert "the clip range, scaled by each step" in visible(page(tmp_path / "scaled"))
+    record = recorder(tmp_path / "replayed", objective={"kind": "log_hinge", "log_ratio": "replay"})
+    evaluate(record, 0, 0.0)
+    learn(record, 1)
+    record.event("first_update", max_log_ratio=1e-6)
+    words = visible(page(tmp_path / "replayed"))
+    assert "anything but 0 is the rounding of objective.log_ratio=replay" in words and "must be 0" not in words
+
+
+def test_a_part_of_the_steps_for_each_group_is_named(tmp_path):
+    finished(
+        tmp_path / "run",
+        sampling={"steps": 4, "process": {"kind": "ddim"}, "subset": {"kind": "share", "share": 0.5}},
+    )
+    assert "of them trained (each group on a random 50% of these)" in visible(page(tmp_path / "run"))
+
+
+def test_rewards_with_advantages_of_their_own_have_no_trained_sum(tmp_path):
+    rewards = [{"kind": "clip_score", "weight": 2.0}, {"kind": "diversity"}]
+    finished(tmp_path / "run", rewards=rewards, watched=["diversity"], combine="advantages")
+    words = visible(page(tmp_path / "run"))
+    assert "total sum of scores" in words and "clip_score trained on" in words
+    assert words.count("trained on was the sum of each reward") == 2  # the verdict, the table
+
+
+def test_images_without_a_score_are_counted_in_the_table_and_under_health(tmp_path):
+    record = recorder(tmp_path / "run")
+    evaluate(record, 0, 0.0)
+    learn(record, 1)
+    evaluate(record, STEPS, 0.1, missing=True)
+    record.event("missing_scores", step=STEPS, prompt="a cat", causes={"clip_score": "it is none"})
+    words = visible(page(tmp_path / "run"))
+    assert "images have no score at the last evaluation" in words and "Health: 1 group" in words
 
 
 def test_quality_and_alarms_are_on_the_page_in_plain_words(tmp_path):
