@@ -407,7 +407,8 @@ def test_passes_over_a_batch_count_as_optimizer_steps(tmp_path):
 def test_limits_and_log_ratios_of_other_kinds_are_told_as_such(tmp_path):
     finished(tmp_path / "scaled", objective={"kind": "log_hinge", "clip_scale": "weight"})
     assert "the clip range, scaled by each step" in visible(page(tmp_path / "scaled"))
-    record = recorder(tmp_path / "replayed", objective={"kind": "log_hinge", "log_ratio": "replay"})
+    replay = {"kind": "log_hinge", "log_ratio": "replay"}
+    record = recorder(tmp_path / "replayed", objective=replay, credit={"kind": "native"})
     evaluate(record, 0, 0.0)
     learn(record, 1)
     record.event("first_update", max_log_ratio=1e-6)
