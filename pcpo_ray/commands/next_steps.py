@@ -27,7 +27,7 @@ def after(found: RunResult, given: Path, continuing: str) -> list[str]:
         "draw before and after": f"pcpo-ray sample {shlex.quote(place)} {shlex.quote(_prompt(run))} --compare",
     }
     if (step := max(home.steps(), default=None)) is not None:
-        lines['use it in diffusers (whole program: the report, "How to use it")'] = _loading(run, home, step)
+        lines["use it in diffusers (the report has the whole program)"] = _loading(run, home, step)
     if "steps" in opening.free_to_change(run):
         lines[f"train {run.steps} more steps"] = _longer(continuing, run)
     if not any(isinstance(reward, config.CustomReward) for reward in run.rewards):
