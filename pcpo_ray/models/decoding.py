@@ -41,6 +41,7 @@ def unscaled(config: Any, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B
 
 
 def by_channel(values: Sequence[float] | Tensor, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "1 C 1 1"]:
+    """Shape one number a channel to multiply or add to latents."""
     return torch.as_tensor(values, device=latents.device, dtype=latents.dtype).reshape(1, -1, 1, 1)
 
 

@@ -13,16 +13,14 @@ from pcpo_ray.config import Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.models import flow
 from pcpo_ray.models.image_sizes import cached_by_size
-from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
+from pcpo_ray.models.pipeline import TOKENS
+from pcpo_ray.models.tokens import TokenDenoiser
 
 
-class Flux(PipelineDenoiser):
+class Flux(TokenDenoiser):
     """FLUX.1; latents are packed 2 x 2: (h/2 * w/2 tokens, 4 C)."""
 
     pipeline_class = "FluxPipeline"
-    part = "transformer"
-    packed = 4
-    several_sizes = True
 
     @property
     def guided(self) -> bool:
@@ -36,21 +34,6 @@ class Flux(PipelineDenoiser):
     @classmethod
     def guidance_is_input(cls, network: Mapping[str, Any]) -> bool:
         return bool(network.get("guidance_embeds"))
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The number of tokens down and across."""
-        factor = 2 * self.pipeline.vae_scale_factor
-        return self.height // factor, self.width // factor
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        rows, columns = self.grid
-        return (rows * columns, self.config.in_channels)
-
-    @classmethod
-    def default_size(cls, network: Mapping[str, Any], factor: int) -> tuple[int, int]:
-        return 128 * factor, 128 * factor
 
     @classmethod
     def schedule_of(cls, scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int) -> FlowSchedule:

@@ -14,18 +14,16 @@ from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import decoding, flow
 from pcpo_ray.models.described import Described
-from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
+from pcpo_ray.models.pipeline import TOKENS
+from pcpo_ray.models.tokens import TokenDenoiser
 
 TEXT_LENGTH = 512  # tokens that the pipeline pads to, without a mask
 
 
-class Flux2Klein(PipelineDenoiser):
+class Flux2Klein(TokenDenoiser):
     """FLUX.2 klein; latents are patches of 2 x 2: (h/2 * w/2 tokens, 4 C)."""
 
     pipeline_class = "Flux2KleinPipeline"
-    part = "transformer"
-    packed = 4
-    several_sizes = True
 
     @property
     def guided(self) -> bool:
@@ -43,21 +41,6 @@ class Flux2Klein(PipelineDenoiser):
                 f"sampling.guidance_scale is {sampling.guidance_scale}, and {description.folder.name} was distilled to "
                 "do without (its model_index.json has is_distilled); set sampling.guidance_scale=1, or take the base"
             )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The number of tokens down and across."""
-        factor = 2 * self.pipeline.vae_scale_factor
-        return self.height // factor, self.width // factor
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        rows, columns = self.grid
-        return (rows * columns, self.config.in_channels)
-
-    @classmethod
-    def default_size(cls, network: Mapping[str, Any], factor: int) -> tuple[int, int]:
-        return 128 * factor, 128 * factor
 
     @classmethod
     def schedule_of(cls, scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int) -> FlowSchedule:

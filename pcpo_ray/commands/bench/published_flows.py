@@ -39,8 +39,6 @@ QWEN25_7B = dict(
     vocab_size=152064,
     rope_parameters={"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [16, 24, 24]},
 )
-
-
 QWEN25_SIGHT = dict(hidden_size=1280, intermediate_size=3420, out_hidden_size=3584)
 
 
