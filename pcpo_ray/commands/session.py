@@ -77,7 +77,8 @@ def warnings(run: config.Run) -> list[str]:
             "watch them with evaluation.rewards=[{kind: grid}], or leave vae_tiling out"
         )
     oracles = [one.name for one in (*run.rewards, *run.evaluation.rewards) if isinstance(one, config.ShapesOracle)]
-    if oracles and not isinstance(run.prompts, config.ShapesPrompts):
+    asked = [one for one in (run.prompts, run.evaluation.prompts) if one is not None]
+    if oracles and not all(isinstance(one, config.ShapesPrompts) for one in asked):
         texts = sorted({text for source in prompts.sources(run) for text in source.texts})
         strange = [text for text in texts if not captions.is_caption(text)]
         if strange:
