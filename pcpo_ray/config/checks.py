@@ -15,10 +15,19 @@ if TYPE_CHECKING:
     from pcpo_ray.config.run import Run
 
 
+LONGEST_NAME = 200
+"""The bytes of a run's name; file systems take 255, and files beside the folder have longer names."""
+
+
 def name_is_a_folder(run: "Run") -> None:
     """Refuse a name that is no single folder name."""
     if not run.name or Path(run.name).name != run.name or run.name.startswith("."):
         raise ValueError(f"name is {run.name!r}; expected one folder name, without slashes or a leading dot")
+    if not run.name.isprintable() or len(run.name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"name is {run.name!r:.80}; expected a folder name without line ends and control characters, of at most "
+            f"{LONGEST_NAME} bytes"
+        )
 
 
 def some_reward_is_trained(run: "Run") -> None:

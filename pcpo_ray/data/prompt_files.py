@@ -217,6 +217,8 @@ def _csv(path: Path, column: str) -> Rows:
                 return
             if len(row) != len(header):
                 raise csv.Error(f"it has {len(row)} columns, and the header has {len(header)}")
+            if '\\"' in row[place]:
+                raise csv.Error('it has a quote after a backslash (\\")')
             yield f"row {number}", row[place], {name: _number(row[at]) for name, at in sides.items()}
     except csv.Error as error:
         raise PromptError(

@@ -30,6 +30,8 @@ HELD_OUT = 0.1
 """Fraction of a file's texts that is held out if the config names no evaluation prompts."""
 FEWEST = 32
 """Fewest texts of a file that are held out, or half of a file that has fewer than twice as many."""
+INVISIBLE = "Cf"
+"""Unicode's category of characters that only guide layout: byte order marks, zero-width spaces, soft hyphens."""
 SHOWN = 3
 """Number of prompts that a message names."""
 
@@ -154,8 +156,14 @@ def check_own(config: Prompts | None) -> None:
 
 
 def normalised(text: str) -> str:
-    """Normalise a text: composed characters (NFC), no case, single spaces. Equal results count as one prompt."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    """Normalise a text: one form of each character, none that is invisible, no case, single spaces.
+
+    Equal results count as one prompt.
+    """
+    if not text.isascii():
+        composed = unicodedata.normalize("NFKC", text)
+        text = "".join(character for character in composed if unicodedata.category(character) != INVISIBLE)
+    return " ".join(text.casefold().split())
 
 
 def sources(run: Run) -> tuple[PromptSource, PromptSource]:

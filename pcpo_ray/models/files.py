@@ -12,6 +12,9 @@ WEIGHTS = (".safetensors", ".bin")
 VARIANT = re.compile(r"[^.]+?(?:-\d+-of-\d+)?(?:\.(?P<variant>.+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 """Names of weight files: `model.safetensors`, `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`."""
 
+LEAST_LENGTH = 3
+"""The fewest tokens of a text for CLIP: its beginning, one of its own, and its end."""
+
 
 def check_parts(folder: Path, parts: Mapping[str, Any], *, weights: bool, variant: str | None) -> None:
     """Raise ModelError unless each part is complete as far as file names tell; without `weights`, configs suffice.
@@ -23,8 +26,10 @@ def check_parts(folder: Path, parts: Mapping[str, Any], *, weights: bool, varian
         if not (folder / name).is_dir():
             raise ModelError(f"{folder} has no {name}; copy it from the model it was made from")
         check_no_pointers(path for path in sorted((folder / name).rglob("*")) if weights or path.suffix not in WEIGHTS)
+    networks = [folder / name for name in parts if (folder / name / "config.json").is_file()]
+    for path in networks:
+        _check_quantised(path / "config.json")
     if weights:
-        networks = [folder / name for name in parts if (folder / name / "config.json").is_file()]
         _check_weights({path: variants(path) for path in networks}, folder, variant)
     for name, (_, kind) in parts.items():
         if "CLIPTokenizer" in kind:
@@ -74,15 +79,26 @@ def _check_weights(networks: Mapping[Path, Mapping[str | None, list[str]]], fold
         )
 
 
+def _check_quantised(path: Path) -> None:
+    """Raise ModelError for a part whose weights are quantised, which have other numbers than the model's own."""
+    quantised = read_json(path).get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ModelError(
+            f"{path} has a quantization_config ({method}); expected weights that are not quantised: take the folder of "
+            "the model that it was made from (model.dtype=bfloat16 and a LoRA take less memory than training all of it)"
+        )
+
+
 def _check_length(folder: Path, name: str) -> None:
     """Raise ModelError unless a tokenizer that pads to a maximum length has one within its encoder's limit."""
     encoder = folder / name.replace("tokenizer", "text_encoder") / "config.json"
     if not encoder.is_file():
         return
-    path, most = folder / name / "tokenizer_config.json", read_json(encoder).get("max_position_embeddings", 77)
+    path, most = folder / name / "tokenizer_config.json", read_json(encoder).get("max_position_embeddings") or 77
     length = read_json(path).get("model_max_length") if path.is_file() else None
-    if not isinstance(length, int) or length > most:
+    if not isinstance(length, int) or not LEAST_LENGTH <= length <= most:
         raise ModelError(
-            f"{path} has model_max_length: {length}, and texts are padded to it; expected at most {most}, which is all "
-            f'that {encoder.parent.name} reads: write "model_max_length": {most} there'
+            f"{path} has model_max_length: {length}, and texts are padded to it; expected {LEAST_LENGTH} to {most}, "
+            f'which is all that {encoder.parent.name} reads: write "model_max_length": {most} there'
         )

@@ -59,7 +59,7 @@ class PipelineDenoiser(ABC):
         self.encoders = self.files.encoders
         self.pipeline = self._load(self.encoders).to(device)
         vae = self.pipeline.vae
-        if vae.dtype == torch.float16 and vae.config.force_upcast:  # SDXL's overflows in half precision
+        if vae.dtype == torch.float16 and vae.config.get("force_upcast"):  # SDXL's overflows in half precision
             vae.to(torch.float32)
         decoding.in_parts(vae, model, folder)
         for name, part in self.pipeline.components.items():

@@ -3,7 +3,7 @@
 import importlib
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +49,35 @@ class PipelineFolder:
             missing["requires_safety_checker"] = False
         pipeline_class, dtype = getattr(diffusers, self.pipeline_class), getattr(torch, self.model.dtype)
         if self.model.single_file is not None:
-            return single_file.load(pipeline_class, Path(self.model.single_file), self.folder, dtype, missing)
-        try:
-            networks = {name: self._network(name, dtype) for name in self._networks() if name not in missing}
-            return pipeline_class.from_pretrained(
-                self.folder, dtype=dtype, variant=self.model.variant, local_files_only=True, **missing, **networks
-            )
-        except ModelError:
-            raise
-        except Exception as error:  # a truncated file raises whatever its format's reader raises
-            raise ModelError(f"{self.folder} cannot be loaded as a {self.pipeline_class}: {error}") from error
+            loaded = single_file.load(pipeline_class, Path(self.model.single_file), self.folder, dtype, missing)
+        else:
+            try:
+                networks = {name: self._network(name, dtype) for name in self._networks() if name not in missing}
+                loaded = pipeline_class.from_pretrained(
+                    self.folder, dtype=dtype, variant=self.model.variant, local_files_only=True, **missing, **networks
+                )
+            except ModelError:
+                raise
+            except Exception as error:  # a truncated file raises whatever its format's reader raises
+                raise ModelError(f"{self.folder} cannot be loaded as a {self.pipeline_class}: {error}") from error
+        self._check_vocabularies(loaded)
+        return loaded
+
+    def _check_vocabularies(self, pipeline: Any) -> None:
+        """Raise ModelError for a tokenizer with more tokens than its text encoder has rows for."""
+        for name in self.encoders:
+            encoder = getattr(pipeline, name)
+            tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"), None)
+            tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor for images too
+            if encoder is None or not isinstance(tokenizer, Sized):
+                continue
+            rows = encoder.get_input_embeddings().num_embeddings
+            if len(tokenizer) > rows:
+                raise ModelError(
+                    f"the tokenizer of {self.source(name)} has {len(tokenizer)} tokens, and the text encoder rows for "
+                    f"{rows}; expected at most those: a token was added to one of them, or they are of two models; "
+                    "copy both again from one place"
+                )
 
     def _networks(self) -> list[str]:
         """List the parts that are loaded one by one, to check that config and weights belong together."""

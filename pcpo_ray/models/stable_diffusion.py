@@ -96,7 +96,7 @@ def schedule(scheduler_config: Mapping[str, Any], steps: int) -> DiffusionSchedu
     if steps > train_steps:
         raise ScheduleError(f"sampling.steps is {steps}; the model was trained on {train_steps}: use at most those")
     schedulers.set_timesteps(scheduler, num_inference_steps=steps)
-    alpha_bar = scheduler.alphas_cumprod.double()
+    alpha_bar = scheduler.alphas_cumprod.double().reshape(-1)  # trained_betas may be one number
     timesteps = [int(t) for t in scheduler.timesteps]
     if timesteps[0] >= train_steps:  # the offset puts them past the end
         raise ScheduleError(

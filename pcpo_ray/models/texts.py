@@ -15,7 +15,7 @@ import torch
 from pcpo_ray.config import Model
 from pcpo_ray.data.seeds import generator
 from pcpo_ray.data.tensors import Conditioning, to_numpy
-from pcpo_ray.errors import ModelError
+from pcpo_ray.errors import ModelError, PcpoError
 from pcpo_ray.models import TEXT_PARTS, finite
 from pcpo_ray.runs.disk import partial_path, retrying, sync
 
@@ -169,7 +169,7 @@ class EncodedTexts:
     """The rows of texts: from memory, from the cache on disk if there is one, or from an encoder."""
 
     def __init__(self, model: Model, folder: Path) -> None:
-        self.dtype = model.dtype
+        self.dtype, self.folder = model.dtype, folder
         self.kept = KeptTexts()
         self.cache = None if model.text_cache is None else TextCache(model, folder)
 
@@ -198,12 +198,24 @@ class EncodedTexts:
             for text in texts:
                 encoded = self._find(text)
                 if encoded is None:
-                    encoded = {name: row.cpu() for name, row in encoder.encode_one(text).items()}
+                    encoded = self._encode(text, encoder)
                     finite.check_text(encoded, text, self.dtype)
                     if self.cache is not None:
                         self.cache.put(text, encoded)
                     self.kept.put(text, encoded)
                 yield text, encoded
+
+    def _encode(self, text: str, encoder: Encoder) -> Conditioning:
+        """Encode one text. Raises ModelError if the model's tokenizers or text encoders cannot."""
+        try:
+            return {name: row.cpu() for name, row in encoder.encode_one(text).items()}
+        except (PcpoError, RuntimeError, OSError):  # torch's errors of the machine are among these
+            raise
+        except Exception as error:  # settings that do not go together raise whatever is met first
+            raise ModelError(
+                f"{text!r:.100} cannot be encoded with the tokenizers and text encoders of {self.folder}: "
+                f"{type(error).__name__}: {error}; copy both again from the model they were made from"
+            ) from error
 
     def _find(self, text: str) -> Conditioning | None:
         """Return the text's row from memory or the cache on disk."""

@@ -31,21 +31,11 @@ STATES = ("PartialState", "AcceleratorState", "GradientState")
 def process() -> Iterator[None]:
     """Borrow the process: afterwards its path, torch's settings, random numbers and loggers are as they were."""
     with contextlib.ExitStack() as ending:
-        ending.enter_context(_path())
         ending.enter_context(_settings())
         ending.enter_context(_loggers())
         ending.enter_context(_progress_bars())
         ending.enter_context(_accelerator())
         yield
-
-
-@contextlib.contextmanager
-def _path() -> Iterator[None]:
-    before = list(sys.path)
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 @contextlib.contextmanager

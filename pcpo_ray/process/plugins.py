@@ -6,11 +6,13 @@ numbers, torch's settings. `apart` gives each of the user's modules these for it
 
 import contextlib
 import gc
+import locale
 import logging
 import os
 import pkgutil
 import random
 import signal
+import socket
 import sys
 import sysconfig
 import threading
@@ -108,6 +110,33 @@ SIGNALS = (*signals.NUMBERS, signal.SIGUSR2, signal.SIGALRM)
 STREAMS = ((sys, "stdin"), (sys, "stdout"), (sys, "stderr"), (sys, "excepthook"))
 
 
+SUMS = tuple(
+    (BACKENDS.cuda.matmul, f"allow_{name}")
+    for name in ("fp16_reduced_precision_reduction", "bf16_reduced_precision_reduction", "fp16_accumulation")
+)
+
+HOOKS = tuple(
+    getattr(torch.nn.modules.module, f"_global_{name}_hooks")
+    for name in ("forward_pre", "forward", "backward_pre", "backward")
+)
+"""Hooks of all modules, ours among them."""
+
+
+def _set_hooks(wanted: list[dict[int, Any]]) -> None:
+    for hooks, kept in zip(HOOKS, wanted, strict=True):
+        hooks.clear()
+        hooks.update(kept)
+
+
+def _mkldnn() -> tuple[bool, bool]:
+    return torch._C._get_mkldnn_enabled(), torch._C._get_mkldnn_deterministic()
+
+
+def _set_mkldnn(wanted: tuple[bool, bool]) -> None:
+    torch._C._set_mkldnn_enabled(wanted[0])
+    torch._C._set_mkldnn_deterministic(wanted[1])
+
+
 ATTENTION = ("flash_sdp", "mem_efficient_sdp", "math_sdp", "cudnn_sdp")
 
 
@@ -145,10 +174,6 @@ def _set_matmul_precision(wanted: str | None) -> None:
         torch.set_float32_matmul_precision(wanted)
 
 
-def _set_errors(wanted: Mapping[str, Any]) -> None:
-    np.seterr(**wanted)
-
-
 _entered: list[Any] = []
 """Inference mode lasts as long as what has set it."""
 
@@ -158,8 +183,32 @@ def _set_inference_mode(wanted: bool) -> None:
     _entered[-1].__enter__()
 
 
+def _flushes() -> bool:
+    """Return True if numbers below float32's smallest normal one become 0 (set_flush_denormal)."""
+    return bool(torch.full((1,), 1e-40, dtype=torch.float32, device="cpu") * 1 == 0)
+
+
 def _set_anomaly(wanted: bool) -> None:
     torch.autograd.set_detect_anomaly(wanted)
+
+
+def _umask() -> int:
+    before = os.umask(0o077)  # it can only be read by setting it: meanwhile files are for nobody else
+    os.umask(before)
+    return before
+
+
+def _root_logger() -> tuple[int, list[logging.Handler]]:
+    return logging.root.level, list(logging.root.handlers)
+
+
+def _set_root_logger(wanted: tuple[int, list[logging.Handler]]) -> None:
+    logging.root.setLevel(wanted[0])
+    logging.root.handlers[:] = wanted[1]
+
+
+def _set_import_path(wanted: list[str]) -> None:
+    sys.path[:] = wanted
 
 
 def _set_warnings(wanted: list[Any]) -> None:
@@ -182,15 +231,21 @@ def _set_signals(wanted: Mapping[int, Any]) -> None:
             signal.signal(number, handler)
 
 
-SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "working folder": (_working_folder, lambda wanted: None if wanted is None else os.chdir(wanted)),
     "environment": (lambda: dict(os.environ), _set_environment),
+    "import path": (lambda: list(sys.path), _set_import_path),
+    "umask": (_umask, os.umask),
+    "locale": (lambda: locale.setlocale(locale.LC_ALL), lambda wanted: locale.setlocale(locale.LC_ALL, wanted)),
+    "socket timeout": (socket.getdefaulttimeout, socket.setdefaulttimeout),
     "streams": _attributes(*STREAMS),
     "signals": (_signals, _set_signals),
     "exit": _attributes((os, "_exit")),
     "inference mode": (torch.is_inference_mode_enabled, _set_inference_mode),
     "gradients": (torch.is_grad_enabled, torch._C._set_grad_enabled),
     "autocast": (_autocast, _set_autocast),
+    "autocast's cache": (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+    "hooks": (lambda: [dict(hooks) for hooks in HOOKS], _set_hooks),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "default device": (torch.get_default_device, _set_device),
     "threads": (torch.get_num_threads, torch.set_num_threads),
@@ -199,12 +254,18 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "precisions": _attributes(*PRECISIONS),
     "cudnn": _attributes(*SWITCHES),
     "attention": (_attention, _set_attention),
-    "numpy's errors": (np.geterr, _set_errors),
+    "sums": _attributes(*SUMS),
+    "mkldnn": (_mkldnn, _set_mkldnn),
+    "denormals": (_flushes, torch.set_flush_denormal),
+    "numpy's errors": (np.geterr, lambda wanted: np.seterr(**wanted)),
+    "numpy's handler": (np.geterrcall, np.seterrcall),
     "anomaly detection": (torch.is_anomaly_enabled, _set_anomaly),
     "warnings": (lambda: list(warnings.filters), _set_warnings),
     "logging": _attributes((logging.root.manager, "disable")),
+    "root logger": (_root_logger, _set_root_logger),
     "garbage collector": (gc.isenabled, lambda wanted: gc.enable() if wanted else gc.disable()),
     "recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
+    "switch interval": (sys.getswitchinterval, sys.setswitchinterval),
 }
 """Getter and setter of a setting that a process has once."""
 

@@ -219,7 +219,7 @@ class Loop:
 
     def _check_moved(self) -> None:
         """Raise TrainingError, after a checkpoint, where the run trains on nothing; the error says why."""
-        if why := movement.unmoved(self.moved):
+        if why := movement.unmoved(self.moved, self.run.optimizer):
             self.checkpointer.save()
             raise TrainingError(f"the run has stopped after step {self.progress.step}, with a checkpoint: {why}")
 

@@ -37,8 +37,8 @@ def prediction(policy: Policy) -> tuple[float, ...]:
     return tuple(flat[:: max(1, len(flat) // VALUES)][:VALUES].tolist())
 
 
-def check(here: Sequence[float], sent: Sequence[float], *, dtype: str, version: int) -> None:
-    """Raise WeightsError unless both predictions agree."""
+def check(here: Sequence[float], sent: Sequence[float], *, dtype: str, version: int, remedy: str) -> None:
+    """Raise WeightsError unless both predictions agree; `remedy` helps if one is not finite."""
     if len(here) != len(sent):
         raise WeightsError(
             f"the canary of version {version} has {len(here)} values here, {len(sent)} where it was sent"
@@ -46,8 +46,7 @@ def check(here: Sequence[float], sent: Sequence[float], *, dtype: str, version: 
     for where, values in (("the learner", sent), ("this sampler", here)):
         if not all(map(math.isfinite, values)):
             raise WeightsError(
-                f"with the weights of version {version} the prediction of {where} is not finite; set model.dtype (now "
-                f"{dtype}) to float32 or bfloat16, or optimizer.mixed_precision=no"
+                f"with the weights of version {version} the prediction of {where} is not finite; {remedy}"
             )
     scale = max(abs(value) for value in sent) or 1.0
     for mine, theirs in zip(here, sent, strict=True):

@@ -26,6 +26,7 @@ from pcpo_ray.data.tensors import from_numpy, to_numpy
 from pcpo_ray.data.types import Size, Task, Trajectory
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.policy import ALL, Policy
+from pcpo_ray.workers import precision
 
 Array = tuple[str, np.ndarray]
 """A tensor's dtype and its bits (tensors.to_numpy), which an object store hands over without a copy."""
@@ -124,8 +125,8 @@ def _unpacked(policy: Policy, packed: PackedTrajectory, rows: slice) -> Trajecto
     if _digests(opened) != packed.digests[rows]:
         if not latents.isfinite().all():  # NaN bits may differ on any machine
             raise TrainingError(
-                f"the group at place {task.position} of step {task.step} has latents that are not finite; set "
-                "model.dtype and sampling.storage to a wider type, or optimizer.mixed_precision=no"
+                f"the group at place {task.position} of step {task.step} has latents that are not finite; "
+                f"{precision.remedy(policy.run, task.version)}"
             )
         raise TrainingError(
             f"the group at place {task.position} of step {task.step} has other noise or latents here ({_machine()}) "

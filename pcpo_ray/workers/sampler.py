@@ -13,7 +13,7 @@ from pcpo_ray.data.tensors import Conditioning, in_one_piece, of_rows, sent_to
 from pcpo_ray.data.types import Task, Trajectory
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.policy import Policy
-from pcpo_ray.workers import canary
+from pcpo_ray.workers import canary, precision
 
 AHEAD = 256
 """The approximate number of texts encoded at once if workers share a text cache."""
@@ -38,7 +38,8 @@ class Sampler:
         checksum = weights.apply(received, self.policy.denoiser.trainable())
         predicted = canary.prediction(self.policy)
         computed_in = str(self.policy.computes_in).removeprefix("torch.")
-        canary.check(predicted, manifest.canary, dtype=computed_in, version=manifest.version)
+        remedy = precision.remedy(self.run, manifest.version)
+        canary.check(predicted, manifest.canary, dtype=computed_in, version=manifest.version, remedy=remedy)
         self.loaded = checksum
         return checksum
 
@@ -112,8 +113,7 @@ class Sampler:
         if not latents.isfinite().all():
             raise TrainingError(
                 f"the predictions for {task.prompt.text!r} (step {task.step}, version {task.version}) are not finite; "
-                f"set model.dtype (now {self.run.model.dtype}) and sampling.storage (now {self.run.sampling.storage}) "
-                "to float32 or bfloat16, or optimizer.mixed_precision=no"
+                f"{precision.remedy(self.run, task.version)}"
             )
 
     def _texts(self, conditioning: Conditioning, count: int) -> list[tuple[slice, Conditioning]]:

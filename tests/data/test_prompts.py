@@ -117,6 +117,7 @@ WRONG = {
     "semicolons.csv": "prompt;id\nx;1\n",
     "tabs.csv": "prompt\tid\nx\t1\n",
     "backslash.csv": 'prompt\n"a \\"red\\" cat"\n',
+    "backslash bare.csv": 'prompt\nb\na \\"red\\" cat\n',
     "backslash comma.csv": 'prompt\nb\n"a \\", cat"\n',
     "open.csv": 'prompt\n"a cat\n',
     "comma.csv": "prompt,id\na cat, sleeping,1\n",
@@ -173,6 +174,7 @@ def test_files_that_cannot_be_used_are_named_with_what_is_wrong(tmp_path):
         "semicolons.csv": "'prompt;id', has no comma",
         "tabs.csv": "has no comma",
         "backslash.csv": r"line 2 cannot be read as CSV.*double the quotes",
+        "backslash bare.csv": r"line 3 cannot be read as CSV: it has a quote after a backslash.*double the quotes",
         "backslash comma.csv": r"line 3 cannot be read as CSV: it has 2 columns, and the header has 1",
         "open.csv": "cannot be read as CSV",
         "comma.csv": "line 2 cannot be read as CSV: it has 3 columns, and the header has 2",
@@ -285,6 +287,13 @@ def test_prompts_both_evaluated_and_trained_on_are_refused_with_remedies(tmp_pat
     shapes = small.run("model", evaluation__prompts="{kind: shapes, split: train}")
     with pytest.raises(PromptError, match="51403 of 51403 evaluation prompts"):
         prompts.sources(shapes)
+
+
+@pytest.mark.parametrize("same", ["\ufeffa cat", "a\u200b cat", "a\u00a0cat", "a \uff43at", "a c\u00adat"])
+def test_texts_that_look_the_same_are_one_prompt(tmp_path, same):
+    with pytest.raises(PromptError, match="1 of 2 evaluation prompts"):
+        prompts.sources(run(tmp_path, ["a cat", "a dog"], [same, "a fox"]))
+    assert len(prompts.load(run(tmp_path, ["a cat", same]).prompts, seed=0).distinct(2)) == 1
 
 
 def test_training_prompts_may_be_evaluated_where_the_config_says_so(tmp_path):

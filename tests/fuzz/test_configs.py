@@ -17,6 +17,7 @@ from pcpo_ray import config
 from pcpo_ray.commands import session
 from pcpo_ray.errors import PcpoError, TrainingError
 from tests.support import fuzz_properties, fuzzed_configs, small
+from tests.support.families import FAMILIES
 
 MORE = int(os.environ.get("PCPO_FUZZ_EXAMPLES", "0"))
 """Examples of each kind with a new seed each time (make fuzz); 0 for the same few, as in every test run."""
@@ -41,7 +42,10 @@ def folders(request, tmp_path_factory):
 
     @cache
     def of(model: str) -> tuple[Path, Path]:
-        path = request.getfixturevalue(model)
+        if model in FAMILIES:
+            path = FAMILIES[model].make(tmp_path_factory.mktemp("families") / f"small-{model}")
+        else:
+            path = request.getfixturevalue(model)
         return path, small.hollow(path, made / model / path.name)
 
     return of
@@ -118,9 +122,10 @@ def test_any_config_is_refused_or_accepted_before_a_model_is_loaded(folders, mod
 
 
 @pytest.mark.timeout(3600 if MORE else 300)
-@pytest.mark.parametrize("model", fuzzed_configs.MODELS)
+@pytest.mark.parametrize("model", [*fuzzed_configs.MODELS, *FAMILIES])
 def test_any_config_that_is_let_through_trains_as_it_says(trained, model):
-    @examples(3 if model in fuzzed_configs.FLOW else 2)  # UNets take three times as long
+    # UNets take three times as long; of the newer kinds each dtype is tried below
+    @examples(1 if model in FAMILIES else 3 if model in fuzzed_configs.FLOW else 2)
     @given(fuzzed_configs.likely(model), st.booleans())
     def trains_as_it_says(changes, packed):
         trained(model, changes, packed=packed)
@@ -140,6 +145,27 @@ def test_most_configs_that_are_drawn_are_legal(folders, model):
 
     count()
     assert np.mean(legal) > 0.7
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_each_newer_kind_trains_as_it_says_in_half_precision(trained, model, dtype):
+    """At a time and a guidance scale that bfloat16 represents, as some pipelines give it both."""
+    height, width = FAMILIES[model].size
+    changes = {
+        "model.dtype": dtype,
+        "model.train": {"kind": "full"} if dtype == "float16" else {"kind": "lora", "rank": 2, "alpha": 1},
+        "sampling.height": height,
+        "sampling.width": width,
+        "sampling.steps": 2,
+        "sampling.shift": 1.0,
+        "sampling.guidance_scale": 2.0,
+        "optimizer.learning_rate": 1e-4,
+        "rewards": [fuzzed_configs.BRIGHTNESS],
+        "rollout.prompts": 1,
+        "rollout.images": 2,
+    }
+    assert trained(model, changes, packed=True)
 
 
 @pytest.mark.parametrize("credit", fuzzed_configs.CREDITS)

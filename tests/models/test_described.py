@@ -14,6 +14,8 @@ from pcpo_ray.errors import ModelError
 from tests.support import small
 
 CPU = torch.device("cpu")
+ROUNDED = 0.501
+"""The most by which rounding moves a number; sums in another order, as on another CPU, may move one that is halfway."""
 MEAN, STD = [-1.6574, 1.886, -1.383, 2.5155], [8.4927, 5.9022, 6.5498, 5.2299]
 
 
@@ -36,7 +38,7 @@ def schedule_of(run):
 
 
 def of_the_pipeline(folder, latents, **parts):
-    """What the folder's own pipeline makes of latents after its last step."""
+    """What the folder's own pipeline makes of latents after its last step, in 0..255, before it is rounded."""
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **parts)
     pipeline.set_progress_bar_config(disable=True)
     kept = {}
@@ -56,7 +58,7 @@ def of_the_pipeline(folder, latents, **parts):
         callback_on_step_end=last,
         **length,
     ).images
-    return kept["latents"], np.round(pictures * 255).astype(np.uint8)
+    return kept["latents"], pictures * 255
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_a_vaes_config_means_what_its_pipeline_makes_of_it(request, tmp_path, mo
     denoiser = load(folder)
     noise = torch.stack([denoiser.initial_noise(generator(seed)) for seed in range(2)])
     latents, pictures = of_the_pipeline(folder, noise)
-    assert (denoiser.decode(latents) == pictures).all()
+    assert np.abs(denoiser.decode(latents) - pictures).max() < ROUNDED
     assert pictures.std() > 5
 
 
@@ -96,7 +98,7 @@ def test_other_vaes_decode_as_in_their_pipelines(small_sd, tmp_path):
         diffusers.StableDiffusionPipeline.from_pretrained(small_sd, vae=vae).save_pretrained(folder)
         denoiser = load(folder)
         latents, pictures = of_the_pipeline(folder, torch.randn(2, *denoiser.latent_shape, generator=generator(0)))
-        assert (denoiser.decode(latents) == pictures).all()
+        assert np.abs(denoiser.decode(latents) - pictures).max() < ROUNDED
     with pytest.raises(ModelError, match=r"vae_tiling is true.*AsymmetricAutoencoderKL"):
         load(folder, model__vae_tiling=True)
 

@@ -17,6 +17,8 @@ from tests.support.trajectories import ADVANTAGES, CPU, pair, task
 TEXTS = ["a ring", "a red circle above a blue square and a star", ""]
 KINDS = pytest.mark.parametrize("kind", families.FAMILIES)
 STEPS = 3
+ROUNDED = 0.501
+"""The most by which rounding moves a number; sums in another order, as on another CPU, may move one that is halfway."""
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +83,7 @@ def deterministic(denoiser, noise):
 
 
 def theirs(pipeline, family, noise, scale):
-    """The latents after the pipeline's last step, and its images."""
+    """The latents after the pipeline's last step, and its images in 0..255, before they are rounded."""
     kept = {}
 
     def last(pipe, step, timestep, tensors):
@@ -100,7 +102,7 @@ def theirs(pipeline, family, noise, scale):
         **family.guided(scale, len(TEXTS)),
         **family.extra,
     ).images
-    return kept["latents"], np.round(images * 255).astype(np.uint8)
+    return kept["latents"], images * 255
 
 
 @KINDS
@@ -127,7 +129,7 @@ def test_without_noise_its_images_are_those_of_the_pipeline(kind, model, pipelin
         ours = deterministic(denoiser, noise)
         latents, images = theirs(pipeline(kind), family, family.given(denoiser, noise), scale)
         assert (ours - latents).abs().max() < 2e-5
-        assert (denoiser.decode(latents) == images).all() and images.std() > 5
+        assert np.abs(denoiser.decode(latents) - images).max() < ROUNDED and images.std() > 5
         found.append(ours)
     assert all((ours[0] - ours[1]).abs().max() > 0.01 for ours in found)  # texts
     assert all((one - found[0]).abs().max() > 0.01 for one in found[1:])  # guidance

@@ -135,7 +135,7 @@ def test_a_variant_with_a_single_file_is_refused(small_sd):
 
 
 @pytest.mark.parametrize("model", ["small_sd", "small_sdxl", "small_sd3", "small_flux"])
-@pytest.mark.parametrize("length", [None, 10**30, 1000])
+@pytest.mark.parametrize("length", [None, 10**30, 1000, 0, -1])
 def test_a_tokenizer_without_a_length_is_named_and_the_advice_helps(request, tmp_path, model, length):
     folder = copied(request.getfixturevalue(model), tmp_path)
     path = folder / "tokenizer" / "tokenizer_config.json"
@@ -153,3 +153,11 @@ def test_a_tokenizer_without_a_config_is_named(small_sd, tmp_path):
     Path(folder / "tokenizer" / "tokenizer_config.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer_config\.json has model_max_length: None"):
         models.folder_of(small.run(folder).model)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_quantised_weights_are_refused_before_anything_is_loaded(small_sd, tmp_path, part):
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    folder = small.rewritten(small_sd, tmp_path, f"{part}/config.json", **quantised)
+    with pytest.raises(ModelError, match=rf"{part}/config\.json has a quantization_config \(bitsandbytes\).*take the"):
+        models.folder_of(small.run(folder).model, weights=False)

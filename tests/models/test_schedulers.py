@@ -148,6 +148,7 @@ def test_betas_that_a_config_leaves_out_are_its_classs_own(name):
         ({"beta_start": "small"}, "no DDIMScheduler can be made"),
         ({"timestep_spacing": "even"}, "cannot place its steps.*even"),
         ({"trained_betas": [0.1] * 10}, "10 trained_betas.*1000"),
+        ({"trained_betas": 0.1}, "1 trained_betas.*1000"),
         ({"prediction_type": "flow_prediction"}, "'flow_prediction'.*expected 'epsilon'"),
     ],
 )

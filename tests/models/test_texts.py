@@ -177,3 +177,18 @@ def test_another_variant_has_another_cache(small_sd, tmp_path):
     plain = small.run(small_sd, model__text_cache=tmp_path).model
     other = small.run(small_sd, model__text_cache=tmp_path, model__variant="fp16").model
     assert TextCache(plain, small_sd).folder != TextCache(other, small_sd).folder
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "changes", "words"),
+    [
+        ("small_sd", "tokenizer", {"bos_token": "<begin>"}, r"\d+ tokens, and the text encoder rows for \d+"),
+        ("small_sd3", "tokenizer_2", {"pad_token": "<padding>"}, "text_encoder_2 has .* rows for"),
+        ("small_flux", "tokenizer_2", {"pad_token": None}, "'a red circle' cannot be encoded.*padding token.*copy"),
+        ("small_sd", "tokenizer", {"pad_token": None}, "'a red circle' cannot be encoded.*padding token.*copy"),
+    ],
+)
+def test_a_tokenizer_that_is_not_the_encoders_is_a_named_error(request, tmp_path, model, part, changes, words):
+    folder = small.rewritten(request.getfixturevalue(model), tmp_path, f"{part}/tokenizer_config.json", **changes)
+    with pytest.raises(ModelError, match=words):
+        load(folder).encode(TEXTS[:1])

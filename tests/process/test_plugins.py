@@ -1,12 +1,15 @@
 """Code of the user's own leaves the process as it was, and finds what it left itself."""
 
 import gc
+import locale
 import logging
 import os
 import random
 import signal
+import socket
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,7 +56,25 @@ def disturbances(folder):
         "anomalies": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
         "warnings": (lambda: warnings.simplefilter("error"), lambda: list(warnings.filters)),
         "logging": (lambda: logging.disable(logging.CRITICAL), lambda: logging.root.manager.disable),
+        "root logger": (lambda: logging.basicConfig(level=logging.ERROR, force=True), root_logger),
         "garbage": (gc.disable, gc.isenabled),
+        "import path": (sys.path.clear, lambda: list(sys.path)),
+        "umask": (lambda: os.umask(0o077), lambda: (folder / "new").touch() or (folder / "new").stat().st_mode),
+        "locale": (lambda: locale.setlocale(locale.LC_ALL, "C"), lambda: locale.setlocale(locale.LC_ALL)),
+        "socket timeout": (lambda: socket.setdefaulttimeout(0.1), socket.getdefaulttimeout),
+        "hook": (
+            lambda: torch.nn.modules.module.register_module_forward_hook(lambda *_: torch.zeros(1)),
+            lambda: torch.nn.Identity()(torch.ones(1)),
+        ),
+        "mkldnn": (lambda: torch.backends.mkldnn.set_flags(False), torch._C._get_mkldnn_enabled),
+        "sums": (
+            lambda: setattr(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+            lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        ),
+        "denormals": (lambda: torch.set_flush_denormal(True), lambda: (torch.full((64,), 1e-40) * 1.0).tolist()),
+        "autocast's cache": (lambda: torch.set_autocast_cache_enabled(False), torch.is_autocast_cache_enabled),
+        "numpy's handler": (lambda: np.seterrcall(print), np.geterrcall),
+        "switch interval": (lambda: sys.setswitchinterval(1.0), sys.getswitchinterval),
         "recursion": (lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 7), sys.getrecursionlimit),
         "random": (lambda: random.seed(5), random.getstate),
         "numpy's numbers": (lambda: np.random.seed(5), lambda: str(np.random.get_state())),
@@ -62,7 +83,11 @@ def disturbances(folder):
     }
 
 
-@pytest.mark.parametrize("what", disturbances("."))
+def root_logger():
+    return logging.root.level, list(logging.root.handlers)
+
+
+@pytest.mark.parametrize("what", disturbances(Path()))
 @pytest.mark.parametrize("ends", ["returns", "raises", "exits"])
 def test_the_process_is_as_it_was_whatever_was_done_to_it(what, ends, tmp_path):
     disturb, read = disturbances(tmp_path)[what]

@@ -20,6 +20,7 @@ from pcpo_ray.training.batch import make_histories, training_batch
 from pcpo_ray.workers.learner import mini_batches
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.learner.loss import FIRST_RATIO_LIMIT
+from pcpo_ray.workers.learner.movement import SAMPLED
 from pcpo_ray.workers.learner.pair_loader import SampledGroup
 from pcpo_ray.workers.packing import PackedTrajectory, pack_trajectory, unpack_trajectory
 from pcpo_ray.workers.sampler import Sampler
@@ -147,7 +148,7 @@ class Reference:
         return [_opened(self.learner, sent) for _, sent, _ in groups]
 
     def _predict(self, group: Trajectory, k: int) -> Tensor:
-        rows = {name: row.float().expand(len(group), *row.shape[1:]) for name, row in group.conditioning.items()}
+        rows = {name: _wide(row).expand(len(group), *row.shape[1:]) for name, row in group.conditioning.items()}
         return self.policy.predict(group.latents[:, k].float(), int(group.steps[k]), rows)
 
     def _loss(
@@ -265,6 +266,10 @@ def _learned(
     return {**found, "update": update, "fresh": fresh}
 
 
+def _wide(row: Tensor) -> Tensor:
+    return row.float() if row.is_floating_point() else row  # a mask stays one
+
+
 def _opened(learner: Learner, sent: Trajectory | PackedTrajectory | None) -> Trajectory:
     assert sent is not None
     return unpack_trajectory(learner.policy, sent) if isinstance(sent, PackedTrajectory) else sent
@@ -318,8 +323,9 @@ def _recounted(update: Update, before: Named, after: Named) -> None:
     change = math.sqrt(sum(float((now - old).square().sum()) for old, now in pairs))
     size = math.sqrt(sum(float(now.square().sum()) for _, now in pairs))
     moved = sum(int((now != old).sum()) for old, now in pairs) / sum(now.numel() for _, now in pairs)
-    assert update.moved_fraction == pytest.approx(moved, rel=1e-6, abs=1e-12)
-    assert update.update_ratio == pytest.approx(change / size, rel=1e-5, abs=1e-15)
+    whole = all(value.numel() <= SAMPLED for value in after.values())  # larger ones are estimated from some values
+    assert update.moved_fraction == pytest.approx(moved, rel=1e-6 if whole else 0.05, abs=1e-12)
+    assert update.update_ratio == pytest.approx(change / size, rel=1e-5 if whole else 0.05, abs=1e-15)
 
 
 def _check_first_log_ratio(learner: Learner, groups: Sequence[SampledGroup], update: Update, *, fresh: bool) -> None:

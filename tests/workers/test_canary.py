@@ -64,14 +64,14 @@ def test_a_load_that_binds_nothing_stops_the_run(small_sd, monkeypatch):
 
 
 def test_the_difference_is_counted_against_the_largest_value():
-    canary.check([1.0, 100.0], [1.009, 100.0], dtype="float32", version=1)
+    canary.check([1.0, 100.0], [1.009, 100.0], dtype="float32", version=1, remedy="")
     with pytest.raises(WeightsError, match=r"predicts 1 on the canary input, the learner 1\.02 \(of at most 100;"):
-        canary.check([1.0, 100.0], [1.02, 100.0], dtype="float32", version=1)
+        canary.check([1.0, 100.0], [1.02, 100.0], dtype="float32", version=1, remedy="")
     with pytest.raises(WeightsError, match="1 values here, 2"):
-        canary.check([1.0], [1.0, 2.0], dtype="float32", version=1)
+        canary.check([1.0], [1.0, 2.0], dtype="float32", version=1, remedy="")
     for here, sent, whose in (([float("nan")], [1.0], "this sampler"), ([1.0], [float("inf")], "the learner")):
-        with pytest.raises(WeightsError, match=f"prediction of {whose} is not finite; set model"):
-            canary.check(here, sent, dtype="float16", version=1)
+        with pytest.raises(WeightsError, match=f"prediction of {whose} is not finite; wider$"):
+            canary.check(here, sent, dtype="float16", version=1, remedy="wider")
 
 
 def test_a_network_under_bf16_autocast_is_held_to_bfloat16s_limit(small_sd):

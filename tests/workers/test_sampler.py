@@ -257,5 +257,5 @@ def test_a_trajectory_is_sampled_in_the_dtype_that_it_is_kept_in(small_sd, stora
 def test_a_prediction_that_is_not_finite_ends_where_it_arises(small_sd, purpose):
     sampler = Sampler(small.run(small_sd), CPU)
     dict(sampler.policy.denoiser.module.named_parameters())["conv_out.bias"].data[0] = float("nan")
-    with pytest.raises(TrainingError, match=r"predictions for .* are not finite; set model"):
+    with pytest.raises(TrainingError, match=r"predictions for .* are not finite; copy the files of the model"):
         sampler.sample(dataclasses.replace(task(), purpose=purpose))

@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 
 from pcpo_ray import config
 from pcpo_ray.errors import QualityError, RunError
+from pcpo_ray.rewards import published
 from pcpo_ray.rewards.quality import features, frechet
 from pcpo_ray.runs.disk import replacing, retrying, writing
 
@@ -115,7 +116,8 @@ def _opened(path: Path) -> Iterator[Any]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(path)
     except Exception as error:  # each format's reader may raise anything
-        raise QualityError(f"{path} cannot be read as an image: {error}; copy it again, or remove it") from None
+        why = published.fault(path) or f"{path} cannot be read as an image: {error}; copy it again, or remove it"
+        raise QualityError(why) from None
     with picture:
         png = picture.format == "PNG" and picture.mode == "I"  # 16 bits, as older PIL calls it
         if picture.mode not in MODES and not png:

@@ -16,7 +16,7 @@ from pcpo_ray.data.updates import DriverState, MicroBatchChoice, Update
 from pcpo_ray.data.weights import WeightSnapshot
 from pcpo_ray.errors import PcpoError, TrainingError
 from pcpo_ray.models.policy import Policy
-from pcpo_ray.workers import canary
+from pcpo_ray.workers import canary, precision
 from pcpo_ray.workers.learner import distributed, mini_batches, optimizers
 from pcpo_ray.workers.learner.autotune import Autotuner
 from pcpo_ray.workers.learner.distributed import Rank
@@ -247,8 +247,7 @@ class Learner:
         if self.bad_gradients > BAD_GRADIENTS:
             raise TrainingError(
                 f"{self.bad_gradients} gradients in a row are not finite (norm {norm}), in the update from version "
-                f"{self.version}; lower optimizer.learning_rate, set optimizer.mixed_precision=no, or set model.dtype "
-                f"(now {self.run.model.dtype}) to bfloat16 or float32"
+                f"{self.version}; {precision.remedy(self.run, self.version)}"
             )
         if not math.isfinite(norm):
             return None

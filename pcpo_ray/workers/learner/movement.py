@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pcpo_ray import config
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.workers.learner.distributed import Rank
 
@@ -39,10 +40,10 @@ class Moved:
     moved_fraction: float
 
 
-def unmoved(steps: Iterable[Mapping[str, Any]]) -> str:
+def unmoved(steps: Iterable[Mapping[str, Any]], optimizer: config.Optimizer) -> str:
     """Explain why a run with these train rows of metrics.jsonl learns nothing; empty if it does learn."""
     recent = list(steps)[-PATIENCE:]
-    if len(recent) < PATIENCE or not all(map(_still, recent)):
+    if len(recent) < PATIENCE or not all(_still(row, optimizer) for row in recent):
         return ""
     last = recent[-1]
     if all(row["skipped_gradients"] for row in recent):
@@ -56,6 +57,11 @@ def unmoved(steps: Iterable[Mapping[str, Any]]) -> str:
             f"the gradient is 0, with {last['inactive_fraction']:.0%} of the pairs outside the clip range; raise "
             "objective.clip_range, or lower optimizer.learning_rate"
         )
+    elif last["moved_fraction"] >= LEAST_MOVED and last["update_ratio"] >= LEAST_RATIO:
+        why = (
+            "that is by weight decay alone, beside which the gradient does not count; set optimizer.epsilon=1e-8 (now "
+            f"{optimizer.epsilon:g}), and look at optimizer.max_gradient_norm and model.train.alpha"
+        )
     else:
         why = "an update is below what float32 can add to most weights; raise optimizer.learning_rate"
     return (
@@ -64,10 +70,19 @@ def unmoved(steps: Iterable[Mapping[str, Any]]) -> str:
     )
 
 
-def _still(row: Mapping[str, Any]) -> bool:
+def _still(row: Mapping[str, Any], optimizer: config.Optimizer) -> bool:
     """Return True if a step did not train anything."""
-    moved = row["moved_fraction"] >= LEAST_MOVED and row["update_ratio"] >= LEAST_RATIO
+    least = max(LEAST_RATIO, _by_decay(row["learning_rate"], optimizer))
+    moved = row["moved_fraction"] >= LEAST_MOVED and row["update_ratio"] >= least
     return not moved or row["gradient_norm"] == 0
+
+
+def _by_decay(learning_rate: float, optimizer: config.Optimizer) -> float:
+    """Return the update ratio of weight decay alone, with what float32 adds to it by rounding."""
+    decay = 0.0 if optimizer.own else learning_rate * optimizer.weight_decay
+    if decay < 2**-25:  # 1 - decay is 1 in float32
+        return 0.0
+    return optimizer.minibatches * optimizer.epochs * (1.01 * decay + 2**-23)
 
 
 class Movement:

@@ -16,7 +16,7 @@ from pcpo_ray.models.policy import Policy
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.checkpoints import Checkpoint
 from pcpo_ray.runs.disk import writing
-from pcpo_ray.workers import canary
+from pcpo_ray.workers import canary, precision
 from pcpo_ray.workers.learner import distributed, optimizers
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.learner.ema import EMA
@@ -72,10 +72,9 @@ class Snapshots:
         """Predict on the canary's inputs. Raises TrainingError if that is not finite, as nobody could continue."""
         predicted = canary.prediction(self.policy)
         if not np.isfinite(predicted).all():
-            lower = ", or lower optimizer.learning_rate: the weights may have grown too large" if version else ""
             raise TrainingError(
-                f"with the weights of version {version} the network's prediction is not finite; set model.dtype "
-                f"(now {self.policy.run.model.dtype}) to float32 or bfloat16, or optimizer.mixed_precision=no{lower}"
+                f"with the weights of version {version} the network's prediction is not finite; "
+                f"{precision.remedy(self.policy.run, version)}"
             )
         return predicted
 

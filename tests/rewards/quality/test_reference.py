@@ -110,12 +110,15 @@ def test_a_reference_that_is_not_there_too_small_or_no_image_is_named(tmp_path):
     few = pictures(tmp_path / "few", count=2)
     broken = pictures(tmp_path / "broken")
     (broken / "0-0.png").write_bytes(b"no picture")
+    unfetched = pictures(tmp_path / "unfetched")
+    (unfetched / "0-0.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     for where, words in [
         ("nowhere", "expected a folder"),
         ("list.txt", r"names 1 images that do not exist, such as .*absent\.png"),
         ("empty", "has no images"),
         (few, "has 2 images; expected more than the 2"),
         (broken, r"0-0\.png cannot be read"),
+        (unfetched, r"0-0\.png is a git-lfs pointer"),
     ]:
         with pytest.raises(QualityError, match=words):
             reference.check(quality(tmp_path / where))
