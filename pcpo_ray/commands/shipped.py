@@ -82,6 +82,16 @@ def _write(path: Path, text: str) -> None:
         raise RunError(f"{path} cannot be written: {error}") from None
 
 
+SHORT = {"stable-diffusion": "SD", "FLUX.2-klein": "klein", "_1024px_diffusers": ""}
+"""Shorter words for parts of models' names, so that the listing fits 80 columns."""
+
+
+def _short(name: str) -> str:
+    for part, written in SHORT.items():
+        name = name.replace(part, written)
+    return name
+
+
 @dataclass(frozen=True)
 class Row:
     """A recipe in a few words, as the listing shows it."""
@@ -108,7 +118,7 @@ def rows() -> list[Row]:
     return [
         Row(
             name=name,
-            model=run.model.path.rpartition("/")[2].replace("stable-diffusion", "SD"),
+            model=_short(run.model.path.rpartition("/")[2]),
             reward=", ".join(reward.name for reward in run.rewards),
             credit=run.credit.kind,
             gpus=f"{gpus(run):g}",

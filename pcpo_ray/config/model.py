@@ -34,9 +34,11 @@ ShippedKind = Literal[
     "flux2_dev",
     "z_image",
     "qwen_image",
+    "qwen_image_21",
     "sana",
     "chroma",
     "krea2",
+    "lumina2",
 ]
 
 BACKBONES: Mapping[ShippedKind, Backbone] = {
@@ -48,9 +50,11 @@ BACKBONES: Mapping[ShippedKind, Backbone] = {
     "flux2_dev": Backbone("pcpo_ray.models.flux2:Flux2Dev", "flow", (*JOINT, "to_qkv_mlp_proj")),
     "z_image": Backbone("pcpo_ray.models.z_image:ZImage", "flow"),
     "qwen_image": Backbone("pcpo_ray.models.qwen_image:QwenImage", "flow", JOINT),
+    "qwen_image_21": Backbone("pcpo_ray.models.qwen_image_21:QwenImage21", "flow"),
     "sana": Backbone("pcpo_ray.models.sana:Sana", "flow"),
     "chroma": Backbone("pcpo_ray.models.chroma:Chroma", "flow"),
     "krea2": Backbone("pcpo_ray.models.krea2:Krea2", "flow", (*ATTENTION, "to_gate")),
+    "lumina2": Backbone("pcpo_ray.models.lumina2:Lumina2", "flow"),
 }
 """The shipped backbones by model.kind. Their classes are imported on use: a scorer needs none of them."""
 

@@ -45,6 +45,10 @@ def by_channel(values: Sequence[float] | Tensor, latents: Float[Tensor, "B C h w
     return torch.as_tensor(values, device=latents.device, dtype=latents.dtype).reshape(1, -1, 1, 1)
 
 
-def first_frame(images: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
-    """Return the first frame of what a VAE for videos decodes; images are left as they are."""
-    return images[:, :, 0] if images.ndim == 5 else images
+def shown(decoded: Float[Tensor, "B ..."]) -> Float[Tensor, "B 3 H W"]:
+    """Return images of what a VAE decodes: the first frame of a video, on white where it is transparent."""
+    images = decoded[:, :, 0] if decoded.ndim == 5 else decoded
+    if images.shape[1] == 3:
+        return images
+    opacity = images[:, 3:] / 2 + 0.5
+    return images[:, :3] * opacity + (1 - opacity)

@@ -39,13 +39,15 @@ VAES = {
     "Flux2Pipeline": Vae(("AutoencoderKLFlux2",), frozenset()),
     "ZImagePipeline": Vae(KL, SCALED | {"shift_factor"}),
     "QwenImagePipeline": Vae(("AutoencoderKLQwenImage",), frozenset({"latents_mean", "latents_std"})),
+    "QwenImage21Pipeline": Vae(("AutoencoderKLQwenImage21",), frozenset({"latents_mean", "latents_std"})),
     "SanaPipeline": Vae(("AutoencoderDC",), SCALED),
     "ChromaPipeline": Vae(KL, SCALED | {"shift_factor"}),
+    "Lumina2Pipeline": Vae(KL, SCALED | {"shift_factor"}),
     "Krea2Pipeline": Vae(("AutoencoderKLQwenImage",), frozenset({"latents_mean", "latents_std"})),
 }
 """The VAEs that are supported, by pipeline."""
 
-LATENTS = {"AutoencoderKLFlux2": 32, "AutoencoderDC": 32, "AutoencoderKLQwenImage": 16}
+LATENTS = {"AutoencoderKLFlux2": 32, "AutoencoderDC": 32, "AutoencoderKLQwenImage": 16, "AutoencoderKLQwenImage21": 64}
 """The latents' channels where a config does not say them, by VAE class; 4 for all others."""
 
 FACTORS = ("latents_mean", "latents_std", "shift_factor")
@@ -173,6 +175,8 @@ def _factor(vae: Mapping[str, Any], path: Path) -> int:
     """Return how many pixels a side make up one latent. Raises ModelError."""
     if vae.get("_class_name") == "AutoencoderKLQwenImage":
         return int(2 ** len(vae.get("temperal_downsample", (False, True, True))))
+    if vae.get("_class_name") == "AutoencoderKLQwenImage21":
+        return int(2 ** (len(vae.get("dim_mult", range(5))) - 1))
     blocks = next((vae[key] for key in BLOCKS if vae.get(key)), None)
     if not isinstance(blocks, Sized):
         raise ModelError(f"{path} has no {BLOCKS[-1]}; copy it again from the model it was made from")

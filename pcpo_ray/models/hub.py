@@ -11,8 +11,8 @@ from pathlib import Path
 from pcpo_ray.config.base import HUB_ID
 from pcpo_ray.errors import ModelError
 
-SETTINGS = ("*.json", "*.txt", "*.model")
-"""Patterns of what `pcpo-ray plan` reads: configs and tokenizers."""
+SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
+"""Patterns of what `pcpo-ray plan` reads: configs, tokenizers and chat templates."""
 
 
 def is_id(path: str) -> bool:

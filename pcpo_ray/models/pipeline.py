@@ -25,11 +25,6 @@ TOKENS = 8
 """The number of tokens of the canary's text."""
 
 
-def tokens_of(height: int, width: int, factor: int, patch: int = 2) -> int:
-    """Count the patches of latents of an image whose VAE turns `factor` pixels a side into one latent."""
-    return (height // (patch * factor)) * (width // (patch * factor))
-
-
 class PipelineDenoiser(ABC):
     """One of diffusers' pipelines with a trainable denoising network."""
 
@@ -157,8 +152,7 @@ class PipelineDenoiser(ABC):
     def schedule_in(cls, description: Described, sampling: Sampling) -> Schedule:
         """Build the schedule of the folder's scheduler for images of the size asked for. Raises as `schedule_of`."""
         cls.check_sampling(description, sampling)
-        height, width = cls.size_in(description, sampling)
-        tokens = tokens_of(height, width, description.factor, cls.patch_of(description.network))
+        tokens = cls.tokens_in(description, *cls.size_in(description, sampling))
         return cls.schedule_of(cls.scheduler_of(description), sampling, tokens=tokens)
 
     @classmethod
@@ -188,8 +182,14 @@ class PipelineDenoiser(ABC):
 
     @classmethod
     def patch_of(cls, network: Mapping[str, Any]) -> int:
-        """Return the latents per side of one token, as the pipeline counts them for a flow model's dynamic shift."""
+        """Return the latents per side of one token."""
         return 2
+
+    @classmethod
+    def tokens_in(cls, description: Described, height: int, width: int) -> int:
+        """Count an image's tokens as the pipeline does for a flow model's dynamic shift."""
+        side = cls.patch_of(description.network) * description.factor
+        return (height // side) * (width // side)
 
     @classmethod
     @abstractmethod
@@ -316,7 +316,7 @@ class PipelineDenoiser(ABC):
     def pixels(self, latents: Float[Tensor, "B ..."]) -> UInt8[Tensor, "B H W 3"]:
         """Decode to pixels on the device. Raises ModelError if the decoder's output is not finite."""
         vae, scaled = self.pipeline.vae, self.unscaled(self.latents_of(latents))
-        images = decoding.first_frame(vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float())
+        images = decoding.shown(vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float())
         finite.check_images(images, latents, self.model.dtype)
         pixels: Tensor = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1)

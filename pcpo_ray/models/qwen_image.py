@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import decoding
+from pcpo_ray.models import decoding, guidance
 from pcpo_ray.models.described import Described
 from pcpo_ray.models.flux import Flux
 from pcpo_ray.models.pipeline import TOKENS
@@ -58,9 +58,7 @@ class QwenImage(Flux):
         self, conditional: Float[Tensor, "B tokens channels"], unconditional: Float[Tensor, "B tokens channels"]
     ) -> Float[Tensor, "B tokens channels"]:
         """Combine the branches, and give each token the norm of its conditional prediction."""
-        guided = super().combined(conditional, unconditional)
-        rescaled: Tensor = guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
-        return rescaled
+        return guidance.with_norm_of(conditional, super().combined(conditional, unconditional))
 
     def forward(
         self, latents: Float[Tensor, "B tokens channels"], timesteps: Float[Tensor, " B"], conditioning: Conditioning

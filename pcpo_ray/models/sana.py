@@ -14,10 +14,9 @@ from pcpo_ray.errors import ModelError
 from pcpo_ray.models import flow, schedulers
 from pcpo_ray.models.described import Described
 from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
+from pcpo_ray.models.texts import PLAIN
 
 TEXT_LENGTH = 300  # tokens that the pipeline pads to, with a mask
-PLAIN = "\0"
-"""Begins a text that is encoded without the instruction, as the unconditional branch's is."""
 
 
 class Sana(PipelineDenoiser):

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models.described import read_json
+from pcpo_ray.models.described import is_part, read_json
 from pcpo_ray.models.files import check_no_pointers
 
 VAE = ("first_stage_model.", "vae.")
 """Beginnings of the names of a VAE's weights in such files, if they hold one."""
 
+ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
+"""Beginnings of the names of text encoders' weights in such files, if they hold any."""
 
 CONVERT = (
     'python -c "import torch, safetensors.torch as s; '
@@ -59,6 +61,8 @@ def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, lef
         if "vae" not in left_out and not any(name.startswith(VAE) for name in names):
             vae = getattr(diffusers, read_json(folder / "vae" / "config.json").get("_class_name", "AutoencoderKL"))
             parts["vae"] = vae.from_pretrained(folder / "vae", dtype=dtype, local_files_only=True)
+        if not any(name.startswith(ENCODERS) for name in names):
+            parts |= _encoders(folder, dtype, left_out)
         pipeline = pipeline_class.from_single_file(
             str(file), config=str(folder), dtype=dtype, local_files_only=True, **parts
         )
@@ -75,3 +79,15 @@ def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, lef
                     "take the folder of the architecture that the file was made for"
                 )
     return pipeline
+
+
+def _encoders(folder: Path, dtype: torch.dtype, left_out: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Load the folder's text encoders, apart from those that are left out."""
+    import transformers
+
+    index = read_json(folder / "model_index.json")
+    return {
+        name: getattr(transformers, value[1]).from_pretrained(folder / name, dtype=dtype, local_files_only=True)
+        for name, value in index.items()
+        if name.startswith("text_encoder") and is_part(value) and value[1] is not None and name not in left_out
+    }

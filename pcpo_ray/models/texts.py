@@ -22,6 +22,9 @@ from pcpo_ray.runs.disk import partial_path, retrying, sync
 CHUNK = 1 << 24
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
+PLAIN = "\0"
+"""Begins a text that some kinds encode without their instruction, as the unconditional branch's is."""
+
 log = logging.getLogger(__name__)
 
 KEPT = 1 << 30

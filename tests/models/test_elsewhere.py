@@ -6,7 +6,7 @@ import torch
 
 from pcpo_ray import models
 from pcpo_ray.data.seeds import generator
-from tests.support import small
+from tests.support import pictures, small
 
 CPU = torch.device("cpu")
 TEXTS = ["a red circle above a blue square", "a small green ring"]
@@ -49,26 +49,26 @@ def changed(path, train):
         for index, parameter in enumerate(trained.values()):
             parameter.add_(torch.randn(parameter.shape, generator=generator(index)), alpha=0.1)
     with denoiser.text_encoders():
-        pictures = drawn(denoiser.pipeline, noise)
-    assert np.abs(pictures - drawn(plain(path), noise)).max() > 0
-    return denoiser, trained, noise, pictures
+        images = drawn(denoiser.pipeline, noise)
+    assert np.abs(images - drawn(plain(path), noise)).max() > 0
+    return denoiser, trained, noise, images
 
 
 @ALL
 def test_an_adapter(model, request, tmp_path):
     path = request.getfixturevalue(model)
-    denoiser, trained, noise, pictures = changed(path, "kind: lora, rank: 4, alpha: 8")
+    denoiser, trained, noise, images = changed(path, "kind: lora, rank: 4, alpha: 8")
     denoiser.save(tmp_path, trained)
     pipeline = plain(path)
     pipeline.load_lora_weights(tmp_path)
-    assert (drawn(pipeline, noise) == pictures).all()
+    assert (drawn(pipeline, noise) == images).all()
 
 
 @ALL
 def test_a_whole_model(model, request, tmp_path):
-    denoiser, trained, noise, pictures = changed(request.getfixturevalue(model), "kind: full")
+    denoiser, trained, noise, images = changed(request.getfixturevalue(model), "kind: full")
     denoiser.save(tmp_path, trained)
-    assert (drawn(plain(tmp_path), noise) == pictures).all()
+    assert (drawn(plain(tmp_path), noise) == images).all()
 
 
 def test_a_model_trained_in_float32_masters_is_saved_in_its_own_dtype(small_sd, tmp_path):
@@ -87,5 +87,5 @@ def test_images_of_the_same_latents(model, request):
     path = request.getfixturevalue(model)
     denoiser, pipeline = load(path), plain(path)
     noise = torch.stack([denoiser.initial_noise(generator(seed)) for seed in range(len(TEXTS))])
-    pictures = np.round(drawn(pipeline, noise) * 255).astype(np.uint8)
-    assert (denoiser.decode(drawn(pipeline, noise, "latent")) == pictures).all()
+    images = np.round(drawn(pipeline, noise) * 255).astype(np.uint8)
+    assert pictures.same(denoiser.decode(drawn(pipeline, noise, "latent")), images)

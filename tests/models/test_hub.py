@@ -70,7 +70,7 @@ def test_a_model_out_of_the_cache_is_named_with_the_command_to_fetch_it(cache):
     message = str(caught.value)
     assert f"no folder {Path('acme/small-sd').absolute()}" in message and f"not in the cache {cache}" in message
     assert "HF_HUB_OFFLINE is set" in message and "hf auth login" in message
-    fetch = "hf download acme/small-sd --include '*.json' --include '*.txt' --include '*.model'"
+    fetch = "hf download acme/small-sd --include '*.json' --include '*.txt' --include '*.model' --include '*.jinja'"
     assert f"{fetch} --include '*/*.safetensors' --exclude '*fp16*'" in message
     with pytest.raises(ModelError) as caught:
         models.folder_of(small.run("acme/small-sd").model, weights=False)

@@ -10,7 +10,6 @@ import torch
 from pcpo_ray import models
 from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models.pipeline import tokens_of
 from pcpo_ray.models.texts import TextCache
 from tests.support import small
 
@@ -172,10 +171,6 @@ def test_a_gaussian_adapter_starts_elsewhere_and_changes_nothing(small_sd):
     pairs = [(p, gaussian.trainable()[name]) for name, p in kaiming.trainable().items() if "lora_A" in name]
     assert pairs and not any(torch.equal(one, other) for one, other in pairs)
     assert all(not p.any() for name, p in gaussian.trainable().items() if "lora_B" in name)
-
-
-def test_tokens_are_patches_of_two_by_two_latents():
-    assert tokens_of(512, 256, 8) == 32 * 16
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "unet", "vae"])

@@ -8,7 +8,7 @@ import torch
 from pcpo_ray import models
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models.texts import fingerprint
-from tests.support import single_files, small
+from tests.support import pictures, single_files, small
 
 CPU = torch.device("cpu")
 TEXT = "a red circle above a blue square"
@@ -62,14 +62,31 @@ def test_a_file_and_a_folder_without_weights_make_the_same_model(model, request,
     file = single_files.write(pipeline, tmp_path / "whole.safetensors")
     described = without_weights(folder, tmp_path / "described")
     ours, theirs = load(described, model__single_file=file), load(folder)
-    embeds, prediction, pictures = zip(outputs(ours), outputs(theirs), strict=True)
+    embeds, prediction, images = zip(outputs(ours), outputs(theirs), strict=True)
     for name, part in theirs.pipeline.components.items():
         if isinstance(part, torch.nn.Module):
             loaded = getattr(ours.pipeline, name).state_dict()
             assert loaded.keys() == part.state_dict().keys()
             assert all(torch.equal(loaded[key], weight) for key, weight in part.state_dict().items())
-    assert torch.equal(*embeds) and (pictures[0] == pictures[1]).all()
+    assert torch.equal(*embeds) and (images[0] == images[1]).all()
     assert torch.allclose(*prediction, rtol=0, atol=1e-6)  # where weights lie in memory decides the last bits
+
+
+def test_a_file_of_z_images_transformer_takes_all_else_from_the_folder(model, tmp_path):
+    from diffusers import ZImageTransformer2DModel
+
+    file = single_files.z_image(
+        ZImageTransformer2DModel.from_pretrained(model("z_image") / "transformer"), tmp_path / "whole.safetensors"
+    )
+    bare = shutil.copytree(model("z_image"), tmp_path / "bare" / "small-z_image")
+    for path in (bare / "transformer").glob("*.safetensors"):
+        path.unlink()
+    ours, theirs = load(bare, model__single_file=file), load(model("z_image"))
+    latents = torch.linspace(-1, 1, 4 * 8 * 8).reshape(1, 4, 8, 8)
+    both = [(one.encode([TEXT]), one.decode(latents)) for one in (ours, theirs)]
+    assert torch.equal(both[0][0]["embeds"], both[1][0]["embeds"]) and pictures.same(both[0][1], both[1][1])
+    loaded, kept = (one.pipeline.transformer.state_dict() for one in (ours, theirs))
+    assert loaded.keys() == kept.keys() and all(torch.equal(loaded[name], weight) for name, weight in kept.items())
 
 
 def test_a_file_without_a_vae_takes_the_folders(small_sd, tmp_path):

@@ -3,10 +3,12 @@
 Minutes, so apart from `make test`: `make recipes`.
 """
 
+import functools
+
 import pytest
 
 from pcpo_ray.config import files
-from tests.support import ROOT
+from tests.support import ROOT, families
 from tests.support.two_steps import SMALLER, two_steps
 
 pytestmark = pytest.mark.recipes
@@ -14,6 +16,7 @@ pytestmark = pytest.mark.recipes
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("shapes_"))
 FIXTURES = {"stable_diffusion": "small_sd", "sdxl": "small_sdxl", "sd3": "small_sd3", "flux": "small_flux_dev"}
+"""The fixtures of the older kinds; families.py makes the others."""
 SMALL_MODEL = ["sampling.height=16", "sampling.width=16", "rewards=[{kind: jpeg_compressibility}]"]
 
 
@@ -26,16 +29,29 @@ def one_ray():
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def small_model(request, tmp_path_factory):
+    """The folder of a kind's small model, made once."""
+
+    @functools.cache
+    def made(kind):
+        if kind in FIXTURES:
+            return request.getfixturevalue(FIXTURES[kind])
+        return families.FAMILIES[kind].make(tmp_path_factory.mktemp("models") / f"small-{kind}")
+
+    return made
+
+
 def test_every_recipe_names_its_source():
-    assert len(RECIPES) >= 14
+    assert len(RECIPES) >= 22
     for path in RECIPES:
         assert "arXiv" in path.read_text().splitlines()[0], path.name
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_runs_on_ray(path, tmp_path, request, one_ray):
+def test_a_recipe_runs_on_ray(path, tmp_path, small_model, one_ray):
     asked = files.load(path)
-    folder = request.getfixturevalue(FIXTURES[asked.model.kind])
+    folder = small_model(asked.model.kind)
     own = [f"model.path={folder}", f"model.text_cache={tmp_path / 'texts'}"]
     run = files.load(path, [*SMALLER, *SMALL_MODEL, *own])
     rows = two_steps(run, tmp_path / "run", local=False)

@@ -1,5 +1,5 @@
 """Writes models as their authors did, in one safetensors file: Stable Diffusion 1.x and XL in the layout of latent
-diffusion, SD3 and SD3.5 in that of their transformer."""
+diffusion, SD3 and SD3.5 in that of their transformer, Z-Image's transformer in its own."""
 
 import re
 from collections.abc import Collection
@@ -158,6 +158,31 @@ def clip(encoder) -> dict[str, torch.Tensor]:
     named = {f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in encoder.state_dict().items()}
     named.pop("text_model.text_projection.weight", None)
     return named
+
+
+Z_IMAGE = {
+    "all_final_layer.2-1.": "final_layer.",
+    "all_x_embedder.2-1.": "x_embedder.",
+    "to_out.0": "out",
+    "norm_q": "q_norm",
+    "norm_k": "k_norm",
+}
+
+
+def z_image(transformer, path: Path) -> Path:
+    """The transformer's weights in one file, as they are given away without VAE and text encoder."""
+    from safetensors.torch import save_file
+
+    weights, made = transformer.state_dict(), {}
+    for name, weight in weights.items():
+        for ours, theirs in Z_IMAGE.items():
+            name = name.replace(ours, theirs)
+        made[name] = weight
+    for name in [name for name in made if ".to_q." in name]:
+        parts = [made.pop(name.replace("to_q", f"to_{part}")) for part in "qkv"]
+        made[name.replace("to_q", "qkv")] = torch.cat(parts)
+    save_file({name: weight.clone().contiguous() for name, weight in made.items()}, path)
+    return path
 
 
 def parts_of(pipeline) -> dict[str, dict[str, torch.Tensor]]:

@@ -39,13 +39,13 @@ def t5(vocabulary: int, width: int = 16):
     return T5EncoderModel(T5Config(vocab_size=vocabulary, d_model=width, d_ff=32, d_kv=8, num_layers=1, num_heads=2))
 
 
-def vae(channels: int, shift: float | None = None):
+def vae(channels: int, shift: float | None = None, *, levels: int = 2):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=channels,
         shift_factor=shift,
         norm_num_groups=4,

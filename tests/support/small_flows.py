@@ -231,6 +231,32 @@ def sana(folder: Path) -> Path:
     return folder
 
 
+def lumina2(folder: Path) -> Path:
+    """A Lumina2Pipeline, its VAE and its tokens of the published number of pixels."""
+    from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
+
+    Lumina2Pipeline(
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=small.vae(4, shift=0.1, levels=4),
+        text_encoder=gemma2(2),
+        tokenizer=tokenizers.gemma(2 * LENGTH),
+        transformer=Lumina2Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            hidden_size=16,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            axes_dim_rope=(4, 2, 2),
+            axes_lens=(300, 16, 16),
+            cap_feat_dim=16,
+        ),
+    ).save_pretrained(folder)
+    return folder
+
+
 def chroma(folder: Path) -> Path:
     """A ChromaPipeline."""
     from diffusers import ChromaPipeline, ChromaTransformer2DModel
@@ -259,8 +285,8 @@ def chroma(folder: Path) -> Path:
     return folder
 
 
-def qwen3_vl(layers: int):
-    from transformers import Qwen3VLConfig, Qwen3VLModel
+def qwen3_vl(layers: int, kind: str = "Qwen3VLModel"):
+    import transformers
 
     text = {
         "vocab_size": len(tokenizers.qwen(LENGTH)),
@@ -272,7 +298,38 @@ def qwen3_vl(layers: int):
         **{"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16},
         **{"deepstack_visual_indexes": [0], "patch_size": 2, "num_position_embeddings": 16},
     }
-    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision))
+    settings = transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
+    return getattr(transformers, kind)(settings)
+
+
+def qwen_image_21(folder: Path) -> Path:
+    """A QwenImage21Pipeline that is sampled at any number of times; its VAE's images are partly transparent."""
+    from diffusers import AutoencoderKLQwenImage21, QwenImage21Pipeline, QwenImage21Transformer2DModel
+
+    QwenImage21Pipeline(
+        scheduler=scheduler(use_dynamic_shifting=True),
+        vae=AutoencoderKLQwenImage21(
+            base_dim=4,
+            decoder_base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[-0.7, 0.2, 0.9, -0.3],
+            latents_std=[2.8, 1.4, 0.6, 1.1],
+        ),
+        text_encoder=qwen3_vl(2, "Qwen3VLForConditionalGeneration"),
+        processor=tokenizers.qwen3_vl(LENGTH),
+        transformer=QwenImage21Transformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            context_in_dim=16,
+            axes_dims_rope=(4, 2, 2),
+        ),
+    ).save_pretrained(folder)
+    return folder
 
 
 def krea2(folder: Path) -> Path:

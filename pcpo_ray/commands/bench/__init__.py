@@ -61,7 +61,9 @@ def bench(
     epilog="Example: pcpo-ray bench made-up sd15 models/random-sd15",
 )
 def _random_weights(
-    name: Annotated[str, typer.Argument(help="sd15, sd35m or flux; clip-l or clip-h for a reward.")],
+    name: Annotated[
+        str, typer.Argument(help="As sd15, flux or z-image; clip-l or clip-h for a reward. A wrong name lists all.")
+    ],
     folder: Annotated[Path, typer.Argument(help="A new folder, in the libraries' format.")],
     dtype: Annotated[str, typer.Option(help="The weights' dtype: float32, bfloat16 or float16.")] = "float32",
 ) -> None:

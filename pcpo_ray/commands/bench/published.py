@@ -45,7 +45,7 @@ def write(
     return folder
 
 
-def _tokenizer(kind: Literal["clip", "t5"], length: int) -> Any:
+def tokenizer(kind: Literal["clip", "t5"], length: int) -> Any:
     from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer, t5_tokenizer
 
     made = {"clip": clip_tokenizer, "t5": t5_tokenizer}[kind]()
@@ -111,7 +111,7 @@ def stable_diffusion(folder: Path) -> Path:
         "StableDiffusionPipeline",
         vae=("diffusers", "AutoencoderKL", vae(4)),
         text_encoder=("transformers", "CLIPTextModel", text_config("clip_text_model", **CLIP_L)),
-        tokenizer=("transformers", "CLIPTokenizer", _tokenizer("clip", 77)),
+        tokenizer=("transformers", "CLIPTokenizer", tokenizer("clip", 77)),
         unet=("diffusers", "UNet2DConditionModel", unet),
         scheduler=("diffusers", "DDIMScheduler", _schedulers()[0]),
         safety_checker=(None, None, None),
@@ -126,9 +126,9 @@ def flux(folder: Path) -> Path:
         "FluxPipeline",
         vae=("diffusers", "AutoencoderKL", vae(16)),
         text_encoder=("transformers", "CLIPTextModel", text_config("clip_text_model", **CLIP_L)),
-        tokenizer=("transformers", "CLIPTokenizer", _tokenizer("clip", 77)),
+        tokenizer=("transformers", "CLIPTokenizer", tokenizer("clip", 77)),
         text_encoder_2=("transformers", "T5EncoderModel", text_config("t5", **T5_XXL)),
-        tokenizer_2=("transformers", "T5TokenizerFast", _tokenizer("t5", 512)),
+        tokenizer_2=("transformers", "T5TokenizerFast", tokenizer("t5", 512)),
         transformer=("diffusers", "FluxTransformer2DModel", network("FluxTransformer2DModel", guidance_embeds=True)),
         scheduler=("diffusers", "FlowMatchEulerDiscreteScheduler", _schedulers()[1]),
     )
@@ -154,15 +154,15 @@ def sd3(folder: Path) -> Path:
         "StableDiffusion3Pipeline",
         vae=("diffusers", "AutoencoderKL", vae(16)),
         text_encoder=("transformers", projected, text_config("clip_text_model", **CLIP_L)),
-        tokenizer=("transformers", "CLIPTokenizer", _tokenizer("clip", 77)),
+        tokenizer=("transformers", "CLIPTokenizer", tokenizer("clip", 77)),
         text_encoder_2=(
             "transformers",
             projected,
             text_config("clip_text_model", **{**CLIP_G, "projection_dim": 1280}),
         ),
-        tokenizer_2=("transformers", "CLIPTokenizer", _tokenizer("clip", 77)),
+        tokenizer_2=("transformers", "CLIPTokenizer", tokenizer("clip", 77)),
         text_encoder_3=("transformers", "T5EncoderModel", text_config("t5", **T5_XXL)),
-        tokenizer_3=("transformers", "T5TokenizerFast", _tokenizer("t5", 256)),
+        tokenizer_3=("transformers", "T5TokenizerFast", tokenizer("t5", 256)),
         transformer=("diffusers", "SD3Transformer2DModel", transformer),
         scheduler=("diffusers", "FlowMatchEulerDiscreteScheduler", _schedulers()[1]),
     )

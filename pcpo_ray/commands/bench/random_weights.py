@@ -21,12 +21,17 @@ MODELS: Mapping[str, Callable[[Path], Path]] = {
     "z-image": published_flows.z_image,
     "qwen-image": published_flows.qwen_image,
     "sana-0.6b": published_flows.sana,
+    "flux2-dev": published_flows.flux2_dev,
+    "qwen-image-2.1": published_flows.qwen_image_21,
+    "krea-2": published_flows.krea2,
+    "lumina-2": published_flows.lumina2,
+    "chroma": published_flows.chroma,
     "clip-l": lambda folder: published.clip(folder, large=False),
     "clip-h": lambda folder: published.clip(folder, large=True),
 }
 
-LAYERS = {"Qwen3ForCausalLM": 27}
-"""Layers of text encoders of which more than the last is read: FLUX.2 klein reads the 9th, 18th and 27th."""
+LAYERS = {"Qwen3ForCausalLM": 27, "Mistral3ForConditionalGeneration": 30, "Qwen3VLModel": 35}
+"""Layers of text encoders of which more than the last is read: FLUX.2 klein's, FLUX.2-dev's and Krea 2's."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 

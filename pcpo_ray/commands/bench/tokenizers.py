@@ -9,6 +9,12 @@ CHAT = (
 )
 """Qwen3's chat template, as far as a single request for an image goes."""
 
+SIGHT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'][0]['text'] }}<|im_end|>\n"
+    "{% endfor %}"
+)
+"""Qwen3-VL's chat template, as far as messages of one text go."""
+
 INSTRUCTIONS = (
     "<s>{% for message in messages %}{% set text = message['content'][0]['text'] %}"
     "{% if message['role'] == 'system' %}[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]"
@@ -28,9 +34,22 @@ def qwen(length: int) -> Any:
     from transformers import Qwen2Tokenizer
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    special += [f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad", "video_pad")]
     vocabulary = {token: index for index, token in enumerate([*_bytes(), *special])}
     return Qwen2Tokenizer(
         vocab=vocabulary, merges=[], model_max_length=length, chat_template=CHAT, additional_special_tokens=special[1:]
+    )
+
+
+def qwen3_vl(length: int) -> Any:
+    """Make a Qwen3VLProcessor for texts of so many tokens."""
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(),
+        tokenizer=qwen(length),
+        video_processor=Qwen3VLVideoProcessor(),
+        chat_template=SIGHT,
     )
 
 

@@ -34,6 +34,11 @@ MODELS: Mapping[str, tuple[str, Published]] = {
         ("flux2_klein", Published("black-forest-labs/FLUX.2-klein-base-4B", published_flows.flux2_klein)),
         ("z_image", Published("Tongyi-MAI/Z-Image", published_flows.z_image)),
         ("qwen_image", Published("Qwen/Qwen-Image", published_flows.qwen_image)),
+        ("flux2_dev", Published("black-forest-labs/FLUX.2-dev", published_flows.flux2_dev)),
+        ("qwen_image_21", Published("Qwen/Qwen-Image-2.1", published_flows.qwen_image_21)),
+        ("krea2", Published("krea/Krea-2-Raw", published_flows.krea2)),
+        ("lumina2", Published("Alpha-VLLM/Lumina-Image-2.0", published_flows.lumina2)),
+        ("chroma", Published("lodestones/Chroma1-HD", published_flows.chroma)),
         ("sana", Published("Efficient-Large-Model/Sana_600M_1024px_diffusers", published_flows.sana)),
     )
 }

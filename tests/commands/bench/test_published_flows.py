@@ -13,6 +13,11 @@ SIZES = {
     "flux2_klein": (3.9e9, {"text_encoder": 4.0e9}),
     "z_image": (6.15e9, {"text_encoder": 4.0e9}),
     "qwen_image": (20.4e9, {"text_encoder": 8.3e9}),
+    "flux2_dev": (32.2e9, {"text_encoder": 24.0e9}),
+    "qwen_image_21": (7.1e9, {"text_encoder": 8.77e9}),
+    "krea2": (12.9e9, {"text_encoder": 4.44e9}),
+    "lumina2": (2.61e9, {"text_encoder": 2.6e9}),
+    "chroma": (8.9e9, {"text_encoder": 4.76e9}),
     "sana": (0.59e9, {"text_encoder": 2.6e9, "vae": 0.31e9}),
 }
 

@@ -57,7 +57,7 @@ def test_a_model_that_is_here_is_planned_as_it_is(known, small_sd, tmp_path):
 @pytest.mark.parametrize("changes", [["model.path=acme/other"], ["model.kind=sdxl"]])
 def test_a_model_of_unknown_sizes_is_named_with_how_to_fetch_its_settings(known, changes):
     run = files.changed(known, changes)
-    fetch = r"hf download acme/.* --include '\*\.model' \("
+    fetch = r"hf download acme/.* --include '\*\.jinja' \("
     with pytest.raises(ModelError, match=fetch), stand_ins.sized(run):
         pass
 
