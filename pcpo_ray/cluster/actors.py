@@ -177,11 +177,11 @@ class ScorerActor(Worker):
 
     def score(
         self, task: Task, images: np.ndarray
-    ) -> tuple[dict[str, list[float]], dict[str, str], Mapping[str, np.ndarray], float]:
-        """Score a group: scores, causes of missing ones, measurements for quality, and seconds."""
+    ) -> tuple[dict[str, list[float]], dict[str, str], Mapping[str, np.ndarray], dict[str, dict[str, int]], float]:
+        """Score a group: scores, causes of missing ones, measurements for quality, judges' tokens, and seconds."""
         started = time.perf_counter()
         scores, failures, measured = self.scorer.score(task, images)
-        return scores, failures, measured, time.perf_counter() - started
+        return scores, failures, measured, self.scorer.tokens(), time.perf_counter() - started
 
 
 class LearnerActor(Worker):

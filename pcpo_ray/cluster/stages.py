@@ -10,7 +10,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,16 +100,18 @@ class RayScorers(RolePool[Rollout, Scored]):
             "release the lock, or raise workers.silence_timeout"
         )
         super().__init__("scorer", launcher, actors.ScorerActor, run.workers.scorers, self._score, hint)
-        if any(isinstance(reward, config.Remote) for reward in (*run.rewards, *run.evaluation.rewards)):
-            # a server that is slow or away would be asked twice for the same
+        if any(isinstance(one, config.Remote | config.Judge) for one in (*run.rewards, *run.evaluation.rewards)):
+            # a server that is slow or away would be asked twice for the same, and some are paid by the token
             self.pool.limits = dataclasses.replace(self.pool.limits, hedge=math.inf)
 
     def _score(self, actor: Any, rollout: Rollout) -> tuple[Any, Callable[[Any], Scored]]:
         reference = actor.score.remote(rollout.task, rollout.images.reference)
 
-        def result(found: tuple[dict[str, list[float]], dict[str, str], Mapping[str, np.ndarray], float]) -> Scored:
-            scores, failures, measured, seconds = found
-            return Scored(rollout=rollout, scores=scores, failures=failures, seconds=seconds, measured=measured)
+        def result(found: tuple[Any, ...]) -> Scored:
+            scores, failures, measured, tokens, seconds = found
+            return Scored(
+                rollout=rollout, scores=scores, failures=failures, seconds=seconds, measured=measured, tokens=tokens
+            )
 
         return reference, result
 

@@ -1,6 +1,7 @@
 """Rewards whose networks come with pip packages, weights included: an extra of this package installs each."""
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pcpo_ray.config.base import Number, config
 from pcpo_ray.config.shipped import Extra, Ranks, Scale, Scales, ShippedReward
@@ -8,9 +9,8 @@ from pcpo_ray.config.shipped import Extra, Ranks, Scale, Scales, ShippedReward
 
 @config
 class Ocr(ShippedReward):
-    """The fraction of the text in the prompt's double quotes that RapidOCR reads in the image."""
+    """The part of the text in the prompt's double quotes that RapidOCR reads in the image, or its log-probability."""
 
-    scorer = "pcpo_ray.rewards.ocr:Ocr"
     network = "other"
     extra = Extra("ocr", ("rapidocr", "onnxruntime", "rapidfuzz"))
     scales: ClassVar[Scales] = {
@@ -20,6 +20,34 @@ class Ocr(ShippedReward):
     kind: Literal["ocr"]
     weight: Number = 1.0
     """Its factor in the sum of all rewards; below 0 it is trained against."""
+
+    score: Literal["edits", "ctc"] = "edits"
+    """1 less the edits a letter, or the log-probability that the recogniser gives to the text (with detect: false)."""
+    detect: bool = True
+    """False reads the image as one word that fills it, of up to 20 letters: many times as fast."""
+
+    def __post_init__(self) -> None:
+        if self.score == "ctc" and self.detect:
+            raise ValueError(
+                "score is ctc with detect: true, and it is of an image that is one word; set detect: false"
+            )
+
+    @property
+    def scorer(self) -> str:  # type: ignore[override]
+        """The class that reads: text found in the image, or the image as one word."""
+        return "pcpo_ray.rewards.ocr:Ocr" if self.detect else "pcpo_ray.rewards.ocr_word:WordOcr"
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The score, where the scorer has several."""
+        return {} if self.detect else {"score": self.score}
+
+    @property
+    def scale(self) -> Scale:
+        """The unit and the meaning of the score that is asked for."""
+        if self.score == "edits":
+            return super().scale
+        return Scale("log-probability", "how likely the text that the prompt quotes is, to RapidOCR's recogniser")
 
     @property
     def ranks(self) -> Ranks:

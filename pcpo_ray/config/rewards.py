@@ -218,7 +218,6 @@ class Hps(ShippedReward):
 class Remote(ShippedReward):
     """A scorer behind HTTP (rewards/remote.py)."""
 
-    scorer = "pcpo_ray.rewards.remote:Remote"
     network = "none"
     reads_prompt = None
     scales: ClassVar[Scales] = {"remote": OWN_SCALE}
@@ -238,6 +237,8 @@ class Remote(ShippedReward):
     """The environment variable that holds the server's token, set where scorers run; null: none."""
     format: Literal["json", "npz"] = "json"
     """The format in which images are sent: JSON, or numpy's compressed arrays."""
+    group: bool = False
+    """True if the server's class compares the images of a group (score_group)."""
 
     def __post_init__(self) -> None:
         if "@" in urlsplit(self.url).netloc:
@@ -247,9 +248,24 @@ class Remote(ShippedReward):
             )
 
     @property
+    def scorer(self) -> str:  # type: ignore[override]
+        """The class that asks: about a whole group, or about images each by itself."""
+        return f"pcpo_ray.rewards.remote:{'GroupRemote' if self.group else 'Remote'}"
+
+    @property
+    def compares_images(self) -> bool:
+        """True for a server that compares the images of a group."""
+        return self.group
+
+    @property
     def name(self) -> str:
         """The name of the scores."""
         return self.label
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The scorer's arguments; `group` says which one it is."""
+        return {key: value for key, value in super().arguments.items() if key != "group"}
 
 
 @config

@@ -74,6 +74,8 @@ class StepRecord(Record):
     phase_seconds: Mapping[str, float]
     busy_seconds: Mapping[str, Mapping[str, float]]
     workers: Mapping[str, int]
+    tokens: Mapping[str, Mapping[str, int]] | None = None
+    """Tokens that judges used since the line before, by reward and kind (prompt, completion)."""
     publish_lag: Mapping[str, float]
     sampler_behind: int
     buffer_bytes: int
@@ -115,6 +117,8 @@ class EvaluationRecord(Record):
     alarms: Mapping[str, str]
     images: int
     seconds: float
+    tokens: Mapping[str, Mapping[str, int]] | None = None
+    """Tokens that judges used since the line before, by reward and kind (prompt, completion)."""
     busy_seconds: Mapping[str, Mapping[str, float]]
     workers: Mapping[str, int]
 

@@ -147,7 +147,8 @@ class Rollout:
 class Scored:
     """A rollout with each reward's scores, one an image, and the causes of missing ones. Missing is NaN, never 0.
 
-    `measured` holds the features for an evaluation's quality (quality/), if the config asks for it.
+    `measured` holds the features for an evaluation's quality (quality/), if the config asks for it. `tokens` are those
+    that each judge used, by kind.
     """
 
     rollout: Rollout
@@ -155,6 +156,7 @@ class Scored:
     failures: Mapping[str, str]
     seconds: float
     measured: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tokens: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def missing(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 PREFIX = "ray_"
 """The prefix that Ray puts before every name; in one process the exporter adds it, so that one dashboard reads both."""
 
-Unit = Literal["", "seconds", "bytes", "share", "versions", "steps", "images", "groups", "workers", "tasks"]
+Unit = Literal["", "seconds", "bytes", "share", "versions", "steps", "images", "groups", "workers", "tasks", "tokens"]
 """The unit of a metric's value; a share is between 0 and 1."""
 
 Phase = Literal["sample_and_score", "learn", "publish", "evaluate", "checkpoint"]
@@ -257,6 +257,7 @@ TIME = (
         "step_seconds", "seconds", "Seconds of these updates, sampling and scoring included.", field="step.seconds"
     ),
     _counter("samples", "images", "Images sampled and scored, by what for (train, evaluate).", "purpose"),
+    _counter("judge_tokens", "tokens", "Tokens that judges read and wrote.", "reward", "kind", when="a judge is asked"),
     _gauge("phase", "", "1 for the phase that the driver is in, 0 for the others.", "phase"),
     _counter("phase_seconds", "seconds", "Seconds that the driver spent in each phase.", "phase"),
     _counter(

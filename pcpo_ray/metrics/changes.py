@@ -54,6 +54,7 @@ def _of_step(record: StepRecord) -> Iterator[Change]:
             yield Change(metric, float(value), labels)
     for reward, mean in record.all_rewards.items():
         yield change("mean_missing", math.isnan(mean), reward=reward, purpose="train")
+    yield from _tokens(record.tokens)
     yield change("updates", 1)
     yield change("samples", record.samples / record.step, purpose="train")
     yield from _times(record.phase_seconds, record.busy_seconds, record.workers)
@@ -66,9 +67,17 @@ def _of_evaluation(record: EvaluationRecord) -> Iterator[Change]:
         yield change("mean_missing", math.isnan(_number(found["mean"])), reward=reward, purpose="evaluate")
     for monitor in MONITORS:
         yield change("alarm", monitor in record.alarms, monitor=monitor)
+    yield from _tokens(record.tokens)
     yield change("evaluations", 1)
     yield change("samples", record.images, purpose="evaluate")
     yield from _times({"evaluate": record.seconds}, record.busy_seconds, record.workers)
+
+
+def _tokens(used: Mapping[str, Mapping[str, int]] | None) -> Iterator[Change]:
+    """Yield what judges took; nothing without a judge."""
+    for reward, kinds in (used or {}).items():
+        for kind, tokens in kinds.items():
+            yield change("judge_tokens", tokens, reward=reward, kind=kind)
 
 
 def _number(value: float | None) -> float:

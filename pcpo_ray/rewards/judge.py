@@ -43,7 +43,7 @@ Answer = dict[str, Any]
 
 
 class Chat(Client):
-    """A judge's server and its template; `tokens` counts what the questions and the answers took."""
+    """A judge's server and its template; `tokens` counts what the questions and the answers took, until `taken`."""
 
     def __init__(
         self,
@@ -112,6 +112,12 @@ class Chat(Client):
             self.unread(f"...{said[-SHOWN:]} (cut off at max_tokens)")
             return None
         return choice
+
+    def taken(self) -> dict[str, int]:
+        """Return the tokens used since the last call."""
+        with self.counting:
+            found, self.tokens = self.tokens, dict.fromkeys(self.tokens, 0)
+        return found
 
     def unread(self, answer: str) -> None:
         """Log an answer that cannot be read."""

@@ -8,6 +8,7 @@ with Levenshtein's edit distance. Both are compared without case, spaces and wid
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,17 +26,7 @@ class Ocr:
     """The reward. Images are read one after the other: a text must not depend on the images beside it."""
 
     def __init__(self) -> None:
-        import torch
-        from rapidocr import RapidOCR
-
-        self.reader = RapidOCR(
-            params={
-                "Global.log_level": "error",
-                "Global.use_cls": False,  # upside-down text is no text
-                "EngineConfig.onnxruntime.intra_op_num_threads": torch.get_num_threads(),
-                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
-            }
-        )
+        self.reader = reader()
         self.read(np.full((64, 64, 3), 255, np.uint8))  # the detector is loaded at its first use
 
     @staticmethod
@@ -58,6 +49,21 @@ class Ocr:
         """Read an image's text, line by line."""
         found = self.reader(np.ascontiguousarray(image[..., ::-1]))  # as OpenCV has colours
         return "\n".join(found.txts or ())
+
+
+def reader() -> Any:
+    """Make RapidOCR's reader, whose networks are loaded at their first use."""
+    import torch
+    from rapidocr import RapidOCR
+
+    return RapidOCR(
+        params={
+            "Global.log_level": "error",
+            "Global.use_cls": False,  # upside-down text is no text
+            "EngineConfig.onnxruntime.intra_op_num_threads": torch.get_num_threads(),
+            "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+        }
+    )
 
 
 def quoted(prompt: str) -> list[str]:

@@ -1,10 +1,11 @@
 """A scorer behind HTTP, such as `pcpo_ray/rewards/serve.py` in an environment of its own.
 
-GET  URL/health   200 when it can score
+GET  URL/health   200 when it can score; "method" in the answer, if it is there, says which of the two it has
                (each with the header Authorization: Bearer TOKEN, if the server requires a token)
 POST URL/score    json: {"prompts": [...], "images": [PNG in base64, ...]}
                   npz:  arrays `images` (uint8) and `prompts` (str)
      answer       {"scores": [number or null, ...]}, one per image; null is a missing score
+POST URL/score_group   the same, of one whole group: its images are compared, and its prompts are all the same
 """
 
 import base64
@@ -12,7 +13,7 @@ import io
 import json
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,8 +23,10 @@ from pcpo_ray.rewards.http_client import AwayError, Client
 from pcpo_ray.rewards.pictures import png, rgb
 
 
-class Remote(Client):
+class Scorer(Client):
     """The client of such a scorer. Answers of the wrong length, or with anything but numbers, are never used."""
+
+    method: ClassVar[Literal["score", "score_group"]]
 
     def __init__(
         self, url: str, *, timeout: float, patience: float, format: Literal["json", "npz"], token: str | None = None
@@ -31,21 +34,57 @@ class Remote(Client):
         super().__init__(url, timeout=timeout, patience=patience, token=token)
         self.format = format
         try:
-            self.once("GET", "/health", b"", "application/json")
+            answer = self.once("GET", "/health", b"", "application/json")
         except AwayError as error:  # it may be restarting; the first scores will wait for it
             logging.getLogger(__name__).warning("%s is away (%s); its first scores wait for it", self.url, error)
+            return
+        if (offered := _method(answer)) not in (None, self.method):
+            raise RewardError(
+                f"{self.url} serves a reward with {offered}, and {self.method} was expected; "
+                f"set `group: {str(offered == 'score_group').lower()}` for it"
+            )
 
-    def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
+    def asked(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
+        """Ask for the images' scores."""
         body, kind = (as_json if self.format == "json" else as_npz)(images, prompts)
-        answer = self.request("POST", "/score", body, kind)
+        where = f"{self.url}/{self.method}"
+        answer = self.request("POST", f"/{self.method}", body, kind)
         try:
             scores = json.loads(answer)["scores"]
             values = [float("nan") if score is None else float(score) for score in scores]
         except (ValueError, TypeError, KeyError) as error:
-            raise RewardError(f"{self.url}/score answered {answer[:200]!r}: {type(error).__name__}: {error}") from None
+            raise RewardError(f"{where} answered {answer[:200]!r}: {type(error).__name__}: {error}") from None
         if len(values) != len(images):
-            raise RewardError(f"{self.url}/score gave {len(values)} scores for {len(images)} images")
+            raise RewardError(f"{where} gave {len(values)} scores for {len(images)} images")
         return values
+
+
+class Remote(Scorer):
+    """The client of a reward of single images."""
+
+    method = "score"
+
+    def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
+        return self.asked(images, prompts)
+
+
+class GroupRemote(Scorer):
+    """The client of a reward that compares the images of a group."""
+
+    method = "score_group"
+
+    def score_group(self, images: UInt8[np.ndarray, "N H W 3"], prompt: str) -> list[float]:
+        return self.asked(images, [prompt] * len(images))
+
+
+def _method(answer: bytes) -> str | None:
+    """Read which method a server says that it has; None if it does not say."""
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        return None
+    named = found.get("method") if isinstance(found, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def as_json(images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> tuple[bytes, str]:

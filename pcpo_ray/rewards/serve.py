@@ -1,16 +1,19 @@
 """Serve a reward over HTTP, from an environment of its own; `remote.py` is the other end.
 
+    pip install fastapi uvicorn numpy pillow
     python serve.py package.module:Class --port 8100 --option name=value
 
-This file needs only numpy and Pillow and nothing of pcpo_ray, so that it runs where the reward's library requires
-versions that pcpo_ray cannot use (ImageReward: transformers before 4.56). The class has a method
-score(images, prompts), with images as (N, H, W, 3) bytes.
+This file needs only these and nothing of pcpo_ray, so that it runs where the reward's library requires versions that
+pcpo_ray cannot use (ImageReward: transformers before 4.56). The class has a method score(images, prompts), or
+score_group(images, prompt) if it compares the images of a group, with images as (N, H, W, 3) bytes. Its methods are
+always called from one thread.
 
 If the environment variable REWARD_TOKEN is set, clients must send it as their token. Listening on any address but this
 machine's own requires it.
 """
 
 import argparse
+import asyncio
 import base64
 import contextlib
 import hmac
@@ -22,23 +25,25 @@ import os
 import pkgutil
 import socket
 import sys
-import threading
 import zipfile
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import uvicorn
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 TOKEN = "REWARD_TOKEN"
 LARGEST = 512 << 20
 """The largest size in bytes of a request, and of its images when decoded."""
 
 CONNECTIONS = 64
-"""The most connections at a time; further clients get no answer and retry."""
-
-BODIES = 2
-"""The most requests in memory at a time: one is scored while the next arrives."""
+"""The most connections at a time; further clients are told to retry."""
 
 ARRIVE = 60.0
 """Seconds within which a request must have arrived."""
@@ -96,102 +101,163 @@ READERS: dict[str, Callable[[bytes, int], tuple[np.ndarray, list[str]]]] = {
 }
 
 
-def handler(reward: Any, *, token: str | None = None, largest: int = LARGEST) -> type[BaseHTTPRequestHandler]:
-    """Make a handler class that answers for one reward, one request at a time."""
-    lock, bodies = threading.Lock(), threading.BoundedSemaphore(BODIES)
+class RefusedError(Exception):
+    """A request that gets an error as its answer."""
 
-    class Handler(BaseHTTPRequestHandler):
-        timeout = ARRIVE
-        unread = 0
+    def __init__(self, status: int, error: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(error)
+        self.status, self.headers = status, headers or {}
 
-        def handle(self) -> None:
-            self.arriving = threading.Timer(ARRIVE, self._too_slow)  # a client that drips bytes would never time out
-            self.arriving.daemon = True
-            self.arriving.start()
+
+@dataclass(eq=False)
+class Work:
+    """A request's images and prompts, and its scores once they are there."""
+
+    images: np.ndarray
+    prompts: list[str]
+    request: Request
+    scores: "asyncio.Future[list[float]]"
+
+
+class Turns:
+    """Calls of the reward, one at a time, in one thread: of one request each, or of up to `together`.
+
+    Requests of several callers are put together if their images have one size, and only if all are of `score`.
+    """
+
+    def __init__(self, reward: Any, together: int) -> None:
+        self.method = "score" if hasattr(reward, "score") else "score_group"
+        self.reward, self.together = reward, together
+        self.waiting: list[Work] = []
+        self.turn = asyncio.Lock()
+        self.thread = ThreadPoolExecutor(1)
+
+    async def scores(self, work: Work) -> list[float]:
+        """Score a request's images when it is their turn. Raises whatever the reward does."""
+        self.waiting.append(work)
+        async with self.turn:
+            if not work.scores.done():
+                await self._call([one for one in self._next(work) if not await one.request.is_disconnected()])
+        return work.scores.result() if work.scores.done() else []  # its client has gone, and reads no answer
+
+    def _next(self, work: Work) -> list[Work]:
+        """Take a request out of those that wait, and with it others that can be scored in the same call."""
+        fits = [one for one in self.waiting if one is not work and one.images.shape[1:] == work.images.shape[1:]]
+        found = [work, *fits[: self.together - 1]] if self.method == "score" else [work]
+        self.waiting = [one for one in self.waiting if one not in found]
+        return found
+
+    async def _call(self, works: list[Work]) -> None:
+        if not works:
+            return
+        try:
+            scores = await asyncio.get_running_loop().run_in_executor(self.thread, self._scored, works)
+        except Exception as error:  # a reward may raise anything
+            if len(works) == 1:
+                return works[0].scores.set_exception(error)
+            for work in works:  # one caller's images are no reason to fail another's
+                await self._call([work])
+            return None
+        for work in works:
+            work.scores.set_result(scores[: len(work.images)])
+            del scores[: len(work.images)]
+        return None
+
+    def _scored(self, works: list[Work]) -> list[float]:
+        images = np.concatenate([work.images for work in works])
+        prompts = [prompt for work in works for prompt in work.prompts]
+        given = prompts if self.method == "score" else prompts[0]
+        scores = [
+            math.nan if score is None else float(score) for score in getattr(self.reward, self.method)(images, given)
+        ]
+        if len(scores) != len(images):
+            raise ValueError(f"the reward gave {len(scores)} scores for {len(images)} images")
+        return scores
+
+
+def application(reward: Any, *, token: str | None = None, largest: int = LARGEST, together: int = 1) -> FastAPI:
+    """Make the application that answers for one reward, `together` requests in one call at most."""
+    turns, bodies = Turns(reward, together), asyncio.Semaphore(2 * together)  # one call's, while the next arrive
+    app = FastAPI(openapi_url=None)
+    app.state.turns = turns
+
+    @app.exception_handler(RefusedError)
+    async def refused(request: Request, error: RefusedError) -> Response:
+        async for _ in _rest(request):  # a client that is cut off while it sends would not see the answer
+            pass
+        return _answer({"error": str(error)}, error.status, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return _answer({"error": "the client has gone"}, 400)
+
+    async def known(request: Request) -> None:
+        given = request.headers.get("Authorization", "")
+        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise RefusedError(401, "expected the header Authorization: Bearer TOKEN")
+
+    @app.get("/health", dependencies=[Depends(known)])
+    async def health() -> Response:
+        return _answer({"status": "ready", "method": turns.method})
+
+    async def score(request: Request) -> Response:
+        path, length = request.url.path, request.headers.get("Content-Length", "")
+        reader = READERS.get(request.headers.get("Content-Type", ""))
+        if path != f"/{turns.method}":
+            raise RefusedError(400, f"this reward has {turns.method}: expected POST /{turns.method}")
+        if reader is None or not length.isdigit() or int(length) == 0:
+            raise RefusedError(400, f"expected POST {path} with a Content-Length, of {list(READERS)}")
+        too_large = RefusedError(
+            413,
+            f"more than {largest >> 20} MiB of a request, or of its images; serve with a higher --largest, or send "
+            "fewer at once",
+        )
+        if int(length) > largest:
+            raise too_large
+        try:
+            await asyncio.wait_for(bodies.acquire(), WAIT)
+        except asyncio.TimeoutError:  # noqa: UP041 - not the same before Python 3.11
+            raise RefusedError(503, "others are before this one", {"Retry-After": str(AGAIN)}) from None
+        try:
+            body = b"".join([part async for part in _rest(request)])
             try:
-                with contextlib.suppress(OSError):  # the client has gone
-                    super().handle()
-            finally:
-                self.arriving.cancel()
-
-        def do_GET(self) -> None:
-            if self._known():
-                found = self.path == "/health"
-                self._answer(200 if found else 404, {"status": "ready"} if found else {"error": "expected GET /health"})
-
-        def do_POST(self) -> None:
-            reader = READERS.get(self.headers.get("Content-Type", ""))
-            length = self.headers.get("Content-Length", "")
-            self.unread = int(length) if length.isdigit() else 0
-            if not self._known():
-                return
-            if self.path != "/score" or reader is None or not length.isdigit() or int(length) == 0:
-                self._answer(400, {"error": f"expected POST /score with a Content-Length, of {list(READERS)}"})
-            elif int(length) > largest:
-                self._too_large()
-            elif not bodies.acquire(timeout=WAIT):
-                self._answer(503, {"error": "others are before this one"}, {"Retry-After": str(AGAIN)})
-            else:
-                try:
-                    self._score(reader, int(length))
-                finally:
-                    bodies.release()
-
-        def _score(self, reader: Callable[[bytes, int], tuple[np.ndarray, list[str]]], length: int) -> None:
-            body, self.unread = self.rfile.read(length), 0
-            self.arriving.cancel()
-            try:
-                images, prompts = reader(body, largest)
-                if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) != len(prompts):
-                    raise ValueError(
-                        f"images of shape {images.shape} and {len(prompts)} prompts; expected (N, H, W, 3)"
-                    )
+                images, prompts = await asyncio.to_thread(reader, body, largest)
+                _check(images, prompts, turns.method)
             except TooLargeError:
-                return self._too_large()
+                raise too_large from None
             except Exception as error:  # a malformed body is the sender's fault, whatever it makes the reader raise
-                return self._answer(400, {"error": _told(error)})
+                raise RefusedError(400, _told(error)) from None
             del body
             try:
-                with lock:
-                    scores = [float(score) for score in reward.score(images, prompts)]
+                scores = await turns.scores(Work(images, prompts, request, asyncio.get_running_loop().create_future()))
             except Exception as error:  # the sender retries and counts it
-                return self._answer(500, {"error": _told(error)})
-            return self._answer(200, {"scores": [score if math.isfinite(score) else None for score in scores]})
+                raise RefusedError(500, _told(error)) from None
+        finally:
+            bodies.release()
+        return _answer({"scores": [score if math.isfinite(score) else None for score in scores]})
 
-        def _known(self) -> bool:
-            """Check the sender's token, and refuse the request if it is wrong."""
-            given = self.headers.get("Authorization", "")
-            if token is None or hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-                return True
-            self._answer(401, {"error": "expected the header Authorization: Bearer TOKEN"})
-            return False
+    for method in ("score", "score_group"):
+        app.post(f"/{method}", dependencies=[Depends(known)])(score)
+    return app
 
-        def _too_large(self) -> None:
-            self._answer(
-                413,
-                {
-                    "error": f"more than {largest >> 20} MiB of a request, or of its images; serve with a higher "
-                    "--largest, or send fewer at once"
-                },
-            )
 
-        def _too_slow(self) -> None:
-            with contextlib.suppress(OSError):  # it has gone
-                self.connection.shutdown(socket.SHUT_RDWR)
+async def _rest(request: Request) -> AsyncIterator[bytes]:
+    """Read what is left of a request; nothing where all of it was read."""
+    if not getattr(request.state, "read", False):
+        async for part in request.stream():
+            yield part
+        request.state.read = True
 
-        def _answer(self, status: int, found: dict[str, Any], headers: dict[str, str] | None = None) -> None:
-            body = json.dumps(found).encode()
-            self.close_connection = True
-            self.send_response(status)
-            for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-            while self.unread > 0 and (rest := self.rfile.read(min(1 << 20, self.unread))):
-                self.unread -= len(rest)  # a client that is cut off while sending would not see the answer
 
-    return Handler
+def _answer(found: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(found, status, {"Connection": "close", **(headers or {})})
+
+
+def _check(images: np.ndarray, prompts: list[str], method: str) -> None:
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) != len(prompts):
+        raise ValueError(f"images of shape {images.shape} and {len(prompts)} prompts; expected (N, H, W, 3)")
+    if method == "score_group" and len(set(prompts)) != 1:
+        raise ValueError(f"{len(set(prompts))} prompts; expected one group's, which are all the same")
 
 
 def _told(error: Exception) -> str:
@@ -199,27 +265,36 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:500]
 
 
-class Server(ThreadingHTTPServer):
-    """A server with a thread for each of at most `CONNECTIONS` connections."""
+class Connection(H11Protocol):
+    """A connection that is closed if its request has not arrived after `ARRIVE` seconds, however it drips."""
 
-    daemon_threads = True
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(ARRIVE, self._close_if_slow)
 
-    def __init__(self, address: tuple[str, int], handling: type[BaseHTTPRequestHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.free = threading.BoundedSemaphore(CONNECTIONS)
-        super().__init__(address, handling)
+    def _close_if_slow(self) -> None:
+        if self.cycle is None or self.cycle.more_body:
+            self.transport.abort()
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.free.release()
+def server(app: FastAPI) -> uvicorn.Server:
+    """Make the server of an application; its `run` takes the sockets to listen on."""
+    return uvicorn.Server(
+        uvicorn.Config(app, http=Connection, limit_concurrency=CONNECTIONS, log_level="warning", lifespan="off")
+    )
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Listen on an address. Raises OSError."""
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(CONNECTIONS)
+    except OSError:
+        found.close()
+        raise
+    return found
 
 
 def of_this_machine(host: str) -> bool:
@@ -236,6 +311,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8100)
     parser.add_argument("--largest", type=int, default=LARGEST >> 20, help="MiB of a request, and of its images")
+    parser.add_argument("--together", type=int, default=1, help="requests that are scored in one call, at most")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="for the class; JSON")
     arguments = parser.parse_args()
     token = os.environ.pop(TOKEN, "") or None
@@ -244,6 +320,8 @@ def main() -> None:
             f"error: whoever reaches {arguments.host}:{arguments.port} could use this server; set {TOKEN} here and "
             "where it is asked from, or leave out --host"
         )
+    if arguments.together < 1:
+        sys.exit(f"error: --together is {arguments.together}; expected at least 1")
     sys.path.insert(0, "")
     options = {}
     for text in arguments.option:
@@ -253,14 +331,15 @@ def main() -> None:
         except ValueError:  # a plain word stands for itself
             options[name] = value
     reward = pkgutil.resolve_name(arguments.reward)(**options)
+    app = application(reward, token=token, largest=arguments.largest << 20, together=arguments.together)
     try:
-        server = Server((arguments.host, arguments.port), handler(reward, token=token, largest=arguments.largest << 20))
+        found = listening(arguments.host, arguments.port)
     except OSError as error:
         where = f"{arguments.host}:{arguments.port}"
         sys.exit(f"error: {where} cannot be listened on: {error.strerror}; give another --port, or 0 for any free one")
-    with server:
-        print(f"{arguments.reward} on http://{arguments.host}:{server.server_port}", flush=True)
-        server.serve_forever()
+    with found, contextlib.suppress(KeyboardInterrupt):  # the server has ended by then
+        print(f"{arguments.reward} on http://{arguments.host}:{found.getsockname()[1]}", flush=True)
+        server(app).run([found])
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class Counters:
         self.largest = 0
         """Bytes of the largest group sampled so far, trajectory and images."""
         self._lag, self._used = 0.0, 0
+        self._tokens: dict[str, dict[str, int]] = {}
 
     def count(self, role: str, outcome: str, reason: str = NO_REASON, tasks: int = 1) -> None:
         """Count tasks of a role that have come to this outcome."""
@@ -49,11 +50,20 @@ class Counters:
         self._peak = max(self._peak, self._held)
 
     def scored(self, scored: Scored) -> None:
-        """Count a group that was scored, or that misses scores."""
+        """Count a group that was scored, or that misses scores, and what its judges took."""
+        for reward, used in scored.tokens.items():
+            kinds = self._tokens.setdefault(reward, {})
+            for kind, tokens in used.items():
+                kinds[kind] = kinds.get(kind, 0) + tokens
         if scored.missing:
             self.count("scorers", "missing", ",".join(sorted(scored.failures)) or NO_REASON)
         else:
             self.count("scorers", "done")
+
+    def tokens(self) -> dict[str, dict[str, int]] | None:
+        """Return the tokens that judges used since the last call, by reward and kind; None for none."""
+        found, self._tokens = self._tokens, {}
+        return found or None
 
     def taken(self, tasks: Sequence[Task]) -> None:
         """Note that these groups wait no longer."""
@@ -71,13 +81,14 @@ class Counters:
 
         `publish_lag`: the seconds that versions lay unused since the step before, and their number.
         `sampler_behind`: how many versions before `version` the slowest sampler last sampled, or came to be.
-        `buffer_bytes`: the most that waited at once to be scored or learned.
+        `buffer_bytes`: the most that waited at once to be scored or learned. `tokens`: what judges used.
         """
         self._versions = {worker: self._versions.get(worker, version) for worker in at_work}
         found = {
             "publish_lag": {"seconds": self._lag, "versions": self._used},
             "sampler_behind": max(0, version - min(self._versions.values(), default=version)),
             "buffer_bytes": self._peak,
+            "tokens": self.tokens(),
         }
         self._lag, self._used = 0.0, 0
         self._peak = self._held

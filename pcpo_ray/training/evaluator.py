@@ -97,6 +97,7 @@ class Evaluator:
                 images=int(values[TOTAL].size) + sum(group.rollout.task.images for group in seen),
                 seconds=time.perf_counter() - started,
                 busy_seconds=phases.busy_in,
+                tokens=self.dispatcher.counters.tokens(),
                 workers={role: pool.ready for role, pool in self.stages.pool_status().items()},
             )
         )

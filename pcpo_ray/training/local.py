@@ -110,7 +110,16 @@ class LocalScorers:
         torch.set_num_threads(self.threads)
         scores, failures, measured = self.scorer.score(rollout.task, rollout.images.reference)
         seconds = time.perf_counter() - started
-        self.done.append(Scored(rollout=rollout, scores=scores, failures=failures, seconds=seconds, measured=measured))
+        self.done.append(
+            Scored(
+                rollout=rollout,
+                scores=scores,
+                failures=failures,
+                seconds=seconds,
+                measured=measured,
+                tokens=self.scorer.tokens(),
+            )
+        )
         return True
 
 

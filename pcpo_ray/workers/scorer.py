@@ -16,6 +16,7 @@ from pcpo_ray.data.seeds import seed_of
 from pcpo_ray.data.types import QUALITY, Task
 from pcpo_ray.process import plugins
 from pcpo_ray.rewards import probes, quality
+from pcpo_ray.rewards.judge import Chat
 
 
 class Scorer:
@@ -56,6 +57,11 @@ class Scorer:
             except Exception as error:  # a network may raise anything; the loop counts it as it does rewards
                 failures[QUALITY] = plugins.explained(error)
         return scores, failures, measured
+
+    def tokens(self) -> dict[str, dict[str, int]]:
+        """Take the tokens that each judge has used since the last call, by name and kind; none for one unused."""
+        judges = {name: made.taken() for name, made in self.rewards.items() if isinstance(made, Chat)}
+        return {name: used for name, used in judges.items() if any(used.values())}
 
     def _scored(
         self, name: str, images: UInt8[np.ndarray, "N H W 3"], task: Task, *, first: int

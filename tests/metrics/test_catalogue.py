@@ -13,6 +13,7 @@ from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.loop import Loop
 from pcpo_ray.training.recorder import Recorder
 from tests.support import small
+from tests.support.judged import MODEL, Vllm
 from tests.support.scraping import scraped
 
 UNIT_IN_NAME = {"seconds": "_seconds", "bytes": "_bytes"}
@@ -38,7 +39,16 @@ def test_every_metric_explains_itself_and_its_labels_are_its_own():
 
 
 @pytest.fixture(scope="module")
-def run_in_one_process(small_sd, tmp_path_factory):
+def judged():
+    """A judge's server."""
+    server = Vllm()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def run_in_one_process(small_sd, tmp_path_factory, judged):
     """A run that has a bit of everything that one process can have, and what its port served when it was done."""
     run = small.run(
         small_sd,
@@ -47,7 +57,8 @@ def run_in_one_process(small_sd, tmp_path_factory):
         objective__correction=2.0,
         rollout__max_staleness=1,
         optimizer__average=0.9,
-        rewards="[{kind: jpeg_compressibility}, {kind: 'tests.support.custom:Failing', options: {every: 3}}]",
+        rewards="[{kind: jpeg_compressibility}, {kind: 'tests.support.custom:Failing', options: {every: 3}}, "
+        f"{{kind: judge, url: '{judged.url}', model: {MODEL}}}]",
         evaluation__rewards="[{kind: diversity}]",
         evaluation__count=6,
         evaluation__train_count=1,
@@ -83,7 +94,7 @@ def test_every_sample_has_its_metrics_labels_and_the_runs_name(run_in_one_proces
         assert set(has) == labels[name] and has["run"] == "told", name
 
 
-def test_what_is_scraped_is_what_was_recorded(run_in_one_process):
+def test_what_is_scraped_is_what_was_recorded(run_in_one_process, judged):
     recorder, found = run_in_one_process
     values = {(name, *sorted(has.items())): value for name, has, value in found}
     rows = recorder.metrics()
@@ -111,6 +122,8 @@ def test_what_is_scraped_is_what_was_recorded(run_in_one_process):
     assert missing + done == 2 * 3 + 2 * 4
     assert value("publishes_total", kind="weights") == 3 and value("publishes_total", kind="average") == 2
     assert value("checkpoints_total") == 2
+    for kind, each in (("prompt", 100), ("completion", 7)):
+        assert value("judge_tokens_total", reward="judge", kind=kind) == each * len(judged.asked)
     phases = [phase for name, phase in ((n, dict(k).get("phase")) for n, *k in values) if name == "ray_pcpo_phase"]
     assert sum(value("phase", phase=phase) for phase in phases) == 1
 

@@ -85,6 +85,17 @@ def test_an_evaluation_says_each_rewards_mean_and_interval():
     assert kept["idle_seconds", {"role": "samplers", "phase": "evaluate"}] == 0.5
 
 
+def test_judges_tokens_of_steps_and_evaluations_are_counted():
+    kept, used = Kept(), {"judge": {"prompt": 300, "completion": 21}}
+    evaluated = EvaluationRecord(
+        step=0, prompts=1, rewards={}, images=4, seconds=2.0, alarms={}, busy_seconds={}, workers={}, tokens=used
+    )
+    for record in (evaluated, replace(STEP, tokens=used), replace(STEP, tokens=None)):
+        kept.apply("r", list(changes.of_record(record)))
+    found = [kept["judge_tokens", {"reward": "judge", "kind": kind}] for kind in ("prompt", "completion")]
+    assert found == [600, 42]
+
+
 def test_events_count_what_they_tell_of():
     kept = Kept()
 

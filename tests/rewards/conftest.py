@@ -1,7 +1,13 @@
 """Fixtures of the rewards' tests."""
 
+import threading
+from functools import partial
+from http.server import ThreadingHTTPServer
+
 import pytest
 import torch
+
+from pcpo_ray.rewards import serve
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +33,30 @@ def clip_transformers(tmp_path_factory):
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def served():
+    """Serves an application of serve.py, or a handler of http.server; gives its address."""
+    ends = []
+
+    def start(answering, port=0):
+        listening = serve.listening("127.0.0.1", port)
+        if isinstance(answering, type):
+            plain = ThreadingHTTPServer(listening.getsockname(), answering, bind_and_activate=False)
+            plain.socket, plain.daemon_threads = listening, True
+            run = plain.serve_forever
+            ends.append(plain.shutdown)
+        else:
+            server = serve.server(answering)
+            run = partial(server.run, [listening])
+            ends.append(partial(setattr, server, "should_exit", True))
+            ends.append(partial(setattr, server, "force_exit", True))
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        ends.extend((thread.join, listening.close))
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+    yield start
+    for end in ends:
+        end()

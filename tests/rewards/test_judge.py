@@ -42,7 +42,8 @@ def test_yes_no_is_the_probability_of_yes_among_both(serving):
     server = serving()
     made = judging(server)
     assert made.score(IMAGES, TEXTS) == pytest.approx([0.2, 0.8, 0.4])
-    assert made.tokens == {"prompt": 300, "completion": 21}
+    assert made.taken() == {"prompt": 300, "completion": 21}
+    assert made.taken() == {"prompt": 0, "completion": 0}
     texts = [body["messages"][-1]["content"][-1]["text"] for body in server.asked]
     assert sorted(text.splitlines()[-1] for text in texts) == sorted(f"Caption: {text}" for text in TEXTS)
     assert all(body["max_tokens"] == 1 for body in server.asked)

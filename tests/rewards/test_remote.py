@@ -42,24 +42,6 @@ class Broken:
         raise RuntimeError("out of memory, say")
 
 
-@pytest.fixture
-def served():
-    """Starts a server with a handler; gives its address."""
-    servers = []
-
-    def start(handler, port=0):
-        server = serve.Server(("127.0.0.1", port), handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
 def answering(*answers):
     """A handler whose POSTs give these (status, body), the last one for ever; a callable body writes by itself."""
     left = list(answers)
@@ -97,7 +79,7 @@ def client(url, **changes):
 
 @pytest.mark.parametrize("format", ["json", "npz"])
 def test_images_and_prompts_arrive_as_they_were_sent(served, format):
-    url = served(serve.handler(Brightness()))
+    url = served(serve.application(Brightness()))
     assert client(url, format=format).score(PICTURES, TEXTS) == pytest.approx(Brightness().score(PICTURES, TEXTS))
     missing = client(url, format=format).score(PICTURES, ["a", "missing", "c"])
     assert np.isnan(missing).tolist() == [False, True, False]
@@ -206,11 +188,11 @@ def test_what_no_later_attempt_could_mend_is_an_error_at_once(served, hasty, sta
 def test_a_reward_that_fails_is_asked_a_few_times(served, hasty):
     broken = Broken()
     with pytest.raises(RewardError, match=r"failed 3 times.*500.*RuntimeError: out of memory, say"):
-        client(served(serve.handler(broken)), patience=60).score(PICTURES, TEXTS)
+        client(served(serve.application(broken)), patience=60).score(PICTURES, TEXTS)
 
 
 def test_a_token_is_sent_and_stands_in_no_config_and_no_message(served, hasty, monkeypatch):
-    url = served(serve.handler(Brightness(), token="very secret"))
+    url = served(serve.application(Brightness(), token="very secret"))
     with pytest.raises(RewardError, match=r"status 401.*name the environment variable that holds it in `token`"):
         client(url)
     with pytest.raises(RewardError, match="environment variable JUDGE, which is not set where the scorer runs"):
@@ -229,7 +211,7 @@ def test_a_proxy_is_not_asked_for_what_runs_on_this_machine(served, monkeypatch)
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert len(client(served(serve.handler(Brightness()))).score(PICTURES, TEXTS)) == 3
+    assert len(client(served(serve.application(Brightness()))).score(PICTURES, TEXTS)) == 3
 
 
 @pytest.mark.parametrize(
@@ -284,7 +266,7 @@ def test_its_failures_are_missing_scores_with_their_cause(served, small_sd):
     ("kind", "body"), [("application/json", b"{"), ("application/x-npz", b"PK"), ("text/plain", b"hello")]
 )
 def test_the_server_says_what_is_wrong_with_a_request(served, kind, body):
-    url = served(serve.handler(Brightness()))
+    url = served(serve.application(Brightness()))
     answer = requests.post(f"{url}/score", data=body, headers={"Content-Type": kind}, timeout=10)
     assert answer.status_code == 400 and answer.json()["error"]
     assert requests.get(f"{url}/else", timeout=10).status_code == 404
@@ -333,7 +315,7 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_what_would_fill_the_servers_memory_is_refused_before_it_does(served, bomb, monkeypatch):
     format, status, made = BOMBS[bomb]
-    url = served(serve.handler(Brightness(), largest=16 << 20))
+    url = served(serve.application(Brightness(), largest=16 << 20))
     headers = {"Content-Type": f"application/{'x-npz' if format == 'npz' else 'json'}"}
     answer = requests.post(f"{url}/score", data=made(), headers=headers, timeout=30)
     assert answer.status_code == status and "Traceback" not in answer.text
@@ -343,7 +325,7 @@ def test_what_would_fill_the_servers_memory_is_refused_before_it_does(served, bo
 def test_who_sends_slowly_or_holds_connections_keeps_nobody_out(served, hasty, monkeypatch):
     monkeypatch.setattr(serve, "ARRIVE", 0.5)
     monkeypatch.setattr(serve, "CONNECTIONS", 4)
-    url = served(serve.handler(Brightness()))
+    url = served(serve.application(Brightness()))
     port = int(url.rpartition(":")[2])
     held = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]
     held[0].sendall(b"POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
@@ -354,7 +336,7 @@ def test_who_sends_slowly_or_holds_connections_keeps_nobody_out(served, hasty, m
 
 @pytest.mark.parametrize("length", ["-1", "abc", "0", ""])
 def test_a_length_that_is_none_is_refused(served, length):
-    port = int(served(serve.handler(Brightness())).rpartition(":")[2])
+    port = int(served(serve.application(Brightness())).rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=10) as asking:
         asking.sendall(
             f"POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n".encode()

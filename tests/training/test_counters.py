@@ -1,5 +1,7 @@
 """Counters: the outcomes of tasks, how long versions lie unused, which samplers lag, what waits."""
 
+from dataclasses import replace
+
 from pcpo_ray.data.types import Handle, Prompt, Rollout, Scored, Task
 from pcpo_ray.training.counters import Counters
 
@@ -35,6 +37,17 @@ def test_tasks_are_counted_by_what_came_of_them():
         "samplers": {"done": {"none": 1}, "lost": {"images_gone": 3}},
         "scorers": {"done": {"none": 1}, "missing": {"clip": 1, "a,b": 1}},
     }
+
+
+def test_judges_tokens_add_up_until_they_are_asked_for():
+    counters = Counters()
+    assert counters.tokens() is None
+    used = {"judge": {"prompt": 100, "completion": 7}}
+    for _ in range(2):
+        counters.scored(replace(scored({"judge": [1.0]}), tokens=used))
+    counters.scored(replace(scored({"other": [1.0]}), tokens={"other": {"prompt": 1, "completion": 0}}))
+    expected = {"judge": {"prompt": 200, "completion": 14}, "other": {"prompt": 1, "completion": 0}}
+    assert counters.step(0, [])["tokens"] == expected and counters.step(0, [])["tokens"] is None
 
 
 def test_a_versions_lag_ends_where_the_first_sampler_begins_with_it():

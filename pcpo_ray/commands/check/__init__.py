@@ -10,6 +10,8 @@ import typer
 from pcpo_ray.commands.check.finding import Finding, failures
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pcpo_ray.config import Run
 
 
@@ -55,16 +57,19 @@ def _findings(run: "Run") -> Iterator[Finding]:
     from pcpo_ray.data import prompts
     from pcpo_ray.data.tensors import device_here
     from pcpo_ray.errors import PcpoError
+    from pcpo_ray.process.plugins import explained
 
+    sampled: dict[str, np.ndarray] = {}
     checked = list(of_model.files(run))
     yield from checked
     if failures(checked):
         return  # nothing else could be loaded
     yield of_model.adapter(run)
     try:
-        yield from of_model.trained(run)
-    except PcpoError as error:
-        yield Finding(part="model", tried="two images and one update", verdict="failed", detail=str(error))
+        yield from of_model.trained(run, sampled.__setitem__)
+    except Exception as error:  # a model's libraries may raise anything, such as a lack of memory
+        told = str(error) if isinstance(error, PcpoError) else explained(error)
+        yield Finding(part="model", tried="two images and one update", verdict="failed", detail=told)
     own = [prompt.text for prompt in prompts.sources(run)[0].distinct(4)]
     for reward in {reward.name: reward for reward in (*run.rewards, *run.evaluation.rewards)}.values():
-        yield from of_rewards.tried(run, reward, own, device_here())
+        yield from of_rewards.tried(run, reward, own, device_here(), sampled)

@@ -1,6 +1,6 @@
 """The check of the model: its files, two sampled images, and one update that moves the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,19 +42,29 @@ def adapter(run: config.Run) -> Finding:
         return Finding(part="model", tried=tried, verdict="not applicable", detail="model.train.start is not given")
     file = lora_file.find(Path(start))
     weights = lora_file.weights_in(file)
-    moved = [name for name, value in weights.items() if value.is_floating_point() and bool(value.any())]
-    up = [name for name in moved if "lora_B" in name or "lora_up" in name or ".up." in name]
+    moved = {name for name, value in weights.items() if value.is_floating_point() and bool(value.any())}
+    up = [name for name in moved if (down := _down(name)) != name and (down in moved or down not in weights)]
     return judged(
         "model",
         tried,
         bool(up),
-        f"{len(up)} of its matrices are not zero" if up else f"every matrix of {file} that it adds is zero",
+        f"{len(up)} of the products that it adds are not zero" if up else f"every product that {file} adds is zero",
         "get the file again, ask its authors, or leave model.train.start out",
     )
 
 
-def trained(run: config.Run) -> Iterator[Finding]:
-    """Sample two images of a prompt and make one update on them. Raises a PcpoError."""
+def _down(name: str) -> str:
+    """Return the name of the matrix that is multiplied with the one of this name; the same name for any other."""
+    for up, down in (("lora_B", "lora_A"), ("lora_up", "lora_down"), (".up.", ".down.")):
+        if up in name:
+            return name.replace(up, down)
+    return name
+
+
+def trained(
+    run: config.Run, shown: Callable[[str, np.ndarray], None] = lambda prompt, images: None
+) -> Iterator[Finding]:
+    """Sample two images of a prompt, which `shown` gets, and make one update on them. Raises a PcpoError."""
     device = device_here()
     prompt = prompts.sources(run)[0].batch(1, 1)[0]
     torch.set_num_threads(run.workers.samplers.threads)
@@ -64,6 +74,7 @@ def trained(run: config.Run) -> Iterator[Finding]:
     assert trajectory is not None
     trajectory = trajectory.to(torch.device("cpu"))
     del sampler
+    shown(prompt.text, images)
     apart = float(np.abs(images[0].astype(np.float64) - images[1]).mean())
     flat = [n for n in range(IMAGES) if images[n].min() == images[n].max()]
     yield judged(

@@ -1,7 +1,8 @@
 """The check of a reward, asked about images and prompts that the package draws (rewards/probes.py)."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -23,15 +24,28 @@ KNOWN = {"shapes-clip": (0.904343, 0.879217, 0.875190, 0.804320)}
 KNOWN_WITHIN = {"cpu": 1e-4, "cuda": 2e-3}
 """The largest difference from them, by device: on a GPU the network computes in float16."""
 
+EDGE = 8
+"""The width in pixels of an image's edge, on probes of 256 x 256."""
+
 Ask = Callable[[np.ndarray, Sequence[str]], np.ndarray]
 
 
-def tried(run: config.Run, reward: config.Reward, own_prompts: Sequence[str], device: torch.device) -> list[Finding]:
-    """Try one reward in all ways that apply to it; what raises is a finding too."""
+def tried(
+    run: config.Run,
+    reward: config.Reward,
+    own_prompts: Sequence[str],
+    device: torch.device,
+    sampled: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> list[Finding]:
+    """Try one reward in all ways that apply to it; what raises is a finding too.
+
+    `sampled` are images that the run's model made, by prompt.
+    """
+    found: list[Finding] = []
     try:
-        return list(_tried(run, reward, own_prompts, device))
+        found.extend(_tried(run, reward, own_prompts, device, sampled))
     except Exception as error:  # a reward may raise anything
-        return [
+        found.append(
             Finding(
                 part=reward.name,
                 tried="it scores the probe images",
@@ -39,11 +53,16 @@ def tried(run: config.Run, reward: config.Reward, own_prompts: Sequence[str], de
                 detail=plugins.explained(error),
                 remedy="mend the reward, its files or its server",
             )
-        ]
+        )
+    return found
 
 
 def _tried(
-    run: config.Run, reward: config.Reward, own_prompts: Sequence[str], device: torch.device
+    run: config.Run,
+    reward: config.Reward,
+    own_prompts: Sequence[str],
+    device: torch.device,
+    sampled: Mapping[str, np.ndarray],
 ) -> Iterator[Finding]:
     name, found = reward.name, probes.of(reward)
     shipped = not isinstance(reward, config.CustomReward | config.Remote)
@@ -95,9 +114,15 @@ def _tried(
         _shown(by_image),
         "it gives every image the same score: are its weights zeros, or its arguments swapped?",
     )
+    if not isinstance(reward, config.CustomReward) and reward.clip is not None:
+        yield _whole(reward, ask, found)
     yield _by_prompt(reward, made, ask, found.images, prompts)
     yield _ranked(reward, ask, found)
+    if isinstance(reward, config.Ocr):
+        yield _above_noise(reward, ask, found)
     yield _known(reward, first, KNOWN_WITHIN[device.type])
+    for prompt, images in sampled.items():
+        yield _own(reward, ask(images, [prompt] * len(images)), grouped=grouped)
 
 
 def _order(reward: config.CustomReward) -> Finding:
@@ -154,6 +179,50 @@ def _ranked(reward: config.Reward, ask: Ask, found: probes.Probes) -> Finding:
         bool(right > wrong),
         f"{right:.4g} and {wrong:.4g}",
         "are these the weights of its kind, with their own preprocessing?",
+    )
+
+
+def _whole(reward: config.Reward, ask: Ask, found: probes.Probes) -> Finding:
+    """Check that a network sees a square image to its edges: a crop that is not its own would cut them off."""
+    framed = found.images[:2].copy()
+    inner = framed[:, EDGE:-EDGE, EDGE:-EDGE].copy()
+    framed = 255 - framed
+    framed[:, EDGE:-EDGE, EDGE:-EDGE] = inner
+    scores = np.concatenate([ask(images, [found.prompts[0]] * 2) for images in (found.images[:2], framed)])
+    return judged(
+        reward.name,
+        "the image's edges move it",
+        bool((scores[:2] != scores[2:]).all()),
+        _shown(scores),
+        "the images are cropped before the network sees them: is the preprocessing that of its model?",
+    )
+
+
+def _above_noise(reward: config.Reward, ask: Ask, found: probes.Probes) -> Finding:
+    """Check that words can be told from noise."""
+    noise = np.random.default_rng(0).integers(0, 256, found.images.shape, dtype=np.uint8)
+    right, wrong = (float(ask(images, found.prompts).mean()) for images in (found.images, noise))
+    return judged(
+        reward.name,
+        "rendered words above noise",
+        bool(right > wrong),
+        f"{right:.4g} and {wrong:.4g}",
+        "reinstall rapidocr",
+    )
+
+
+def _own(reward: config.Reward, scores: np.ndarray, *, grouped: bool) -> Finding:
+    """Check the scores of images that the run's model made.
+
+    Equal ones are no fault of the reward's, and of two images that are compared they say nothing.
+    """
+    equal = np.ptp(scores) == 0 and not grouped
+    return judged(
+        reward.name,
+        "it scores the run's own images",
+        bool(np.isfinite(scores).all()),
+        _shown(scores) + (", which are equal: a group such as this teaches nothing" if equal else ""),
+        "missing scores drop whole groups",
     )
 
 

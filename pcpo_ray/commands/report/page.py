@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pcpo_ray import __version__, config
-from pcpo_ray.commands.report import images, numbers, sections
+from pcpo_ray.commands.report import cost, images, mixture, numbers, sections
 from pcpo_ray.commands.report.verdict import verdict
 from pcpo_ray.config import files
 from pcpo_ray.runs import checkpoints
@@ -59,12 +59,14 @@ def write(folder: Path, *, refresh: float | None = None) -> Path:
         images=images.examples(record),
         strips=images.over_the_run(record),
         rewards=sections.rewards(record),
+        mixture=[{**pair, "verdict": mixture.verdict(pair)} for pair in mixture.pairs(record)],
         quality=sections.quality(record),
         timesteps=sections.timesteps(record),
         histories=sections.histories(record),
         first_update=record.named("first_update")[:1],
         times=sections.times(record),
         idle=sections.idle(record),
+        tokens=cost.tokens(record),
         health=sections.health(record),
         use=_use(record),
         config=files.dump(run),

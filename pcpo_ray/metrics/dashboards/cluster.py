@@ -70,6 +70,12 @@ WAITING = Row(
         ),
         chart("Images a second", "Sampled and scored.", Query(rate("samples", "purpose"), "{{purpose}}")),
         chart("Seconds a step", "Mean over the window.", Query(STEP_SECONDS, "a step"), unit="s"),
+        chart(
+            "Judges' tokens",
+            "Tokens a second that questions to judges take (prompt) and their answers (completion), as servers count.",
+            Query(rate("judge_tokens", "reward", "kind"), "{{reward}}, {{kind}}"),
+            **STACKED,
+        ),
     ),
 )
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,7 +14,8 @@ from pcpo_ray.commands import check
 from pcpo_ray.commands.check import of_model, of_rewards
 from pcpo_ray.config import files
 from pcpo_ray.errors import RewardError
-from pcpo_ray.rewards import clip, clip_score
+from pcpo_ray.rewards import clip, clip_score, ocr
+from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.scorer import Scorer
 from tests.support import small
 
@@ -28,6 +30,16 @@ import numpy as np
 class Swapped:
     def score(self, prompts, images):
         return [float(len(image)) for image in images]
+
+
+class SwappedUnnamed:
+    def score(self, a, b):
+        return [float(len(one)) for one in b]
+
+
+class Picky:
+    def score(self, images, prompts):
+        return [image.mean() if image.shape[0] > 64 else float("nan") for image in images]
 
 
 class Constant:
@@ -90,6 +102,7 @@ def failed(reward):
     ("name", "caught"),
     [
         ("Swapped", "its arguments are images, then prompts"),
+        ("SwappedUnnamed", "the image moves it"),
         ("Constant", "the image moves it"),
         ("Deaf", "the prompt moves it"),
         ("Standardized", "scores are the same in other company"),
@@ -127,6 +140,11 @@ def cropped(made):
     return dataclasses.replace(made, normal=None, preprocess=lambda image: whole(image.crop((64, 64, 192, 192))))
 
 
+def edges_cut_off(made):
+    whole = made.preprocess
+    return dataclasses.replace(made, normal=None, preprocess=lambda image: whole(image.crop((16, 16, 240, 240))))
+
+
 def without_mean(made):
     whole, (mean, std) = made.preprocess, made.normal
     return dataclasses.replace(made, normal=None, preprocess=lambda image: whole(image) * std + mean)
@@ -156,6 +174,8 @@ def deaf(made):
     ("broken", "caught"),
     [
         (cropped, "known scores"),
+        (cropped, "the image's edges move it"),
+        (edges_cut_off, "the image's edges move it"),
         (without_mean, "known scores"),
         (other_activation, "known scores"),
         (blue_for_red, "known scores"),
@@ -168,10 +188,14 @@ def test_a_clip_reward_with_wrong_preprocessing_is_caught(monkeypatch, broken, c
     assert caught in failed(CLIP)
 
 
-@pytest.mark.parametrize(("up", "verdict"), [(0.0, "failed"), (0.1, "passed")])
-def test_an_adapter_of_zeros_is_caught(tmp_path, up, verdict):
+@pytest.mark.parametrize("names", [("lora_A", "lora_B"), ("lora.down", "lora.up"), ("lora_down", "lora_up")])
+@pytest.mark.parametrize(("down", "up", "verdict"), [(1.0, 0.0, "failed"), (0.0, 0.1, "failed"), (1.0, 0.1, "passed")])
+def test_an_adapter_of_zeros_is_caught(tmp_path, names, down, up, verdict):
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    weights = {f"{name}.lora_A.weight": torch.ones(2, 8), f"{name}.lora_B.weight": torch.full((8, 2), up)}
+    weights = {
+        f"{name}.{names[0]}.weight": torch.full((2, 8), down),
+        f"{name}.{names[1]}.weight": torch.full((8, 2), up),
+    }
     save_file(weights, tmp_path / "pytorch_lora_weights.safetensors")
     found = of_model.adapter(small.run("model", model__train=f"{{kind: lora, start: '{tmp_path}'}}"))
     assert found.verdict == verdict and (verdict == "passed" or "is zero; get the file again" in found.line)
@@ -186,6 +210,8 @@ def test_a_whole_run_that_is_sound_passes_on_two_images_and_one_update(small_sd)
     assert tried["model", "the first log-ratio is 0"] == "0"
     assert "of the trained weights changed" in tried["model", "one update moves the weights"]
     assert {part for part, _ in tried} == {"files", "model", "jpeg_compressibility", "grid"}
+    for reward in ("jpeg_compressibility", "grid"):
+        assert len(tried[reward, "it scores the run's own images"].split()) == 2
     assert all(line.startswith(("passed ", "not applicable ")) for line in lines)
 
 
@@ -196,6 +222,50 @@ def test_the_command_prints_json_and_ends_with_1_where_something_failed(own, com
     answer = json.loads(told)
     assert status == 1 and answer["failed"] >= 1
     assert "absent" in answer["findings"][0]["detail"] and answer["findings"][0]["verdict"] == "failed"
+
+
+def test_a_reward_that_cannot_score_the_runs_own_images_is_caught(own, small_sd):
+    run = small.run(small_sd, rewards="['mine:Picky']")
+    found = [finding for finding in check.findings(run, lambda finding: None) if finding.verdict == "failed"]
+    assert [finding.tried for finding in found] == ["it scores the run's own images"]
+    assert "nan nan" in found[0].detail
+
+
+def test_equal_scores_of_the_runs_own_images_are_said_and_no_failure(own):
+    reward, images = own("Redness"), np.zeros((2, 64, 64, 3), np.uint8)
+    found = of_rewards.tried(small.run("model"), reward, PROMPTS, CPU, {"a cat": images})
+    assert found[-1].verdict == "passed" and "equal: a group such as this teaches nothing" in found[-1].detail
+
+
+def test_an_error_of_the_models_libraries_is_a_finding_as_any_other(small_sd, monkeypatch):
+    def update(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Learner, "update", update)
+    found = check.findings(small.run(small_sd), lambda finding: None)
+    (wrong,) = [finding for finding in found if finding.verdict == "failed"]
+    assert wrong.part == "model" and "RuntimeError: out of memory" in wrong.detail
+    assert {finding.part for finding in found} == {"files", "model", "jpeg_compressibility"}
+
+
+def test_ocr_passes_and_one_that_reads_no_image_does_not(monkeypatch):
+    for score in ("edits", "ctc"):
+        assert failed(config.Ocr(kind="ocr", detect=False, score=score)) == set()
+    reward = config.Ocr(kind="ocr")
+    assert failed(reward) == set()
+    monkeypatch.setattr(ocr.Ocr, "read", lambda self, image: "open")
+    assert {"the image moves it", "rendered words above noise"} <= failed(reward)
+
+
+def test_the_command_ends_with_0_where_nothing_failed(command, tmp_path, small_sd):
+    (tmp_path / "run.yaml").write_text(files.dump(small.run(small_sd)))
+    status, told, _ = command("check", "run.yaml", "--json")
+    answer = json.loads(told)
+    assert status == 0 and answer["failed"] == 0 and len(answer["findings"]) > 8
+    assert all(finding.keys() == {"part", "tried", "verdict", "detail", "remedy"} for finding in answer["findings"])
+    status, told, _ = command("check", "run.yaml")
+    assert status == 0 and told.splitlines()[-1] == "nothing failed"
+    assert len(told.splitlines()) == len(answer["findings"]) + 1
 
 
 def test_a_run_does_not_start_with_a_shipped_reward_of_equal_scores(monkeypatch, small_sd):

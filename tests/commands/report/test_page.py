@@ -166,6 +166,15 @@ def test_those_that_lost_most_stand_beside_evenly_spaced_ones(tmp_path):
     assert re.search(r"0\.\d{3} → \u2212?0\.\d{3} ▼ \u22120\.[45]\d\d", visible(found))
 
 
+def test_what_a_judge_read_and_wrote_stands_with_the_time(tmp_path):
+    record = recorder(tmp_path / "run")
+    assert 'id="tokens"' not in page(tmp_path / "run")
+    evaluate(record, 0, 0.0, tokens={"judge": {"prompt": 9000, "completion": 30}})
+    learn(record, 1, tokens={"judge": {"prompt": 1000, "completion": 20}})
+    learn(record, 2)
+    assert "judge 10,000 50 510" in visible(page(tmp_path / "run"))
+
+
 def test_nothing_lost_is_no_list_of_losers(tmp_path):
     finished(tmp_path / "run", gain=0.5)
     assert "that lost most" not in visible(page(tmp_path / "run"))
