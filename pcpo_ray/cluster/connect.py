@@ -1,7 +1,9 @@
 """Joining a cluster, or starting one on this machine, and a run's stages on it."""
 
+import atexit
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +15,11 @@ from pcpo_ray.cluster.control.driver import DriverControl
 from pcpo_ray.cluster.launch import asked_for, short_of
 from pcpo_ray.cluster.stages import RayStages
 from pcpo_ray.errors import ClusterError
+from pcpo_ray.process import leaving as process_end
 from pcpo_ray.training import status
+
+LEAVE = 60.0
+"""Seconds within which a process leaves its cluster."""
 
 
 def connect(
@@ -52,7 +58,7 @@ def joined_cluster(
         yield
         return
     with contextlib.ExitStack() as ending:
-        ending.callback(ray.shutdown)
+        ending.callback(_leave, say)
         address = os.environ.get("RAY_ADDRESS", "local")
         with ThreadPoolExecutor(1) as beside:
             done = beside.submit(meanwhile)
@@ -66,6 +72,17 @@ def joined_cluster(
         if short and address == "local":  # it will not grow
             raise ClusterError(f"this machine is too small: {short}; lower workers.*.workers, cpus or gpus")
         yield
+
+
+def _leave(say: Callable[[str], None]) -> None:
+    """Leave the cluster. One whose head hangs would keep this process for ever; it is left without a goodbye."""
+    leaving = threading.Thread(target=ray.shutdown, name="leaving", daemon=True)
+    leaving.start()
+    leaving.join(LEAVE)
+    if leaving.is_alive():
+        say(f"the Ray cluster did not let this process go in {LEAVE:g} s, which goes all the same")
+        atexit.unregister(ray.shutdown)  # it would wait for the thread
+        process_end.hangs()
 
 
 def _start_local() -> str:

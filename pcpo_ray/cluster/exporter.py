@@ -35,7 +35,7 @@ class RayExporter:
     def apply(self, run: str, changes: Sequence[Change]) -> None:
         with self._lock:
             for change in changes:
-                tags = {"run": run, **change.labels}
+                tags = {name: _ascii(label) for name, label in {"run": run, **change.labels}.items()}
                 if change.metric.kind == "counter":
                     self._count(change.metric, change.value, tags)
                 elif math.isnan(change.value):
@@ -68,6 +68,11 @@ class RayExporter:
         self._counters[metric].inc(more, tags)
         if metric is BY_NAME["runs_ended"]:
             self._ended = tags
+
+
+def _ascii(label: str) -> str:
+    """Escape a label's other characters, which Ray does not take: the users' names of runs and rewards have some."""
+    return label.encode("ascii", "backslashreplace").decode()
 
 
 def _await_look(ended: dict[str, str]) -> None:

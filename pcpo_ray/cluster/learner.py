@@ -16,6 +16,7 @@ from ray import exceptions
 
 from pcpo_ray.cluster.actors import LearnerActor
 from pcpo_ray.cluster.failures import DEAF, brief, cause_of
+from pcpo_ray.cluster.head import Head
 from pcpo_ray.cluster.launch import BEAT, Launcher, end
 from pcpo_ray.data.updates import DriverState, TrainingGroup, Update
 from pcpo_ray.data.weights import Manifest
@@ -85,8 +86,8 @@ class RayLearner:
     `versions` are the published weights: a checkpoint holds those that its begun batches need.
     """
 
-    def __init__(self, launcher: Launcher, versions: Versions) -> None:
-        self.launcher = launcher
+    def __init__(self, launcher: Launcher, versions: Versions, head: Head) -> None:
+        self.launcher, self.head = launcher, head
         self.run = launcher.run
         self.workers = launcher.run.workers
         self.role = launcher.run.workers.learner
@@ -212,6 +213,7 @@ class RayLearner:
         return state
 
     def recover(self) -> None:
+        self.head.wait()
         self.close()
         self.versions.clear()
         self._start()
@@ -238,7 +240,11 @@ class RayLearner:
         return not self.starting
 
     def listen(self) -> None:
-        """Look for signs of life. Raises LearnerLostError where a rank is dead, or was silent for too long."""
+        """Look for signs of life. Raises LearnerLostError where a rank is dead, or was silent for too long.
+
+        Raises ClusterError where the cluster's head is.
+        """
+        self.head.listen()
         now = time.monotonic()
         if now - self.listened > DEAF:
             self.heard = [heard + now - self.listened for heard in self.heard]

@@ -21,7 +21,8 @@ from pcpo_ray import config
 from pcpo_ray.cluster import actors, broadcast
 from pcpo_ray.cluster.control.driver import DriverControl
 from pcpo_ray.cluster.failures import brief
-from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, draining_nodes, get, room_for, short_of
+from pcpo_ray.cluster.head import Head
+from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, get, room_for, short_of
 from pcpo_ray.cluster.learner import RayLearner, Stored, Versions
 from pcpo_ray.cluster.pool import Item, Result, Sends, WorkerPool
 from pcpo_ray.config import ROLLOUT_STORE_FRACTION
@@ -136,7 +137,8 @@ class RayStages:
         self.recovered: list[str] = []
         """Faults that `faults` has not told of yet."""
         self.versions: Versions = {}
-        self.learner = RayLearner(launcher, self.versions)
+        self.head = Head(say)
+        self.learner = RayLearner(launcher, self.versions, self.head)
         self.samplers = RaySamplers(launcher, self.versions)
         self.scorers = RayScorers(launcher)
         with contextlib.ExitStack() as unless_ready:
@@ -150,7 +152,7 @@ class RayStages:
         deadline = time.monotonic() + timeout
         asked = asked_for(self.run.workers)
         waiting = "the workers to start"
-        if short := short_of(asked, ray.cluster_resources()):
+        if short := short_of(asked, self.head.last.total):
             waiting = f"the cluster to grow, as it is too small so far: {short}"
             say(f"the cluster is too small so far: {short}; waiting for it to grow")
         while True:
@@ -166,8 +168,8 @@ class RayStages:
                 self.control.tell(status.starting(self.run, waiting, ready).row())
             if time.monotonic() > deadline:
                 missing = [f"{role} ({pool.ready} of {pool.wanted})" for role, pool in pools.items() if not pool.ready]
-                free = ray.available_resources()
-                short = short_of(asked, ray.cluster_resources())
+                free = self.head.last.free
+                short = short_of(asked, self.head.last.total)
                 raise ClusterError(
                     f"not ready after {timeout:g} s (workers.start_timeout): {', '.join(missing)}; asked for was "
                     f"{asked}, free is { ({name: free.get(name, 0.0) for name in asked}) }"
@@ -186,7 +188,7 @@ class RayStages:
         self.learner.listen()
         if time.monotonic() - self.looked > BEAT:
             self.looked = time.monotonic()
-            self.learner.draining = leaving = draining_nodes()
+            self.learner.draining = leaving = self.head.last.draining
             self.samplers.drain_nodes(leaving)
             self.scorers.drain_nodes(leaving)
             self._look_for_room()
@@ -194,9 +196,8 @@ class RayStages:
     def _look_for_room(self) -> None:
         """Find out what the cluster has room for, while workers wait for a place."""
         unplaced = {pool: pool.status().unplaced for pool in (self.samplers, self.scorers)}
-        free = ray.available_resources() if any(unplaced.values()) else {}
         for pool, count in unplaced.items():
-            pool.room = room_for(pool.role, len(pool.pool.workers), count, free)
+            pool.room = room_for(pool.role, len(pool.pool.workers), count, self.head.last.free)
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
         started = time.perf_counter()
@@ -227,7 +228,7 @@ class RayStages:
         )
 
     def rollout_budget(self) -> float:
-        return ROLLOUT_STORE_FRACTION * float(ray.cluster_resources().get("object_store_memory", math.inf))
+        return ROLLOUT_STORE_FRACTION * float(self.head.last.total.get("object_store_memory", math.inf))
 
     def fetch(self, handle: Handle) -> np.ndarray:
         try:
@@ -255,6 +256,8 @@ class RayStages:
             actor.inject_fault.remote(int(number))
 
     def exchange(self, status: RunStatus) -> list[Request]:
+        if not self.head.answers():
+            return []
         if self.control is None:  # an evaluation of a run that goes on has none
             self.control = DriverControl(self.run.name, status.row())
         return self.control.exchange(status.row())
@@ -274,6 +277,7 @@ class RayStages:
         if self.closed:
             return
         self.closed = True
+        self.head.close()
         if self.control is not None:
             self.control.close()
         self.samplers.close()

@@ -11,7 +11,7 @@ from pcpo_ray import __version__
 from pcpo_ray.commands import bench, check, look, operate, shipped
 from pcpo_ray.commands.overrides import TakesOverrides
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
-from pcpo_ray.process import terminal
+from pcpo_ray.process import leaving, terminal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -308,7 +308,7 @@ def _plain_flags(command: Any) -> None:
 
 def main() -> None:
     """The command: an expected error is one message and exit status 1, an end by monitors 3; Ctrl-C is 130."""
-    with terminal.buffered_output():
+    with leaving.ended(), terminal.buffered_output():
         try:
             command = typer.main.get_command(app)
             _plain_flags(command)

@@ -196,14 +196,14 @@ def meter(run: config.Run, *, local: bool, port: int | None, say: Callable[[str]
             raise RunError(f"--metrics-port {port} is for --local; on Ray, scrape the nodes' metrics ports, as for Ray")
         from pcpo_ray.cluster.exporter import RayExporter
 
-        return ExportingReporter(run.name, RayExporter())
+        return ExportingReporter(run.name, RayExporter(), say=say)
     if port is None:
         return NoReporter()
     from pcpo_ray.metrics.prometheus import HOST, Endpoint
 
     endpoint = Endpoint(port)
     say(f"metrics: http://{HOST}:{endpoint.port}/metrics")
-    return ExportingReporter(run.name, endpoint)
+    return ExportingReporter(run.name, endpoint, say=say)
 
 
 def surroundings(local: bool) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def _run(
         _loop(order, recorder, step, stages, display)
     except KeyboardInterrupt:
         try:
+            if not started:  # the loop, which records it otherwise, had not begun
+                recorder.event("stopped", step=step or 0)
             recorder.push()
         except RunError as error:
             display.say(str(error))

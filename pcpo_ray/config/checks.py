@@ -20,13 +20,13 @@ LONGEST_NAME = 200
 
 
 def name_is_a_folder(run: "Run") -> None:
-    """Refuse a name that is no single folder name."""
+    """Refuse a name that is no single folder name, or that a line of a log or of a command cannot hold."""
     if not run.name or Path(run.name).name != run.name or run.name.startswith("."):
         raise ValueError(f"name is {run.name!r}; expected one folder name, without slashes or a leading dot")
-    if not run.name.isprintable() or len(run.name.encode()) > LONGEST_NAME:
+    if not run.name.isprintable() or run.name.startswith("-") or len(run.name.encode()) > LONGEST_NAME:
         raise ValueError(
-            f"name is {run.name!r:.80}; expected a folder name without line ends and control characters, of at most "
-            f"{LONGEST_NAME} bytes"
+            f"name is {run.name!r:.80}; expected letters that can be printed, no leading dash, as of an option, and at "
+            f"most {LONGEST_NAME} bytes"
         )
 
 

@@ -61,10 +61,20 @@ class NoReporter:
 
 
 class ExportingReporter:
-    """A reporter that hands the changes to an exporter."""
+    """A reporter that hands the changes to an exporter.
 
-    def __init__(self, run: str, exporter: Exporter, now: Callable[[], float] = time.monotonic) -> None:
-        self.run, self.exporter, self.now = run, exporter, now
+    An exporter that fails costs the run nothing: `say` gets a line, and no metric of the run is shown any more.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        exporter: Exporter,
+        now: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.run, self.exporter, self.now, self.say = run, exporter, now, say
+        self.failed = False
         self.driver = uuid.uuid4().hex[:8]
         """A name for this process: what ended is told from what vanished by it, when a run has several in an hour."""
         self.seen: dict[tuple[str, ...], int] = {}
@@ -73,10 +83,10 @@ class ExportingReporter:
 
     def record(self, record: Record) -> None:
         self._look()
-        self.exporter.apply(self.run, list(of_record(record)))
+        self._apply(list(of_record(record)))
 
     def event(self, event: Event) -> None:
-        self.exporter.apply(self.run, list(of_event(event, self.driver)))
+        self._apply(list(of_event(event, self.driver)))
 
     def status(self, numbers: RunNumbers) -> None:
         self.last = numbers
@@ -84,17 +94,26 @@ class ExportingReporter:
             self._look()
 
     def phase(self, phase: Phase) -> None:
-        self.exporter.apply(self.run, list(of_phase(phase)))
+        self._apply(list(of_phase(phase)))
 
     def close(self) -> None:
         self._look()
         self.exporter.close()
+
+    def _apply(self, changes: Sequence[Change]) -> None:
+        if self.failed:
+            return
+        try:
+            self.exporter.apply(self.run, changes)
+        except Exception as error:
+            self.failed = True
+            self.say(f"metrics are shown no more, the run goes on without: {type(error).__name__}: {error}")
 
     def _look(self) -> None:
         """Send the newest status that was not sent yet."""
         if self.last is None:
             return
         self.looked = self.now()
-        self.exporter.apply(self.run, list(of_status(self.last, self.seen)))
+        self._apply(list(of_status(self.last, self.seen)))
         self.seen = totals(self.last)
         self.last = None

@@ -54,7 +54,8 @@ def place_of(text: str, runs: str = RUNS) -> str:
 
 def name_of(text: str) -> str:
     """Return the name of the run that a user names by its name, its folder or its URL."""
-    return shown(text).rstrip("/").rpartition("/")[2] or text
+    path = shown(text) if is_url(text) else text
+    return path.rstrip("/").rpartition("/")[2] or text
 
 
 def names_in(folder: Path) -> list[str]:
@@ -149,7 +150,10 @@ def _read(folder: Path, now: float) -> dict[str, Any]:
     kept = _json(folder / STATUS)
     if (home := kept.get("folder")) and Path(home).resolve() != folder.resolve():  # moved or copied since
         kept = {name: value for name, value in kept.items() if name not in ("again", "checkpoint")}
-    row: dict[str, Any] = {**_recorded(folder), **kept, "place": str(folder)}
+    recorded = _recorded(folder)
+    if recorded["step"] > kept.get("step", 0):  # the status is seconds old, and a killed process writes no later one
+        kept = {name: value for name, value in kept.items() if name not in recorded}
+    row: dict[str, Any] = {**recorded, **kept, "place": str(folder)}
     heard = max(kept.get("time", 0.0), *(_changed(folder / name) for name in (CONFIG, "metrics.jsonl", "events.jsonl")))
     row["age"] = max(0.0, now - heard)
     row["again"] = kept.get("again") or again(folder)
@@ -229,7 +233,7 @@ def _end(folder: Path) -> dict[str, Any] | None:
                 found = {"state": "finished", "error": ""}
             case "stopped" | "rolled_back":
                 found = {"state": "stopped", "error": event.get("alarm", "")}
-            case "failed":
+            case "ending" | "failed":
                 found = {"state": "failed", "error": event.get("error", "")}
     return found
 

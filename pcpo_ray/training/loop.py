@@ -275,7 +275,9 @@ class Loop:
             raise
         except (LearnerLostError, TakenOverError):  # there is nothing to save, or it is no more ours to save
             raise
-        except (Exception, SystemExit):
+        except (Exception, SystemExit) as error:
+            with contextlib.suppress(RunError):  # before: what is lost may end this process while it saves
+                self.recorder.event("ending", error=str(error))
             self._keep()
             raise
 

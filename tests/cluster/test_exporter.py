@@ -50,6 +50,11 @@ def test_counters_that_do_not_grow_are_not_refused_by_ray(exporter):
     assert exporter._counters.keys() == {change("samples", 1, purpose="train").metric}
 
 
+def test_names_in_any_script_are_labels(exporter, set_to):
+    exporter.apply("прогон", [change("reward", 0.5, reward="красота"), change("samples", 2, purpose="train")])
+    assert set_to == [(change("reward", 0.5, reward="").metric.name, 0.5)]
+
+
 def test_closing_ends_the_thread():
     before = set(threading.enumerate())
     exporter = RayExporter()

@@ -16,7 +16,7 @@ import pcpo_ray
 from pcpo_ray import config
 from pcpo_ray.commands import api
 from pcpo_ray.config import files
-from pcpo_ray.runs import checkpoints, lines
+from pcpo_ray.runs import checkpoints, lines, look
 from tests.support import small
 
 EVEN = """
@@ -234,3 +234,15 @@ def test_every_name_of_the_package_is_there_and_no_other():
     assert all(getattr(pcpo_ray, name) is not None for name in pcpo_ray.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
         _ = pcpo_ray.Trainer
+
+
+def test_a_run_interrupted_while_its_workers_start_has_stopped(asked, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pcpo_ray.commands.train._start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(asked)
+    assert look._end(tmp_path / "runs" / "small") == {"state": "stopped", "error": ""}
+    assert train(asked, resume=True).step == asked.steps

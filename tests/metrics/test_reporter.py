@@ -34,3 +34,17 @@ def test_the_last_status_before_a_step_or_the_end_is_not_lost(end):
     told.status(with_done(30))
     end(told)
     assert kept["tasks", {"role": "samplers", "outcome": "done", "reason": "none"}] == 30
+
+
+def test_an_exporter_that_fails_is_told_of_once_and_ends_no_run():
+    class Broken(Kept):
+        def apply(self, run, changes):
+            raise UnicodeEncodeError("ascii", "д", 0, 1, "ordinal not in range(128)")
+
+    said = []
+    told = ExportingReporter("r", Broken(), now=lambda: 0.0, say=said.append)
+    told.status(NUMBERS)
+    told.record(STEP)
+    told.close()
+    (line,) = said
+    assert line.startswith("metrics are shown no more") and "UnicodeEncodeError" in line

@@ -97,6 +97,15 @@ def test_a_run_without_a_status_is_told_from_its_records(folder):
     assert found["again"] == f"pcpo-ray train {folder}/config.yaml --runs {folder.parent} --resume"
 
 
+def test_records_that_are_newer_than_the_status_count(folder):
+    keep(folder, state="training", step=0, reward=None)
+    for step in (1, 2):
+        add(folder, "metrics.jsonl", kind="train", step=step, reward_mean=step / 2, reward_std=0.1, seconds=3.0)
+    gone(folder)
+    found = seen(folder)
+    assert (found["step"], found["reward"], found["again"]) == (2, 1.0, "pcpo-ray train x --resume")
+
+
 def test_long_records_are_read_from_both_ends_only(folder, monkeypatch):
     monkeypatch.setattr(look, "BLOCK", 1000)
     for step in range(1, 200):
@@ -123,6 +132,7 @@ def test_runs_are_found_by_name_folder_and_url(folder, monkeypatch):
     assert look.place_of("x", "s3://bucket/runs?region=eu") == "s3://bucket/runs/x?region=eu"
     assert look.place_of("absent") == "absent"
     assert [look.name_of(text) for text in ("x", "runs/x/", "s3://b/runs/x?region=eu")] == ["x"] * 3
+    assert look.name_of("runs/what?") == "what?"
 
 
 def test_a_run_that_is_not_there_is_guessed_and_the_others_are_named(folder, monkeypatch):

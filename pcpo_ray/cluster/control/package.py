@@ -3,6 +3,7 @@
 Anybody who can open the cluster's dashboard can read it.
 """
 
+import contextlib
 import dataclasses
 import os
 import zipfile
@@ -44,8 +45,9 @@ SECRETS = (
     *(".cache/huggingface/token", ".cache/huggingface/stored_tokens", "wandb/settings", ".mlflow/credentials"),
     *(".password-store/", ".vault-token", ".secrets/", "secrets/", ".credentials/"),
     # of programs, a file each
-    *(".env*", "*.env", ".netrc", "_netrc", ".pgpass", ".my.cnf", ".s3cfg", ".boto", ".dockercfg", ".databrickscfg"),
-    *(".npmrc", ".yarnrc*", ".pypirc", "pip.conf", ".condarc", ".git-credentials", ".htpasswd", "rclone.conf"),
+    *(".env*", "*.env", ".netrc*", "_netrc*", ".pgpass*", ".my.cnf", ".s3cfg", ".boto", ".dockercfg", ".databrickscfg"),
+    *(".npmrc", ".yarnrc*", ".pypirc*", "pip.conf", ".condarc", ".git-credentials*"),
+    *(".dockerconfigjson", ".htpasswd", "rclone.conf"),
     *(".comet.config", ".modal.toml", "kaggle.json", "kubeconfig*", "*.kubeconfig", "*.tfstate*", "*.tfvars"),
     *(".bash_history", ".zsh_history", ".python_history"),
     # keys
@@ -54,6 +56,8 @@ SECRETS = (
     # by what they are called
     *("credentials", "credentials.*", "credentials*.json", "*-credentials.*", "*_credentials.*", "*credentials.json"),
     *("service-account*.json", "service_account*.json", "client_secret*.json", "secrets.*", "secret.*", ".secrets*"),
+    *("*api[_-]key", "*api[_-]key.*", "*api[_-]keys", "*api[_-]keys.*", "*apikey", "*apikey.*", "*accesskeys*.csv"),
+    *("password", "password.*", "passwords", "passwords.*", "*password.txt", "auth.json", "token.json", "cookies.txt"),
     *("*.token", ".token", "token", "token.txt", "*_token", "*_token.txt", ".hf_token*", "hf_token*"),
 )
 """Patterns as in .gitignore, in small letters, at any depth, of where credentials are usually kept."""
@@ -110,6 +114,23 @@ def pack(folder: Path, path: Path, run: config.Run, into: Path, *, include: Sequ
     the package is too large, or if the config names something in the folder that is left out.
     """
     folder, path = folder.resolve(), path.resolve()
+    with _packing(folder):
+        return _pack(folder, path, run, into, include)
+
+
+@contextlib.contextmanager
+def _packing(folder: Path) -> Iterator[None]:
+    """Turn a failure of the disk, as of a file that may not be read, into a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or folder} cannot be packed for the job: {error.strerror or error}; mend that, or name "
+            "the file in .rayignore"
+        ) from error
+
+
+def _pack(folder: Path, path: Path, run: config.Run, into: Path, include: Sequence[str]) -> JobPackage:
     inside = path.is_relative_to(folder)
     name = path.relative_to(folder).as_posix() if inside else f"{OUTSIDE}/{path.name}"
     selected = find(folder, include)
@@ -117,6 +138,11 @@ def pack(folder: Path, path: Path, run: config.Run, into: Path, *, include: Sequ
     for named in _named(dataclasses.asdict(run)):
         _check_there(folder, named, set(sources), selected)
     sizes = {one: source.stat().st_size for one, source in sources.items()}
+    if strange := [ascii(one) for one in sources if not _is_text(one)]:
+        raise ConfigError(
+            f"{folder} has files whose names are no UTF-8, which a zip cannot hold: {_some(strange)}; rename them, or "
+            "name their folder in .rayignore"
+        )
     if sum(sizes.values()) > LIMIT:
         raise ConfigError(
             f"{folder} is too large to go along with a job: {sum(sizes.values()) / 2**20:.0f} MiB, and Ray takes "
@@ -130,6 +156,11 @@ def pack(folder: Path, path: Path, run: config.Run, into: Path, *, include: Sequ
             info.external_attr = (source.stat().st_mode & 0xFFFF) << 16
             package.writestr(info, source.read_bytes(), zipfile.ZIP_DEFLATED)
     return JobPackage(name=name, sizes=sizes, selected=selected)
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a file's name is UTF-8; Python keeps other bytes of it as lone surrogates."""
+    return name.encode("utf-8", "replace").decode() == name
 
 
 def _largest(sizes: Mapping[str, int]) -> str:
@@ -189,7 +220,7 @@ def _kept(folder: Path, links: dict[str, str]) -> Iterator[str]:
         lines = [*LEFT_OUT] if place == folder else []
         for ignore in IGNORES:
             if (place / ignore).is_file():
-                lines += (place / ignore).read_text(encoding="utf-8").splitlines()
+                lines += (place / ignore).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         if lines:
             specs[place] = PathSpec.from_lines("gitignore", lines)
         within = [(root, spec) for root, spec in specs.items() if place.is_relative_to(root)]

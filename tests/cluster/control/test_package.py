@@ -1,5 +1,6 @@
 """What goes along with a job is what the run needs: no more, and no less without an error."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -145,6 +146,7 @@ SECRETS = (
     *(".huggingface/token", ".cache/huggingface/token", ".npmrc", ".pypirc", ".git-credentials", "credentials.json"),
     *("credentials-prod.json", "service-account-1.json", "cert.p12", "a.pfx", "vault.kdbx", ".config/gcloud/x.db"),
     *(".azure/accessTokens.json", "wandb/settings", ".config/wandb/settings", "hf_token.txt", "secrets.yaml"),
+    *(".netrc.bak", ".pypirc~", "api_key.txt", "wandb_api_key", "auth.json", "passwords.csv", "ci_accessKeys.csv"),
     *("my-credentials.json", ".ray/auth_token", "terraform.tfstate", "sub/secrets/plain.txt", "kubeconfig"),
 )
 HARMLESS = ("tokenizer.json", "models/tokenizer/special_tokens_map.json", "keys.py", "environment.yaml", "pkg/token.py")
@@ -166,6 +168,25 @@ def test_what_only_sounds_like_one_goes_along(folder, tmp_path, name):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("-----BEGIN is how a PRIVATE KEY----- begins")
     assert name in packed(folder, folder / "small.yaml", run(), tmp_path)[1]
+
+
+def test_files_that_cannot_go_along_are_named(folder, tmp_path, monkeypatch):
+    (folder / ".gitignore").write_bytes(b"caf\xe9/\n")
+    strange = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9"))
+    strange.mkdir()
+    (strange / "in.txt").touch()
+    assert sorted(packed(folder, folder / "small.yaml", run(), tmp_path)[1]) == [".gitignore", *NEEDED]
+    (folder / ".gitignore").unlink()
+    with pytest.raises(ConfigError, match=r"no UTF-8.*caf\\udce9/in.txt"):
+        package.pack(folder, folder / "small.yaml", run(), tmp_path / "package.zip")
+    (strange / "in.txt").unlink()
+
+    def refusing(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(package, "_is_key", refusing)
+    with pytest.raises(ConfigError, match=r"project/.* cannot be packed.*Permission denied.*\.rayignore"):
+        package.pack(folder, folder / "small.yaml", run(), tmp_path / "package.zip")
 
 
 def test_a_private_key_stays_whatever_it_is_called(folder, tmp_path):

@@ -1,0 +1,37 @@
+"""A cluster whose head hangs: the run on it ends by name, as does its process, which Ray itself would hold for ever."""
+
+import os
+import signal
+
+import pytest
+
+from pcpo_ray.config import files
+from pcpo_ray.runs import checkpoints, look
+from tests.chaos.nodes import Nodes
+from tests.support import small
+from tests.support.part import MORE
+from tests.support.processes import wait_for
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+
+
+@MORE
+def test_a_run_whose_head_hangs_ends_by_name(small_sd, tmp_path):
+    nodes = Nodes()
+    nodes.environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "25"
+    path = tmp_path / "headless.yaml"
+    path.write_text(files.dump(small.run(small_sd, name="headless", steps=2000, rewards=small.slow(0.2))))
+    with nodes:
+        nodes.environment["RAY_ADDRESS"] = nodes.address
+        job = nodes.start("train", path, "--runs", tmp_path)
+        wait_for(lambda: checkpoints.folder_for(tmp_path / "headless", 2).exists(), job)
+        (head,) = [pid for pid, words in nodes.processes().items() if "gcs/gcs_server" in words]
+        os.kill(head, signal.SIGSTOP)
+        try:
+            said, _ = job.communicate(timeout=180)
+        finally:
+            os.kill(head, signal.SIGCONT)
+            job.kill()
+    assert job.returncode == 1 and "failed: the head of the Ray cluster did not answer for 1" in said, said
+    found = look.look(str(tmp_path / "headless"))
+    assert found and found["state"] == "failed" and "the head of the Ray cluster did not answer" in found["error"]
