@@ -175,6 +175,13 @@ class ScorerActor(Worker):
 
         self.scorer = Scorer(self.run, device)
 
+    def start(self, prompts: Sequence[str] = ()) -> tuple[int, str]:
+        """Load the rewards, and ask them about two of the prompts, if some are given."""
+        found = super().start()
+        if prompts:
+            self.scorer.ask(prompts)
+        return found
+
     def score(
         self, task: Task, images: np.ndarray
     ) -> tuple[dict[str, list[float]], dict[str, str], Mapping[str, np.ndarray], dict[str, dict[str, int]], float]:

@@ -33,7 +33,7 @@ def patience() -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An answer of the head: the resources that there are and those that are free, and nodes that were told to leave."""
+    """An answer of the head: the resources there are, those that are free, and the nodes that were told to leave."""
 
     total: Resources
     free: Resources

@@ -6,7 +6,7 @@ a second worker, or the only one once more, says so too.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, assert_never
 
@@ -38,7 +38,10 @@ class Call(Generic[Item, Result]):
 
 
 class WorkerPool(Generic[Item, Result]):
-    """A pool of actors. `launch(name)` makes one, which is told to start when it has a place; `send` has it work."""
+    """A pool of actors. `launch(name)` makes one, which is told to start when it has a place; `send` has it work.
+
+    `first` are the arguments of `start` until a worker has started.
+    """
 
     def __init__(
         self,
@@ -50,8 +53,9 @@ class WorkerPool(Generic[Item, Result]):
         silence: float,
         start: float = 300.0,
         hint: str = "",
+        first: Sequence[Any] = (),
     ) -> None:
-        self.name, self.launch, self.send = name, launch, send
+        self.name, self.launch, self.send, self.first = name, launch, send, first
         self.pool: Pool[Item] = Pool(name, Limits(silence=silence, start=start), hint)
         self.actors: dict[str, Any] = {}
         self.nodes: dict[str, str] = {}
@@ -168,15 +172,19 @@ class WorkerPool(Generic[Item, Result]):
             return
         else:
             if self.pool.heard(worker, now):  # its process is there
-                self.starts[self.actors[worker].start.remote()] = worker
+                self._start(worker)
         self.beats[self.actors[worker].alive.remote(BEAT)] = worker
+
+    def _start(self, worker: str) -> None:
+        # what fails for a moment ends no run that goes on: those who come later have nothing to prove
+        self.starts[self.actors[worker].start.remote(*(() if self.proven else self.first))] = worker
 
     def _started(self, reference: ray.ObjectRef, now: float) -> None:
         worker = self.starts.pop(reference)
         try:
             ray.get(reference)
         except exceptions.ActorUnavailableError:
-            self.starts[self.actors[worker].start.remote()] = worker
+            self._start(worker)
         except exceptions.RayError as error:
             cause = cause_of(error)
             if blame(cause) is Blame.DATA and not self.proven:  # another one could not start either

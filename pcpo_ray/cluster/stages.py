@@ -31,6 +31,7 @@ from pcpo_ray.data.requests import Fault, Request
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task
 from pcpo_ray.data.updates import Published
 from pcpo_ray.errors import ClusterError, RolloutsLostError, WeightsError
+from pcpo_ray.rewards import probes
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.training import status
 from pcpo_ray.training.scheduling.workers import Note
@@ -47,6 +48,7 @@ class RolePool(WorkerPool[Item, Result]):
         role: config.Role,
         send: Sends[Item, Result],
         hint: str = "",
+        first: Sequence[Any] = (),
     ) -> None:
         self.role = role
         super().__init__(
@@ -57,6 +59,7 @@ class RolePool(WorkerPool[Item, Result]):
             silence=launcher.run.workers.silence_timeout,
             start=launcher.run.workers.start_timeout,
             hint=hint,
+            first=first,
         )
 
 
@@ -100,7 +103,8 @@ class RayScorers(RolePool[Rollout, Scored]):
             f"; a reward ({names}) that holds Python's lock for so long, as a loop in C may, looks dead: let it "
             "release the lock, or raise workers.silence_timeout"
         )
-        super().__init__("scorer", launcher, actors.ScorerActor, run.workers.scorers, self._score, hint)
+        first = [probes.prompts_to_ask(run)]
+        super().__init__("scorer", launcher, actors.ScorerActor, run.workers.scorers, self._score, hint, first)
         if any(isinstance(one, config.Remote | config.Judge) for one in (*run.rewards, *run.evaluation.rewards)):
             # a server that is slow or away would be asked twice for the same, and some are paid by the token
             self.pool.limits = dataclasses.replace(self.pool.limits, hedge=math.inf)

@@ -5,6 +5,8 @@ The command line is a shell on the same functions.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from pcpo_ray.commands.progress import Display
 from pcpo_ray.commands.results import EvaluationResult, RunResult, SampleResult, load_run
 from pcpo_ray.commands.waiting import Waiting
 from pcpo_ray.config import Run, files, paths
-from pcpo_ray.errors import AlarmError, ConfigError
+from pcpo_ray.errors import AlarmError, ConfigError, nearest_name
 from pcpo_ray.process import borrowed
 from pcpo_ray.runs.stored import StoredFolder
 from pcpo_ray.training.callbacks import Callback
@@ -33,8 +35,6 @@ Place = str | Path | RunResult
 """A run: its folder, its URL, or what `train` or `load_run` returned."""
 
 Strength = float | Sequence[float]
-
-OPTIONS = ("callbacks", "local", "metrics_port", "quiet", "resume", "runs")
 
 
 def train(
@@ -66,14 +66,17 @@ def train(
     """
     if resume not in (True, False, "if_started"):
         raise ConfigError(f"got resume={resume!r}; expected True, False or 'if_started'")
-    given = [*_texts(overrides), *files.as_overrides(keys)]
+    called = (callbacks,) if callable(callbacks) else tuple(callbacks)
+    if wrong := [one for one in called if not callable(one)]:
+        raise ConfigError(f"got the callback {wrong[0]!r}; expected a function of a record, or a list of some")
+    given = [*_texts(overrides), *_keys(keys, train)]
     order = begin.Order(
         run=paths.absolute(_read(config, given)),
         local=local,
         resume=resume,  # type: ignore[arg-type]  # checked above
         runs=str(runs),
         metrics_port=metrics_port,
-        callbacks=(callbacks,) if callable(callbacks) else tuple(callbacks),
+        callbacks=called,
         continuing="the same call with resume=True",
     )
     with borrowed.process():
@@ -90,10 +93,10 @@ def evaluate(
 
     Overrides change how it is evaluated, not the run. Raises a PcpoError.
     """
-    from pcpo_ray.commands.evaluate import evaluate as evaluated
-
-    given = [*_texts(overrides), *files.as_overrides(keys)]
+    given = [*_texts(overrides), *_keys(keys, evaluate)]
     with borrowed.process(), Waiting("loading torch and diffusers", quiet=quiet) as waiting:
+        from pcpo_ray.commands.evaluate import evaluate as evaluated
+
         return evaluated(_place(run), given, local=local, say=_sayer(quiet), waiting=waiting)
 
 
@@ -115,9 +118,9 @@ def sample(
     `strength` applies the run's adapter at one or several strengths, and `also` adds those of other runs:
     base + sum of strength x (adapter - base). Raises a PcpoError.
     """
-    from pcpo_ray.commands.sample import sample as sampled
+    with borrowed.process(), Waiting("loading torch and diffusers", quiet=quiet) as waiting:
+        from pcpo_ray.commands.sample import sample as sampled
 
-    with borrowed.process(), Waiting("loading the model and drawing", quiet=quiet):
         return sampled(
             _place(run),
             prompt,
@@ -128,6 +131,7 @@ def sample(
             strength=_strengths(strength),
             also=[f"{_place(other)}={_strengths(values)}" for other, values in (also or {}).items()],
             say=_sayer(quiet),
+            waiting=waiting,
         )
 
 
@@ -143,6 +147,21 @@ def _texts(overrides: Sequence[Override]) -> list[str]:
         for override in overrides
         for text in ([override] if isinstance(override, str) else files.as_overrides(override))
     ]
+
+
+def _keys(keys: Mapping[str, Any], function: Callable[..., Any]) -> list[str]:
+    """Write keys of the config as overrides. Raises ConfigError for one that an option was meant by, or a function."""
+    known = [field.name for field in dataclasses.fields(Run)]
+    found = inspect.signature(function).parameters.values()
+    options = [one.name for one in found if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    for name, value in keys.items():
+        meant = nearest_name(name, [*options, *known])
+        if name not in known and (meant in options or callable(value)):
+            guess = f" (did you mean {meant}=?)" if meant in options else ""
+            raise ConfigError(
+                f"{name}: unknown key{guess}; expected an option, of {', '.join(options)}, or a key of the config"
+            )
+    return files.as_overrides(keys)
 
 
 def _place(run: Place) -> str:

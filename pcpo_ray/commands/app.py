@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -10,13 +10,17 @@ from rich.console import Console
 from pcpo_ray import __version__
 from pcpo_ray.commands import bench, check, look, operate, shipped
 from pcpo_ray.commands.overrides import TakesOverrides
+from pcpo_ray.commands.verbs import Verbs, plain_flags
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
 from pcpo_ray.process import leaving, terminal
 
+HELP = ["-h", "--help"]
+
 app = typer.Typer(
+    cls=Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP},
     epilog="Begin with: pcpo-ray train shapes_pcpo --local",
     help="Aligns text-to-image diffusion and flow models with PCPO (arXiv 2509.25774) on Ray.",
 )
@@ -134,7 +138,7 @@ def sample(
     from pcpo_ray.commands.waiting import Waiting
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    with Waiting("loading the model and drawing"):
+    with Waiting("loading torch and diffusers") as waiting:
         from pcpo_ray.commands.results import check_writable
         from pcpo_ray.commands.sample import sample as sampled
 
@@ -149,7 +153,9 @@ def sample(
             strength=strength,
             also=also or (),
             say=console.print,
+            waiting=waiting,
         )
+        waiting("writing the file")
         found.save(out)
     console.print(f"{images} images of {prompt!r}: {out}")
 
@@ -297,21 +303,12 @@ def _options(
         terminal.heed()  # they show what goes on elsewhere
 
 
-def _plain_flags(command: Any) -> None:
-    """Have --help show no type for what is either given or not."""
-    for parameter in command.params:
-        if getattr(parameter, "is_flag", False):
-            parameter.metavar = ""
-    for below in getattr(command, "commands", {}).values():
-        _plain_flags(below)
-
-
 def main() -> None:
     """The command: an expected error is one message and exit status 1, an end by monitors 3; Ctrl-C is 130."""
     with leaving.ended(), terminal.buffered_output():
         try:
             command = typer.main.get_command(app)
-            _plain_flags(command)
+            plain_flags(command, HELP)
             command(standalone_mode=True)
         except AlarmError as error:
             print(f"ended by monitors: {error}", file=sys.stderr)

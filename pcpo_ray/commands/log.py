@@ -19,7 +19,7 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 Form = Literal["bare", "stamped", "json"]
 
-WARNINGS = ("fault: ", "ALARM ", "scores are missing")
+WARNINGS = ("warning: ", "fault: ", "ALARM ", "scores are missing")
 """The beginnings of lines that are warnings; `training.dispatcher.trouble` and the evaluator make them."""
 
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])")
@@ -66,6 +66,7 @@ class Log:
             head = {"time": now.isoformat(timespec="milliseconds"), "level": level, "message": text}
             return [json.dumps(plain({**head, **details}), allow_nan=False)]
         stamp = f"{now:%Y-%m-%d %H:%M:%S} {level.upper():<7} "
+        text = text.removeprefix("warning: ")  # the level says it
         return [f"{stamp}{line}" for line in text.splitlines() or [""]]
 
 

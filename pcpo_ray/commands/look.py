@@ -4,6 +4,7 @@ What a run's folder holds is enough. Where it cannot be reached from here, the c
 starts a job, nor joins the cluster.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ CODES = {"starting": 10, "finished": 11, "stopped": 12, "failed": 13, "lost": 13
 
 EVERY = 2.0
 """Seconds from one status that is watched to the next."""
+
+ANSWER = 10.0
+"""Seconds within which a dashboard that is looked at must answer."""
 
 APPEARS = 30.0
 """Seconds that --watch waits for a run that nobody has heard of yet."""
@@ -65,7 +69,7 @@ def list_runs(
     address: Address = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, one array.")] = False,
 ) -> None:
-    """List the runs in a folder, and those of a cluster if one is there: state, step, reward, age."""
+    """List the runs in a folder, and those of a cluster if its address is given: state, step, reward, age."""
     show_list(folder, address if _given(context) else None, as_json=as_json)
 
 
@@ -85,10 +89,12 @@ def finder(name: str, runs: str, address: str, *, explicit: bool) -> Look:
 
 
 def cluster_here() -> bool:
-    """Return whether a cluster of Ray seems to run on this machine, without loading Ray."""
+    """Return whether this user seems to run a cluster of Ray on this machine, without loading Ray."""
     import psutil
 
-    return any(process.info["name"] in ("raylet", "gcs_server") for process in psutil.process_iter(["name"]))
+    seen = psutil.process_iter(["name", "uids"])
+    own = (one for one in seen if one.info["uids"] is not None and one.info["uids"].real == os.getuid())
+    return any(process.info["name"] in ("raylet", "gcs_server") for process in own)
 
 
 def _given(context: typer.Context) -> bool:
@@ -106,7 +112,7 @@ def _of_cluster(name: str, address: str) -> dict[str, Any]:
     """Ask a cluster for a run; if it has not heard of it, return which runs it has heard of."""
     from pcpo_ray.cluster.control import dashboard, jobs
 
-    client = jobs.Client(dashboard.url_of(address))
+    client = jobs.Client(dashboard.url_of(address), answer=ANSWER)
     if (found := dashboard.look(client, name)) is not None:
         return found
     there = [row["run"] for row in dashboard.looks(client)]
@@ -164,7 +170,7 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def show_list(folder: str, address: str | None, *, as_json: bool) -> None:
-    """Print the runs in a folder and in a cluster: the one at `address`, or one of this machine if there is one.
+    """Print the runs in a folder, and those in the cluster at `address` if one is given.
 
     Raises a PcpoError for an address that does not answer, after the runs in the folder.
     """
@@ -179,6 +185,8 @@ def show_list(folder: str, address: str | None, *, as_json: bool) -> None:
         print(f"no runs in {folder}; begin one: pcpo-ray train shapes_pcpo --local")
     else:
         _print_table(rows)
+    if address is None and cluster_here():
+        print("note: you run a Ray cluster on this machine; --address auto lists its runs too", file=sys.stderr)
     if unanswered is not None:
         raise unanswered
 
@@ -193,17 +201,11 @@ def looks(folder: str, address: str | None) -> list[dict[str, Any]]:
 
 
 def _in_cluster(address: str | None) -> list[dict[str, Any]]:
-    if address is None and not cluster_here():
+    if address is None:
         return []
     from pcpo_ray.cluster.control import dashboard, jobs
 
-    try:
-        return dashboard.looks(jobs.Client(dashboard.url_of(address or "auto")))
-    except ClusterError:
-        if address is not None:
-            raise
-        print("note: a Ray cluster on this machine did not answer; give --address to see its runs", file=sys.stderr)
-        return []
+    return dashboard.looks(jobs.Client(dashboard.url_of(address), answer=ANSWER))
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,10 @@ PHASES = {
     "learn": "learning step {step}",
     "checkpoint": "saving the checkpoint of step {step}",
 }
+EXPLAINED = "the report says what each of these measures; pcpo-ray report {run} writes it now"
+DIGITS = 12
+"""Digits after the point of a change that is shown."""
+
 UNITS = {"sample_and_score": "groups", "evaluate": "images"}
 
 
@@ -55,6 +60,7 @@ class Display:
         console.file = console.file  # what it is now; `prints_in` puts something else in its place
         self.failed: Callable[[str], None] = lambda message: None
         self.whole = True
+        self.explained = False
         self.shown = Shown(
             name=run.name,
             steps=run.steps,
@@ -133,25 +139,39 @@ class Display:
             if row["kind"] == "evaluation":
                 self.shown.evaluated(row, TOTAL)
                 self.log.write(self._evaluated(row), record=row)
+                if not self.explained:
+                    self.explained = True
+                    self.log.write(
+                        f"the report says what each of these measures; pcpo-ray report {self.run.name} writes it now"
+                    )
             else:
                 self.shown.learned(row)
                 if self.live is None:
                     self.log.write(self._learned(row), record=row)
 
     def _evaluated(self, row: Mapping[str, Any]) -> str:
-        changes, trained = row.get("changes") or {}, [reward.name for reward in self.run.rewards]
-        parts: list[str] = []
-        for name in sorted(row["rewards"], key=lambda name: name not in trained):
-            if name == TOTAL:
-                continue
-            mean = (changes.get(name) or {}).get("mean")
-            since = "" if mean is None or not math.isfinite(mean) else f" ({signed(mean)}"
-            if since:
-                since += f"{_bounds(changes[name])} since step 0)" if not parts else ")"
-            parts.append(f"{name} {shown(row['rewards'][name]['mean'])}{since}")
+        trained = [reward.name for reward in self.run.rewards]
+        names = sorted((name for name in row["rewards"] if name != TOTAL), key=lambda name: name not in trained)
+        parts = [self._score(row, name, first=name == names[0]) for name in names if name in trained]
+        watched = [self._score(row, name, first=name == names[0]) for name in names if name not in trained]
         measured = row.get("quality", {})
-        parts += [f"{name} {shown(measured[name], '.3g')}" for name in ("frechet", "pairwise") if name in measured]
-        return f"evaluation at step {row['step']}: {', '.join(parts)}"
+        watched += [f"{name} {shown(measured[name], '.3g')}" for name in ("frechet", "pairwise") if name in measured]
+        told = [", ".join(parts)] if parts else []
+        told += [f"not trained on: {', '.join(watched)}"] if watched else []
+        return f"evaluation at step {row['step']}: {'; '.join(told)}"
+
+    def _score(self, row: Mapping[str, Any], name: str, *, first: bool) -> str:
+        """Say a reward's mean, its change since step 0 (of the `first` with its interval), and of how many images."""
+        change = (row.get("changes") or {}).get(name) or {}
+        mean, notes = change.get("mean"), []
+        if mean is not None and math.isfinite(mean):
+            mean = round(mean, DIGITS) + 0.0  # what rounding leaves of equal scores is no change
+            notes.append(f"{signed(mean)}{_bounds(change)} since step 0" if first else signed(mean))
+        images = row["prompts"] * self.run.evaluation.images
+        count = (row.get("scored") or {}).get(name, images)
+        if count < images:
+            notes.append(f"of {count} of {images} images")
+        return f"{name} {shown(row['rewards'][name]['mean'])}" + (f" ({'; '.join(notes)})" if notes else "")
 
     def _learned(self, row: Mapping[str, Any]) -> str:
         first = min(self.shown.rewards)
@@ -187,6 +207,12 @@ class Display:
                 self.log.write(f"{self.shown.phase}, {duration(time.monotonic() - self.shown.phase_began)}")
 
     def _print(self, line: str) -> None:
+        # a command is copied in one piece, and a log's line stays one; prose on a terminal breaks between its words
+        if self.live is not None and not line.startswith("  ") and "pcpo-ray " not in line:
+            wrap = textwrap.TextWrapper(max(20, self.console.width), break_long_words=False, break_on_hyphens=False)
+            line = "\n".join(
+                "\n".join(wrap.wrap(part)) if len(part) > wrap.width else part for part in line.split("\n")
+            )
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager

@@ -24,10 +24,11 @@ def sample(
     strength: str,
     also: Sequence[str],
     say: Callable[[str], None],
+    waiting: Callable[[str, int, int], None],
 ) -> SampleResult:
     """Sample images of a prompt; `compare` before and after training, `strength` and `also` with composed adapters.
 
-    Raises a PcpoError.
+    `waiting` is told of each phase, and how much of it is done of how much. Raises a PcpoError.
     """
     composed = bool(also) or strength != "1"
     if composed and base:
@@ -37,6 +38,7 @@ def sample(
     with contextlib.ExitStack() as ending:
 
         def fetched(place: str) -> Path:
+            waiting(f"opening {place}", 0, 0)
             home = folder_at(place).fetched(newest=composed or not base, say=say)
             return ending.enter_context(home).local
 
@@ -51,10 +53,10 @@ def sample(
             )
         if composed:
             adapters = [sample_grid.parse(f"{here}={strength}"), *(sample_grid.parse(text, fetched) for text in also)]
-            return sample_grid.grid(adapters, prompt, images=images, seed=seed, say=say)
+            return sample_grid.grid(adapters, prompt, images=images, seed=seed, say=say, waiting=waiting)
         before = [None] if base or compare else []
         after = [] if base else [records.newest_checkpoint(here, say)]
-        return sample_grid.plain(run, [*before, *after], prompt, images=images, seed=seed)
+        return sample_grid.plain(run, [*before, *after], prompt, images=images, seed=seed, waiting=waiting)
 
 
 def unknown_words(run: config.Run, prompt: str) -> list[str]:

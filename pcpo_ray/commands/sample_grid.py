@@ -21,6 +21,11 @@ from pcpo_ray.runs import checkpoints, records
 from pcpo_ray.workers.learner import distributed
 from pcpo_ray.workers.sampler import Sampler
 
+LOADING = "loading the model"
+
+Waiting = Callable[[str, int, int], None]
+"""A function that is told what goes on, and how much of it is done of how much (0 of 0: not countable)."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strengths:
@@ -42,18 +47,22 @@ def parse(text: str, folder_of: Callable[[str], Path] = Path) -> Strengths:
     return Strengths(folder=folder_of(folder), values=values)
 
 
-def plain(run: config.Run, found: Sequence[Path | None], prompt: str, *, images: int, seed: int) -> SampleResult:
+def plain(
+    run: config.Run, found: Sequence[Path | None], prompt: str, *, images: int, seed: int, waiting: Waiting
+) -> SampleResult:
     """Sample a row of images with each checkpoint's weights, all rows from the same noise.
 
     None is the model before training; it has no weights to load, so it comes first.
     """
+    waiting(LOADING, 0, 0)
     sampler = Sampler(dataclasses.replace(run, seed=seed), tensors.device_here())
     rows = {}
     for checkpoint in found:
         if checkpoint is not None:
             trained = sampler.policy.denoiser.trainable()
             distributed.load_parameters(checkpoint, checkpoints.read(checkpoint).best, trained)
-        rows[_label(checkpoint)] = [_drawn(sampler, prompt, images)]
+        label = _label(checkpoint)
+        rows[label] = [_drawn(sampler, prompt, images, label, waiting)]
     names = [f"seed {seed}, {number}" for number in range(1, images + 1)]
     return SampleResult(prompt=prompt, cells=list(rows.values()), rows=list(rows), names=names)
 
@@ -63,7 +72,13 @@ def _label(checkpoint: Path | None) -> str:
 
 
 def grid(
-    adapters: Sequence[Strengths], prompt: str, *, images: int, seed: int, say: Callable[[str], None]
+    adapters: Sequence[Strengths],
+    prompt: str,
+    *,
+    images: int,
+    seed: int,
+    say: Callable[[str], None],
+    waiting: Waiting,
 ) -> SampleResult:
     """Sample all combinations of strengths: the first adapter's down, the others' across. Raises RunError."""
     read = [records.read(adapter.folder) for adapter in adapters]
@@ -76,6 +91,7 @@ def grid(
                 f"{adapter.folder} trains another model than {adapters[0].folder}, and adapters compose on one model "
                 f"only: {'; '.join(f'{key} {text}' for key, text in changed.items())}"
             )
+    waiting(LOADING, 0, 0)
     # credit `interpolate` would mix in the reference a second time
     own = dataclasses.replace(read[0], seed=seed, credit=config.Native())
     sampler = Sampler(own, tensors.device_here())
@@ -87,11 +103,12 @@ def grid(
         loaded.append(saved)
     across = list(itertools.product(*(adapter.values for adapter in adapters[1:])))
     rows = []
+    cell, of = itertools.count(1), len(adapters[0].values) * len(across)
     for first in adapters[0].values:
         cells = []
         for others in across:
             sampler.policy.compose(list(zip(loaded, (first, *others), strict=True)))
-            cells.append(_drawn(sampler, prompt, images))
+            cells.append(_drawn(sampler, prompt, images, f"combination {next(cell)} of {of}", waiting))
         rows.append(cells)
     names = [adapter.folder.name for adapter in adapters]
     columns = [
@@ -101,7 +118,11 @@ def grid(
     return SampleResult(prompt=prompt, cells=rows, rows=labels, columns=columns)
 
 
-def _drawn(sampler: Sampler, prompt: str, images: int) -> UInt8[np.ndarray, "N H W 3"]:
+def _drawn(sampler: Sampler, prompt: str, images: int, what: str, waiting: Waiting) -> UInt8[np.ndarray, "N H W 3"]:
+    def watch(done: int, steps: int) -> None:
+        waiting(f"drawing {images} images, {what}: denoising step {done}/{steps}", done, steps)
+
+    sampler.watch = watch
     task = Task(
         step=0,
         position=0,

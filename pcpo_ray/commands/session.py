@@ -3,7 +3,7 @@
 import gc
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
@@ -12,7 +12,7 @@ from typing import Any
 
 from pcpo_ray import config, models, rewards
 from pcpo_ray.data import prompts
-from pcpo_ray.errors import ClusterError, RunError
+from pcpo_ray.errors import ClusterError, PromptError, RunError
 from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
 from pcpo_ray.models import image_sizes, lora_file, steps
 from pcpo_ray.rewards import quality
@@ -66,6 +66,24 @@ def check_prompts(run: config.Run) -> None:
         rewards.check_prompts(reward, evaluated.texts, evaluated.origin)
         if reward.name in trained or run.evaluation.train_count:
             rewards.check_prompts(reward, training.texts, training.origin)
+    if strange := _unread(run, run.rewards):
+        raise PromptError(f"{strange}, so that there is nothing to train on; give another reward, or mend the prompts")
+
+
+def _unread(run: config.Run, asked: Sequence[config.Reward]) -> str:
+    """Say which prompts the oracles among these rewards do not read; empty if they read all. Raises PromptError."""
+    oracles = [one.name for one in asked if isinstance(one, config.ShapesOracle)]
+    both = [one for one in (run.prompts, run.evaluation.prompts) if one is not None]
+    if not oracles or all(isinstance(one, config.ShapesPrompts) for one in both):
+        return ""
+    texts = sorted({text for source in prompts.sources(run) for text in source.texts})
+    strange = [text for text in texts if not captions.is_caption(text)]
+    if not strange:
+        return ""
+    return (
+        f"{' and '.join(oracles)} read captions of the embedded world only, and "
+        f"{len(strange)} of {len(texts)} prompts are none, such as {strange[0]!r}: their images get no such score"
+    )
 
 
 def warnings(run: config.Run) -> list[str]:
@@ -76,17 +94,8 @@ def warnings(run: config.Run) -> list[str]:
             "warning: model.vae_tiling decodes images in tiles: rewards see their seams, and training may learn them; "
             "watch them with evaluation.rewards=[{kind: grid}], or leave vae_tiling out"
         )
-    oracles = [one.name for one in (*run.rewards, *run.evaluation.rewards) if isinstance(one, config.ShapesOracle)]
-    asked = [one for one in (run.prompts, run.evaluation.prompts) if one is not None]
-    if oracles and not all(isinstance(one, config.ShapesPrompts) for one in asked):
-        texts = sorted({text for source in prompts.sources(run) for text in source.texts})
-        strange = [text for text in texts if not captions.is_caption(text)]
-        if strange:
-            found.append(
-                f"warning: {' and '.join(oracles)} read captions of the embedded world only, and {len(strange)} of "
-                f"{len(texts)} prompts are none, such as {strange[0]!r}: their images get no score of these; leave "
-                "them out of evaluation.rewards, or mend the prompts"
-            )
+    if strange := _unread(run, run.evaluation.rewards):
+        found.append(f"warning: {strange}; leave them out of evaluation.rewards, or mend the prompts")
     if run.only_pairwise:
         found.append(
             f"warning: {run.rewards[0].name} compares the images of one prompt, so its mean is the same whatever is "

@@ -40,7 +40,8 @@ def init(
     if name not in (*shipped.names(), *shipped.studies()):
         raise ConfigError(f"no recipe is called {name!r}{shipped.nearest(name)}; pcpo-ray recipes lists them")
     into = Path(f"{Path(name).name}.yaml") if path is None else path
-    _write(into, shipped.text(name))
+    if not _write(into, shipped.text(name)):
+        raise RunError(f"{into} is there already, with other content; give another name, or delete it")
     typer.echo(f"wrote {into}")
     for words in shipped.downloads(name):
         typer.echo(f"  {words}")
@@ -54,10 +55,16 @@ def dashboards(
     from pcpo_ray.metrics.dashboards import files
 
     made = {folder / Path(name).relative_to("deploy"): text for name, text in files().items()}
-    for path, text in made.items():
-        _write(path, text)
-        typer.echo(path)
+    edited = [path for path, text in made.items() if not _write(path, text)]
+    for path in made:
+        typer.echo(f"{path}{' (left as it is here)' if path in edited else ''}")
     typer.echo("Grafana: import the dashboards, or provision their folder; Prometheus: name the rules under rule_files")
+    if edited:
+        raise RunError(
+            f"{len(edited)} of {len(made)} files were there with other content and are left as they are: "
+            f"{', '.join(map(str, edited))}; to get those of this version, move them away and give the same command "
+            "again, or give another folder and compare"
+        )
 
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
@@ -68,16 +75,15 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 """The commands and an example of each, in the order in which --help lists them."""
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file, unless one of other content is there. Raises RunError."""
+def _write(path: Path, text: str) -> bool:
+    """Write a file; return False, with nothing written, if one of other content is there. Raises RunError."""
     try:
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            return
+        if path.exists():
+            return path.read_text(encoding="utf-8") == text
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        raise RunError(f"{path} is there already, with other content; give another name, or delete it") from None
+        return True
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path} cannot be written: {error}") from None
 

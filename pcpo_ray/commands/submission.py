@@ -10,8 +10,7 @@ from pcpo_ray.commands import opening, session
 from pcpo_ray.config import paths
 from pcpo_ray.config.files import differing
 from pcpo_ray.errors import PcpoError, RunError
-from pcpo_ray.runs import records
-from pcpo_ray.runs.folder import CONFIG
+from pcpo_ray.runs import look, records
 from pcpo_ray.runs.urls import is_url
 
 
@@ -43,7 +42,7 @@ def check(run: config.Run, runs: str) -> list[str]:
 def _check_folder(run: config.Run, runs: str) -> None:
     """Refuse a run that would continue another one of its name, where its folder can be seen from here."""
     folder = Path(runs) / run.name
-    if is_url(runs) or not (folder / CONFIG).is_file():
+    if is_url(runs) or not look.is_run(folder):
         return
     free = tuple(f"{key}." for key in (*opening.free_to_change(run), *opening.PLACES))
     found = differing(dataclasses.asdict(records.read(folder)), dataclasses.asdict(run))

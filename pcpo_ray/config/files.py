@@ -12,25 +12,16 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePath
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pcpo_ray.config import Run, recipes
-from pcpo_ray.errors import ConfigError, nearest
+from pcpo_ray.config.mistakes import explain
+from pcpo_ray.errors import ConfigError
 
 T = TypeVar("T")
-
-RENAMED = {"optimizer.updates": "optimizer.minibatches"}
-"""Keys that had another name in an earlier version. The old names are refused, also in the config of a stored run.
-
-To resume such a run, rename the key in its config.yaml: nothing else in the run's folder holds it.
-"""
-
-MEANT = 3
-"""Most keys that an error guesses were meant."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -75,9 +66,11 @@ def as_overrides(keys: Mapping[str, Any]) -> list[str]:
         try:
             text = yaml.dump(_data(value), Dumper=_Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
         except yaml.YAMLError:
+            own = f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', '')}"
+            cure = f"; a class or function goes by its import path, as in {key}='{own}'" if callable(value) else ""
             raise ConfigError(
                 f"{key}: got {value!r}, of {type(value).__name__}; expected a number, a text, a path, a mapping or "
-                "a list"
+                f"a list{cure}"
             ) from None
         text = text.removesuffix("...\n").strip()
         found.append(f"{key}={text}")
@@ -191,7 +184,7 @@ def parse_as(cls: type[T], data: Mapping[str, Any], *, source: str) -> T:
         found: T = _adapter(cls).validate_python(data)  # type: ignore[arg-type]  # mypy takes a class for unhashable
         return found
     except ValidationError as error:
-        lines = [_explain(detail, cls) for detail in error.errors(include_url=False)]
+        lines = [explain(detail, cls) for detail in error.errors(include_url=False)]
         raise ConfigError("\n".join([f"{source}: {len(lines)} wrong", *(f"  {line}" for line in lines)])) from None
 
 
@@ -265,6 +258,8 @@ def _override(override: str) -> tuple[str, Any]:
     if not equals or not path:
         key, colon, value = override.partition(":")
         guess = f" (did you mean {key}={value.strip()}?)" if colon and key and value else ""
+        if override in {f.name for f in dataclasses.fields(Run)}:
+            guess = f" (did you mean {override}=VALUE, without a space?)"
         raise ConfigError(f"override {override!r}: expected a.b.c=value{guess}")
     try:
         return path, _parsed(text)
@@ -272,78 +267,3 @@ def _override(override: str) -> tuple[str, Any]:
         raise ConfigError(f"override {override!r}: {path}.{twice}") from None
     except NOT_YAML as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
-
-
-def _explain(detail: Any, root: type) -> str:
-    """Explain one of pydantic's errors in a line: the full path, what was got and what was expected."""
-    keys, cls, annotation = _walk(detail["loc"], root)
-    path = ".".join(keys) or "config"
-    if detail["type"] == "unexpected_keyword_argument":
-        if path in RENAMED:
-            return f"{path}: got a key of an earlier version; it is now {RENAMED[path]}, so rename it where it is given"
-        known = [f.name for f in dataclasses.fields(cls)] if cls is not None else []
-        guess = nearest(keys[-1], known) or (_elsewhere(path) if root is Run else "")
-        return f"{path}: unknown key{guess}; expected one of {known}"
-    if detail["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{path}: missing; it has no default"
-    if detail["type"].startswith("union_tag"):
-        tags = [tag for member in _members(annotation) for tag in _kinds(member)]
-        open_to_own = any(not _kinds(member) for member in _members(annotation))
-        got = detail["input"].get("kind") if isinstance(detail["input"], Mapping) else detail["input"]
-        guess = nearest(str(got), tags)
-        expected = [*tags, "package.module:name"] if open_to_own else tags
-        own = open_to_own and not guess and isinstance(got, str) and got.isidentifier()
-        hint = f"; name your own with its module, as in my_module:{got}" if own else ""
-        return f"{path}.kind: got {got!r}{guess}; expected one of {expected}{hint}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "value_error":
-        return f"{path}: {message}" if keys else message  # a check of the whole run names its keys itself
-    return f"{path}: got {detail['input']!r}; {message[0].lower()}{message[1:]}"
-
-
-def _elsewhere(path: str) -> str:
-    """Name the key of another mapping that an unknown key stands for: learning_rate is optimizer.learning_rate."""
-    from pcpo_ray.config.keys import keys_elsewhere
-
-    found = keys_elsewhere(path.rpartition(".")[2])
-    return f" (did you mean {' or '.join(found)}?)" if 0 < len(found) <= MEANT else ""
-
-
-def _walk(location: Sequence[Any], root: type) -> tuple[list[str], type | None, Any]:
-    """Follow a location to its keys without pydantic's union tags, the class that owns the last one, and its type."""
-    keys: list[str] = []
-    annotation: Any = root
-    owner: type | None = None
-    for part in location:
-        options = _members(annotation)
-        tagged = [c for c in options if part in (c.__name__, *_kinds(c))]
-        if tagged and len(options) > 1:
-            annotation = tagged[0]
-            continue
-        if not options and get_origin(annotation) in (Union, UnionType):
-            continue  # one of a union of plain types, in pydantic's own words
-        keys.append(str(part))
-        plain_type = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-        if get_origin(plain_type) is Mapping:
-            annotation = get_args(plain_type)[1]
-            continue
-        owner = options[0] if len(options) == 1 else None
-        if isinstance(part, int):
-            annotation = (get_args(plain_type) or (Any,))[0]
-        elif owner is not None:
-            annotation = get_type_hints(owner, include_extras=True).get(part, Any)
-    return keys, owner, annotation
-
-
-def _members(annotation: Any) -> list[type]:
-    """List the config classes that an annotation allows."""
-    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-        return [annotation]
-    if get_origin(annotation) in (None, tuple):
-        return []
-    return [member for argument in get_args(annotation) for member in _members(argument)]
-
-
-def _kinds(cls: type) -> tuple[Any, ...]:
-    """List the values that a class accepts as its kind; none if it has no kind, or one that is any text."""
-    return get_args(get_type_hints(cls).get("kind"))

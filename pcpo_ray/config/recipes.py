@@ -55,6 +55,8 @@ def located(place: str | Path) -> Path:
 
 def _hint(path: Path) -> str:
     """Point to the recipe that a path may have meant."""
+    if "=" in path.name:
+        return f"; the config comes before what changes it, as in shapes_pcpo {path}"
     known = {name: name for name in (*names(), *studies())} | {Path(name).name: name for name in studies()}
     if path.stem in known and path.suffix in ("", ".yaml", ".yml"):
         name = known[path.stem]

@@ -110,6 +110,8 @@ class EvaluationRecord(Record):
 
     prompts: int
     rewards: Mapping[str, Mapping[str, float | None]]
+    scored: Mapping[str, int] | None = None
+    """The number of images that have a score, by reward, where some have none."""
     train_rewards: Mapping[str, Mapping[str, float | None]] | None = None
     quality: Mapping[str, Any] | None = None
     changes: Mapping[str, Mapping[str, float | None]] | None = None

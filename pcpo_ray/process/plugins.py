@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from pcpo_ray.errors import PcpoError
 from pcpo_ray.process import signals
 
 PACKAGE = Path(__file__).parents[1]
@@ -52,7 +53,8 @@ def explained(error: BaseException) -> str:
     seen = error.__cause__ if isinstance(error, EndedError) and error.__cause__ is not None else error
     if isinstance(seen, SyntaxError):  # it names its file and line itself
         return f"{type(seen).__name__}: {seen}"
-    text = "".join(traceback.format_exception_only(seen)).strip()
+    ours = isinstance(seen, PcpoError)  # these say in words what is wrong
+    text = str(seen) if ours else "".join(traceback.format_exception_only(seen)).strip()
     if seen is not error:
         text = f"{text}, which would end the whole process"
     for frame in reversed(traceback.extract_tb(seen.__traceback__)):

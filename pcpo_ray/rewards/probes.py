@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pcpo_ray import config
+from pcpo_ray.data import prompts
 from pcpo_ray.errors import RewardError
 from pcpo_ray.process import plugins
 
@@ -23,6 +24,10 @@ CAPTIONS = (
 WORDS = ("OPEN", "hotel", "1984", "garden")
 SCALE = 4
 """Times that a drawing of 64 x 64 pixels is enlarged, but for rewards that measure such drawings."""
+
+
+FOREIGN = (config.CustomReward, config.Remote, config.Judge)
+"""Rewards that are the user's own code or behind HTTP. They are asked when a run starts, not in every process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,28 +43,36 @@ def of(reward: config.Reward) -> Probes:
     """Draw the probes for a reward: words for one that reads, else things."""
     if isinstance(reward, config.Ocr):
         images = np.stack([_word(word) for word in WORDS])
-        prompts: Sequence[str] = [f'a white sign that says "{word}"' for word in WORDS]
+        texts: Sequence[str] = [f'a white sign that says "{word}"' for word in WORDS]
     else:
         from pcpo_ray.shapes.captions import parse
         from pcpo_ray.shapes.draw import draw
 
-        images, prompts = np.stack([draw(parse(text), seed) for seed, text in enumerate(CAPTIONS)]), CAPTIONS
+        images, texts = np.stack([draw(parse(text), seed) for seed, text in enumerate(CAPTIONS)]), CAPTIONS
         if not isinstance(reward, config.ShapesOracle):
             images = images.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
-    return Probes(images=images, prompts=prompts, marred=_marred(images))
+    return Probes(images=images, prompts=texts, marred=_marred(images))
+
+
+def prompts_to_ask(run: config.Run) -> list[str]:
+    """Return two evaluated prompts to ask FOREIGN rewards about; none where the run has no such rewards."""
+    if not any(isinstance(reward, FOREIGN) for reward in (*run.rewards, *run.evaluation.rewards)):
+        return []
+    _, evaluated = prompts.sources(run)
+    return [prompt.text for prompt in evaluated.distinct(2)]
 
 
 def check(name: str, reward: config.Reward, made: object) -> None:
     """Ask a shipped reward, but for those over HTTP, about two images. Raises RewardError.
 
-    Its scores must be finite, and differ. Rewards of the user's own are left alone: they may count their calls.
+    Its scores must be finite, and differ.
     """
-    if isinstance(reward, config.CustomReward | config.Remote | config.Judge) or not hasattr(made, "score"):
+    if isinstance(reward, FOREIGN) or not hasattr(made, "score"):
         return
-    probes = of(reward)
-    images = np.stack([probes.images[0], probes.marred[1] if reward.ranks == "marred" else probes.images[1]])
+    found = of(reward)
+    images = np.stack([found.images[0], found.marred[1] if reward.ranks == "marred" else found.images[1]])
     with plugins.isolated(reward.kind, 0):
-        scores = [float(score) for score in made.score(images, [probes.prompts[0]] * 2)]
+        scores = [float(score) for score in made.score(images, [found.prompts[0]] * 2)]
     if not np.isfinite(scores).all() or scores[0] == scores[1]:
         raise RewardError(
             f"the reward {name} gives two different images the scores {scores}; expected two numbers that differ: are "

@@ -1,5 +1,6 @@
 """The embedded world's oracle as a reward: the fraction of the caption's facts that the image shows."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, assert_never
 
@@ -13,22 +14,35 @@ class ShapesOracle:
     `shapes_oracle_all` is 1 if all facts hold, else 0. `shapes_layout` counts only facts of layout: count, relation and
     position. The oracle identifies a caption's two objects by their descriptions, so relations are between these.
 
-    Raises PromptError for a prompt outside the embedded world's grammar.
+    A prompt that it does not read, as it is no caption of the embedded world, has no score (NaN).
     """
 
     def __init__(self, kind: Literal["shapes_oracle", "shapes_oracle_all", "shapes_layout"]) -> None:
         self.kind = kind
 
+    @staticmethod
+    def reads(prompt: str) -> bool:
+        """Return whether a prompt is a caption of the embedded world."""
+        from pcpo_ray.shapes.captions import is_caption
+
+        return is_caption(prompt)
+
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
+        return [
+            self._score(image, prompt) if self.reads(prompt) else math.nan
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+
+    def _score(self, image: UInt8[np.ndarray, "H W 3"], prompt: str) -> float:
         from pcpo_ray.shapes.oracle import judge
 
-        verdicts = [judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        verdict = judge(image, prompt)
         match self.kind:
             case "shapes_oracle_all":
-                return [float(verdict.right) for verdict in verdicts]
+                return float(verdict.right)
             case "shapes_layout":
-                return [verdict.layout for verdict in verdicts]
+                return verdict.layout
             case "shapes_oracle":
-                return [verdict.accuracy for verdict in verdicts]
+                return verdict.accuracy
             case _:
                 assert_never(self.kind)

@@ -208,7 +208,7 @@ class LocalFolder(RunFolder):
         return str(self.checkpoint(step).absolute())
 
     def started(self) -> bool:
-        return (self.local / CONFIG).is_file()
+        return look.is_run(self.local)
 
     def check_lasting(self) -> None:
         if "working_dir_files" in self.local.resolve().parts:

@@ -32,6 +32,9 @@ SILENT = 120.0
 BLOCK = 1 << 18
 """Bytes that are read from either end of a run's metrics."""
 
+TRACES = (writer.WRITER, STATUS, "inputs.json", "metrics.jsonl", "events.jsonl", "checkpoints")
+"""Files that a run keeps beside its config; each run has one of them. A config.yaml alone may be any program's."""
+
 NONE = "none"
 """The state of a run that is not there."""
 
@@ -39,17 +42,22 @@ NONE = "none"
 # -- which runs there are -------------------------------------------------------------------------------------------
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run's."""
+    return (folder / CONFIG).is_file() and any((folder / name).exists() for name in TRACES)
+
+
 def place_of(text: str, runs: str = RUNS) -> str:
     """Return the place of the run that a user names: by a folder, by a URL, or by its name below `runs`."""
     if is_url(text):
         return text
     path = Path(text).expanduser()
-    if (path / CONFIG).is_file() or "/" in text.rstrip("/"):
+    if is_run(path) or "/" in text.rstrip("/"):
         return str(path)
     if is_url(runs):
         return child(runs, text)
     below = Path(runs).expanduser() / text
-    return str(below) if (below / CONFIG).is_file() else str(path)
+    return str(below) if is_run(below) else str(path)
 
 
 def name_of(text: str) -> str:
@@ -60,7 +68,7 @@ def name_of(text: str) -> str:
 
 def names_in(folder: Path) -> list[str]:
     """List the runs in a folder by name."""
-    return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}") if is_run(path.parent))
 
 
 def no_run(place: str) -> RunError:
@@ -92,7 +100,7 @@ def check_start(runs: str, name: str, *, resume: bool) -> None:
     if is_url(runs):
         return
     folder = Path(runs).expanduser() / name
-    if resume and not (folder / CONFIG).is_file():
+    if resume and not is_run(folder):
         raise nothing_to_resume(folder)
     if not resume and folder.exists():
         raise exists(folder)
@@ -135,7 +143,7 @@ def looks(runs: str = RUNS) -> list[dict[str, Any]]:
 
 
 def _local(folder: Path, now: float) -> dict[str, Any] | None:
-    if not (folder / CONFIG).is_file():
+    if not is_run(folder):
         return None
     try:
         return _read(folder, now)

@@ -55,8 +55,8 @@ class Counters:
             kinds = self._tokens.setdefault(reward, {})
             for kind, tokens in used.items():
                 kinds[kind] = kinds.get(kind, 0) + tokens
-        if scored.missing:
-            self.count("scorers", "missing", ",".join(sorted(scored.failures)) or NO_REASON)
+        if scored.failures:
+            self.count("scorers", "missing", ",".join(sorted(scored.failures)))
         else:
             self.count("scorers", "done")
 

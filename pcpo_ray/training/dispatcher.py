@@ -32,8 +32,22 @@ def trouble(kind: str, details: Mapping[str, Any]) -> str:
     if kind in ("note", "recovered"):
         return f"{kind}: {details['message']}"
     if kind == "missing_scores":
-        return f"scores are missing, step {details['step']}, {details['prompt']!r}: {details['causes']}"
+        return f"scores are missing, step {details['step']}, {_cut(details['prompt'], 60)!r}: {_why(details['causes'])}"
     return ""
+
+
+def _why(causes: Mapping[str, str]) -> str:
+    """Name the rewards by their cause, in a line."""
+    by_cause: dict[str, list[str]] = {}
+    for reward, cause in causes.items():
+        by_cause.setdefault(cause, []).append(reward)
+    return "; ".join(f"{', '.join(names)}: {_cut(cause, 240)}" for cause, names in by_cause.items())
+
+
+def _cut(text: str, most: int) -> str:
+    """Shorten a text to a line of so many characters; its end stays, where the file and line of an error are."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
 
 
 def _images(task: Task) -> int:
@@ -257,7 +271,7 @@ class Dispatcher:
         self.versions[worker] = task.version
 
     def _count_failures(self, scored: Scored) -> None:
-        if not scored.missing:
+        if not scored.failures:
             self.failed_in_a_row = 0
             return
         self.failed_in_a_row += 1
@@ -271,5 +285,5 @@ class Dispatcher:
         if self.failed_in_a_row > self.failures:
             self.exhausted = RewardError(
                 f"{self.failed_in_a_row} groups in a row miss scores (rollout.reward_failures={self.failures}); "
-                f"the last ones: {dict(scored.failures)}"
+                f"the last ones: {_why(scored.failures)}"
             )

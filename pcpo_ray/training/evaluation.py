@@ -56,8 +56,14 @@ def run_evaluation(
 def evaluation_summary(
     run: config.Run, scored: Sequence[Scored], seen: Sequence[Scored], assessor: quality.Assessor | None
 ) -> dict[str, Any]:
-    """Summarise an evaluation: `prompts`, `rewards`, and where there are any `train_rewards` and `quality`."""
+    """Summarise an evaluation: `prompts`, `rewards`, and where there are any `train_rewards` and `quality`.
+
+    `scored` counts the images with a score, where some have none.
+    """
     found: dict[str, Any] = {"prompts": len(scored), "rewards": _estimates(run, scored)}
+    counts = {name: int(np.isfinite(values).sum()) for name, values in table(run, scored).items()}
+    if min(counts.values()) < len(scored) * run.evaluation.images:
+        found["scored"] = counts
     if seen:
         found["train_rewards"] = _estimates(run, seen)
     if assessor is not None:

@@ -16,6 +16,7 @@ from pcpo_ray.data.tensors import device_here
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task
 from pcpo_ray.data.updates import DriverState, Published, TrainingGroup, Update
 from pcpo_ray.errors import ClusterError, TrainingError
+from pcpo_ray.rewards import probes
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.training.scheduling.workers import Note
@@ -179,10 +180,11 @@ class LocalStages:
     def __init__(self, run: config.Run, phase: Callable[[str], None] = lambda text: None) -> None:
         device = device_here()
         self.versions: Versions = {}
+        phase("loading the rewards, and trying them")
+        self.scorers = LocalScorers(run, device)
+        self.scorers.scorer.ask(probes.prompts_to_ask(run))
         phase("loading the model to sample with")
         self.samplers = LocalSamplers(run, device, self.versions)
-        phase("loading the rewards")
-        self.scorers = LocalScorers(run, device)
         phase("loading the model to train")
         self.learner = LocalLearner(run, device, self.versions)
 

@@ -1,6 +1,6 @@
 """The sampler: a task in, a group's images and trajectory out. Pure in (run seed, task, weights)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import UInt8
@@ -28,6 +28,8 @@ class Sampler:
         self.loaded: str | None = None
         """The checksum of the weights in the network."""
         self.prepared: set[int] = set()
+        self.watch: Callable[[int, int], None] = lambda done, steps: None
+        """A function that is told how many denoising steps of a task are done, of how many."""
 
     def load(self, received: weights.WeightSnapshot) -> str:
         """Load a version and return the checksum of the parameters as they are now.
@@ -87,6 +89,7 @@ class Sampler:
         noises = None
         kept: dict[str, list[Tensor]] = {"latents": [], "predictions": [], "noises": [], "log_probs": []}
         for index, step in enumerate(credit.steps):
+            self.watch(index, len(credit.steps))
             predicted = self._predict(latents, index, texts, credit.mix[index])
             prediction, drawn_with = (one.to(dtype) for one in predicted)
             if noises is None:  # all steps at once, while a GPU computes the first prediction

@@ -4,19 +4,21 @@ A failed score is missing, never 0. Whatever a reward does, the process state is
 inputs are its own copies. So even in one process it cannot disturb samplers, learner or other rewards.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from pcpo_ray import config, rewards
 from pcpo_ray.data.seeds import seed_of
 from pcpo_ray.data.types import QUALITY, Task
+from pcpo_ray.errors import RewardError
 from pcpo_ray.process import plugins
 from pcpo_ray.rewards import probes, quality
 from pcpo_ray.rewards.judge import Chat
+from pcpo_ray.rewards.shapes_oracle import ShapesOracle
 
 
 class Scorer:
@@ -32,6 +34,24 @@ class Scorer:
         wanted = run.evaluation.quality
         with plugins.isolated(QUALITY):
             self.measures = None if wanted is None else quality.Measures(wanted, device)
+
+    def ask(self, prompts: Sequence[str]) -> None:
+        """Ask the FOREIGN rewards about two drawn images and these prompts, before anything long has begun.
+
+        A score may be missing. Whatever they raise becomes a RewardError with the file and line of the user's code.
+        """
+        for name, reward in self.named.items():
+            if not isinstance(reward, probes.FOREIGN):
+                continue
+            images = probes.of(reward).images[:2]
+            try:
+                with plugins.isolated(reward.kind, self.seed):
+                    checked(rewards.scores(self.rewards[name], _copied(images), [*prompts, *prompts][:2]), len(images))
+            except Exception as error:  # a reward may raise anything
+                raise RewardError(
+                    f"the reward {name} was asked about two drawn images before the run, and failed: "
+                    f"{plugins.explained(error)}; mend it, or let it return nan for an image that it cannot score"
+                ) from error
 
     def score(
         self, task: Task, images: UInt8[np.ndarray, "N H W 3"]
@@ -75,6 +95,7 @@ class Scorer:
         if not single and isinstance(self.rewards[name], rewards.GroupReward):
             return self._by_prompt(name, images, task)
         prompts = task.texts[first : first + len(images)]
+        read = self._read(name, prompts)
         seed = seed_of(self.seed, "reward", name, task.purpose, task.step, task.position, first)
         try:
             with plugins.isolated(self.named[name].kind, seed):
@@ -83,10 +104,16 @@ class Scorer:
             if not single:
                 return self._by_prompt(name, images, task)
             return [float("nan")] * len(images), plugins.explained(error)
-        if np.isfinite(scores).all():
-            return scores, ""
-        missing = f"scores that are not finite: {scores}"
-        return [score if np.isfinite(score) else float("nan") for score in scores], missing
+        known = np.isfinite(scores)
+        found = [score if finite else float("nan") for score, finite in zip(scores, known, strict=True)]
+        if (known | ~read).all():
+            return found, ""
+        return found, f"scores that are not finite: {scores}"
+
+    def _read(self, name: str, prompts: Sequence[str]) -> Bool[np.ndarray, " N"]:
+        """Tell which prompts a reward reads: without a score of others nothing is missing."""
+        reward = self.rewards[name]
+        return np.array([not isinstance(reward, ShapesOracle) or reward.reads(prompt) for prompt in prompts])
 
     def _by_prompt(self, name: str, images: UInt8[np.ndarray, "N H W 3"], task: Task) -> tuple[list[float], str]:
         """Score all of the task's images, one prompt's at a time; returns the causes of missing scores as one text."""

@@ -124,7 +124,7 @@ def test_the_object_store_is_back_at_its_base_after_every_step(small_sd, tmp_pat
 
 
 def test_an_error_in_a_worker_arrives_as_it_was_raised(small_sd, tmp_path):
-    run = small.run(small_sd, rewards="[{kind: 'tests.support.custom:Failing', options: {every: 1}}]")
+    run = small.run(small_sd, rewards="[{kind: 'tests.support.custom:Exhausted', options: {after: 2}}]")
     stages = connect(run)
     try:
         with pytest.raises(RewardError, match="the scorer hung up"):
@@ -137,6 +137,12 @@ def test_a_reward_that_ends_its_process_while_it_is_built_is_named_at_once(small
     words = r"(?s)SystemExit: no licence, which would end the whole process \(.*test_scorer\.py, line \d+\)"
     with pytest.raises(RewardError, match=words):  # not a ClusterError at the deadline
         connect(small.run(small_sd, rewards="[{kind: 'tests.workers.test_scorer:Exits'}]"))
+
+
+def test_a_reward_that_raises_is_named_before_the_run_with_file_and_line(small_sd):
+    run = small.run(small_sd, rewards="[{kind: 'tests.support.custom:Failing', options: {every: 1}}]")
+    with pytest.raises(RewardError, match=r"before the run, and failed: .*hung up \(.*custom\.py, line \d+\)"):
+        connect(run)
 
 
 def test_a_worker_that_cannot_start_is_an_error_that_says_why(small_sd, tmp_path):

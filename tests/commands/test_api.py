@@ -214,6 +214,14 @@ def test_overrides_are_texts_mappings_and_keywords(small_sd, tmp_path):
         (("steps=3",), {"steps": 4}, "steps=3 and steps=4 both set steps"),
         ((), {"resume": "maybe"}, "got resume='maybe'; expected True, False or 'if_started'"),
         ((), {"model": object()}, "model: got <object object .*expected a number, a text"),
+        (
+            (),
+            {"callback": print},
+            r"callback: unknown key \(did you mean callbacks=\?\); expected an option, of local, ",
+        ),
+        ((), {"callbacks": [print, "x"]}, "got the callback 'x'; expected a function of a record"),
+        ((), {"rewards": Path}, "goes by its import path, as in rewards='pathlib[^']*:Path'"),
+        ((), {"on_step": print}, "on_step: unknown key; expected an option, of local, resume, runs, callbacks"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_starts(asked, overrides, keys, message):

@@ -186,6 +186,19 @@ def test_a_users_own_prompts_are_split_and_one_of_them_ends_no_run(command, smal
     assert "Spoilt" in (tmp_path / "runs" / "small" / "report.html").read_text()
 
 
+def test_a_reward_that_raises_ends_a_run_before_it_leaves_a_folder(command, small_sd, tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(files.dump(small.run(small_sd)))
+    (tmp_path / "my_rewards.py").write_text(
+        "class Boom:\n    def score(self, images, prompts):\n        return images.foo\n"
+    )
+    status, said, errors = command("train", path, "rewards=my_rewards:Boom", "--local")
+    assert status == 1 and "AttributeError" in errors and f"({tmp_path}/my_rewards.py, line 3)" in errors
+    assert "evaluating step 0" not in said and not (tmp_path / "runs" / "small").exists()
+    status, said, _ = command("status", "small")
+    assert status == 14 and "go on" not in said
+
+
 def test_a_run_is_trained_resumed_past_a_bad_checkpoint_and_evaluated(command, small_sd, tmp_path):
     path, folder = tmp_path / "small.yaml", tmp_path / "runs" / "small"
     markup = "[{kind: 'tests.support.small:Slow', label: '[/closed]'}]"  # to rich, the end of something

@@ -41,7 +41,7 @@ def test_a_level_that_is_none_is_named():
 
 
 def test_faults_and_alarms_are_warnings_and_hedges_and_recoveries_are_not():
-    assert [level_of(f"{word} x") for word in ("fault:", "ALARM")] == ["warning"] * 2
+    assert [level_of(f"{word} x") for word in ("warning:", "fault:", "ALARM")] == ["warning"] * 3
     assert [level_of(f"{word} x") for word in ("note:", "recovered:", "step 1/2:")] == ["info"] * 3
 
 

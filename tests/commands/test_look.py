@@ -85,6 +85,14 @@ def test_an_address_that_does_not_answer_hides_no_run_of_the_folder(command, run
     assert status == 1 and "x" in said.splitlines()[1] and "no Ray dashboard at http://127.0.0.1:1" in errors
 
 
+def test_a_cluster_whose_address_is_not_given_is_named_and_not_asked(command, run, monkeypatch):
+    run("x", "finished")
+    monkeypatch.setattr(look, "cluster_here", lambda: True)
+    monkeypatch.setattr(look, "_in_cluster", lambda address: [] if address is None else pytest.fail("it was asked"))
+    status, said, errors = command("list")
+    assert status == 0 and "x" in said and "--address auto lists its runs too" in errors
+
+
 def test_watching_waits_for_a_run_and_goes_to_its_end(run, monkeypatch):
     monkeypatch.setattr(look, "EVERY", 0.0)
     found = iter([None, {"state": "starting"}, {"state": "training"}, {"state": "finished"}, {"state": "never"}])

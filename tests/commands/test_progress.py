@@ -32,6 +32,7 @@ def evaluated(step, **changes):
         "kind": "evaluation",
         "step": step,
         "images": 4,
+        "prompts": 2,
         "seconds": 0.0,
         "rewards": {"reward": {"mean": 1}, "aesthetic": {"mean": 5.5}, "jpeg_compressibility": {"mean": 1}},
         **({"changes": changes} if changes else {}),
@@ -68,9 +69,9 @@ def test_numbers_that_are_none_are_dashes():
     display.row({**learned(1, 8.0), "reward_mean": none, "reward_std": none, "clip_fraction": None})
     rewards = {"aesthetic": {"mean": none}}
     display.row({**evaluated(0), "rewards": rewards, "quality": {"frechet": none}})
-    first, second = file.getvalue().splitlines()
+    first, second, _ = file.getvalue().splitlines()
     assert "reward - ± -; clip fraction -;" in first
-    assert second.endswith("evaluation at step 0: aesthetic -, frechet -")
+    assert second.endswith("evaluation at step 0: not trained on: aesthetic -, frechet -")
 
 
 def test_elsewhere_each_line_has_its_time_and_level(shown):
@@ -78,9 +79,10 @@ def test_elsewhere_each_line_has_its_time_and_level(shown):
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO   |WARNING) \S", line) for line in lines)
     said = [line[28:] for line in lines]
     assert said[:2] == ["loading the model", "fault: sampler-1 is gone [in this process]"] and " WARNING " in lines[1]
-    assert said[2] == "evaluation at step 0: jpeg_compressibility 1, aesthetic 5.5"  # the trained one first
-    assert said[4].startswith("step 2/6: ") and all(words in said[4] for words in STEP)
-    assert said[5:] == ["next: look"]
+    assert said[2] == "evaluation at step 0: jpeg_compressibility 1; not trained on: aesthetic 5.5"
+    assert said[3] == "the report says what each of these measures; pcpo-ray report small writes it now"  # once
+    assert said[5].startswith("step 2/6: ") and all(words in said[5] for words in STEP)
+    assert said[6:] == ["next: look"]
 
 
 def test_an_evaluation_says_what_has_changed_and_how_sure_that_is():
@@ -88,14 +90,41 @@ def test_an_evaluation_says_what_has_changed_and_how_sure_that_is():
     display = Display(small.run("model", steps=6), Console(file=file, width=120))
     change = {"mean": 0.5, "low": 0.25, "high": 0.75}
     display.row(evaluated(4, jpeg_compressibility=change, aesthetic={"mean": -1.0, "low": None, "high": None}))
-    said = "evaluation at step 4: jpeg_compressibility 1 (+0.5, +0.25 to +0.75 since step 0), aesthetic 5.5 (-1)\n"
-    assert file.getvalue().endswith(said)
+    display.row({**evaluated(5), "scored": {"reward": 3, "aesthetic": 0, "jpeg_compressibility": 3}})
+    images = 2 * display.run.evaluation.images
+    said = [line[28:] for line in file.getvalue().splitlines()]
+    first, more = "jpeg_compressibility 1 (+0.5, +0.25 to +0.75 since step 0)", "not trained on: aesthetic 5.5"
+    assert said[0] == f"evaluation at step 4: {first}; {more} (-1)"
+    of = f"of {images} images"
+    assert said[2] == f"evaluation at step 5: jpeg_compressibility 1 (of 3 {of}); {more} (of 0 {of})"
+
+
+def test_prose_on_a_terminal_breaks_between_words_and_a_command_does_not():
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=40, color_system=None)
+    prose, command = (
+        "the interval is for other prompts like these eight prompts",
+        "pcpo-ray train shapes_pcpo " + "x" * 30,
+    )
+    with Display(small.run("model", steps=6), console) as display:
+        display.say(prose)
+        display.say(command)
+    lines = [line.strip() for line in plain(file.getvalue()).splitlines()]
+    assert "the interval is for other prompts like" in lines and "these eight prompts" in lines
+    assert command in lines
+
+
+def test_what_rounding_leaves_is_no_change():
+    file = io.StringIO()
+    display = Display(small.run("model", steps=6), Console(file=file, width=120))
+    display.row(evaluated(4, aesthetic={"mean": -6.94e-18, "low": None, "high": None}))
+    assert "aesthetic 5.5 (+0)" in file.getvalue()
 
 
 def test_as_json_every_line_is_an_object_with_the_record(shown):
     rows = [json.loads(line) for line in shown(terminal=True, as_json=True).splitlines()]
-    assert [row["level"] for row in rows] == ["info", "warning", "info", "info", "info", "info"]
-    assert rows[3]["record"]["step"] == 1 and rows[3]["message"].startswith("step 1/6: ")
+    assert [row["level"] for row in rows] == ["info", "warning", "info", "info", "info", "info", "info"]
+    assert rows[4]["record"]["step"] == 1 and rows[4]["message"].startswith("step 1/6: ")
 
 
 def test_the_level_leaves_lines_out_and_debug_names_every_phase(shown):

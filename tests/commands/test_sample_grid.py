@@ -19,6 +19,10 @@ from tests.support.checkpointing import write_checkpoint
 CPU = torch.device("cpu")
 
 
+def silent(text, done, total):
+    pass
+
+
 @pytest.fixture
 def made(small_sd, tmp_path):
     """Makes a run with one checkpoint, its adapter drawn from a seed."""
@@ -75,18 +79,19 @@ def test_a_grid_of_strengths_is_one_picture(made, tmp_path):
     one, two = made("one", 1), made("two", 2)
     adapters = [sample_grid.parse(f"{one}=0,0.5,1"), sample_grid.parse(f"{two}=0,1")]
     out = tmp_path / "grid.png"
-    sample_grid.grid(adapters, "a ring", images=2, seed=0, say=pytest.fail).save(out)
+    sample_grid.grid(adapters, "a ring", images=2, seed=0, say=pytest.fail, waiting=silent).save(out)
     pixels = np.asarray(Image.open(out).convert("RGB"))
     assert pixels.shape[0] > 300 and pixels.std() > 10
 
 
 def test_the_strength_one_of_one_adapter_is_that_adapter(made, tmp_path, small_sd):
     folder = made("one", 1)
-    found = sample_grid.grid([sample_grid.parse(f"{folder}=0,1")], "a ring", images=2, seed=3, say=pytest.fail)
+    adapters = [sample_grid.parse(f"{folder}=0,1")]
+    found = sample_grid.grid(adapters, "a ring", images=2, seed=3, say=pytest.fail, waiting=silent)
     assert (found.rows, found.columns) == (["one 0", "one 1"], [""])
     run = small.run(small_sd)
     for checkpoint, cell in ((None, found.cells[0][0]), (checkpoints.folder_for(folder, 1), found.cells[1][0])):
-        plain = sample_grid.plain(run, [checkpoint], "a ring", images=2, seed=3)
+        plain = sample_grid.plain(run, [checkpoint], "a ring", images=2, seed=3, waiting=silent)
         ((alone,),) = plain.cells
         assert np.abs(alone.astype(int) - cell).max() <= 1  # base + (adapter - base) rounds
         assert [image.size for image in plain.images] == [(16, 16)] * 2
@@ -97,7 +102,7 @@ def test_before_and_after_are_two_rows_from_the_same_noise(made, tmp_path, small
     checkpoint = checkpoints.folder_for(made("one", 1), 1)
 
     def drawn(*found):
-        return sample_grid.plain(small.run(small_sd), found, "a ring", images=2, seed=3)
+        return sample_grid.plain(small.run(small_sd), found, "a ring", images=2, seed=3, waiting=silent)
 
     both = drawn(None, checkpoint)
     assert both.rows == ["before training", "after step 1"] and both.names == ["seed 3, 1", "seed 3, 2"]
@@ -108,6 +113,18 @@ def test_before_and_after_are_two_rows_from_the_same_noise(made, tmp_path, small
     drawn(checkpoint).save(tmp_path / "one.png")
     with Image.open(tmp_path / "both.png") as two, Image.open(tmp_path / "one.png") as one:
         assert two.width == one.width > 2 * 160 and two.height > one.height + 160  # small images are magnified
+
+
+def test_each_denoising_step_of_each_row_is_told(made, small_sd):
+    told = []
+    checkpoint = checkpoints.folder_for(made("one", 1), 1)
+    sample_grid.plain(
+        small.run(small_sd), [None, checkpoint], "a ring", images=2, seed=3, waiting=lambda *one: told.append(one)
+    )
+    assert told[0] == ("loading the model", 0, 0)
+    rows = ("before training", "after step 1")
+    steps = [(f"drawing 2 images, {row}: denoising step {n}/4", n, 4) for row in rows for n in range(4)]
+    assert told[1:] == steps
 
 
 @pytest.mark.parametrize("text", ["runs/x", "runs/x=", "runs/x=a", "runs/x=1,,2", "runs/x=nan"])
@@ -125,7 +142,7 @@ def test_adapters_of_another_shape_or_model_do_not_compose(made, tmp_path):
         other = made(name, 2, **changes)
         adapters = [sample_grid.parse(f"{one}=1"), sample_grid.parse(f"{other}=1")]
         with pytest.raises(RunError, match=rf"{name} trains .*{words}"):
-            sample_grid.grid(adapters, "a ring", images=1, seed=0, say=pytest.fail)
+            sample_grid.grid(adapters, "a ring", images=1, seed=0, say=pytest.fail, waiting=silent)
 
 
 @pytest.mark.parametrize("name", ["sample.jpg", "absent/sample.png"])

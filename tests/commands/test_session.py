@@ -152,6 +152,15 @@ def test_prompts_that_a_watched_oracle_cannot_read_are_named_once(small_sd, tmp_
     )
 
 
+def test_an_oracle_that_cannot_read_the_prompts_is_not_trained_on(small_sd, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na red circle\n")
+    prompts = {"prompts": str(tmp_path / "prompts.txt"), "rewards": "[{kind: shapes_oracle}]"}
+    with pytest.raises(PromptError, match=r"2 of 3 prompts are none, such as 'a cat'.*nothing to train on"):
+        session.check(small.run(small_sd, **prompts))
+    (tmp_path / "prompts.txt").write_text("a red ring\na red circle\n")
+    session.check(small.run(small_sd, **prompts))
+
+
 def test_a_judge_of_pairs_alone_is_warned_of(small_sd):
     judge = "{kind: judge, url: 'http://localhost/v1', model: m, mode: pairwise}"
     (line,) = session.warnings(small.run(small_sd, rewards=f"[{judge}]"))

@@ -64,6 +64,19 @@ def test_dashboards_and_rules_are_those_of_the_repository(command, tmp_path):
             (json.loads if path.suffix == ".json" else yaml.safe_load)(text)
 
 
+def test_a_dashboard_that_was_edited_stays_and_the_others_are_written(command, tmp_path):
+    rules = tmp_path / "monitoring" / "prometheus" / "rules.yaml"
+    rules.parent.mkdir(parents=True)
+    rules.write_text("groups: []\n")
+    status, said, errors = command("dashboards", "monitoring")
+    assert status == 1 and rules.read_text() == "groups: []\n"
+    assert (tmp_path / "monitoring" / "grafana" / "dashboards" / "training.json").is_file()
+    assert "monitoring/prometheus/rules.yaml (left as it is here)" in said
+    assert "rules.yaml; to get those of this version, move them away" in errors
+    rules.rename(rules.with_suffix(".mine"))
+    assert command("dashboards", "monitoring")[0] == 0 and rules.read_text() != "groups: []\n"
+
+
 def test_the_gpus_of_a_recipe_are_those_of_all_its_workers():
     found = {row.name: row for row in shipped.rows()}
     assert (found["flux_pcpo_hpsv21"].gpus, found["shapes_ddpo"].gpus) == ("8", "0")

@@ -30,6 +30,7 @@ def test_another_run_of_the_name_is_refused_where_its_folder_can_be_seen(small_s
     run = small.run(small_sd)
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.yaml").write_text(files.dump(run))
+    (tmp_path / "small" / "metrics.jsonl").touch()
     assert submission.check(small.run(small_sd, steps=9), str(tmp_path)) == []
     with pytest.raises(RunError, match=r"small was started with another config: seed 0 -> 7; give it back, or submit"):
         submission.check(small.run(small_sd, seed=7), str(tmp_path))
@@ -51,5 +52,6 @@ def test_more_steps_are_another_config_if_the_schedule_ends_with_them(small_sd, 
     (tmp_path / "small").mkdir()
     changes = {"optimizer__schedule": "cosine"}
     (tmp_path / "small" / "config.yaml").write_text(files.dump(small.run(small_sd, **changes)))
+    (tmp_path / "small" / "metrics.jsonl").touch()
     with pytest.raises(RunError, match="was started with another config: steps 2 -> 9"):
         submission.check(small.run(small_sd, steps=9, **changes), str(tmp_path))

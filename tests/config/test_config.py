@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pcpo_ray import config
-from pcpo_ray.config import Lora, files
+from pcpo_ray.config import Lora, files, mistakes
 from pcpo_ray.config.model import ATTENTION
 from pcpo_ray.errors import ConfigError, RunError
 from pcpo_ray.runs import records
@@ -135,7 +135,7 @@ def test_a_stored_run_with_a_renamed_key_says_what_to_rename(tmp_path):
 
 
 def test_every_renamed_key_has_a_new_name_that_exists():
-    for old, new in files.RENAMED.items():
+    for old, new in mistakes.RENAMED.items():
         section, _, key = new.partition(".")
         assert hasattr(getattr(files.load(SHAPES), section), key)
         assert not hasattr(getattr(files.load(SHAPES), section), old.rpartition(".")[2])

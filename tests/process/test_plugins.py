@@ -59,7 +59,7 @@ def disturbances(folder):
         "root logger": (lambda: logging.basicConfig(level=logging.ERROR, force=True), root_logger),
         "garbage": (gc.disable, gc.isenabled),
         "import path": (sys.path.clear, lambda: list(sys.path)),
-        "umask": (lambda: os.umask(0o077), lambda: (folder / "new").touch() or (folder / "new").stat().st_mode),
+        "umask": (lambda: os.umask(0o077), lambda: mode_of_new(folder / "new")),
         "locale": (lambda: locale.setlocale(locale.LC_ALL, "C"), lambda: locale.setlocale(locale.LC_ALL)),
         "socket timeout": (lambda: socket.setdefaulttimeout(0.1), socket.getdefaulttimeout),
         "hook": (
@@ -81,6 +81,12 @@ def disturbances(folder):
         "torch's numbers": (lambda: torch.manual_seed(5), lambda: torch.get_rng_state().tolist()),
         "numbers drawn": (lambda: torch.rand(3), lambda: torch.get_rng_state().tolist()),
     }
+
+
+def mode_of_new(path):
+    path.unlink(missing_ok=True)
+    path.touch()
+    return path.stat().st_mode
 
 
 def root_logger():

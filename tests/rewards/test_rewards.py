@@ -1,6 +1,7 @@
 """Each reward: scale, order, independence of the batch; and what is no reward."""
 
 import io
+import math
 import sys
 
 import numpy as np
@@ -82,6 +83,11 @@ def test_diversity_is_the_mean_distance_to_the_groups_other_images(clip_folder):
     assert one == two > 0
     assert reward.score_group(PICTURES[[1, 2, 1]], "b") == pytest.approx([one / 2, one, one / 2], abs=1e-6)
     assert np.isnan(reward.score_group(PICTURES[:1], "c")[0])
+
+
+def test_the_oracle_has_no_score_for_what_is_no_caption():
+    scores = rewards.load(config.ShapesOracle(kind="shapes_oracle_all"), CPU).score(PICTURES, [*TEXTS[:2], "a cat"])
+    assert list(scores[:2]) == [1, 1] and math.isnan(scores[2])
 
 
 def test_the_oracle_gives_drawn_images_their_captions():

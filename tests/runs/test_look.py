@@ -118,9 +118,13 @@ def test_what_is_no_run_is_none_and_runs_are_listed_the_newest_first(folder, tmp
     assert look.look(str(tmp_path / "absent")) is None
     other = folder.parent / "other"
     other.mkdir()
-    (other / "config.yaml").write_text(files.dump(small.run("model", name="other")))
-    os.utime(other / "config.yaml", (1.0, 1.0))
-    (folder.parent / "no-run").mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (other / name).write_text(files.dump(small.run("model", name="other")) if name == "config.yaml" else "")
+        os.utime(other / name, (1.0, 1.0))
+    for name in ("no-run", "another-programs"):
+        (folder.parent / name).mkdir()
+    (folder.parent / "another-programs" / "config.yaml").write_text("model: resnet\n")
+    assert look.look(str(folder.parent / "another-programs")) is None
     assert [row["run"] for row in look.looks(str(folder.parent))] == ["small", "other"]
 
 

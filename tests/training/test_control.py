@@ -75,7 +75,7 @@ def test_a_status_is_plain_data_and_agrees_with_the_record(small_sd, tmp_path):
 
 
 def test_a_run_that_fails_says_why_at_last(small_sd, tmp_path):
-    run = small.run(small_sd, rewards="[{kind: 'tests.support.custom:Failing', options: {every: 1}}]")
+    run = small.run(small_sd, rewards="[{kind: 'tests.support.custom:Exhausted', options: {after: 2}}]")
     stages, _, loop = go(run, tmp_path / "run")
     with pytest.raises(RewardError):
         loop.train()

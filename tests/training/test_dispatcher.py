@@ -7,7 +7,7 @@ import pytest
 from pcpo_ray.data import prompts
 from pcpo_ray.data.tasks import evaluation_tasks
 from pcpo_ray.errors import TrainingError
-from pcpo_ray.training.dispatcher import Dispatcher
+from pcpo_ray.training.dispatcher import Dispatcher, trouble
 from pcpo_ray.training.local import LocalStages
 from tests.support import small
 
@@ -49,3 +49,10 @@ def test_checksums_of_versions_no_longer_needed_are_forgotten(run, stages):
     dispatcher.checksums[-1, False] = "older"
     dispatcher.publish(oldest=0)
     assert dispatcher.checksums == {(0, False): published.checksum}
+
+
+def test_missing_scores_are_one_short_line_with_each_cause_once():
+    long = "ValueError: " + "no face\n" * 99 + "(/home/me/my_rewards.py, line 4)"
+    line = trouble("missing_scores", {"step": 3, "prompt": "a cat; " * 40, "causes": {"a": long, "b": long, "c": "x"}})
+    assert line.startswith("scores are missing, step 3, 'a cat; ") and "\n" not in line and len(line) < 400
+    assert line.count("a, b: ValueError") == 1 and "(/home/me/my_rewards.py, line 4); c: x" in line

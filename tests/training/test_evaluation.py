@@ -115,6 +115,10 @@ def test_the_table_has_a_row_a_prompt_a_total_and_gaps_for_missing_scores():
     assert list(found) == [config.TOTAL, "jpeg_compressibility", "shapes_oracle", "watched"]
     np.testing.assert_array_equal(found[config.TOTAL], [[1.5, 3.0], [np.nan, 8.0]])
     np.testing.assert_array_equal(found["watched"], [[9.0, np.nan], [7.0, 6.0]])
+    counts = {config.TOTAL: 3, "jpeg_compressibility": 4, "shapes_oracle": 3, "watched": 3}
+    assert evaluation.evaluation_summary(run, groups, [], None)["scored"] == counts
+    whole = scored(0, jpeg_compressibility=[1.0, 2.0], shapes_oracle=[0.5, 1.0], watched=[9.0, 7.0])
+    assert "scored" not in evaluation.evaluation_summary(run, [whole], [], None)
 
 
 def test_a_pair_of_which_one_score_is_missing_is_left_out():

@@ -135,14 +135,14 @@ def test_groups_whose_reward_fails_are_dropped_whole_and_counted(small_sd, tmp_p
 
 
 def test_a_reward_that_keeps_failing_stops_the_run_with_its_cause(small_sd, tmp_path):
-    rewards = "[{kind: 'tests.support.custom:Failing', options: {every: 1}}]"
+    rewards = "[{kind: 'tests.support.custom:Exhausted', options: {after: 2}}]"
     with pytest.raises(RewardError, match="the scorer hung up"):
         go(small.run(small_sd, rewards=rewards), tmp_path / "run")
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_what_was_learned_before_a_reward_gave_up_is_kept(small_sd, tmp_path, staleness):
-    rewards = "[{kind: 'tests.support.custom:Exhausted', options: {after: 9}}]"
+    rewards = "[{kind: 'tests.support.custom:Exhausted', options: {after: 10}}]"
     run = small.run(
         small_sd, steps=6, rewards=rewards, rollout__max_staleness=staleness, rollout__reward_failures=1,
         checkpoints__every=6, evaluation__every=6,

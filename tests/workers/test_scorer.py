@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from pcpo_ray.data.types import Prompt, Task
+from pcpo_ray.errors import RewardError
 from pcpo_ray.workers import scorer
 from tests.support import small
 
@@ -136,6 +137,38 @@ def test_a_non_finite_score_is_missing_with_its_cause_and_others_stay(small_sd, 
     assert math.isnan(scores["Says"][1])
     assert [scores["Says"][n] for n in (0, 2, 3)] == [1.0, 0.0, 2.0]
     assert str(bad) in failures["Says"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            "raise",
+            r"Says was asked .* TimeoutError: no answer in 3 s \(.*test_scorer\.py, line \d+\); mend it",
+        ),
+        ([1, 2, 3, 4], r"scores of shape \(4,\) for 2 images"),
+        ([1.0], r"scores of shape \(1,\) for 2 images"),
+    ],
+)
+def test_a_reward_of_ones_own_is_asked_before_a_run_and_named(small_sd, answer, words):
+    says = {"kind": "tests.workers.test_scorer:Says", "options": {"answer": answer}}
+    stage = scorer.Scorer(small.run(small_sd, evaluation__rewards=yaml.safe_dump([says])), torch.device("cpu"))
+    with pytest.raises(RewardError, match=words):
+        stage.ask(["x", "y"])
+
+
+@pytest.mark.parametrize("kind", ["Says", "Apart"])
+def test_a_reward_that_answers_when_it_is_asked_is_left_alone(small_sd, kind):
+    options = {"answer": [math.nan, None]} if kind == "Says" else {}  # a score may be missing
+    rewards = yaml.safe_dump([{"kind": f"tests.workers.test_scorer:{kind}", "options": options}])
+    scorer.Scorer(small.run(small_sd, rewards=rewards), torch.device("cpu")).ask(["x"])
+
+
+def test_prompts_that_an_oracle_does_not_read_are_no_failure(small_sd):
+    run = small.run(small_sd, rewards="[{kind: shapes_oracle}]")
+    one = Task(step=1, position=0, prompt=Prompt(index=0, text="a cat"), images=4, version=0, purpose="evaluate")
+    scores, failures, _ = scorer.Scorer(run, torch.device("cpu")).score(one, IMAGES)
+    assert all(map(math.isnan, scores["shapes_oracle"])) and failures == {}
 
 
 def test_rewards_that_only_watch_score_evaluations_alone(small_sd):

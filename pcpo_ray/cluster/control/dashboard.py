@@ -112,7 +112,7 @@ def _controllers(client: jobs.Client) -> dict[str, Mapping[str, Any]]:
             "filter_predicates": "=",
             "filter_values": NAMESPACE,
             "limit": MOST,
-            "timeout": int(jobs.ANSWER),
+            "timeout": int(client.answer),
         }
     )
     found = _data(client, f"/api/v0/actors?{query}")
@@ -129,7 +129,7 @@ def _submitted(client: jobs.Client) -> dict[str, JobDetails]:
 
 def _told(client: jobs.Client, actor: str) -> dict[str, Any]:
     """Return the status that a controller printed last; {} where its log is gone or not there yet."""
-    query = urlencode({"actor_id": actor, "lines": TAIL, "suffix": "out", "timeout": int(jobs.ANSWER)})
+    query = urlencode({"actor_id": actor, "lines": TAIL, "suffix": "out", "timeout": int(client.answer)})
     answer = client.asked("GET", f"/api/v0/logs/file?{query}")
     if answer.status_code != 200:
         return {}

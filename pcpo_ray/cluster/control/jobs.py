@@ -42,9 +42,13 @@ OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
 class Client(JobSubmissionClient):
-    """Ray's own client, of the address that it is given. Raises ClusterError."""
+    """Ray's own client, of the address that it is given, which must `answer` within so many seconds.
 
-    def __init__(self, address: str) -> None:
+    Raises ClusterError.
+    """
+
+    def __init__(self, address: str, answer: float = ANSWER) -> None:
+        self.answer = answer
         if not address.startswith(("http://", "https://")):
             raise ClusterError(f"got the address {address!r}; expected that of Ray's dashboard, http://HEAD:8265")
         for module in (sdk, dashboard_sdk):
@@ -73,10 +77,15 @@ class Client(JobSubmissionClient):
 
     def _ask(self, method: str, endpoint: str, **options: Any) -> Any:
         try:
-            return super()._do_request(method, endpoint, timeout=(CONNECT, ANSWER), **options)
+            return super()._do_request(method, endpoint, timeout=(CONNECT, self.answer), **options)
         except AuthenticationError as error:
             what = "wants a token" if "required" in str(error) else "refuses this token"
             raise ClusterError(f"the Ray cluster at {self._address} {what}; {token_hint()}") from error
+        except requests.ReadTimeout as error:
+            raise ClusterError(
+                f"the server at {self._address} took the connection and was silent for {self.answer:g} s: a Ray "
+                "dashboard that is busy or hangs, or no dashboard at all; try again, or see dashboard.log on its head"
+            ) from error
         except requests.RequestException as error:
             inner = error.args[0] if error.args else error
             raise ClusterError(

@@ -37,9 +37,13 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """An image before and after training; `after` is None while only the first evaluation's images are kept."""
+    """An image before and after training; `after` is None while only the first evaluation's images are kept.
+
+    `lost` marks it as one of those whose score fell most.
+    """
 
     prompt: str
+    lost: bool = False
     before: Shown
     after: Shown | None = None
 
@@ -52,7 +56,8 @@ class Pair:
 def examples(record: Record) -> dict[str, Any] | None:
     """Return the images to show; None if none are kept.
 
-    `pairs` are evenly spaced over all images, `losers` are those whose score fell most, `lost` counts all that fell.
+    `pairs` are evenly spaced over all images, `losers` are those whose score fell most and that are not among `pairs`,
+    where they are marked. `fallen` counts the images whose score fell, `most` those that fell most.
     """
     kept = [step for step in record.scores if image_path(record, step, 0, 0).is_file()]
     if not kept:
@@ -63,21 +68,21 @@ def examples(record: Record) -> dict[str, Any] | None:
     last = max(whole, default=first)
     texts = prompts(record, first)
     places = _evenly(before.size, PAIRS)
-    found = {
-        "first": first,
-        "last": last,
-        "of": before.size,
-        "pairs": [_pair(record, texts, first, last, place) for place in places],
-        "losers": [],
-        "lost": 0,
-    }
+    worst, fallen = [], 0
     if last > first:
         change = (record.scores[last][TOTAL] - before).ravel()
         order = np.argsort(np.where(np.isfinite(change), change, np.inf), kind="stable")
         worst = [int(place) for place in order[:LOSERS] if change[place] < 0]
-        found["losers"] = [_pair(record, texts, first, last, place) for place in worst]
-        found["lost"] = int((change < 0).sum())
-    return found
+        fallen = int((change < 0).sum())
+    return {
+        "first": first,
+        "last": last,
+        "of": before.size,
+        "pairs": [_pair(record, texts, first, last, place, lost=place in worst) for place in places],
+        "losers": [_pair(record, texts, first, last, place, lost=True) for place in worst if place not in places],
+        "most": len(worst),
+        "fallen": fallen,
+    }
 
 
 def over_the_run(record: Record) -> dict[str, Any] | None:
@@ -109,10 +114,11 @@ def _is_whole(record: Record, step: int, shape: Sequence[int]) -> bool:
     return all(image_path(record, step, n, sample).is_file() for n in range(shape[0]) for sample in range(shape[1]))
 
 
-def _pair(record: Record, texts: Sequence[str], first: int, last: int, place: int) -> Pair:
+def _pair(record: Record, texts: Sequence[str], first: int, last: int, place: int, *, lost: bool) -> Pair:
     position, sample = divmod(place, record.scores[first][TOTAL].shape[1])
     return Pair(
         prompt=texts[position],
+        lost=lost,
         before=_shown(record, first, position, sample, SIDE),
         after=_shown(record, last, position, sample, SIDE) if last > first else None,
     )

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import yaml
+from markupsafe import escape
 
 from pcpo_ray.commands.report import charts, watching
 from pcpo_ray.commands.report.page import write
@@ -48,18 +49,18 @@ def recorder(folder, *, watched=(), **changes):
 def evaluate(record, step, gain, *, missing=False, **more):
     """An evaluation in which the trained reward has risen by `gain`, as the loop writes it."""
     rng = np.random.default_rng(step)
-    count = record.run.evaluation.count
-    shape = (count, 2)
-    scores = np.linspace(0.2, 0.3, 2 * count).reshape(shape) + gain + rng.normal(0, 0.001, shape)
+    count, each = record.run.evaluation.count, record.run.evaluation.images
+    shape = (count, each)
+    scores = np.linspace(0.2, 0.3, each * count).reshape(shape) + gain + rng.normal(0, 0.001, shape)
     values = {"reward": scores, "clip_score": scores}
     values |= {reward.name: rng.normal(size=shape) for reward in record.run.evaluation.rewards}
     if missing:
         values = {name: np.full(shape, np.nan) for name in values}
     columns = {
         "step": np.full(scores.size, step),
-        "prompt": [text for text in PROMPTS[:count] for _ in range(2)],
-        "position": np.repeat(np.arange(count), 2),
-        "sample": np.tile(np.arange(2), count),
+        "prompt": [text for text in PROMPTS[:count] for _ in range(each)],
+        "position": np.repeat(np.arange(count), each),
+        "sample": np.tile(np.arange(each), count),
         **{name: value.ravel() for name, value in values.items()},
     }
     record.samples("evaluations.parquet", step, columns)
@@ -155,15 +156,33 @@ def test_one_process_is_not_called_several_workers(tmp_path):
     assert "one process that samples, scores and learns in turn" in words and "3 sampling" not in words
 
 
-def test_those_that_lost_most_stand_beside_evenly_spaced_ones(tmp_path):
+LOST = re.compile(r'class="lost">.*?enlarge: ([^"]*)"', re.DOTALL)
+
+
+def test_those_that_lost_most_are_framed_where_they_stand(tmp_path):
     record = recorder(tmp_path / "run")
     evaluate(record, 0, 0.0)
     evaluate(record, STEPS, np.array([[0.1, 0.1], [-0.3, 0.1], [0.1, -0.5], [0.1, 0.1], [-0.1, 0.1], [-0.2, 0.1]]))
     found = page(tmp_path / "run")
-    assert "The 3 that lost most, of 4 of 12 whose score fell" in visible(found)
-    lost = re.findall(r'class="lost">.*?enlarge: ([^"]*)"', found, flags=re.DOTALL)
-    assert lost == ["a &#34;quoted&#34; square", "a red circle", "a blue ring"]
-    assert re.search(r"0\.\d{3} → \u2212?0\.\d{3} ▼ \u22120\.[45]\d\d", visible(found))
+    words = visible(found)
+    assert "All 12 " in words and "evenly spaced" not in words
+    assert "The 3 that lost most, of 4 of 12 whose score fell All of them stand above, framed." in words
+    assert len(LOST.findall(found)) == 3 and found.count("enlarge: ") == 12  # none is there twice
+    assert re.search(r"0\.\d{3} → \u2212?0\.\d{3} ▼ \u22120\.[45]\d\d", words)
+
+
+def test_evenly_spaced_images_come_first_and_losers_are_not_repeated(tmp_path):
+    record = recorder(tmp_path / "run", evaluation={"count": len(PROMPTS), "images": 4, "every": 3})
+    evaluate(record, 0, 0.0)
+    gain = np.full((len(PROMPTS), 4), 0.1)
+    gain[0, 0], gain[0, 1], gain[1, 1] = -0.5, -0.4, -0.3  # places 0, 1 and 5, of which every second is shown
+    evaluate(record, STEPS, gain)
+    found = page(tmp_path / "run")
+    words = visible(found)
+    assert "12 of 24, evenly spaced" in words and "1 of them stands above, framed." in words
+    assert words.index("evenly spaced") < words.index("The 3 that lost most, of 3 of 24 whose score fell")
+    first = str(escape(PROMPTS[0]))
+    assert LOST.findall(found) == [first, first, PROMPTS[1]] and found.count("enlarge: ") == 14
 
 
 def test_what_a_judge_read_and_wrote_stands_with_the_time(tmp_path):

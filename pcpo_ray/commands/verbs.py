@@ -1,0 +1,68 @@
+"""The verbs of the command line: an unknown one is told which was meant, and --help shows no type of a flag."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+MEANT = {
+    "train": ("run", "start", "fit", "finetune", "fine-tune", "learn", "launch"),
+    "init": ("new", "create", "copy", "cp"),
+    "check": ("validate", "verify", "test", "doctor", "dry-run"),
+    "config": ("configs", "keys", "explain", "schema"),
+    "evaluate": ("eval", "score", "measure", "benchmark"),
+    "sample": ("generate", "draw", "infer", "inference", "predict", "images"),
+    "report": ("show", "view", "open", "plot", "html"),
+    "list": ("ls", "runs", "ps"),
+    "status": ("info", "state", "progress", "watch", "monitor"),
+    "stop": ("kill", "cancel", "end", "terminate", "abort"),
+    "plan": ("memory", "estimate", "fits"),
+    "study": ("sweep", "compare", "ablate"),
+}
+"""Words that other programs have, by the verb that they mean here."""
+
+VERB_OF = {word: verb for verb, words in MEANT.items() for word in words}
+
+
+class Verbs(TyperGroup):
+    """The commands as a group: an unknown one is answered with the command that was meant."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first word names; its error names the cure."""
+        if args and self.get_command(ctx, args[0]) is None and (cure := meant(args)):
+            ctx.fail(f"No such command {args[0]!r}: {cure}")
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:
+            message = str(getattr(error, "message", ""))
+            if message.startswith("No such command") and "Did you mean" not in message:
+                error.message = f"{message} pcpo-ray --help lists them."  # type: ignore[attr-defined]
+            raise
+
+
+def meant(words: list[str]) -> str:
+    """Say what was meant by a command line whose verb does not exist; empty where nobody can know."""
+    from pcpo_ray.config import recipes
+
+    verb, rest = words[0], " ".join(words[1:])
+    if verb in ("resume", "continue"):
+        return "to go on with a run, give the command that started it, and --resume; pcpo-ray status RUN prints it"
+    if verb in ("delete", "remove", "rm"):
+        return f"a run is its folder; delete that: rm -r {rest or 'runs/RUN'}"
+    if verb in VERB_OF:
+        return f"did you mean pcpo-ray {VERB_OF[verb]} {rest}".rstrip() + "?"
+    if verb in (*recipes.names(), *recipes.studies()) or Path(verb).suffix in (".yaml", ".yml"):
+        asked = "study" if verb in recipes.studies() else "train"
+        return f"the verb comes first: pcpo-ray {asked} {' '.join(words)}"
+    return ""
+
+
+def plain_flags(command: Any, names: list[str]) -> None:
+    """Have --help show no type for what is either given or not; `names` are those of the option that shows it."""
+    shown = command.get_help_option(typer.Context(command, help_option_names=names))
+    for parameter in (*command.params, shown):
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    for below in getattr(command, "commands", {}).values():
+        plain_flags(below, names)
