@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from pcpo_ray.config import files
-from tests.support import ROOT, plugged, s3, small, warm
+from tests.support import ROOT, families, plugged, s3, small, warm
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(
@@ -80,6 +81,20 @@ def small_sdxl(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_sd3(tmp_path_factory):
     return small.sd3(tmp_path_factory.mktemp("models") / "small-sd3")
+
+
+@pytest.fixture(scope="session")
+def model_of_kind(request, tmp_path_factory):
+    """The folder of a kind's small model, by the kind's name."""
+    older = {"stable_diffusion": "small_sd", "sdxl": "small_sdxl", "sd3": "small_sd3", "flux": "small_flux_dev"}
+
+    @cache
+    def made(kind):
+        if kind in older:
+            return request.getfixturevalue(older[kind])
+        return families.FAMILIES[kind].make(tmp_path_factory.mktemp("models") / f"small-{kind}")
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -3,20 +3,16 @@
 Minutes, so apart from `make test`: `make recipes`.
 """
 
-import functools
-
 import pytest
 
 from pcpo_ray.config import files
-from tests.support import ROOT, families
+from tests.support import ROOT
 from tests.support.two_steps import SMALLER, two_steps
 
 pytestmark = pytest.mark.recipes
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("shapes_"))
-FIXTURES = {"stable_diffusion": "small_sd", "sdxl": "small_sdxl", "sd3": "small_sd3", "flux": "small_flux_dev"}
-"""The fixtures of the older kinds; families.py makes the others."""
 SMALL_MODEL = ["sampling.height=16", "sampling.width=16", "rewards=[{kind: jpeg_compressibility}]"]
 
 
@@ -29,19 +25,6 @@ def one_ray():
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def small_model(request, tmp_path_factory):
-    """The folder of a kind's small model, made once."""
-
-    @functools.cache
-    def made(kind):
-        if kind in FIXTURES:
-            return request.getfixturevalue(FIXTURES[kind])
-        return families.FAMILIES[kind].make(tmp_path_factory.mktemp("models") / f"small-{kind}")
-
-    return made
-
-
 def test_every_recipe_names_its_source():
     assert len(RECIPES) >= 22
     for path in RECIPES:
@@ -49,9 +32,9 @@ def test_every_recipe_names_its_source():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_runs_on_ray(path, tmp_path, small_model, one_ray):
+def test_a_recipe_runs_on_ray(path, tmp_path, model_of_kind, one_ray):
     asked = files.load(path)
-    folder = small_model(asked.model.kind)
+    folder = model_of_kind(asked.model.kind)
     own = [f"model.path={folder}", f"model.text_cache={tmp_path / 'texts'}"]
     run = files.load(path, [*SMALLER, *SMALL_MODEL, *own])
     rows = two_steps(run, tmp_path / "run", local=False)

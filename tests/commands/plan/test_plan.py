@@ -16,7 +16,6 @@ from tests.support import ROOT, small
 from tests.support.running import go
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-SMALL = {"stable_diffusion": "small_sd", "sd3": "small_sd3", "flux": "small_flux"}
 GPU = ["workers.samplers.gpus=1", "workers.scorers.gpus=1", "workers.learner.gpus=1"]
 REWARDS = {"aesthetic": "clip-l", "pickscore": "clip-h"}
 
@@ -61,11 +60,11 @@ def sizes_of(tmp_path_factory):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_config_is_planned(config, request, tmp_path):
+def test_every_shipped_config_is_planned(config, model_of_kind, tmp_path):
     """With small models in place of those whose folders are the user's to fill."""
     asked = files.load(config)
     folder = tmp_path / "model"
-    small.without_weights(request.getfixturevalue(SMALL[asked.model.kind]), folder)
+    small.without_weights(model_of_kind(asked.model.kind), folder)
     overrides = elsewhere(asked, folder, dict.fromkeys(REWARDS, "shapes-clip"))
     overrides += ["sampling.height=64", "sampling.width=64"]
     planned = plan.plan(files.load(config, overrides))
