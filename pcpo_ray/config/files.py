@@ -25,18 +25,36 @@ T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML reader for which 1e-5 is a number, as in YAML 1.2, and not a text."""
+    """A YAML reader whose numbers are those of YAML 1.2: 1e-5 is one, 010 is ten, and 1:30 is a text."""
 
 
 class _Dumper(yaml.SafeDumper):
     """A YAML writer that writes tuples as lists, and quotes texts that `_Loader` would read as numbers."""
 
 
+_INT = re.compile(r"[-+]?(0b[01_]+|0x[\da-fA-F_]+|\d[\d_]*)$")
+_FLOAT = re.compile(
+    r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+)
+_NUMBERS = {"tag:yaml.org,2002:int": _INT, "tag:yaml.org,2002:float": _FLOAT}
+
+
+def _decimal(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    """Read an integer: in YAML 1.1 a leading zero is for octal, which nobody means."""
+    sign, digits = re.fullmatch(r"([-+]?)0*(\d.*)", node.value).groups()  # type: ignore[union-attr]
+    node.value = node.value if digits[1:2] in ("b", "x") else sign + digits
+    return loader.construct_yaml_int(node)
+
+
 _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _either in (_Loader, _Dumper):
-    _either.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+    for _tag, _pattern in _NUMBERS.items():
+        _either.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:

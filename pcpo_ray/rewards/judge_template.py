@@ -16,13 +16,13 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from pcpo_ray.config import files
 from pcpo_ray.config.base import config
-from pcpo_ray.errors import RewardError, nearest
+from pcpo_ray.errors import ConfigError, RewardError, nearest
 
 SHIPPED = Path(__file__).parent / "judging"
 
@@ -109,9 +109,8 @@ def read(mode: str, name: str | None) -> Template:
             f"one of {', '.join(shipped)}"
         )
     try:
-        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        template: Template = TypeAdapter(Template).validate_python(found)
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        template: Template = TypeAdapter(Template).validate_python(files.read(path))
+    except (ValidationError, ConfigError) as error:
         raise RewardError(f"template {path} of the reward judge cannot be used: {error}") from None
     if template.mode != mode:
         raise RewardError(f"template {path} is for mode {template.mode}, and the judge's mode is {mode}; change one")

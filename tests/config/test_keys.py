@@ -113,3 +113,18 @@ def test_exponents_are_numbers_in_options_too_and_quoted_ones_are_texts(tmp_path
     (tmp_path / "config.yaml").write_text(files.dump(run))
     assert files.load(tmp_path / "config.yaml") == run
     assert yaml.safe_load(files.dump(run))["rewards"][0]["options"]["rate"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("010", 10), ("-007", -7), ("1_000", 1000), ("0x1F", 31), ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("08.5", 8.5)],
+)
+def test_numbers_are_those_that_people_mean(text, expected):
+    run = files.load(SHAPES, [f"rewards=[{{kind: 'mine:Other', options: {{value: {text}}}}}]"])
+    assert run.rewards[0].options == {"value": expected}
+    assert files.changed(run).rewards == run.rewards
+
+
+def test_a_time_of_day_is_no_number():
+    with pytest.raises(ConfigError, match=r"steps: got '1:30'; input should be a valid integer"):
+        files.load(SHAPES, ["steps=1:30"])
