@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from pcpo_ray.commands import plan
-from pcpo_ray.commands.bench import published
+from pcpo_ray.commands.bench import published, published_flows
 from pcpo_ray.commands.plan import page, roles, sizes
 from pcpo_ray.config import files
 from pcpo_ray.config.files import dump
@@ -39,10 +39,22 @@ def path(small_flux, tmp_path):
     return found
 
 
+def what_takes_memory(path):
+    """A config without what differs in a pair of baseline and PCPO."""
+    found = files.plain(files.load(path))
+    return dump({**found, "name": "", "credit": {}, "objective": {**found["objective"], "kind": ""}})
+
+
+RECIPES = [path for path in CONFIGS if "shapes" not in path.name]
+OF_EACH_SIZE = list({what_takes_memory(path): path for path in RECIPES}.values())
 WRITTEN = {
     "stable_diffusion": published.stable_diffusion,
     "sd3": published.sd3,
     "flux": published.flux,
+    "flux2_klein": published_flows.flux2_klein,
+    "z_image": published_flows.z_image,
+    "qwen_image": published_flows.qwen_image,
+    "sana": published_flows.sana,
     "clip-l": lambda folder: published.clip(folder, large=False),
     "clip-h": lambda folder: published.clip(folder, large=True),
 }
@@ -74,14 +86,15 @@ def test_every_shipped_config_is_planned(config, model_of_kind, tmp_path):
 
 
 @pytest.mark.recipes
-@pytest.mark.parametrize("config", [path for path in CONFIGS if "shapes" not in path.name], ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", OF_EACH_SIZE, ids=lambda path: path.stem)
 def test_every_published_recipe_fits_80_gib(config, sizes_of):
     """At its real size, of the models' JSON files, which a machine's memory could not hold."""
     asked = files.load(config)
     rewards = {kind: sizes_of(name) for kind, name in REWARDS.items()}
     run = files.load(config, elsewhere(asked, sizes_of(asked.model.kind), rewards))
     verdicts = plan.judge(plan.plan(run), plan.Budget(gpu="H100"))
-    assert [verdict.what for verdict in verdicts if verdict.fits] == ["sampler", "scorer", "learner"]
+    on_gpus = ["sampler", *(["scorer"] if run.workers.scorers.gpus else []), "learner"]
+    assert [verdict.what for verdict in verdicts if verdict.fits] == on_gpus
 
 
 def test_a_plan_without_a_gpu_gives_figures_and_no_verdict(command, path):
@@ -149,7 +162,7 @@ def test_bad_input_is_one_clear_message(command, path, arguments):
 
 
 @pytest.mark.recipes
-@pytest.mark.parametrize("config", [path for path in CONFIGS if "shapes" not in path.name][::6], ids=lambda p: p.stem)
+@pytest.mark.parametrize("config", RECIPES[::9], ids=lambda path: path.stem)
 def test_a_recipe_whose_model_is_not_here_is_planned_and_says_so(command, config):
     status, said, errors = command("plan", config.stem)
     model = files.load(config).model.path
