@@ -140,6 +140,8 @@ class RayStages:
         self.looked = 0.0
         self.recovered: list[str] = []
         """Faults that `faults` has not told of yet."""
+        self.asked: list[Request] = []
+        """Requests to a run that was starting, for `exchange` to return."""
         self.versions: Versions = {}
         self.head = Head(say)
         self.learner = RayLearner(launcher, self.versions, self.head)
@@ -151,7 +153,10 @@ class RayStages:
             unless_ready.pop_all()
 
     def _await_ready(self, say: Callable[[str], None], phase: Callable[[str], None]) -> None:
-        """Wait for the learner, and for the first sampler and scorer; the others join when they can."""
+        """Wait for the learner, and for the first sampler and scorer; the others join when they can.
+
+        Raises ClusterError if they are not ready in time, and KeyboardInterrupt if the run is asked to stop.
+        """
         timeout = self.run.workers.start_timeout
         deadline = time.monotonic() + timeout
         asked = asked_for(self.run.workers)
@@ -169,7 +174,11 @@ class RayStages:
                 return
             if self.control is not None:
                 ready = {role: pool.ready for role, pool in pools.items()}
-                self.control.tell(status.starting(self.run, waiting, ready).row())
+                now = status.starting(self.run, waiting, ready)
+                self.asked += self.control.exchange(now.row()) if self.head.answers() else []
+                if any(request.stop for request in self.asked):
+                    self.control.end(dataclasses.replace(now, state="stopped").row())
+                    raise KeyboardInterrupt
             if time.monotonic() > deadline:
                 missing = [f"{role} ({pool.ready} of {pool.wanted})" for role, pool in pools.items() if not pool.ready]
                 free = self.head.last.free
@@ -264,7 +273,8 @@ class RayStages:
             return []
         if self.control is None:  # an evaluation of a run that goes on has none
             self.control = DriverControl(self.run.name, status.row())
-        return self.control.exchange(status.row())
+        asked, self.asked = self.asked, []
+        return [*asked, *self.control.exchange(status.row())]
 
     def end(self, status: RunStatus) -> None:
         if self.control is not None:

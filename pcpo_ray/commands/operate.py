@@ -117,6 +117,9 @@ def scale(
     caller = Caller(name, address)
     before = caller.status()
     caller.ask(request)
+    if before["state"] == "starting":
+        _print(f"{name} is starting; it takes the request once its first workers are ready")
+        return
     after = caller.wait(lambda found: request.id in found.get("done", ()), TAKEN, f"{name} to take the request")
     deadline = time.monotonic() + SETTLE
     while any(_unsettled(after, what) for what in asked) and time.monotonic() < deadline:
@@ -133,7 +136,10 @@ def stop(
     timeout: Annotated[float, typer.Option(min=1.0, help="Seconds to wait for that.")] = 600.0,
     address: Address = "auto",
 ) -> None:
-    """Stop a run: it finishes the step under way and writes a checkpoint, from which the same command continues it."""
+    """Stop a run: it finishes the step under way and writes a checkpoint, from which the same command continues it.
+
+    One whose workers are still starting stops at once.
+    """
     from pcpo_ray.data.requests import ENDED, Request
 
     name = known_name(name)
@@ -149,6 +155,9 @@ def stop(
     found = caller.wait(lambda found: found.get("state") in ENDED, timeout, f"{name} to stop")
     if found["state"] == "failed":
         raise ClusterError(f"{name} failed after step {found['step']}: {found['error']}")
+    if "checkpoint" not in found:
+        _print(f"{name} stopped while its workers started; the same command starts it again")
+        return
     _print(
         f"{name} {found['state']} after step {found['step']} of {found['steps']}; its checkpoint: {found['checkpoint']}"
     )

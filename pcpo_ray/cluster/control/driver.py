@@ -71,11 +71,6 @@ class DriverControl:
             self.pending = self.actor.exchange.remote(status)
         return found
 
-    def tell(self, status: Mapping[str, Any]) -> None:
-        """Tell how the run is, without taking requests."""
-        if self.actor is not None:
-            self.actor.tell.remote(status)
-
     def end(self, status: Mapping[str, Any]) -> None:
         """Tell how the run has ended; return once those who watch it have heard that."""
         if self.actor is None:

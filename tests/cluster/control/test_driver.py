@@ -57,14 +57,6 @@ def test_requests_are_taken_once_and_in_their_order(control):
     assert caller.status()["step"] == 2
 
 
-def test_telling_takes_nothing_that_was_asked(control):
-    caller = caller_of(control)
-    caller.ask(Request(stop=True))
-    control.tell({"step": 5})
-    assert caller.wait(lambda found: found["step"] == 5, 30, "step 5")["step"] == 5
-    assert [request.stop for request in taken(control, {"step": 5})] == [True]
-
-
 def test_waiting_in_vain_is_an_error_with_the_last_status(control):
     with pytest.raises(ClusterError, match=r"waited 1 s for the moon; .* is at step 0, starting"):
         caller_of(control).wait(lambda found: False, 1.0, "the moon")
@@ -115,6 +107,35 @@ def test_a_name_that_is_taken_is_an_error_before_any_worker_starts(small_sd, con
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
 
 
+def caller_of_waiting(deadline):
+    """A client of the run `waiting`, once that can be talked to."""
+    while True:
+        try:
+            return Caller("waiting", ray.get_runtime_context().gcs_address)
+        except ClusterError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_a_run_that_waits_for_its_workers_stops_when_it_is_asked_to(small_sd):
+    run = small.run(small_sd, name="waiting", workers__samplers="{cpus: 40}", workers__start_timeout=120)
+    ended = []
+
+    def start():
+        try:
+            connect(run, announced=True)
+        except BaseException as error:
+            ended.append(type(error))
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    caller = caller_of_waiting(time.monotonic() + 60)
+    caller.ask(Request(stop=True))
+    assert caller.wait(lambda found: found["state"] == "stopped", 60, "the end")["step"] == 0
+    starting.join(timeout=60)
+    assert ended == [KeyboardInterrupt]
+
+
 def test_a_run_in_a_cluster_too_small_says_so_while_it_waits(small_sd):
     run = small.run(small_sd, name="waiting", workers__samplers="{cpus: 40}", workers__start_timeout=20)
     errors = []
@@ -128,14 +149,7 @@ def test_a_run_in_a_cluster_too_small_says_so_while_it_waits(small_sd):
     starting = threading.Thread(target=start)
     starting.start()
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                caller = Caller("waiting", ray.get_runtime_context().gcs_address)
-                break
-            except ClusterError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+        caller = caller_of_waiting(time.monotonic() + 60)
         found = caller.wait(lambda found: "too small" in found["waiting"], 15, "the reason")
     finally:
         starting.join(timeout=90)
