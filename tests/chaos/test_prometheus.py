@@ -375,6 +375,7 @@ HERE = {
     "a run vanished",
     "a run failed",
     "a gradient was skipped",
+    "a judge is asked",
     *([] if torch.cuda.is_available() else ["the cluster has GPUs"]),
 }
 """The conditions, of those on the page of metrics, that do not hold in this run; all others do."""

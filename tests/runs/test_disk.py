@@ -102,6 +102,7 @@ def test_a_folder_not_writable_is_named_before_anything_is_loaded(small_sd, tmp_
     runs.chmod(0o755)
     (runs / "small").mkdir()
     (runs / "small" / "config.yaml").write_text(path.read_text())
+    (runs / "small" / "events.jsonl").touch()
     (runs / "small").chmod(0o555)
     done = train(path, runs, "--resume", bound=bound)
     assert done.returncode == 1
