@@ -84,9 +84,7 @@ class PipelineFolder:
     def _check_index(self, pipeline_class: type) -> None:
         """Raise ModelError for parts and settings that the pipeline does not take, which diffusers would leave out."""
         known = inspect.signature(pipeline_class).parameters
-        there = {
-            name for name, value in self.index().items() if value != [None, None]
-        }  # null: an absent part
+        there = {name for name, value in self.index().items() if value != [None, None]}  # null: an absent part
         unknown = sorted(name for name in there if not name.startswith("_") and name not in known)
         if unknown:
             raise ModelError(
