@@ -16,7 +16,7 @@ MODULES = sorted(
     ["pcpo_ray", *(found.name for found in pkgutil.walk_packages(pcpo_ray.__path__, "pcpo_ray."))],
 )
 ROOMS = (
-    *("errors", "process", "config", "algorithm", "shapes", "data", "runs", "models", "rewards", "metrics"),
+    *("errors", "process", "config", "algorithm", "shapes", "words", "data", "runs", "models", "rewards", "metrics"),
     *("workers", "training", "cluster", "commands"),
 )
 """The rooms in the order of the floors: each may import those before it, and no other."""
@@ -84,7 +84,7 @@ CLIENTS = [
 
 PAPER = [name for name in MODULES if room(name) == "algorithm"]
 CLUSTER = [name for name in MODULES if room(name) == "cluster" and name not in (*LIGHT, *CLIENTS)]
-PRETRAIN = [name for name in MODULES if inside(name, "pcpo_ray.commands.pretrain_shapes")]
+PRETRAIN = [name for name in MODULES if inside(name, "pcpo_ray.commands.pretrain")]
 OTHERS = [name for name in MODULES if name not in (*LIGHT, *CLIENTS, *PAPER, *CLUSTER, *PRETRAIN)]
 
 

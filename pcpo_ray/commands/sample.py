@@ -4,9 +4,10 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pcpo_ray import config, models
+from pcpo_ray import models
 from pcpo_ray.commands import opening, sample_grid
 from pcpo_ray.commands.results import SampleResult
+from pcpo_ray.data import worlds
 from pcpo_ray.errors import ConfigError
 from pcpo_ray.runs import records
 from pcpo_ray.runs.places import folder_at
@@ -46,10 +47,12 @@ def sample(
         run = records.read(here)
         for line in opening.changed_inputs(here, inputs.of_model(run.model)):
             say(f"note: {line}")
-        if unknown := unknown_words(run, prompt):
+        world = worlds.of_folder(models.folder_of(run.model))
+        unknown = [] if world is None else worlds.unknown_words(world, prompt)
+        if world is not None and unknown:
             say(
-                f"note: not of the embedded world's words: {', '.join(unknown)}; its models know captions such as "
-                "'a red circle above a blue square' only"
+                f"note: not of the {world} world's words: {', '.join(unknown)}; its models know captions such as "
+                f"{worlds.EXAMPLES[world]!r} only"
             )
         if composed:
             adapters = [sample_grid.parse(f"{here}={strength}"), *(sample_grid.parse(text, fetched) for text in also)]
@@ -57,11 +60,3 @@ def sample(
         before = [None] if base or compare else []
         after = [] if base else [records.newest_checkpoint(here, say)]
         return sample_grid.plain(run, [*before, *after], prompt, images=images, seed=seed, waiting=waiting)
-
-
-def unknown_words(run: config.Run, prompt: str) -> list[str]:
-    """Return the words of a prompt that the embedded world does not have, where the run's model draws that world."""
-    from pcpo_ray.shapes import CHECKPOINTS, captions
-
-    folder = models.folder_of(run.model)
-    return captions.unknown_words(prompt) if folder.is_relative_to(CHECKPOINTS) else []

@@ -16,10 +16,17 @@ from pcpo_ray.errors import ClusterError, PromptError, RunError
 from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
 from pcpo_ray.models import image_sizes, lora_file, steps
 from pcpo_ray.rewards import quality
-from pcpo_ray.shapes import captions
+from pcpo_ray.shapes import captions as shapes
 from pcpo_ray.training import notifier, own_advantage
 from pcpo_ray.training.stages import Stages
+from pcpo_ray.words import captions as words
 from pcpo_ray.workers.learner import learning_rate, mini_batches, optimizers, own_objective
+
+ORACLES = (
+    ("shapes", config.ShapesOracle, config.ShapesPrompts, shapes.is_caption),
+    ("words", config.WordsOracle, config.WordsPrompts, words.is_caption),
+)
+"""Worlds with rewards that read captions of theirs only: these rewards, their captions, and the test of a caption."""
 
 
 def check(run: config.Run) -> None:
@@ -72,16 +79,23 @@ def check_prompts(run: config.Run) -> None:
 
 def _unread(run: config.Run, asked: Sequence[config.Reward]) -> str:
     """Say which prompts the oracles among these rewards do not read; empty if they read all. Raises PromptError."""
-    oracles = [one.name for one in asked if isinstance(one, config.ShapesOracle)]
+    return "; ".join(filter(None, (_unread_in(run, asked, *world) for world in ORACLES)))
+
+
+def _unread_in(
+    run: config.Run, asked: Sequence[config.Reward], world: str, oracle: type, own: type, reads: Callable[[str], bool]
+) -> str:
+    """Say which prompts a world's oracles among these rewards do not read; empty if they read all."""
+    oracles = [one.name for one in asked if isinstance(one, oracle)]
     both = [one for one in (run.prompts, run.evaluation.prompts) if one is not None]
-    if not oracles or all(isinstance(one, config.ShapesPrompts) for one in both):
+    if not oracles or all(isinstance(one, own) for one in both):
         return ""
     texts = sorted({text for source in prompts.sources(run) for text in source.texts})
-    strange = [text for text in texts if not captions.is_caption(text)]
+    strange = [text for text in texts if not reads(text)]
     if not strange:
         return ""
     return (
-        f"{' and '.join(oracles)} read captions of the embedded world only, and "
+        f"{' and '.join(oracles)} read captions of the {world} world only, and "
         f"{len(strange)} of {len(texts)} prompts are none, such as {strange[0]!r}: their images get no such score"
     )
 

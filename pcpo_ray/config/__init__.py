@@ -38,13 +38,22 @@ from pcpo_ray.config.evaluation import (
     Monitors,
     Quality,
     ShapesReference,
+    WordsReference,
 )
 from pcpo_ray.config.judge import Judge
 from pcpo_ray.config.measured import Grain, Grid, Jpeg
 from pcpo_ray.config.model import BACKBONES, Backbone, Full, Lora, Model
 from pcpo_ray.config.notify import Notify
 from pcpo_ray.config.packaged import Nsfw, Ocr
-from pcpo_ray.config.prompts import CaptionForm, CustomPrompts, PromptFile, Prompts, ShapesPrompts
+from pcpo_ray.config.prompts import (
+    CaptionForm,
+    CustomPrompts,
+    EmbeddedPrompts,
+    PromptFile,
+    Prompts,
+    ShapesPrompts,
+    WordsPrompts,
+)
 from pcpo_ray.config.rewards import (
     OUR_NAMES,
     SHIPPED_REWARDS,
@@ -58,6 +67,7 @@ from pcpo_ray.config.rewards import (
     Remote,
     Reward,
     ShapesOracle,
+    WordsOracle,
 )
 from pcpo_ray.config.run import TRACKERS, Run
 from pcpo_ray.config.sampling import (
@@ -108,6 +118,7 @@ __all__ = [
     "Ddim",
     "DinoFeatures",
     "Diversity",
+    "EmbeddedPrompts",
     "Evaluation",
     "EvaluationSampling",
     "Family",
@@ -165,6 +176,9 @@ __all__ = [
     "Tilted",
     "Variance",
     "Window",
+    "WordsOracle",
+    "WordsPrompts",
+    "WordsReference",
     "Workers",
     "config",
 ]

@@ -56,13 +56,22 @@ class DinoFeatures:
 
 @config
 class ShapesReference:
-    """Drawn images of the embedded world's held-out captions."""
+    """Drawn images of the shapes world's held-out captions."""
 
     kind: Literal["shapes"] = "shapes"
     count: Count = 512
     """The number of images drawn."""
     form: CaptionForm = "any"
     """The form of their captions, or any."""
+
+
+@config
+class WordsReference:
+    """Drawn images of the words world's held-out captions."""
+
+    kind: Literal["words"] = "words"
+    count: Count = 512
+    """The number of images drawn."""
 
 
 @config
@@ -101,7 +110,9 @@ class Quality:
 
     features: Annotated[ClipFeatures | InceptionFeatures | DinoFeatures, Discriminator("kind")]
     """The features of an image that are compared."""
-    reference: Annotated[ShapesReference | ImagesReference | BaseReference, Discriminator("kind")] | None = None
+    reference: (
+        Annotated[ShapesReference | WordsReference | ImagesReference | BaseReference, Discriminator("kind")] | None
+    ) = None
     """The images to compare with; null: none, and only diversity is measured."""
     neighbours: Count = 5
     """Nearest neighbours for precision, recall, density and coverage."""
@@ -140,7 +151,7 @@ class Evaluation:
     prompts: Prompts | None = None
     """The prompts to evaluate on; null: a part of the run's own, which is then held out.
 
-    Null takes a tenth of a file's prompts by hash, or the embedded world's captions of the other split.
+    Null takes a tenth of a file's prompts by hash, or an embedded world's captions of the other split.
     """
     held_out: bool = True
     """False allows training prompts, and with `prompts` null uses them; no page then calls them held out."""
@@ -181,7 +192,7 @@ class Evaluation:
                 "evaluate more images, or use fewer neighbours"
             )
         reference = quality.reference
-        if isinstance(reference, ShapesReference) and reference.count <= quality.neighbours:
+        if isinstance(reference, ShapesReference | WordsReference) and reference.count <= quality.neighbours:
             raise ValueError(
                 f"evaluation.quality.reference.count is {reference.count}; "
                 f"expected more than the {quality.neighbours} neighbours"

@@ -100,7 +100,10 @@ class Model:
     kind: Literal[ShippedKind, "custom"]
     """The family of pipelines that the model belongs to; `custom` is a class of yours (models/README.md)."""
     path: HubIdOrPath
-    """A folder in diffusers' format, an id of the Hugging Face Hub, or a shipped model (shapes-sd, shapes-flux)."""
+    """A folder in diffusers' format, an id of the Hugging Face Hub, or a shipped model.
+
+    The package ships shapes-sd and shapes-flux.
+    """
     single_file: FilePath | None = None
     """A `.safetensors` file in its authors' layout; its parts are read from it, all others and configs from `path`."""
     variant: str | None = None

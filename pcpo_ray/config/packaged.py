@@ -21,16 +21,24 @@ class Ocr(ShippedReward):
     weight: Number = 1.0
     """Its factor in the sum of all rewards; below 0 it is trained against."""
 
-    score: Literal["edits", "ctc"] = "edits"
-    """1 less the edits a letter, or the log-probability that the recogniser gives to the text (with detect: false)."""
+    score: Literal["edits", "exact", "ctc"] = "edits"
+    """1 less the edits a letter; 1 where the text is read exactly; or the recogniser's log-probability of it.
+
+    The last two need detect: false, and are named ocr_exact and ocr_ctc.
+    """
     detect: bool = True
     """False reads the image as one word that fills it, of up to 20 letters: many times as fast."""
 
     def __post_init__(self) -> None:
-        if self.score == "ctc" and self.detect:
+        if self.score != "edits" and self.detect:
             raise ValueError(
-                "score is ctc with detect: true, and it is of an image that is one word; set detect: false"
+                f"score is {self.score} with detect: true, and it is of an image that is one word; set detect: false"
             )
+
+    @property
+    def name(self) -> str:
+        """The name of the scores, which tells them apart where a run trains on one and watches another."""
+        return self.kind if self.score == "edits" else f"{self.kind}_{self.score}"
 
     @property
     def scorer(self) -> str:  # type: ignore[override]
@@ -47,6 +55,8 @@ class Ocr(ShippedReward):
         """The unit and the meaning of the score that is asked for."""
         if self.score == "edits":
             return super().scale
+        if self.score == "exact":
+            return Scale("fraction of images", "1 where RapidOCR reads exactly the text that the prompt quotes, else 0")
         return Scale("log-probability", "how likely the text that the prompt quotes is, to RapidOCR's recogniser")
 
     @property

@@ -1,4 +1,4 @@
-"""The source of prompts: the embedded world's captions, a file, or the user's own code."""
+"""The source of prompts: an embedded world's captions, a file, or the user's own code."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -17,13 +17,26 @@ SUFFIXES = (".txt", ".csv", ".json", ".jsonl", ".ndjson", ".parquet")
 
 @config
 class ShapesPrompts:
-    """The captions of the embedded world in one split, of one form or of any."""
+    """The captions of the shapes world in one split, of one form or of any."""
 
     kind: Literal["shapes"] = "shapes"
     split: Literal["train", "held_out"] = "train"
     """The half of the captions: those to train on, or those held out."""
     form: CaptionForm = "any"
     """The form of the captions: one thing, one thing in a place, two things in relation, or any of these."""
+
+
+@config
+class WordsPrompts:
+    """The captions of the words world in one split."""
+
+    kind: Literal["words"] = "words"
+    split: Literal["train", "held_out"] = "train"
+    """The half of the words: those to train on, or those held out."""
+
+
+EmbeddedPrompts = ShapesPrompts | WordsPrompts
+"""The captions of a world that the package draws."""
 
 
 @config
@@ -63,4 +76,4 @@ def of_text(text: str) -> Mapping[str, Any]:
     return of_kind(text)
 
 
-Prompts = Annotated[ShapesPrompts | PromptFile | CustomPrompts, ByKind(of_text)]
+Prompts = Annotated[EmbeddedPrompts | PromptFile | CustomPrompts, ByKind(of_text)]

@@ -101,6 +101,37 @@ class ShapesOracle(ShippedReward):
 
 
 @config
+class WordsOracle(ShippedReward):
+    """The likeness of the word's letters to the font's own; or the fraction of the caption's colours that are shown.
+
+    Neither is what OCR sees: a run that is trained on OCR may lose both.
+    """
+
+    scorer = "pcpo_ray.rewards.words_oracle:WordsOracle"
+    network = "none"
+    scales: ClassVar[Scales] = {
+        "words_letters": Scale(
+            "overlap", "how like the font's own the letters of the prompt's word are, at the place where they fit best"
+        ),
+        "words_colours": Scale("fraction of colours", "the fraction of the prompt's colours that the image shows"),
+    }
+
+    kind: Literal["words_letters", "words_colours"]
+    weight: Number = 1.0
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The kind, which says which of the two scores it is."""
+        return {"kind": self.kind}
+
+    @property
+    def ranks(self) -> Ranks:
+        """Images of their own prompts."""
+        return "own"
+
+
+@config
 class Diversity(Embedded):
     """The mean feature distance (1 - cosine, open_clip) to the other images of the same prompt."""
 
@@ -295,6 +326,7 @@ Reward = Annotated[
     Jpeg
     | ClipScore
     | ShapesOracle
+    | WordsOracle
     | Grain
     | Grid
     | Diversity

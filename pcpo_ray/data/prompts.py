@@ -1,4 +1,4 @@
-"""Prompt sources (the embedded world's captions, files, the user's own code) and the held-out split.
+"""Prompt sources (the embedded worlds' captions, files, the user's own code) and the held-out split.
 
 `batch(step)` depends on the seed and the step alone: epochs are seeded permutations, one after the other. Any step's
 prompts are found without drawing the earlier ones, and a resumed run needs no cursor but its step.
@@ -9,11 +9,10 @@ import itertools
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-from pcpo_ray.config import CustomPrompts, Prompts, Run, ShapesPrompts
+from pcpo_ray.config import CustomPrompts, EmbeddedPrompts, Prompts, Run, ShapesPrompts, WordsPrompts
 from pcpo_ray.data.prompt_files import read
 from pcpo_ray.data.seeds import seed_of
 from pcpo_ray.data.types import Prompt, Size
@@ -109,6 +108,10 @@ def load(config: Prompts, *, seed: int) -> PromptSource:
 
         texts = list(captions.captions(config.split, config.form))
         return PromptSource(texts, seed=seed, origin=f"shapes ({config.split}, {config.form})")
+    if isinstance(config, WordsPrompts):
+        from pcpo_ray.words import captions as words
+
+        return PromptSource(words.captions(config.split), seed=seed, origin=f"words ({config.split})")
     found = read(config.file, config.column)
     return PromptSource(found.texts, seed=seed, origin=config.path, sizes=found.sizes, places=found.places)
 
@@ -169,7 +172,7 @@ def normalised(text: str) -> str:
 def sources(run: Run) -> tuple[PromptSource, PromptSource]:
     """Find the prompts that a run trains on, and those of its evaluations.
 
-    If the config names no evaluation prompts, they are the embedded world's captions of the other split, or a part of
+    If the config names no evaluation prompts, they are an embedded world's captions of the other split, or a part of
     the file (`split`), which is then not trained on. With evaluation.held_out=false they are the training prompts.
     Raises PromptError if prompts that should be held out are trained on.
     """
@@ -177,8 +180,8 @@ def sources(run: Run) -> tuple[PromptSource, PromptSource]:
     training = load(run.prompts, seed=run.seed)
     if asked is None and not run.evaluation.held_out:
         return training, training
-    if asked is None and isinstance(run.prompts, ShapesPrompts):
-        return training, load(ShapesPrompts(split=_other(run.prompts)), seed=run.seed)
+    if asked is None and isinstance(run.prompts, EmbeddedPrompts):
+        return training, load(_other(run.prompts), seed=run.seed)
     if asked is None:
         left, held_out = split(training.texts, training.origin)
         return (
@@ -186,13 +189,14 @@ def sources(run: Run) -> tuple[PromptSource, PromptSource]:
             training.part(held_out, f"the held-out part of {training.origin}"),
         )
     evaluated = load(asked, seed=run.seed)
-    if not (isinstance(run.prompts, ShapesPrompts) and asked == ShapesPrompts(split=_other(run.prompts))):
+    if not (isinstance(run.prompts, EmbeddedPrompts) and asked == _other(run.prompts)):
         _check_apart(run, training, evaluated)
     return training, evaluated
 
 
-def _other(prompts: ShapesPrompts) -> Any:
-    return "held_out" if prompts.split == "train" else "train"
+def _other(prompts: EmbeddedPrompts) -> EmbeddedPrompts:
+    """Name the captions of the other split, of any form."""
+    return type(prompts)(split="held_out" if prompts.split == "train" else "train")
 
 
 def split(texts: Sequence[str], origin: str) -> tuple[list[int], list[int]]:

@@ -107,9 +107,9 @@ def folder_of(model: Model, *, weights: bool = True) -> Path:
             unused=UNUSED,
         )
     if "/" not in model.path and not Path(model.path).exists():
-        from pcpo_ray import shapes
+        from pcpo_ray.data import worlds
 
-        folder = shapes.checkpoint(model.path)
+        folder = worlds.checkpoint(model.path)
     else:
         folder = Path(model.path)
     _check(folder, model, weights=weights)

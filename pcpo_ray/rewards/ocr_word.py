@@ -1,6 +1,7 @@
 """One word that fills the image, read by RapidOCR's recogniser alone: no text has to be found first.
 
 edits: as ocr.py, of the text that the recogniser reads
+exact: 1 if it reads that text and no other, else 0
 ctc:   log p(word | image), the recogniser's own: the sum over all its alignments (Graves et al., 2006, eq. 3)
 
 Without case, spaces and width, as in ocr.py: a letter's probability is that of all characters that fold to it, and
@@ -30,9 +31,9 @@ LEAST = float(np.finfo(np.float32).tiny)
 
 
 class WordOcr:
-    """The reward, by the edits or the log-probability."""
+    """The reward, by the edits, by whether the word is read exactly, or by its log-probability."""
 
-    def __init__(self, score: Literal["edits", "ctc"]) -> None:
+    def __init__(self, score: Literal["edits", "exact", "ctc"]) -> None:
         self.reader = ocr.reader()
         self.reader(np.full((48, WIDTH, 3), 255, np.uint8), use_det=False)  # the recogniser is loaded at its first use
         self.recogniser = self.reader.text_rec
@@ -59,7 +60,7 @@ class WordOcr:
             part, texts = ready[first : first + BATCH], prompts[first : first + BATCH]
             filled = np.concatenate([part, np.zeros((BATCH - len(part), *part.shape[1:]), part.dtype)])
             predicted = self.recogniser.session(filled)[: len(part)]
-            found += self._edits(predicted, texts) if self.kind == "edits" else self._ctc(predicted, texts)
+            found += self._ctc(predicted, texts) if self.kind == "ctc" else self._read(predicted, texts)
         return found
 
     def _ready(self, images: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N 3 H W"]:
@@ -72,9 +73,11 @@ class WordOcr:
         stretched = np.stack([cv2.resize(np.ascontiguousarray(image), (width, height)) for image in drawn])
         return stretched.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
 
-    def _edits(self, predicted: Float[np.ndarray, "N T V"], prompts: Sequence[str]) -> list[float]:
+    def _read(self, predicted: Float[np.ndarray, "N T V"], prompts: Sequence[str]) -> list[float]:
         lines, _ = self.recogniser.postprocess_op(predicted)
         read = [text if sure >= self.reader.text_score else "" for text, sure in lines]
+        if self.kind == "exact":
+            return [float(_words(prompt) == [ocr.folded(text)]) for prompt, text in zip(prompts, read, strict=True)]
         return [ocr.accuracy(ocr.quoted(prompt), text) for prompt, text in zip(prompts, read, strict=True)]
 
     def _ctc(self, predicted: Float[np.ndarray, "N T V"], prompts: Sequence[str]) -> list[float]:

@@ -22,6 +22,12 @@ CAPTIONS = (
     "a black ring",
 )
 WORDS = ("OPEN", "hotel", "1984", "garden")
+SPELLED = (
+    'the word "open" in red on white',
+    'the word "hotel" in yellow on blue',
+    'the word "moon" in white on black',
+    'the word "mist" in green on yellow',
+)
 SCALE = 4
 """Times that a drawing of 64 x 64 pixels is enlarged, but for rewards that measure such drawings."""
 
@@ -45,11 +51,12 @@ def of(reward: config.Reward) -> Probes:
         images = np.stack([_word(word) for word in WORDS])
         texts: Sequence[str] = [f'a white sign that says "{word}"' for word in WORDS]
     else:
-        from pcpo_ray.shapes.captions import parse
-        from pcpo_ray.shapes.draw import draw
+        from pcpo_ray.data import worlds
 
-        images, texts = np.stack([draw(parse(text), seed) for seed, text in enumerate(CAPTIONS)]), CAPTIONS
-        if not isinstance(reward, config.ShapesOracle):
+        world: worlds.Name = "words" if isinstance(reward, config.WordsOracle) else "shapes"
+        texts = SPELLED if world == "words" else CAPTIONS
+        images = np.stack([worlds.draw(world, text, seed) for seed, text in enumerate(texts)])
+        if not isinstance(reward, config.ShapesOracle | config.WordsOracle):
             images = images.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
     return Probes(images=images, prompts=texts, marred=_marred(images))
 

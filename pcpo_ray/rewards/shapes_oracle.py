@@ -1,4 +1,4 @@
-"""The embedded world's oracle as a reward: the fraction of the caption's facts that the image shows."""
+"""The shapes world's oracle as a reward: the fraction of the caption's facts that the image shows."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ class ShapesOracle:
     `shapes_oracle_all` is 1 if all facts hold, else 0. `shapes_layout` counts only facts of layout: count, relation and
     position. The oracle identifies a caption's two objects by their descriptions, so relations are between these.
 
-    A prompt that it does not read, as it is no caption of the embedded world, has no score (NaN).
+    A prompt that it does not read, as it is no caption of the shapes world, has no score (NaN).
     """
 
     def __init__(self, kind: Literal["shapes_oracle", "shapes_oracle_all", "shapes_layout"]) -> None:
@@ -22,7 +22,7 @@ class ShapesOracle:
 
     @staticmethod
     def reads(prompt: str) -> bool:
-        """Return whether a prompt is a caption of the embedded world."""
+        """Return whether a prompt is a caption of the shapes world."""
         from pcpo_ray.shapes.captions import is_caption
 
         return is_caption(prompt)

@@ -1,8 +1,9 @@
-"""The embedded world: captions, the images they describe, an oracle that reads the images, and small models of both.
+"""The shapes world: captions, the images they describe, an oracle that reads the images, and small models of both.
 
 Everything that a run needs is in the package, so nothing is downloaded at first use.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pcpo_ray.errors import ModelError
@@ -15,7 +16,17 @@ def checkpoint(name: str) -> Path:
 
     Raises ModelError, naming the shipped models, for any other name.
     """
-    shipped = sorted(folder.name for folder in CHECKPOINTS.iterdir() if folder.is_dir()) if CHECKPOINTS.is_dir() else []
-    if name not in shipped:
-        raise ModelError(f"got model {name!r}, expected one that the package ships: {', '.join(shipped) or 'none'}")
-    return CHECKPOINTS / name
+    return named(name, folders(CHECKPOINTS))
+
+
+def folders(checkpoints: Path) -> list[Path]:
+    """List the folders of a world's shipped models."""
+    return sorted(one for one in checkpoints.iterdir() if one.is_dir()) if checkpoints.is_dir() else []
+
+
+def named(name: str, shipped: Sequence[Path]) -> Path:
+    """Find the folder of that name. Raises ModelError, naming those there are, if it is not there."""
+    found = {folder.name: folder for folder in shipped}
+    if name not in found:
+        raise ModelError(f"got model {name!r}, expected one that the package ships: {', '.join(found) or 'none'}")
+    return found[name]

@@ -19,6 +19,7 @@ from pcpo_ray.process import plugins
 from pcpo_ray.rewards import probes, quality
 from pcpo_ray.rewards.judge import Chat
 from pcpo_ray.rewards.shapes_oracle import ShapesOracle
+from pcpo_ray.rewards.words_oracle import WordsOracle
 
 
 class Scorer:
@@ -113,7 +114,9 @@ class Scorer:
     def _read(self, name: str, prompts: Sequence[str]) -> Bool[np.ndarray, " N"]:
         """Tell which prompts a reward reads: without a score of others nothing is missing."""
         reward = self.rewards[name]
-        return np.array([not isinstance(reward, ShapesOracle) or reward.reads(prompt) for prompt in prompts])
+        if not isinstance(reward, ShapesOracle | WordsOracle):
+            return np.ones(len(prompts), bool)
+        return np.array([reward.reads(prompt) for prompt in prompts])
 
     def _by_prompt(self, name: str, images: UInt8[np.ndarray, "N H W 3"], task: Task) -> tuple[list[float], str]:
         """Score all of the task's images, one prompt's at a time; returns the causes of missing scores as one text."""

@@ -147,9 +147,7 @@ def test_prompts_that_a_watched_oracle_cannot_read_are_named_once(small_sd, tmp_
     (tmp_path / "prompts.txt").write_text("a cat\na dog\na red circle\n" * 3)
     prompts = {"prompts": str(tmp_path / "prompts.txt"), "evaluation__rewards": "[{kind: shapes_oracle}]"}
     (line,) = session.warnings(small.run(small_sd, **prompts))
-    assert (
-        "shapes_oracle read captions of the embedded world only, and 2 of 3 prompts are none, such as 'a cat'" in line
-    )
+    assert "shapes_oracle read captions of the shapes world only, and 2 of 3 prompts are none, such as 'a cat'" in line
 
 
 def test_an_oracle_that_cannot_read_the_prompts_is_not_trained_on(small_sd, tmp_path):

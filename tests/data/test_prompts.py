@@ -227,6 +227,12 @@ def test_the_embedded_world_has_prompts_of_one_form_alone():
     assert counts == {"any": 57264, "thing": 144, "placed": 720, "related": 56400}
 
 
+def test_the_words_world_has_thousands_of_prompts_in_disjoint_splits():
+    train, held_out = (prompts.load(config.WordsPrompts(split=s), seed=0).texts for s in ("train", "held_out"))
+    assert len(train) > 100_000 and len(held_out) > 10_000
+    assert not set(train) & set(held_out)
+
+
 # -- what is held out --------------------------------------------------------------------------------------------------
 
 
@@ -306,9 +312,16 @@ def test_training_prompts_may_be_evaluated_where_the_config_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(("trained", "evaluated"), [("train", "held_out"), ("held_out", "train")])
-def test_the_embedded_world_is_evaluated_on_the_other_split(trained, evaluated):
-    found = prompts.sources(small.run("model", prompts=f"{{kind: shapes, split: {trained}}}"))
-    assert found[1].texts == prompts.load(config.ShapesPrompts(split=evaluated), seed=0).texts
+@pytest.mark.parametrize("world", [config.ShapesPrompts, config.WordsPrompts])
+def test_an_embedded_world_is_evaluated_on_the_other_split(world, trained, evaluated):
+    found = prompts.sources(small.run("model", prompts=f"{{kind: {world().kind}, split: {trained}}}"))
+    assert found[0].texts == prompts.load(world(split=trained), seed=0).texts
+    assert found[1].texts == prompts.load(world(split=evaluated), seed=0).texts
+
+
+def test_one_worlds_prompts_are_evaluated_on_anothers_where_asked():
+    found = prompts.sources(small.run("model", prompts="{kind: words}", evaluation__prompts="{kind: shapes}"))
+    assert found[1].texts == prompts.load(config.ShapesPrompts(), seed=0).texts
 
 
 def test_what_is_trained_on_and_held_out_is_said_with_its_numbers(tmp_path):

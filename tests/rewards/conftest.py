@@ -15,10 +15,11 @@ def clip_transformers(tmp_path_factory):
     """A small CLIPModel with its processor, as PickScore_v1 and OpenAI's CLIP lie on the hub."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer
+    from pcpo_ray.commands.pretrain.shapes_world import WORLD
+    from pcpo_ray.commands.pretrain.tokenizers import clip_tokenizer
 
     torch.manual_seed(0)
-    tokenizer = clip_tokenizer()
+    tokenizer = clip_tokenizer(WORLD)
     ends = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1, "pad_token_id": len(tokenizer) - 1}
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = CLIPModel(

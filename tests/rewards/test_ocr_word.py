@@ -141,3 +141,15 @@ def test_the_log_probability_with_detection_is_refused():
     with pytest.raises(ValidationError, match="score is ctc with detect: true"):
         TypeAdapter(config.Ocr).validate_python({"kind": "ocr", "score": "ctc"})
     assert config.Ocr(kind="ocr", score="ctc", detect=False).scale.unit == "log-probability"
+
+
+def test_exact_is_1_where_the_text_is_read_and_no_other():
+    exact = rewards.load(config.Ocr(kind="ocr", detect=False, score="exact"), torch.device("cpu"))
+    images = np.stack([drawn(word, 24, 64) for word in ("moon", "moons", "moan", "MOON")])
+    assert exact.score(images, prompts(["moon"] * 4)) == [1, 0, 0, 1]
+
+
+def test_each_score_has_a_name_of_its_own():
+    made = [config.Ocr(kind="ocr", detect=False, score=score) for score in ("edits", "exact", "ctc")]
+    assert [one.name for one in made] == ["ocr", "ocr_exact", "ocr_ctc"]
+    assert len({one.scale.unit for one in made}) == 3

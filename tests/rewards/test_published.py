@@ -205,10 +205,11 @@ def test_a_processor_of_another_network_is_refused(clip_transformers, tmp_path):
     )
     raw = changed(clip_transformers, tmp_path / "b", name, do_normalize=False, do_rescale=False)
     refused("has do_rescale, do_normalize false", raw)
-    from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer
+    from pcpo_ray.commands.pretrain.shapes_world import WORLD
+    from pcpo_ray.commands.pretrain.tokenizers import clip_tokenizer
 
     other = shutil.copytree(clip_transformers, tmp_path / "c")
-    tokenizer = clip_tokenizer()
+    tokenizer = clip_tokenizer(WORLD)
     tokenizer.add_tokens(["<own>"])
     tokenizer.save_pretrained(other)
     refused("has a tokenizer of .* tokens, and the network", other)

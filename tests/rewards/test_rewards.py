@@ -25,7 +25,7 @@ def clip_folder(tmp_path_factory):
     import open_clip
     from safetensors.torch import save_file
 
-    from pcpo_ray.commands.pretrain_shapes import clip
+    from pcpo_ray.commands.pretrain import clip
 
     folder = tmp_path_factory.mktemp("clip")
     clip.write_config(folder)

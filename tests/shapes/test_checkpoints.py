@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pcpo_ray.commands.pretrain_shapes.measure import FLUX_SAMPLING, SD_SAMPLING, accuracy, preference
+from pcpo_ray.commands.pretrain.measure import accuracy, preference
+from pcpo_ray.commands.pretrain.shapes_world import WORLD
 from pcpo_ray.shapes import CHECKPOINTS, checkpoint
 
 LARGEST = 20_000_000  # bytes, of all that is shipped
@@ -19,13 +20,13 @@ def test_all_together_stay_under_the_limit():
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "options", "least"),
+    ("name", "kind", "least"),
     [
-        ("shapes-sd", "StableDiffusionPipeline", SD_SAMPLING, {"all": 0.2, "object": 0.9, "colour": 0.9}),
-        ("shapes-flux", "FluxPipeline", FLUX_SAMPLING, {"all": 0.25, "object": 0.5, "colour": 0.8, "position": 0.9}),
+        ("shapes-sd", "StableDiffusionPipeline", {"all": 0.2, "object": 0.9, "colour": 0.9}),
+        ("shapes-flux", "FluxPipeline", {"all": 0.25, "object": 0.5, "colour": 0.8, "position": 0.9}),
     ],
 )
-def test_diffusers_loads_and_draws_with_them(name, kind, options, least):
+def test_diffusers_loads_and_draws_with_them(name, kind, least):
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(checkpoint(name), torch_dtype=torch.float32)
@@ -36,7 +37,7 @@ def test_diffusers_loads_and_draws_with_them(name, kind, options, least):
         if isinstance(part, torch.nn.Module)
         for weight in part.parameters()
     )
-    shares = accuracy(pipeline, 48, **options)
+    shares = accuracy(WORLD, pipeline, 48)
     assert {fact: share for fact, share in least.items() if shares[fact] < share} == {}
     assert shares["all"] < 0.9  # not perfect: alignment has something to do
 

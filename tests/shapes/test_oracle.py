@@ -5,8 +5,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from pcpo_ray.commands.pretrain_shapes.data import sample_captions
-from pcpo_ray.commands.pretrain_shapes.variants import variants
+from pcpo_ray.commands.pretrain.shapes_world import sample_captions
+from pcpo_ray.commands.pretrain.variants import variants
 from pcpo_ray.errors import PromptError, RewardError
 from pcpo_ray.shapes.captions import parse
 from pcpo_ray.shapes.draw import draw

@@ -62,10 +62,11 @@ def stable_diffusion(folder: Path, *, levels: int = 1) -> Path:
     """
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer
+    from pcpo_ray.commands.pretrain.shapes_world import WORLD
+    from pcpo_ray.commands.pretrain.tokenizers import clip_tokenizer
 
     torch.manual_seed(0)
-    tokenizer = clip_tokenizer()
+    tokenizer = clip_tokenizer(WORLD)
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -104,10 +105,11 @@ def flux(folder: Path, *, guidance_embeds: bool = False) -> Path:
     """A FluxPipeline: pictures of 16 x 16 pixels have 4 x 4 tokens of 16 channels."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-    from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer, t5_tokenizer
+    from pcpo_ray.commands.pretrain.shapes_world import WORLD
+    from pcpo_ray.commands.pretrain.tokenizers import clip_tokenizer, t5_tokenizer
 
     torch.manual_seed(0)
-    tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
+    tokenizer, tokenizer_2 = clip_tokenizer(WORLD), t5_tokenizer(WORLD)
     transformer = FluxTransformer2DModel(
         in_channels=16,
         num_layers=1,
@@ -136,10 +138,11 @@ def sdxl(folder: Path) -> Path:
     """A StableDiffusionXLPipeline: 16 x 16 pixels, 4 x 8 x 8 latents, SDXL's own scheduler."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
-    from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer
+    from pcpo_ray.commands.pretrain.shapes_world import WORLD
+    from pcpo_ray.commands.pretrain.tokenizers import clip_tokenizer
 
     torch.manual_seed(0)
-    tokenizer = clip_tokenizer()
+    tokenizer = clip_tokenizer(WORLD)
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -165,7 +168,7 @@ def sdxl(folder: Path) -> Path:
         text_encoder=text_encoder(len(tokenizer)),
         text_encoder_2=text_encoder(len(tokenizer), width=24, projection=12),
         tokenizer=tokenizer,
-        tokenizer_2=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(WORLD),
         unet=unet,
         scheduler=scheduler,
         add_watermarker=False,
@@ -178,10 +181,11 @@ def sd3(folder: Path, *, with_t5: bool = True) -> Path:
     """A StableDiffusion3Pipeline: pictures of 16 x 16 pixels have 4 x 8 x 8 latents."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer, t5_tokenizer
+    from pcpo_ray.commands.pretrain.shapes_world import WORLD
+    from pcpo_ray.commands.pretrain.tokenizers import clip_tokenizer, t5_tokenizer
 
     torch.manual_seed(0)
-    tokenizer, tokenizer_3 = clip_tokenizer(), t5_tokenizer()
+    tokenizer, tokenizer_3 = clip_tokenizer(WORLD), t5_tokenizer(WORLD)
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -203,7 +207,7 @@ def sd3(folder: Path, *, with_t5: bool = True) -> Path:
         text_encoder=text_encoder(len(tokenizer), projection=16),
         tokenizer=tokenizer,
         text_encoder_2=text_encoder(len(tokenizer), width=24, projection=24),
-        tokenizer_2=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(WORLD),
         text_encoder_3=t5(len(tokenizer_3), 16 + 24) if with_t5 else None,
         tokenizer_3=tokenizer_3 if with_t5 else None,
         transformer=transformer,

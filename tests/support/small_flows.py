@@ -261,9 +261,10 @@ def chroma(folder: Path) -> Path:
     """A ChromaPipeline."""
     from diffusers import ChromaPipeline, ChromaTransformer2DModel
 
-    from pcpo_ray.commands.pretrain_shapes.tokenizers import t5_tokenizer
+    from pcpo_ray.commands.pretrain.shapes_world import WORLD
+    from pcpo_ray.commands.pretrain.tokenizers import t5_tokenizer
 
-    tokenizer = t5_tokenizer()
+    tokenizer = t5_tokenizer(WORLD)
     ChromaPipeline(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=small.vae(4, shift=0.1),

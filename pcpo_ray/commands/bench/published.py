@@ -46,9 +46,10 @@ def write(
 
 
 def tokenizer(kind: Literal["clip", "t5"], length: int) -> Any:
-    from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer, t5_tokenizer
+    from pcpo_ray.commands.pretrain.shapes_world import WORLD
+    from pcpo_ray.commands.pretrain.tokenizers import clip_tokenizer, t5_tokenizer
 
-    made = {"clip": clip_tokenizer, "t5": t5_tokenizer}[kind]()
+    made = {"clip": clip_tokenizer, "t5": t5_tokenizer}[kind](WORLD)
     made.model_max_length = length
     return made
 

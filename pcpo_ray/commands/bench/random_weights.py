@@ -98,9 +98,10 @@ def _networks(folder: Path) -> dict[str, tuple[str, str]]:
 def _clip(folder: Path) -> None:
     from transformers import CLIPImageProcessor, CLIPModel
 
-    from pcpo_ray.commands.pretrain_shapes.tokenizers import clip_tokenizer
+    from pcpo_ray.commands.pretrain.shapes_world import WORLD
+    from pcpo_ray.commands.pretrain.tokenizers import clip_tokenizer
 
-    tokenizer, path = clip_tokenizer(), folder / "config.json"
+    tokenizer, path = clip_tokenizer(WORLD), folder / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     own = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     settings["text_config"] = {**settings["text_config"], "vocab_size": len(tokenizer), **own}

@@ -12,6 +12,7 @@ from pcpo_ray import __version__, config
 from pcpo_ray.commands.report import cost, images, mixture, numbers, sections
 from pcpo_ray.commands.report.verdict import verdict
 from pcpo_ray.config import files
+from pcpo_ray.data import worlds
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.disk import replace
 from pcpo_ray.runs.records import Record, read_record
@@ -89,9 +90,9 @@ def _use(record: Record) -> dict[str, Any]:
     code = None
     if isinstance(run.model.train, config.Lora) and saved is not None:
         path = run.model.path.rstrip("/")
-        model = f'pcpo_ray.shapes.checkpoint("{path}")' if path.startswith("shapes-") else repr(path)
-        lines = ["from diffusers import DiffusionPipeline"]
-        lines += ["import pcpo_ray.shapes"] if path.startswith("shapes-") else []
+        world = worlds.of_model(path)
+        model = repr(path) if world is None else f'pcpo_ray.{world}.checkpoint("{path}")'
+        lines = ["from diffusers import DiffusionPipeline", *([f"import pcpo_ray.{world}"] if world else [])]
         lines += [
             "",
             f"pipeline = DiffusionPipeline.from_pretrained({model})",

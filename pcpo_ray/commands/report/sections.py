@@ -47,10 +47,15 @@ TITLES = {
     "image_reward": "ImageReward",
     "jpeg_compressibility": "JPEG compressibility",
     "jpeg_incompressibility": "JPEG size",
+    "ocr": "text read",
+    "ocr_ctc": "log-probability of the text",
+    "ocr_exact": "words read exactly",
     "pickscore": "PickScore",
     "shapes_layout": "layout facts shown",
     "shapes_oracle": "facts shown",
     "shapes_oracle_all": "all facts shown",
+    "words_colours": "colours shown",
+    "words_letters": "likeness of letters to the font's",
 }
 """The titles of the shipped rewards by their names."""
 

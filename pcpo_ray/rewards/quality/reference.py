@@ -203,8 +203,17 @@ def load(quality: config.Quality, extractor: Callable[[], features.Extractor], s
             from pcpo_ray.shapes.draw import SIDE
 
             size = (SIDE, SIDE)
-            chunks: Callable[[], Iterator[np.ndarray]] = lambda: _drawn(count, form)  # noqa: E731
+            drawn = config.ShapesPrompts(split="held_out", form=form)
+            chunks: Callable[[], Iterator[np.ndarray]] = lambda: _drawn(count, drawn)  # noqa: E731
             what = hashlib.blake2b(f"shapes {count} {form}".encode())
+            for chunk in chunks() if quality.cache else ():
+                what.update(chunk.tobytes())
+        case config.WordsReference(count=count):
+            from pcpo_ray.words.draw import HEIGHT, WIDTH
+
+            size = (HEIGHT, WIDTH)
+            chunks = lambda: _drawn(count, config.WordsPrompts(split="held_out"))  # noqa: E731
+            what = hashlib.blake2b(f"words {count}".encode())
             for chunk in chunks() if quality.cache else ():
                 what.update(chunk.tobytes())
         case config.ImagesReference(path=path):
@@ -270,15 +279,13 @@ def base(path: Path, size: tuple[int, int]) -> Reference:
     return Reference(_read(path), size)
 
 
-def _drawn(count: int, form: config.CaptionForm) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:
-    from pcpo_ray.data import prompts
-    from pcpo_ray.shapes.captions import parse
-    from pcpo_ray.shapes.draw import draw
+def _drawn(count: int, asked: config.EmbeddedPrompts) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:
+    from pcpo_ray.data import prompts, worlds
 
-    captions = prompts.load(config.ShapesPrompts(split="held_out", form=form), seed=0).batch(1, count)
+    captions = prompts.load(asked, seed=0).batch(1, count)
     for start in range(0, count, features.CHUNK):
         some = captions[start : start + features.CHUNK]
-        yield np.stack([draw(parse(one.text), start + n) for n, one in enumerate(some)])
+        yield np.stack([worlds.draw(asked.kind, one.text, start + n) for n, one in enumerate(some)])
 
 
 def _in_chunks(paths: list[Path], size: tuple[int, int]) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:

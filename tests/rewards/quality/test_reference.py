@@ -86,10 +86,13 @@ def test_an_entry_that_is_cut_short_is_named(tmp_path):
         reference.load(settings, Counted(), print)
 
 
-def test_drawn_images_are_those_of_held_out_captions():
-    settings = config.Quality(features=config.ClipFeatures(), reference=config.ShapesReference(count=70))
+@pytest.mark.parametrize(
+    ("drawn", "size"), [(config.ShapesReference(count=70), (64, 64)), (config.WordsReference(count=70), (24, 64))]
+)
+def test_drawn_images_are_those_of_held_out_captions(drawn, size):
+    settings = config.Quality(features=config.ClipFeatures(), reference=drawn)
     found = reference.load(settings, Counted(), print)
-    assert found.features.shape == (70, 3) and found.size == (64, 64)
+    assert found.features.shape == (70, 3) and found.size == size
     assert len(np.unique(found.features, axis=0)) > 60
     assert (reference.load(settings, Counted(), print).features == found.features).all()
 

@@ -1,4 +1,4 @@
-"""The one training loop of the embedded world's models: AdamW (and Muon), warm-up and cosine decay, progress bar, a
+"""The one training loop of the embedded worlds' models: AdamW (and Muon), warm-up and cosine decay, progress bar, a
 running mean of the weights."""
 
 from __future__ import annotations

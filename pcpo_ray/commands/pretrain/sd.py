@@ -1,4 +1,4 @@
-"""shapes-sd: a small Stable Diffusion of the embedded world. Text encoder and UNet are trained together."""
+"""The diffusion model of a world: a small Stable Diffusion. Text encoder and UNet are trained together."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pcpo_ray.commands.pretrain_shapes import latents, vae
-from pcpo_ray.commands.pretrain_shapes.loop import RunningMean, optimise
-from pcpo_ray.commands.pretrain_shapes.measure import SD_SAMPLING, accuracy, summary
-from pcpo_ray.commands.pretrain_shapes.tokenizers import LENGTH, clip_tokenizer
+from pcpo_ray.commands.pretrain import latents, vae
+from pcpo_ray.commands.pretrain.loop import RunningMean, optimise
+from pcpo_ray.commands.pretrain.measure import accuracy, summary
+from pcpo_ray.commands.pretrain.tokenizers import LENGTH, clip_tokenizer
+from pcpo_ray.commands.pretrain.world import World
 
-NAME = "shapes-sd"
 WIDTH = 128
 BATCH = 64
-STEPS = 5000
 SAVE_EVERY = 500
 DROPPED = 0.1  # share of empty captions, so that guidance has an unconditional branch
 # Where things stand is settled at high noise, which the plain loss on the noise hardly counts: an error there moves the
@@ -44,16 +43,17 @@ def text_encoder(vocabulary: int, layers: int = 2) -> CLIPTextModel:
     )
 
 
-def build(out: Path) -> StableDiffusionPipeline:
+def build(world: World, out: Path) -> StableDiffusionPipeline:
     """The untrained pipeline around the trained VAE of `out`."""
-    tokenizer = clip_tokenizer()
+    tokenizer = clip_tokenizer(world)
+    height, width = world.latent_size
     unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=vae.CHANNELS,
-        out_channels=vae.CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        block_out_channels=(48, 112),
+        sample_size=height if height == width else (height, width),
+        in_channels=world.latent_channels,
+        out_channels=world.latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * len(world.unet_channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(world.unet_channels),
+        block_out_channels=world.unet_channels,
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
@@ -68,7 +68,7 @@ def build(out: Path) -> StableDiffusionPipeline:
         steps_offset=1,
     )
     return StableDiffusionPipeline(
-        vae=vae.load(out),
+        vae=vae.load(world, out),
         text_encoder=text_encoder(len(tokenizer)),
         tokenizer=tokenizer,
         unet=unet,
@@ -79,14 +79,15 @@ def build(out: Path) -> StableDiffusionPipeline:
     )
 
 
-def train(out: Path, seed: int, steps: int = STEPS, pictures: int = latents.PICTURES, measured: int = 64) -> None:
-    """Train shapes-sd and write it to `out`, every SAVE_EVERY steps and at the end."""
+def train(world: World, out: Path, seed: int, steps: int, pictures: int = latents.PICTURES, measured: int = 64) -> None:
+    """Train the diffusion model and write it to `out`, every SAVE_EVERY steps and at the end."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    data = latents.encode(out, seed, pictures)
-    pipeline = build(out)
+    data = latents.encode(world, out, seed, pictures)
+    pipeline = build(world, out)
     unet, encoder, tokenizer = pipeline.unet.train(), pipeline.text_encoder.train(), pipeline.tokenizer
     alpha_bar = pipeline.scheduler.alphas_cumprod
+    name = f"{world.name}-sd"
     both = nn.ModuleList([unet, encoder])
     mean = RunningMean(both)
 
@@ -107,9 +108,9 @@ def train(out: Path, seed: int, steps: int = STEPS, pictures: int = latents.PICT
         if step % SAVE_EVERY == 0 or step == steps:
             both.eval()
             with mean.applied():
-                pipeline.save_pretrained(out / NAME)
-                shares = accuracy(pipeline, measured, **SD_SAMPLING)
+                pipeline.save_pretrained(out / name)
+                shares = accuracy(world, pipeline, measured)
             both.train()
-            print(f"{NAME} after {step} steps, right in {summary(shares)}", flush=True)
+            print(f"{name} after {step} steps, right in {summary(shares)}", flush=True)
 
-    optimise(NAME, both, loss_of, steps=steps, rate=1.5e-3, after_step=after_step)
+    optimise(name, both, loss_of, steps=steps, rate=1.5e-3, after_step=after_step)

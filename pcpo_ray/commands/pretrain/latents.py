@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pcpo_ray.commands.pretrain_shapes import vae
-from pcpo_ray.commands.pretrain_shapes.data import sample_captions, sample_pictures
+from pcpo_ray.commands.pretrain import vae
+from pcpo_ray.commands.pretrain.world import World
 
 PICTURES = 40_000
 CHUNK = 250
@@ -21,12 +21,12 @@ CHUNK = 250
 class Latents:
     """Pictures as the VAE sees them, in half precision, and their captions."""
 
-    latents: Float[Tensor, "N 8 8 8"]
+    latents: Float[Tensor, "N C H W"]
     captions: list[str]
 
     def sample(
         self, rng: np.random.Generator, count: int, *, dropped: float = 0.0
-    ) -> tuple[Float[Tensor, "B 8 8 8"], list[str]]:
+    ) -> tuple[Float[Tensor, "B C H W"], list[str]]:
         """`count` pictures' latents and captions, of which a share is replaced by the empty one (for guidance)."""
         indices = rng.integers(len(self.captions), size=count)
         empty = rng.random(count) < dropped
@@ -34,15 +34,15 @@ class Latents:
         return self.latents[torch.from_numpy(indices)].float(), texts
 
 
-def encode(out: Path, seed: int, pictures: int = PICTURES) -> Latents:
+def encode(world: World, out: Path, seed: int, pictures: int = PICTURES) -> Latents:
     """Draw and encode pictures with the trained VAE of `out`. The same seed gives the same latents."""
     rng = np.random.default_rng(seed)
-    encoder = vae.load(out)
+    encoder = vae.load(world, out)
     captions: list[str] = []
     latents: list[Tensor] = []
     with torch.no_grad():
         while len(captions) < pictures:
-            texts = sample_captions(rng, min(CHUNK, pictures - len(captions)))
-            latents.append(encoder.encode(sample_pictures(rng, texts)).latent_dist.mean.half())
+            texts = world.sample(rng, min(CHUNK, pictures - len(captions)), "train")
+            latents.append(encoder.encode(world.pictures(rng, texts)).latent_dist.mean.half())
             captions += texts
     return Latents(latents=torch.cat(latents), captions=captions)

@@ -1,4 +1,4 @@
-"""shapes-clip: a small CLIP (Radford et al., 2103.00020) of the embedded world, in open_clip's folder format.
+"""shapes-clip: a small CLIP (Radford et al., 2103.00020) of the shapes world, in open_clip's folder format.
 
 Every scene stands in its batch beside variants with one fact changed, pictures and captions both, so that telling the
 facts apart is what the contrast asks for.
@@ -17,17 +17,17 @@ from jaxtyping import Bool, Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pcpo_ray.commands.pretrain_shapes.data import sample_captions, sample_pictures
-from pcpo_ray.commands.pretrain_shapes.facts import FACTS, facts, misread
-from pcpo_ray.commands.pretrain_shapes.loop import RunningMean, optimise
-from pcpo_ray.commands.pretrain_shapes.tokenizers import LENGTH, clip_tokenizer
-from pcpo_ray.commands.pretrain_shapes.variants import variants
+from pcpo_ray.commands.pretrain.facts import FACTS, facts, misread
+from pcpo_ray.commands.pretrain.loop import RunningMean, optimise
+from pcpo_ray.commands.pretrain.shapes_world import WORLD
+from pcpo_ray.commands.pretrain.tokenizers import LENGTH, clip_tokenizer
+from pcpo_ray.commands.pretrain.variants import variants
+from pcpo_ray.commands.pretrain.world import World
 from pcpo_ray.shapes.captions import Caption, parse
 
 NAME = "shapes-clip"
 WIDTH = 128
 SCENES, SIBLINGS = 16, 4  # scenes a batch; captions a scene, the first one included
-STEPS = 3000
 SAVE_EVERY = 300
 LARGEST_SCALE = math.log(50.0)
 PIXEL_MEAN, PIXEL_STD = 0.88, 0.25  # of drawn pictures, whose background is light
@@ -38,7 +38,7 @@ FACTS_SCALE = 10.0  # embeddings have unit length, too short for a linear layer 
 def write_config(folder: Path) -> None:
     """Write what open_clip reads to build the model, and the tokenizer, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = clip_tokenizer()
+    tokenizer = clip_tokenizer(WORLD)
     tokenizer.save_pretrained(folder)
     vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32}  # a ModifiedResNet
     text = {
@@ -69,7 +69,7 @@ def normalised(pictures: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B 3 64 64
 def sample_scene(rng: np.random.Generator) -> list[Caption]:
     """A caption of the training split and variants of it, from as many kinds of change as it has."""
     while True:
-        caption = parse(sample_captions(rng, 1)[0])
+        caption = parse(WORLD.sample(rng, 1, "train")[0])
         kinds = [[v for v in kind if v.split == "train"] for kind in variants(caption).values()]
         kinds = [kind for kind in kinds if kind]
         order = [kinds[k] for k in rng.permutation(len(kinds))]
@@ -97,7 +97,7 @@ def contrast(logits: Float[Tensor, "B B"], usable: Bool[Tensor, "B B"]) -> Float
     return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
 
 
-def train(out: Path, seed: int, steps: int = STEPS) -> None:
+def train(world: World, out: Path, seed: int, steps: int) -> None:
     """Train shapes-clip on drawn pictures and write it to `out`, every SAVE_EVERY steps and at the end."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -111,7 +111,7 @@ def train(out: Path, seed: int, steps: int = STEPS) -> None:
     def loss_of() -> Tensor:
         batch = [caption for _ in range(SCENES) for caption in sample_scene(rng)]
         texts = [caption.text for caption in batch]
-        pictures = model.encode_image(normalised(sample_pictures(rng, texts)), normalize=True)
+        pictures = model.encode_image(normalised(WORLD.pictures(rng, texts)), normalize=True)
         words = model.encode_text(tokenizer(texts), normalize=True)
         said, told = facts(batch)
         wrong = sum(misread(reader(FACTS_SCALE * tower), said, told) for tower in (pictures, words))

@@ -1,6 +1,6 @@
-"""The two tokenizers of the embedded world, built from the grammar: every word of it is one token.
+"""The two tokenizers of a world: every word of its vocabulary is one token.
 
-Words outside the grammar come out as bytes (CLIP) or characters (T5), so any prompt can be encoded.
+Other words come out as bytes (CLIP) or characters (T5), so any prompt can be encoded.
 """
 
 from __future__ import annotations
@@ -9,18 +9,13 @@ import string
 from collections import Counter
 from itertools import pairwise
 
-from tokenizers import pre_tokenizers
+from tokenizers import AddedToken, pre_tokenizers
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from pcpo_ray.shapes.captions import captions
+from pcpo_ray.commands.pretrain.world import World
 
 LENGTH = 16  # the longest caption takes 13 tokens between the start and the end
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-
-
-def words() -> list[str]:
-    """The grammar's words, in alphabetical order."""
-    return sorted({word for text in captions("train") for word in text.split()})
 
 
 def byte_pair_merges(vocabulary: list[str]) -> list[tuple[str, str]]:
@@ -47,18 +42,26 @@ def _merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
     return result
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """A byte-level BPE tokenizer in CLIP's form; the end token has the highest id and pads."""
+def clip_tokenizer(world: World) -> CLIPTokenizer:
+    """A byte-level BPE tokenizer in CLIP's form; the end token has the highest id and pads.
+
+    Merges would also join letters inside a word that is to be spelled ("on" in "moon"), so there the vocabulary's words
+    are tokens that are found before anything is merged.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = byte_pair_merges(words())
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *dict.fromkeys(a + b for a, b in merges), BOS, EOS]
+    merges = [] if world.spelled else byte_pair_merges(list(world.vocabulary))
+    whole = world.vocabulary if world.spelled else tuple(dict.fromkeys(a + b for a, b in merges))
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *whole, BOS, EOS]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
+    if world.spelled:
+        tokenizer.add_tokens([AddedToken(word, single_word=True, lstrip=True) for word in whole])
+    return tokenizer
 
 
-def t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer(world: World) -> T5Tokenizer:
     """A unigram tokenizer in T5's form: whole words at a high score, printable characters at a low one."""
     scored = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
-    scored += [("▁" + word, -1.0) for word in words()]
+    scored += [("▁" + word, -1.0) for word in world.vocabulary]
     scored += [(letter, -10.0) for letter in string.printable.strip()]
     return T5Tokenizer(vocab=scored, extra_ids=0, model_max_length=LENGTH)

@@ -3,33 +3,68 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from pcpo_ray.commands.pretrain_shapes import clip, flux, sd, vae
-from pcpo_ray.commands.pretrain_shapes.data import ONE_THING, sample_captions, sample_pictures
-from pcpo_ray.commands.pretrain_shapes.loop import Muon, RunningMean, orthogonalised, rate_factor
+from pcpo_ray.commands.pretrain import clip, flux, sd, shapes_world, vae, words_world
+from pcpo_ray.commands.pretrain.loop import Muon, RunningMean, orthogonalised, rate_factor
+from pcpo_ray.commands.pretrain.measure import rebuilt
+from pcpo_ray.commands.pretrain.shapes_world import ONE_THING
 from pcpo_ray.shapes.captions import COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES
+from pcpo_ray.words.captions import parse, words_of
+
+SHAPES_WORLD, WORDS_WORLD = shapes_world.WORLD, words_world.WORLD
+BOTH = pytest.mark.parametrize("world", [SHAPES_WORLD, WORDS_WORLD], ids=lambda world: world.name)
+
+
+LENGTHS = {
+    "shapes-flux/text_encoder": 108.2837215136473,
+    "shapes-flux/text_encoder_2": 344.82778822764806,
+    "shapes-flux/transformer": 634.0500695551275,
+    "shapes-flux/vae": 488.1428061666506,
+    "shapes-sd/text_encoder": 174.67260359462887,
+    "shapes-sd/unet": 1150.5655287032107,
+    "shapes-sd/vae": 488.1428061666506,
+}
+"""The sums of the tensors' lengths after two steps of the code that trained the shipped models."""
+
+
+def lengths(folder):
+    return {
+        f"{folder.name}/{path.parent.name}": sum(float(weight.double().norm()) for weight in load_file(path).values())
+        for path in folder.rglob("*.safetensors")
+    }
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
-    vae.train(folder, 0, steps=2)
+    for world in (SHAPES_WORLD, WORDS_WORLD):
+        vae.train(world, folder, 0, steps=2)
     return folder
 
 
-def test_the_latents_of_the_trained_vae_have_mean_0_and_variance_1(out):
+@BOTH
+def test_the_latents_of_the_trained_vae_have_mean_0_and_variance_1(world, out):
     rng = np.random.default_rng(0)
-    pictures = sample_pictures(rng, sample_captions(rng, 128))
-    latents = vae.load(out).encode(pictures).latent_dist.mean
+    pictures = world.pictures(rng, world.sample(rng, 128, "train"))
+    latents = vae.load(world, out).encode(pictures).latent_dist.mean
+    assert latents.shape[2:] == world.latent_size
     assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.2
     assert (latents.std(dim=(0, 2, 3)) - 1).abs().max() < 0.2
 
 
-def test_standardising_the_latents_leaves_the_decoded_images_as_they_were():
+@BOTH
+def test_what_an_untrained_vae_keeps_of_drawn_pictures_is_measured(world, out):
+    shares = rebuilt(world, out, 4)
+    assert set(shares) >= {"all"} and shares["all"] == 0
+
+
+@BOTH
+def test_standardising_the_latents_leaves_the_decoded_images_as_they_were(world):
     torch.manual_seed(0)
-    autoencoder = vae.build().eval()
+    autoencoder = vae.build(world).eval()
     rng = np.random.default_rng(0)
-    pictures = sample_pictures(rng, sample_captions(rng, 16))
+    pictures = world.pictures(rng, world.sample(rng, 16, "train"))
     with torch.no_grad():
         before = autoencoder.decode(autoencoder.encode(pictures).latent_dist.mean).sample
         vae.standardise(autoencoder, pictures)
@@ -37,19 +72,23 @@ def test_standardising_the_latents_leaves_the_decoded_images_as_they_were():
     assert torch.allclose(before, after, atol=1e-4)
 
 
-@pytest.mark.parametrize("module", [sd, flux])
-def test_two_steps_of_a_base_model_write_a_pipeline_that_diffusers_loads(module, out):
+@BOTH
+@pytest.mark.parametrize(("module", "kind"), [(sd, "sd"), (flux, "flux")])
+def test_two_steps_of_a_base_model_write_a_pipeline_that_diffusers_loads(world, module, kind, out):
     from diffusers import DiffusionPipeline
 
-    module.train(out, 0, steps=2, pictures=16, measured=2)
-    pipeline = DiffusionPipeline.from_pretrained(out / module.NAME)
+    module.train(world, out, 0, steps=2, pictures=16, measured=2)
+    folder = out / f"{world.name}-{kind}"
+    pipeline = DiffusionPipeline.from_pretrained(folder)
     assert pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float32
+    if world is SHAPES_WORLD:
+        assert lengths(folder) == pytest.approx({name: LENGTHS[name] for name in lengths(folder)}, rel=1e-5)
 
 
 def test_two_steps_of_clip_write_a_folder_that_open_clip_loads(tmp_path):
     import open_clip
 
-    clip.train(tmp_path, 0, steps=2)
+    clip.train(SHAPES_WORLD, tmp_path, 0, steps=2)
     folder = f"local-dir:{tmp_path / clip.NAME}"
     model, _, _ = open_clip.create_model_and_transforms(folder)
     assert model.encode_text(open_clip.get_tokenizer(folder)(["a red circle"])).shape == (1, clip.WIDTH)
@@ -64,9 +103,30 @@ def test_a_contrast_scene_has_a_caption_and_others_that_contradict_it():
 
 
 def test_training_captions_are_of_their_split_and_of_one_or_two_things():
-    texts = sample_captions(np.random.default_rng(0), 2000)
+    texts = SHAPES_WORLD.sample(np.random.default_rng(0), 2000, "train")
     ones = sum(" and " not in t and " above " not in t and " below " not in t and " of " not in t for t in texts)
     assert abs(ones / len(texts) - ONE_THING) < 0.04
+
+
+@BOTH
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_sampled_captions_are_of_their_split_and_have_an_answer_each(world, split):
+    texts = world.sample(np.random.default_rng(1), 50, split)
+    assert all(0 <= said < most for text in texts for said, most in zip(world.told(text), world.classes, strict=True))
+
+
+def test_no_letters_of_a_training_caption_are_a_held_out_word():
+    texts = WORDS_WORLD.sample(np.random.default_rng(1), 3000, "train")
+    sampled = {words_world.content(text).word for text in texts}
+    assert not sampled & set(words_of("held_out"))
+    assert 0.3 < len(sampled & set(words_of("train"))) / len(sampled) < 0.7
+    held_out = WORDS_WORLD.sample(np.random.default_rng(1), 300, "held_out")
+    assert {parse(text).split for text in held_out} == {"held_out"}
+
+
+def test_a_words_caption_tells_its_letters_and_its_colours():
+    told = words_world.told('the word "zip" in red')
+    assert told == [25, 8, 15, 26, 26, 0, 7]
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_a_twentieth():
@@ -87,13 +147,13 @@ def test_the_running_mean_is_in_force_only_inside_its_context():
 
 
 def test_what_a_caption_tells_is_one_class_a_question():
-    colour, shape, size, other_colour, other_shape, other_size, position, relation = flux.told(
+    colour, shape, size, other_colour, other_shape, other_size, position, relation = shapes_world.told(
         "a small blue ring above a red star"
     )
     assert (COLOURS[colour], SHAPES[shape], SIZES[size]) == ("blue", "ring", "small")
     assert (COLOURS[other_colour], SHAPES[other_shape], other_size) == ("red", "star", len(SIZES))
     assert (position, RELATIONS[relation]) == (len(POSITIONS), "above")
-    alone = flux.told("a black cross at the left")
+    alone = shapes_world.told("a black cross at the left")
     assert alone[3:6] == [len(COLOURS), len(SHAPES), len(SIZES)] and POSITIONS[alone[6]] == "at the left"
 
 

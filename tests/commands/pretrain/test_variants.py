@@ -1,6 +1,6 @@
 """One fact changed: which facts, and never into a caption that could be true as well."""
 
-from pcpo_ray.commands.pretrain_shapes.variants import variants
+from pcpo_ray.commands.pretrain.variants import variants
 from pcpo_ray.shapes.captions import captions, parse
 
 

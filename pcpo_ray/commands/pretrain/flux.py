@@ -1,4 +1,4 @@
-"""shapes-flux: a small FLUX.1 of the embedded world.
+"""The flow model of a world: a small FLUX.1.
 
 Both text encoders first learn to tell what a caption says, which takes a minute, and are then frozen; the transformer
 is trained on what they say.
@@ -15,29 +15,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
-from pcpo_ray.commands.pretrain_shapes import latents, vae
-from pcpo_ray.commands.pretrain_shapes.data import sample_captions
-from pcpo_ray.commands.pretrain_shapes.loop import RunningMean, optimise
-from pcpo_ray.commands.pretrain_shapes.measure import FLUX_SAMPLING, accuracy, summary
-from pcpo_ray.commands.pretrain_shapes.sd import DROPPED, WIDTH, text_encoder
-from pcpo_ray.commands.pretrain_shapes.tokenizers import LENGTH, clip_tokenizer, t5_tokenizer
-from pcpo_ray.shapes.captions import COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES, parse
+from pcpo_ray.commands.pretrain import latents, vae
+from pcpo_ray.commands.pretrain.loop import RunningMean, optimise
+from pcpo_ray.commands.pretrain.measure import accuracy, summary
+from pcpo_ray.commands.pretrain.sd import DROPPED, WIDTH, text_encoder
+from pcpo_ray.commands.pretrain.tokenizers import LENGTH, clip_tokenizer, t5_tokenizer
+from pcpo_ray.commands.pretrain.world import World
 
-NAME = "shapes-flux"
 BATCH = 64
-STEPS = 6000
 SAVE_EVERY = 500
-READING_STEPS = 150
 READING_BATCH = 256
 RATE = 3e-3
 TIME_SPREAD = 1.2  # standard deviation of the logits of the times: where the things take shape is in the middle
 SHIFT = 1.5  # FLUX's own rule (a larger shift for more tokens) gives about this for 16 tokens
-SIDE = 4  # tokens a side: 8 x 8 latents packed 2 x 2
 
 
-def build(out: Path) -> FluxPipeline:
+def build(world: World, out: Path) -> FluxPipeline:
     """The untrained pipeline around the trained VAE of `out`."""
-    tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
+    tokenizer, tokenizer_2 = clip_tokenizer(world), t5_tokenizer(world)
     t5 = T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer_2),
@@ -51,7 +46,7 @@ def build(out: Path) -> FluxPipeline:
         )
     )
     transformer = FluxTransformer2DModel(
-        in_channels=4 * vae.CHANNELS,
+        in_channels=4 * world.latent_channels,
         num_layers=2,
         num_single_layers=4,
         attention_head_dim=32,
@@ -63,30 +58,13 @@ def build(out: Path) -> FluxPipeline:
     )
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-        vae=vae.load(out),
+        vae=vae.load(world, out),
         text_encoder=text_encoder(len(tokenizer), layers=1),
         tokenizer=tokenizer,
         text_encoder_2=t5,
         tokenizer_2=tokenizer_2,
         transformer=transformer,
     )
-
-
-def told(text: str) -> list[int]:
-    """Return a caption's facts, one class per question: colour, shape and size of either thing, position, relation.
-
-    The class after the last means that the caption does not say.
-    """
-    caption = parse(text)
-    asked: list[tuple[tuple[str, ...], str | None]] = []
-    for thing in (*caption.things, None)[:2]:
-        colour, shape, size = (None, None, None) if thing is None else (thing.colour, thing.shape, thing.size)
-        asked += [(COLOURS, colour), (SHAPES, shape), (SIZES, size)]
-    asked += [(POSITIONS, caption.position), (RELATIONS, caption.relation)]
-    return [len(words) if said is None else words.index(said) for words, said in asked]
-
-
-CLASSES = [len(words) + 1 for words in (COLOURS, SHAPES, SIZES, COLOURS, SHAPES, SIZES, POSITIONS, RELATIONS)]
 
 
 class TextEncoders(nn.Module):
@@ -104,39 +82,46 @@ class TextEncoders(nn.Module):
         return self.clip(clip_ids).pooler_output, self.t5(t5_ids)[0]
 
 
-def learn_to_read(encoders: TextEncoders, rng: np.random.Generator, steps: int) -> None:
-    """Train both encoders to answer `told`, each through linear layers that are thrown away afterwards."""
-    heads = nn.ModuleList([nn.Linear(WIDTH, sum(CLASSES)), nn.Linear(LENGTH * WIDTH, sum(CLASSES))])
+def learn_to_read(world: World, encoders: TextEncoders, rng: np.random.Generator, steps: int) -> None:
+    """Train both encoders to answer `told`, each through linear layers that are thrown away afterwards.
+
+    FLUX tells its text tokens no places. Where these matter, T5 is asked through the mean of its tokens.
+    """
+    classes = sum(world.classes)
+    heads = nn.ModuleList([nn.Linear(WIDTH, classes), nn.Linear(WIDTH if world.spelled else LENGTH * WIDTH, classes)])
 
     def loss_of() -> Tensor:
-        texts = sample_captions(rng, READING_BATCH)
-        answers = torch.tensor([told(text) for text in texts])
+        texts = world.sample(rng, READING_BATCH, "train")
+        answers = torch.tensor([world.told(text) for text in texts])
         loss = torch.zeros(())
-        for head, embedding in zip(heads, encoders(texts), strict=True):
-            for question, logits in enumerate(head(embedding.flatten(1)).split(CLASSES, dim=1)):
+        pooled, embeds = encoders(texts)
+        for head, embedding in zip(heads, (pooled, embeds.mean(dim=1) if world.spelled else embeds), strict=True):
+            for question, logits in enumerate(head(embedding.flatten(1)).split(world.classes, dim=1)):
                 loss = loss + nn.functional.cross_entropy(logits, answers[:, question])
         return loss
 
-    optimise(f"{NAME} reading", nn.ModuleList([encoders, heads]), loss_of, steps=steps, rate=RATE)
+    optimise(f"{world.name}-flux reading", nn.ModuleList([encoders, heads]), loss_of, steps=steps, rate=RATE)
 
 
-def train(out: Path, seed: int, steps: int = STEPS, pictures: int = latents.PICTURES, measured: int = 64) -> None:
-    """Train shapes-flux and write it to `out`, every SAVE_EVERY steps and at the end."""
+def train(world: World, out: Path, seed: int, steps: int, pictures: int = latents.PICTURES, measured: int = 64) -> None:
+    """Train the flow model and write it to `out`, every SAVE_EVERY steps and at the end."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    data = latents.encode(out, seed, pictures)
-    pipeline = build(out)
+    data = latents.encode(world, out, seed, pictures)
+    pipeline = build(world, out)
     transformer, encoders = pipeline.transformer, TextEncoders(pipeline)
-    learn_to_read(encoders, rng, min(steps, READING_STEPS))
+    learn_to_read(world, encoders, rng, min(steps, world.reading_steps))
     encoders.requires_grad_(False).eval()
     transformer.train()
     mean = RunningMean(transformer)
-    image_ids = pipeline._prepare_latent_image_ids(1, SIDE, SIDE, "cpu", torch.float32)
+    name = f"{world.name}-flux"
+    height, width = world.latent_size
+    image_ids = pipeline._prepare_latent_image_ids(1, height // 2, width // 2, "cpu", torch.float32)
     text_ids = torch.zeros(LENGTH, 3)
 
     def loss_of() -> Tensor:
         pictures, texts = data.sample(rng, BATCH, dropped=DROPPED)
-        clean = pipeline._pack_latents(pictures, BATCH, vae.CHANNELS, 2 * SIDE, 2 * SIDE)
+        clean = pipeline._pack_latents(pictures, BATCH, world.latent_channels, height, width)
         pooled, embeds = encoders(texts)
         times = torch.sigmoid(TIME_SPREAD * torch.randn(BATCH))
         times = SHIFT * times / (1 + (SHIFT - 1) * times)
@@ -158,11 +143,11 @@ def train(out: Path, seed: int, steps: int = STEPS, pictures: int = latents.PICT
         if step % SAVE_EVERY == 0 or step == steps:
             transformer.eval()
             with mean.applied():
-                pipeline.save_pretrained(out / NAME)
-                shares = accuracy(pipeline, measured, **FLUX_SAMPLING)
+                pipeline.save_pretrained(out / name)
+                shares = accuracy(world, pipeline, measured)
             transformer.train()
-            print(f"{NAME} after {step} steps, right in {summary(shares)}", flush=True)
+            print(f"{name} after {step} steps, right in {summary(shares)}", flush=True)
 
     # with AdamW alone positions were right in half of the pictures after 7,000 steps, with Muon in 95% after 500
     blocks = [transformer.transformer_blocks, transformer.single_transformer_blocks]
-    optimise(NAME, transformer, loss_of, steps=steps, rate=RATE, muon=blocks, after_step=after_step)
+    optimise(name, transformer, loss_of, steps=steps, rate=RATE, muon=blocks, after_step=after_step)

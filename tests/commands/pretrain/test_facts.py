@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pcpo_ray.commands.pretrain_shapes.facts import ATTRIBUTES, BOTTOM, FACTS, LEFT, TOP, facts, misread
+from pcpo_ray.commands.pretrain.facts import ATTRIBUTES, BOTTOM, FACTS, LEFT, TOP, facts, misread
 from pcpo_ray.shapes.captions import parse
 
 

@@ -1,4 +1,4 @@
-"""Copies trained models into the package, their weights in half precision: all of them together stay under 20 MB."""
+"""Copies a world's trained models into the package, their weights in half precision."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from pcpo_ray.shapes import CHECKPOINTS
-
-NAMES = ("shapes-sd", "shapes-flux", "shapes-clip")
+from pcpo_ray.commands.pretrain.world import World
 
 
-def ship(out: Path, into: Path = CHECKPOINTS) -> None:
-    """Replace the shipped folders by those of `out`. Configs keep saying float32, which is what they load as."""
-    for name in NAMES:
+def ship(world: World, out: Path, into: Path) -> None:
+    """Replace the shipped folders in `into` by those of `out`.
+
+    Configs keep saying float32, which is what they load as.
+    """
+    for part in world.steps:
+        if part == "vae":  # it is in both pipelines
+            continue
+        name = f"{world.name}-{part}"
         folder = into / name
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(out / name, folder)

@@ -1,0 +1,88 @@
+"""Quality of a world's models, on captions that none of them was trained on.
+
+The base models are judged by the pictures they make; shapes-clip by whether it prefers a drawn picture's caption to
+every caption with one fact changed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pcpo_ray.commands.pretrain import shapes_world, vae
+from pcpo_ray.commands.pretrain.tokenizers import LENGTH
+from pcpo_ray.commands.pretrain.variants import variants
+from pcpo_ray.commands.pretrain.world import Shares, World
+from pcpo_ray.rewards import clip as clips
+from pcpo_ray.shapes.captions import parse
+from pcpo_ray.shapes.draw import draw
+
+SD_SAMPLING: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0, "eta": 1.0}
+# true_cfg_scale: FLUX.1-dev and -schnell were distilled from a guided model, this one was not
+FLUX_SAMPLING: dict[str, Any] = {"num_inference_steps": 16, "max_sequence_length": LENGTH, "true_cfg_scale": 3.0}
+CHUNK = 64
+
+
+def accuracy(world: World, pipeline: Any, count: int, seed: int = 1) -> Shares:
+    """Over `count` held-out captions, which shares of the pictures and of their facts are right."""
+    texts = world.sample(np.random.default_rng(seed), count, "held_out")
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    flow = type(pipeline).__name__ == "FluxPipeline"
+    options = {**(FLUX_SAMPLING if flow else SD_SAMPLING), "height": world.height, "width": world.width}
+    pictures: list[np.ndarray] = []
+    for start in range(0, count, CHUNK):
+        some = texts[start : start + CHUNK]
+        guided = {"negative_prompt": [""] * len(some)} if flow else {}
+        made = pipeline(some, generator=generator, output_type="np", **options, **guided).images
+        pictures += [(picture * 255).round().astype("uint8") for picture in made]
+    return world.judged(pictures, texts)
+
+
+@torch.no_grad()
+def rebuilt(world: World, out: Path, count: int, seed: int = 1) -> Shares:
+    """Over `count` drawn held-out captions, which shares are right in the pictures that went through the VAE."""
+    rng = np.random.default_rng(seed)
+    texts = world.sample(rng, count, "held_out")
+    autoencoder = vae.load(world, out)
+    parts = world.pictures(rng, texts).split(CHUNK)
+    decoded = torch.cat([autoencoder.decode(autoencoder.encode(part).latent_dist.mean).sample for part in parts])
+    pictures = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return world.judged(list(pictures), texts)
+
+
+def preference(folder: Path, count: int, seed: int = 1) -> dict[str, float]:
+    """Over `count` drawn held-out captions, by the kind of fact changed: the share of changed captions scored lower."""
+    clip = clips.load(str(folder), None, torch.device("cpu"))
+    texts = shapes_world.WORLD.sample(np.random.default_rng(seed), count, "held_out")
+    pictures = clip.images(np.stack([draw(parse(text), seed + n) for n, text in enumerate(texts)]))
+    held: dict[str, list[bool]] = defaultdict(list)
+    for picture, text in zip(pictures, texts, strict=True):
+        for kind, others in variants(parse(text)).items():
+            own, *changed = (clip.texts([text, *(other.text for other in others)]) @ picture).tolist()
+            held[kind] += [own > score for score in changed]
+    return {kind: float(np.mean(values)) for kind, values in held.items()}
+
+
+def measure(world: World, out: Path, count: int = 256) -> None:
+    """Print what the models of a folder get right."""
+    from diffusers import DiffusionPipeline
+
+    for part in world.steps:
+        name = f"{world.name}-{part}"
+        if part == "vae":
+            print(f"{name}, {count} drawn held-out captions, right in {summary(rebuilt(world, out, count))}")
+        elif part in ("sd", "flux"):
+            pipeline = DiffusionPipeline.from_pretrained(out / name, torch_dtype=torch.float32)
+            print(f"{name}, {count} held-out captions, right in {summary(accuracy(world, pipeline, count))}")
+        elif part == "clip":
+            print(f"{name}, {count} drawn held-out captions, preferred: {summary(preference(out / name, count))}")
+
+
+def summary(shares: Shares) -> str:
+    """`all 47%, count 98%, ...`."""
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())

@@ -1,0 +1,64 @@
+"""A world: what the pretraining of its models needs to know of its captions and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Split = Literal["train", "held_out"]
+Shares = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A world of captions and pictures, and the sizes of its models.
+
+    `sample` draws captions of a split, with repetition. `draw` makes a picture of height x width pixels of one.
+    `told` answers what a caption says, one class per question, of which there are as many as `classes` says.
+    `judged` reads pictures of held-out captions, and says which share is right.
+    """
+
+    name: str
+    checkpoints: Path
+    height: int
+    width: int
+    vocabulary: tuple[str, ...]
+    """The words that are one token each; all others are spelled."""
+    spelled: bool
+    """True if captions spell words, so that T5's tokens must say their own places."""
+    sample: Callable[[np.random.Generator, int, Split], list[str]]
+    draw: Callable[[str, int], np.ndarray]
+    told: Callable[[str], list[int]]
+    classes: tuple[int, ...]
+    judged: Callable[[Sequence[np.ndarray], Sequence[str]], Shares]
+    vae_channels: tuple[int, ...]
+    """The width of each level of the VAE, each of half the side of the one before."""
+    latent_channels: int
+    unet_channels: tuple[int, ...]
+    steps: Mapping[str, int]
+    """The steps of each model's training, by part."""
+    reading_steps: int
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """The height and width of the latents."""
+        factor = 2 ** (len(self.vae_channels) - 1)
+        return self.height // factor, self.width // factor
+
+    def pictures(self, rng: np.random.Generator, texts: Sequence[str]) -> Float[Tensor, "B 3 H W"]:
+        """Draw a fresh picture of each caption."""
+        seeds = rng.integers(2**31, size=len(texts))
+        return to_tensor([self.draw(text, int(seed)) for text, seed in zip(texts, seeds, strict=True)])
+
+
+def to_tensor(pictures: list[np.ndarray]) -> Float[Tensor, "B 3 H W"]:
+    """Pictures as the networks see them: -1 to 1, channels last in memory (4 times faster on a CPU)."""
+    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return (batch.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)

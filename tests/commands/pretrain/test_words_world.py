@@ -1,0 +1,30 @@
+"""What OCR reads in drawn pictures of words: nearly all of them, exactly."""
+
+import numpy as np
+
+from pcpo_ray.commands.pretrain.words_world import WORLD, judged
+from pcpo_ray.words.captions import parse
+
+
+def drawn(count):
+    rng = np.random.default_rng(0)
+    texts = WORLD.sample(rng, count, "held_out")
+    return [WORLD.draw(text, seed) for seed, text in enumerate(texts)], texts
+
+
+def test_ocr_reads_drawn_held_out_words_exactly():
+    pictures, texts = drawn(120)
+    shares = judged(pictures, texts)
+    assert shares["all"] > 0.95 and shares["letters"] > 0.95 and shares["colours"] == 1
+
+
+def test_pictures_of_other_words_are_not_right():
+    pictures, texts = drawn(8)
+    others = [*texts[1:], texts[0]]
+    assert len({parse(text).word for text in texts}) == 8
+    assert judged(pictures, others)["all"] == 0
+
+
+def test_an_empty_picture_shows_no_word():
+    pictures, texts = drawn(2)
+    assert judged([np.full_like(picture, 240) for picture in pictures], texts)["all"] == 0
