@@ -1,9 +1,11 @@
 """Checkpointer: writes the checkpoints of a run, and takes a run up again from one."""
 
+import contextlib
 import time
 
 from pcpo_ray import config
 from pcpo_ray.data.updates import DriverState
+from pcpo_ray.errors import RunError
 from pcpo_ray.training import monitors
 from pcpo_ray.training.admission import Admission
 from pcpo_ray.training.batch import BatchMaker
@@ -46,7 +48,8 @@ class Checkpointer:
         started = time.perf_counter()
         histories = self.batches.state()
         if ending:
-            self.recorder.push()
+            with contextlib.suppress(RunError):  # a full disk
+                self.recorder.push()
         else:
             home.push_records()  # before: a checkpoint must not outrun what led to it
         begun = [(step, tasks[0].version) for step, tasks in progress.begun.items()]

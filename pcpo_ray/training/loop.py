@@ -157,12 +157,8 @@ class Loop:
         self.batches.learned()
         self.progress.step = step = update.version
         del self.progress.begun[step]
-        if step == 1:
-            self.recorder.event("first_update", max_log_ratio=update.first_log_ratio)
         if update.micro_batch is not None:
-            self.progress.micro_batch = size = update.micro_batch.size
-            seconds = update.micro_batch.seconds
-            self.recorder.event("micro_batch", step=step, pairs=size, seconds_a_pair=seconds)
+            self.progress.micro_batch = update.micro_batch.size
 
     def _publish(self) -> None:
         """Make the newest weights loadable by the samplers."""
@@ -183,6 +179,11 @@ class Loop:
         )
         self._write(record)
         self.moved.append(record.values())
+        if record.step == 1:
+            self.recorder.event("first_update", max_log_ratio=update.first_log_ratio)
+        if update.micro_batch is not None:
+            size, a_pair = update.micro_batch.size, update.micro_batch.seconds
+            self.recorder.event("micro_batch", step=record.step, pairs=size, seconds_a_pair=a_pair)
         if update.skipped:
             self.recorder.event("skipped", step=record.step, gradients=update.skipped)
             self.say(f"step {record.step}: {update.skipped} optimizer steps skipped, as their gradient is not finite")
@@ -305,7 +306,7 @@ class Loop:
         """End the run because somebody asked for it, with a checkpoint."""
         self._settle()
         if self.progress.saved != self.progress.step:
-            self.checkpointer.save()
+            self.checkpointer.save(ending=True)
         self.recorder.event("stopped", step=self.progress.step)
         self.progress.state = "stopped"
 
@@ -338,4 +339,5 @@ class Loop:
             assert self.updating is not None
             batch = self.updating
             self._advance(update)
-            self._record(batch, update)
+            with contextlib.suppress(RunError):  # a full disk: the checkpoint has the row, and may be on another one
+                self._record(batch, update)

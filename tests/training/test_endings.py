@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pcpo_ray.errors import (
+    AwayError,
     CheckpointError,
     ClusterError,
     LearnerLostError,
@@ -16,6 +17,7 @@ from pcpo_ray.errors import (
     TrainingError,
 )
 from pcpo_ray.runs import checkpoints
+from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import restarts
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.training.recorder import Recorder
@@ -288,6 +290,56 @@ def test_a_disk_that_is_full_for_records_only_costs_no_row(small_sd, tmp_path, m
         go(run, tmp_path / "run")
     monkeypatch.setattr(Recorder, "record", record)
     assert learned(tmp_path / "run") == [1]
+    assert checkpoints.newest(tmp_path / "run", pytest.fail) == checkpoints.folder_for(tmp_path / "run", 2)
+    go(run, tmp_path / "run", found=True)
+    assert learned(tmp_path / "run") == [1, 2, 3, 4]
+
+
+class AtWork(LocalStages):
+    """Calls `what` once, while the update of step 2 is made."""
+
+    def __init__(self, run, what):
+        super().__init__(run)
+        self.what = [what]
+
+    def wait(self, timeout):
+        if self.what and self.learner.begun is not None and self.learner.begun[0] == 2:
+            self.what.pop()()
+        super().wait(timeout)
+
+
+def lost():
+    raise ClusterError("a task was lost 5 times")
+
+
+def asked_to_end():
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("end", [lost, asked_to_end])
+@pytest.mark.parametrize("trouble", ["records on a full disk", "storage away", "both"])
+def test_an_ending_in_the_midst_of_an_update_saves_whatever_else_fails(small_sd, tmp_path, monkeypatch, end, trouble):
+    run = a_run(small_sd)
+    append, troubled = Recorder._append, []
+
+    def full(self, name, row):
+        if troubled and trouble != "storage away":
+            raise RunError("no space left")
+        append(self, name, row)
+
+    def away(self, *, patience=1.0):
+        if troubled and trouble != "records on a full disk":
+            raise AwayError("storage is away")
+
+    def ending():
+        troubled.append(True)
+        end()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "_append", full)
+        patched.setattr(LocalFolder, "push_records", away)
+        with pytest.raises((ClusterError, KeyboardInterrupt, RunError)):
+            go(run, tmp_path / "run", stages=AtWork(run, ending))
     assert checkpoints.newest(tmp_path / "run", pytest.fail) == checkpoints.folder_for(tmp_path / "run", 2)
     go(run, tmp_path / "run", found=True)
     assert learned(tmp_path / "run") == [1, 2, 3, 4]
