@@ -108,7 +108,7 @@ class Rank:
 
 
 class Meeting:
-    """An exchange of messages between ranks that write; it uses the store, so that its deadline is not a collective's.
+    """An exchange of messages between ranks that write or read, with a deadline of its own, as it is no collective.
 
     Contract: all ranks open meetings of the same names in the same order, and call `tell` equally often in each. A rank
     that fails says so when it leaves, and the others raise at once.
@@ -156,8 +156,8 @@ class Meeting:
                 return [found[index]["said"] for index in range(self.count)]
             if time.monotonic() > deadline:
                 raise CheckpointError(
-                    f"rank {self.rank.index} of the learner has waited {self.seconds:.0f} s for ranks {absent} to "
-                    f"write their parts ({self.name}); check whether their storage hangs or is that slow"
+                    f"rank {self.rank.index} of the learner has waited {self.seconds:.0f} s for ranks {absent} "
+                    f"({self.name}); check whether their storage hangs or is that slow"
                 )
             time.sleep(GLANCE)
 

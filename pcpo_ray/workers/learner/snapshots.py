@@ -42,7 +42,7 @@ class Snapshots:
     ) -> None:
         self.policy, self.masters, self.optimizer, self.ema, self.rank = policy, masters, optimizer, ema, rank
         self.dtypes = dtypes
-        self.saves = 0
+        self.saves = self.restores = 0
 
     def pack(self, version: int, *, averaged: bool, over: WeightSnapshot | None) -> WeightSnapshot:
         """Copy the trained weights, or their EMA, to send; the memory of `over` may be reused."""
@@ -158,7 +158,13 @@ class Snapshots:
         Raises CheckpointError: before anything is changed if files or shapes are wrong, and afterwards if nobody could
         continue from these weights.
         """
-        loaded = checkpoints.read(folder)
+        self.restores += 1
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        seconds = checkpoints.seconds_for(2 * size)  # another rank may have to fetch it before it reads
+        meeting = distributed.Meeting(self.rank, f"restoring {self.restores}", seconds=seconds)
+        with meeting.held():
+            loaded = checkpoints.read(folder)
+            meeting.tell()  # only now: a rank that still reads keeps the others waiting in a collective
         distributed.load_parameters(folder, loaded.parameters, self.masters.values)
         self.masters.write_back()
         optimizers.unpack(self.optimizer, self.masters.values, loaded.optimizer, distributed.shard_like)

@@ -1,4 +1,4 @@
-"""Ranks that each hold a part write one checkpoint, which takes longer than any collective of theirs may."""
+"""Ranks write and read one checkpoint, each its part, which takes longer than any collective of theirs may."""
 
 import multiprocessing
 import time
@@ -26,7 +26,7 @@ def rank(index, address, model, folder, answers, fail):
     joined = distributed.join(index=index, count=2, sharded=True, address=address, timeout=60.0, device=cpu)
     learner = Learner(small.run(model, optimizer__average=0.9), cpu, joined)
     torch.distributed.set_timeout(timedelta(seconds=TIMEOUT))
-    write_part, finish = checkpoints.write_part, checkpoints.finish
+    write_part, finish, read = checkpoints.write_part, checkpoints.finish, checkpoints.read
 
     def slow_part(*args, **options):
         if index == 1:
@@ -39,7 +39,12 @@ def rank(index, address, model, folder, answers, fail):
         time.sleep(1.5 * TIMEOUT)
         return finish(*args, **options)
 
-    checkpoints.write_part, checkpoints.finish = slow_part, slow_finish
+    def slow_read(*args, **options):
+        if index == 1:
+            time.sleep(1.5 * TIMEOUT)
+        return read(*args, **options)
+
+    checkpoints.write_part, checkpoints.finish, checkpoints.read = slow_part, slow_finish, slow_read
     try:
         learner.save(folder, DriverState(step=0))
         checkpoints.write_part, checkpoints.finish = write_part, finish
