@@ -86,7 +86,7 @@ def command(
     found = train(order, display)
     from pcpo_ray.commands import next_steps
 
-    judged, steps = found.verdict, next_steps.after(found, config, order.continuing)
+    judged, steps = found.verdict, next_steps.after(found, order.continuing)
     for line in (judged.text, *judged.notes, f"report: {found.report}", *steps):
         display.say(line, "info")
     if found.alarm:

@@ -1,7 +1,6 @@
 """Commands for what to do next when a run has ended: open its report, draw with it, load it, train on."""
 
 import shlex
-from pathlib import Path
 
 from pcpo_ray import config
 from pcpo_ray.commands import opening
@@ -15,11 +14,8 @@ MORE = 2
 """The factor of steps in the command that trains on."""
 
 
-def after(found: RunResult, given: Path, continuing: str) -> list[str]:
-    """Return the lines on what to do next with a run that has ended.
-
-    `given` is the config and `continuing` the command that continues the run, both as they are typed.
-    """
+def after(found: RunResult, continuing: str) -> list[str]:
+    """Return the lines on what to do next with a run that has ended; `continuing` is the command that continues it."""
     run, home = found.config, found.home
     place = home.url if isinstance(home, StoredFolder) else found.place
     lines = {
@@ -29,10 +25,10 @@ def after(found: RunResult, given: Path, continuing: str) -> list[str]:
     if (step := max(home.steps(), default=None)) is not None:
         lines["use it in diffusers (the report has the whole program)"] = _loading(run, home, step)
     if "steps" in opening.free_to_change(run):
-        lines[f"train {run.steps} more steps"] = _longer(continuing, run)
+        lines[f"train {run.steps} more steps"] = _with(continuing, [f"steps={MORE * run.steps}"])
     if not any(isinstance(reward, config.CustomReward) for reward in run.rewards):
-        lines["train for a reward of yours, a class with score(images, prompts) in my_rewards.py"] = shlex.join(
-            ["pcpo-ray", "train", str(given), "name=mine", "rewards=my_rewards:MyReward"]
+        lines["train for a reward of yours, a class with score(images, prompts) in my_rewards.py"] = _with(
+            continuing.replace(" --resume", ""), [f"name={run.name}-mine", "rewards=my_rewards:MyReward"]
         )
     return ["next:", *(f"  {what}: {how}" for what, how in lines.items())]
 
@@ -58,9 +54,9 @@ def _prompt(run: config.Run) -> str:
         return "a photo of a cat"
 
 
-def _longer(continuing: str, run: config.Run) -> str:
-    """Return the command that continues the run to more steps."""
-    words = shlex.split(continuing)
-    kept = [word for word in words if not word.startswith("steps=")]
+def _with(command: str, overrides: list[str]) -> str:
+    """Return a command with other overrides in place of its own of the same keys."""
+    keys = tuple(override.partition("=")[0] + "=" for override in overrides)
+    kept = [word for word in shlex.split(command) if not word.startswith(keys)]
     at = next((place for place, word in enumerate(kept) if word.startswith("--")), len(kept))
-    return shlex.join([*kept[:at], f"steps={MORE * run.steps}", *kept[at:]])
+    return shlex.join([*kept[:at], *overrides, *kept[at:]])

@@ -39,8 +39,9 @@ def create(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> Reco
 def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tuple[Recorder, int | None]:
     """Return the recorder of a run to continue, and the step of its newest checkpoint (None if it has none yet).
 
-    Raises RunError if there is no such run, if another process of this machine is writing it, or if its config or a
-    file it reads has changed. Raises AlarmError if its monitors ended it and are still the same.
+    Raises RunError if there is no such run, if another process of this machine is writing it, if its config or a file
+    it reads has changed, or if it has done more steps than it is to have. Raises AlarmError if its monitors ended it
+    and are still the same.
     """
     home.take_over(say)
     folder = home.local
@@ -60,6 +61,11 @@ def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tupl
         say(f"{text}; it goes on with it as it is now")
     home = home.claim()
     found = home.newest(say)
+    if found is not None and found > run.steps:
+        raise RunError(
+            f"{home.place} has done {found} steps, and steps is {run.steps}: there is nothing to train; give more than "
+            f"{found}, as in steps={found + run.steps}, or leave out --resume and give another name"
+        )
     if found is None:
         say(f"{home.place} has no checkpoint yet: starting from step 0")
     recorder = Recorder.reopen(home, run, -1 if found is None else found)

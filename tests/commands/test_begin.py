@@ -71,16 +71,17 @@ def test_what_to_do_next_is_a_command_each(small_sd, tmp_path, kind):
     (folder / "config.yaml").write_text(files.dump(run))
     saved(folder, 2)
     again = begin.continuing(Path("a.yaml"), ["steps=2", "seed=1"], local=True, runs="runs")
-    lines = next_steps.after(pcpo_ray.load_run(folder), Path("a.yaml"), again)
+    lines = next_steps.after(pcpo_ray.load_run(folder), again)
     text = "\n".join(lines)
     assert lines[0] == "next:" and f"file://{folder}/report.html" in text
     assert f"pcpo-ray sample {folder} 'a" in text and "--compare" in text
     assert ("load_lora_weights" if kind == "lora" else "from_pretrained") in text and "step-000002" in text
     assert "pcpo-ray train a.yaml seed=1 steps=4 --local --resume" in text
-    assert "pcpo-ray train a.yaml name=mine" in text
+    assert "pcpo-ray train a.yaml steps=2 seed=1 name=small-mine rewards=my_rewards:MyReward --local" in lines[-1]
+    assert "--resume" not in lines[-1]  # another run, with this one's settings
 
 
 def test_a_run_whose_schedule_has_ended_is_not_to_be_trained_longer(small_sd, tmp_path):
     (tmp_path / "config.yaml").write_text(files.dump(small.run(small_sd, optimizer__schedule="cosine")))
-    lines = next_steps.after(pcpo_ray.load_run(tmp_path), Path("a.yaml"), "pcpo-ray train a.yaml --resume")
+    lines = next_steps.after(pcpo_ray.load_run(tmp_path), "pcpo-ray train a.yaml --resume")
     assert len(lines) > 1 and "more steps" not in "".join(lines)

@@ -37,6 +37,16 @@ def test_a_run_resumes_from_the_newest_whole_checkpoint_and_says_so(small_sd, tm
     assert [("step-000002" in line, "falling back" in line) for line in said] == [(True, True)]
 
 
+def test_a_run_that_has_done_more_steps_than_asked_for_is_left_as_it_is(small_sd, tmp_path):
+    begun(tmp_path / "run", small.run(small_sd, steps=4))
+    saved(tmp_path / "run", 4)
+    kept = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(RunError, match=r"has done 4 steps, and steps is 3: .* as in steps=7"):
+        opening.resume(LocalFolder(local=tmp_path / "run"), small.run(small_sd, steps=3), pytest.fail)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == kept
+    assert opening.resume(LocalFolder(local=tmp_path / "run"), small.run(small_sd, steps=4), lambda line: None)[1] == 4
+
+
 def test_a_run_without_a_checkpoint_starts_over_and_says_so(small_sd, tmp_path):
     run = small.run(small_sd)
     begun(tmp_path / "run", run)

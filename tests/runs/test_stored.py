@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -526,7 +525,7 @@ def test_what_to_do_next_with_a_stored_run_can_be_done(small_sd, stored, machine
     home.push_records()
     machine("machine-b")
     found = pcpo_ray.load_run(home.url)
-    lines = next_steps.after(found, Path("a.yaml"), "pcpo-ray train a.yaml --resume")
+    lines = next_steps.after(found, "pcpo-ray train a.yaml --resume")
     (sample,) = [line for line in lines if "pcpo-ray sample" in line]
     assert shlex.split(sample.partition(": ")[2])[2] == home.url
     (load,) = [line.partition(": ")[2] for line in lines if "load_lora_weights" in line]
