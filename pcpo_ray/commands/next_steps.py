@@ -25,10 +25,11 @@ def after(found: RunResult, continuing: str) -> list[str]:
     if (step := max(home.steps(), default=None)) is not None:
         lines["use it in diffusers (the report has the whole program)"] = _loading(run, home, step)
     if "steps" in opening.free_to_change(run):
-        lines[f"train {run.steps} more steps"] = _with(continuing, [f"steps={MORE * run.steps}"])
+        lines[f"train {run.steps} more steps"] = _with(shlex.split(continuing), [f"steps={MORE * run.steps}"])
     if not any(isinstance(reward, config.CustomReward) for reward in run.rewards):
         lines["train for a reward of yours, a class with score(images, prompts) in my_rewards.py"] = _with(
-            continuing.replace(" --resume", ""), [f"name={run.name}-mine", "rewards=my_rewards:MyReward"]
+            [word for word in shlex.split(continuing) if word != "--resume"],
+            [f"name={run.name}-mine", "rewards=my_rewards:MyReward"],
         )
     return ["next:", *(f"  {what}: {how}" for what, how in lines.items())]
 
@@ -54,9 +55,9 @@ def _prompt(run: config.Run) -> str:
         return "a photo of a cat"
 
 
-def _with(command: str, overrides: list[str]) -> str:
-    """Return a command with other overrides in place of its own of the same keys."""
+def _with(command: list[str], overrides: list[str]) -> str:
+    """Write a command with other overrides in place of its own of the same keys."""
     keys = tuple(override.partition("=")[0] + "=" for override in overrides)
-    kept = [word for word in shlex.split(command) if not word.startswith(keys)]
+    kept = [word for word in command if not word.startswith(keys)]
     at = next((place for place, word in enumerate(kept) if word.startswith("--")), len(kept))
     return shlex.join([*kept[:at], *overrides, *kept[at:]])

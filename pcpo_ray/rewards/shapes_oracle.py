@@ -1,20 +1,18 @@
 """The shapes world's oracle as a reward: the fraction of the caption's facts that the image shows."""
 
-import math
-from collections.abc import Sequence
 from typing import Literal, assert_never
 
 import numpy as np
 from jaxtyping import UInt8
 
+from pcpo_ray.rewards.oracle import Oracle
 
-class ShapesOracle:
+
+class ShapesOracle(Oracle):
     """The fraction of the caption's facts that hold, 0..1 (`shapes_oracle`).
 
     `shapes_oracle_all` is 1 if all facts hold, else 0. `shapes_layout` counts only facts of layout: count, relation and
     position. The oracle identifies a caption's two objects by their descriptions, so relations are between these.
-
-    A prompt that it does not read, as it is no caption of the shapes world, has no score (NaN).
     """
 
     def __init__(self, kind: Literal["shapes_oracle", "shapes_oracle_all", "shapes_layout"]) -> None:
@@ -22,16 +20,9 @@ class ShapesOracle:
 
     @staticmethod
     def reads(prompt: str) -> bool:
-        """Return whether a prompt is a caption of the shapes world."""
         from pcpo_ray.shapes.captions import is_caption
 
         return is_caption(prompt)
-
-    def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
-        return [
-            self._score(image, prompt) if self.reads(prompt) else math.nan
-            for image, prompt in zip(images, prompts, strict=True)
-        ]
 
     def _score(self, image: UInt8[np.ndarray, "H W 3"], prompt: str) -> float:
         from pcpo_ray.shapes.oracle import judge

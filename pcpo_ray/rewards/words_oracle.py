@@ -1,19 +1,17 @@
 """The words world's oracle as a reward: how like the font's own the letters are, and which colours are shown."""
 
-import math
-from collections.abc import Sequence
 from typing import Literal, assert_never
 
 import numpy as np
 from jaxtyping import UInt8
 
+from pcpo_ray.rewards.oracle import Oracle
 
-class WordsOracle:
+
+class WordsOracle(Oracle):
     """The overlap of the picture's ink with the word in the font (`words_letters`), 0..1.
 
     `words_colours` is the fraction of the colours that the caption names which the picture shows, 0..1.
-
-    A prompt that it does not read, as it is no caption of the words world, has no score (NaN).
     """
 
     def __init__(self, kind: Literal["words_letters", "words_colours"]) -> None:
@@ -21,16 +19,9 @@ class WordsOracle:
 
     @staticmethod
     def reads(prompt: str) -> bool:
-        """Return whether a prompt is a caption of the words world."""
         from pcpo_ray.words.captions import is_caption
 
         return is_caption(prompt)
-
-    def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
-        return [
-            self._score(image, prompt) if self.reads(prompt) else math.nan
-            for image, prompt in zip(images, prompts, strict=True)
-        ]
 
     def _score(self, image: UInt8[np.ndarray, "H W 3"], prompt: str) -> float:
         from pcpo_ray.words import oracle

@@ -18,8 +18,7 @@ from pcpo_ray.errors import RewardError
 from pcpo_ray.process import plugins
 from pcpo_ray.rewards import probes, quality
 from pcpo_ray.rewards.judge import Chat
-from pcpo_ray.rewards.shapes_oracle import ShapesOracle
-from pcpo_ray.rewards.words_oracle import WordsOracle
+from pcpo_ray.rewards.oracle import Oracle
 
 
 class Scorer:
@@ -114,7 +113,7 @@ class Scorer:
     def _read(self, name: str, prompts: Sequence[str]) -> Bool[np.ndarray, " N"]:
         """Tell which prompts a reward reads: without a score of others nothing is missing."""
         reward = self.rewards[name]
-        if not isinstance(reward, ShapesOracle | WordsOracle):
+        if not isinstance(reward, Oracle):
             return np.ones(len(prompts), bool)
         return np.array([reward.reads(prompt) for prompt in prompts])
 

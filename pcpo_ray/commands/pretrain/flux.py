@@ -17,13 +17,12 @@ from transformers import T5Config, T5EncoderModel
 
 from pcpo_ray.commands.pretrain import latents, vae
 from pcpo_ray.commands.pretrain.loop import RunningMean, optimise
-from pcpo_ray.commands.pretrain.measure import accuracy, summary
+from pcpo_ray.commands.pretrain.measure import saving
 from pcpo_ray.commands.pretrain.sd import DROPPED, WIDTH, text_encoder
 from pcpo_ray.commands.pretrain.tokenizers import LENGTH, clip_tokenizer, t5_tokenizer
 from pcpo_ray.commands.pretrain.world import World
 
 BATCH = 64
-SAVE_EVERY = 500
 READING_BATCH = 256
 RATE = 3e-3
 TIME_SPREAD = 1.2  # standard deviation of the logits of the times: where the things take shape is in the middle
@@ -104,7 +103,7 @@ def learn_to_read(world: World, encoders: TextEncoders, rng: np.random.Generator
 
 
 def train(world: World, out: Path, seed: int, steps: int, pictures: int = latents.PICTURES, measured: int = 64) -> None:
-    """Train the flow model and write it to `out`, every SAVE_EVERY steps and at the end."""
+    """Train the flow model and write it to `out`, now and then and at the end (measure.saving)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     data = latents.encode(world, out, seed, pictures)
@@ -138,16 +137,7 @@ def train(world: World, out: Path, seed: int, steps: int, pictures: int = latent
         loss: Tensor = nn.functional.mse_loss(velocity, noise - clean)
         return loss
 
-    def after_step(step: int) -> None:
-        mean.update()
-        if step % SAVE_EVERY == 0 or step == steps:
-            transformer.eval()
-            with mean.applied():
-                pipeline.save_pretrained(out / name)
-                shares = accuracy(world, pipeline, measured)
-            transformer.train()
-            print(f"{name} after {step} steps, right in {summary(shares)}", flush=True)
-
+    after_step = saving(world, pipeline, transformer, mean, out / name, steps=steps, measured=measured)
     # with AdamW alone positions were right in half of the pictures after 7,000 steps, with Muon in 95% after 500
     blocks = [transformer.transformer_blocks, transformer.single_transformer_blocks]
     optimise(name, transformer, loss_of, steps=steps, rate=RATE, muon=blocks, after_step=after_step)

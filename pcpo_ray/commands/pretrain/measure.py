@@ -7,13 +7,16 @@ every caption with one fact changed.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from pcpo_ray.commands.pretrain import shapes_world, vae
+from pcpo_ray.commands.pretrain.loop import RunningMean
 from pcpo_ray.commands.pretrain.tokenizers import LENGTH
 from pcpo_ray.commands.pretrain.variants import variants
 from pcpo_ray.commands.pretrain.world import Shares, World
@@ -25,6 +28,7 @@ SD_SAMPLING: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0,
 # true_cfg_scale: FLUX.1-dev and -schnell were distilled from a guided model, this one was not
 FLUX_SAMPLING: dict[str, Any] = {"num_inference_steps": 16, "max_sequence_length": LENGTH, "true_cfg_scale": 3.0}
 CHUNK = 64
+SAVE_EVERY = 500
 
 
 def accuracy(world: World, pipeline: Any, count: int, seed: int = 1) -> Shares:
@@ -41,6 +45,27 @@ def accuracy(world: World, pipeline: Any, count: int, seed: int = 1) -> Shares:
         made = pipeline(some, generator=generator, output_type="np", **options, **guided).images
         pictures += [(picture * 255).round().astype("uint8") for picture in made]
     return world.judged(pictures, texts)
+
+
+def saving(
+    world: World, pipeline: Any, trained: nn.Module, mean: RunningMean, folder: Path, *, steps: int, measured: int
+) -> Callable[[int], None]:
+    """Return what follows each step: the mean of the `trained` weights goes on, and is saved and measured now and then.
+
+    That is every SAVE_EVERY steps and at the end.
+    """
+
+    def after_step(step: int) -> None:
+        mean.update()
+        if step % SAVE_EVERY == 0 or step == steps:
+            trained.eval()
+            with mean.applied():
+                pipeline.save_pretrained(folder)
+                shares = accuracy(world, pipeline, measured)
+            trained.train()
+            print(f"{folder.name} after {step} steps, right in {summary(shares)}", flush=True)
+
+    return after_step
 
 
 @torch.no_grad()

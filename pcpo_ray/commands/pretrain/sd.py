@@ -12,13 +12,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from pcpo_ray.commands.pretrain import latents, vae
 from pcpo_ray.commands.pretrain.loop import RunningMean, optimise
-from pcpo_ray.commands.pretrain.measure import accuracy, summary
+from pcpo_ray.commands.pretrain.measure import saving
 from pcpo_ray.commands.pretrain.tokenizers import LENGTH, clip_tokenizer
 from pcpo_ray.commands.pretrain.world import World
 
 WIDTH = 128
 BATCH = 64
-SAVE_EVERY = 500
 DROPPED = 0.1  # share of empty captions, so that guidance has an unconditional branch
 # Where things stand is settled at high noise, which the plain loss on the noise hardly counts: an error there moves the
 # clean latents by (1 - alpha_bar) / alpha_bar as much. 1 / alpha_bar is the loss on the velocity (2202.00512, 4).
@@ -80,7 +79,7 @@ def build(world: World, out: Path) -> StableDiffusionPipeline:
 
 
 def train(world: World, out: Path, seed: int, steps: int, pictures: int = latents.PICTURES, measured: int = 64) -> None:
-    """Train the diffusion model and write it to `out`, every SAVE_EVERY steps and at the end."""
+    """Train the diffusion model and write it to `out`, now and then and at the end (measure.saving)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     data = latents.encode(world, out, seed, pictures)
@@ -103,14 +102,5 @@ def train(world: World, out: Path, seed: int, steps: int, pictures: int = latent
         loss: Tensor = (weight * (predicted - noise) ** 2).mean()
         return loss
 
-    def after_step(step: int) -> None:
-        mean.update()
-        if step % SAVE_EVERY == 0 or step == steps:
-            both.eval()
-            with mean.applied():
-                pipeline.save_pretrained(out / name)
-                shares = accuracy(world, pipeline, measured)
-            both.train()
-            print(f"{name} after {step} steps, right in {summary(shares)}", flush=True)
-
+    after_step = saving(world, pipeline, both, mean, out / name, steps=steps, measured=measured)
     optimise(name, both, loss_of, steps=steps, rate=1.5e-3, after_step=after_step)

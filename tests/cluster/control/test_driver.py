@@ -107,8 +107,23 @@ def test_a_name_that_is_taken_is_an_error_before_any_worker_starts(small_sd, con
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
 
 
-def caller_of_waiting(deadline):
+def starting(run, ended):
+    """A thread in which a run starts; what ends it goes into a list."""
+
+    def start():
+        try:
+            connect(run, announced=True)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    return thread
+
+
+def caller_of_waiting():
     """A client of the run `waiting`, once that can be talked to."""
+    deadline = time.monotonic() + 60
     while True:
         try:
             return Caller("waiting", ray.get_runtime_context().gcs_address)
@@ -120,42 +135,26 @@ def caller_of_waiting(deadline):
 def test_a_run_that_waits_for_its_workers_stops_when_it_is_asked_to(small_sd):
     run = small.run(small_sd, name="waiting", workers__samplers="{cpus: 40}", workers__start_timeout=120)
     ended = []
-
-    def start():
-        try:
-            connect(run, announced=True)
-        except BaseException as error:
-            ended.append(type(error))
-
-    starting = threading.Thread(target=start)
-    starting.start()
-    caller = caller_of_waiting(time.monotonic() + 60)
+    thread = starting(run, ended)
+    caller = caller_of_waiting()
     caller.ask(Request(stop=True))
     assert caller.wait(lambda found: found["state"] == "stopped", 60, "the end")["step"] == 0
-    starting.join(timeout=60)
-    assert ended == [KeyboardInterrupt]
+    thread.join(timeout=60)
+    assert [type(error) for error in ended] == [KeyboardInterrupt]
 
 
 def test_a_run_in_a_cluster_too_small_says_so_while_it_waits(small_sd):
     run = small.run(small_sd, name="waiting", workers__samplers="{cpus: 40}", workers__start_timeout=20)
-    errors = []
-
-    def start():
-        try:
-            connect(run, announced=True)
-        except ClusterError as error:
-            errors.append(str(error))
-
-    starting = threading.Thread(target=start)
-    starting.start()
+    ended = []
+    thread = starting(run, ended)
     try:
-        caller = caller_of_waiting(time.monotonic() + 60)
+        caller = caller_of_waiting()
         found = caller.wait(lambda found: "too small" in found["waiting"], 15, "the reason")
     finally:
-        starting.join(timeout=90)
+        thread.join(timeout=90)
     assert (found["state"], found["samplers"]["wanted"], found["samplers"]["ready"]) == ("starting", 1, 0)
     assert "CPU: asked for 40.2, the cluster has 4" in found["waiting"]
-    assert "not ready after 20 s" in errors[0]
+    assert isinstance(ended[0], ClusterError) and "not ready after 20 s" in str(ended[0])
     deadline = time.monotonic() + 30
     with pytest.raises(EndedError):
         while time.monotonic() < deadline:  # Ray lets an actor answer for a moment after it was told to end it
