@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from pcpo_ray.workers.learner.distributed import Rank
     from pcpo_ray.workers.packing import PackedTrajectory
 
-PULL_TIMEOUT = 600.0
-"""Seconds within which a version's weights must reach the worker that asks for them."""
+PULL_TIMEOUT, SLOWEST = 600.0, 50e6
+"""Seconds, and bytes a second, in which the slowest network that is waited for brings what a worker asks for."""
 
 HEALTH = "health"
 """The concurrency group of `alive`: it answers while the actor works."""
@@ -95,6 +95,21 @@ class Worker(ABC):
         return memory.peak()
 
 
+def seconds_to_pull(size: int) -> float:
+    """Return the seconds within which `size` bytes must reach a worker."""
+    return PULL_TIMEOUT + size / SLOWEST
+
+
+def pulled_weights(version: int, references: Sequence[ray.ObjectRef]) -> weights.WeightSnapshot:
+    """Fetch a version's manifest and buckets from the object store. Raises WeightsGoneError."""
+    try:
+        manifest: Manifest = ray.get(references[0], timeout=PULL_TIMEOUT)
+        buckets = ray.get(list(references[1:]), timeout=seconds_to_pull(sum(manifest.sizes)))
+    except (exceptions.ObjectLostError, exceptions.GetTimeoutError) as error:
+        raise WeightsGoneError(f"weights of version {version}: {error}") from None
+    return weights.WeightSnapshot(manifest=manifest, buckets=tuple(buckets))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleReport:
     """The small facts about a sampled group, which travel beside the group itself."""
@@ -141,11 +156,7 @@ class SamplerActor(Worker):
 
     def pull(self, version: int, pulled: Sequence[ray.ObjectRef]) -> str:
         """Load a version's weights from the object store; return their checksum. Raises WeightsGoneError."""
-        try:
-            manifest, *buckets = ray.get(list(pulled), timeout=PULL_TIMEOUT)
-        except (exceptions.ObjectLostError, exceptions.GetTimeoutError) as error:
-            raise WeightsGoneError(f"weights of version {version}: {error}") from None
-        return self.sampler.load(weights.WeightSnapshot(manifest=manifest, buckets=tuple(buckets)))
+        return self.sampler.load(pulled_weights(version, pulled))
 
     def ping(self) -> None:
         """Answer between tasks: an idle sampler does so at once."""
@@ -202,6 +213,7 @@ class LearnerActor(Worker):
         self.stores: dict[str, Any] = {}
         self.batch: dict[int, PackedTrajectory] = {}
         self.number, self.answer = 0, None
+        self.failure: Exception | None = None
 
     def meet(self, purpose: str) -> tuple[str, int]:
         """Open a store where processes can meet, and return its address; it closes when the purpose's next one opens.
@@ -214,10 +226,18 @@ class LearnerActor(Worker):
         return store.host, store.port
 
     def call(self, number: int, name: str, *arguments: Any) -> Any:
-        """Call a method and return its answer. The same number gives the same answer again: nothing is done twice."""
+        """Call a method: return its answer, or raise its error. The same number does so again, with nothing done twice.
+
+        An update that has failed must not begin once more, nor ranks that have met.
+        """
         if number != self.number:
-            self.answer = getattr(self, name)(*arguments)
-            self.number = number
+            self.number, self.answer, self.failure = number, None, None
+            try:
+                self.answer = getattr(self, name)(*arguments)
+            except Exception as error:
+                self.failure = error
+        if self.failure is not None:
+            raise self.failure
         return self.answer
 
     def start_with(self, address: tuple[str, int]) -> tuple[int, str]:
@@ -230,6 +250,7 @@ class LearnerActor(Worker):
             count=role.ranks,
             sharded=role.strategy == "fsdp2",
             address=address,
+            start=self.run.workers.start_timeout,
             timeout=role.timeout,
             device=self.setup_device(role),
         )
@@ -241,11 +262,14 @@ class LearnerActor(Worker):
 
         self.learner = Learner(self.run, device, self.rank or ALONE)
 
-    def hold(self, references: Mapping[int, ray.ObjectRef]) -> list[int]:
-        """Fetch the trajectories that this rank learns from, by the groups' places; return the places of lost ones."""
+    def hold(self, references: Mapping[int, ray.ObjectRef], size: int) -> list[int]:
+        """Fetch the trajectories that this rank learns from, by the groups' places; return the places of lost ones.
+
+        `size` is an upper bound of their bytes.
+        """
         self.batch, lost = {}, []
         if references:  # all at once: each comes from the node that made it
-            ray.wait(list(references.values()), num_returns=len(references), timeout=PULL_TIMEOUT)
+            ray.wait(list(references.values()), num_returns=len(references), timeout=seconds_to_pull(size))
         for place, reference in references.items():
             try:
                 self.batch[place] = ray.get(reference, timeout=0)
@@ -262,6 +286,10 @@ class LearnerActor(Worker):
     def buckets(self) -> int:
         """Count the buckets that the weights are sent in."""
         return self.learner.buckets()
+
+    def size(self, older: int) -> int:
+        """Return the bytes of a checkpoint with so many older versions."""
+        return self.learner.size(older)
 
     def weights(self, averaged: bool) -> tuple[Manifest, *tuple[np.ndarray, ...]]:
         """Make a snapshot: the manifest and its buckets, each an object of its own. Only the first rank is asked.
@@ -290,11 +318,8 @@ class LearnerActor(Worker):
     def save(self, folder: "RunFolder", state: DriverState, older: Sequence[Sequence[ray.ObjectRef]]) -> None:
         """Write a checkpoint, with the older versions whose references are given."""
         here = folder.here()
-        here.check()
-        opened = []
-        for references in older:
-            manifest, *buckets = ray.get(list(references), timeout=PULL_TIMEOUT)
-            opened.append(weights.WeightSnapshot(manifest=manifest, buckets=tuple(buckets)))
+        # one by one, as they are written: the other ranks are in no collective then
+        opened = map(pulled_weights, state.older, older)
         self.learner.save(here.checkpoint(state.step), state, older=opened, allowed=here.check)
         if self.index == 0:
             here.push_checkpoint(state.step)

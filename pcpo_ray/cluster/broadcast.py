@@ -16,11 +16,16 @@ from pcpo_ray.cluster.failures import brief, cause_of
 PING = 1.0
 """Seconds in which an idle sampler answers."""
 
-DEADLINE = 60.0
-"""Seconds that a version may take to arrive."""
+DEADLINE, SLOWEST = 60.0, 250e6
+"""Seconds, and bytes a second, in which a version may arrive. On a slower network samplers had better pull."""
 
 GRACE = 10.0
 """Seconds more for the answers themselves."""
+
+
+def seconds_for(size: int) -> float:
+    """Return the seconds that a version of `size` bytes may take to arrive."""
+    return DEADLINE + size / SLOWEST
 
 
 def send(

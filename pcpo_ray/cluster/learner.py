@@ -22,6 +22,7 @@ from pcpo_ray.data.updates import DriverState, TrainingGroup, Update
 from pcpo_ray.data.weights import Manifest
 from pcpo_ray.errors import LearnerLostError, PcpoError, RolloutsLostError
 from pcpo_ray.models import steps
+from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.workers.learner import mini_batches
 
@@ -42,6 +43,11 @@ class Call:
     def reference(self) -> ray.ObjectRef:
         """The reference to wait for."""
         return self.references[0]
+
+    def newest(self) -> ray.ObjectRef:
+        """Return the reference of the answer, which is asked for once more where it was lost on the way."""
+        self.answered()
+        return self.reference
 
     def answered(self) -> bool:
         """Tell whether the answer is there; ask again where the rank was out of reach.
@@ -108,12 +114,12 @@ class RayLearner:
             self.launcher.make(LearnerActor, self.role, f"learner-{index}", index, **self.placement.options(index))
             for index in range(self.role.ranks)
         ]
+        awaited = "the learner to start"
         if len(self.actors) == 1:
-            starts = [self.actors[0].start.remote]
+            self.beats = [self._ask(0, "start", awaited=awaited)]
         else:
-            address = self.actors[0].meet.remote("ranks")
-            starts = [partial(actor.start_with.remote, address) for actor in self.actors]
-        self.beats = [Call(start, "the learner to start") for start in starts]
+            met = self._ask(0, "meet", "ranks", awaited=awaited)
+            self.beats = [self._ask(index, "start_with", met, awaited=awaited) for index in range(len(self.actors))]
         self.listened = time.monotonic()
         self.heard = [self.listened] * len(self.actors)
         self.nodes: dict[int, str] = {}
@@ -121,10 +127,15 @@ class RayLearner:
         self.buckets: int | None = None
 
     def _ask(self, index: int, name: str, *arguments: Any, awaited: str, returns: int = 1) -> Call:
-        """Ask a rank to do something, once, however often it is asked."""
+        """Ask a rank to do something, once, however often it is asked; an argument may be another call's answer."""
         self.numbered += 1
+        number = self.numbered
         call = self.actors[index].call.options(name=f"learner.{name}", num_returns=returns)
-        return Call(partial(call.remote, self.numbered, name, *arguments), awaited)
+
+        def ask() -> Any:
+            return call.remote(number, name, *(one.newest() if isinstance(one, Call) else one for one in arguments))
+
+        return Call(ask, awaited)
 
     def _ask_all(self, name: str, *arguments: Any, awaited: str) -> list[Call]:
         return [self._ask(index, name, *arguments, awaited=awaited) for index in range(len(self.actors))]
@@ -140,7 +151,8 @@ class RayLearner:
         for rank in range(count):
             own = mini_batches.rank_groups(self.run, images, trained, step=step, rank=rank, ranks=count)
             held = {place: handle.reference for place in own if (handle := batch[place].rollout.trajectory)}
-            self.running.append(self._ask(rank, "hold", held, awaited="the batch"))
+            size = sum(batch[place].rollout.bytes for place in held)
+            self.running.append(self._ask(rank, "hold", held, size, awaited="the batch"))
 
     def updating(self) -> bool:
         return self.begun is not None
@@ -186,30 +198,40 @@ class RayLearner:
 
     def older(self, folder: RunFolder, step: int, version: int) -> Stored:
         """Put an older version into the object store, which the checkpoint of a step holds."""
-        awaited = f"the weights of version {version}"
+        awaited, seconds = f"the weights of version {version}", self._disk_seconds()
         asked = self._ask(0, "older", folder.here(), step, version, awaited=awaited, returns=1 + self._buckets())
-        return Stored(manifest=self._all([asked])[0], references=asked.references)
+        return Stored(manifest=self._all([asked], seconds)[0], references=asked.references)
 
     def _buckets(self) -> int:
         if self.buckets is None:
             (self.buckets,) = self._all([self._ask(0, "buckets", awaited="the learner to be there")])
         return self.buckets
 
+    def _disk_seconds(self, older: int = 0) -> float:
+        """Return the seconds that a checkpoint may take: the ranks' own to write or read it, and as many to store it.
+
+        So ranks that wait in vain can name the one that is late before the driver gives up on all.
+        """
+        (size,) = self._all([self._ask(0, "size", older, awaited="the learner to be there")])
+        return 2 * checkpoints.seconds_for(2 * size)
+
     def save(self, folder: RunFolder, state: DriverState) -> None:
-        saved, here = folder.checkpoint(state.step), folder.here()
+        saved, here, seconds = folder.checkpoint(state.step), folder.here(), self._disk_seconds(len(state.older))
         older = [list(self.versions[version, False].references) for version in state.older]
         count = len(self.actors) if self.role.strategy == "fsdp2" else 1
         self._all(
             [
                 self._ask(index, "save", here, state, [] if index else older, awaited=f"the learner to save {saved}")
                 for index in range(count)
-            ]
+            ],
+            seconds,
         )
         folder.check_saved(state.step)
 
     def restore(self, folder: RunFolder, step: int) -> DriverState:
-        awaited = f"the learner to restore {folder.checkpoint_place(step)}"
-        state: DriverState = self._all(self._ask_all("restore", folder.here(), step, awaited=awaited))[0]
+        awaited, seconds = f"the learner to restore {folder.checkpoint_place(step)}", self._disk_seconds()
+        asked = self._ask_all("restore", folder.here(), step, awaited=awaited)
+        state: DriverState = self._all(asked, seconds)[0]
         return state
 
     def recover(self) -> None:
@@ -265,17 +287,18 @@ class RayLearner:
         end(self.actors)
         self.placement.close()
 
-    def _all(self, calls: Sequence[Call]) -> list[Any]:
+    def _all(self, calls: Sequence[Call], seconds: float = 0.0) -> list[Any]:
         """Wait for the answers of ranks that wait for each other; the first failure is raised.
 
-        Raises LearnerLostError where one dies, falls silent, or has not answered at the deadline.
+        Raises LearnerLostError where one dies, falls silent, or has not answered after workers.task_timeout, or after
+        `seconds` where the work may take more.
         """
-        deadline = time.monotonic() + self.workers.task_timeout
+        limit = max(self.workers.task_timeout, seconds)
+        deadline = time.monotonic() + limit
         while not _answered(calls):
             if time.monotonic() > deadline:
-                raise LearnerLostError(
-                    f"waited {self.workers.task_timeout:g} s (workers.task_timeout) for {calls[0].awaited}"
-                )
+                why = " (workers.task_timeout)" if limit > seconds else ", longer than so many bytes may take"
+                raise LearnerLostError(f"waited {limit:.0f} s{why} for {calls[0].awaited}")
             ray.wait([call.reference for call in calls], num_returns=len(calls), timeout=0.5)
             self.listen()
         return [call.answer for call in calls]

@@ -220,7 +220,8 @@ class RayStages:
         received: list[str] = []
         if self.run.workers.sync == "broadcast" and not averaged:
             first, members = self.learner.actors[0], self.samplers.members()
-            received, failed = broadcast.send(first, snapshot.references[0], members, broadcast.DEADLINE)
+            seconds = broadcast.seconds_for(sum(snapshot.manifest.sizes))
+            received, failed = broadcast.send(first, snapshot.references[0], members, seconds)
             self.recovered += failed
         return self._published(snapshot, started, received)
 

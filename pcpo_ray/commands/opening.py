@@ -61,6 +61,7 @@ def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tupl
         say(f"{text}; it goes on with it as it is now")
     home = home.claim()
     found = home.newest(say)
+    home.catch_up()
     if found is not None and found > run.steps:
         raise RunError(
             f"{home.place} has done {found} steps, and steps is {run.steps}: there is nothing to train; give more than "

@@ -77,6 +77,7 @@ def submit(
         _print(line)
     again = ["pcpo-ray", "submit", str(config), *(overrides or []), "--runs", runs]
     again += [] if address == DASHBOARD else ["--address", address]
+    again += [word for path in include_secret or () for word in ("--include-secret", path)]
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "package.zip"
         content = package.pack(Path.cwd(), recipes.located(config), run, packed, include=include_secret or ())

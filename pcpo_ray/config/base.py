@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, Discriminator, GetCoreSchemaHandler, StringConstraints, Tag
@@ -180,6 +181,27 @@ class ByKind:
 
     def _mapping(self, value: Any) -> Any:
         return self.of_text(value) if isinstance(value, str) else value
+
+
+# -- URLs --------------------------------------------------------------------------------------------------------------
+
+
+def check_server(url: str, key: str) -> None:
+    """Raise ValueError for a server's URL with a secret in it, or with what no path can follow.
+
+    `key` names the config's key for secrets.
+    """
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        found = "a user's name or password in it"
+    elif parts.query or parts.fragment:
+        found = f"{'?' if parts.query else '#'}... at its end, where paths are to follow"
+    else:
+        return
+    raise ValueError(
+        f"url has {found}, and a config is kept with its run; leave that out, and give the name of an environment "
+        f"variable that holds a secret in `{key}`"
+    )
 
 
 # -- lists -------------------------------------------------------------------------------------------------------------

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
 from pydantic import StringConstraints
 
-from pcpo_ray.config.base import Count, NameOrPath, NonNegative, Number, Seconds, Unit, config
+from pcpo_ray.config.base import Count, NameOrPath, NonNegative, Number, Seconds, Unit, check_server, config
 from pcpo_ray.config.shipped import Label, Ranks, Scale, Scales, ShippedReward
 
 
@@ -44,11 +43,7 @@ class Judge(ShippedReward):
     """The longest that the server may be away or busy."""
 
     def __post_init__(self) -> None:
-        if "@" in urlsplit(self.url).netloc:
-            raise ValueError(
-                "url has a user's name or password in it, and a config is kept with its run; give the name of an "
-                "environment variable that holds a key in `key`"
-            )
+        check_server(self.url, "key")
         if self.rounds is not None and self.mode != "pairwise":
             raise ValueError(f"rounds is {self.rounds} with mode {self.mode}; it is for pairwise, leave it out")
 

@@ -113,7 +113,10 @@ class Model:
     family: Family | None = None
     """With kind custom: what your model predicts, noise (diffusion) or a velocity (flow)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The dtype that the model is loaded in; trained weights also have a float32 copy."""
+    """The dtype that the model is loaded in; trained weights also have a float32 copy.
+
+    The loss of a float16 network has a fixed scale; one whose gradients overflow all the same needs bfloat16.
+    """
     train: Annotated[Lora | Full, Discriminator("kind")] = field(default_factory=Lora)
     """The part of the denoising network that is trained: an adapter or all of it."""
     gradient_checkpointing: bool = False

@@ -7,7 +7,6 @@ are needed: to build it, to plan its memory, to check its files, and in the repo
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
 from pydantic import StringConstraints
 
@@ -21,6 +20,7 @@ from pcpo_ray.config.base import (
     OwnKind,
     Seconds,
     Unit,
+    check_server,
     config,
     kinds,
     members,
@@ -272,11 +272,7 @@ class Remote(ShippedReward):
     """True if the server's class compares the images of a group (score_group)."""
 
     def __post_init__(self) -> None:
-        if "@" in urlsplit(self.url).netloc:
-            raise ValueError(
-                "url has a user's name or password in it, and a config is kept with its run; give the name of an "
-                "environment variable that holds a token in `token`"
-            )
+        check_server(self.url, "token")
 
     @property
     def scorer(self) -> str:  # type: ignore[override]

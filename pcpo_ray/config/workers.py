@@ -81,12 +81,16 @@ class Workers:
     silence_timeout: Seconds = 60.0
     """The time without a sign of life after which a sampler or scorer is replaced."""
     task_timeout: Seconds = 3600.0
-    """The time in which nothing finishes after which the run is stopped."""
+    """The time in which nothing finishes after which the run is stopped.
+
+    Checkpoints may take longer, by their size.
+    """
     sync: Literal["pull", "broadcast"] = "pull"
     """The way of new weights to the samplers.
 
     With `pull` each fetches a version when a task names it. With `broadcast` (for full fine-tuning on GPUs) the learner
-    sends them to all idle samplers; a sampler that was busy, or did not receive them within 60 seconds, pulls.
+    sends them to all idle samplers; a sampler that was busy, or did not receive them within a minute and four seconds
+    per gigabyte, pulls.
     """
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import schedulers
+from pcpo_ray.models import schedulers, settings
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -102,8 +102,13 @@ def described(folder: Path, pipeline_class: str, part: str) -> Described:
         read_json(folder / name) for name in (schedulers.FILE, f"{part}/config.json", "vae/config.json")
     )
     path = folder / "vae" / "config.json"
-    _check_vae(vae, path, pipeline_class)
     index = read_json(folder / "model_index.json")
+    factors = ("scaling_factor", *FACTORS)  # of which more is known than their kind
+    others = {key: value for key, value in vae.items() if key not in factors}
+    for name, values in ((part, network), ("vae", others)):
+        if (kind := _class_of(index.get(name))) is not None:
+            settings.check(folder / name / "config.json", values, kind)
+    _check_vae(vae, path, pipeline_class)
     entry = index.get("scheduler")
     index_class = entry[1] if isinstance(entry, list) else None
     return Described(
@@ -116,9 +121,18 @@ def described(folder: Path, pipeline_class: str, part: str) -> Described:
     )
 
 
+def _class_of(entry: object) -> type | None:
+    """Return the class of diffusers' that an entry of model_index.json names; None if it is none."""
+    import diffusers
+
+    library, name = entry if isinstance(entry, list) and is_part(entry) else (None, None)
+    found = getattr(diffusers, name, None) if library == "diffusers" and name else None
+    return found if isinstance(found, type) else None
+
+
 def _network_as_loaded(network: dict[str, Any], pipeline_class: str) -> dict[str, Any]:
     """Correct a size below 64 in a config from before diffusers 0.9, as StableDiffusionPipeline does."""
-    size, version = network.get("sample_size"), re.match(r"(\d+)\.(\d+)", network.get("_diffusers_version", ""))
+    size, version = network.get("sample_size"), re.match(r"(\d+)\.(\d+)", str(network.get("_diffusers_version")))
     early = version is not None and (int(version[1]), int(version[2])) < (0, 9)
     if pipeline_class == "StableDiffusionPipeline" and early and isinstance(size, int) and size < 64:
         return {**network, "sample_size": 64}

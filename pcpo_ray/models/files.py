@@ -96,6 +96,10 @@ def _check_length(folder: Path, name: str) -> None:
     if not encoder.is_file():
         return
     path, most = folder / name / "tokenizer_config.json", read_json(encoder).get("max_position_embeddings") or 77
+    if not isinstance(most, int):
+        raise ModelError(
+            f"{encoder} has max_position_embeddings: {most!r}; expected a whole number, as 77: copy the file again"
+        )
     length = read_json(path).get("model_max_length") if path.is_file() else None
     if not isinstance(length, int) or not LEAST_LENGTH <= length <= most:
         raise ModelError(

@@ -92,8 +92,8 @@ class PipelineDenoiser(ABC):
         return self.files.load(left_out)
 
     @contextlib.contextmanager
-    def text_encoders(self) -> Iterator[None]:
-        """Keep the text encoders on the device while inside; outside they are on the CPU, or not yet loaded."""
+    def text_encoders(self, device: torch.device | None = None) -> Iterator[None]:
+        """Keep the text encoders on the (model's) device while inside; outside they are on the CPU, or not loaded."""
         if any(getattr(self.pipeline, name) is None for name in self.encoders):
             others = {name for name in self.files.parts() if not name.startswith(TEXT_PARTS)}
             loaded = self._load(others)
@@ -102,7 +102,7 @@ class PipelineDenoiser(ABC):
                 finite.check_weights(part, self.files.source(name), self.model.dtype)
             self.pipeline.register_modules(**parts)
         for name in self.encoders:
-            getattr(self.pipeline, name).to(self.device)
+            getattr(self.pipeline, name).to(device or self.device)
         try:
             yield
         finally:
@@ -341,7 +341,7 @@ class PipelineDenoiser(ABC):
             return lora.save(self.pipeline, self.part, parameters, folder)
         network = getattr(self.pipeline, self.part)
         whole = self.files.whole(network, parameters)
-        with self.text_encoders():  # the saved folder must be complete
+        with self.text_encoders(torch.device("cpu")):  # the saved folder must be complete; a GPU may have no room
             try:
                 self.pipeline.register_modules(**{self.part: whole})
                 self.pipeline.save_pretrained(folder)

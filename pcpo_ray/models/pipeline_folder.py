@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pcpo_ray.config import Model
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import UNUSED, files, single_file
-from pcpo_ray.models.described import is_part
+from pcpo_ray.models import UNUSED, files, settings, single_file
+from pcpo_ray.models.described import is_part, read_json
 
 
 class PipelineFolder:
@@ -106,13 +106,18 @@ class PipelineFolder:
         ModelError for either.
         """
         library, kind = self.index()[name]
-        found, told = getattr(importlib.import_module(library), kind).from_pretrained(
-            self.folder / name,
-            dtype=dtype,
-            variant=self.model.variant if self.model.variant in files.variants(self.folder / name) else None,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        network_class, path = getattr(importlib.import_module(library), kind), self.folder / name / "config.json"
+        try:
+            found, told = network_class.from_pretrained(
+                path.parent,
+                dtype=dtype,
+                variant=self.model.variant if self.model.variant in files.variants(path.parent) else None,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except Exception as error:
+            why = settings.suspects(path, read_json(path), network_class)
+            raise ModelError(f"{path.parent} cannot be loaded as a {kind}: {error}{why}") from error
         # an encoder's files may hold the rest of a larger model: a decoder or another tower
         own = {child for child, _ in found.named_children()} if library == "transformers" else None
         dropped = [

@@ -123,6 +123,13 @@ class RunFolder(ABC):
         """Return the step of the newest complete checkpoint; `say` gets a line for each newer one that is damaged."""
 
     @abstractmethod
+    def catch_up(self) -> None:
+        """Fetch what another machine recorded after `take_over` and before `claim`. Call it after `newest`.
+
+        So the records are no older than the checkpoint. Raises RunError.
+        """
+
+    @abstractmethod
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, oldest first."""
 
@@ -152,7 +159,10 @@ class RunFolder(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Delete a run that did not start. Raises TakenOverError if another process has taken it over."""
+        """Delete a run that did not start, unless it is another process's, which started it at the same time.
+
+        Raises TakenOverError if another process has taken it over.
+        """
 
     # -- for the learner --------------------------------------------------------------------------------------------
 
@@ -244,6 +254,9 @@ class LocalFolder(RunFolder):
         newest = checkpoints.newest(self.local, say)
         return None if newest is None else checkpoints.step_of(newest.name)
 
+    def catch_up(self) -> None:
+        pass
+
     def steps(self) -> list[int]:
         steps = (checkpoints.step_of(folder.name) for folder in checkpoints.all_checkpoints(self.local))
         return sorted(step for step in steps if step is not None)
@@ -257,7 +270,9 @@ class LocalFolder(RunFolder):
 
     def discard(self) -> None:
         self.check()
-        shutil.rmtree(self.local)
+        token = writer.read(self.local)
+        if token is None or token.own:
+            shutil.rmtree(self.local)
 
     def push_checkpoint(self, step: int) -> None:
         pass

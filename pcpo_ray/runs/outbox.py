@@ -12,6 +12,7 @@ besides is ignored. MARK in the local folder remembers what was sent.
 import json
 import os
 import re
+import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ import xxhash
 
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs.checkpoints import step_of
-from pcpo_ray.runs.disk import replace, writing
+from pcpo_ray.runs.disk import partial_path, replace, writing
 from pcpo_ray.runs.storage import Storage
 from pcpo_ray.runs.urls import is_plain
 
@@ -119,15 +120,7 @@ def rewound(local: Path, step: int) -> None:
 
 def fetch(storage: Storage, into: Path) -> None:
     """Download all records into a folder that does not exist yet. Raises RunError."""
-    found = storage.read(RECORDS)
-    try:
-        records = json.loads(found or '{"parts": {}, "others": []}')
-        sent = Sent(parts={name: [Part(*part) for part in parts] for name, parts in records["parts"].items()})
-        others = [str(name) for name in records["others"]]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{storage.place}/{RECORDS} is not what a run leaves there ({error}); restore it") from None
-    if strange := [name for name in (*sent.parts, *others) if not is_plain(name)]:
-        raise RunError(f"{storage.place}/{RECORDS} names {strange}, which lead out of the run; restore it")
+    sent, others = _stored(storage)
     into.mkdir(parents=True)
     for dataset in DATASETS:
         depth = 1 if DATASETS[dataset] else 2
@@ -152,6 +145,41 @@ def fetch(storage: Storage, into: Path) -> None:
                 piece.unlink()
     sent.others = {name: stamp for name, stamp in _others(into).items() if not _grows(name)}
     sent.write(into)
+
+
+def _stored(storage: Storage) -> tuple[Sent, list[str]]:
+    """Return the parts that count in storage, and the names of the other files. Raises RunError."""
+    found = storage.read(RECORDS)
+    try:
+        records = json.loads(found or '{"parts": {}, "others": []}')
+        sent = Sent(parts={name: [Part(*part) for part in parts] for name, parts in records["parts"].items()})
+        others = [str(name) for name in records["others"]]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"{storage.place}/{RECORDS} is not what a run leaves there ({error}); restore it") from None
+    if strange := [name for name in (*sent.parts, *others) if not is_plain(name)]:
+        raise RunError(f"{storage.place}/{RECORDS} names {strange}, which lead out of the run; restore it")
+    return sent, others
+
+
+def catch_up(local: Path, storage: Storage) -> None:
+    """Download all records once more if storage has some that a copy has not. Raises RunError.
+
+    Nothing may be written on another machine any more.
+    """
+    sent, _ = _stored(storage)
+    ends = {name: parts[-1].end for name, parts in sent.parts.items() if parts}
+    if all((local / name).is_file() and (local / name).stat().st_size >= end for name, end in ends.items()):
+        return
+    made = partial_path(local)
+    with writing(local):
+        try:
+            fetch(storage, made)
+            for path in sorted(path for path in made.rglob("*") if path.is_file()):
+                target = local / path.relative_to(made)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def clear(local: Path, storage: Storage) -> None:

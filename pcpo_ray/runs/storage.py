@@ -6,7 +6,6 @@ Credentials come from the environment of the process (AWS_ACCESS_KEY_ID, a role,
 import contextlib
 import logging
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from urllib.parse import parse_qsl
 import tenacity
 
 from pcpo_ray.errors import AwayError, RunError
+from pcpo_ray.process.deadlines import within
 from pcpo_ray.runs import filesystems
 from pcpo_ray.runs.urls import checked, is_plain, shown
 
@@ -253,7 +253,7 @@ class Storage:
         from pyarrow.lib import ArrowException
 
         try:
-            return _within(ANSWER, ask)
+            return within(ANSWER, ask)
         except (OSError, ArrowException) as error:
             raise self._error(error, done) from error
 
@@ -267,24 +267,3 @@ class Storage:
         at = f" (endpoint {endpoint})" if endpoint else ""
         away = any(word in text for word in (*UNREACHED, *BUSY))
         return (AwayError if away else RunError)(f"{self.place}{at} cannot be {done}: {cause[:500]}; {remedy}")
-
-
-def _within(seconds: float, ask: Callable[[], Result]) -> Result:
-    """Return the answer. Raises TimeoutError after `seconds`; the thread that waits goes on, as nothing can stop it."""
-    found: list[Result] = []
-    failed: list[BaseException] = []
-
-    def asking() -> None:
-        try:
-            found.append(ask())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=asking, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise failed[0]
-    if not found:
-        raise TimeoutError(f"no answer in {seconds:g} s")
-    return found[0]

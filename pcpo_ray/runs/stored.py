@@ -140,6 +140,9 @@ class StoredFolder(RunFolder):
             return step
         return stored
 
+    def catch_up(self) -> None:
+        patiently()(outbox.catch_up, self.local, self._storage)
+
     def steps(self) -> list[int]:
         steps: list[int] = patiently()(self._stored_steps)
         return steps
@@ -166,8 +169,10 @@ class StoredFolder(RunFolder):
 
     def discard(self) -> None:
         self.check()
-        self._storage.delete([CONFIG])  # first: without it, there is no run
-        self._storage.delete_folder("")
+        token = Token.of(self._storage.read(WRITER))
+        if token is not None and token.own:
+            self._storage.delete([CONFIG])  # first: without it, there is no run
+            self._storage.delete_folder("")
         shutil.rmtree(self.local)
 
     # -- for the learner --------------------------------------------------------------------------------------------

@@ -66,6 +66,11 @@ class Token:
         return self.machine == _machine()
 
     @property
+    def own(self) -> bool:
+        """True if the writer is this very process."""
+        return self.here and self.pid == os.getpid()
+
+    @property
     def text(self) -> str:
         return json.dumps(asdict(self))
 

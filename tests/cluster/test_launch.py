@@ -1,11 +1,13 @@
 """What Ray's errors mean for a run, and what an actor keeps open for others to meet; no Ray is started."""
 
 import inspect
+import subprocess
 import sys
 from datetime import timedelta
 from typing import Any
 
 import pytest
+import torch
 from ray import exceptions
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -15,7 +17,9 @@ from pcpo_ray.cluster.failures import OF_THE_CALL, is_gone
 from pcpo_ray.cluster.launch import room_for
 from pcpo_ray.errors import ModelError
 from pcpo_ray.process import signals
+from pcpo_ray.workers.learner import distributed
 from tests.support import small
+from tests.support.processes import ENVIRONMENT
 
 EVERY = [kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, exceptions.RayError)]
 
@@ -63,13 +67,29 @@ class Scripted(LearnerActor):
         return found
 
 
-def test_a_call_asked_twice_is_done_once_and_a_failed_one_is_repeated(small_sd):
+def test_a_call_asked_twice_is_done_once_also_one_that_failed(small_sd):
     actor = Scripted(small.run(small_sd), "learner-0", ".", 0)
     actor.outcomes = [1, 2, RuntimeError("no"), 3]
     assert [actor.call(7, "outcome"), actor.call(7, "outcome"), actor.call(8, "outcome")] == [1, 1, 2]
-    with pytest.raises(RuntimeError):
-        actor.call(9, "outcome")
-    assert actor.call(9, "outcome") == 3
+    for _ in range(2):  # an update that failed in its midst must not begin anew, by a batch that is gone
+        with pytest.raises(RuntimeError, match="no"):
+            actor.call(9, "outcome")
+    assert actor.call(10, "outcome") == 3
+
+
+def test_ranks_that_are_asked_twice_to_start_meet_once(small_sd, monkeypatch):
+    joined: list[int] = []
+
+    def join(**how):
+        joined.append(how["index"])
+        return distributed.Rank()
+
+    monkeypatch.setattr(distributed, "join", join)
+    actor = LearnerActor(small.run(small_sd), "learner-0", ".", 0)
+    monkeypatch.setattr(actor, "start", lambda: (1, "node"))
+    monkeypatch.setattr(actor, "setup_device", lambda role: torch.device("cpu"))  # it would hide this process's GPUs
+    assert [actor.call(2, "start_with", ("here", 1)) for _ in range(2)] == [(1, "node")] * 2
+    assert joined == [0]
 
 
 def test_what_there_is_room_for_names_each_resource_that_is_short():
@@ -79,3 +99,19 @@ def test_what_there_is_room_for_names_each_resource_that_is_short():
     assert room_for(role, 100, 95, free) == text
     assert room_for(role, 5, 0, free) == ""
     assert room_for(role, 100, 95, {"CPU": 0.5, "GPU": 1.0, "spot": 1.0}) == ""  # they get their place at once
+
+
+def test_a_folder_of_rays_with_too_long_a_name_is_told_of_with_the_cure(tmp_path):
+    """Of Ray itself, in a process of its own: it makes no socket."""
+    script = "from pcpo_ray.cluster import connect; connect._start_local()"
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**ENVIRONMENT, "RAY_TMPDIR": str(tmp_path / ("long" * 25))},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert found.returncode == 1
+    assert "ClusterError: Ray cannot be started on this machine: " in found.stderr
+    assert "AF_UNIX path length cannot exceed" in found.stderr
+    assert "set RAY_TMPDIR to a folder with a short name, such as /tmp" in found.stderr

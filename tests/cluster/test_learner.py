@@ -17,10 +17,10 @@ from ray.exceptions import RayTaskError
 from pcpo_ray.cluster import broadcast
 from pcpo_ray.cluster.connect import connect
 from pcpo_ray.data.updates import DriverState
-from pcpo_ray.errors import ClusterError, TrainingError
+from pcpo_ray.errors import ClusterError, LearnerLostError, TrainingError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import LocalFolder
-from tests.support import small
+from tests.support import faults, small
 from tests.support.on_ray import await_samplers, on_ray, ranks
 from tests.support.running import go, parameters, same
 
@@ -294,3 +294,23 @@ def test_weights_sent_to_idle_samplers_give_the_bits_of_those_pulled(small_sd, t
     if fault is not None:
         assert "sampler-0" not in received[2]
         assert any("did not receive new weights" in event.get("message", "") for event in events)
+
+
+def test_a_checkpoint_may_take_longer_than_any_task(small_sd, tmp_path, monkeypatch):
+    faults.install(monkeypatch.setattr)
+    stages, folder = connect(small.run(small_sd, name="slow-disk")), LocalFolder(local=tmp_path / "run")
+    learner = stages.learner
+    try:
+        learner.workers = dataclasses.replace(learner.workers, task_timeout=0.01)
+        for method, asked in (
+            ("save", lambda: learner.save(folder, DriverState(step=0))),
+            ("restore", lambda: learner.restore(folder, 0)),
+        ):
+            faults.plan("slow-disk", "learner", method, "slow")
+            asked()
+        assert faults.left("slow-disk") == []
+        faults.plan("slow-disk", "learner", "weights", "slow")
+        with pytest.raises(LearnerLostError, match=r"waited 0 s \(workers.task_timeout\) for the learner's weights"):
+            learner.snapshot(averaged=False)
+    finally:
+        stages.close()

@@ -1,12 +1,18 @@
 """The commands that talk to a cluster: what they refuse before they ask anyone, and how a run is started again."""
 
+import io
+import json
+import zipfile
+
 import pytest
 
+from pcpo_ray.cluster.control import jobs
 from pcpo_ray.commands import operate
 from pcpo_ray.config import files
 from pcpo_ray.errors import ClusterError, EndedError
 from pcpo_ray.runs import checkpoints
 from tests.support import small
+from tests.support.dashboard import VERSION, server
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -38,6 +44,38 @@ def test_a_submission_that_cannot_be_is_refused(command, config, words, expected
     status, said, errors = command("submit", config, *words)
     assert (status, said) == (1, "")
     assert errors.startswith("error: ") and expected in errors and "Traceback" not in errors
+
+
+def test_a_submission_says_what_goes_along_and_what_stays_and_sends_that(command, config, tmp_path):
+    """To a server in the place of Ray's dashboard, which keeps what it is sent."""
+    for name, text in {".env": "hidden", "keys/login.pem": "asked for", "README.md": "read"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "out").symlink_to("/etc")
+    sent = {}
+
+    def answer(handler):
+        if handler.body:
+            sent[handler.path.rpartition("/")[2] or "job"] = handler.body
+        known = {"/api/version": VERSION, "/api/jobs/": (200, '{"submission_id": "small-1", "job_id": "small-1"}')}
+        if handler.command == "GET" and handler.path == "/api/jobs/":
+            return 200, "[]"
+        return known.get(handler.path, (200 if handler.command == "PUT" else 404, ""))
+
+    with server(answer) as (address, _):
+        words = ("submit", config, "--runs", "/runs", "--no-follow", "--address", address)
+        status, said, errors = command(*words, "--include-secret", "keys/login.pem")
+    assert (status, errors) == (0, "")
+    assert (
+        "goes along: 3 files" in said
+        and "stays, as it is a link to a folder, or leads out of this one: out -> /etc" in said
+    )
+    assert "stays, as it looks like a secret: .env; --include-secret PATH takes a file along all the same" in said
+    asked = json.loads(sent.pop("job"))
+    (package,) = sent.values()
+    with zipfile.ZipFile(io.BytesIO(package)) as found:
+        assert sorted(found.namelist()) == ["README.md", "keys/login.pem", "small.yaml"]
+    assert asked["metadata"][jobs.AGAIN].endswith(f"--address {address} --include-secret keys/login.pem")
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,16 @@ def test_text_encoders_are_on_the_device_only_while_new_texts_are_encoded(model,
     assert moves == {name: ["cpu:0", "cpu"] for name in denoiser.encoders} and len(moves) > 1
 
 
+def test_a_pipeline_is_saved_whole_without_its_text_encoders_on_the_device(small_sd, tmp_path, monkeypatch):
+    denoiser = load(small_sd, model__train="{kind: full}")
+    denoiser.encode([TEXT])
+    denoiser.device = torch.device("cpu", 0)
+    moves, encoder = [], denoiser.pipeline.text_encoder
+    monkeypatch.setattr(encoder, "to", lambda where: moves.append(str(where)))
+    denoiser.save(tmp_path, denoiser.trainable())
+    assert set(moves) <= {"cpu"} and (tmp_path / "text_encoder" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("model", ["small_sd", "small_sdxl", "small_sd3", "small_flux"])
 def test_attention_is_torchs_own_kernel(model, request, monkeypatch):
     called, attention = [], torch.nn.functional.scaled_dot_product_attention

@@ -165,7 +165,8 @@ def test_a_model_that_is_not_served_is_refused_with_those_that_are(serving):
     ("changes", "words"),
     [
         ({"rounds": 2}, "rounds is 2 with mode yes_no"),
-        ({"url": "https://me:secret@host/v1"}, "environment variable that holds a key"),
+        ({"url": "https://me:secret@host/v1"}, "an environment variable that holds a secret in `key`"),
+        ({"url": "https://host/v1?api-key=secret"}, r"url has \?\.\.\. at its end, where paths are to follow"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes, words):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 import pcpo_ray
-from pcpo_ray.commands import next_steps
+from pcpo_ray.commands import next_steps, opening
 from pcpo_ray.config.files import dump
 from pcpo_ray.errors import AwayError, CheckpointError, RunError, TakenOverError
 from pcpo_ray.runs import checkpoints
@@ -23,6 +23,7 @@ from pcpo_ray.runs.storage import Storage
 from pcpo_ray.runs.stored import StoredFolder
 from pcpo_ray.runs.urls import child
 from pcpo_ray.runs.writer import WRITER
+from pcpo_ray.training import inputs
 from pcpo_ray.training.recorder import Recorder
 from tests.support import s3, small
 from tests.support.running import go, parameters, same, saved
@@ -88,6 +89,57 @@ def test_a_run_goes_on_elsewhere_to_the_bits_of_an_undisturbed_one(small_sd, sto
         assert files >= {f"scores.parquet/{step}.parquet" for step in steps} | {"events.jsonl", "config.yaml"}
         assert files >= {f"images/step-000004/00{n}-0{m}.png" for n in (0, 1) for m in (0, 1)}
     assert not (tmp_path / "machine-c" / "runs").exists()
+
+
+@pytest.mark.parametrize("stored", ["file"], indirect=True)
+def test_a_start_that_is_interrupted_deletes_nobody_elses_run(stored, machine, monkeypatch):
+    """A second machine starts the run in the moment in which the first looks whether it is alone."""
+    started = []
+
+    def interrupted(home, token, *, new):
+        machine("machine-b")
+        monkeypatch.setattr(StoredFolder, "_announce", announce)
+        other, recorder = made(stored)
+        elsewhere = dataclasses.replace(token, id=other.writer, host="machine-b", machine="another")
+        Storage(other.url).write(WRITER, elsewhere.text.encode())
+        started.append(recorder)
+        raise KeyboardInterrupt
+
+    announce = StoredFolder._announce
+    monkeypatch.setattr(StoredFolder, "_announce", interrupted)
+    monkeypatch.setattr(inputs, "of_run", lambda run: {})
+    home = run_at(stored, "mine")
+    with pytest.raises(KeyboardInterrupt):
+        opening.create(home, small.run("nowhere"), lambda line: None)
+    assert not home.local.exists() and run_at(stored, "mine").started()
+    started[0].home.push_records()
+
+
+@pytest.mark.parametrize("stored", ["file"], indirect=True)
+def test_what_a_run_records_while_it_is_being_taken_over_is_kept(stored, machine, monkeypatch):
+    """On another machine, which hashes a model's files between its fetching of the records and its claim."""
+    home, recorder = made(stored)
+
+    def step(number):
+        recorder.record("train", number, {"reward_mean": 0.5})
+        recorder.samples("scores.parquet", number, {"step": [number]})
+        home.push_records()
+        kept(home, number)
+
+    def meanwhile(*arguments, **options):
+        step(2)
+        return opening.Changes(config=[], files=[], own=[])
+
+    step(1)
+    machine("machine-b")
+    monkeypatch.setattr(opening, "changes", meanwhile)
+    other, found = opening.resume(run_at(stored, "mine"), small.run("nowhere"), lambda line: None)
+    assert found == 2 and [row["step"] for row in other.metrics()] == [1, 2]
+    assert [json.loads(line)["step"] for line in records(other.home, "metrics.jsonl").splitlines()] == [1, 2]
+    assert (other.folder / "scores.parquet" / "step-000002.parquet").is_file()
+    assert not [path for path in other.folder.parent.iterdir() if "unfinished" in path.name]
+    with pytest.raises(TakenOverError):
+        step(3)
 
 
 @pytest.mark.parametrize("stored", ["file"], indirect=True)

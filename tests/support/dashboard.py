@@ -12,16 +12,22 @@ VERSION = (200, json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit
 
 @contextmanager
 def server(answers):
-    """A server on a free port; `answers` are (status, body) by path, or a function that answers itself."""
+    """A server on a free port; `answers` are (status, body) by path, or a function that answers itself.
+
+    What is sent to it is the handler's `body`.
+    """
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             seen.append((self.path, self.headers.get("Authorization")))
+            self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             status, body = answers(self) if callable(answers) else answers.get(self.path, (404, "nothing here"))
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body.encode())
+
+        do_POST = do_PUT = do_GET  # noqa: N815
 
         def log_message(self, *arguments):
             pass

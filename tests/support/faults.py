@@ -50,6 +50,8 @@ def happen(worker, role, method):
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
             case "refuse":
                 raise ModelError("cannot be read: stale file handle")
+            case "slow":
+                time.sleep(3)
             case "exit":
                 os._exit(1)
             case "kill":
@@ -95,9 +97,9 @@ class FaultyLearner(LearnerActor):
         happen(self, "learner", "load")
         super().load()
 
-    def hold(self, references):
+    def hold(self, references, size):
         happen(self, "learner", "hold")
-        return super().hold(references)
+        return super().hold(references, size)
 
     def update(self, step, versions, advantages):
         happen(self, "learner", "update")
@@ -114,6 +116,14 @@ class FaultyLearner(LearnerActor):
     def save(self, folder, state, older):
         happen(self, "learner", "save")
         super().save(folder, state, older)
+
+    def restore(self, folder, step):
+        happen(self, "learner", "restore")
+        return super().restore(folder, step)
+
+    def older(self, folder, step, version):
+        happen(self, "learner", "older")
+        return super().older(folder, step, version)
 
 
 def install(patch):

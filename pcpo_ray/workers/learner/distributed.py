@@ -24,6 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pcpo_ray.errors import CheckpointError, ModelError, PcpoError, TrainingError
+from pcpo_ray.process.deadlines import within
 
 GLANCE = 0.1
 """Seconds between two checks for the other ranks' messages."""
@@ -108,7 +109,7 @@ class Rank:
 
 
 class Meeting:
-    """An exchange of messages between ranks that write or read, with a deadline of its own, as it is no collective.
+    """An exchange of messages between ranks that write or read: no collective, with `seconds` of its own in all.
 
     Contract: all ranks open meetings of the same names in the same order, and call `tell` equally often in each. A rank
     that fails says so when it leaves, and the others raise at once.
@@ -116,6 +117,7 @@ class Meeting:
 
     def __init__(self, rank: Rank, name: str, *, seconds: float) -> None:
         self.rank, self.name, self.seconds = rank, name, seconds
+        self.deadline = time.monotonic() + seconds
         self.count = rank.count if rank.sharded else 1
         self.rounds = 0
         self.failed = False
@@ -141,7 +143,6 @@ class Meeting:
         self._set({"said": said})
         keys = [self._key(index) for index in range(self.count)]
         found: dict[int, Any] = {}
-        deadline = time.monotonic() + self.seconds
         while True:
             for index in [index for index in range(self.count) if index not in found]:
                 if self._store.check([keys[index]]):
@@ -154,7 +155,7 @@ class Meeting:
             if not absent:
                 self.rounds += 1
                 return [found[index]["said"] for index in range(self.count)]
-            if time.monotonic() > deadline:
+            if time.monotonic() > self.deadline:
                 raise CheckpointError(
                     f"rank {self.rank.index} of the learner has waited {self.seconds:.0f} s for ranks {absent} "
                     f"({self.name}); check whether their storage hangs or is that slow"
@@ -178,30 +179,47 @@ def host(address: str) -> TCPStore:
     return TCPStore(address, 0, is_master=True, wait_for_workers=False)
 
 
-def join(*, index: int, count: int, sharded: bool, address: tuple[str, int], timeout: float, device: Any) -> Rank:
-    """Meet the other ranks at the address of a `host`; `timeout` seconds are the deadline of this and every call."""
+def join(
+    *, index: int, count: int, sharded: bool, address: tuple[str, int], start: float, timeout: float, device: Any
+) -> Rank:
+    """Meet the other ranks, who come within `start` seconds, at the address of a `host`.
+
+    `timeout` seconds are the deadline of every call afterwards.
+    """
     deadline = timedelta(seconds=timeout)
     store = TCPStore(*address, timeout=deadline)
+    _meet(store, "start", index, count, start)
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=index, world_size=count, timeout=deadline)
     return Rank(index=index, count=count, sharded=sharded, store=TCPStore(*address, timeout=deadline))
 
 
+def _meet(store: TCPStore, purpose: str, index: int, count: int, seconds: float) -> None:
+    """Wait at a store until all have come. Raises RuntimeError after so many seconds."""
+    store.set(f"{purpose}/{index}", "")
+    store.wait([f"{purpose}/{other}" for other in range(count)], timedelta(seconds=seconds))
+
+
 class Sync:
     """A process group for one broadcast of weights, apart from all others: rank 0 sends, the others receive.
 
-    Raises RuntimeError if a member is lost, or after `timeout` seconds. No process dies of that: by default NCCL's
-    watchdog would end it (TORCH_NCCL_ASYNC_ERROR_HANDLING), but a group that waits on the CPU
-    (TORCH_NCCL_BLOCKING_WAIT, read when it is made) has no watchdog. Operations that still hang on the GPU are aborted.
+    Raises RuntimeError if a member is lost, and TimeoutError `timeout` seconds after it was made. No process dies of
+    that, wherever a member is lost:
+
+    - before the meeting: the store has a deadline;
+    - after it, while NCCL makes its communicator, in the first broadcast: `ncclCommInitRank` waits for all members
+      without a deadline, and torch's own for it (TORCH_NCCL_NONBLOCKING_TIMEOUT) counts for a whole process. So every
+      broadcast is made in a thread, which is left waiting; it has this group's locks and no other's;
+    - during a broadcast: by default NCCL's watchdog would end the process (TORCH_NCCL_ASYNC_ERROR_HANDLING), but a
+      group that waits on the CPU (TORCH_NCCL_BLOCKING_WAIT, read when it is made) has no watchdog. What still hangs on
+      the GPU is aborted.
     """
 
     def __init__(self, *, index: int, count: int, address: tuple[str, int], timeout: float, device: Any) -> None:
         deadline = timedelta(seconds=timeout)
-        self.index, self.device = index, device
+        self.index, self.device, self.until = index, device, time.monotonic() + timeout
         store = TCPStore(*address, timeout=deadline)
-        # all meet at the store first, which has a deadline; NCCL would wait forever for a missing member
-        store.set(f"come/{index}", "")
-        store.wait([f"come/{other}" for other in range(count)], deadline)
+        _meet(store, "come", index, count, timeout)  # NCCL would wait forever for a missing member
         if device.type == "cuda":
             options = distributed.ProcessGroupNCCL.Options()
             options._timeout = deadline
@@ -213,13 +231,19 @@ class Sync:
     def broadcast(self, bucket: Tensor) -> Tensor:
         """Send rank 0's bucket, (bytes,) uint8, to all."""
         held = bucket.to(self.device)
+        within(max(0.0, self.until - time.monotonic()), lambda: self._broadcast(held))
+        return bucket if self.index == 0 else held.cpu()
+
+    def _broadcast(self, held: Tensor) -> None:
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:  # each thread has a GPU of its own
+            torch.cuda.set_device(held.device)
         try:
             self.group.broadcast(held, 0).wait()
         except RuntimeError:
-            if self.device.type == "cuda":
+            if on_gpu:
                 self.group.abort()
             raise
-        return bucket if self.index == 0 else held.cpu()
 
 
 @contextmanager

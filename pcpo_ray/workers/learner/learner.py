@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -270,18 +270,28 @@ class Learner:
         """Count the buckets in which the weights are sent."""
         return self.snapshots.buckets()
 
+    def size(self, older: int) -> int:
+        """Return the bytes of a checkpoint with so many older versions."""
+        return self.snapshots.size(older)
+
     def save(
         self,
         folder: Path,
         state: DriverState,
         *,
-        older: Sequence[WeightSnapshot] = (),
+        older: Iterable[WeightSnapshot] = (),
         allowed: Callable[[], None] = lambda: None,
     ) -> None:
         """Write a checkpoint (Snapshots.save). Raises TrainingError, with nothing written, within a broken update."""
-        if self.stepping:
-            raise TrainingError(f"the update from version {self.version} was broken off, with a part of its steps made")
-        self.snapshots.save(folder, self.version, state, older=older, allowed=allowed)
+
+        def whole_and_allowed() -> None:
+            if self.stepping:
+                raise TrainingError(
+                    f"the update from version {self.version} was broken off, with a part of its steps made"
+                )
+            allowed()
+
+        self.snapshots.save(folder, self.version, state, older=older, allowed=whole_and_allowed)
 
     def restore(self, folder: Path) -> DriverState:
         """Continue from a checkpoint. Raises CheckpointError (Snapshots.restore)."""

@@ -1,7 +1,7 @@
 """Snapshots of what is trained: weights to samplers, checkpoints to disk and back."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -100,35 +100,41 @@ class Snapshots:
         finally:
             self.masters.write_back()
 
+    def size(self, older: int) -> int:
+        """Return the bytes of a checkpoint with so many older versions: masters, their EMA, and at most two moments."""
+        copies = 3 + (self.ema is not None) + older
+        return copies * sum(master.nbytes for master in self.masters.values.values())
+
     def save(
         self,
         folder: Path,
         version: int,
         state: DriverState,
         *,
-        older: Sequence[WeightSnapshot],
+        older: Iterable[WeightSnapshot],
         allowed: Callable[[], None],
     ) -> None:
         """Write a checkpoint that `restore` continues from exactly, and that diffusers can load.
 
         With fsdp2 each rank writes a part, the first one also the `older` versions that the batches of `state.begun`
-        need. The folder gets its name only after `allowed`, which may raise. Raises TrainingError, with nothing
-        written, if the weights or their EMA predict what is not finite.
+        need; they may be fetched one by one as they are written. Nothing begins before every rank is `allowed`, which
+        may raise, and the folder gets its name only after another look. Raises TrainingError, with nothing written, if
+        the weights or their EMA predict what is not finite.
         """
-        self.predict_canary(version)
-        moments = optimizers.pack(self.optimizer, self.masters.values, self.policy.run.optimizer)
-        averaged = {} if self.ema is None else dict(zip(self.masters.network, self.ema.values, strict=True))
-        parts = self.rank.count if self.rank.sharded else 1
-        every = (self.masters.values, averaged, moments)
-        size = sum(tensor.nbytes for tensors in every for tensor in tensors.values())
-        size += len(state.older) * sum(master.nbytes for master in self.masters.values.values())
-        held = [
-            self._gathered(tensors, distributed.owners({name: t.nbytes for name, t in tensors.items()}, parts))
-            for tensors in every
-        ]
         self.saves += 1
-        meeting = distributed.Meeting(self.rank, f"checkpoint {self.saves}", seconds=checkpoints.seconds_for(2 * size))
+        seconds = checkpoints.seconds_for(2 * self.size(len(state.older)))
+        meeting = distributed.Meeting(self.rank, f"checkpoint {self.saves}", seconds=seconds)
         with meeting.held(), contextlib.ExitStack() as until_whole:
+            allowed()
+            meeting.tell()  # a rank that may not write would leave the others waiting in a collective
+            self.predict_canary(version)
+            moments = optimizers.pack(self.optimizer, self.masters.values, self.policy.run.optimizer)
+            averaged = {} if self.ema is None else dict(zip(self.masters.network, self.ema.values, strict=True))
+            parts = self.rank.count if self.rank.sharded else 1
+            held = [
+                self._gathered(tensors, distributed.owners({name: t.nbytes for name, t in tensors.items()}, parts))
+                for tensors in (self.masters.values, averaged, moments)
+            ]
             own = until_whole.enter_context(checkpoints.unfinished(folder) if self.rank.first else writing(folder))
             made = folder.with_name(meeting.tell(own and own.name)[0])
             written = meeting.tell(checkpoints.write_part(made, *held, part=self.rank.index, parts=parts))

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -60,6 +61,18 @@ def test_one_that_never_comes_costs_the_deadline():
         distributed.Sync(index=0, count=2, address=("127.0.0.1", store.port), timeout=1, device=CPU).broadcast(
             torch.ones(1)
         )
+
+
+def test_one_that_waits_where_nothing_bounds_it_is_left_and_others_send():
+    """As ncclCommInitRank waits for a member that has met the others, and then died."""
+    store, gone = distributed.host("127.0.0.1"), threading.Event()
+    group = distributed.Sync(index=0, count=1, address=("127.0.0.1", store.port), timeout=1, device=CPU)
+    group.group = types.SimpleNamespace(broadcast=lambda tensor, root: gone.wait(250))
+    with pytest.raises(TimeoutError):
+        group.broadcast(torch.ones(1))
+    again = distributed.Sync(index=0, count=1, address=("127.0.0.1", store.port), timeout=20, device=CPU)
+    assert torch.equal(again.broadcast(torch.ones(1)), torch.ones(1))
+    gone.set()
 
 
 def meet(actions, seconds=20.0):

@@ -2,11 +2,11 @@
 
 import multiprocessing
 import time
-from datetime import timedelta
 
 import pytest
 import torch
 
+from pcpo_ray.data import weights
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import checkpoints
@@ -23,10 +23,22 @@ def rank(index, address, model, folder, answers, fail):
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    joined = distributed.join(index=index, count=2, sharded=True, address=address, timeout=60.0, device=cpu)
+    if index == 1:  # a process may start late, and load slowly
+        time.sleep(1.5 * TIMEOUT)
+    deadlines = {"start": 120.0, "timeout": TIMEOUT}
+    joined = distributed.join(index=index, count=2, sharded=True, address=address, device=cpu, **deadlines)
+    if index == 1:
+        time.sleep(1.5 * TIMEOUT)
     learner = Learner(small.run(model, optimizer__average=0.9), cpu, joined)
-    torch.distributed.set_timeout(timedelta(seconds=TIMEOUT))
     write_part, finish, read = checkpoints.write_part, checkpoints.finish, checkpoints.read
+
+    def slowly_allowed():
+        if index == 1:
+            time.sleep(1.5 * TIMEOUT)
+
+    def fetched():
+        time.sleep(1.5 * TIMEOUT)
+        yield weights.pack(7, {"w": torch.ones(4)}, canary=(1.0,))
 
     def slow_part(*args, **options):
         if index == 1:
@@ -46,7 +58,7 @@ def rank(index, address, model, folder, answers, fail):
 
     checkpoints.write_part, checkpoints.finish, checkpoints.read = slow_part, slow_finish, slow_read
     try:
-        learner.save(folder, DriverState(step=0))
+        learner.save(folder, DriverState(step=0), older=fetched() if joined.first else (), allowed=slowly_allowed)
         checkpoints.write_part, checkpoints.finish = write_part, finish
         answers.put((index, "saved", learner.restore(folder).step, learner.ema.updates))
     except Exception as error:
@@ -85,6 +97,7 @@ def test_a_slow_disk_is_waited_for_longer_than_a_collective(small_sd, tmp_path):
         f"{kind}-{part}-of-2.safetensors" for kind in ("trainable", "averaged") for part in (1, 2)
     }
     assert checkpoints.verify(folder)["files"].keys() >= {"pytorch_lora_weights.safetensors"}
+    assert checkpoints.read_version(folder, 7).manifest.canary == (1.0,)
 
 
 @pytest.mark.chaos

@@ -1,0 +1,66 @@
+"""The pools of the stages, with actors that are never made: what a role's kind of work changes in them."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from pcpo_ray.cluster.stages import RayScorers
+from tests.support import small
+
+REMOTE = "{kind: remote, url: 'http://127.0.0.1:1/'}"
+JUDGE = "{kind: judge, url: 'http://127.0.0.1:1/v1', model: some}"
+
+
+class Launcher:
+    """Makes actors whose first sign of life is never looked for."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def make(self, cls, role, name, *more, **options):
+        return SimpleNamespace(alive=SimpleNamespace(remote=lambda seconds: object()))
+
+
+def scorers(model, **changes):
+    """The scorers of a run, two of them ready; their pool is asked with the times that a test gives."""
+    found = RayScorers(Launcher(small.run(model, workers__scorers__workers=2, **changes)))
+    for name in list(found.pool.workers):
+        found.pool.heard(name, 0.0)
+        found.pool.ready(name, 0.0)
+    found.pool.take()
+    return found.pool
+
+
+def test_a_silent_scorer_is_told_of_with_its_rewards_and_what_may_help(small_sd):
+    rewards = "[{kind: 'tests.support.custom:Redness'}, {kind: jpeg_compressibility}]"
+    pool = scorers(small_sd, rewards=rewards, workers__silence_timeout=5)
+    pool.tick(6.0)
+    for line in pool.faults():
+        assert "it was silent for 6 s (workers.silence_timeout=5); a reward (Redness, jpeg_compressibility)" in line
+        assert "that holds Python's lock" in line and "raise workers.silence_timeout" in line
+    assert pool.restarts["silent"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "twice"),
+    [
+        ({}, True),
+        ({"rewards": f"[{REMOTE}]"}, False),
+        ({"rewards": f"[{JUDGE}]"}, False),
+        ({"rewards": f"[{{kind: jpeg_compressibility}}, {REMOTE}]"}, False),
+        ({"evaluation__rewards": f"[{JUDGE}]"}, False),
+    ],
+)
+def test_what_a_server_scores_is_not_asked_for_twice(small_sd, changes, twice):
+    pool, now = scorers(small_sd, **changes, workers__silence_timeout=10_000), 0.0
+    for item in range(12):  # so that the pool knows how long an item takes
+        ticket = pool.submit(item, now)
+        (sent,) = pool.take()
+        now += 1.0
+        pool.finished(sent.worker, ticket, now)
+    pool.submit("late", now)
+    assert len(pool.take()) == 1
+    pool.tick(now + 100.0)
+    assert len(pool.take()) == twice
+    assert (pool.limits.hedge == math.inf) is not twice
