@@ -20,7 +20,7 @@ from pcpo_ray.cluster.head import Head
 from pcpo_ray.cluster.launch import BEAT, Launcher, end
 from pcpo_ray.data.updates import DriverState, TrainingGroup, Update
 from pcpo_ray.data.weights import Manifest
-from pcpo_ray.errors import LearnerLostError, PcpoError, RolloutsLostError
+from pcpo_ray.errors import ClusterError, LearnerLostError, PcpoError, RolloutsLostError
 from pcpo_ray.models import steps
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import RunFolder
@@ -234,18 +234,28 @@ class RayLearner:
         state: DriverState = self._all(asked, seconds)[0]
         return state
 
-    def recover(self) -> None:
+    def recover(self, serve: Callable[[], None]) -> None:
         self.head.wait()
         self.close()
         self.versions.clear()
         self._start()
         deadline = time.monotonic() + self.workers.start_timeout
-        while not self.ready():
+        while not self._ready_again():
             if time.monotonic() > deadline:
                 raise LearnerLostError(
                     f"a new learner was not ready in {self.workers.start_timeout:g} s (workers.start_timeout)"
                 )
+            serve()
             ray.wait([beat.reference for beat in self.beats], timeout=1.0)
+
+    def _ready_again(self) -> bool:
+        """Do as `ready`; the learner has started before, so whatever fails its start now may be over the next time."""
+        try:
+            return self.ready()
+        except ClusterError:
+            raise
+        except PcpoError as error:
+            raise LearnerLostError(f"a new learner could not start: {error}") from error
 
     def leaving(self) -> bool:
         return any(node in self.draining for node in self.nodes.values())

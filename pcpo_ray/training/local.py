@@ -170,7 +170,7 @@ class LocalLearner:
     def restore(self, folder: RunFolder, step: int) -> DriverState:
         return self.learner.restore(folder.fetch_checkpoint(step))
 
-    def recover(self) -> None:
+    def recover(self, serve: Callable[[], None]) -> None:
         """Do nothing: in one process nothing is lost but the process."""
 
 

@@ -286,17 +286,21 @@ class Loop:
         """Go back to the newest checkpoint, or the start, with a new learner; the samplers stay as they are."""
         progress = self.progress
         progress.learners_lost += 1
+        progress.recovering = True
         self.dispatcher.cancel()
         self.dispatcher.checksums.clear()
         progress.begun.clear()
         self.updating = None
-        self.stages.learner.recover()
+        self.stages.learner.recover(self._serve)
         found = self.recorder.home.newest(self.say)
-        progress.step, progress.saved, progress.micro_batch = 0, None, None
+        progress.micro_batch = None
         self.batches.reset()
         self.moved.clear()
-        if found is not None:
+        if found is None:
+            progress.step, progress.saved = 0, None
+        else:
             self.restore(found)
+        progress.recovering = False
         self.recorder.rewind(progress.step if found is not None else -1)
         message = f"{lost}; a new learner goes on after step {progress.step}"
         self.recorder.event("fault", message=message, restarted="learner")
@@ -305,9 +309,9 @@ class Loop:
     def _stop(self) -> None:
         """End the run because somebody asked for it, with a checkpoint."""
         self._settle()
-        if self.progress.saved != self.progress.step:
+        if self.progress.unsaved:
             self.checkpointer.save(ending=True)
-        self.recorder.event("stopped", step=self.progress.step)
+        self.recorder.event("stopped", step=self.progress.kept)
         self.progress.state = "stopped"
 
     def _keep(self) -> None:
@@ -318,10 +322,10 @@ class Loop:
         try:
             with contextlib.suppress(TrainingError):  # the update itself is what failed
                 self._settle()
-            if self.progress.saved != self.progress.step:
+            if self.progress.unsaved:
                 self.checkpointer.save(ending=True)
         except (Exception, KeyboardInterrupt) as error:
-            if self.progress.saved == self.progress.step:
+            if not self.progress.unsaved:
                 return
             message = f"no checkpoint could be made of step {self.progress.step}: {type(error).__name__}: {error}"
             self.say(message)

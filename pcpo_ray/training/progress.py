@@ -20,6 +20,8 @@ class Progress:
     """The batches that were begun and are not learned yet, by step."""
     saved: int | None = None
     """The step of the newest checkpoint that belongs to the present weights."""
+    recovering: bool = False
+    """True from the loss of a learner until a new one has taken over the weights of the step."""
     state: State = "starting"
     error: str = ""
     """The reason for the end of a run that failed, or that its monitors ended."""
@@ -37,3 +39,13 @@ class Progress:
     def oldest(self) -> int:
         """The oldest version that a task under way asks for."""
         return min([self.step, *(task.version for tasks in self.begun.values() for task in tasks)])
+
+    @property
+    def kept(self) -> int:
+        """The step whose weights there are; while a lost learner is replaced, that of the newest checkpoint."""
+        return (self.saved or 0) if self.recovering else self.step
+
+    @property
+    def unsaved(self) -> bool:
+        """True where the learner has weights that no checkpoint holds."""
+        return not self.recovering and self.saved != self.step

@@ -4,7 +4,7 @@ Two implementations: `pcpo_ray.training.local` in this process, `pcpo_ray.cluste
 a deadline in both: `wait`, `publish`, `republish`, `save`, `restore`, `recover`, `fetch` and `end`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -75,8 +75,8 @@ class LearnerGroup(Protocol):
     def restore(self, folder: "RunFolder", step: int) -> DriverState:
         """Continue from the checkpoint of a step."""
 
-    def recover(self) -> None:
-        """Start anew after LearnerLostError."""
+    def recover(self, serve: Callable[[], None]) -> None:
+        """Start anew after LearnerLostError; `serve` is called meanwhile, again and again, and may raise."""
 
 
 class Stages(Protocol):

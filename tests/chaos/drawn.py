@@ -1,7 +1,8 @@
-"""python -m tests.chaos.drawn MODEL FOLDER SEED: faults drawn at random, in a setting drawn at random, in one run.
+"""python -m tests.chaos.drawn MODEL FOLDER SEED NUMBER: one of the runs that `tests.chaos.draws` draws, and its faults.
 
-The run is `pcpo-ray train`, in a process of its own, on a cluster of two nodes: one that stays, and one that samplers
-are on. It must end with the bits of a run that nothing disturbs, every step on record once.
+The run is `pcpo-ray train`, in a process of its own, on a cluster of three nodes: one that stays, one that samplers are
+on, and one that the learner is on. Its trajectories, images and full weights lie in the nodes' object stores and not in
+the driver's memory. It must end with the bits of a run that nothing disturbs, every step on record once.
 """
 
 import dataclasses
@@ -23,95 +24,50 @@ from ray.cluster_utils import Cluster
 from pcpo_ray.config import files
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.places import folder_below
+from tests.chaos.draws import RECOVERING, Draw, Fault, draws
+from tests.chaos.node import drain
 from tests.support import faults, s3, small
 from tests.support.running import go, same
-
-FAULTS = 5
-"""In each run, one a step from its second on."""
 
 LIMIT = 240.0
 """Seconds in which a run must come to its next fault, or to its end."""
 
-STEPS = 3 * FAULTS
-"""A run goes on while a fault is planned: on a fast machine two or three steps from one to the next."""
+INLINE = 10_000
+"""Bytes up to which an object does not lie in the store: images of a group and full weights are larger here."""
 
-Fault = tuple[str, ...]
+LARGE = 100_000
+"""Bytes up to which Ray itself keeps objects out of the store: a group is larger."""
 
-ENDING = ("kill", "stop", "raise", "exit")
-EVERYWHERE: list[Fault] = [
-    *(("sampler", "sample", kind) for kind in (*ENDING, "refuse")),
-    ("sampler", "pull", "kill"),
-    *(("scorer", "score", kind) for kind in (*ENDING, "refuse")),
-    *(("learner", method, kind) for method in ("hold", "update", "weights", "save") for kind in ENDING),
-    *(("driver", name) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGUSR1")),
-    *[("node", "lost")] * 3,
-]
-OF_BROADCASTS: list[Fault] = [
-    *(("sampler", "receive", kind) for kind in ("kill", "raise")),
-    *(("learner", "send", kind) for kind in ("kill", "raise")),
-]
-OF_STORAGE: list[Fault] = [("storage", "away")] * 3
+NODES = {"samplers": {"spot": 2}, "learner": {"learn": 2}}
+"""The resources of the nodes that may go, by who is on them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What a run is drawn to be."""
-
-    staleness: int
-    ranks: int
-    strategy: str
-    sync: str
-    train: str
-    average: float | None
-    stored: str
-
-    @classmethod
-    def drawn(cls, rng: random.Random) -> "Setting":
-        ranks, strategy = rng.choice([(1, "ddp"), (1, "ddp"), (2, "ddp"), (2, "fsdp2")])
-        return cls(
-            staleness=rng.choice([0, 2]),
-            ranks=ranks,
-            strategy=strategy,
-            sync=rng.choice(["pull", "broadcast"]),
-            train=rng.choice(["{kind: lora, rank: 2, alpha: 2}", "{kind: full}"]),
-            average=rng.choice([None, 0.9]),
-            stored=rng.choice(["disk", "disk", "s3"]),
-        )
-
-    def faults(self, rng: random.Random) -> list[Fault]:
-        """No two alike, and every kind of process as likely as the others."""
-        every = [*EVERYWHERE, *(OF_BROADCASTS * (self.sync == "broadcast")), *(OF_STORAGE * (self.stored == "s3"))]
-        found: list[Fault] = []
-        while len(found) < FAULTS:
-            who = rng.choice(sorted({fault[0] for fault in every}))
-            fault = rng.choice([fault for fault in every if fault[0] == who])
-            if fault not in found:
-                found.append(fault)
-        return found
-
-    def run(self, model: Path, name: str) -> Any:
-        fixed = "resources: {fixed: 1}, cpus: 0.1"
-        return small.run(
-            model,
-            name=name,
-            steps=STEPS,
-            sampling__steps=2,
-            rollout__prompts=2,
-            rollout__max_staleness=self.staleness,
-            evaluation__count=1,
-            evaluation__every=4,
-            checkpoints__every=2,
-            optimizer__learning_rate=1e-3,
-            optimizer__average="null" if self.average is None else self.average,
-            model__train=self.train,
-            rewards=small.slow(0.2),
-            workers__sync=self.sync,
-            workers__silence_timeout=8,
-            workers__start_timeout=180,
-            workers__samplers="{workers: 2, resources: {spot: 1}, cpus: 0.1}",
-            workers__scorers=f"{{workers: 1, {fixed}}}",
-            workers__learner=f"{{ranks: {self.ranks}, strategy: {self.strategy}, timeout: 15, {fixed}}}",
-        )
+def run_of(draw: Draw, model: Path, name: str) -> Any:
+    """A drawn run; it goes on while a fault is planned: two or three steps from one to the next."""
+    setting, cpus = draw.setting, "cpus: 0.1"
+    learner = f"ranks: {setting.ranks}, strategy: {setting.strategy}, timeout: 15, resources: {{learn: 1}}, {cpus}"
+    return small.run(
+        model,
+        name=name,
+        steps=3 * len(draw.faults) + 1,
+        sampling__steps=8,
+        rollout__prompts=2,
+        rollout__images=16,
+        rollout__max_staleness=setting.staleness,
+        evaluation__count=1,
+        evaluation__every=4,
+        checkpoints__every=2,
+        optimizer__learning_rate=1e-3,
+        optimizer__average="null" if setting.average is None else setting.average,
+        model__train=setting.train,
+        rewards=small.slow(0.2),
+        workers__sync=setting.sync,
+        workers__silence_timeout=8,
+        workers__start_timeout=180,
+        workers__samplers=f"{{workers: 2, resources: {{spot: 1}}, {cpus}}}",
+        workers__scorers=f"{{workers: 1, resources: {{fixed: 1}}, {cpus}}}",
+        workers__learner=f"{{{learner}}}",
+    )
 
 
 class Operator:
@@ -119,7 +75,7 @@ class Operator:
 
     def __init__(self, run: Any, folder: Path, runs: str, cluster: Cluster) -> None:
         self.run, self.cluster = run, cluster
-        self.spot = cluster.add_node(num_cpus=2, resources={"spot": 2})
+        self.nodes = {who: cluster.add_node(num_cpus=2, resources=there) for who, there in NODES.items()}
         self.config = folder / f"{run.name}.yaml"
         self.config.write_text(files.dump(run))
         self.words = [str(self.config), "--runs", runs]
@@ -156,16 +112,22 @@ class Operator:
                 self.job.send_signal(getattr(signal, name))
                 self.job.wait(timeout=LIMIT)
                 self.job = self._start("--resume")
-            case ("node", _):
-                self.cluster.remove_node(self.spot, allow_graceful=False)
-                self.spot = self.cluster.add_node(num_cpus=2, resources={"spot": 2})
+            case ("node", who, how):
+                if how == "drained":
+                    drain(self.cluster, self.nodes[who].node_id)
+                    said = max(self.steps(), default=0) + 2
+                    self.wait(lambda: max(self.steps(), default=0) >= said, f"step {said}, as a node is drained")
+                self.cluster.remove_node(self.nodes[who], allow_graceful=False)
+                self.nodes[who] = self.cluster.add_node(num_cpus=2, resources=NODES[who])
             case ("storage", _):
                 self._stop_storage(address)
             case (role, method, kind):
                 index = rng.randrange(self.run.workers.learner.ranks) if role == "learner" else None
-                if method in ("weights", "save", "send"):  # what only some ranks are asked for
-                    index = 0
+                if method in ("weights", "save", "send", "older", "assist"):  # what only some ranks are asked for
+                    index = int(method == "assist")
                 faults.plan(self.run.name, role, method, kind, index=index)
+                if method in RECOVERING:
+                    faults.plan(self.run.name, role, "update", "kill")
                 self.wait(lambda: not faults.left(self.run.name), f"{fault} had happened")
 
     def _stop_storage(self, address: str) -> None:
@@ -183,49 +145,57 @@ class Operator:
             assert time.monotonic() < deadline, f"the run did not end:\n{self.tail()}"
             time.sleep(0.2)
         assert self.job.returncode == 0, self.tail()
-        assert Counter(self.steps()) == Counter(range(1, STEPS + 1)), self.steps()
-        found = checkpoints.read(self.home.fetch_checkpoint(STEPS))
-        self.cluster.remove_node(self.spot, allow_graceful=False)
+        assert Counter(self.steps()) == Counter(range(1, self.run.steps + 1)), self.steps()
+        found = checkpoints.read(self.home.fetch_checkpoint(self.run.steps))
+        assert found.state.largest > LARGE, found.state
+        for node in self.nodes.values():
+            self.cluster.remove_node(node, allow_graceful=False)
         return {"parameters": found.parameters, "averaged": found.averaged}
 
 
-def main(model: Path, folder: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    setting = Setting.drawn(rng)
-    drawn = setting.faults(rng)
-    print(f"seed {seed}: {setting}", *drawn, sep="\n  ", flush=True)
-    os.environ["PCPO_RAY_CACHE"] = str(folder / "cache")
+def undisturbed(draw: Draw, model: Path, folder: Path, cluster: Cluster) -> dict[str, Any]:
+    """The end of the same run without faults: in this process, or where sums' order counts on as many ranks."""
+    run = run_of(draw, model, "whole")
+    if draw.setting.ranks > 1:
+        return Operator(run, folder, str(folder / "whole"), cluster).end()
+    go(dataclasses.replace(run, rewards=small.run(model, rewards=small.slow(0.0)).rewards), folder / "whole")
+    found = checkpoints.read(checkpoints.folder_for(folder / "whole", run.steps))
+    return {"parameters": found.parameters, "averaged": found.averaged}
+
+
+def main(model: Path, folder: Path, seed: int, number: int) -> None:
+    draw = draws(seed)[number]
+    name, rng = f"seed {seed}, run {number}", random.Random(f"{seed} {number}")
+    print(f"{name}: {draw.setting}", *map(" ".join, draw.faults), sep="\n  ", flush=True)
+    os.environ |= {"PCPO_RAY_CACHE": str(folder / "cache"), "RAY_max_direct_call_object_size": str(INLINE)}
     os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"fixed": 4}})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"fixed": 1}})
     address = ""
-    if setting.stored == "s3":
+    if draw.setting.stored == "s3":
         serving = s3.served()
         address = serving.__enter__()
         runs = s3.bucket(address) + "/runs" + s3.options(address)
     else:
         serving, runs = None, str(folder / "runs")
     try:
-        operator = Operator(setting.run(model, f"drawn-{seed}"), folder, runs, cluster)
-        for step, fault in enumerate(drawn, 2):
+        run = run_of(draw, model, f"drawn-{seed}-{number}")
+        faults.forget(run.name)
+        operator = Operator(run, folder, runs, cluster)
+        for step, fault in enumerate(draw.faults, 2):
             operator.wait(lambda step=step: max(operator.steps(), default=0) >= step, f"step {step}")  # type: ignore[misc]
             print(f"{time.strftime('%X')} after step {max(operator.steps())}: {' '.join(fault)}", flush=True)
             operator.do(fault, rng, address)
         disturbed = operator.end()
-        if setting.ranks == 1:
-            run = setting.run(model, "whole")
-            go(dataclasses.replace(run, rewards=small.run(model, rewards=small.slow(0.0)).rewards), folder / "whole")
-            found = checkpoints.read(checkpoints.folder_for(folder / "whole", STEPS))
-            whole = {"parameters": found.parameters, "averaged": found.averaged}
-        else:
-            whole = Operator(setting.run(model, f"whole-{seed}"), folder, str(folder / "whole"), cluster).end()
+        print(f"{time.strftime('%X')} ended", flush=True)
+        whole = undisturbed(draw, model, folder, cluster)
     finally:
         if serving is not None:
             serving.__exit__(None, None, None)
         cluster.shutdown()
     assert all(same(disturbed[part], whole[part]) for part in whole), "other bits than those of an undisturbed run"
-    print(f"seed {seed}: the same bits, every step once", flush=True)
+    print(f"{name}: the same bits, every step once", flush=True)
 
 
 if __name__ == "__main__":
     assert not ray.is_initialized()
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -92,9 +92,15 @@ def test_a_driver_killed_on_ray_resumes_to_the_bit_and_leaves_no_worker(small_sd
     assert same(parameters(tmp_path / "whole", 5), parameters(folder, 5))
 
 
+OF_A_LEARNER = [f"learner_node {how} {count}" for how in ("lost", "drained") for count in (1, 2)]
+
+
 @pytest.mark.parametrize(
     "script",
-    ["node lost", "memory", *(pytest.param(one, marks=MORE) for one in ("node drained", "node twice", "ten_thousand"))],
+    [
+        *("node lost", "memory", OF_A_LEARNER[0]),
+        *(pytest.param(one, marks=MORE) for one in ("node drained", "node twice", "ten_thousand", *OF_A_LEARNER[1:])),
+    ],
 )
 def test_in_a_cluster_of_its_own(script, small_sd, tmp_path):
     name, *words = script.split()

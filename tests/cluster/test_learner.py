@@ -230,7 +230,7 @@ def test_a_rank_that_fails_in_a_pass_is_named_by_all_within_the_deadline(small_s
         asked.extend(found if name == "update" else [])
         return found
 
-    def recovering():
+    def recovering(serve):
         for call in asked:
             with pytest.raises(RayTaskError) as raised:
                 ray.get(call.reference, timeout=60)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -29,6 +30,11 @@ def plan(run, role, method, kind, *, index=None):
 def left(run):
     """The faults planned that have not happened."""
     return [json.loads(path.read_text()) for path in _folder(run).glob("*.json")]
+
+
+def forget(run):
+    """Plan nothing any more: what an earlier run of this name has left would happen to this one."""
+    shutil.rmtree(_folder(run))
 
 
 def happen(worker, role, method):
@@ -124,6 +130,10 @@ class FaultyLearner(LearnerActor):
     def older(self, folder, step, version):
         happen(self, "learner", "older")
         return super().older(folder, step, version)
+
+    def assist(self, averaged):
+        happen(self, "learner", "assist")
+        super().assist(averaged)
 
 
 def install(patch):

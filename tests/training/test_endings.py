@@ -11,6 +11,7 @@ from pcpo_ray.errors import (
     CheckpointError,
     ClusterError,
     LearnerLostError,
+    ModelError,
     QualityError,
     RolloutsLostError,
     RunError,
@@ -160,7 +161,7 @@ def test_a_learner_lost_at_any_staleness_gives_the_same_bits(small_sd, tmp_path,
             raise lost.pop()
         begin(number, batch)
 
-    def recover():
+    def recover(serve):
         stages.samplers.versions.clear()
         stages.learner.learner = Learner(run, torch.device("cpu"))
 
@@ -181,7 +182,7 @@ def test_weights_of_an_older_life_with_the_same_version_are_not_reused(small_sd,
             raise lost.pop()
         begin(number, batch)
 
-    def recover():
+    def recover(serve):
         stages.learner.learner = Learner(run, torch.device("cpu"))
         restore = stages.learner.learner.restore
 
@@ -374,11 +375,48 @@ def lost_with(run, stages, happens):
             raise LearnerLostError("CUDA error: an illegal memory access")
         begin(step, batch)
 
-    def recover():
+    def recover(serve):
         stages.learner.learner = Learner(run, torch.device("cpu"))
 
     stages.learner.begin, stages.learner.recover = beginning, recover
     return begun
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_an_error_in_a_recovery_saves_nothing_of_the_new_learner(small_sd, tmp_path, step):
+    run = a_run(small_sd, checkpoints__every=2)
+    stages = LocalStages(run)
+    lost_with(run, stages, lambda at: at == step)
+    recover = stages.learner.recover
+
+    def recovering(serve):
+        recover(serve)
+        raise ModelError("a part of the new learner cannot be read: stale file handle")
+
+    stages.learner.recover = recovering
+    with pytest.raises(ModelError, match="stale"):
+        go(run, tmp_path / "run", stages=stages)
+    found = checkpoints.newest(tmp_path / "run", pytest.fail)
+    assert found == (None if step == 1 else checkpoints.folder_for(tmp_path / "run", 2))
+
+
+def test_a_signal_while_a_lost_learner_is_replaced_ends_the_run_at_once(small_sd, tmp_path, undisturbed):
+    run = a_run(small_sd, checkpoints__every=2)
+    stages = LocalStages(run)
+    lost_with(run, stages, lambda at: at == 4)
+
+    def recovering(serve):
+        signal.raise_signal(signal.SIGTERM)
+        serve()
+        pytest.fail("it goes on to wait for the new learner")
+
+    stages.learner.recover = recovering
+    with pytest.raises(KeyboardInterrupt):
+        go(run, tmp_path / "run", stages=stages)
+    assert [event["step"] for event in events(tmp_path / "run", "stopped")] == [2]
+    assert checkpoints.newest(tmp_path / "run", pytest.fail) == checkpoints.folder_for(tmp_path / "run", 2)
+    go(run, tmp_path / "run", found=True)
+    assert same(parameters(undisturbed(), 4), parameters(tmp_path / "run", 4))
 
 
 def test_a_loss_that_comes_back_at_one_step_ends_the_run_with_its_cause(small_sd, tmp_path):
@@ -390,6 +428,20 @@ def test_a_loss_that_comes_back_at_one_step_ends_the_run_with_its_cause(small_sd
     ):
         go(run, tmp_path / "run", stages=stages)
     assert begun == [1, 2, 3, 4, 5, 6, 5, 6, 5, 6]
+
+
+def test_a_loss_that_comes_back_as_a_checkpoint_is_read_names_its_step(small_sd, tmp_path):
+    run = a_run(small_sd, checkpoints__every=2)
+    stages = LocalStages(run)
+    begun = lost_with(run, stages, lambda step: step == 4)
+
+    def restoring(folder, step):
+        raise LearnerLostError("killed while it read")
+
+    stages.learner.restore = restoring
+    with pytest.raises(LearnerLostError, match=r"while it read; the learner was lost 3 times at step 4 .*step 2"):
+        go(run, tmp_path / "run", stages=stages)
+    assert begun == [1, 2, 3, 4]
 
 
 def test_a_checkpoint_that_costs_the_learner_each_time_ends_the_run(small_sd, tmp_path):
@@ -488,7 +540,7 @@ def test_an_update_that_never_ends_is_a_lost_learner(small_sd, tmp_path):
     stages = LocalStages(run)
     recovered = []
     stages.learner.work = lambda: False
-    stages.learner.recover = lambda: recovered.append(1)
+    stages.learner.recover = lambda serve: recovered.append(1)
     with pytest.raises(LearnerLostError, match="3 times at step 1"):
         go(run, tmp_path / "run", stages=stages)
     assert len(recovered) == 2

@@ -216,7 +216,7 @@ def test_a_lost_learner_is_restored_from_the_newest_checkpoint_to_the_bit(small_
             raise error
         return update
 
-    def recover():
+    def recover(serve):
         recovered.append(1)
         if len(recovered) == 1:
             raise LearnerLostError("killed while it started")
@@ -259,7 +259,7 @@ def test_losses_with_steps_learned_and_saved_between_them_do_not_add_up(small_sd
             raise LearnerLostError("killed")
         begin(step, batch)
 
-    def recover():
+    def recover(serve):
         stages.learner.learner = Learner(run, torch.device("cpu"))
 
     stages.learner.begin, stages.learner.recover = once_a_step, recover

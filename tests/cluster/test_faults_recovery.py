@@ -1,0 +1,149 @@
+"""A learner that is lost in a recovery, one that is lost each time, and one that is whole when its run ends; on Ray."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+import ray
+
+from pcpo_ray.errors import LearnerLostError, TrainingError
+from pcpo_ray.runs import checkpoints
+from tests.support import faults, part, small
+from tests.support.disturbed import CHEAP, before, cut_off, messages
+from tests.support.on_ray import on_ray, ranks, undisturbed
+from tests.support.running import parameters, same
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
+
+CHAOS = pytest.mark.chaos
+MORE = (CHAOS, part.MORE)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "count", "strategy", "index"),
+    [
+        ("load", "kill", 1, "ddp", None),
+        pytest.param("load", "refuse", 2, "ddp", 1, marks=CHAOS),
+        pytest.param("load", "raise", 2, "fsdp2", 0, marks=MORE),
+        pytest.param("load", "kill", 2, "fsdp2", 1, marks=MORE),
+        pytest.param("restore", "kill", 1, "ddp", None, marks=MORE),
+        pytest.param("restore", "raise", 2, "fsdp2", 1, marks=MORE),
+        pytest.param("older", "kill", 1, "ddp", None, marks=MORE),
+        pytest.param("older", "exit", 2, "ddp", 0, marks=MORE),
+    ],
+)
+def test_a_learner_lost_in_a_recovery_is_recovered_from_once_more(
+    small_sd, tmp_path, monkeypatch, method, kind, count, strategy, index
+):
+    faults.install(monkeypatch.setattr)
+    name = f"again-{method}-{kind}-{count}"
+    role = ranks(count, strategy, timeout=15)
+    run = small.run(small_sd, **CHEAP, name=name, rollout__max_staleness=2, workers__learner=role)
+    made = []
+
+    def disturb(stages):
+        start = stages.learner._start
+
+        def starting():
+            made.append(method)
+            start()
+
+        def lose(_, attempt):
+            if attempt == 1:
+                faults.plan(name, "learner", method, kind, index=index)
+                faults.plan(name, "learner", "update", "kill", index=index)
+
+        stages.learner._start = starting
+        before(stages, lose, 3)
+
+    on_ray(run, tmp_path / "run", disturb=disturb)
+    assert faults.left(name) == [] and len(made) == 2
+    assert messages(tmp_path / "run").count("a new learner goes on after step 2") == 1
+    undisturbed(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
+
+
+@pytest.mark.parametrize("count", [pytest.param(1, marks=MORE), pytest.param(2, marks=CHAOS)])
+def test_ranks_out_of_reach_while_they_start_meet_once(small_sd, tmp_path, count):
+    run = small.run(small_sd, **CHEAP, workers__learner=ranks(count, "ddp", timeout=15))
+    cut, made = [], []
+
+    def disturb(stages):
+        start = stages.learner._start
+
+        def starting():
+            made.append(count)
+            start()
+            pids = [ray.get(actor.alive.remote(0.0), timeout=60)[0] for actor in stages.learner.actors]
+            cut.extend(cut_off(pid) for pid in pids)
+
+        stages.learner._start = starting
+
+        def kill(_, attempt):
+            if attempt == 1:
+                os.kill(ray.get(stages.learner.actors[-1].alive.remote(0.0), timeout=60)[0], signal.SIGKILL)
+
+        before(stages, kill, 3)
+
+    on_ray(run, tmp_path / "run", disturb=disturb)
+    assert len(cut) == count and min(cut) >= 1 and len(made) == 1
+    undisturbed(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "count", "strategy", "said"),
+    [
+        ("update", "raise", 1, "ddp", "RuntimeError: CUDA error: an illegal memory access"),
+        pytest.param("save", "kill", 1, "ddp", "ActorDiedError", marks=MORE),
+        pytest.param("update", "raise", 2, "fsdp2", "RuntimeError: CUDA error: an illegal memory", marks=MORE),
+        pytest.param("hold", "exit", 2, "ddp", "ActorDiedError", marks=MORE),
+    ],
+)
+def test_a_loss_that_comes_back_at_one_step_ends_the_run_with_its_cause(
+    small_sd, tmp_path, monkeypatch, method, kind, count, strategy, said
+):
+    faults.install(monkeypatch.setattr)
+    name = f"back-{method}-{count}"
+    run = small.run(small_sd, **CHEAP, name=name, workers__learner=ranks(count, strategy, timeout=15))
+    at = 4 if method == "save" else 3  # what is saved there is lost each time; all else comes back at its own step
+    begun: list[int] = []
+
+    def disturb(stages):
+        nonlocal begun
+        begun = before(stages, lambda *_: faults.plan(name, "learner", method, kind, index=count - 1), at)
+
+    with pytest.raises(LearnerLostError, match=rf"(?s){said}.*3 times at step {at + (method == 'save')}.*of step 2"):
+        on_ray(run, tmp_path / "run", disturb=disturb)
+    assert begun.count(at) == 3 and faults.left(name) == []
+    assert checkpoints.newest(tmp_path / "run", pytest.fail) == checkpoints.folder_for(tmp_path / "run", 2)
+    on_ray(run, tmp_path / "run", found=2)
+    undisturbed(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
+
+
+@pytest.mark.parametrize(
+    ("count", "strategy"),
+    [(1, "ddp"), pytest.param(2, "fsdp2", marks=CHAOS), pytest.param(2, "ddp", marks=MORE)],
+)
+def test_an_error_that_leaves_the_learner_whole_leaves_a_checkpoint(small_sd, tmp_path, count, strategy):
+    changes = {**CHEAP, "checkpoints__every": 100, "sampling__batch": 2}
+    run = small.run(small_sd, **changes, rollout__max_staleness=2, workers__learner=ranks(count, strategy))
+
+    def spoil(batch, _):
+        rollout = batch[0].rollout
+        packed = ray.get(rollout.trajectory.reference)
+        spoilt = ray.put(dataclasses.replace(packed, digests=("",) * len(packed.digests)))
+        rollout = dataclasses.replace(rollout, trajectory=dataclasses.replace(rollout.trajectory, reference=spoilt))
+        batch[0] = dataclasses.replace(batch[0], rollout=rollout)
+
+    with pytest.raises(TrainingError, match="the group at place 0 of step 3 has other noise or latents"):
+        on_ray(run, tmp_path / "run", disturb=lambda stages: before(stages, spoil, 3))
+    assert checkpoints.newest(tmp_path / "run", pytest.fail) == checkpoints.folder_for(tmp_path / "run", 2)
+    recorder = on_ray(run, tmp_path / "run", found=2)
+    rows = [json.loads(line) for line in (recorder.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
+    undisturbed(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
