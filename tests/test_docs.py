@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from pcpo_ray import config
+from pcpo_ray.config.base import kinds, members
 from tests.support import ROOT
 
 
@@ -21,6 +23,15 @@ def test_the_drawn_weights_are_those_that_the_page_names(monkeypatch):
     assert f"({largest:.1f} against {sum(native) - largest:.1f})" in page
     shown = (ROOT / "docs" / "weights.svg").read_text(encoding="utf-8")
     assert all(f">{weight:.1f}</text>" in shown for weight in (*native, *reweight))
+
+
+def test_every_kind_of_credit_and_objective_is_on_the_page_of_weightings():
+    page = (ROOT / "docs" / "weighting.md").read_text(encoding="utf-8")
+    table = page[page.index("| in the config |") : page.index("The formulas are in")]
+    others = ("clipped_ratio", "log_hinge")  # the two objectives that all other rows are for
+    found = [f"credit `{kind}`" for cls in members(config.Credit) for kind in kinds(cls)]
+    found += [f"objective `{kind}`" for cls in members(config.Objective) for kind in kinds(cls) if kind not in others]
+    assert [name for name in found if f"| {name} |" not in table] == []
 
 
 @pytest.mark.recipes

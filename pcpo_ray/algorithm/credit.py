@@ -1,7 +1,8 @@
 """Credit: the weight of each step's log-ratio in the loss, and the steps to sample with (PCPO, arXiv 2509.25774).
 
 A sampler credits its T steps unevenly: step t's log-ratio moves with w_t = |gain| / std. PCPO makes the credit
-proportionate: constant for diffusion, proportional to the time covered for flow matching. Each function here is a kind:
+proportionate: constant for diffusion, proportional to the time covered for flow matching. Other methods leave w_t, and
+scale the log-ratio inside the clip or the loss outside it (weighting.py). Each function here is a kind:
 
     kind                sampler                            weight in the loss           the ratio of its own sampler?
     native              native                             w_t                          yes
@@ -21,7 +22,7 @@ out of range, and if a trained step draws no noise.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pcpo_ray.algorithm.schedule import DiffusionSchedule, FlowSchedule, Schedule
@@ -35,13 +36,22 @@ class Credit:
 
     `steps` are the steps of the sampler. `weights` are given to `objective.log_ratio`; untrained steps have weight 0.
     `mix` is lambda: the sampler replaces the prediction by ref + lambda (theta - ref), and 1 leaves it as it is.
-    `trained` are the indices of the trained steps, ascending.
+    `trained` are the indices of the trained steps, ascending. `scales` multiply the log-ratio before it is clipped,
+    `outside` the step's loss; without `quadratic` the log-ratio is its linear term only.
     """
 
     steps: tuple[AffineStep, ...]
     weights: tuple[float, ...]
     mix: tuple[float, ...]
     trained: tuple[int, ...]
+    scales: tuple[float, ...]
+    outside: tuple[float, ...]
+    quadratic: bool = True
+
+    @property
+    def inside(self) -> tuple[float, ...]:
+        """The weight of each step inside the clip, to first order: scale times weight."""
+        return tuple(scale * weight for scale, weight in zip(self.scales, self.weights, strict=True))
 
     def restricted(self, chosen: Sequence[int]) -> "Credit":
         """Train only the `chosen` steps of the same sampler, with the weights they have."""
@@ -56,8 +66,7 @@ class Credit:
 
 def native(steps: Sequence[AffineStep], trained: Sequence[int]) -> Credit:
     """Give every step the weight of its own sampler, which makes the log-ratio exact."""
-    weights = _native_weights(steps, trained)
-    return _credit(steps, weights)
+    return made(steps, native_weights(steps, trained))
 
 
 def reweight(steps: Sequence[AffineStep], trained: Sequence[int]) -> Credit:
@@ -66,8 +75,8 @@ def reweight(steps: Sequence[AffineStep], trained: Sequence[int]) -> Credit:
     The trajectories are exactly those of `native`. The log-ratio is no longer the sampler's own: this reweights the
     loss, with a constant in place of w_t.
     """
-    weights = _native_weights(steps, trained)
-    return _credit(steps, _all_at_mean(weights))
+    weights = native_weights(steps, trained)
+    return made(steps, _all_at_mean(weights))
 
 
 def released(schedule: DiffusionSchedule, trained: Sequence[int], *, w_star: float = 4.5, eta: float = 1.0) -> Credit:
@@ -100,12 +109,12 @@ def interpolate(steps: Sequence[AffineStep], trained: Sequence[int], *, w_star: 
     weight lambda_t w_t = w* in both of its terms. `w_star` None is the native mean. At steps whose native weight is
     below w*, lambda_t is above 1 and extrapolates. Raises CreditError unless w* is positive and finite.
     """
-    weights = _native_weights(steps, trained)
+    weights = native_weights(steps, trained)
     wanted = _mean(weights) if w_star is None else w_star
     if not 0 < wanted < math.inf:
         raise CreditError(f"got w_star {wanted}; expected a positive, finite weight, or None for the native mean")
     mix = [wanted / weights[index] if index in weights else 1.0 for index in range(len(steps))]
-    return _credit(steps, dict.fromkeys(weights, wanted), mix=mix)
+    return made(steps, dict.fromkeys(weights, wanted), mix=mix)
 
 
 def proportionate_flow(schedule: FlowSchedule, steps: Sequence[AffineStep], trained: Sequence[int]) -> Credit:
@@ -116,9 +125,9 @@ def proportionate_flow(schedule: FlowSchedule, steps: Sequence[AffineStep], trai
     """
     if len(steps) != len(schedule):
         raise CreditError(f"got {len(steps)} steps for a schedule of {len(schedule)}; make the steps from the schedule")
-    weights = _native_weights(steps, trained)
+    weights = native_weights(steps, trained)
     zeta = math.fsum(weights.values()) / math.fsum(schedule.dt[index] for index in weights)
-    return _credit(steps, {index: zeta * schedule.dt[index] for index in weights})
+    return made(steps, {index: zeta * schedule.dt[index] for index in weights})
 
 
 def tilted(schedule: Schedule, steps: Sequence[AffineStep], trained: Sequence[int], *, slope: float) -> Credit:
@@ -134,7 +143,7 @@ def tilted(schedule: Schedule, steps: Sequence[AffineStep], trained: Sequence[in
         raise CreditError(f"got slope {slope}; expected a number between -1 and 1, so that every weight is positive")
     if len(steps) != len(schedule):
         raise CreditError(f"got {len(steps)} steps for a schedule of {len(schedule)}; make the steps from the schedule")
-    weights = _native_weights(steps, trained)
+    weights = native_weights(steps, trained)
     if isinstance(schedule, FlowSchedule):
         covered = {index: schedule.dt[index] for index in weights}
         passed = {index: -(schedule.times[index] + schedule.times[index + 1]) / 2 for index in weights}
@@ -145,7 +154,7 @@ def tilted(schedule: Schedule, steps: Sequence[AffineStep], trained: Sequence[in
     middle, half = (first + last) / 2, (last - first) / 2 or 1.0
     ramped = {index: covered[index] * (1 - slope * (passed[index] - middle) / half) for index in weights}
     zeta = math.fsum(weights.values()) / math.fsum(ramped.values())
-    return _credit(steps, {index: zeta * value for index, value in ramped.items()})
+    return made(steps, {index: zeta * value for index, value in ramped.items()})
 
 
 def given(steps: Sequence[AffineStep], trained: Sequence[int], weights: Sequence[float]) -> Credit:
@@ -153,13 +162,13 @@ def given(steps: Sequence[AffineStep], trained: Sequence[int], weights: Sequence
 
     Raises CreditError unless all are finite and at least 0, and one is above 0.
     """
-    native_weights = _native_weights(steps, trained)
+    own = native_weights(steps, trained)
     if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
         raise CreditError(
             f"got the weights {[float(f'{weight:.4g}') for weight in weights]}; expected finite numbers of at least 0, "
             "not all of them 0"
         )
-    return _credit(steps, dict(zip(native_weights, weights, strict=True)))
+    return made(steps, dict(zip(own, weights, strict=True)))
 
 
 def _at_root(
@@ -171,7 +180,7 @@ def _at_root(
 ) -> Credit:
     """Use `root`'s sigma for `w_star` at the trained steps, the native one elsewhere, and the native mean as weight."""
     steps = ddim.steps(schedule, eta=eta)
-    weights = _native_weights(steps, trained)
+    weights = native_weights(steps, trained)
     least = ddim.least_weight(schedule, tuple(weights))
     wanted = least if w_star is None else w_star
     if not least * (1 - ddim.ROUNDING) <= wanted < math.inf:
@@ -182,10 +191,10 @@ def _at_root(
             "of at least that, or leave that step untrained"
         )
     sigmas = [root(schedule, i, wanted) if i in weights else step.std for i, step in enumerate(steps)]
-    return _credit(ddim.steps_with_sigma(schedule, sigmas), _all_at_mean(weights))
+    return made(ddim.steps_with_sigma(schedule, sigmas), _all_at_mean(weights))
 
 
-def _native_weights(steps: Sequence[AffineStep], trained: Sequence[int]) -> dict[int, float]:
+def native_weights(steps: Sequence[AffineStep], trained: Sequence[int]) -> dict[int, float]:
     """Compute the trained steps' own weights, by index. Raises CreditError for a trained step without noise."""
     indices = _checked(trained, len(steps))
     for index in indices:
@@ -216,10 +225,22 @@ def _all_at_mean(weights: dict[int, float]) -> dict[int, float]:
     return dict.fromkeys(weights, _mean(weights))
 
 
-def _credit(steps: Sequence[AffineStep], weights: dict[int, float], *, mix: Sequence[float] | None = None) -> Credit:
+def made(
+    steps: Sequence[AffineStep],
+    weights: Mapping[int, float],
+    *,
+    mix: Sequence[float] | None = None,
+    scales: Mapping[int, float] | None = None,
+    outside: Mapping[int, float] | None = None,
+    quadratic: bool = True,
+) -> Credit:
+    """Make the credit of the steps that `weights` names by index; what is left out is 1 at every step."""
     return Credit(
         steps=tuple(steps),
         weights=tuple(weights.get(index, 0.0) for index in range(len(steps))),
         mix=(1.0,) * len(steps) if mix is None else tuple(mix),
         trained=tuple(weights),
+        scales=tuple((scales or {}).get(index, 1.0) for index in range(len(steps))),
+        outside=tuple((outside or {}).get(index, 1.0) for index in range(len(steps))),
+        quadratic=quadratic,
     )

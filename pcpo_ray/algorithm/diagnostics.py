@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pcpo_ray.algorithm.objective import Loss, Objective, change_and_noise, per_sample, slope, std_of_sums
+from pcpo_ray.algorithm.objective import Loss, Objective, change_and_noise, masked, per_sample, slope, std_of_sums
 from pcpo_ray.errors import ConfigError, TrainingError
 
 SHOWN = 5
@@ -23,11 +23,12 @@ def inactive(
     *,
     clip_range: float | Float[Tensor, " B"],
     objective: Objective | Loss,
+    divergence: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """Mark with 1 where the clip range cuts off the surrogate's gradient, else 0.
 
-    For another objective these are the samples whose loss has no slope though they have an advantage. Raises
-    ConfigError for an unknown name.
+    For `divergence_mask` the clip range is its threshold of the `divergence`. For another objective these are the
+    samples whose loss has no slope though they have an advantage. Raises ConfigError for an unknown name.
     """
     if callable(objective):
         return ((slope(objective, log_ratio, advantage) == 0) & (advantage != 0)).to(log_ratio.dtype)
@@ -38,6 +39,9 @@ def inactive(
             change = torch.expm1(log_ratio)
         case "log_hinge":
             change = log_ratio
+        case "divergence_mask":
+            assert divergence is not None
+            return masked(log_ratio, advantage, divergence, threshold=clip_range).to(log_ratio.dtype)
         case _:
             assert_never(objective)
     return (advantage * change > clip_range * advantage.abs()).to(log_ratio.dtype)
@@ -53,24 +57,25 @@ def gradient_norm(
     *,
     weight: float | Float[Tensor, " B"],
     sign: float | Float[Tensor, " B"],
-    clip_range: float | Float[Tensor, " B"],
+    stopped: Float[Tensor, " B"],
     objective: Objective | Loss,
+    quadratic: bool = True,
 ) -> Float[Tensor, " B"]:
     """Compute the L2 norm of each sample's d loss / d prediction: |A| r w / D ||s z + w d|| where active, else 0.
 
-    r is rho for the clipped ratio and 1 for the hinge; another objective has its slope in place of |A| r. Raises
-    ConfigError for an unknown name.
+    r is rho for surrogates on the ratio and 1 for the hinge; another objective has its slope in place of |A| r. Without
+    `quadratic` the log-ratio has no term w d. `stopped` is what `inactive` found. Raises ConfigError for an unknown
+    name.
     """
     d, z = change_and_noise(prediction, old_prediction, noise)
     w, s = per_sample(weight, d), per_sample(sign, d)
-    moved = (w * (s * z + w * d)).flatten(1)
+    moved = (w * (s * z + w * d) if quadratic else w * (s * z)).flatten(1)
     if callable(objective):
         steep: Tensor = slope(objective, log_ratio, advantage).abs() * moved.square().sum(1).sqrt() / moved.shape[1]
         return steep
     norm: Tensor = advantage.abs() * moved.square().sum(1).sqrt() / moved.shape[1]
-    stopped = inactive(log_ratio, advantage, clip_range=clip_range, objective=objective)
     match objective:
-        case "clipped_ratio":
+        case "clipped_ratio" | "divergence_mask":
             norm = norm * log_ratio.exp()
         case "log_hinge":
             pass
@@ -87,7 +92,8 @@ class TimestepDiagnostics:
 
     # change = rho - 1
     SUMS = (
-        "count", "change", "change_squared", "log_ratio", "log_ratio_squared", "clipped", "inactive", "gradient_norm"
+        "count", "change", "change_squared", "centred_change", "log_ratio", "log_ratio_squared", "clipped", "inactive",
+        "weight", "gradient_norm"
     )  # fmt: skip
 
     def __init__(self, steps: int) -> None:
@@ -100,19 +106,22 @@ class TimestepDiagnostics:
         self,
         step: int | Int[Tensor, " B"],
         log_ratio: Float[Tensor, " B"],
-        advantage: Float[Tensor, " B"],
         gradient_norm: Float[Tensor, " B"],
         *,
-        clip_range: float | Float[Tensor, " B"],
-        objective: Objective | Loss,
+        drift: Float[Tensor, " B"],
+        stopped: Float[Tensor, " B"],
+        distance: Float[Tensor, " B"],
+        limit: float | Float[Tensor, " B"],
+        weight: float | Float[Tensor, " B"],
     ) -> None:
         """Note B samples, all at one timestep index `step` or each at its own; `count` counts them later.
 
-        This does not wait for the device. Raises ConfigError for an unknown objective.
+        `drift` is the quadratic term of the log-ratio, w^2 mean(d^2) / 2, by which its mean over the noise is below 0.
+        `stopped` is what `inactive` found. A sample counts as clipped if its `distance` exceeds the `limit`. `weight`
+        is its credit weight. This does not wait for the device.
         """
-        stopped = inactive(log_ratio, advantage, clip_range=clip_range, objective=objective)
-        steps, limits = (_each(value, log_ratio) for value in (step, clip_range))
-        self._noted.append((steps.long(), torch.stack([log_ratio, gradient_norm, stopped.to(log_ratio), limits])))
+        rows = [log_ratio, gradient_norm, drift, stopped, distance, *(_each(one, log_ratio) for one in (limit, weight))]
+        self._noted.append((_each(step, log_ratio).long(), torch.stack([row.to(log_ratio) for row in rows])))
 
     def count(self) -> None:
         """Count all noted samples, with one wait for the device, however many micro-batches there were.
@@ -123,7 +132,9 @@ class TimestepDiagnostics:
             return
         noted, self._noted = self._noted, []
         where = torch.cat([steps for steps, _ in noted]).cpu()
-        values, norms, stops, limits = torch.cat([part for _, part in noted], dim=1).cpu().double()
+        values, norms, drifts, stops, distances, limits, weights = (
+            torch.cat([part for _, part in noted], dim=1).cpu().double()
+        )
         finite = values.isfinite() & norms.isfinite()
         if not finite.all():
             some = [found[~finite][:SHOWN].tolist() for found in (values, norms)]
@@ -133,20 +144,20 @@ class TimestepDiagnostics:
                 "lower the learning rate, or use a wider dtype"
             )
         change = torch.expm1(values)
-        clipped = (values.abs() > limits).double()
-        squares = (change.square(), values, values.square())
-        rows = torch.stack([torch.ones_like(values), change, *squares, clipped, stops, norms])
+        clipped = (distances > limits).double()
+        squares = (change.square(), torch.expm1(values + drifts), values, values.square())
+        rows = torch.stack([torch.ones_like(values), change, *squares, clipped, stops, weights, norms])
         self._sums.index_add_(1, where, rows)
         self._max_log_ratio.scatter_reduce_(0, where, values.abs(), reduce="amax")
 
     @property
-    def sums(self) -> Float[Tensor, "8 T"]:
+    def sums(self) -> Float[Tensor, "10 T"]:
         """The sums that SUMS names, at each timestep."""
         self.count()
         return self._sums
 
     @sums.setter
-    def sums(self, value: Float[Tensor, "8 T"]) -> None:
+    def sums(self, value: Float[Tensor, "10 T"]) -> None:
         self._sums = value
 
     @property
@@ -160,34 +171,41 @@ class TimestepDiagnostics:
         self._max_log_ratio = value
 
     def summary(self) -> dict[str, list[float | None]]:
-        """Summarise each timestep; a value is None where nothing was counted.
+        """Summarise each timestep; a value is None where nothing was counted. `weight_mean` is of the credit weights.
 
         `ratio_mean` and `ratio_std` are of rho, `log_ratio_std` of log rho, `max_log_ratio` of |log rho|.
-        `clip_fraction` is the fraction with |log rho| > xi, whatever the objective. `inactive_fraction` is the fraction
-        whose gradient is cut off; it is one-sided, so about half of that. `gradient_share` is the timestep's fraction
-        of all gradient norms; they add up to 1 (None if all norms are 0).
+        `centred_ratio_mean` is of rho without the quadratic term of log rho. Taking the mean over D makes `ratio_mean`
+        fall below 1 by that term, and this one stay at 1. `clip_fraction` is the fraction with |log rho| > xi, whatever
+        the objective; for `divergence_mask` that whose divergence exceeds the threshold. `inactive_fraction` is the
+        fraction whose gradient is cut off; it is one-sided, so about half of that. `gradient_share` is the timestep's
+        fraction of all gradient norms; they add up to 1 (None if all norms are 0).
         """
         rows = [_statistics(*column) for column in zip(self.sums.T.tolist(), self.max_log_ratio.tolist(), strict=True)]
         table = {name: [row[name] for row in rows] for name in rows[0]}
         count, norms = self.sums[0].tolist(), self.sums[-1].tolist()
         total = math.fsum(norms)
         shares = [norm / total if seen and total else None for seen, norm in zip(count, norms, strict=True)]
-        return {**table, "gradient_share": shares}
+        weights = [total / seen if seen else None for total, seen in zip(self.sums[-2].tolist(), count, strict=True)]
+        return {**table, "weight_mean": weights, "gradient_share": shares}
 
     def overall(self) -> dict[str, float | None]:
-        """Summarise all samples and timesteps at once; the values are those of `summary` but `gradient_share`."""
+        """Summarise all samples and timesteps at once; the values are those of `summary` but its last two."""
         return _statistics(self.sums.sum(1).tolist(), self.max_log_ratio.max().item())
 
 
 def _statistics(sums: list[float], max_log_ratio: float) -> dict[str, float | None]:
     """Compute the statistics from the sums that TimestepDiagnostics.SUMS names."""
-    count, change, change_squared, log_ratio, log_ratio_squared, clipped, stopped, _ = sums
-    names = ("ratio_mean", "ratio_std", "log_ratio_std", "clip_fraction", "inactive_fraction", "max_log_ratio")
+    count, change, change_squared, centred, log_ratio, log_ratio_squared, clipped, stopped, *_ = sums
+    names = (
+        "ratio_mean", "centred_ratio_mean", "ratio_std", "log_ratio_std", "clip_fraction", "inactive_fraction",
+        "max_log_ratio"
+    )  # fmt: skip
     if count == 0:
         return dict.fromkeys(names)
     mean = change / count
     values = (
         1 + mean,
+        1 + centred / count,
         std_of_sums(change, change_squared, count),
         std_of_sums(log_ratio, log_ratio_squared, count),
         clipped / count,

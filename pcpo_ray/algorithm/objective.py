@@ -1,4 +1,4 @@
-"""The two surrogates on the decomposed log-ratio of an affine step, its KL divergence and importance weights.
+"""The three surrogates on the decomposed log-ratio of an affine step, its KL divergence and importance weights.
 
 Notation: B samples (all at one timestep, or each at its own); D latent dimensions; d = theta's prediction - the old
 one; z the drawn noise; w and s the step's weight and sign; A advantage; rho the ratio of densities; xi the clip range.
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Objective: TypeAlias = Literal["clipped_ratio", "log_hinge"]
+Objective: TypeAlias = Literal["clipped_ratio", "log_hinge", "divergence_mask"]
 
 Loss: TypeAlias = Callable[[Float[Tensor, " B"], Float[Tensor, " B"]], Float[Tensor, " B"]]
 """Another objective: the loss of each sample from its log-ratio and advantage, differentiable in the log-ratio."""
@@ -26,15 +26,19 @@ def log_ratio(
     *,
     weight: float | Float[Tensor, " B"],
     sign: float | Float[Tensor, " B"],
+    quadratic: bool = True,
 ) -> Float[Tensor, " B"]:
     """Compute log rho = -[ s w mean(d z) + w^2 mean(d^2) / 2 ], differentiable in `prediction` (arXiv 2509.25774).
 
     With the step's own weight this is the exact log-ratio of its two Gaussians at the x_next that was drawn. With
     another weight it is that of a step with this weight. It is exactly 0 at d = 0 in every dtype, because no density is
-    recovered from a rounded x_next. Half types are converted to float32 before anything is subtracted.
+    recovered from a rounded x_next. Half types are converted to float32 before anything is subtracted. Without
+    `quadratic` it is the first term only, whose mean over the noise is 0 (GRPO-Guard, arXiv 2510.22319).
     """
     d, z = change_and_noise(prediction, old_prediction, noise)
     w, s = per_sample(weight, d), per_sample(sign, d)
+    if not quadratic:
+        return -(w * d * (s * z)).flatten(1).mean(1)
     return -(w * d * (s * z + 0.5 * w * d)).flatten(1).mean(1)
 
 
@@ -68,6 +72,32 @@ def log_hinge(
 ) -> Float[Tensor, " B"]:
     """Compute PCPO's loss: max(0, xi |A| - A log rho) (arXiv 2509.25774)."""
     return torch.relu(clip_range * advantage.abs() - advantage * log_ratio)
+
+
+def divergence_mask(
+    log_ratio: Float[Tensor, " B"],
+    advantage: Float[Tensor, " B"],
+    divergence: Float[Tensor, " B"],
+    *,
+    threshold: float | Float[Tensor, " B"],
+) -> Float[Tensor, " B"]:
+    """Compute Flow-DPPO's loss plus A, -A (rho - 1), set to 0 where `masked` (arXiv 2606.11025)."""
+    loss = -advantage * torch.expm1(log_ratio)
+    return torch.where(masked(log_ratio, advantage, divergence, threshold=threshold), torch.zeros_like(loss), loss)
+
+
+def masked(
+    log_ratio: Float[Tensor, " B"],
+    advantage: Float[Tensor, " B"],
+    divergence: Float[Tensor, " B"],
+    *,
+    threshold: float | Float[Tensor, " B"],
+) -> Bool[Tensor, " B"]:
+    """Find the samples whose divergence has reached `threshold` and whose ratio would move further away from 1.
+
+    `divergence` is that of the step's Gaussians from the weights that sampled, per dimension (`kl_divergence`).
+    """
+    return (divergence >= threshold) & (advantage * log_ratio > 0)
 
 
 def slope(loss: Loss, log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"]) -> Float[Tensor, " B"]:

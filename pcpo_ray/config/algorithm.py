@@ -105,6 +105,88 @@ class Tilted:
 
 
 @config
+class GrpoGuard:
+    """GRPO-Guard (arXiv 2510.22319): the linear term of the log-ratio times the noise's std, and the loss over dt.
+
+    Its log-ratios are smaller by that std, so its clip range has to be smaller too.
+    """
+
+    families: ClassVar[tuple[Family, ...]] = ("flow",)
+    changes_sampler: ClassVar[bool] = False
+
+    kind: Literal["grpo_guard"] = "grpo_guard"
+
+
+@config
+class FlashGrpo:
+    """Flash-GRPO (arXiv 2605.15980): native weights inside the clip, and the loss divided by them outside.
+
+    The paper trains one step per prompt: sampling.subset.kind=window with size 1 and order per_prompt.
+    """
+
+    families: ClassVar[tuple[Family, ...]] = ("diffusion", "flow")
+    changes_sampler: ClassVar[bool] = False
+
+    kind: Literal["flash_grpo"] = "flash_grpo"
+
+
+@config
+class FairClip:
+    """The log-ratio times the noise's variance inside the clip, and the loss divided by it (PCPO's author's code).
+
+    What the clip range limits is then the squared distance of means in the latents' own unit.
+    """
+
+    families: ClassVar[tuple[Family, ...]] = ("diffusion", "flow")
+    changes_sampler: ClassVar[bool] = False
+
+    kind: Literal["fair_clip"] = "fair_clip"
+
+
+@config
+class FairClip2:
+    """The clip of `fair_clip` with the gradient's weights of `grpo_guard` (PCPO's author's code)."""
+
+    families: ClassVar[tuple[Family, ...]] = ("flow",)
+    changes_sampler: ClassVar[bool] = False
+
+    kind: Literal["fair_clip2"] = "fair_clip2"
+
+
+@config
+class Entropy:
+    """Each step's weight follows what its noise leaves undecided of the image, measured on each group.
+
+    It is the exponential of that entropy: the std of the change of the predicted image. Ours: not in a paper.
+    """
+
+    families: ClassVar[tuple[Family, ...]] = ("diffusion", "flow")
+    changes_sampler: ClassVar[bool] = False
+
+    kind: Literal["entropy"] = "entropy"
+
+
+@config
+class Attention:
+    """Each step's weight follows how far it moves the image's attention to the prompt, measured on each image.
+
+    Sampling computes these maps beside the network's own attention. Ours: not in a paper.
+    """
+
+    families: ClassVar[tuple[Family, ...]] = ("diffusion", "flow")
+    changes_sampler: ClassVar[bool] = False
+
+    kind: Literal["attention"] = "attention"
+
+
+MEASURED = (Entropy, Attention)
+"""The kinds of credit whose weights are measured while a group is sampled."""
+
+WITH_FACTOR = (GrpoGuard, FlashGrpo, FairClip, FairClip2)
+"""The kinds of credit with a factor of their own on a step's loss."""
+
+
+@config
 class CustomCredit:
     """Weights of the user's own on the native sampler: `kind` is `package.module:name` (docs/plugging_in.md)."""
 
@@ -117,7 +199,21 @@ class CustomCredit:
 
 
 Credit = Annotated[
-    Native | Reweight | Released | Variance | Interpolate | Proportionate | Tilted | CustomCredit, ByKind()
+    Native
+    | Reweight
+    | Released
+    | Variance
+    | Interpolate
+    | Proportionate
+    | Tilted
+    | GrpoGuard
+    | FlashGrpo
+    | FairClip
+    | FairClip2
+    | Entropy
+    | Attention
+    | CustomCredit,
+    ByKind(),
 ]
 
 # -- advantages --------------------------------------------------------------------------------------------------------
@@ -191,10 +287,6 @@ Advantage = Annotated[GroupAdvantage | HistoryAdvantage | BatchAdvantage | Custo
 class Surrogate:
     """The settings that all objectives share."""
 
-    clip_range: Positive = 1e-4
-    """The distance from 0 beyond which a log-ratio's gradient is cut off."""
-    clip_scale: Literal["constant", "weight"] = "constant"
-    """`weight` multiplies each step's clip range by its weight over the mean weight, as its log-ratio spreads so."""
     step_loss: Literal["uniform", "noise"] = "uniform"
     """`noise` multiplies a step's loss by its noise's std over the mean std (TempFlow-GRPO, arXiv 2508.04324)."""
     kl: NonNegative = 0.0
@@ -216,21 +308,44 @@ class Surrogate:
 
 
 @config
-class ClippedRatio(Surrogate):
+class Clipped(Surrogate):
+    """The settings that all objectives with a clip range share."""
+
+    clip_range: Positive = 1e-4
+    """The distance from 0 beyond which a log-ratio's gradient is cut off."""
+    clip_scale: Literal["constant", "weight"] = "constant"
+    """`weight` multiplies each step's clip range by its weight over the mean weight, as its log-ratio spreads so."""
+
+
+@config
+class ClippedRatio(Clipped):
     """PPO's clipped ratio."""
 
     kind: Literal["clipped_ratio"] = "clipped_ratio"
 
 
 @config
-class LogHinge(Surrogate):
+class LogHinge(Clipped):
     """PCPO's hinge on the log-ratio."""
 
     kind: Literal["log_hinge"] = "log_hinge"
 
 
 @config
-class CustomObjective(Surrogate):
+class DivergenceMask(Surrogate):
+    """The ratio without a clip range, masked by the divergence from the weights that sampled (arXiv 2606.11025).
+
+    Flow-DPPO: a pair's loss is 0 where the Gaussians' KL divergence has reached `threshold` and the ratio would move
+    further away from 1.
+    """
+
+    kind: Literal["divergence_mask"] = "divergence_mask"
+    threshold: Positive = 1e-5
+    """The divergence, in nats a dimension, from which a pair is masked."""
+
+
+@config
+class CustomObjective(Clipped):
     """A loss of the user's own for each (image, step) pair: `kind` is `package.module:name` (docs/plugging_in.md)."""
 
     kind: OwnKind
@@ -238,4 +353,4 @@ class CustomObjective(Surrogate):
     """Keyword arguments of your class or function."""
 
 
-Objective = Annotated[ClippedRatio | LogHinge | CustomObjective, ByKind()]
+Objective = Annotated[ClippedRatio | LogHinge | DivergenceMask | CustomObjective, ByKind()]

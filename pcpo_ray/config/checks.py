@@ -4,11 +4,19 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pcpo_ray.config.algorithm import Credit, GroupAdvantage, Interpolate
+from pcpo_ray.config.algorithm import (
+    MEASURED,
+    WITH_FACTOR,
+    Attention,
+    Credit,
+    DivergenceMask,
+    GroupAdvantage,
+    Interpolate,
+)
 from pcpo_ray.config.base import kinds_by_family
-from pcpo_ray.config.model import Full
+from pcpo_ray.config.model import BACKBONES, Full
 from pcpo_ray.config.rewards import OUR_NAMES, SHIPPED_REWARDS
-from pcpo_ray.config.sampling import CoefficientsPreserving, Process
+from pcpo_ray.config.sampling import CoefficientsPreserving, Process, Renoised, Window
 from pcpo_ray.config.shipped import ShippedReward
 
 if TYPE_CHECKING:
@@ -169,6 +177,77 @@ def log_ratio_fits_the_credit(run: "Run") -> None:
         )
 
 
+def losses_have_one_factor(run: "Run") -> None:
+    """Refuse a factor of each step's loss beside the one that the credit has."""
+    if run.objective.step_loss != "uniform" and isinstance(run.credit, WITH_FACTOR):
+        raise ValueError(
+            f"objective.step_loss is {run.objective.step_loss} with credit.kind={run.credit.kind}, which has a factor "
+            "of its own on each step's loss; set objective.step_loss=uniform, or another credit.kind"
+        )
+
+
+def divergences_are_from_one_policy(run: "Run") -> None:
+    """Refuse a correction of log-ratios where the mask's divergence stays that from the weights that sampled."""
+    if isinstance(run.objective, DivergenceMask) and run.objective.correction is not None:
+        raise ValueError(
+            f"objective.correction is {run.objective.correction:g} with objective.kind=divergence_mask, whose "
+            "divergence is from the weights that sampled, while corrected log-ratios are to the present ones; leave "
+            "the correction out, or set objective.kind=clipped_ratio"
+        )
+
+
+def measures_compare_steps(run: "Run") -> None:
+    """Refuse credit that is measured where there is nothing to measure, or to compare."""
+    kind = f"credit.kind={run.credit.kind}"
+    if isinstance(run.credit, MEASURED) and isinstance(run.sampling.subset, Window):
+        raise ValueError(
+            f"sampling.subset.kind is window with {kind}, which compares all trained steps of an image, and outside "
+            "the window they draw no noise; set sampling.subset=null or its kind to share, or another credit.kind"
+        )
+    if isinstance(run.credit, Attention):
+        if run.model.backbone.attention is None:
+            read = [name for name, one in BACKBONES.items() if one.attention is not None]
+            raise ValueError(
+                f"credit.kind is attention with model.kind={run.model.kind}, whose attention to the prompt is not "
+                f"read; expected one of {read}: set another credit.kind"
+            )
+        if run.sampling.steps < 2:
+            raise ValueError(
+                f"sampling.steps is {run.sampling.steps} with {kind}, which compares the network's calls; use at "
+                "least 2"
+            )
+
+
+def renoised_images_are_no_steps(run: "Run") -> None:
+    """Refuse what is defined by the noise of a sampler's steps where pairs are noised images."""
+    if not isinstance(run.sampling.process, Renoised):
+        return
+    for asks, what, remedy in (
+        (
+            isinstance(run.credit, (*WITH_FACTOR, *MEASURED)),
+            f"credit.kind={run.credit.kind}",
+            "set credit.kind to native, reweight, proportionate, tilted or one of your own",
+        ),
+        (run.objective.step_loss != "uniform", f"objective.step_loss={run.objective.step_loss}", "set it to uniform"),
+        (run.objective.log_ratio != "decomposed", f"objective.log_ratio={run.objective.log_ratio}", "leave it out"),
+        (run.objective.correction is not None, f"objective.correction={run.objective.correction}", "leave it out"),
+        (
+            run.evaluation.sampling is not None and not run.evaluation.sampling.deterministic,
+            "evaluation.sampling with the sampler's noise",
+            "set evaluation.sampling.deterministic=true",
+        ),
+    ):
+        if asks:
+            raise ValueError(
+                f"{what} with sampling.process.kind=renoised, whose images are drawn without noise; {remedy}"
+            )
+    if run.sampling.shared_noise:
+        raise ValueError(
+            "sampling.shared_noise is true with sampling.process.kind=renoised, which draws no other noise, so that "
+            "all images of a group would be the same; set it to false"
+        )
+
+
 def evaluations_can_sample(run: "Run") -> None:
     """Refuse evaluations with their own noisy sampling where the credit changes the sampler."""
     own = run.evaluation.sampling
@@ -205,6 +284,10 @@ CHECKS = (
     optimizer_fits_what_is_trained,
     kinds_fit_the_family,
     log_ratio_fits_the_credit,
+    losses_have_one_factor,
+    divergences_are_from_one_policy,
+    measures_compare_steps,
+    renoised_images_are_no_steps,
     evaluations_can_sample,
     reference_is_under_an_adapter,
 )

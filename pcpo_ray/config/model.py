@@ -16,13 +16,21 @@ JOINT = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """The same with those of a stream of text tokens of its own."""
 
 
+AttentionKind = Literal["cross", "text_first", "text_last"]
+"""Layers in which a network attends to the prompt: of their own, or over prompt and image, the prompt first or last."""
+
+
 @dataclass(frozen=True)
 class Backbone:
-    """A model kind that the package ships: its denoiser's class, its family, and the layers that a LoRA is put on."""
+    """A model kind that the package ships: its denoiser's class, its family, and the layers that a LoRA is put on.
+
+    `attention` says how credit `attention` reads its maps; None where it cannot.
+    """
 
     denoiser: str
     family: Family
     targets: tuple[str, ...] = ATTENTION
+    attention: AttentionKind | None = None
 
 
 ShippedKind = Literal[
@@ -42,17 +50,17 @@ ShippedKind = Literal[
 ]
 
 BACKBONES: Mapping[ShippedKind, Backbone] = {
-    "stable_diffusion": Backbone("pcpo_ray.models.stable_diffusion:StableDiffusion", "diffusion"),
-    "sdxl": Backbone("pcpo_ray.models.sdxl:StableDiffusionXL", "diffusion"),
-    "sd3": Backbone("pcpo_ray.models.sd3:StableDiffusion3", "flow"),
-    "flux": Backbone("pcpo_ray.models.flux:Flux", "flow"),
+    "stable_diffusion": Backbone("pcpo_ray.models.stable_diffusion:StableDiffusion", "diffusion", attention="cross"),
+    "sdxl": Backbone("pcpo_ray.models.sdxl:StableDiffusionXL", "diffusion", attention="cross"),
+    "sd3": Backbone("pcpo_ray.models.sd3:StableDiffusion3", "flow", attention="text_last"),
+    "flux": Backbone("pcpo_ray.models.flux:Flux", "flow", attention="text_first"),
     "flux2_klein": Backbone("pcpo_ray.models.flux2:Flux2Klein", "flow", (*JOINT, "to_qkv_mlp_proj")),
     "flux2_dev": Backbone("pcpo_ray.models.flux2:Flux2Dev", "flow", (*JOINT, "to_qkv_mlp_proj")),
     "z_image": Backbone("pcpo_ray.models.z_image:ZImage", "flow"),
-    "qwen_image": Backbone("pcpo_ray.models.qwen_image:QwenImage", "flow", JOINT),
+    "qwen_image": Backbone("pcpo_ray.models.qwen_image:QwenImage", "flow", JOINT, attention="text_first"),
     "qwen_image_21": Backbone("pcpo_ray.models.qwen_image_21:QwenImage21", "flow"),
-    "sana": Backbone("pcpo_ray.models.sana:Sana", "flow"),
-    "chroma": Backbone("pcpo_ray.models.chroma:Chroma", "flow"),
+    "sana": Backbone("pcpo_ray.models.sana:Sana", "flow", attention="cross"),
+    "chroma": Backbone("pcpo_ray.models.chroma:Chroma", "flow", attention="text_first"),
     "krea2": Backbone("pcpo_ray.models.krea2:Krea2", "flow", (*ATTENTION, "to_gate")),
     "lumina2": Backbone("pcpo_ray.models.lumina2:Lumina2", "flow"),
 }

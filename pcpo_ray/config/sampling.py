@@ -70,8 +70,23 @@ class ProportionateNoise:
     """A step's weight over the time it covers; null: the smallest that every step can have, with the most noise."""
 
 
+@config
+class Renoised:
+    """AWM (arXiv 2509.25050): images are drawn without noise, and trained on after noising them to each timestep anew.
+
+    A pair's log-probability is minus the squared error of the velocity, so there is no step of a sampler, and no noise
+    that it would draw. Each trained timestep costs one more call of the network while sampling.
+    """
+
+    families: ClassVar[tuple[Family, ...]] = ("flow",)
+
+    kind: Literal["renoised"] = "renoised"
+    omega: Literal["uniform", "time", "time_squared"] = "uniform"
+    """The factor of a timestep's squared error: 1, its time t or t^2."""
+
+
 Process = Annotated[
-    Ddim | ConstantNoise | RatioNoise | CoefficientsPreserving | ProportionateNoise, Discriminator("kind")
+    Ddim | ConstantNoise | RatioNoise | CoefficientsPreserving | ProportionateNoise | Renoised, Discriminator("kind")
 ]
 
 # -- the steps that are trained ----------------------------------------------------------------------------------------
@@ -91,17 +106,18 @@ class ShareOfSteps:
 
 @config
 class Window:
-    """`size` consecutive trained steps, the same for a whole batch; all other steps of its images are deterministic.
+    """`size` consecutive trained steps; all other steps of the images are deterministic.
 
     `sliding` (MixGRPO, arXiv 2507.21802) begins at the first step, moves on by `stride` steps after every `every`
     batches, and starts over at the end. `random` (Flow-GRPO-Fast) draws its first step anew for each batch.
+    `per_prompt` draws it anew for each prompt, the same for all its images (Flash-GRPO, arXiv 2605.15980, with size 1).
     """
 
     kind: Literal["window"] = "window"
     size: Count = 4
     """The number of consecutive denoising steps in the window."""
-    order: Literal["sliding", "random"] = "sliding"
-    """The way of the window: sliding along the steps, or drawn anew for each batch."""
+    order: Literal["sliding", "random", "per_prompt"] = "sliding"
+    """The way of the window: sliding along the steps, or drawn anew for each batch or each prompt."""
     stride: Count = 1
     """Denoising steps by which a sliding window moves on."""
     every: Count = 25
@@ -109,8 +125,8 @@ class Window:
 
     def __post_init__(self) -> None:
         given = [f"{key} {value}" for key, value in (("stride", self.stride), ("every", self.every))]
-        if self.order == "random" and (self.stride, self.every) != (1, 25):
-            raise ValueError(f"{' and '.join(given)} with order random, which does not slide; leave them out")
+        if self.order != "sliding" and (self.stride, self.every) != (1, 25):
+            raise ValueError(f"{' and '.join(given)} with order {self.order}, which does not slide; leave them out")
 
 
 @config

@@ -59,6 +59,7 @@ class StepRecord(Record):
     moved_fraction: float
     importance: Mapping[str, float] | None = None
     ratio_mean: float | None
+    centred_ratio_mean: float | None
     ratio_std: float | None
     log_ratio_std: float | None
     max_log_ratio: float | None

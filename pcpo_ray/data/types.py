@@ -71,7 +71,9 @@ class Trajectory:
     """The trained timesteps of one group. Raises TrainingError if shapes disagree.
 
     `steps` are indices into the sampler's T timesteps. `predictions` are the network's own, after guidance. `log_probs`
-    are means over the latents' dimensions. `conditioning` has one row. `size` is the prompt's.
+    are means over the latents' dimensions. `conditioning` has one row. `size` is the prompt's. `weights` are those of
+    credit that is measured on the trajectory; None where credit is known before. `clean` are the final latents where
+    pairs are noised images, else None.
     """
 
     steps: Int[Tensor, " K"]
@@ -81,6 +83,8 @@ class Trajectory:
     log_probs: Float[Tensor, "N K"]
     conditioning: Conditioning
     size: Size | None = None
+    weights: Float[Tensor, "N K"] | None = None
+    clean: Float[Tensor, "N ..."] | None = None
 
     def __post_init__(self) -> None:
         shape = self.latents.shape
@@ -95,6 +99,8 @@ class Trajectory:
                 )
         if self.log_probs.shape != shape[:2]:
             raise TrainingError(f"trajectory: log_probs {tuple(self.log_probs.shape)}; expected {tuple(shape[:2])}")
+        if self.weights is not None and self.weights.shape != shape[:2]:
+            raise TrainingError(f"trajectory: weights {tuple(self.weights.shape)}; expected {tuple(shape[:2])}")
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -112,7 +118,8 @@ class Trajectory:
         return Trajectory(**moved, conditioning=texts, size=self.size)
 
     def _tensors(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("conditioning", "size")}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("conditioning", "size")}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

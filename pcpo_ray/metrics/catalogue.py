@@ -241,6 +241,13 @@ HEALTH = (
         field="step.by_timestep.credit_weight.*",
     ),
     _gauge(
+        "timestep_outside_weight",
+        "",
+        "Factor of a timestep's loss, outside the clip.",
+        "timestep",
+        field="step.by_timestep.outside_weight.*",
+    ),
+    _gauge(
         "timestep_native_weight",
         "",
         "Weight that the sampler itself gives a timestep.",

@@ -64,8 +64,17 @@ class Policy:
             drawn = np.random.default_rng(seed_of(self.run.seed, "steps", step, position))
             chosen = drawn.choice(trained, count, replace=False).tolist()
             return self.credit.restricted(chosen)
-        first = steps.first_of_window(subset, len(trained), step, self.run.seed)
+        first = steps.first_of_window(subset, len(trained), step, position, self.run.seed)
         return self.credit.restricted(trained[first : first + subset.size]).elsewhere(self.deterministic)
+
+    def drawing(self, plan: credit.Credit) -> tuple[AffineStep, ...]:
+        """Return the steps that draw images: the credit's, or those of the ODE where pairs are noised images."""
+        return self.deterministic if self.renoised else plan.steps
+
+    @property
+    def renoised(self) -> bool:
+        """True if pairs are noised images instead of the sampler's steps."""
+        return isinstance(self.run.sampling.process, config.Renoised)
 
     def _timesteps(self, schedule: Schedule) -> Float[Tensor, " T"]:
         """Copy all timesteps to the device at once; a copy per step would stall each step."""
@@ -135,7 +144,8 @@ class Policy:
         """
         samples = self._samples(task)[rows]
         shape = (len(samples), len(self.schedule), *self.denoiser.latent_shape)
-        if all(step.std == 0 for step in self.credit.steps):
+        taken = self.credit.steps if task.purpose == "train" else self.drawing(self.credit)
+        if all(step.std == 0 for step in taken):
             return torch.zeros(1, device=self.device).expand(shape)
         drawn = torch.empty(shape)
         for row, own in zip(drawn, samples, strict=True):

@@ -7,9 +7,9 @@ from typing import assert_never
 import numpy as np
 
 from pcpo_ray import config, models
-from pcpo_ray.algorithm import credit
+from pcpo_ray.algorithm import credit, weighting
 from pcpo_ray.algorithm.schedule import DiffusionSchedule, FlowSchedule, Schedule
-from pcpo_ray.algorithm.transitions import AffineStep, ddim, flow_cps, flow_sde
+from pcpo_ray.algorithm.transitions import AffineStep, ddim, flow_cps, flow_sde, renoised
 from pcpo_ray.data.seeds import seed_of
 from pcpo_ray.errors import CreditError, ScheduleError
 from pcpo_ray.process.own import PlugPoint
@@ -25,7 +25,7 @@ CREDIT = PlugPoint(
 
 
 def native_steps(sampling: config.Sampling, schedule: Schedule) -> tuple[AffineStep, ...]:
-    """Build the steps of the config's process.
+    """Build the steps of the config's process, whose log-probabilities are trained on.
 
     An SDE's last step is the ODE's, so that images carry no fresh noise.
     """
@@ -38,6 +38,8 @@ def native_steps(sampling: config.Sampling, schedule: Schedule) -> tuple[AffineS
             return flow_cps.steps(schedule, flow_cps.renewed_noise(schedule, eta))
         case config.ProportionateNoise(zeta=zeta):
             return flow_cps.steps(schedule, flow_cps.proportionate_noise(schedule, zeta))
+        case config.Renoised(omega=omega):
+            return renoised.steps(schedule, omega)
         case config.ConstantNoise(eta=eta):
             levels = flow_sde.constant_noise(schedule, eta)
         case config.RatioNoise(a=a):
@@ -62,10 +64,10 @@ def evaluation_credit(run: config.Run, schedule: Schedule) -> credit.Credit:
     They step with the network's own prediction. Raises ScheduleError.
     """
     assert run.evaluation.sampling is not None
-    deterministic = run.evaluation.sampling.deterministic
+    deterministic = run.evaluation.sampling.deterministic or isinstance(run.sampling.process, config.Renoised)
     with _named(f"evaluation.sampling.steps={len(schedule)}, sampling.process.kind={run.sampling.process.kind}"):
         steps = deterministic_steps(schedule) if deterministic else native_steps(run.evaluated, schedule)
-    return credit.Credit(steps=steps, weights=(0.0,) * len(steps), mix=(1.0,) * len(steps), trained=())
+    return credit.made(steps, {})
 
 
 def trained_per_group(subset: config.ShareOfSteps | config.Window | None, trained: int) -> int:
@@ -87,11 +89,15 @@ def trained_steps(run: config.Run) -> int:
     return trained_per_group(run.sampling.subset, len(plan(run.credit, run.sampling, schedule).trained))
 
 
-def first_of_window(window: config.Window, trained: int, step: int, seed: int) -> int:
-    """Return where the window of update `step` (from 1) begins among the `trained` steps."""
+def first_of_window(window: config.Window, trained: int, step: int, position: int, seed: int) -> int:
+    """Return where the window of update `step` (from 1) begins among the `trained` steps.
+
+    `position` is the group's place in the batch, for a window that each prompt has of its own.
+    """
     places = trained - window.size + 1
-    if window.order == "random":
-        return int(np.random.default_rng(seed_of(seed, "window", step)).integers(places))
+    if window.order != "sliding":
+        drawn_for = (step,) if window.order == "random" else (step, position)
+        return int(np.random.default_rng(seed_of(seed, "window", *drawn_for)).integers(places))
     # ceil: the last place is reached even if the stride does not divide the distance to it
     stops = 1 + -(-(places - 1) // window.stride)
     return min((step - 1) // window.every % stops * window.stride, places - 1)
@@ -142,7 +148,7 @@ def _carrying(
     match kind:
         case config.Native():
             return credit.native(steps, trained)
-        case config.Reweight():
+        case config.Reweight() | config.Entropy() | config.Attention():  # the mean that measured weights keep
             return credit.reweight(steps, trained)
         case config.Interpolate(w_star=w_star):
             return credit.interpolate(steps, trained, w_star=w_star)
@@ -157,6 +163,16 @@ def _carrying(
         case config.Variance(w_star=w_star):
             assert isinstance(schedule, DiffusionSchedule) and isinstance(sampling.process, config.Ddim)
             return credit.variance(schedule, trained, w_star=w_star, eta=sampling.process.eta)
+        case config.GrpoGuard():
+            assert isinstance(schedule, FlowSchedule)
+            return weighting.grpo_guard(schedule, steps, trained)
+        case config.FlashGrpo():
+            return weighting.flash_grpo(steps, trained)
+        case config.FairClip():
+            return weighting.fair_clip(steps, trained)
+        case config.FairClip2():
+            assert isinstance(schedule, FlowSchedule)
+            return weighting.fair_clip2(schedule, steps, trained)
         case config.CustomCredit():
             return credit.given(steps, trained, _own_weights(kind, schedule, steps, trained))
         case _:

@@ -8,7 +8,8 @@ recursion
 with the order of operations and the roundings of sampling. So a packed trajectory holds the predictions of the trained
 steps. It holds latents only where they do not follow from the step before: that one was not trained (a window, a
 fraction of the steps), or stepped with another prediction (credit `interpolate`). The m predictions of a gap would
-bridge it too, but with fewer bytes only if m is 1 and they have half the latents' width.
+bridge it too, but with fewer bytes only if m is 1 and they have half the latents' width. Where pairs are noised images,
+all latents follow from the final ones and the noise.
 
 Shapes: N images of a group, K trained steps, `...` one image's latents.
 """
@@ -22,6 +23,8 @@ import xxhash
 from torch import Tensor
 
 from pcpo_ray.algorithm.credit import Credit
+from pcpo_ray.algorithm.schedule import FlowSchedule
+from pcpo_ray.algorithm.transitions import renoised
 from pcpo_ray.data.tensors import from_numpy, to_numpy
 from pcpo_ray.data.types import Size, Task, Trajectory
 from pcpo_ray.errors import TrainingError
@@ -36,8 +39,9 @@ Array = tuple[str, np.ndarray]
 class PackedTrajectory:
     """One group's trajectory without the noise.
 
-    `latents` are those of `sent_steps`. `predictions` have the network's dtype if that loses nothing. `digests`, one
-    per image, check the values that are computed again; `machine` names the machine that computed them first.
+    `latents` are those of `sent_steps`, or the final ones. `predictions` have the network's dtype if that loses
+    nothing. `digests`, one per image, check the values that are computed again; `machine` names the machine that
+    computed them first. `weights` are those of credit that was measured on it.
     """
 
     task: Task
@@ -48,6 +52,7 @@ class PackedTrajectory:
     conditioning: Mapping[str, Array]
     digests: tuple[str, ...]
     machine: str
+    weights: Array | None = None
 
     def __len__(self) -> int:
         return self.task.images
@@ -60,7 +65,8 @@ class PackedTrajectory:
     @property
     def bytes(self) -> int:
         """The bytes of its arrays."""
-        arrays = (self.predictions, self.latents, self.log_probs, *self.conditioning.values())
+        measured = () if self.weights is None else (self.weights,)
+        arrays = (self.predictions, self.latents, self.log_probs, *self.conditioning.values(), *measured)
         return sum(array.nbytes for _, array in arrays)
 
 
@@ -75,15 +81,17 @@ def pack_trajectory(policy: Policy, task: Task, trajectory: Trajectory) -> Packe
     with policy.sized(task.prompt.size):
         sent = set(sent_steps(policy.credit_of(task.step, task.position)))
     steps = tuple(trajectory.steps.tolist())
+    needed = trajectory.latents[:, [k for k, index in enumerate(steps) if index in sent]]
     return PackedTrajectory(
         task=task,
         steps=steps,
         predictions=to_numpy(_narrow(trajectory.predictions, policy.computes_in)),
-        latents=to_numpy(trajectory.latents[:, [k for k, index in enumerate(steps) if index in sent]]),
+        latents=to_numpy(needed if trajectory.clean is None else trajectory.clean[:, None]),
         log_probs=to_numpy(trajectory.log_probs),
         conditioning={name: to_numpy(row) for name, row in trajectory.conditioning.items()},
         digests=_digests(trajectory),
         machine=_machine(),
+        weights=None if trajectory.weights is None else to_numpy(trajectory.weights),
     )
 
 
@@ -105,14 +113,21 @@ def _unpacked(policy: Policy, packed: PackedTrajectory, rows: slice) -> Trajecto
             f"the learner's config trains {credit.trained}: give both the same config"
         )
     storage = getattr(torch, policy.run.sampling.storage)
-    after = policy.initial_noise(task, rows).to(storage)
     noises = policy.step_noise(task, rows)[:, list(packed.steps)].to(storage)
     predictions = _of(packed.predictions, rows).to(storage)
-    latents = torch.empty_like(predictions)
-    sent = dict(zip(sent_steps(credit), _of(packed.latents, rows).unbind(1), strict=True))
-    for k, index in enumerate(packed.steps):
-        latents[:, k] = before = sent.get(index, after)
-        after = credit.steps[index].moved(before, predictions[:, k], noises[:, k])
+    latents, clean = torch.empty_like(predictions), None
+    if policy.renoised:
+        clean = _of(packed.latents, rows)[:, 0]
+        assert isinstance(policy.schedule, FlowSchedule)  # config.Run has checked it
+        for k, index in enumerate(packed.steps):
+            latents[:, k] = renoised.noised(policy.schedule, index, clean, noises[:, k])
+            noises[:, k] = renoised.residual(credit.steps[index], predictions[:, k], clean, noises[:, k])
+    else:
+        after = policy.initial_noise(task, rows).to(storage)
+        sent = dict(zip(sent_steps(credit), _of(packed.latents, rows).unbind(1), strict=True))
+        for k, index in enumerate(packed.steps):
+            latents[:, k] = before = sent.get(index, after)
+            after = credit.steps[index].moved(before, predictions[:, k], noises[:, k])
     opened = Trajectory(
         steps=torch.tensor(packed.steps),
         latents=latents,
@@ -121,6 +136,8 @@ def _unpacked(policy: Policy, packed: PackedTrajectory, rows: slice) -> Trajecto
         log_probs=_of(packed.log_probs, rows),
         conditioning={name: from_numpy(row) for name, row in packed.conditioning.items()},
         size=packed.size,
+        weights=None if packed.weights is None else _of(packed.weights, rows),
+        clean=clean,
     )
     if _digests(opened) != packed.digests[rows]:
         if not latents.isfinite().all():  # NaN bits may differ on any machine

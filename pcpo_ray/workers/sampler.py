@@ -1,6 +1,7 @@
 """The sampler: a task in, a group's images and trajectory out. Pure in (run seed, task, weights)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import UInt8
@@ -8,12 +9,16 @@ from numpy import ndarray
 from torch import Tensor
 
 from pcpo_ray import config
+from pcpo_ray.algorithm.credit import Credit
+from pcpo_ray.algorithm.schedule import FlowSchedule
+from pcpo_ray.algorithm.transitions import renoised
 from pcpo_ray.data import prompts, tasks, weights
 from pcpo_ray.data.tensors import Conditioning, in_one_piece, of_rows, sent_to
 from pcpo_ray.data.types import Task, Trajectory
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers import canary, precision
+from pcpo_ray.workers.measuring import Measuring, measuring
 
 AHEAD = 256
 """The approximate number of texts encoded at once if workers share a text cache."""
@@ -86,27 +91,57 @@ class Sampler:
         dtype = getattr(torch, self.run.sampling.storage)
         texts = self._texts(conditioning, len(task.texts))
         latents = sent_to(self.policy.initial_noise(task).to(dtype), self.policy.device)
+        measure = measuring(self.policy) if training else None
         noises = None
         kept: dict[str, list[Tensor]] = {"latents": [], "predictions": [], "noises": [], "log_probs": []}
-        for index, step in enumerate(credit.steps):
-            self.watch(index, len(credit.steps))
-            predicted = self._predict(latents, index, texts, credit.mix[index])
+        drawing = self.policy.drawing(credit)
+        for index, step in enumerate(drawing):
+            self.watch(index, len(drawing))
+            predicted = self._predict(latents, index, texts, credit.mix[index], measure)
             prediction, drawn_with = (one.to(dtype) for one in predicted)
+            if measure is not None:
+                measure.begun(index, latents, prediction)
             if noises is None:  # all steps at once, while a GPU computes the first prediction
                 noises = sent_to(self.policy.step_noise(task).to(dtype), self.policy.device)
             noise = noises[:, index]
             before = latents
             latents, log_prob = step.draw(before, drawn_with, noise)
-            if training and index in credit.trained:
+            if training and index in credit.trained and not self.policy.renoised:
                 for name, value in zip(kept, (before, prediction, noise, log_prob), strict=True):
                     kept[name].append(value)
         self._check_finite(latents, task)
         images = denoiser.decode(latents.float())
         if not training:
             return None, images
+        if self.policy.renoised:
+            assert noises is not None  # a schedule has a step
+            for index in credit.trained:
+                pair = self._renoised(latents, noises[:, index], index, credit, texts)
+                for name, value in zip(kept, pair, strict=True):
+                    kept[name].append(value)
         stacked = {name: torch.stack(values, dim=1) for name, values in kept.items()}
+        weights = None if measure is None else measure.weights(credit, latents)
         steps = torch.tensor(credit.trained)
-        return Trajectory(steps=steps, conditioning=conditioning, size=task.prompt.size, **stacked), images
+        trajectory = Trajectory(
+            steps=steps,
+            conditioning=conditioning,
+            size=task.prompt.size,
+            weights=weights,
+            clean=latents if self.policy.renoised else None,
+            **stacked,
+        )
+        return trajectory, images
+
+    def _renoised(
+        self, clean: Tensor, noise: Tensor, index: int, credit: Credit, texts: Sequence[tuple[slice, Conditioning]]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return latents, prediction, residual and log-probability of the images noised to the time of step `index`."""
+        step, schedule = credit.steps[index], self.policy.schedule
+        assert isinstance(schedule, FlowSchedule)  # config.Run has checked it
+        latents = renoised.noised(schedule, index, clean, noise)
+        prediction = self._predict(latents, index, texts, 1.0, None)[0].to(clean.dtype)
+        residual = renoised.residual(step, prediction, clean, noise)
+        return latents, prediction, residual, step.draw(latents, prediction, residual)[1]
 
     def _check_finite(self, latents: Tensor, task: Task) -> None:
         """Raise TrainingError unless the final latents are finite.
@@ -126,12 +161,20 @@ class Sampler:
         return [(rows, in_one_piece(of_rows(conditioning, rows, count))) for rows in parts]
 
     def _predict(
-        self, latents: Tensor, index: int, texts: Sequence[tuple[slice, Conditioning]], mix: float
+        self,
+        latents: Tensor,
+        index: int,
+        texts: Sequence[tuple[slice, Conditioning]],
+        mix: float,
+        measure: Measuring | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the network's own prediction and the one to step with; they differ under credit `interpolate`."""
         own, mixed = [], []
         for rows, conditioning in texts:
-            prediction = self.policy.predict(latents[rows], index, conditioning)
+            with nullcontext() if measure is None else measure.reading():
+                prediction = self.policy.predict(latents[rows], index, conditioning)
+            if measure is not None:
+                measure.called(len(prediction))
             own.append(prediction)
             if mix != 1.0:
                 with self.policy.denoiser.without_adapter():

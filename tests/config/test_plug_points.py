@@ -101,7 +101,10 @@ def test_every_kind_belongs_to_a_family(union):
 
 
 def test_kinds_of_a_family_stand_in_the_order_of_the_union():
-    assert kinds_by_family(config.Credit)["flow"] == ("native", "reweight", "proportionate", "tilted")
+    assert kinds_by_family(config.Credit)["flow"] == (
+        "native", "reweight", "proportionate", "tilted", "grpo_guard", "flash_grpo", "fair_clip", "fair_clip2",
+        "entropy", "attention"
+    )  # fmt: skip
     assert kinds_by_family(config.Process)["diffusion"] == ("ddim",)
 
 

@@ -12,18 +12,26 @@ from pcpo_ray.models import steps
 
 def test_a_sliding_window_visits_every_place_and_begins_again():
     window = config.Window(size=2, every=2, stride=2)
-    places = [steps.first_of_window(window, 7, step, seed=0) for step in range(1, 12)]
+    places = [steps.first_of_window(window, 7, step, 0, seed=0) for step in range(1, 12)]
     assert places == [0, 0, 2, 2, 4, 4, 5, 5, 0, 0, 2]
     whole = config.Window(size=7)
-    assert {steps.first_of_window(whole, 7, step, seed=0) for step in range(1, 60)} == {0}
+    assert {steps.first_of_window(whole, 7, step, 0, seed=0) for step in range(1, 60)} == {0}
 
 
 def test_a_random_window_is_a_function_of_seed_and_step():
     window = config.Window(size=2, order="random")
-    places = [steps.first_of_window(window, 7, step, seed=1) for step in range(1, 100)]
-    assert places == [steps.first_of_window(window, 7, step, seed=1) for step in range(1, 100)]
+    places = [steps.first_of_window(window, 7, step, 0, seed=1) for step in range(1, 100)]
+    assert places == [steps.first_of_window(window, 7, step, 0, seed=1) for step in range(1, 100)]
     assert set(places) == set(range(6))
-    assert places != [steps.first_of_window(window, 7, step, seed=2) for step in range(1, 100)]
+    assert places != [steps.first_of_window(window, 7, step, 0, seed=2) for step in range(1, 100)]
+
+
+def test_a_window_per_prompt_is_drawn_for_each_place_in_the_batch():
+    alone, together = (config.Window(size=1, order=order) for order in ("per_prompt", "random"))
+    places = [[steps.first_of_window(alone, 7, step, place, seed=1) for place in range(50)] for step in (1, 2)]
+    assert set(places[0]) == set(range(7)) and places[0] != places[1]
+    assert places[0] == [steps.first_of_window(alone, 7, 1, place, seed=1) for place in range(50)]
+    assert len({steps.first_of_window(together, 7, 1, place, seed=1) for place in range(50)}) == 1
 
 
 def test_zeta_is_that_of_the_whole_grid_in_every_window():

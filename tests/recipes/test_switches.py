@@ -23,11 +23,19 @@ SWITCHES = {
     "running mean": ["optimizer.average=0.9"],
     "detached guidance": ["sampling.guidance_scale=3.0", "sampling.detach_unconditional=true"],
     "tilted credit": ["credit={kind: tilted, slope: 0.5}"],
+    "flash": ["credit=flash_grpo", "sampling.subset={kind: window, size: 1, order: per_prompt}"],
+    "fair clip": ["credit=fair_clip"],
+    "credit by entropy": ["credit=entropy"],
+    "credit by attention": ["credit=attention"],
+    "mask by divergence": ["objective={kind: divergence_mask, threshold: 1.0e-6}"],
     "sum of advantages": ["rewards=[{kind: clip_score}, {kind: jpeg_compressibility}]", "combine=advantages"],
 }
 
 
 SWITCHES_OF_FLOW = {
+    "guard": ["credit=grpo_guard"],
+    "second fair clip": ["credit=fair_clip2"],
+    "noised pairs": ["sampling.process={kind: renoised, omega: time}", "credit.kind=native"],
     "coefficients preserving": ["sampling.process={kind: coefficients_preserving}", "credit.kind=native"],
     "proportionate noise": ["sampling.process={kind: proportionate_noise}", "credit.kind=native"],
 }

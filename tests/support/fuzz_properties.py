@@ -160,26 +160,35 @@ class Reference:
         prediction = self._predict(group, k)
         change, noise = prediction - sampled, group.noises[:, k].float()
 
-        def log_ratio(weight: float) -> Tensor:
-            return -(weight * change * (step.sign * noise + weight * change / 2)).flatten(1).mean(1)
+        def log_ratio(weight: float | Tensor, quadratic: float = 1.0) -> Tensor:
+            weight = torch.as_tensor(weight).reshape(-1, *[1] * (change.ndim - 1))
+            return -(weight * change * (step.sign * noise + quadratic * weight * change / 2)).flatten(1).mean(1)
 
-        ratio = log_ratio(plan.weights[index]) * (2 * step.std**2 if settings.log_ratio == "flow_cps" else 1)
+        scale, quadratic, outside = self._inside_and_outside(index)
+        weight = plan.weights[index] if group.weights is None else group.weights[:, k]
+        ratio = log_ratio(weight, quadratic) * (2 * step.std**2 if settings.log_ratio == "flow_cps" else scale)
         own = plan.mix[index] * step.weight
-        factor = torch.ones(len(group))
+        factor = torch.full((len(group),), outside)
         if settings.step_loss == "noise":
             factor *= step.std / np.mean([plan.steps[one].std for one in trained])
         if settings.correction is not None and stale:
             dimensions = change[0].numel()
             factor *= (dimensions * log_ratio(own)).exp().clamp(max=settings.correction).detach()
             ratio = ratio - ratio.detach()
-        limit = settings.clip_range
-        if settings.clip_scale == "weight":
-            limit *= plan.weights[index] / np.mean([plan.weights[one] for one in trained])
+        limit = getattr(settings, "clip_range", 0.0)
+        if getattr(settings, "clip_scale", "constant") == "weight":
+            scales = {one: self._inside_and_outside(one)[0] for one in trained}
+            limit = limit * scale * weight / np.mean([scales[one] * plan.weights[one] for one in trained])
         if settings.kind == "log_hinge":
             loss = (limit * advantages.abs() - advantages * ratio).relu()
+        elif settings.kind == "divergence_mask":
+            reached = own**2 / 2 * change.detach().square().flatten(1).mean(1) >= settings.threshold
+            kept = ~(reached & (advantages * ratio.detach() > 0))
+            loss = -advantages * ratio.expm1() * kept
         else:
             change_of_ratio = ratio.expm1()
-            clipped = change_of_ratio.clamp(-limit, limit)
+            width = torch.as_tensor(limit).expand(len(group))
+            clipped = change_of_ratio.clamp(-width, width)
             loss = torch.maximum(-advantages * change_of_ratio, -advantages * clipped)
         divergence = torch.zeros_like(loss)
         if settings.kl:
@@ -187,6 +196,20 @@ class Reference:
                 base = self._predict(group, k)
             divergence = own**2 / 2 * (prediction - base).square().flatten(1).mean(1)
         return factor * loss + settings.kl * divergence, divergence
+
+    def _inside_and_outside(self, index: int) -> tuple[float, float, float]:
+        """The scale of a step's log-ratio, whether it has a quadratic term (1 or 0), and the factor of its loss."""
+        plan, kind = self.policy.credit, self.run.credit.kind
+        step, std = plan.steps[index], plan.steps[index].std
+        if kind == "grpo_guard":
+            return std, 0.0, 1 / self.policy.schedule.dt[index]
+        if kind == "flash_grpo":
+            return 1.0, 1.0, float(1 / step.weight / np.mean([1 / plan.steps[one].weight for one in plan.trained]))
+        if kind == "fair_clip":
+            return std**2, 1.0, std**-2
+        if kind == "fair_clip2":
+            return std**2, 1.0, 1 / std / self.policy.schedule.dt[index]
+        return 1.0, 1.0, 1.0
 
 
 def check(run: config.Run, *, packed: bool, folder: Path) -> list[dict[str, Any]]:

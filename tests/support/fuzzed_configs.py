@@ -11,7 +11,8 @@ import yaml
 from hypothesis import strategies as st
 
 from pcpo_ray import config
-from pcpo_ray.config.base import kinds_by_family
+from pcpo_ray.config import algorithm
+from pcpo_ray.config.base import kinds, kinds_by_family
 from tests.support import small
 from tests.support.families import FAMILIES
 
@@ -19,6 +20,14 @@ MODELS = ("small_sd", "small_sdxl", "small_sd3", "small_flux", "small_flux_dev")
 """Fixtures of tests/conftest.py; FAMILIES are the newer kinds."""
 
 FLOW = ("small_sd3", "small_flux", "small_flux_dev", *FAMILIES)
+
+ONE_BRANCH = ("small_flux_dev", "flux2_dev")
+"""Models whose guidance scale is an input of the network."""
+
+ATTENDING = {kind for kind, one in config.BACKBONES.items() if one.attention is not None}
+"""The kinds whose attention to the prompt is read."""
+
+WITH_FACTOR = {kind for cls in algorithm.WITH_FACTOR for kind in kinds(cls)}
 
 Changes = Mapping[str, Any]
 
@@ -41,8 +50,8 @@ def _yaml(value: Any) -> str:
 def likely(draw: Callable[..., Any], model: str) -> dict[str, Any]:
     """Changes that mostly make a legal config of a model."""
     found = _training(draw, HALVES_OF_NEWER if model in FAMILIES else ("bfloat16", "float16"))
-    found |= _sampling(draw, model in FLOW)
-    found |= _method(draw, model in FLOW, found)
+    found |= _sampling(draw, model in FLOW, model not in ONE_BRANCH)
+    found |= _method(draw, model in FLOW, model not in FAMILIES or model in ATTENDING, found)
     found |= _loop(draw, found)
     if model in FAMILIES:
         found |= dict(zip(("sampling.height", "sampling.width"), FAMILIES[model].size, strict=True))
@@ -115,6 +124,7 @@ ODD: dict[str, list[Any]] = {
         {"kind": "coefficients_preserving", "eta": 1.5},
         {"kind": "proportionate_noise"},
         {"kind": "proportionate_noise", "zeta": 0.1},
+        {"kind": "renoised"},
         {"kind": "brownian"},
     ],
     "sampling.subset": [
@@ -122,6 +132,7 @@ ODD: dict[str, list[Any]] = {
         {"kind": "share", "share": 1.5},
         {"kind": "window", "size": 7},
         {"kind": "window", "size": 1, "order": "backwards"},
+        {"kind": "window", "size": 1, "order": "per_prompt"},
     ],
     "sampling.guidance_scale": [-1, 0, 0.5, 1, True],
     "sampling.height": [8, 12, 17, 18, 20],
@@ -147,8 +158,19 @@ ODD: dict[str, list[Any]] = {
         {"kind": "proportionate"},
         {"kind": "tilted", "slope": 1},
         {"kind": "tilted"},
+        {"kind": "grpo_guard"},
+        {"kind": "fair_clip2"},
+        {"kind": "flash_grpo"},
+        {"kind": "entropy"},
+        {"kind": "attention"},
     ],
-    "objective": [{"kind": "ratio"}, {"kind": "log_hinge", "clip_range": 0}],
+    "objective": [
+        {"kind": "ratio"},
+        {"kind": "log_hinge", "clip_range": 0},
+        {"kind": "divergence_mask", "threshold": 0},
+        {"kind": "divergence_mask", "clip_range": 1e-4},
+    ],
+    "objective.step_loss": ["noise", "time"],
     "objective.kl": [-0.1, 0.1],
     "objective.correction": [0, 1.0],
     "objective.log_ratio": ["replay", "flow_cps", "exact"],
@@ -210,7 +232,7 @@ def _training(draw: Callable[..., Any], halves: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _sampling(draw: Callable[..., Any], flow: bool) -> dict[str, Any]:
+def _sampling(draw: Callable[..., Any], flow: bool, branches: bool) -> dict[str, Any]:
     steps = draw(st.sampled_from([3, 2, 4, 5, 6]))
     trained = draw(st.one_of(st.none(), st.integers(1, steps - 1)))
     most = trained or steps - 1
@@ -221,9 +243,10 @@ def _sampling(draw: Callable[..., Any], flow: bool) -> dict[str, Any]:
             st.none(),
             st.builds(lambda share: {"kind": "share", "share": share}, st.sampled_from([0.6, 0.1, 1.0])),
             st.fixed_dictionaries({**window, "stride": st.integers(1, 2), "every": st.integers(1, 2)}),
-            st.fixed_dictionaries({**window, "order": st.just("random")}),
+            st.fixed_dictionaries({**window, "order": st.sampled_from(["random", "per_prompt"])}),
         )
     )
+    process = draw(PROCESS if flow else st.builds(_kind("ddim", "eta"), st.sampled_from([1.0, 0.3])))
     evaluated = st.fixed_dictionaries(
         {"deterministic": st.just(True)},
         optional={"steps": st.integers(1, 6), "guidance_scale": st.sampled_from([1.0, 3.0])},
@@ -232,11 +255,11 @@ def _sampling(draw: Callable[..., Any], flow: bool) -> dict[str, Any]:
     return {
         "sampling.steps": steps,
         "sampling.trained_steps": trained,
-        "sampling.process": draw(PROCESS if flow else st.builds(_kind("ddim", "eta"), st.sampled_from([1.0, 0.3]))),
+        "sampling.process": process,
         "sampling.subset": subset,
         "sampling.guidance_scale": guidance,
-        "sampling.shared_noise": draw(_rarely),
-        "sampling.detach_unconditional": guidance != 1.0 and draw(_rarely),
+        "sampling.shared_noise": process["kind"] != "renoised" and draw(_rarely),
+        "sampling.detach_unconditional": branches and guidance != 1.0 and draw(_rarely),
         "sampling.batch": draw(st.sampled_from([None, None, 1, 2, 3])),
         "sampling.storage": draw(st.sampled_from(["float32", "bfloat16", "float16"])),
         "sampling.shift": draw(st.sampled_from([None, 1.0, 4.0])) if flow else None,
@@ -244,23 +267,30 @@ def _sampling(draw: Callable[..., Any], flow: bool) -> dict[str, Any]:
     }
 
 
-def _method(draw: Callable[..., Any], flow: bool, found: Changes) -> dict[str, Any]:
+def _method(draw: Callable[..., Any], flow: bool, attends: bool, found: Changes) -> dict[str, Any]:
     full = found["model.train"]["kind"] == "full"
     preserving = found["sampling.process"]["kind"] == "coefficients_preserving"
-    kind = draw(st.sampled_from([kind for kind in CREDITS_OF[flow] if not (full and kind == "interpolate")]))
+    window = (found["sampling.subset"] or {}).get("kind") == "window"
+    left_out = {*(["interpolate"] if full else []), *(["entropy", "attention"] if window else [])}
+    left_out |= set() if attends else {"attention"}
+    renoised = found["sampling.process"]["kind"] == "renoised"
+    left_out |= {"entropy", "attention", *WITH_FACTOR} if renoised else set()
+    kind = draw(st.sampled_from([kind for kind in CREDITS_OF[flow] if kind not in left_out]))
     ratios = ["decomposed"]
-    if kind == "native":
+    if kind == "native" and not renoised:
         ratios += ["replay", *(["flow_cps"] if preserving else [])]
+    one_factor, masked = kind in WITH_FACTOR or renoised, draw(_rarely)
+    limit = "threshold" if masked else "clip_range"
     return {
         "credit": draw(CREDITS[kind]),
         "objective": {
-            "kind": draw(st.sampled_from(["log_hinge", "clipped_ratio"])),
-            "clip_range": draw(st.sampled_from([1e-2, 1e-4, 10.0])),
+            "kind": "divergence_mask" if masked else draw(st.sampled_from(["log_hinge", "clipped_ratio"])),
+            limit: draw(st.sampled_from([1e-2, 1e-4, 10.0])),
         },
-        "objective.clip_scale": draw(st.sampled_from(["constant", "weight"])),
-        "objective.step_loss": draw(st.sampled_from(["uniform", "noise"])),
+        "objective.clip_scale": "constant" if masked else draw(st.sampled_from(["constant", "weight"])),
+        "objective.step_loss": draw(st.sampled_from(["uniform"] if one_factor else ["uniform", "noise"])),
         "objective.kl": 0.0 if full else draw(st.sampled_from([0.0, 0.0, 0.01, 1.0])),
-        "objective.correction": draw(st.sampled_from([None, None, 1.0, 2.0])),
+        "objective.correction": None if masked or renoised else draw(st.sampled_from([None, None, 1.0, 2.0])),
         "objective.log_ratio": draw(st.sampled_from(ratios)),
     }
 
@@ -301,6 +331,7 @@ PROCESS = st.one_of(
     st.builds(_kind("ratio_noise", "a"), st.sampled_from([0.7, 0.3])),
     st.builds(_kind("coefficients_preserving", "eta"), st.sampled_from([0.8, 0.2])),
     st.just({"kind": "proportionate_noise"}),
+    st.builds(_kind("renoised", "omega"), st.sampled_from(["uniform", "time", "time_squared"])),
 )
 
 CREDITS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
@@ -311,6 +342,12 @@ CREDITS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "variance": st.builds(_kind("variance", "w_star"), st.sampled_from([None, 50.0])),
     "interpolate": st.builds(_kind("interpolate", "w_star"), st.sampled_from([None, 0.7, 3.0])),
     "proportionate": st.just({"kind": "proportionate"}),
+    "grpo_guard": st.just({"kind": "grpo_guard"}),
+    "flash_grpo": st.just({"kind": "flash_grpo"}),
+    "fair_clip": st.just({"kind": "fair_clip"}),
+    "fair_clip2": st.just({"kind": "fair_clip2"}),
+    "entropy": st.just({"kind": "entropy"}),
+    "attention": st.just({"kind": "attention"}),
 }
 
 CREDITS_OF = {

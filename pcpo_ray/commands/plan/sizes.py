@@ -8,7 +8,7 @@ import torch
 from pcpo_ray import models
 from pcpo_ray.algorithm.credit import Credit
 from pcpo_ray.commands.plan.hollow import Hollow, size_of
-from pcpo_ray.config import Model, Run, Sampling, Window
+from pcpo_ray.config import MEASURED, Model, Renoised, Run, Sampling, Window
 from pcpo_ray.models import steps
 from pcpo_ray.workers import packing
 from pcpo_ray.workers.learner import autotune, micro_batches, mini_batches
@@ -42,6 +42,8 @@ def trained_steps(run: Run) -> int:
 
 def sent_steps(run: Run) -> int:
     """Count the timesteps whose latents are sent, at most (packing.py)."""
+    if isinstance(run.sampling.process, Renoised):
+        return 1  # the final ones, from which all others follow
     credit, subset = credit_of(run), run.sampling.subset
     trained = credit.trained
     if isinstance(subset, Window):
@@ -61,7 +63,8 @@ def trajectory_of(run: Run) -> int:
     prediction = min(storage, computed) if model.plain else storage
     latents = model.latents // FLOAT
     steps = trained_steps(run)
-    an_image = latents * (steps * prediction + sent_steps(run) * storage) + FLOAT * steps
+    numbers = 2 if isinstance(run.credit, MEASURED) else 1
+    an_image = latents * (steps * prediction + sent_steps(run) * storage) + numbers * FLOAT * steps
     return run.rollout.images * an_image + size_of(*model.encoded[0].values())
 
 

@@ -66,15 +66,59 @@ def _steps(until: int, **rest: Any) -> Axes:
 
 
 def weights(per_timestep: Mapping[str, Sequence[Any]]) -> Markup:
-    """Chart the credit weights used in the loss beside the sampler's native ones, by timestep."""
+    """Chart the weights inside the clip and their products with the factors outside it, beside the native ones."""
     where = range(len(per_timestep["timestep"]))
-    native, used = per_timestep["native_weight"], per_timestep["credit_weight"]
-    curves = [Curve(label="used in the loss", x=where, y=used)]
-    if list(native) != list(used):
+    native, inside = per_timestep["native_weight"], per_timestep["credit_weight"]
+    factors = _outside(per_timestep)
+    curves = [Curve(label="inside the clip", x=where, y=inside)]
+    if factors is not None:
+        product = [weight * factor for weight, factor in zip(inside, factors, strict=True)]
+        curves.append(Curve(label="product", x=where, y=product, colour="grey"))
+    if list(native) != list(inside):
         curves.append(Curve(label="the sampler's own", x=where, y=native, colour="orange"))
     low, high = min(native), max(native)
     description = f"Credit weight by timestep; the sampler's own go from {low:.3g} to {high:.3g}"
     return chart("weights", description, curves, _timesteps(per_timestep, y="weight w"))
+
+
+def factors(per_timestep: Mapping[str, Sequence[Any]]) -> Markup | None:
+    """Chart the factors of each timestep's loss, outside the clip; None if all are 1."""
+    found = _outside(per_timestep)
+    if found is None:
+        return None
+    curve = Curve(label="outside the clip", x=range(len(found)), y=found, colour="grey")
+    description = f"Factor of the loss by timestep, noisiest first: {_ends(curve)}"
+    return chart("factors", description, [curve], _timesteps(per_timestep, y="factor", reference=1))
+
+
+def _outside(per_timestep: Mapping[str, Sequence[Any]]) -> Sequence[float] | None:
+    """Return the factors outside the clip; None if all are 1, as in runs from before they were recorded."""
+    found = per_timestep.get("outside_weight", ())
+    return None if all(factor == 1 for factor in found) else found
+
+
+def ratio_means(steps: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Chart how far the ratio's mean is from 1, with and without the log-ratio's quadratic term, by timestep.
+
+    Returns None if it is 1 everywhere, or the run is from before the second was recorded.
+    """
+    table = steps[-1]["per_timestep"]
+    recorded = [row for row in steps if "centred_ratio_mean" in row["per_timestep"]]
+    if not recorded:
+        return None
+    where = range(len(table["timestep"]))
+    means: dict[str, tuple[str, Colour]] = {
+        "ratio_mean": ("as trained on", "blue"),
+        "centred_ratio_mean": ("without the quadratic term", "orange"),
+    }
+    curves = [
+        Curve(label=label, x=where, y=[mean - 1 for mean in mean_by_timestep(recorded, name)], colour=colour)
+        for name, (label, colour) in means.items()
+    ]
+    if not any(np.nansum(np.abs(curve.y)) for curve in curves):
+        return None
+    description = f"Mean of the ratio less 1 by timestep, noisiest first: {_ends(curves[0])}"
+    return chart("ratio-mean", description, curves, _timesteps(table, y="mean ratio - 1", reference=0, from_zero=False))
 
 
 def by_timestep(
@@ -103,7 +147,7 @@ def by_timestep(
 
 def _timesteps(table: Mapping[str, Sequence[Any]], **rest: Any) -> Axes:
     ticks = [f"{timestep:.0f}" for timestep in table["timestep"]]
-    return Axes(x="timestep, from noise to image", ticks=ticks, from_zero=True, **rest)
+    return Axes(x="timestep, from noise to image", ticks=ticks, **{"from_zero": True, **rest})
 
 
 def mean_by_timestep(steps: Sequence[Mapping[str, Any]], name: str) -> list[float]:

@@ -101,6 +101,8 @@ def subset(run: config.Run) -> str:
             return ""
         case config.ShareOfSteps(share=share):
             return f" (each group on a random {share:.0%} of these)"
+        case config.Window(size=size, order="per_prompt"):
+            return f" (each group on a window of {size} of its own)"
         case config.Window(size=size, order=order):
             return f" (each batch on a {order} window of {size})"
         case unknown:
@@ -193,11 +195,28 @@ def timesteps(record: Record) -> dict[str, Any] | None:
     steps, drawn = record.steps, charts.by_timestep
     return {
         "weights": charts.weights(steps[-1]["per_timestep"]),
+        "factors": charts.factors(steps[-1]["per_timestep"]),
         "gradient": drawn("gradient_share", "Share of the gradient", "share", steps, percent=True, even=True),
         "clip": drawn("clip_fraction", "Clip fraction", "share of pairs", steps, percent=True),
         "inactive": drawn("inactive_fraction", "Inactive fraction", "share of pairs", steps, percent=True),
         "ratio": drawn("ratio_std", "Std of the ratio", "rms of ratio - 1", steps, percent=False),
+        "ratio_means": charts.ratio_means(steps),
+        "clipped": _clipped(record.run.objective),
     }
+
+
+def _clipped(objective: config.Objective) -> str:
+    """Say which pairs count as clipped."""
+    if isinstance(objective, config.DivergenceMask):
+        return (
+            "Share of (image, step) pairs whose divergence from the weights that sampled has reached "
+            f"{objective.threshold:g} nats a dimension: how often an update went further than it is trusted to."
+        )
+    scaled = "" if objective.clip_scale == "constant" else ", scaled by each step's credit weight"
+    return (
+        f"Share of (image, step) pairs whose log-ratio, new policy to old, strayed beyond ±{objective.clip_range:g}, "
+        f"the clip range{scaled}: how often an update went further than it is trusted to."
+    )
 
 
 HISTORIES: Mapping[str, tuple[str, str, bool, str]] = {

@@ -59,7 +59,7 @@ def derived(run: config.Run) -> dict[str, Any]:
     subset = "all of them" if sampling.subset is None else asdict(sampling.subset)
     return {
         "trained steps": [[schedule.timesteps[index] for index in plan.trained], subset],
-        "mean credit weight": math.fsum(plan.weights[index] for index in plan.trained) / len(plan.trained),
+        "mean credit weight": math.fsum(plan.inside[index] for index in plan.trained) / len(plan.trained),
     }
 
 

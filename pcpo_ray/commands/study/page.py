@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from pcpo_ray import __version__
+from pcpo_ray import __version__, config
 from pcpo_ray.commands.report.images import image_path, prompts, thumbnail
 from pcpo_ray.commands.report.page import template
 from pcpo_ray.commands.study import charts, table, verdict
@@ -65,7 +65,11 @@ Figure = tuple[str, str, list[Markup]]
 def _sections(results: StudyResults) -> list[tuple[str, str, list[Figure]]]:
     """Title, text, and figures."""
     against, history, by_timestep = charts.reward, charts.history, charts.by_timestep
-    clip_range = results.first.run.objective.clip_range
+    objective = results.first.run.objective
+    if isinstance(objective, config.DivergenceMask):
+        clipped = f"Share of (image, step) pairs with a divergence from {objective.threshold:g} nats a dimension on."
+    else:
+        clipped = f"Share of (image, step) pairs with |log ratio| above {objective.clip_range:g}."
     return [
         (
             f"Evaluated on {results.first.run.of_evaluation('prompts')}",
@@ -102,7 +106,7 @@ def _sections(results: StudyResults) -> list[tuple[str, str, list[Figure]]]:
                 ),
                 (
                     "Clip fraction",
-                    f"Share of (image, step) pairs with |log ratio| above {clip_range:g}.",
+                    clipped,
                     [history(results, "clip_fraction", "Clip fraction", "share of pairs", percent=True)],
                 ),
                 (

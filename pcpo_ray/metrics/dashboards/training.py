@@ -231,8 +231,10 @@ TIMESTEPS = Row(
         ),
         chart(
             "Credit weight",
-            "What each log-ratio is weighted with in the loss, and what the sampler itself would give it.",
+            "What each log-ratio is weighted with in the loss, what the sampler itself would give it, and the factor "
+            "of the loss outside the clip.",
             Query(gauge("timestep_credit_weight", "timestep"), "{{timestep}}"),
+            Query(gauge("timestep_outside_weight", "timestep"), "{{timestep}} outside"),
             Query(gauge("timestep_native_weight", "timestep"), "{{timestep}} native"),
         ),
         chart(

@@ -18,6 +18,7 @@ from pcpo_ray.data.tensors import sent_to
 from pcpo_ray.data.types import Size
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.policy import Policy
+from pcpo_ray.workers.learner import step_factors
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.learner.own_objective import OwnObjective
 from pcpo_ray.workers.learner.pair_loader import PairBatch
@@ -38,6 +39,7 @@ class Loss:
         self.settings = settings
         self.factors: dict[Size | None, StepFactors] = {}
         self.of_steps()
+        self.measured = isinstance(policy.run.credit, config.MEASURED)
         self.own = OwnObjective(settings) if isinstance(settings, config.CustomObjective) else None
         self.importances: list[Float[Tensor, "4"]] = []
 
@@ -65,9 +67,15 @@ class Loss:
         if self.settings.log_ratio == "replay":
             return self._replayed(prediction, pairs)
         factors = self.of_steps(pairs.size)
-        weight, sign = factors.credit_weights[pairs.steps], factors.signs[pairs.steps]
-        found = objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
+        weight, sign = self._weight(pairs), factors.signs[pairs.steps]
+        found = objective.log_ratio(
+            prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign, quadratic=factors.quadratic
+        )
         return factors.scales[pairs.steps] * found
+
+    def _weight(self, pairs: PairBatch) -> Float[Tensor, " B"]:
+        """Return the credit weight of each pair: its timestep's, or the one that was measured on its image."""
+        return self.of_steps(pairs.size).credit_weights[pairs.steps] if pairs.weights is None else pairs.weights
 
     def _replayed(self, prediction: Float[Tensor, "B ..."], pairs: PairBatch) -> Float[Tensor, " B"]:
         """Compute the log-ratio with the noise recovered from the rounded x_next that the sampler continued with."""
@@ -96,16 +104,24 @@ class Loss:
         settings, steps = self.settings, self.of_steps(pairs.size)
         prediction = self.predict(pairs)
         log_ratio = self.log_ratio(prediction, pairs)
-        clip_range, factor = steps.clip_ranges[pairs.steps], steps.factors[pairs.steps]
+        drift = self._drift(prediction, pairs)
+        limit, factor = self._limit(pairs), steps.factors[pairs.steps]
         if settings.correction is not None:
             lag, importance = self._lag(prediction, log_ratio, pairs, lags, older)
             log_ratio, factor = log_ratio - lag, factor * importance
-        kind = self._objective(pairs, clip_range)
+            drift = torch.where(lag == 0, drift, 0.0)  # that of the ratio to the present weights is not known
+        kind = self._objective(pairs, limit)
+        divergence_from_old = None
         match kind:
             case "log_hinge":
-                each = objective.log_hinge(log_ratio, advantage, clip_range=clip_range)
+                each = objective.log_hinge(log_ratio, advantage, clip_range=limit)
             case "clipped_ratio":
-                each = objective.clipped_ratio(log_ratio, advantage, clip_range=clip_range)
+                each = objective.clipped_ratio(log_ratio, advantage, clip_range=limit)
+            case "divergence_mask":
+                divergence_from_old = objective.kl_divergence(
+                    prediction.detach(), pairs.predictions, weight=steps.own_weights[pairs.steps]
+                )
+                each = objective.divergence_mask(log_ratio, advantage, divergence_from_old, threshold=limit)
             case _:
                 each = kind(log_ratio, advantage)
         loss = (factor * each).sum() / count
@@ -114,6 +130,10 @@ class Loss:
             own = steps.own_weights[pairs.steps]
             divergence = objective.kl_divergence(prediction, self.reference(pairs), weight=own).sum() / count
             loss = loss + settings.kl * divergence
+        with torch.no_grad():
+            stopped = diagnostics.inactive(
+                log_ratio, advantage, clip_range=limit, objective=kind, divergence=divergence_from_old
+            )
         norm = (
             factor
             * steps.scales[pairs.steps]
@@ -123,24 +143,52 @@ class Loss:
                 pairs.noises,
                 log_ratio,
                 advantage,
-                weight=steps.credit_weights[pairs.steps],
+                weight=self._weight(pairs),
                 sign=steps.signs[pairs.steps],
-                clip_range=clip_range,
+                stopped=stopped,
                 objective=kind,
+                quadratic=steps.quadratic,
             )
         )
-        noted.add(pairs.steps, log_ratio, advantage, norm, clip_range=clip_range, objective=kind)
+        distance = log_ratio.detach().abs() if divergence_from_old is None else divergence_from_old
+        noted.add(
+            pairs.steps,
+            log_ratio.detach(),
+            norm,
+            drift=drift,
+            stopped=stopped,
+            distance=distance,
+            limit=limit,
+            weight=self._weight(pairs),
+        )
         return loss, divergence
 
-    def _objective(self, pairs: PairBatch, clip_range: Float[Tensor, " B"]) -> objective.Objective | objective.Loss:
+    @torch.no_grad()
+    def _drift(self, prediction: Float[Tensor, "B ..."], pairs: PairBatch) -> Float[Tensor, " B"]:
+        """Compute the quadratic term of the log-ratio, by which its mean over the noise is below 0."""
+        steps = self.of_steps(pairs.size)
+        if not steps.quadratic:
+            return torch.zeros_like(steps.scales[pairs.steps])
+        squared = objective.kl_divergence(prediction, pairs.predictions, weight=self._weight(pairs))
+        return steps.scales[pairs.steps] * squared
+
+    def _limit(self, pairs: PairBatch) -> Float[Tensor, " B"]:
+        """Return the distance at which each pair's gradient is cut off."""
+        steps, settings = self.of_steps(pairs.size), self.settings
+        limit = steps.limits[pairs.steps]
+        if pairs.weights is None or not isinstance(settings, config.Clipped) or settings.clip_scale != "weight":
+            return limit
+        return limit * pairs.weights / steps.credit_weights[pairs.steps]  # the steps' own weights are the mean
+
+    def _objective(self, pairs: PairBatch, limit: Float[Tensor, " B"]) -> objective.Objective | objective.Loss:
         """Return the objective of a pass: its name, or a function of the user's own, given the pairs' weights."""
         settings = self.settings
         match settings:
-            case config.LogHinge() | config.ClippedRatio():
+            case config.LogHinge() | config.ClippedRatio() | config.DivergenceMask():
                 return settings.kind
             case config.CustomObjective():
                 assert self.own is not None
-                return self.own.loss(self.of_steps(pairs.size).credit_weights[pairs.steps], clip_range)
+                return self.own.loss(self._weight(pairs), limit)
             case _:
                 assert_never(settings)
 
@@ -200,12 +248,14 @@ class Loss:
 
         Timesteps and weights are those of the config's own size.
         """
-        credit = self.policy.credit
+        credit, found = self.policy.credit, noted.summary()
+        weights = found.pop("weight_mean")
         columns: dict[str, Sequence[float | None]] = {
             "timestep": self.policy.schedule.timesteps,
             "native_weight": [step.weight for step in self.policy.native],
-            "credit_weight": credit.weights,
-            **noted.summary(),
+            "credit_weight": weights if self.measured else step_factors.inside(credit, self.settings),
+            "outside_weight": step_factors.outside(credit, self.settings),
+            **found,
         }
         return {name: [values[index] for index in credit.trained] for name, values in columns.items()}
 

@@ -35,7 +35,7 @@ class PairBatch:
     """The pairs of one pass, one row per pair.
 
     `steps` are indices into the sampler's T timesteps. `indices` are the same per block, as Python ints: reading them
-    from a GPU would synchronise. `size` is that of all their prompts.
+    from a GPU would synchronise. `size` is that of all their prompts. `weights` are those of measured credit.
     """
 
     blocks: Sequence[Block]
@@ -47,6 +47,7 @@ class PairBatch:
     log_probs: Float[Tensor, " B"]
     conditioning: Conditioning
     size: Size | None = None
+    weights: Float[Tensor, " B"] | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -65,6 +66,7 @@ class PairBatch:
                 **{name: getattr(self, name)[rows] for name in names},
                 conditioning={name: value[rows] for name, value in self.conditioning.items()},
                 size=self.size,
+                weights=None if self.weights is None else self.weights[rows],
             )
             for block, index, rows in zip(self.blocks, self.indices, whole, strict=True)
         ]
@@ -206,6 +208,7 @@ def gather(
     names = ("latents", "predictions", "noises", "log_probs")
     where = [(groups[one.place].trajectory, groups[one.place].rows(one), one.k) for one in blocks]
     texts = [of_rows(group.conditioning, rows, len(group)) for group, rows, _ in where]
+    measured = [group.weights[rows, k] for group, rows, k in where if group.weights is not None]
     return PairBatch(
         blocks=blocks,
         indices=indices,
@@ -213,6 +216,7 @@ def gather(
         **{name: _together([getattr(group, name)[rows, k] for group, rows, k in where]) for name in names},
         conditioning=in_one_piece({name: _together([rows[name] for rows in texts]) for name in texts[0]}),
         size=where[0][0].size,
+        weights=_together(measured) if measured else None,
     )
 
 

@@ -70,7 +70,7 @@ def evaluate(record, step, gain, *, missing=False, **more):
     record.record("evaluation", step, {"rewards": rewards, "images": scores.size, "seconds": 2.0, **more})
 
 
-def learn(record, step, *, clipped=0.25, **more):
+def learn(record, step, *, clipped=0.25, columns_too=None, **more):
     """A training step, as the loop writes it."""
     columns = ("clip_fraction", "inactive_fraction", "ratio_std")
     per_timestep = {
@@ -80,6 +80,7 @@ def learn(record, step, *, clipped=0.25, **more):
         "ratio_mean": [1.0, 1.0, 1.0],
         "gradient_share": [0.3, 0.3, 0.4],
         **{name: [0.0, clipped, None] for name in columns},
+        **(columns_too or {}),
     }
     values = {
         "reward_mean": 0.25,
@@ -442,6 +443,44 @@ def test_limits_and_log_ratios_of_other_kinds_are_told_as_such(tmp_path):
     record.event("first_update", max_log_ratio=1e-6)
     words = visible(page(tmp_path / "replayed"))
     assert "anything but 0 is the rounding of objective.log_ratio=replay" in words and "must be 0" not in words
+
+
+def test_weights_inside_and_outside_and_both_means_of_the_ratio_are_drawn(tmp_path):
+    means = {"ratio_mean": [0.999, 0.998, None], "centred_ratio_mean": [1.0, 1.0001, None]}
+    record = recorder(tmp_path / "run", credit={"kind": "flash_grpo"})
+    evaluate(record, 0, 0.0)
+    learn(record, 1, columns_too={"outside_weight": [2.0, 2.5, 0.5], **means})
+    text = page(tmp_path / "run")
+    words = visible(text)
+    assert (
+        "Factor of the loss" in words
+        and "The product with the factor outside" in words
+        and "Mean of the ratio" in words
+    )
+    for shown in (
+        "inside the clip",
+        "product",
+        "the sampler's own",
+        "as trained on",
+        "without the quadratic term",
+    ):
+        assert shown in text
+    assert "Factor of the loss by timestep, noisiest first: from 2 to 0.5" in text
+    assert "Mean of the ratio less 1 by timestep, noisiest first: from -0.001 to -0.002" in text
+    style = text[: text.index("</style>")]
+    assert {name for name in re.findall(r"var\(--(\w+)\)", text) if f"--{name}:" not in style} == set()
+
+
+def test_a_run_without_factors_and_from_before_both_means_says_so(tmp_path):
+    finished(tmp_path / "run")
+    words = visible(page(tmp_path / "run"))
+    assert "Factor of the loss" not in words and "While the ratio is 1, it is also the step" in words
+    assert "1 at every timestep, or from before it was recorded." in words
+
+
+def test_a_mask_by_divergence_has_its_threshold_for_a_clip_range(tmp_path):
+    finished(tmp_path / "run", objective={"kind": "divergence_mask", "threshold": 3e-5})
+    assert "has reached 3e-05 nats a dimension" in visible(page(tmp_path / "run"))
 
 
 def test_a_part_of_the_steps_for_each_group_is_named(tmp_path):

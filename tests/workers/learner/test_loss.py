@@ -62,11 +62,11 @@ def test_without_a_coefficient_no_divergence_is_computed(small_sd, monkeypatch):
 def test_a_clip_range_in_proportion_to_the_weights_keeps_its_mean(small_sd):
     _, learner = pair(small_sd, objective__clip_scale="weight", credit__kind="native", sampling__steps=8)
     plan = learner.policy.credit
-    assert float(learner.loss.of_steps().clip_ranges.mean()) == pytest.approx(0.01)
-    ratios = learner.loss.of_steps().clip_ranges / torch.tensor(plan.weights)
+    assert float(learner.loss.of_steps().limits.mean()) == pytest.approx(0.01)
+    ratios = learner.loss.of_steps().limits / torch.tensor(plan.weights)
     assert ratios.tolist() == pytest.approx([float(ratios[0])] * 8, rel=1e-6)
     _, constant = pair(small_sd, sampling__steps=8)
-    assert constant.loss.of_steps().clip_ranges.tolist() == pytest.approx([0.01] * 8)
+    assert constant.loss.of_steps().limits.tolist() == pytest.approx([0.01] * 8)
 
 
 def test_a_step_s_loss_is_scaled_by_its_noise_outside_the_clip(small_flux):
@@ -232,9 +232,7 @@ def test_clip_ranges_follow_the_weights_of_the_credit_not_of_the_sampler(small_s
     _, learner = pair(small_sd, objective__clip_scale="weight", credit=given, sampling__steps=8)
     plan = learner.policy.credit
     mean = sum(plan.weights[index] for index in plan.trained) / len(plan.trained)
-    assert learner.loss.of_steps().clip_ranges.tolist() == pytest.approx(
-        [0.01 * weight / mean for weight in plan.weights]
-    )
+    assert learner.loss.of_steps().limits.tolist() == pytest.approx([0.01 * weight / mean for weight in plan.weights])
     assert plan.weights != pytest.approx([step.weight for step in plan.steps])
 
 
