@@ -55,7 +55,7 @@ BACKBONES: Mapping[ShippedKind, Backbone] = {
     "sd3": Backbone("pcpo_ray.models.sd3:StableDiffusion3", "flow", attention="text_last"),
     "flux": Backbone("pcpo_ray.models.flux:Flux", "flow", attention="text_first"),
     "flux2_klein": Backbone("pcpo_ray.models.flux2:Flux2Klein", "flow", (*JOINT, "to_qkv_mlp_proj")),
-    "flux2_dev": Backbone("pcpo_ray.models.flux2:Flux2Dev", "flow", (*JOINT, "to_qkv_mlp_proj")),
+    "flux2_dev": Backbone("pcpo_ray.models.flux2_dev:Flux2Dev", "flow", (*JOINT, "to_qkv_mlp_proj")),
     "z_image": Backbone("pcpo_ray.models.z_image:ZImage", "flow"),
     "qwen_image": Backbone("pcpo_ray.models.qwen_image:QwenImage", "flow", JOINT, attention="text_first"),
     "qwen_image_21": Backbone("pcpo_ray.models.qwen_image_21:QwenImage21", "flow"),

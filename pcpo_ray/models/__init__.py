@@ -133,9 +133,14 @@ def _check_kind(folder: Path, model: Model) -> dict[str, Any]:
 
 def _check(folder: Path, model: Model, *, weights: bool) -> None:
     """Check a folder for the model's kind, parts and weights. Raises ModelError."""
+    import diffusers
+
     described = _check_kind(folder, model)
+    pipeline_class = getattr(diffusers, described["_class_name"], None)  # a user's class may load one of its own
+    if pipeline_class is not None:
+        files.check_index(folder, described, pipeline_class)
     if weights and model.single_file is not None:
-        single_file.check(Path(model.single_file))
+        single_file.check(Path(model.single_file), pipeline_class)
     parts = {
         name: value
         for name, value in described.items()

@@ -197,6 +197,22 @@ def _factor(vae: Mapping[str, Any], path: Path) -> int:
     return int(2 ** (len(blocks) - 1))
 
 
+def check_size(description: Described, height: int, width: int, patch: int, most: tuple[int, int] | None) -> None:
+    """Raise ModelError for a size in pixels that VAE and network cannot divide, or with more than `most` tokens.
+
+    A token has `patch` latents a side; `most` are the tokens down and across, None for any number.
+    """
+    asked = f"sampling.height x width is {height} x {width}"
+    least, side = 2 * description.factor, patch * description.factor
+    if height % least or width % least:
+        raise ModelError(f"{asked}; {description.folder.name} needs multiples of {least}")
+    if most is not None and (height > most[0] * side or width > most[1] * side):
+        raise ModelError(
+            f"{asked}; {description.folder.name} has positions for at most {most[0] * side} x {most[1] * side} pixels "
+            f"(tokens of {side} pixels a side, {most[0]} down and {most[1]} across)"
+        )
+
+
 def check_channels(description: Described, part: str, patch: int) -> None:
     """Raise ModelError unless the network's inputs and outputs are latents alone, `patch` of them together."""
     network, latents = description.network, channels_of(description.vae)

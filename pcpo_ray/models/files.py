@@ -1,5 +1,6 @@
 """Checks of a model's files on disk, without loading anything."""
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -34,6 +35,19 @@ def check_parts(folder: Path, parts: Mapping[str, Any], *, weights: bool, varian
     for name, (_, kind) in parts.items():
         if "CLIPTokenizer" in kind:
             _check_length(folder, name)
+
+
+def check_index(folder: Path, index: Mapping[str, Any], pipeline_class: type) -> None:
+    """Raise ModelError for parts and settings that the pipeline does not take, which diffusers would leave out."""
+    known = inspect.signature(pipeline_class).parameters
+    there = {name for name, value in index.items() if value != [None, None]}  # null: an absent part
+    unknown = sorted(name for name in there if not name.startswith("_") and name not in known)
+    if unknown:
+        raise ModelError(
+            f"{folder / 'model_index.json'} has {', '.join(unknown)}, which a {pipeline_class.__name__} does not "
+            f"read: a second network, a guider or a cache of another pipeline; expected some of "
+            f"{', '.join(known)}. Delete it there if the model does without"
+        )
 
 
 def check_no_pointers(paths: Iterable[Path]) -> None:

@@ -1,4 +1,4 @@
-"""FLUX.2: a transformer that predicts the velocity of patches of 2 x 2 latents, conditioned by a language model."""
+"""FLUX.2 klein: a transformer that predicts the velocity of patches of 2 x 2 latents, given a language model's text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -100,33 +100,3 @@ class Flux2Klein(TokenDenoiser):
             latents * decoding.by_channel(std, latents) + decoding.by_channel(mean, latents)
         )
         return whole
-
-
-class Flux2Dev(Flux2Klein):
-    """FLUX.2-dev, whose network takes the guidance scale as an input."""
-
-    pipeline_class = "Flux2Pipeline"
-
-    @property
-    def guided(self) -> bool:
-        return False
-
-    @classmethod
-    def guidance_is_input(cls, network: Mapping[str, Any]) -> bool:
-        return True
-
-    @classmethod
-    def check(cls, description: Described) -> None:
-        super().check(description)
-        if not description.network.get("guidance_embeds", True):
-            raise ModelError(
-                f"{description.folder / cls.part} has guidance_embeds: false; expected a network that is told the "
-                "guidance scale, as FLUX.2-dev: for a FLUX.2 klein take model.kind=flux2_klein and its own folder"
-            )
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.pipeline.tokenizer.tokenizer  # of a processor, which images pass too
-
-    def guidance(self, count: int) -> Float[Tensor, " B"]:
-        return torch.full((count,), self.sampling.guidance_scale, device=self.device)

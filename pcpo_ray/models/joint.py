@@ -4,11 +4,15 @@ Those of diffusers' cut texts to their lengths and pad them to the longest of th
 what it is batched with, and its sizes on the texts' lengths, which `plan` does not know.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from pcpo_ray.errors import ModelError
+from pcpo_ray.models.described import Described
 
 SIDE = 2
 """The latents per side of a patch, which is one token."""
@@ -39,6 +43,16 @@ def places_of_text(first: int, length: int, like: Int[Tensor, "B tokens 3"]) -> 
     """List the positions of a text's tokens from `first` on, for as many texts as `like` has images."""
     place = torch.arange(first, first + length, device=like.device)
     return torch.nn.functional.pad(place[:, None], (0, 2)).expand(len(like), -1, -1)
+
+
+def check_text_places(description: Described, part: str, axes_lens: Sequence[int], length: int, *, last: int) -> None:
+    """Raise ModelError unless a text of `length` tokens, and the image after it, have positions up to `last`."""
+    if last >= axes_lens[0]:
+        raise ModelError(
+            f"{description.folder / part} has axes_lens: {list(axes_lens)}, of which the first is for texts; expected "
+            f"at least {last + 1}, as texts have up to {length} tokens (model_max_length of the tokenizer): copy both "
+            "again from the model that they were made for"
+        )
 
 
 def through(network: Any, layers: Any, tokens: Tensor, *rest: Tensor | None) -> Tensor:

@@ -33,6 +33,10 @@ class Krea2(QwenImage):
             )
 
     @classmethod
+    def most_tokens(cls, network: Mapping[str, Any]) -> tuple[int, int] | None:
+        return None
+
+    @classmethod
     def step_distilled(cls, description: Described) -> bool:
         return bool(description.pipeline.get("is_distilled"))
 

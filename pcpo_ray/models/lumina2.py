@@ -18,6 +18,7 @@ from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 from pcpo_ray.models.texts import PLAIN
 
 TEXT_LENGTH = 256  # tokens that the pipeline pads to, with a mask
+AXES = (300, 512, 512)  # positions of texts, of rows and of columns, where the network's config does not say them
 FACTOR = 8  # pixels a side of one latent, whatever the VAE's config says
 
 
@@ -34,6 +35,14 @@ class Lumina2(PipelineDenoiser):
         super().__init__(*arguments, **options)
         network = getattr(self.pipeline, self.part)
         network.forward = functools.partial(lumina2_network.forward, network)
+
+        length = self._text_length()
+        joint.check_text_places(self.description, self.part, self.config.axes_lens, length, last=length)
+
+    @classmethod
+    def most_tokens(cls, network: Mapping[str, Any]) -> tuple[int, int]:
+        rows, columns = (network.get("axes_lens") or AXES)[1:]
+        return rows, columns
 
     @classmethod
     def check(cls, description: Described) -> None:
@@ -65,11 +74,14 @@ class Lumina2(PipelineDenoiser):
     def encode_one(self, text: str) -> Conditioning:
         pipeline = self.pipeline
         instruction = "" if text.startswith(PLAIN) else f"{pipeline.system_prompt} <Prompt Start> "
-        length = min(pipeline.tokenizer.model_max_length, TEXT_LENGTH)
         embeds, mask = pipeline._get_gemma_prompt_embeds(
-            instruction + text.removeprefix(PLAIN), self.device, max_sequence_length=length
+            instruction + text.removeprefix(PLAIN), self.device, max_sequence_length=self._text_length()
         )
         return {"embeds": embeds, "mask": mask.bool()}
+
+    def _text_length(self) -> int:
+        length: int = min(self.pipeline.tokenizer.model_max_length, TEXT_LENGTH)
+        return length
 
     def combined(
         self, conditional: Float[Tensor, "B C h w"], unconditional: Float[Tensor, "B C h w"]

@@ -134,15 +134,11 @@ class PipelineDenoiser(ABC):
     @classmethod
     def size_in(cls, description: Described, sampling: Sampling) -> tuple[int, int]:
         """Return the images' height and width in pixels. Raises ModelError if VAE and network cannot divide them."""
-        height, width = sampling.height, sampling.width
+        height, width, network = sampling.height, sampling.width, description.network
         if height is None or width is None:
-            rows, columns = cls.default_size(description.network, description.factor)
+            rows, columns = cls.default_size(network, description.factor)
             height, width = height or rows, width or columns
-        least = 2 * description.factor
-        if height % least or width % least:
-            raise ModelError(
-                f"sampling.height x width is {height} x {width}; {description.folder.name} needs multiples of {least}"
-            )
+        described.check_size(description, height, width, cls.patch_of(network), cls.most_tokens(network))
         return height, width
 
     def schedule(self, steps: int) -> Schedule:
@@ -186,6 +182,11 @@ class PipelineDenoiser(ABC):
         return 2
 
     @classmethod
+    def most_tokens(cls, network: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Return the most tokens down and across that the network has positions for; None: any number."""
+        return None
+
+    @classmethod
     def tokens_in(cls, description: Described, height: int, width: int) -> int:
         """Count an image's tokens as the pipeline does for a flow model's dynamic shift."""
         side = cls.patch_of(description.network) * description.factor
@@ -218,9 +219,8 @@ class PipelineDenoiser(ABC):
         shapes = self.text_shapes()
         if shapes is None:
             return self.encode([""])
-        dtype = getattr(torch, self.model.dtype)
         return {
-            name: stand_in(name, shape, dtype).to(self.device)
+            name: stand_in(name, shape, getattr(torch, self.model.dtype)).to(self.device)
             for kept, shape in shapes.items()
             for name in ([kept, f"negative_{kept}"] if self.guided else [kept])
         }

@@ -1,7 +1,6 @@
 """A pipeline's folder in diffusers' format: its index, and the parts loaded with all of their weights."""
 
 import importlib
-import inspect
 import json
 import shutil
 from collections.abc import Collection, Mapping, Sized
@@ -49,7 +48,6 @@ class PipelineFolder:
         if "safety_checker" in missing:
             missing["requires_safety_checker"] = False
         pipeline_class, dtype = getattr(diffusers, self.pipeline_class), getattr(torch, self.model.dtype)
-        self._check_index(pipeline_class)
         if self.model.single_file is not None:
             loaded = single_file.load(pipeline_class, Path(self.model.single_file), self.folder, dtype, missing)
         else:
@@ -80,18 +78,6 @@ class PipelineFolder:
                     f"{rows}; expected at most those: a token was added to one of them, or they are of two models; "
                     "copy both again from one place"
                 )
-
-    def _check_index(self, pipeline_class: type) -> None:
-        """Raise ModelError for parts and settings that the pipeline does not take, which diffusers would leave out."""
-        known = inspect.signature(pipeline_class).parameters
-        there = {name for name, value in self.index().items() if value != [None, None]}  # null: an absent part
-        unknown = sorted(name for name in there if not name.startswith("_") and name not in known)
-        if unknown:
-            raise ModelError(
-                f"{self.folder / 'model_index.json'} has {', '.join(unknown)}, which a {self.pipeline_class} does not "
-                f"read: a second network, a guider or a cache of another pipeline; expected some of "
-                f"{', '.join(known)}. Delete it there if the model does without"
-            )
 
     def _networks(self) -> list[str]:
         """List the parts that are loaded one by one, to check that config and weights belong together."""

@@ -1,6 +1,8 @@
 """Qwen-Image: a transformer that predicts the velocity of packed latents, conditioned by a vision-language model."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +17,7 @@ from pcpo_ray.models.flux import Flux
 from pcpo_ray.models.pipeline import TOKENS
 
 TEXT_LENGTH = 512  # tokens that texts are cut to, and padded to here
+PLACES = 4096  # positions that the network knows
 
 
 class QwenImage(Flux):
@@ -32,6 +35,11 @@ class QwenImage(Flux):
             )
         patched = {**network, "out_channels": cls.packed * network.get("out_channels", 16)}  # it gives whole patches
         super().check(dataclasses.replace(description, network=patched))
+
+    @classmethod
+    def most_tokens(cls, network: Mapping[str, Any]) -> tuple[int, int] | None:
+        most = 2 * (PLACES - TEXT_LENGTH)  # an image's are counted from its middle, and a text's follow
+        return most, most
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"embeds": (TOKENS, self.config.joint_attention_dim), "mask": (TOKENS,)}

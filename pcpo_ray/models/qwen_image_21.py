@@ -19,6 +19,7 @@ from pcpo_ray.models.described import Described
 from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 
 TEXT_LENGTH = 512  # tokens that texts are cut to, and padded to; the pipeline does neither
+BEFORE = 1024  # positions before an image's middle that the network knows
 FACTOR = 16  # pixels a side of one latent, whatever the VAE's config says
 SIGMAS = "_sample_sigmas"
 """The key under which the pipeline's own times are handed on, beside the scheduler's own keys."""
@@ -55,6 +56,10 @@ class QwenImage21(PipelineDenoiser):
     @classmethod
     def patch_of(cls, network: Mapping[str, Any]) -> int:
         return 1
+
+    @classmethod
+    def most_tokens(cls, network: Mapping[str, Any]) -> tuple[int, int]:
+        return 2 * BEFORE, 2 * BEFORE
 
     @classmethod
     def step_distilled(cls, description: Described) -> bool:

@@ -9,9 +9,7 @@ from torch import Tensor
 from pcpo_ray.algorithm.schedule import FlowSchedule
 from pcpo_ray.config import Sampling
 from pcpo_ray.data.tensors import Conditioning
-from pcpo_ray.errors import ModelError
 from pcpo_ray.models import flow
-from pcpo_ray.models.described import Described
 from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 
 TEXT_LENGTH = 256  # T5 tokens that the pipeline pads to
@@ -30,16 +28,9 @@ class StableDiffusion3(PipelineDenoiser):
         return int(network.get("patch_size", 2))
 
     @classmethod
-    def size_in(cls, description: Described, sampling: Sampling) -> tuple[int, int]:
-        height, width = super().size_in(description, sampling)
-        most = description.network.get("pos_embed_max_size")
-        side = cls.patch_of(description.network) * description.factor
-        if most and max(height, width) > most * side:
-            raise ModelError(
-                f"sampling.height x width is {height} x {width}; {description.folder.name} has positions for at most "
-                f"{most * side} pixels a side (pos_embed_max_size)"
-            )
-        return height, width
+    def most_tokens(cls, network: Mapping[str, Any]) -> tuple[int, int] | None:
+        most = network.get("pos_embed_max_size")
+        return (most, most) if most else None
 
     @classmethod
     def schedule_of(cls, scheduler_config: Mapping[str, Any], sampling: Sampling, *, tokens: int) -> FlowSchedule:

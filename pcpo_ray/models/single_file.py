@@ -26,8 +26,13 @@ CONVERT = (
 """The command that converts a pickled file to safetensors."""
 
 
-def check(file: Path) -> None:
-    """Raise ModelError unless the file exists and is neither a git-lfs pointer nor pickled."""
+def check(file: Path, pipeline_class: type | None) -> None:
+    """Raise ModelError unless diffusers reads such files, and this one is there, no git-lfs pointer and not pickled."""
+    if pipeline_class is not None and not hasattr(pipeline_class, "from_single_file"):
+        raise ModelError(
+            f"model.single_file is {str(file)!r}, and diffusers reads no single files for a {pipeline_class.__name__}; "
+            "give a folder in diffusers' format as model.path, without model.single_file"
+        )
     if not file.is_file():
         raise ModelError(f"no file at model.single_file={str(file)!r}; expected a .safetensors file")
     check_no_pointers([file])
@@ -41,7 +46,7 @@ def check(file: Path) -> None:
         )
 
 
-def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, left_out: Mapping[str, Any]) -> Any:
+def load(pipeline_class: Any, file: Path, folder: Path, dtype: torch.dtype, left_out: Mapping[str, Any]) -> Any:
     """Load the pipeline onto the CPU: configs and anything that `file` lacks from `folder`, the rest from `file`.
 
     Raises ModelError for a file that is truncated, belongs to another pipeline, or has other sizes than `folder`.
@@ -49,11 +54,6 @@ def load(pipeline_class: type, file: Path, folder: Path, dtype: torch.dtype, lef
     import diffusers
     from safetensors import SafetensorError, safe_open
 
-    if not hasattr(pipeline_class, "from_single_file"):
-        raise ModelError(
-            f"model.single_file is {str(file)!r}, and diffusers reads no single files for a {pipeline_class.__name__}; "
-            "give a folder in diffusers' format as model.path, without model.single_file"
-        )
     parts: dict[str, Any] = dict(left_out)
     try:
         with safe_open(file, "pt") as opened:

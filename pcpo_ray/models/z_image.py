@@ -11,11 +11,12 @@ from torch import Tensor
 from pcpo_ray.algorithm.schedule import TRAIN_STEPS, FlowSchedule
 from pcpo_ray.config import Sampling
 from pcpo_ray.data.tensors import Conditioning
-from pcpo_ray.models import flow, z_image_network
+from pcpo_ray.models import flow, joint, z_image_network
 from pcpo_ray.models.pipeline import PipelineDenoiser
 from pcpo_ray.models.z_image_network import MULTIPLE
 
 TEXT_LENGTH = 512  # tokens that texts are cut to
+AXES = (1024, 512, 512)  # positions of texts, of rows and of columns, where the network's config does not say them
 
 
 class ZImage(PipelineDenoiser):
@@ -35,6 +36,14 @@ class ZImage(PipelineDenoiser):
         network = getattr(self.pipeline, self.part)
         network.forward = functools.partial(z_image_network.forward, network)
 
+        length = self._text_length()
+        joint.check_text_places(self.description, self.part, self.config.axes_lens, length, last=length + 1)
+
+    @classmethod
+    def most_tokens(cls, network: Mapping[str, Any]) -> tuple[int, int]:
+        rows, columns = (network.get("axes_lens") or AXES)[1:]
+        return rows, columns
+
     @classmethod
     def default_size(cls, network: Mapping[str, Any], factor: int) -> tuple[int, int]:
         return 1024, 1024
@@ -53,13 +62,18 @@ class ZImage(PipelineDenoiser):
         chat = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
-        length = min(tokenizer.model_max_length, TEXT_LENGTH) // MULTIPLE * MULTIPLE
-        read = tokenizer(chat, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        read = tokenizer(
+            chat, padding="max_length", max_length=self._text_length(), truncation=True, return_tensors="pt"
+        )
         mask = read.attention_mask.to(self.device).bool()
         states = self.pipeline.text_encoder(
             input_ids=read.input_ids.to(self.device), attention_mask=mask, output_hidden_states=True
         ).hidden_states
         return {"embeds": states[-2], "mask": mask}
+
+    def _text_length(self) -> int:
+        length: int = min(self.pipeline.tokenizer.model_max_length, TEXT_LENGTH) // MULTIPLE * MULTIPLE
+        return length
 
     def forward(
         self, latents: Float[Tensor, "B C h w"], timesteps: Float[Tensor, " B"], conditioning: Conditioning

@@ -6,7 +6,8 @@
 This file needs only these and nothing of pcpo_ray, so that it runs where the reward's library requires versions that
 pcpo_ray cannot use (ImageReward: transformers before 4.56). The class has a method score(images, prompts), or
 score_group(images, prompt) if it compares the images of a group, with images as (N, H, W, 3) bytes. Its methods are
-always called from one thread.
+always called from one thread. A call that takes longer than --timeout ends the server with status 1, as no thread can
+be stopped: have whatever starts it start it again. Clients retry meanwhile.
 
 If the environment variable REWARD_TOKEN is set, clients must send it as their token. Listening on any address but this
 machine's own requires it.
@@ -16,6 +17,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import faulthandler
 import hmac
 import io
 import ipaddress
@@ -52,6 +54,9 @@ WAIT = 30.0
 """Seconds that a request may wait for its turn; then the client is told to retry after `AGAIN` seconds."""
 
 AGAIN = 5
+
+LONGEST = 600.0
+"""Seconds that one call of the reward may take; after them it counts as hanging."""
 
 
 class TooLargeError(ValueError):
@@ -90,7 +95,7 @@ def read_npz(body: bytes, largest: int = LARGEST) -> tuple[np.ndarray, list[str]
                     raise ValueError(f"{name} is of type {dtype}; expected uint8 images and prompts of text")
                 if math.prod(shape) * dtype.itemsize > members[name].file_size:
                     raise ValueError(f"{name} says that it has the shape {shape}, and is cut short")
-            with found.open(members[name]) as file:
+                file.seek(0)
                 arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     return arrays["images.npy"], [str(prompt) for prompt in arrays["prompts.npy"]]
 
@@ -122,22 +127,27 @@ class Work:
 class Turns:
     """Calls of the reward, one at a time, in one thread: of one request each, or of up to `together`.
 
-    Requests of several callers are put together if their images have one size, and only if all are of `score`.
+    Requests of several callers are put together if their images have one size, and only if all are of `score`. After a
+    call that takes longer than `longest` seconds there are no others: `hung` is called, and everyone is told.
     """
 
-    def __init__(self, reward: Any, together: int) -> None:
+    def __init__(self, reward: Any, together: int = 1, longest: float = LONGEST) -> None:
         self.method = "score" if hasattr(reward, "score") else "score_group"
-        self.reward, self.together = reward, together
+        self.reward, self.together, self.longest, self.hangs = reward, together, longest, False
+        self.hung: Callable[[], None] = lambda: None
         self.waiting: list[Work] = []
         self.turn = asyncio.Lock()
         self.thread = ThreadPoolExecutor(1)
 
     async def scores(self, work: Work) -> list[float]:
-        """Score a request's images when it is their turn. Raises whatever the reward does."""
+        """Score a request's images when it is their turn. Raises RefusedError, also for what the reward does."""
         self.waiting.append(work)
         async with self.turn:
             if not work.scores.done():
                 await self._call([one for one in self._next(work) if not await one.request.is_disconnected()])
+        if self.hangs and not work.scores.done():
+            problem = f"the reward has not come back within {self.longest:g} s; this server ends"
+            raise RefusedError(504, problem, {"Retry-After": str(AGAIN)})
         return work.scores.result() if work.scores.done() else []  # its client has gone, and reads no answer
 
     def _next(self, work: Work) -> list[Work]:
@@ -148,36 +158,38 @@ class Turns:
         return found
 
     async def _call(self, works: list[Work]) -> None:
-        if not works:
+        if not works or self.hangs:
             return
-        try:
-            scores = await asyncio.get_running_loop().run_in_executor(self.thread, self._scored, works)
-        except Exception as error:  # a reward may raise anything
-            if len(works) == 1:
-                return works[0].scores.set_exception(error)
-            for work in works:  # one caller's images are no reason to fail another's
+        call = asyncio.get_running_loop().run_in_executor(self.thread, self._scored, works)
+        await asyncio.wait([call], timeout=self.longest)
+        if not call.done():
+            self.hangs = True
+            self.hung()
+        elif (error := call.exception()) is None:
+            scores = call.result()
+            for work in works:
+                work.scores.set_result(scores[: len(work.images)])
+                del scores[: len(work.images)]
+        elif len(works) == 1:  # a reward may raise anything, sys.exit too; the sender retries and counts it
+            works[0].scores.set_exception(RefusedError(500, _told(error)))
+        else:  # one caller's images are no reason to fail another's
+            for work in works:
                 await self._call([work])
-            return None
-        for work in works:
-            work.scores.set_result(scores[: len(work.images)])
-            del scores[: len(work.images)]
-        return None
 
     def _scored(self, works: list[Work]) -> list[float]:
         images = np.concatenate([work.images for work in works])
         prompts = [prompt for work in works for prompt in work.prompts]
-        given = prompts if self.method == "score" else prompts[0]
-        scores = [
-            math.nan if score is None else float(score) for score in getattr(self.reward, self.method)(images, given)
-        ]
+        answer = getattr(self.reward, self.method)(images, prompts if self.method == "score" else prompts[0])
+        scores = [math.nan if score is None else float(score) for score in answer]
         if len(scores) != len(images):
             raise ValueError(f"the reward gave {len(scores)} scores for {len(images)} images")
         return scores
 
 
-def application(reward: Any, *, token: str | None = None, largest: int = LARGEST, together: int = 1) -> FastAPI:
-    """Make the application that answers for one reward, `together` requests in one call at most."""
-    turns, bodies = Turns(reward, together), asyncio.Semaphore(2 * together)  # one call's, while the next arrive
+def application(reward: Any, *, token: str | None = None, largest: int = LARGEST, **settings: Any) -> FastAPI:
+    """Make the application that answers for one reward; `settings` are those of its `Turns`."""
+    turns = Turns(reward, **settings)
+    bodies = asyncio.Semaphore(2 * turns.together)  # one call's, while the next arrive
     app = FastAPI(openapi_url=None)
     app.state.turns = turns
 
@@ -207,11 +219,8 @@ def application(reward: Any, *, token: str | None = None, largest: int = LARGEST
             raise RefusedError(400, f"this reward has {turns.method}: expected POST /{turns.method}")
         if reader is None or not length.isdigit() or int(length) == 0:
             raise RefusedError(400, f"expected POST {path} with a Content-Length, of {list(READERS)}")
-        too_large = RefusedError(
-            413,
-            f"more than {largest >> 20} MiB of a request, or of its images; serve with a higher --largest, or send "
-            "fewer at once",
-        )
+        problem = f"more than {largest >> 20} MiB of a request, or of its images"
+        too_large = RefusedError(413, f"{problem}; serve with a higher --largest, or send fewer at once")
         if int(length) > largest:
             raise too_large
         try:
@@ -228,10 +237,7 @@ def application(reward: Any, *, token: str | None = None, largest: int = LARGEST
             except Exception as error:  # a malformed body is the sender's fault, whatever it makes the reader raise
                 raise RefusedError(400, _told(error)) from None
             del body
-            try:
-                scores = await turns.scores(Work(images, prompts, request, asyncio.get_running_loop().create_future()))
-            except Exception as error:  # the sender retries and counts it
-                raise RefusedError(500, _told(error)) from None
+            scores = await turns.scores(Work(images, prompts, request, asyncio.get_running_loop().create_future()))
         finally:
             bodies.release()
         return _answer({"scores": [score if math.isfinite(score) else None for score in scores]})
@@ -260,7 +266,7 @@ def _check(images: np.ndarray, prompts: list[str], method: str) -> None:
         raise ValueError(f"{len(set(prompts))} prompts; expected one group's, which are all the same")
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """Return the last line of a traceback, which reveals no more of this machine."""
     return f"{type(error).__name__}: {error}"[:500]
 
@@ -278,23 +284,17 @@ class Connection(H11Protocol):
 
 
 def server(app: FastAPI) -> uvicorn.Server:
-    """Make the server of an application; its `run` takes the sockets to listen on."""
-    return uvicorn.Server(
-        uvicorn.Config(app, http=Connection, limit_concurrency=CONNECTIONS, log_level="warning", lifespan="off")
-    )
+    """Make the server of an application; its `run` takes the sockets to listen on, and ends if the reward hangs."""
+    config = uvicorn.Config(app, http=Connection, limit_concurrency=CONNECTIONS, log_level="warning", lifespan="off")
+    found = uvicorn.Server(config)
+    app.state.turns.hung = lambda: setattr(found, "should_exit", True)
+    return found
 
 
 def listening(host: str, port: int) -> socket.socket:
     """Listen on an address. Raises OSError."""
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
-        found.listen(CONNECTIONS)
-    except OSError:
-        found.close()
-        raise
-    return found
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
 
 
 def of_this_machine(host: str) -> bool:
@@ -312,6 +312,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8100)
     parser.add_argument("--largest", type=int, default=LARGEST >> 20, help="MiB of a request, and of its images")
     parser.add_argument("--together", type=int, default=1, help="requests that are scored in one call, at most")
+    parser.add_argument("--timeout", type=float, default=LONGEST, help="seconds of one call, at most")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="for the class; JSON")
     arguments = parser.parse_args()
     token = os.environ.pop(TOKEN, "") or None
@@ -320,26 +321,29 @@ def main() -> None:
             f"error: whoever reaches {arguments.host}:{arguments.port} could use this server; set {TOKEN} here and "
             "where it is asked from, or leave out --host"
         )
-    if arguments.together < 1:
-        sys.exit(f"error: --together is {arguments.together}; expected at least 1")
+    if arguments.together < 1 or not arguments.timeout > 0:
+        problem = f"--together {arguments.together} and --timeout {arguments.timeout:g}"
+        sys.exit(f"error: {problem}; expected at least 1, and more than 0 seconds")
     sys.path.insert(0, "")
     options = {}
-    for text in arguments.option:
-        name, _, value = text.partition("=")
-        try:
+    for name, _, value in (text.partition("=") for text in arguments.option):
+        options[name] = value  # a plain word stands for itself
+        with contextlib.suppress(ValueError):
             options[name] = json.loads(value)
-        except ValueError:  # a plain word stands for itself
-            options[name] = value
     reward = pkgutil.resolve_name(arguments.reward)(**options)
-    app = application(reward, token=token, largest=arguments.largest << 20, together=arguments.together)
+    turns: dict[str, Any] = {"together": arguments.together, "longest": arguments.timeout}
+    app = application(reward, token=token, largest=arguments.largest << 20, **turns)
     try:
         found = listening(arguments.host, arguments.port)
     except OSError as error:
-        where = f"{arguments.host}:{arguments.port}"
-        sys.exit(f"error: {where} cannot be listened on: {error.strerror}; give another --port, or 0 for any free one")
+        sys.exit(f"error: {error.strerror}; give another --port, or 0 for any free one")
     with found, contextlib.suppress(KeyboardInterrupt):  # the server has ended by then
         print(f"{arguments.reward} on http://{arguments.host}:{found.getsockname()[1]}", flush=True)
         server(app).run([found])
+    if app.state.turns.hangs:
+        print(f"error: {arguments.reward} has not come back within {arguments.timeout:g} s:", file=sys.stderr)
+        faulthandler.dump_traceback()
+        os._exit(1)  # its thread would be waited for
 
 
 if __name__ == "__main__":

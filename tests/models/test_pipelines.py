@@ -1,9 +1,7 @@
 """The README's lists of diffusers' text-to-image pipelines are the installed ones; what is not listed is refused."""
 
 import pytest
-import torch
 
-from pcpo_ray import models
 from pcpo_ray.commands import session
 from pcpo_ray.config.model import BACKBONES
 from pcpo_ray.errors import ModelError
@@ -49,4 +47,4 @@ def test_what_its_pipeline_does_not_read_of_a_folder_is_refused_by_name(changes,
     for name in changes:
         (tmp_path / "small-z_image" / name).mkdir()
     with pytest.raises(ModelError, match=rf"model_index\.json has {name}, which a ZImagePipeline does not read"):
-        models.load(run.model, run.sampling, seed=0, device=torch.device("cpu"))
+        session.check_steps(run)  # before anything is loaded

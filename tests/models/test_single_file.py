@@ -1,11 +1,13 @@
 """Weights in one file, in their authors' layout, against the same weights in diffusers' own."""
 
+import json
 import shutil
 
 import pytest
 import torch
 
 from pcpo_ray import models
+from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models.texts import fingerprint
 from tests.support import pictures, single_files, small
@@ -87,6 +89,39 @@ def test_a_file_of_z_images_transformer_takes_all_else_from_the_folder(model, tm
     assert torch.equal(both[0][0]["embeds"], both[1][0]["embeds"]) and pictures.same(both[0][1], both[1][1])
     loaded, kept = (one.pipeline.transformer.state_dict() for one in (ours, theirs))
     assert loaded.keys() == kept.keys() and all(torch.equal(loaded[name], weight) for name, weight in kept.items())
+
+
+WIDTH = {"num_attention_heads": 24, "attention_head_dim": 128, "axes_dims_rope": (16, 56, 56)}
+"""The published width of FLUX.1 and Chroma, the only one that diffusers' converters know."""
+
+
+@pytest.mark.recipes  # for the gigabyte that it takes
+@pytest.mark.parametrize("kind", ["chroma", "flux"])
+def test_a_file_of_the_published_width_has_the_weights_of_its_transformer(kind, model_of_kind, tmp_path):
+    import diffusers
+
+    bare = without_weights(model_of_kind(kind), tmp_path / "bare")
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        for path in (model_of_kind(kind) / part).glob("*.safetensors"):
+            shutil.copy(path, bare / part)
+    settings = {**json.loads((bare / "transformer" / "config.json").read_text()), **WIDTH}
+    (bare / "transformer" / "config.json").write_text(json.dumps(settings))
+    with torch.device("meta"):
+        transformer = getattr(diffusers, settings["_class_name"]).from_config(settings)
+    transformer = transformer.to(torch.bfloat16).to_empty(device="cpu")
+    for number, parameter in enumerate(transformer.parameters()):
+        few = torch.randn(997 + number, generator=generator(number)).to(torch.bfloat16)
+        parameter.data.copy_(
+            few.repeat(-(-parameter.numel() // len(few)))[: parameter.numel()].reshape(parameter.shape)
+        )
+    file = single_files.flux(transformer, tmp_path / "whole.safetensors")
+    train = "{kind: lora, rank: 2, targets: [to_q]}"
+    ours = load(bare, model__single_file=file, model__dtype="bfloat16", model__train=train)
+    loaded = {
+        name.replace(".base_layer", ""): weight for name, weight in ours.pipeline.transformer.state_dict().items()
+    }
+    assert all(torch.equal(loaded[name], weight) for name, weight in transformer.named_parameters())
+    file.unlink()
 
 
 def test_a_file_without_a_vae_takes_the_folders(small_sd, tmp_path):

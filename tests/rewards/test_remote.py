@@ -115,7 +115,7 @@ def test_a_port_in_use_is_one_message(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert done.stderr == (
-        f"error: 127.0.0.1:{port} cannot be listened on: Address already in use; "
+        f"error: Address already in use (while attempting to bind on address ('127.0.0.1', {port})); "
         "give another --port, or 0 for any free one\n"
     )
 

@@ -222,3 +222,58 @@ def test_a_signal_ends_the_server_without_a_traceback(tmp_path, number):
         server.send_signal(number)
         _, errors = server.communicate(timeout=60)
     assert errors == ""
+
+
+STUCK = """
+import time
+
+
+class Stuck:
+    def score(self, images, prompts):
+        time.sleep(3600 if "stuck" in prompts else 0)
+        return [1.0] * len(images)
+"""
+
+
+def test_a_reward_that_hangs_ends_the_server_and_everyone_is_told(tmp_path, asking):
+    (tmp_path / "mine.py").write_text(STUCK)
+    command = [sys.executable, serve.__file__, "mine:Stuck", "--port", "0", "--timeout", "2", "--together", "2"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        url = server.stdout.readline().split()[-1]
+        made = client(url)
+        assert made.score(IMAGES, ["a"] * 4) == [1.0] * 4
+        answers = [asking(client(url).score, IMAGES, [prompt] * 4) for prompt in ("stuck", "b", "c", "d")]
+        for answer in answers:
+            with pytest.raises(RewardError, match=r"504.*has not come back within 2 s; this server ends"):
+                answer.result(60)
+        _, errors = server.communicate(timeout=60)
+    assert server.returncode == 1 and "error: mine:Stuck has not come back within 2 s:" in errors
+    assert 'mine.py", line 7 in score' in errors
+
+
+def test_the_clients_of_a_server_that_was_started_again_have_waited(tmp_path, asking):
+    (tmp_path / "mine.py").write_text(STUCK.replace('"stuck" in prompts', "not __import__('os').path.exists('again')"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, serve.__file__, "mine:Stuck", "--port", str(port), "--timeout", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        server.stdout.readline()
+        answer = asking(client(f"http://127.0.0.1:{port}", patience=120.0).score, IMAGES, ["a"] * 4)
+        assert server.wait(60) == 1 and not answer.done()
+    (tmp_path / "again").touch()
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert answer.result(120) == [1.0] * 4
+        server.terminate()
+
+
+def test_a_reward_that_exits_is_an_error_of_its_call_alone(served, monkeypatch):
+    monkeypatch.setattr(http_client, "FAULTS", 1)
+
+    class Exits:
+        def score(self, images, prompts):
+            return sys.exit("no GPU") if "exit" in prompts else [1.0] * len(images)
+
+    made = client(served(serve.application(Exits())))
+    with pytest.raises(RewardError, match=r"status 500.*SystemExit: no GPU"):
+        made.score(IMAGES, ["exit"] * 4)
+    assert made.score(IMAGES, ["a"] * 4) == [1.0] * 4

@@ -1,4 +1,4 @@
-"""What a role's process really takes: `python -m tests.support.measured CONFIG` prints bytes by role, as JSON.
+"""What a role's process really takes: `python -m tests.support.measured CONFIG ...` prints bytes by role, as JSON.
 
 Growth of the resident memory from a process that has loaded and used the libraries, with the same kind of model, to the
 highest that it comes to while the role works as its actor does: with what that holds, on the CPU.
@@ -77,7 +77,6 @@ def grown(work):
 
 
 def main(path: str) -> None:
-    torch.set_num_threads(1)
     run = files.load(path)
     rollout = dataclasses.replace(run.rollout, images=2, prompts=1)
     optimizer = dataclasses.replace(run.optimizer, minibatches=1)
@@ -90,8 +89,10 @@ def main(path: str) -> None:
     packed = pack_trajectory(sampler.policy, task_of(run), trajectory)
     del sampler, trajectory, pictures
     found["learner"] = grown(lambda: learn(run, packed))[0]
-    print(json.dumps(found))
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    torch.set_num_threads(1)
+    for path in sys.argv[1:]:
+        main(path)

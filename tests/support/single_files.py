@@ -1,5 +1,5 @@
 """Writes models as their authors did, in one safetensors file: Stable Diffusion 1.x and XL in the layout of latent
-diffusion, SD3 and SD3.5 in that of their transformer, Z-Image's transformer in its own."""
+diffusion, SD3 and SD3.5 in that of their transformer, Z-Image's, FLUX's and Chroma's transformers in their own."""
 
 import re
 from collections.abc import Collection
@@ -183,6 +183,84 @@ def z_image(transformer, path: Path) -> Path:
         made[name.replace("to_q", "qkv")] = torch.cat(parts)
     save_file({name: weight.clone().contiguous() for name, weight in made.items()}, path)
     return path
+
+
+FLUX = {
+    "transformer_blocks": {
+        "attn.to_out.0": "img_attn.proj",
+        "attn.to_add_out": "txt_attn.proj",
+        "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
+        "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+        "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+        "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+        "ff.net.0.proj": "img_mlp.0",
+        "ff.net.2": "img_mlp.2",
+        "ff_context.net.0.proj": "txt_mlp.0",
+        "ff_context.net.2": "txt_mlp.2",
+        "norm1.linear": "img_mod.lin",
+        "norm1_context.linear": "txt_mod.lin",
+    },
+    "single_transformer_blocks": {
+        "attn.norm_q.weight": "norm.query_norm.scale",
+        "attn.norm_k.weight": "norm.key_norm.scale",
+        "proj_out": "linear2",
+        "norm.linear": "modulation.lin",
+    },
+}
+FLUX_ENDS = {
+    "context_embedder": "txt_in",
+    "x_embedder": "img_in",
+    "proj_out": "final_layer.linear",
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+}
+JOINED: dict[str, dict[str, tuple[str, ...]]] = {
+    "double_blocks": {
+        "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    },
+    "single_blocks": {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")},
+}
+"""Layers that are one in the authors' files, by block."""
+
+
+def flux(transformer, path: Path) -> Path:
+    """FLUX.1's or Chroma's transformer in one file, without VAE and text encoders."""
+    from safetensors.torch import save_file
+
+    weights, made = dict(transformer.state_dict()), {}
+    for ours, names in FLUX.items():
+        theirs = ours.replace("single_transformer_blocks", "single_blocks").replace(
+            "transformer_blocks", "double_blocks"
+        )
+        for index in {name.split(".")[1] for name in weights if name.startswith(f"{ours}.")}:
+            for joined, parts in JOINED[theirs].items():
+                for end in ("weight", "bias"):
+                    rows = [weights.pop(f"{ours}.{index}.{part}.{end}") for part in parts]
+                    made[f"{theirs}.{index}.{joined}.{end}"] = torch.cat(rows)
+            for name in [name for name in weights if name.startswith(f"{ours}.{index}.")]:
+                made[f"{theirs}.{index}.{renamed(name.split('.', 2)[2], names)}"] = weights.pop(name)
+    for name, weight in weights.items():
+        if name.startswith("distilled_guidance_layer."):
+            name = name.replace("linear_1", "in_layer").replace("linear_2", "out_layer")
+            made[re.sub(r"norms\.(\d+)\.weight", r"norms.\1.scale", name)] = weight
+        elif name.startswith("norm_out.linear."):  # shift and scale are the other way round
+            shifted = torch.cat(list(reversed(weight.chunk(2))))
+            made[name.replace("norm_out.linear", "final_layer.adaLN_modulation.1")] = shifted
+        else:
+            made[renamed(name, FLUX_ENDS)] = weight
+    save_file({name: weight.clone().contiguous() for name, weight in made.items()}, path)
+    return path
+
+
+def renamed(name: str, names: dict[str, str]) -> str:
+    """The authors' name of a weight, by the beginning of ours."""
+    ours = next(ours for ours in names if name == ours or name.startswith(f"{ours}."))
+    return names[ours] + name[len(ours) :]
 
 
 def parts_of(pipeline) -> dict[str, dict[str, torch.Tensor]]:

@@ -23,6 +23,7 @@ BENCHES = {
     "ranks": "The fraction of idle learner passes, 4 ranks on 2 groups, against distributing whole groups.",
     "trajectory": "Bytes per sample that cross processes, against the predictions of the trained steps.",
     "scoring": "Images/s scored, against bare forward passes of the rewards' networks at the best batch.",
+    "serving": "Images/s of a served reward with up to 8 callers' requests a call, against one request a call.",
     "scheduler": "The driver's microseconds per task, with 10 to 10,000 tasks in flight (no work, no Ray).",
     "weights": "Seconds from publishing to 4 samplers' acknowledgements, against one copy per process (on Ray).",
     "store": "MB that an object store of 8 GB spills for 512 FLUX-sized samples (simulated work, on Ray).",

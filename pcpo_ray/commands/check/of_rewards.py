@@ -1,5 +1,6 @@
 """The check of a reward, asked about images and prompts that the package draws (rewards/probes.py)."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from pcpo_ray import config, rewards
+from pcpo_ray.commands.check import known
 from pcpo_ray.commands.check.finding import Finding, judged
 from pcpo_ray.config.shipped import Ranks
 from pcpo_ray.process import plugins
@@ -18,11 +20,8 @@ from pcpo_ray.workers.scorer import checked
 NEAR = 0.05
 """The fraction of the spread of its scores by which a score may differ where it should be the same (half precision)."""
 
-KNOWN = {"shapes-clip": (0.904343, 0.879217, 0.875190, 0.804320)}
-"""Scores of the probes, by the name of a model whose weights are known."""
-
-KNOWN_WITHIN = {"cpu": 1e-4, "cuda": 2e-3}
-"""The largest difference from them, by device: on a GPU the network computes in float16."""
+PATIENCE = 10.0
+"""Seconds that a reward's server may be away here; a run has the patience that its config says."""
 
 EDGE = 8
 """The width in pixels of an image's edge, on probes of 256 x 256."""
@@ -65,6 +64,8 @@ def _tried(
     sampled: Mapping[str, np.ndarray],
 ) -> Iterator[Finding]:
     name, found = reward.name, probes.of(reward)
+    if isinstance(reward, config.Remote | config.Judge):
+        reward = dataclasses.replace(reward, patience=min(reward.patience, PATIENCE))
     shipped = not isinstance(reward, config.CustomReward | config.Remote)
     prompts = list(found.prompts if shipped else [*own_prompts, *own_prompts, *own_prompts, *own_prompts][:4])
     if isinstance(reward, config.CustomReward):
@@ -120,7 +121,7 @@ def _tried(
     yield _ranked(reward, ask, found)
     if isinstance(reward, config.Ocr):
         yield _above_noise(reward, ask, found)
-    yield _known(reward, first, KNOWN_WITHIN[device.type])
+    yield _known(reward, first, lambda: ask(found.marred, prompts), device)
     for prompt, images in sampled.items():
         yield _own(reward, ask(images, [prompt] * len(images)), grouped=grouped)
 
@@ -226,19 +227,26 @@ def _own(reward: config.Reward, scores: np.ndarray, *, grouped: bool) -> Finding
     )
 
 
-def _known(reward: config.Reward, scores: np.ndarray, within: float) -> Finding:
-    """Compare the scores with those that a model with known weights gives."""
-    label = reward.model if isinstance(reward, config.ClipScore) else ""
-    if label not in KNOWN:
+def _known(
+    reward: config.Reward, scores: np.ndarray, marred: Callable[[], np.ndarray], device: torch.device
+) -> Finding:
+    """Compare the scores of the probes, plain and marred, with those that are known."""
+    expected = known.of(reward)
+    if expected is None:
         return Finding(
-            part=reward.name, tried="known scores", verdict="not applicable", detail="none are known for its files"
+            part=reward.name,
+            tried="known scores",
+            verdict="not applicable",
+            detail="none are known for its files and settings",
         )
+    found, right = np.concatenate([scores, marred()]), np.array([*expected.scores, *expected.marred])
+    within = max(expected.within, expected.on_gpu if device.type == "cuda" else 0.0)
     return judged(
         reward.name,
         "known scores",
-        bool(np.abs(scores - KNOWN[label]).max() <= within),
-        f"{_shown(scores)}, expected {_shown(np.array(KNOWN[label]))}",
-        "the images reach the network otherwise than they should: size, crop, mean and std, activation, colours' order",
+        bool(np.abs(found - right).max() <= within),
+        f"{_shown(found)}, expected {_shown(right)}",
+        "the images reach it otherwise than they should: size, crop, mean and std, activation, colours' order",
     )
 
 

@@ -16,8 +16,9 @@ class Live(TorchDispatchMode):
 
     Counts what torch's operators give back, on any device and on fake tensors; not what an allocator rounds up or
     keeps, nor what a kernel needs only while it runs. But a convolution has copies in a layout of its own, by the
-    `kernels` named: oneDNN's ("cpu") one of the largest tensor that it sees, cuDNN's ("cuda") on the way forward one of
-    what comes in and one of what comes out (docs/bench: a decoder that was seen to have these, or fewer).
+    `kernels` named: oneDNN's ("cpu") one of the largest tensor that it sees, unless the channels come last in memory,
+    which is its own layout; cuDNN's ("cuda") on the way forward one of what comes in and one of what comes out
+    (docs/bench: a decoder that was seen to have these, or fewer).
     """
 
     def __init__(self, kernels: Literal["cpu", "cuda"] | None = None) -> None:
@@ -34,7 +35,7 @@ class Live(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._see(tensor, tensor.untyped_storage().nbytes())
-        if self.kernels == "cpu" and operator.overloadpacket in CONVOLUTIONS:
+        if self.kernels == "cpu" and operator.overloadpacket in CONVOLUTIONS and not _channels_last(operator, args):
             seen = [tensor for tensor in tree_leaves((args, kwargs, result)) if isinstance(tensor, Tensor)]
             self.peak = max(self.peak, self.now + max(tensor.nbytes for tensor in seen))
         if self.kernels == "cuda" and operator.overloadpacket is torch.ops.aten.convolution:
@@ -52,3 +53,13 @@ class Live(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self._known.pop(key)
+
+
+def _channels_last(operator: Any, args: Any) -> bool:
+    """Return whether all images that a convolution is given have their channels last in memory."""
+    images = args[:1] if operator.overloadpacket is torch.ops.aten.convolution else args[:2]
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return all(
+        image.ndim in layouts and not image.is_contiguous() and image.is_contiguous(memory_format=layouts[image.ndim])
+        for image in images
+    )

@@ -1,16 +1,18 @@
 """Sampler, learner, trajectory and scorer beside their limits: the limit does the same work, and nothing else."""
 
 import dataclasses
+import importlib.util
 import math
 
 import pytest
 import torch
 
-from pcpo_ray.commands.bench import bare, learner, ranks, sampler, scoring, trajectory, work
+from pcpo_ray.commands.bench import bare, learner, ranks, sampler, scoring, serving, trajectory, work
 from pcpo_ray.data.tensors import device_here
 from pcpo_ray.errors import BenchError
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.models.stable_diffusion import StableDiffusion
+from pcpo_ray.rewards import jpeg
 from tests.support import small
 
 
@@ -135,3 +137,28 @@ def test_four_ranks_on_two_groups_idle_in_no_pass_where_half_did(small_sd):
     assert row.facts["where each learns whole groups"] == [8, 8, 0, 0]
     (uneven,) = ranks.measure(ranks.measured_on(small.run(small_sd, sampling__trained_steps=3)), 1, quiet)
     assert uneven.facts["passes of each rank"] == [2, 2, 1, 1] and not uneven.reached
+
+
+def test_a_served_reward_is_asked_by_all_callers_in_fewer_calls_together(small_sd, monkeypatch):
+    calls, score = [], jpeg.Jpeg.score
+
+    def counted(self, images, prompts):
+        calls.append(len(images))
+        return score(self, images, prompts)
+
+    monkeypatch.setattr(jpeg.Jpeg, "score", counted)
+    (measured,) = serving.measure(small.run(small_sd), 1, quiet)
+    assert measured.name == "serving" and len(measured.figures) == len(measured.limits) == 1
+    asked = serving.CALLERS * serving.ASKED
+    alone, rest = calls.count(4), [size for size in calls if size != 4]
+    assert sum(calls) == 4 * asked * 4  # figure and limit to warm up, and once each
+    assert alone >= 2 * asked and rest and max(rest) <= serving.CALLERS * 4
+
+
+def test_serving_needs_its_extra_and_a_reward_of_single_images(small_sd, monkeypatch):
+    run = small.run(small_sd, rewards="[{kind: diversity}]")
+    with pytest.raises(BenchError, match="diversity compares a group's images"):
+        serving.measure(run, 1, quiet)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (row,) = serving.measure(run, 1, quiet)
+    assert "pcpo_ray[serve]" in row.unmeasured and not row.figures

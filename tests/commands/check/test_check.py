@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import socket
 import sys
 
 import numpy as np
@@ -11,10 +12,10 @@ from safetensors.torch import save_file
 
 from pcpo_ray import config
 from pcpo_ray.commands import check
-from pcpo_ray.commands.check import of_model, of_rewards
+from pcpo_ray.commands.check import known, of_model, of_rewards
 from pcpo_ray.config import files
 from pcpo_ray.errors import RewardError
-from pcpo_ray.rewards import clip, clip_score, ocr
+from pcpo_ray.rewards import clip, clip_score, diversity, grain, grid, jpeg, nsfw, ocr
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.scorer import Scorer
 from tests.support import small
@@ -186,6 +187,74 @@ def test_a_clip_reward_with_wrong_preprocessing_is_caught(monkeypatch, broken, c
     load = clip.load
     monkeypatch.setattr(clip, "load", lambda *asked: broken(load(*asked)))
     assert caught in failed(CLIP)
+
+
+def told(reward):
+    """The finding about known scores."""
+    found = of_rewards.tried(small.run("model"), reward, PROMPTS, CPU)
+    return next(finding for finding in found if finding.tried == "known scores")
+
+
+def worse_jpeg(monkeypatch):
+    size = jpeg.Jpeg._kilobytes
+
+    def smaller(self, image):
+        self.quality = 85
+        return size(self, image)
+
+    monkeypatch.setattr(jpeg.Jpeg, "_kilobytes", smaller)
+    return config.Jpeg(kind="jpeg_compressibility")
+
+
+def blue_for_red_nsfw(monkeypatch):
+    score = nsfw.Nsfw.score
+    monkeypatch.setattr(nsfw.Nsfw, "score", lambda self, images, prompts: score(self, images[..., ::-1], prompts))
+    return config.Nsfw(kind="nsfw")
+
+
+def cropped_grain(monkeypatch):
+    score = grain.Grain.score
+    monkeypatch.setattr(grain.Grain, "score", lambda self, images, prompts: score(self, images[:, ::2, ::2], prompts))
+    return config.Grain(kind="grain")
+
+
+def smoothed_grid(monkeypatch):
+    score = grid.Grid.score
+    monkeypatch.setattr(grid.Grid, "score", lambda self, images, prompts: score(self, images // 2 * 2, prompts))
+    return config.Grid(kind="grid")
+
+
+def far_diversity(monkeypatch):
+    score = diversity.Diversity.score_group
+    made = lambda self, images, prompt: [2 * one for one in score(self, images, prompt)]  # noqa: E731
+    monkeypatch.setattr(diversity.Diversity, "score_group", made)
+    return config.Diversity(kind="diversity")
+
+
+@pytest.mark.parametrize("broken", [worse_jpeg, blue_for_red_nsfw, cropped_grain, smoothed_grid, far_diversity])
+def test_scores_that_are_known_are_told_from_wrong_ones(monkeypatch, broken):
+    with pytest.MonkeyPatch.context() as patch:
+        reward = broken(patch)
+        assert told(reward).verdict == "failed"
+    assert told(reward).verdict == "passed"
+
+
+def test_scores_of_other_files_and_settings_are_not_known(tmp_path):
+    of = {
+        "jpeg": config.Jpeg(kind="jpeg_compressibility", quality=80),
+        "another CLIP": config.ClipScore(kind="clip_score", model="ViT-B-32", weights=str(tmp_path / "weights.pt")),
+        "one word": config.Ocr(kind="ocr", detect=False),
+        "the user's": config.CustomReward(kind="mine:grid"),
+    }
+    assert {name: known.of(reward) for name, reward in of.items()} == dict.fromkeys(of)
+
+
+def test_a_server_that_is_away_is_said_within_seconds(monkeypatch):
+    monkeypatch.setattr(of_rewards, "PATIENCE", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    (finding,) = of_rewards.tried(small.run("model"), config.Remote(kind="remote", url=url), PROMPTS, CPU)
+    assert finding.verdict == "failed" and "patience 0" in finding.detail and "its server" in finding.remedy
 
 
 @pytest.mark.parametrize("names", [("lora_A", "lora_B"), ("lora.down", "lora.up"), ("lora_down", "lora_up")])

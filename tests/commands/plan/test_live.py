@@ -55,6 +55,19 @@ def test_a_convolution_has_copies_in_a_layout_of_its_own(kernels, narrow, wider)
     assert live.peak == outcome + wide + narrow * 4 * 8 * 64 * 64 * 4 + wider * wide
 
 
+@pytest.mark.parametrize("shape", [(4, 8, 16, 16), (2, 8, 4, 16, 16)])
+def test_images_with_channels_last_are_convolved_without_copies_on_a_cpu(shape):
+    """SANA's tokens become such images by a transposition, and oneDNN takes them as they are."""
+    convolve = {4: nn.functional.conv2d, 5: nn.functional.conv3d}[len(shape)]
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)]
+    kernels, peaks = torch.zeros(8, 8, *(1 for _ in shape[2:])), []
+    for images in (torch.zeros(shape), torch.zeros(shape).to(memory_format=layout)):
+        with Live("cpu") as live:
+            convolve(images, kernels)
+        peaks.append(live.peak)
+    assert peaks[0] - peaks[1] == torch.zeros(shape).nbytes > 0
+
+
 @pytest.mark.parametrize("foreach", [False, True])
 def test_adamws_step_takes_what_the_learners_plan_says(foreach):
     parameters = [nn.Parameter(torch.zeros(n, 1024)) for n in (256, 512, 1024)]
