@@ -121,6 +121,9 @@ class EndedError(ClusterError):
 
 # -- words of messages -------------------------------------------------------------------------------------------------
 
+BEGINNING = 3
+"""Letters from which on the beginning of a name stands for it."""
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Give ` (did you mean 'x'?)` for the known name that is closest to `word`, or nothing if none is close."""
@@ -129,7 +132,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def nearest_name(word: str, known: Iterable[str], *, least: float = 0.6) -> str | None:
-    """Find the known name that is closest to `word`, or that it abbreviates, as lr does learning_rate.
+    """Find the known name that is closest to `word`, that it begins, or that it abbreviates, as lr does learning_rate.
 
     A name counts from a similarity of `least` on, of at most 1.
     """
@@ -137,7 +140,8 @@ def nearest_name(word: str, known: Iterable[str], *, least: float = 0.6) -> str 
     close = difflib.get_close_matches(word, names, n=1, cutoff=least)
     if close:
         return close[0]
-    return next((name for name in names if _initials(name) == word.lower()), None)
+    begun = [name for name in names if len(word) >= BEGINNING and name.lower().startswith(word.lower())]
+    return next(iter(begun), None) or next((name for name in names if _initials(name) == word.lower()), None)
 
 
 def _initials(name: str) -> str | None:

@@ -134,11 +134,13 @@ def command(monkeypatch, tmp_path, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["pcpo-ray", *map(str, arguments)])
-        status = 0
+        status, heard = 0, signal.getsignal(signal.SIGINT)
         try:
             app.main()
         except SystemExit as ending:
             status = int(ending.code or 0)
+        finally:
+            signal.signal(signal.SIGINT, heard)  # a command leaves its process deaf
         return status, *capsys.readouterr()
 
     yield call

@@ -55,7 +55,8 @@ json.dump(loaded, sys.stdout)
 
 
 def room(module):
-    return module.removeprefix("pcpo_ray").lstrip(".").split(".")[0]
+    first = module.removeprefix("pcpo_ray").lstrip(".").split(".")[0]
+    return "commands" if first == "__main__" else first
 
 
 def inside(module, *packages):
@@ -70,7 +71,7 @@ LIGHT = [
     or name in ("pcpo_ray.data", "pcpo_ray.runs", "pcpo_ray.workers", "pcpo_ray.training", "pcpo_ray.cluster")
     or name in ("pcpo_ray.commands", "pcpo_ray.commands.app", "pcpo_ray.commands.operate", "pcpo_ray.commands.bench")
     or name in ("pcpo_ray.commands.status_text", "pcpo_ray.data.requests", "pcpo_ray.cluster.control.controller")
-    or name == "pcpo_ray.data.records"
+    or name in ("pcpo_ray.data.records", "pcpo_ray.__main__")
 ]
 """What must be there at once: the command line, and what travels to processes that need nothing else."""
 
@@ -142,8 +143,8 @@ def test_importing_a_module_loads_nothing_above_its_floor(loaded, module):
 
 
 def test_the_rooms_are_those_of_the_listing():
-    listed = {path.stem for path in ROOT.iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")}
-    assert listed == set(ROOMS)
+    none = ("__init__.py", "__main__.py", "__pycache__", "py.typed")
+    assert {path.stem for path in ROOT.iterdir() if path.name not in none} == set(ROOMS)
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if room(name)])

@@ -136,6 +136,7 @@ def sample(
     With strengths, base + sum of strength x (adapter - base) is what is drawn with, a cell a combination.
     """
     from pcpo_ray.commands.waiting import Waiting
+    from pcpo_ray.runs.lines import counted
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     with Waiting("loading torch and diffusers") as waiting:
@@ -157,7 +158,7 @@ def sample(
         )
         waiting("writing the file")
         found.save(out)
-    console.print(f"{images} images of {prompt!r}: {out}")
+    console.print(f"{counted(images, 'image')} of {prompt!r}: {out}")
 
 
 @app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray report demo --watch"))
@@ -194,6 +195,9 @@ def plan(
     config: ConfigPlace,
     overrides: Overrides = None,
     gpu: Annotated[str | None, typer.Option(help="What must fit: H200, A100-80, 4090, ...")] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="All roles in one process, as train --local has them.")
+    ] = False,
     object_store: Annotated[
         float | None, typer.Option(min=0, help="GiB of all nodes' object stores together (Ray: 30% of their memory).")
     ] = None,
@@ -216,11 +220,18 @@ def plan(
 
     if probe and recorded is not None:
         raise ConfigError("got --probe and --from; give one of them")
+    if local and (probe or recorded is not None or object_store is not None):
+        raise ConfigError(
+            "got --local, which plans the memory of one process; leave out --probe, --from and --object-store, which "
+            "are about processes of their own"
+        )
     run = paths.absolute(files.load(config, overrides or []))
+    if local:
+        run = plan.in_one_process(run, gpu=gpu)
     console = Console()
     room = plan.Budget(gpu=gpu, store=None if object_store is None else object_store * plan.gpus.GIB)
     with contextlib.nullcontext(stand_ins.Sized(run=run)) if probe else stand_ins.sized(run) as sized:
-        planned = sized.named(plan.plan(sized.run))
+        planned = sized.named(plan.plan(sized.run, local=local))
         verdicts = plan.judge(planned, room)
         together = plan.together(planned, verdicts, room) if any(verdict.remedies for verdict in verdicts) else None
     if not as_json:
@@ -230,6 +241,10 @@ def plan(
         page.show_fits(verdicts, console, gpu)
         if together is not None:
             page.show_together(*together, console)
+        if gpu is not None and not local:
+            page.say(
+                console, f"each role on a {gpu} of its own; all on one, in one process: add --local, here and to train"
+            )
     found = forecast = None
     if probe or recorded is not None:
         say = Console(stderr=True).print if as_json else console.print
@@ -248,7 +263,7 @@ app.command("check", cls=TakesOverrides, rich_help_panel=TRAIN, epilog=_example(
 )
 
 
-@app.command(rich_help_panel=MEASURE, epilog=_example("pcpo-ray study studies/credit --local"))
+@app.command(rich_help_panel=MEASURE, epilog=_example("pcpo-ray study studies/diffusion --local"))
 def study(
     paths: Annotated[
         list[Path], typer.Argument(metavar="STUDY...", help="Studies, such as studies/diffusion, or files of them.")
@@ -318,6 +333,8 @@ def main() -> None:
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)
+        finally:
+            leaving.deaf()
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import typer
 from rich.console import Console
 
 from pcpo_ray.commands.log import checked_level
 from pcpo_ray.commands.progress import Display
 from pcpo_ray.config import Run, files, paths
-from pcpo_ray.errors import AlarmError
+from pcpo_ray.errors import AlarmError, PcpoError
+from pcpo_ray.process import terminal
 from pcpo_ray.process.signals import ended
 from pcpo_ray.runs import look
 
@@ -71,7 +73,8 @@ def command(
 ) -> None:
     """Train as the command line asks; says the verdict and what to do next. Raises a PcpoError.
 
-    That is an AlarmError for a run that its monitors ended.
+    That is an AlarmError for a run that its monitors ended. An error that the log has told where errors go is a
+    typer.Exit.
     """
     level = checked_level(log_level)
     order = Order(
@@ -83,7 +86,12 @@ def command(
         metrics_port=metrics_port,
     )
     display = Display(order.run, Console(file=sys.stdout), level=level, as_json=log_json)
-    found = train(order, display)
+    try:
+        found = train(order, display)
+    except PcpoError as error:
+        if display.told and terminal.joined():  # once is enough
+            raise typer.Exit(1) from error
+        raise
     from pcpo_ray.commands import next_steps
 
     judged, steps = found.verdict, next_steps.after(found, order.continuing)

@@ -18,8 +18,13 @@ from pcpo_ray.errors import ClusterError, PcpoError
 from pcpo_ray.runs import look
 from pcpo_ray.runs.lines import text
 
-CODES = {"starting": 10, "finished": 11, "stopped": 12, "failed": 13, "lost": 13, look.NONE: 14}
-"""Exit codes of `status` by state; a run that goes on has 0."""
+CODES = {"finished": 0, "starting": 10, "stopped": 12, "failed": 13, "lost": 13, look.NONE: 14}
+GOES_ON = 11
+"""Exit codes of `status` by state, and that of a run in any other state, which goes on.
+
+0 is what a shell takes for done and well: `pcpo-ray status demo && pcpo-ray evaluate demo`. At 10 and 11 a run is not
+done yet; from 12 on it will not be by itself.
+"""
 
 EVERY = 2.0
 """Seconds from one status that is watched to the next."""
@@ -37,7 +42,7 @@ Runs = Annotated[str, typer.Option(help="Where run folders are: a path, or a URL
 Look = Callable[[], dict[str, Any] | None]
 
 EPILOG = (
-    "Exit codes: 0 going on, 10 starting, 11 finished (0 with --watch), 12 stopped, 13 failed, 14 no such run. "
+    "Exit codes: 0 finished; 10 starting, 11 going on; 12 stopped, 13 failed, 14 no such run. "
     "Example: pcpo-ray status demo --watch"
 )
 
@@ -46,7 +51,7 @@ def status(
     context: typer.Context,
     name: Annotated[
         str,
-        typer.Argument(metavar="[RUN]", help="A run's name, folder or URL; all runs if left out.", show_default=False),
+        typer.Argument(metavar="RUN", help="A run's name, folder or URL; all runs if left out.", show_default=False),
     ] = "",
     runs: Runs = look.RUNS,
     address: Address = "auto",
@@ -59,8 +64,7 @@ def status(
         return show_list(runs, address if given else None, as_json=as_json)
     find = finder(name, runs, address, explicit=_source(context) == "COMMANDLINE")
     found = _shown(find, name, watch=watch, as_json=as_json)
-    code = CODES.get(found["state"], 0)
-    raise typer.Exit(0 if watch and found["state"] == "finished" else code)
+    raise typer.Exit(CODES.get(found["state"], GOES_ON))
 
 
 def list_runs(
@@ -151,7 +155,8 @@ def _shown(find: Look, name: str, *, watch: bool, as_json: bool) -> dict[str, An
                 live.update(Text("\n".join(_lines(found))), refresh=True)
     else:
         for found in _each(find, name, watch=watch):
-            print("\n".join(_lines(found)), flush=True)
+            absent = found["state"] == look.NONE
+            print("\n".join(_lines(found)), file=sys.stderr if absent else sys.stdout, flush=True)
     return found
 
 
@@ -160,9 +165,9 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 
     if "cluster" in found:
         there = ", ".join(found["there"]) or "none"
-        return [f"no run named {found['run']!r} in the cluster at {found['cluster']}; there are {there}"]
+        return [f"error: no run named {found['run']!r} in the cluster at {found['cluster']}; there are {there}"]
     if found["state"] == look.NONE:
-        return [f"{look.no_run(found['run'])}; no cluster that was asked knows it either"]
+        return [f"error: {look.no_run(found['run'])}; no cluster that was asked knows it either"]
     return lines(found)
 
 
@@ -182,7 +187,7 @@ def show_list(folder: str, address: str | None, *, as_json: bool) -> None:
     if as_json:
         print(text(rows))
     elif not rows:
-        print(f"no runs in {folder}; begin one: pcpo-ray train shapes_pcpo --local")
+        print(f"no runs in {folder}; {look.BEGIN}")
     else:
         _print_table(rows)
     if address is None and cluster_here():

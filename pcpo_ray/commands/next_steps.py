@@ -8,6 +8,7 @@ from pcpo_ray.commands.results import RunResult
 from pcpo_ray.data import prompts
 from pcpo_ray.errors import PcpoError
 from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs.lines import counted
 from pcpo_ray.runs.stored import StoredFolder
 
 MORE = 2
@@ -25,7 +26,9 @@ def after(found: RunResult, continuing: str) -> list[str]:
     if (step := max(home.steps(), default=None)) is not None:
         lines["use it in diffusers (the report has the whole program)"] = _loading(run, home, step)
     if "steps" in opening.free_to_change(run):
-        lines[f"train {run.steps} more steps"] = _with(shlex.split(continuing), [f"steps={MORE * run.steps}"])
+        lines[f"train {counted(run.steps, 'more step')}"] = _with(
+            shlex.split(continuing), [f"steps={MORE * run.steps}"]
+        )
     if not any(isinstance(reward, config.CustomReward) for reward in run.rewards):
         lines["train for a reward of yours, a class with score(images, prompts) in my_rewards.py"] = _with(
             [word for word in shlex.split(continuing) if word != "--resume"],

@@ -60,6 +60,8 @@ class Display:
         console.file = console.file  # what it is now; `prints_in` puts something else in its place
         self.failed: Callable[[str], None] = lambda message: None
         self.whole = True
+        self.told = False
+        """True once the log has the error that ended the run."""
         self.explained = False
         self.shown = Shown(
             name=run.name,
@@ -101,6 +103,7 @@ class Display:
                 self.live.stop()
             elif kind is not None and issubclass(kind, Exception) and not issubclass(kind, AlarmError):
                 self.log.write(f"failed: {error}", "error")
+                self.told = True
 
     # -- what is shown --------------------------------------------------------------------------------------------
 

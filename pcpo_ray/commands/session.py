@@ -3,7 +3,8 @@
 import gc
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
@@ -12,7 +13,7 @@ from typing import Any
 
 from pcpo_ray import config, models, rewards
 from pcpo_ray.data import prompts
-from pcpo_ray.errors import ClusterError, PromptError, RunError
+from pcpo_ray.errors import ClusterError, ConfigError, PcpoError, PromptError, RunError
 from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
 from pcpo_ray.models import image_sizes, lora_file, steps
 from pcpo_ray.rewards import quality
@@ -36,9 +37,23 @@ def check(run: config.Run) -> None:
 
 
 def check_files(run: config.Run) -> None:
-    """Check that every file the run reads exists. Raises a PcpoError."""
-    for part in file_checks(run):
-        part()
+    """Check that every file the run reads exists. Raises a PcpoError, which names all that is wrong at once."""
+    wrong = faults(file_checks(run))
+    if len(wrong) > 1:
+        raise ConfigError("\n".join([f"{len(wrong)} wrong", *(textwrap.indent(str(error), "  ") for error in wrong)]))
+    if wrong:
+        raise wrong[0]
+
+
+def faults(checks: Iterable[Callable[[], object]]) -> list[PcpoError]:
+    """Make all checks, and return the errors that they raise, each once."""
+    found: dict[str, PcpoError] = {}
+    for check in checks:
+        try:
+            check()
+        except PcpoError as error:
+            found.setdefault(str(error), error)
+    return list(found.values())
 
 
 def file_checks(run: config.Run) -> list[Callable[[], object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ def recipes() -> None:
 def init(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe or a study, as pcpo-ray recipes lists them.")],
     path: Annotated[
-        Path | None, typer.Argument(metavar="[PATH]", help="The file to write: NAME.yaml if left out.")
+        Path | None, typer.Argument(metavar="PATH", help="The file to write: NAME.yaml if left out.")
     ] = None,
 ) -> None:
     """Write a recipe's file, to be edited and trained."""
@@ -45,7 +46,13 @@ def init(
     typer.echo(f"wrote {into}")
     for words in shipped.downloads(name):
         typer.echo(f"  {words}")
-    typer.echo(f"  pcpo-ray {'study' if name in shipped.studies() else 'train'} {into} --local")
+    if name in shipped.studies():
+        typer.echo(f"  pcpo-ray study {into} --local")
+        return
+    gpu, switches = shipped.on_one_card(name)
+    if gpu:
+        typer.echo(f"  pcpo-ray plan {into} --gpu {gpu} --local")
+    typer.echo(f"  {shlex.join(['pcpo-ray', 'train', str(into), *switches, '--local'])}")
 
 
 def dashboards(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pcpo_ray.data.requests import ENDED
-from pcpo_ray.runs.lines import shown
+from pcpo_ray.runs.lines import counted, shown
 
 OLD = 30.0
 """Seconds after which a status is said to be old: the driver is busy with something long, or hangs."""
@@ -97,7 +97,7 @@ def _in_flight(status: Mapping[str, Any]) -> str:
     ages = ", ".join(f"{count} of age {age}" for age, count in sorted(status["ages"].items()))
     learned = "" if status["sample_age"] is None else f"; the last step's were {status['sample_age']:.2g} versions old"
     begun = f"; begun: {ages} (max_staleness {status['max_staleness']})" if ages else ""
-    return f"{status['in_flight']} groups{begun}{learned}"
+    return f"{counted(status['in_flight'], 'group')}{begun}{learned}"
 
 
 def _restarts(status: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pcpo_ray.commands.progress import Display
 from pcpo_ray.commands.report.page import write
 from pcpo_ray.commands.results import RunResult
 from pcpo_ray.data.prompts import said
-from pcpo_ray.errors import RunError, TakenOverError
+from pcpo_ray.errors import RewardError, RunError, TakenOverError
 from pcpo_ray.process.signals import Ending
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.runs.places import folder_below
@@ -89,11 +89,16 @@ def _run(
             with contextlib.suppress(RunError):  # the disk may be full, which is then what failed
                 recorder.event("failed", error=str(error))
                 recorder.push()
-        if not started and not resumed:  # the same command must work once the cause is mended
+        if not resumed and (not started or _scored_nothing(error, recorder)):  # the same command must work once mended
             recorder.close()
             with contextlib.suppress(TakenOverError):
                 recorder.home.discard()
         raise
+
+
+def _scored_nothing(error: Exception, recorder: Recorder) -> bool:
+    """Return whether a reward ended a run before anything was learned."""
+    return isinstance(error, RewardError) and not any(row["kind"] == "train" for row in recorder.metrics())
 
 
 def _start(order: Order, recorder: Recorder, display: Display) -> Stages:

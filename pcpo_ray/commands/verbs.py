@@ -22,6 +22,14 @@ MEANT = {
 }
 """Words that other programs have, by the verb that they mean here."""
 
+MISSING = {
+    "RUN": "pcpo-ray list shows which there are",
+    "CONFIG": "a file, or a recipe's name such as shapes_pcpo; pcpo-ray recipes lists them",
+    "NAME": "pcpo-ray recipes lists them",
+    "STUDY...": "such as studies/diffusion; pcpo-ray recipes lists them",
+}
+"""Hints for an argument that was left out, by what --help calls it."""
+
 VERB_OF = {word: verb for verb, words in MEANT.items() for word in words}
 
 
@@ -38,6 +46,17 @@ class Verbs(TyperGroup):
             message = str(getattr(error, "message", ""))
             if message.startswith("No such command") and "Did you mean" not in message:
                 error.message = f"{message} pcpo-ray --help lists them."  # type: ignore[attr-defined]
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; the error of an argument that was left out says where to find one."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            left_out = type(error).__name__ == "MissingParameter"  # of click, which typer has a copy of
+            hint = MISSING.get(getattr(getattr(error, "param", None), "metavar", None) or "") if left_out else None
+            if hint is not None:
+                error.message = hint  # type: ignore[attr-defined]
             raise
 
 

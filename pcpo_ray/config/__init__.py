@@ -33,7 +33,7 @@ from pcpo_ray.config.algorithm import (
     Tilted,
     Variance,
 )
-from pcpo_ray.config.base import NUMBER, Count, Family, Fraction, NonNegative, NonNegativeInt, Positive, config
+from pcpo_ray.config.base import NUMBER, Count, Family, Fraction, Label, NonNegative, NonNegativeInt, Positive, config
 from pcpo_ray.config.evaluation import (
     FEWEST,
     BaseReference,
@@ -91,7 +91,7 @@ from pcpo_ray.config.sampling import (
     ShareOfSteps,
     Window,
 )
-from pcpo_ray.config.shipped import ClipModel, Label, Scale, ShippedReward
+from pcpo_ray.config.shipped import ClipModel, Scale, ShippedReward
 from pcpo_ray.config.training import ENDLESS, Checkpoints, Optimizer, Rollout
 from pcpo_ray.config.workers import ROLLOUT_STORE_FRACTION, LearnerRole, Role, Workers
 

@@ -54,6 +54,25 @@ class Unit:
 Seconds = Annotated[float, Gt(0), NUMBER, Unit("seconds")]
 Pixels = Annotated[int, Ge(1), NUMBER, Unit("pixels")]
 
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InWords:
+    """The mark of a type that its pattern would not explain, for the reference of all keys and for errors."""
+
+    text: str
+
+
+Url = Annotated[str, StringConstraints(pattern="^https?://"), InWords("address that begins with http:// or https://")]
+VariableName = Annotated[
+    str, StringConstraints(pattern="^[A-Za-z_][A-Za-z0-9_]*$"), InWords("name of an environment variable")
+]
+Label = Annotated[
+    str, StringConstraints(pattern=r"^[^\s\p{C}]+( [^\s\p{C}]+)*$"), InWords("words with one space between them")
+]
+"""A name that the user gives to a reward's scores."""
+
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 

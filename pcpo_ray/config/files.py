@@ -18,7 +18,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pcpo_ray.config import Run, recipes
-from pcpo_ray.config.mistakes import explain
+from pcpo_ray.config.mistakes import explanations
 from pcpo_ray.errors import ConfigError
 
 T = TypeVar("T")
@@ -62,7 +62,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
 
     Raises ConfigError naming the file, the full path of the key, what was got and what was expected.
     """
-    return changed(read(path), overrides, source=str(path))
+    data = read(path)
+    if "arms" in data and "model" not in data:
+        raise ConfigError(f"{path} is a study, and no run's config; compare its arms with: pcpo-ray study {path}")
+    return changed(data, overrides, source=str(path))
 
 
 def changed(config: Run | Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "config") -> Run:
@@ -124,8 +127,11 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {twice}") from None
     except NOT_YAML as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
+    if data is None:
+        raise ConfigError(f"{path} is empty; expected keys such as name, model, rewards. {recipes.WRITE_ONE}")
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {type(data).__name__}; expected keys such as name, model, rewards")
+        what = "a list" if isinstance(data, list) else "a text" if isinstance(data, str) else repr(data)
+        raise ConfigError(f"{path} holds {what}; expected keys such as name, model, rewards. {recipes.WRITE_ONE}")
     return data
 
 
@@ -202,7 +208,7 @@ def parse_as(cls: type[T], data: Mapping[str, Any], *, source: str) -> T:
         found: T = _adapter(cls).validate_python(data)  # type: ignore[arg-type]  # mypy takes a class for unhashable
         return found
     except ValidationError as error:
-        lines = [explain(detail, cls) for detail in error.errors(include_url=False)]
+        lines = explanations(error.errors(include_url=False), cls)
         raise ConfigError("\n".join([f"{source}: {len(lines)} wrong", *(f"  {line}" for line in lines)])) from None
 
 

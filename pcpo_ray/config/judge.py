@@ -3,10 +3,20 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import StringConstraints
-
-from pcpo_ray.config.base import Count, NameOrPath, NonNegative, Number, Seconds, Unit, check_server, config
-from pcpo_ray.config.shipped import Label, Ranks, Scale, Scales, ShippedReward
+from pcpo_ray.config.base import (
+    Count,
+    Label,
+    NameOrPath,
+    NonNegative,
+    Number,
+    Seconds,
+    Unit,
+    Url,
+    VariableName,
+    check_server,
+    config,
+)
+from pcpo_ray.config.shipped import Ranks, Scale, Scales, ShippedReward
 
 
 @config
@@ -19,7 +29,7 @@ class Judge(ShippedReward):
     }
 
     kind: Literal["judge"]
-    url: Annotated[str, StringConstraints(pattern="^https?://")]
+    url: Url
     """The server's address, with /v1 where it has one."""
     model: str
     """The model's name on the server."""
@@ -31,7 +41,7 @@ class Judge(ShippedReward):
     """Its factor in the sum of all rewards; below 0 it is trained against."""
     label: Label = "judge"
     """The name of its scores."""
-    key: Annotated[str, StringConstraints(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    key: VariableName | None = None
     """The environment variable that holds the server's key, set where scorers run; null: none."""
     rounds: Count | None = None
     """With pairwise: rounds of N comparisons at random in a group of N images; null: every pair is compared."""

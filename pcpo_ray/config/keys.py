@@ -13,15 +13,19 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
 from pydantic import StringConstraints, WithJsonSchema
 
-from pcpo_ray.config.base import PathMark, Unit, kinds
+from pcpo_ray.config.base import InWords, PathMark, Unit, kinds
+from pcpo_ray.config.meant import KEY_OF
 from pcpo_ray.config.run import Run
 from pcpo_ray.errors import nearest_name
 
 OWN = "package.module:name"
 """A stand-in, in lists of kinds, for a class or function of the user's own."""
+
+MEANT = 3
+"""Most keys that an error guesses were meant."""
 
 ITEM = "N"
 """A stand-in, in paths, for a place in a list, counted from 0."""
@@ -83,7 +87,7 @@ def _below(cls: type, path: str, kind: str, seen: set[Any]) -> Iterator[Key | Ki
         yield Key(
             path=where,
             kind=kind,
-            type=_type(hint),
+            type=type_in_words(hint),
             default=_default(field),
             unit=_unit(hint),
             text=texts.get(field.name, ""),
@@ -119,13 +123,18 @@ def kind_names(cls: type) -> tuple[str, ...]:
 
 
 def keys_elsewhere(word: str) -> list[str]:
-    """Find the keys, anywhere in a config, that a word names, or else those that it nearly names or abbreviates."""
+    """Find the keys, anywhere in a config, that a word names, or else that it means, or nearly names or abbreviates.
+
+    In place of keys it may be an option of `pcpo-ray train`.
+    """
     paths = [key.path for key in every_key() if isinstance(key, Key)]
-    for same in (word.__eq__, lambda last: nearest_name(word, [last], least=0.8) is not None):
-        found = dict.fromkeys(path for path in paths if "." in path and same(path.rpartition(".")[2]))
-        if found:
-            return list(found)
-    return []
+    if word in paths:
+        return [word]
+    inner = {path: path.rpartition(".")[2] for path in paths if "." in path}
+    same = [path for path, last in inner.items() if last == word]
+    meant = [KEY_OF[word.lower()]] if word.lower() in KEY_OF else []
+    near = [path for path, last in inner.items() if nearest_name(word, [last], least=0.8)]
+    return list(dict.fromkeys(same or meant or near))
 
 
 def classes_in(hint: Any) -> list[type]:
@@ -168,26 +177,34 @@ def _is_list(hint: Any) -> bool:
     return get_origin(get_args(hint)[0] if get_origin(hint) is Annotated else hint) is tuple
 
 
-def _type(hint: Any) -> str:
+def type_in_words(hint: Any) -> str:
     """Describe a type: `integer >= 1`, `path or null`, `one of a, b`."""
     if get_origin(hint) is Annotated:
         plain, *marks = get_args(hint)
-        return _marked(_type(plain), plain, marks)
+        return _marked(type_in_words(plain), plain, marks)
     if get_origin(hint) in (Union, UnionType):
         parts = get_args(hint)
         if len(classes := [part for part in parts if classes_in(part)]) > 1:
             others = [part for part in parts if part not in classes]
-            return " or ".join(["mapping with `kind`", *(_type(part) for part in others)])
-        return " or ".join(_type(part) for part in parts)
+            return " or ".join(["mapping with `kind`", *(type_in_words(part) for part in others)])
+        return " or ".join(type_in_words(part) for part in parts)
     if get_origin(hint) is Literal:
         return " | ".join(f"`{value}`" for value in get_args(hint))
     if get_origin(hint) is tuple:
-        return f"list of {_plural(_type(get_args(hint)[0]))}"
+        return f"list of {_plural(type_in_words(get_args(hint)[0]))}"
     if get_origin(hint) is Mapping:
         return "mapping"
     if classes_in(hint):
         return "mapping"
-    return {int: "integer", float: "number", str: "text", bool: "`true` | `false`", NoneType: "`null`"}[hint]
+    words: Mapping[Any, str] = {
+        int: "integer",
+        float: "number",
+        str: "text",
+        bool: "`true` | `false`",
+        NoneType: "`null`",
+        Any: "anything",
+    }
+    return words[hint]
 
 
 def _plural(text: str) -> str:
@@ -210,7 +227,9 @@ def _marked(text: str, plain: Any, marks: list[Any]) -> str:
                 return f"`{OWN}`"
             case WithJsonSchema():
                 return " | ".join(f"`{one}`" for one in (*mark.json_schema["anyOf"][0]["enum"], OWN))  # type: ignore[index]
-            case MinLen():
+            case InWords():
+                return mark.text
+            case MinLen() | Len():
                 return f"{text}, at least {mark.min_length}"
     return f"{text} {', '.join(bounds)}" if bounds else text
 

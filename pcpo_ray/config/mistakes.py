@@ -3,11 +3,13 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pcpo_ray.config import Run
-from pcpo_ray.errors import nearest, nearest_name
+from pcpo_ray.config import Run, recipes
+from pcpo_ray.config.keys import MEANT, OWN, Key, Kind, every_key, keys_elsewhere, type_in_words
+from pcpo_ray.config.meant import as_own, kind_meant, own_meant
+from pcpo_ray.errors import nearest_name
 
 RENAMED = {"optimizer.updates": "optimizer.minibatches"}
 """Keys that had another name in an earlier version. The old names are refused, also in the config of a stored run.
@@ -15,53 +17,177 @@ RENAMED = {"optimizer.updates": "optimizer.minibatches"}
 To resume such a run, rename the key in its config.yaml: nothing else in the run's folder holds it.
 """
 
-MEANT = 3
-"""Most keys that an error guesses were meant."""
+MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
+UNKNOWN = "unexpected_keyword_argument"
+NO_DEFAULT = ": missing; it has no default"
+ARTICLES = {
+    "integer": "an",
+    "address": "an",
+    **dict.fromkeys(("number", "text", "path", "list", "mapping"), "a"),
+    "name": "the",
+}
 
 
-def explain(detail: Any, root: type) -> str:
-    """Explain one of pydantic's errors in a line: the full path, what was got and what was expected."""
-    keys, cls, annotation = _walk(detail["loc"], root)
-    path = ".".join(keys) or "config"
-    if detail["type"] == "unexpected_keyword_argument":
-        if path in RENAMED:
-            return f"{path}: got a key of an earlier version; it is now {RENAMED[path]}, so rename it where it is given"
-        known = [f.name for f in dataclasses.fields(cls)] if cls is not None else []
-        guess = nearest(keys[-1], known) or (_elsewhere(path) if root is Run else "")
-        return f"{path}: unknown key{guess}; expected one of {known}"
-    if detail["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{path}: missing; it has no default"
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The place of an error: its keys, the class that owns the last one, and that one's type.
+
+    `kinds` are the classes of the mapping that holds the key, where it may have one of several kinds.
+    """
+
+    keys: Sequence[str]
+    owner: type | None
+    type: Any
+    kinds: Sequence[type]
+
+    @property
+    def path(self) -> str:
+        return ".".join(self.keys) or "config"
+
+    @property
+    def above(self) -> str:
+        """The path of the mapping that holds the key."""
+        return ".".join(self.keys[:-1])
+
+
+def explanations(details: Sequence[Any], root: type) -> list[str]:
+    """Explain pydantic's errors, a line each: the full path, what was got and what was expected.
+
+    Several errors on one value, and keys that another kind of the same mapping left behind, make one line.
+    """
+    lines: list[str] = []
+    left: dict[str, tuple[Place, dict[str, Any]]] = {}
+    for detail in details:
+        if detail["type"] == "too_short" and any(detail["loc"] == other["loc"][:-1] for other in details):
+            continue  # pydantic counts only the items that are right
+        place = _walk(detail["loc"], root)
+        if detail["type"] == UNKNOWN and any(place.keys[-1] in _names(cls) for cls in place.kinds):
+            left.setdefault(place.above, (place, {}))[1][place.keys[-1]] = detail["input"]
+        else:
+            lines.append(_explained(detail, place, root))
+    lines += [_left_behind(place, keys) for place, keys in left.values()]
+    changed = tuple(f"{path}." for path in left)
+    return [line for line in dict.fromkeys(lines) if not (line.startswith(changed) and line.endswith(NO_DEFAULT))]
+
+
+def _explained(detail: Any, place: Place, root: type) -> str:
+    path, got = place.path, detail["input"]
+    if detail["type"] == UNKNOWN:
+        return _unknown(place, got, root)
+    if detail["type"] in MISSING:
+        return f"{path}{NO_DEFAULT}"
     if detail["type"].startswith("union_tag"):
-        tags = [tag for member in _members(annotation) for tag in _kinds(member)]
-        open_to_own = any(not _kinds(member) for member in _members(annotation))
-        got = detail["input"].get("kind") if isinstance(detail["input"], Mapping) else detail["input"]
-        guess = nearest(str(got), tags)
-        expected = [*tags, "package.module:name"] if open_to_own else tags
-        own = open_to_own and not guess and isinstance(got, str) and got.isidentifier()
-        hint = f"; name your own with its module, as in my_module:{got}" if own else ""
-        return f"{path}.kind: got {got!r}{guess}; expected one of {expected}{hint}"
-    if detail["type"] in ("dataclass_type", "model_attributes_type") and (sections := _members(annotation)):
-        return f"{path}: got {detail['input']!r}; expected {_below(path, sections, detail['input'])}"
+        return _unknown_kind(place, got)
+    if detail["type"] in ("dataclass_type", "model_attributes_type") and (sections := _members(place.type)):
+        null = " or null" if NoneType in get_args(place.type) else ""
+        return f"{path}: got {_said(got)}; expected {_below(path, sections, got)}{null}"
+    if detail["type"] == "invalid_key":
+        return f"{place.above or 'config'}: got the key {got!r}; expected texts as keys"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
-        return f"{path}: {message}" if keys else message  # a check of the whole run names its keys itself
-    return f"{path}: got {detail['input']!r}; {message[0].lower()}{message[1:]}"
+        return f"{path}: {message}" if place.keys else message  # a check of the whole run names its keys itself
+    return f"{path}: got {_said(got)}; expected {_expected(place, detail['type'], got)}"
 
 
-def _elsewhere(path: str) -> str:
-    """Name the key of another mapping that an unknown key stands for: learning_rate is optimizer.learning_rate."""
-    from pcpo_ray.config.keys import keys_elsewhere
+def _said(value: Any) -> str:
+    """Write a value as it stands in a config."""
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or value is True or value is False
+        else repr(value)
+    )
 
-    found = keys_elsewhere(path.rpartition(".")[2])
-    return f" (did you mean {' or '.join(found)}?)" if 0 < len(found) <= MEANT else ""
+
+def _unknown(place: Place, got: Any, root: type) -> str:
+    """Name the key that was meant by an unknown one: learning_rate is optimizer.learning_rate."""
+    if place.path in RENAMED:
+        new = RENAMED[place.path]
+        return f"{place.path}: got a key of an earlier version; it is now {new}, so rename it where it is given"
+    known = [] if place.owner is None else _names(place.owner)
+    guess = ""
+    if root is Run and place.owner is not None:
+        by_value = _named(list(every_key(place.owner, place.above)), got, exact=True)
+        elsewhere = [path for path in keys_elsewhere(place.keys[-1]) if path != place.path]
+        options = [by_value] if by_value else elsewhere if len(elsewhere) <= MEANT else []
+        guess = f" (did you mean {' or '.join(options)}?)" if options else ""
+    near = nearest_name(place.keys[-1], known, least=0.75 if guess else 0.6)
+    guess = f" (did you mean {near!r}?)" if near else guess
+    return f"{place.path}: unknown key{guess}; expected one of {known}"
+
+
+def _unknown_kind(place: Place, got: Any) -> str:
+    """Name the kind that was meant by an unknown one."""
+    members, path = _members(place.type), place.path
+    tags = [tag for member in members for tag in _tags(member)]
+    open_to_own = any(not _tags(member) for member in members)
+    word = got.get("kind") if isinstance(got, Mapping) else got
+    expected = f"expected one of {[*tags, OWN] if open_to_own else tags}"
+    of_prompts = place.keys[-1:] == ["prompts"]
+    if word is None:
+        return f"{path}.kind: missing; {expected}"
+    if of_prompts and (isinstance(word, list) or " " in str(word)):
+        return (
+            f"{path}: got {word!r:.100}; write your prompts into a file, one a line, and give that: {path}=prompts.txt"
+        )
+    own = own_meant(word) if open_to_own else ""
+    guess = own or kind_meant(path, str(word), [*tags, *(recipes.prompt_lists() if of_prompts else [])])
+    hint = as_own(word) if open_to_own and not guess else ""
+    files = f", a list ({', '.join(recipes.prompt_lists())}) or a file such as prompts.txt" if of_prompts else ""
+    return f"{path}.kind: got {word!r}{guess}; {expected}{files}{hint}"
+
+
+def _left_behind(place: Place, keys: Mapping[str, Any]) -> str:
+    """Say how to change the kind of a mapping whose other keys belong to another kind."""
+    tags = () if place.owner is None else _tags(place.owner)
+    here = tags[0] if tags else OWN
+    others = [cls for cls in place.kinds if set(keys) & set(_names(cls))]
+    of = [tag for cls in others for tag in _tags(cls)]
+    needed = [] if place.owner is None else [name for name in _names(place.owner, required=True) if name != "kind"]
+    whole = [_mapping(place.above, {"kind": here, **dict.fromkeys(needed, "...")})]
+    if len(of) == 1 and set(keys) <= set(_names(others[0])):
+        whole.append(_mapping(place.above, {"kind": of[0], **keys}))
+    kind, them = f"kind {here}" if tags else "a kind of your own", "it" if len(keys) == 1 else "them"
+    return (
+        f"{place.above}: {kind} has no {' and no '.join(keys)}, kind {' or '.join(of)} has; leave {them} out, or write "
+        f"the mapping whole: {' or '.join(whole)}"
+    )
+
+
+def _mapping(path: str, keys: Mapping[str, Any]) -> str:
+    return f"{path}={{{', '.join(f'{name}: {value}' for name, value in keys.items())}}}"
+
+
+def _expected(place: Place, kind: str, got: Any) -> str:
+    """Say what a key takes, and which of its words a value stands for."""
+    words = type_in_words(place.type).replace("`", "")
+    literals = _literals(place.type)
+    if literals and words == " | ".join(map(str, literals)):
+        words = f"one of {literals}"
+    elif article := ARTICLES.get(words.split()[0]):
+        words = f"{article} {words}"
+    if literals and isinstance(got, str):
+        path = place.above if place.keys[-1] == "kind" else place.path
+        words += kind_meant(path, got, [value for value in literals if isinstance(value, str)])
+    if kind == "finite_number":
+        words += ", and finite"
+    if kind == "tuple_type" and isinstance(got, str):
+        words += f"; a list of one is {place.path}=[{got}]"
+    if kind == "string_type" and isinstance(got, int | float):
+        words += f"; a text that looks like a number is quoted twice: '{place.path}=\"{got}\"'"
+    return words
+
+
+def _literals(hint: Any) -> list[Any]:
+    """List the values that a type allows by name, also as one of several types or within a list."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [value for part in get_args(hint) for value in _literals(part)]
 
 
 def _below(path: str, sections: Sequence[type], value: Any) -> str:
     """Name what a mapping may hold, and the key that was meant by a value: model=sd15 is model.path=sd15."""
-    from pcpo_ray.config.keys import Key, every_key
-
     if len(sections) > 1:
-        tags = [tag for section in sections for tag in _kinds(section)]
+        tags = [tag for section in sections for tag in _tags(section)]
         kind = nearest_name(str(value), tags)
         return f"a mapping with a kind, one of {tags}" + (f" (did you mean {path}.kind={kind}?)" if kind else "")
     found = list(every_key(sections[0], path))
@@ -71,24 +197,22 @@ def _below(path: str, sections: Sequence[type], value: Any) -> str:
     return listed + (f" (did you mean {guess}?)" if guess else "")
 
 
-def _named(found: Sequence[Any], value: Any) -> str:
+def _named(found: Sequence[Key | Kind], value: Any, *, exact: bool = False) -> str:
     """Find the key of which a text is one of the possible values: sampling=ddim is sampling.process.kind=ddim."""
-    from pcpo_ray.config.keys import Kind
-
     values = {
         (f"{key.path}.kind" if isinstance(key, Kind) else key.path, one): one
         for key in found
         for one in (key.names if isinstance(key, Kind) else re.findall(r"`([^`:]+)`", key.type))
         if one not in ("true", "false", "null")
     }
-    nearest_one = nearest_name(value, values.values()) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return ""
+    nearest_one = value if exact else nearest_name(value, values.values())
     return next((f"{path}={one}" for path, one in values if one == nearest_one), "")
 
 
-def _taking(found: Sequence[Any], names: Sequence[str], value: Any) -> str:
+def _taking(found: Sequence[Key | Kind], names: Sequence[str], value: Any) -> str:
     """Find the first key that takes a value of this type: a text near the top only, a number anywhere."""
-    from pcpo_ray.config.keys import Key
-
     match value:
         case bool():
             types: tuple[str, ...] = ()
@@ -106,18 +230,19 @@ def _taking(found: Sequence[Any], names: Sequence[str], value: Any) -> str:
     return ""
 
 
-def _walk(location: Sequence[Any], root: type) -> tuple[list[str], type | None, Any]:
-    """Follow a location to its keys without pydantic's union tags, the class that owns the last one, and its type."""
+def _walk(location: Sequence[Any], root: type) -> Place:
+    """Follow a location to its keys, without pydantic's tags of unions."""
     keys: list[str] = []
     annotation: Any = root
     owner: type | None = None
+    kinds: list[type] = []
     for part in location:
         options = _members(annotation)
-        tagged = [c for c in options if part in (c.__name__, *_kinds(c))]
+        tagged = [c for c in options if part in (c.__name__, *_tags(c))]
         if tagged and len(options) > 1:
-            annotation = tagged[0]
+            annotation, kinds = tagged[0], options
             continue
-        if not options and get_origin(annotation) in (Union, UnionType):
+        if not options and (get_origin(annotation) in (Union, UnionType) or not _holds(annotation)):
             continue  # one of a union of plain types, in pydantic's own words
         keys.append(str(part))
         plain_type = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
@@ -125,11 +250,19 @@ def _walk(location: Sequence[Any], root: type) -> tuple[list[str], type | None, 
             annotation = get_args(plain_type)[1]
             continue
         owner = options[0] if len(options) == 1 else None
+        if owner not in kinds:
+            kinds = []
         if isinstance(part, int):
             annotation = (get_args(plain_type) or (Any,))[0]
         elif owner is not None:
             annotation = get_type_hints(owner, include_extras=True).get(part, Any)
-    return keys, owner, annotation
+    return Place(keys=keys, owner=owner, type=annotation, kinds=kinds)
+
+
+def _holds(annotation: Any) -> bool:
+    """Return whether a type has places of its own: a list or a mapping."""
+    plain_type = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    return plain_type is Any or get_origin(plain_type) in (tuple, Mapping)
 
 
 def _members(annotation: Any) -> list[type]:
@@ -141,6 +274,13 @@ def _members(annotation: Any) -> list[type]:
     return [member for argument in get_args(annotation) for member in _members(argument)]
 
 
-def _kinds(cls: type) -> tuple[Any, ...]:
+def _tags(cls: type) -> tuple[Any, ...]:
     """List the values that a class accepts as its kind; none if it has no kind, or one that is any text."""
     return get_args(get_type_hints(cls).get("kind"))
+
+
+def _names(cls: type, *, required: bool = False) -> list[str]:
+    """List the keys of a class, or those without a default."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    absent = dataclasses.MISSING
+    return [f.name for f in fields if not required or (f.default is absent and f.default_factory is absent)]

@@ -15,6 +15,10 @@ from pcpo_ray.errors import ConfigError
 PACKAGE = Path(__file__).parents[1]
 STUDIES = "studies"
 PROMPTS = "prompts"
+MANY = 5
+"""The most files that a message names."""
+
+WRITE_ONE = "pcpo-ray init shapes_pcpo writes one to begin with; pcpo-ray recipes lists others"
 
 
 @lru_cache
@@ -46,11 +50,22 @@ def _named(pattern: str) -> list[str]:
 def located(place: str | Path) -> Path:
     """Return the path of a config file, or of the recipe or study of that name. Raises ConfigError if there is none."""
     path = Path(place)
-    if path.exists():
+    if path.is_dir() and str(place) not in (*names(), *studies()):
+        raise ConfigError(f"{path} is a folder; expected a config file{_inside(path)}")
+    if path.exists() and not path.is_dir():
         return path
     if str(place) in (*names(), *studies()):
         return folder() / f"{place}.yaml"
     raise ConfigError(f"no config file at {path}{_hint(path)}")
+
+
+def _inside(folder: Path) -> str:
+    """Point to the configs in a folder; a run's folder holds its own."""
+    found = sorted({*folder.glob("*.yaml"), *folder.glob("*.yml")})
+    if not found:
+        return f", or a recipe's name. {WRITE_ONE}"
+    names = ", ".join(map(str, found[:MANY])) + (", ..." if len(found) > MANY else "")
+    return f", such as one of those in it: {names}"
 
 
 def _hint(path: Path) -> str:
@@ -98,6 +113,23 @@ def commands(name: str) -> list[list[str]]:
     head = [line.removeprefix("#").strip() for line in itertools.takewhile(lambda one: one[:1] == "#", lines)]
     joined = re.sub(r"\\\n", " ", "\n".join(head)).splitlines()
     return [shlex.split(line) for line in joined if line.startswith(("hf ", "pcpo-ray "))]
+
+
+CARDS = {"24": "4090", "80": "A100-80"}
+"""The GPUs that `pcpo-ray plan` is asked about, by the GiB that the head of a recipe names."""
+
+
+def on_one_card(name: str) -> tuple[str, list[str]]:
+    """Return the smallest of the CARDS that a recipe fits on, and the overrides of the command at its head for that.
+
+    Those that share a card out among processes are left out: they are for Ray. Empty for a recipe that needs no GPU.
+    """
+    lines = (folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    for size, gpu in CARDS.items():
+        if found := re.search(rf"^# On one {size} GB card; plan:.*\n((?:#   .*\n)+)", lines, flags=re.MULTILINE):
+            words = shlex.split(re.sub(r"\\\n", " ", found[1].replace("#", "")))
+            return gpu, [word for word in words[3:] if not word.startswith("workers=")]
+    return "", []
 
 
 def downloads(name: str) -> list[str]:

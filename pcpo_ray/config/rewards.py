@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import StringConstraints
-
 from pcpo_ray.config.base import (
     ByKind,
     FilePath,
+    Label,
     NameOrPath,
     NonNegative,
     Number,
@@ -20,6 +19,8 @@ from pcpo_ray.config.base import (
     OwnKind,
     Seconds,
     Unit,
+    Url,
+    VariableName,
     check_server,
     config,
     kinds,
@@ -28,7 +29,7 @@ from pcpo_ray.config.base import (
 from pcpo_ray.config.judge import Judge
 from pcpo_ray.config.measured import Grain, Grid, Jpeg
 from pcpo_ray.config.packaged import Nsfw, Ocr
-from pcpo_ray.config.shipped import ClipModel, Embedded, Label, Ranks, Scale, Scales, ShippedReward
+from pcpo_ray.config.shipped import ClipModel, Embedded, Ranks, Scale, Scales, ShippedReward
 
 TOTAL = "reward"
 """The name of the weighted sum of a run's rewards, which stands beside their own names."""
@@ -254,7 +255,7 @@ class Remote(ShippedReward):
     scales: ClassVar[Scales] = {"remote": OWN_SCALE}
 
     kind: Literal["remote"]
-    url: Annotated[str, StringConstraints(pattern="^https?://")]
+    url: Url
     """The scorer's address."""
     weight: Number = 1.0
     """Its factor in the sum of all rewards; below 0 it is trained against."""
@@ -264,7 +265,7 @@ class Remote(ShippedReward):
     """The longest that an answer may take."""
     patience: Annotated[NonNegative, Unit("seconds")] = 300.0
     """The longest that the server may be away, as while it restarts."""
-    token: Annotated[str, StringConstraints(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    token: VariableName | None = None
     """The environment variable that holds the server's token, set where scorers run; null: none."""
     format: Literal["json", "npz"] = "json"
     """The format in which images are sent: JSON, or numpy's compressed arrays."""

@@ -3,9 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import StringConstraints
+from typing import Any, ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -15,9 +13,6 @@ class Scale:
     unit: str
     meaning: str
 
-
-Label = Annotated[str, StringConstraints(pattern=r"^[^\s\p{C}]+( [^\s\p{C}]+)*$")]
-"""A name that the user gives to a reward's scores: words with one space between."""
 
 Scales = Mapping[str, Scale]
 Worse = Literal["less", "more", "neither"]

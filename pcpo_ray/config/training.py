@@ -7,7 +7,7 @@ from annotated_types import Gt, Lt
 from pydantic import WithJsonSchema
 
 from pcpo_ray.config.base import NUMBER, Count, Fraction, NonNegative, NonNegativeInt, Options, Positive, Unit, config
-from pcpo_ray.errors import nearest
+from pcpo_ray.config.meant import as_own, kind_meant, own_meant
 
 
 @config
@@ -114,8 +114,8 @@ class Optimizer:
         shipped = get_args(ShippedOptimizer)
         if not self.own and self.kind not in shipped:
             raise ValueError(
-                f"kind is {self.kind!r}{nearest(self.kind, shipped)}; "
-                f"expected one of {[*shipped, 'package.module:Class']}"
+                f"kind is {self.kind!r}{own_meant(self.kind) or kind_meant('optimizer', self.kind, shipped)}; "
+                f"expected one of {[*shipped, 'package.module:Class']}{as_own(self.kind)}"
             )
         if not self.own and self.options:
             raise ValueError(

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pcpo_ray.config import recipes
+from pcpo_ray.config.prompts import SUFFIXES
 from pcpo_ray.data.types import Size
-from pcpo_ray.errors import PromptError
+from pcpo_ray.errors import PromptError, nearest
 
 POINTER = b"version https://git-lfs"
 
@@ -32,8 +34,10 @@ class FilePrompts:
 
 def read(path: Path, column: str = "prompt") -> FilePrompts:
     """Read the prompts of a file, in order, without empty lines. Raises PromptError naming the file and the row."""
+    if path.is_dir():
+        raise PromptError(f"{path} is a folder; expected a file of prompts{_beside(path)}")
     if not path.is_file():
-        raise PromptError(f"no prompt file at {path}")
+        raise PromptError(f"no prompt file at {path}{_guess(path)}")
     suffix = path.suffix.lower()
     if suffix in PACKED:
         raise PromptError(f"{path} is compressed or an archive; unpack it, and give the file that was in it")
@@ -50,6 +54,22 @@ def read(path: Path, column: str = "prompt") -> FilePrompts:
         return _prompts(path, column, readers[suffix](path, column))
     except OSError as error:
         raise PromptError(f"{path} cannot be read: {error}") from None
+
+
+def _guess(path: Path) -> str:
+    """Point to a file that may have been meant by a path, or say what would do."""
+    there = [found.name for found in path.parent.iterdir()] if path.parent.is_dir() else []
+    guess = nearest(path.name, [name for name in there if Path(name).suffix.lower() in SUFFIXES])
+    others, lists = ", ".join(SUFFIXES[1:]), " or ".join(recipes.prompt_lists())
+    return (
+        f"{guess}; expected a text file with a prompt a line, a file of {others}, or a list that comes along: {lists}"
+    )
+
+
+def _beside(folder: Path) -> str:
+    """Name a prompt file in a folder."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return f", such as {found[0]} in it" if found else ""
 
 
 def _prompts(path: Path, column: str, rows: Rows) -> FilePrompts:

@@ -120,10 +120,7 @@ def _check_kind(folder: Path, model: Model) -> dict[str, Any]:
     """Return the folder's model_index.json, which must be of the model's kind. Raises ModelError."""
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ModelError(
-            f"model.path {model.path!r}: no {index.name} in {folder}; expected a folder in diffusers' format "
-            "(pipe.save_pretrained(folder) writes one) or the name of a shipped model"
-        )
+        raise ModelError(f"model.path {model.path!r}: {files.no_model(folder)}")
     described = read_json(index)
     got, expected = described.get("_class_name"), class_of(model).pipeline_class
     if got != expected:

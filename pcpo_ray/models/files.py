@@ -6,15 +6,39 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pcpo_ray.errors import ModelError
+from pcpo_ray.errors import ModelError, nearest
 from pcpo_ray.models.described import POINTER, read_json
 
 WEIGHTS = (".safetensors", ".bin")
 VARIANT = re.compile(r"[^.]+?(?:-\d+-of-\d+)?(?:\.(?P<variant>.+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 """Names of weight files: `model.safetensors`, `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`."""
 
+SINGLE = (".safetensors", ".ckpt", ".pt", ".pth")
+"""Endings of the files that hold a whole model."""
+
+WANTED = "expected a folder in diffusers' format (pipe.save_pretrained(folder) writes one)"
+
 LEAST_LENGTH = 3
 """The fewest tokens of a text for CLIP: its beginning, one of its own, and its end."""
+
+
+def no_model(folder: Path) -> str:
+    """Say why a path is no model's folder, and what to give instead."""
+    hub = "or a model of the Hugging Face Hub as owner/name"
+    made_from = "model.path is then the folder, or the hub's id, of the model that it was made from"
+    if folder.is_file():
+        cure = f"give it as model.single_file={folder}; {made_from}" if folder.suffix in SINGLE else WANTED
+        return f"{folder} is a file; {cure}"
+    if not folder.exists():
+        there = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        return f"there is no such folder{nearest(folder.name, there)}; {WANTED}, the name of a shipped model, {hub}"
+    if below := sorted(path.parent for path in folder.glob("*/model_index.json")):
+        return f"{folder} has no model_index.json, and {below[0]} has one: give that"
+    if singles := sorted(path for path in folder.iterdir() if path.suffix in SINGLE):
+        return (
+            f"{folder} has no model_index.json; a file such as {singles[0]} is given as model.single_file; {made_from}"
+        )
+    return f"{folder} has no model_index.json; {WANTED}, {hub}"
 
 
 def check_parts(folder: Path, parts: Mapping[str, Any], *, weights: bool, variant: str | None) -> None:

@@ -4,12 +4,17 @@ Each process looks for itself, so that a worker on another machine takes what is
 the cache's place are huggingface_hub's own: HF_TOKEN or `hf auth login`, HF_ENDPOINT, HF_HOME.
 """
 
+import logging
+import re
 import shlex
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from pcpo_ray.config.base import HUB_ID
 from pcpo_ray.errors import ModelError
+
+AWAY = re.compile("Connect|Timeout|Network|Proxy")
+"""Names of the errors of HTTP clients for a server that does not answer."""
 
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 """Patterns of what `pcpo-ray plan` reads: configs, tokenizers and chat templates."""
@@ -58,12 +63,28 @@ def found(
     try:
         folder = _fetched(repository, weights=weights, variant=variant, unused=unused)
     except Exception as error:  # of the network, the hub and its client, each with errors of its own
-        reason = str(error).strip().partition("\n")[0]
-        raise _missing(
-            repository, f"{why}, and it could not be fetched: {type(error).__name__}: {reason}", fetch
-        ) from error
+        raise _missing(repository, f"{why}, and {_hindrance(error, repository)}", fetch) from error
     check(folder)
     return folder
+
+
+def _hindrance(error: BaseException, repository: str) -> str:
+    """Say in words why a model could not be fetched: their libraries wrap one error in another."""
+    from huggingface_hub import errors
+
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and seen not in chain:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    if any(isinstance(one, errors.GatedRepoError) for one in chain):
+        return f"it is gated: accept its terms at https://huggingface.co/{repository}, then hf auth login"
+    if any(isinstance(one, errors.RepositoryNotFoundError) for one in chain):
+        return "the hub has no model of that name, or it is a private one of somebody else's"
+    away = (ConnectionError, TimeoutError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
+    if any(isinstance(one, away) or AWAY.search(type(one).__name__) for one in chain):
+        return "the hub cannot be reached from here"
+    return f"it could not be fetched: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
 
 
 def _fetched(repository: str, *, weights: bool, variant: str | None, unused: Collection[str]) -> Path:
@@ -75,13 +96,18 @@ def _fetched(repository: str, *, weights: bool, variant: str | None, unused: Col
     from diffusers import DiffusionPipeline
 
     left_out = dict.fromkeys(unused)
-    return Path(DiffusionPipeline.download(repository, variant=variant, **left_out))
+    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # of a hub that is away we tell ourselves
+    try:
+        return Path(DiffusionPipeline.download(repository, variant=variant, **left_out))
+    finally:
+        logger.setLevel(before)
 
 
 def _missing(repository: str, why: str, fetch: str) -> ModelError:
     return ModelError(
-        f"model.path {repository!r}: there is no folder {Path(repository).absolute()}, and as a model of the Hugging "
-        f"Face Hub: {why}. Fetch it with: {fetch} (a gated model needs hf auth login "
-        "first), or give a folder in diffusers' format, which has a model_index.json (pipe.save_pretrained(folder) "
-        "writes one), or the name of a shipped model"
+        f"model.path {repository!r}: no folder {Path(repository).absolute()}; on the Hugging Face Hub: {why}. "
+        f"Fetch it with: {fetch} (a gated one needs hf auth login first), or give a folder in diffusers' format, with "
+        "a model_index.json, or the name of a shipped model"
     )

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 _hangs = False
@@ -12,6 +14,16 @@ def hangs() -> None:
     """Declare that a thread hangs which nothing can end."""
     global _hangs
     _hangs = True
+
+
+def deaf() -> None:
+    """Ignore Ctrl-C from here on: a command has ended, and only its last output is left to write.
+
+    Python puts the system's own handling in place while it ends, so that a Ctrl-C then would end the process as by a
+    signal, whatever its command's status.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

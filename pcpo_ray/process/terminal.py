@@ -170,6 +170,16 @@ def buffered_output() -> Iterator[None]:
             _streams.remove(stream)
 
 
+def joined() -> bool:
+    """Return whether standard output and error go to one place, as with 2>&1: what is told on one is read on both."""
+    if len(_streams) < 2 or any(stream.number is None for stream in _streams[-2:]):
+        return False
+    try:
+        return os.path.samestat(*(os.fstat(stream.fileno()) for stream in _streams[-2:]))
+    except OSError:  # closed
+        return False
+
+
 def heed() -> None:
     """Make a command that only shows something wait for its reader, and end when the reader does."""
     for stream in _streams:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import UInt8
 
 from pcpo_ray import config
+from pcpo_ray.config import fetch
 from pcpo_ray.errors import RewardError
 from pcpo_ray.process.own import unfound
 from pcpo_ray.process.plugins import explained, isolated, resolve_class
@@ -60,6 +61,10 @@ def check(reward: config.Reward) -> None:
                 f"the reward {reward.name} needs {', '.join(absent)}, which is not installed; "
                 f"pip install 'pcpo_ray[{reward.extra.name}]', here and where scorers run"
             )
+    if files := fetch.absent(reward):
+        raise RewardError(
+            "\n".join(f"no {one.key} of {reward.name} at {one.path}; fetch it with: {one.command}" for one in files)
+        )
     scorer = scorer_of(reward)
     if hasattr(scorer, "check"):
         scorer.check(reward)

@@ -33,6 +33,11 @@ def shown(value: float | None, form: str = ".4g") -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:{form}}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a count with its noun: 1 step, 2 steps."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 @dataclass(frozen=True)
 class Read:
     """The lines of a file, and the numbers (from 1) of lines that cannot be read, as after a power cut."""

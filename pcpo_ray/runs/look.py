@@ -35,6 +35,8 @@ BLOCK = 1 << 18
 TRACES = (writer.WRITER, STATUS, "inputs.json", "metrics.jsonl", "events.jsonl", "checkpoints")
 """Files that a run keeps beside its config; each run has one of them. A config.yaml alone may be any program's."""
 
+BEGIN = "begin one: pcpo-ray train shapes_pcpo --local"
+
 NONE = "none"
 """The state of a run that is not there."""
 
@@ -84,7 +86,8 @@ def no_run(place: str) -> RunError:
     by_name = {path.rpartition("/")[2]: path for path in reversed(there)}
     close = difflib.get_close_matches(folder.name, list(by_name), n=1)
     guess = f" (did you mean {by_name[close[0]]}?)" if close else ""
-    return RunError(f"there is no run at {place}{guess}; there are {_listed(there) or 'none'}")
+    others = f"there are {_listed(there)}" if there else f"there are none; {BEGIN}"
+    return RunError(f"there is no run at {place}{guess}; {others}")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ Everything that a run needs is in the package, so nothing is downloaded at first
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcpo_ray.errors import ModelError
+from pcpo_ray.errors import ModelError, nearest
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -28,5 +28,8 @@ def named(name: str, shipped: Sequence[Path]) -> Path:
     """Find the folder of that name. Raises ModelError, naming those there are, if it is not there."""
     found = {folder.name: folder for folder in shipped}
     if name not in found:
-        raise ModelError(f"got model {name!r}, expected one that the package ships: {', '.join(found) or 'none'}")
+        raise ModelError(
+            f"got model {name!r}{nearest(name, found)}, expected one that the package ships: "
+            f"{', '.join(found) or 'none'}; there is no file or folder of that name in {Path.cwd()} either"
+        )
     return found[name]

@@ -15,6 +15,8 @@ from pcpo_ray.config import TOTAL
 from pcpo_ray.data.types import Scored
 from pcpo_ray.data.updates import TrainingGroup
 from pcpo_ray.errors import RewardError
+from pcpo_ray.runs.lines import counted
+from pcpo_ray.training.dispatcher import why
 from pcpo_ray.training.own_advantage import OwnAdvantage
 from pcpo_ray.training.recorder import Recorder
 
@@ -58,7 +60,10 @@ def training_batch(
     """
     whole = [group for group in scored if not group.missing]
     if not whole:
-        raise RewardError(f"step {step}: all {len(scored)} groups miss scores: {dict(scored[0].failures)}")
+        raise RewardError(
+            f"step {step}: scores are missing in all of {counted(len(scored), 'group')}, so there is nothing to learn "
+            f"from: {why(scored[0].failures)}; mend the reward or its server"
+        )
     weights = {reward.name: reward.weight for reward in run.rewards}
     totals = _scores(whole, weights)
     prompts = [group.rollout.task.prompt.text for group in whole]

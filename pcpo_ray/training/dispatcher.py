@@ -12,6 +12,7 @@ from pcpo_ray.data.updates import Published, TrainingGroup, Update
 from pcpo_ray.errors import ClusterError, LearnerLostError, RewardError, TrainingError
 from pcpo_ray.metrics.catalogue import Phase
 from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs.lines import counted
 from pcpo_ray.training.counters import Counters
 from pcpo_ray.training.restarts import MAX_RESTARTS
 from pcpo_ray.training.scheduling.ledger import Ledger
@@ -32,11 +33,11 @@ def trouble(kind: str, details: Mapping[str, Any]) -> str:
     if kind in ("note", "recovered"):
         return f"{kind}: {details['message']}"
     if kind == "missing_scores":
-        return f"scores are missing, step {details['step']}, {_cut(details['prompt'], 60)!r}: {_why(details['causes'])}"
+        return f"scores are missing, step {details['step']}, {_cut(details['prompt'], 60)!r}: {why(details['causes'])}"
     return ""
 
 
-def _why(causes: Mapping[str, str]) -> str:
+def why(causes: Mapping[str, str]) -> str:
     """Name the rewards by their cause, in a line."""
     by_cause: dict[str, list[str]] = {}
     for reward, cause in causes.items():
@@ -284,6 +285,6 @@ class Dispatcher:
         )
         if self.failed_in_a_row > self.failures:
             self.exhausted = RewardError(
-                f"{self.failed_in_a_row} groups in a row miss scores (rollout.reward_failures={self.failures}); "
-                f"the last ones: {_why(scored.failures)}"
+                f"scores are missing in {counted(self.failed_in_a_row, 'group')} in a row (rollout.reward_failures="
+                f"{self.failures}): {why(scored.failures)}; mend the reward or its server"
             )

@@ -15,8 +15,10 @@ from pcpo_ray.config import TOTAL
 from pcpo_ray.data.prompts import PromptSource
 from pcpo_ray.data.tasks import evaluation_tasks, watched_training_tasks
 from pcpo_ray.data.types import Handle, Scored
+from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import quality
 from pcpo_ray.runs import intervals
+from pcpo_ray.runs.lines import counted
 from pcpo_ray.training.dispatcher import Dispatcher
 
 SHOWN = 8
@@ -103,6 +105,18 @@ def table(run: config.Run, scored: Sequence[Scored]) -> dict[str, Float[np.ndarr
     values = {name: np.array([group.scores[name] for group in scored], np.float64) for name in names}
     weights = {reward.name: reward.weight for reward in run.rewards}
     return {TOTAL: np.array([group.total(weights) for group in scored]), **values}
+
+
+def check_scored(run: config.Run, scored: Sequence[Scored]) -> None:
+    """Check that each reward that is trained on scores something. Raises RewardError."""
+    for reward in run.rewards:
+        causes = {group.failures[reward.name] for group in scored if reward.name in group.failures}
+        if causes and not any(np.isfinite(group.scores[reward.name]).any() for group in scored):
+            raise RewardError(
+                f"the reward {reward.name} scored none of the first evaluation's "
+                f"{counted(len(scored) * run.evaluation.images, 'image')}, so there is nothing to train on: "
+                f"{'; '.join(sorted(causes)[:SHOWN])}; mend it, so that it returns a number for what it can score"
+            )
 
 
 def columns(

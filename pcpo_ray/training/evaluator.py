@@ -76,6 +76,8 @@ class Evaluator:
         step = self.progress.step
         scored, seen, images = self._scored()
         shown = {place: images[place][0] for place in evaluation.shown(len(scored)) if place in images}
+        if step == 0:
+            evaluation.check_scored(self.run, scored)
         values = evaluation.table(self.run, scored)
         self.recorder.samples("evaluations.parquet", step, evaluation.columns(self.run, step, scored, values))
         if images:

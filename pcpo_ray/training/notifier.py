@@ -17,6 +17,7 @@ from pcpo_ray import config
 from pcpo_ray.config import TOTAL
 from pcpo_ray.data.records import EvaluationRecord, Event, Record
 from pcpo_ray.errors import ConfigError
+from pcpo_ray.runs.lines import counted
 
 TIMEOUT = 5.0
 """Seconds that one attempt may take."""
@@ -113,7 +114,7 @@ class Notifier:
             case "failed":
                 return "failed", f"FAILED after {at}: {details['error']}"
             case "finished":
-                return "finished", f"finished all of its {self.run.steps} steps{self._change()}"
+                return "finished", f"finished all of its {counted(self.run.steps, 'step')}{self._change()}"
             case "stopped":
                 return "stopped", f"stopped after {at}, with a checkpoint{self._change()}"
         return "", ""

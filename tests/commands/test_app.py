@@ -30,7 +30,7 @@ BAD = {
     "sampling.stpes=3": ["sampling.stpes", "did you mean 'steps'?"],
     "objective.clip_rnage=1": ["objective.clip_rnage", "did you mean 'clip_range'?"],
     "steps=several": ["steps", "got 'several'", "integer"],
-    "optimizer.learning_rate=-1": ["optimizer.learning_rate", "got -1", "greater than 0"],
+    "optimizer.learning_rate=-1": ["optimizer.learning_rate", "got -1", "number > 0"],
     "rewards=[{kind: clip_scroe}]": ["rewards.0.kind", "did you mean 'clip_score'?"],
     "rewards=[{kind: 'mine:Silent'}]": ["mine:Silent", "method score(self, images, prompts)"],
     "rewards=[{kind: 'mine:Narrow'}]": ["mine:Narrow", "method score(self, images, prompts)"],
@@ -40,7 +40,7 @@ BAD = {
     "prompts={kind: file, path: empty.txt}": ["empty.txt holds no prompts"],
     "prompts={kind: file, path: latin.txt}": ["latin.txt, line 1 cannot be read as UTF-8", "byte 3"],
     "evaluation.prompts={kind: file, path: empty.txt}": ["empty.txt holds no prompts"],
-    "model.path=absent/model": ["absent/model", "model_index.json", "diffusers' format"],
+    "model.path=./absent/model": ["absent/model", "there is no such folder", "diffusers' format"],
     "model.path=shapes-ds": ["shapes-ds", "shapes-sd"],
     "sampling.steps=1001": ["sampling.steps is 1001", "1000"],
     "sampling.steps=1000": ["sampling.steps is 1000", "steps_offset is 1", "0 to 999"],
@@ -62,6 +62,56 @@ def test_bad_input_is_one_clear_message_and_leaves_nothing_behind(command, hollo
     assert "Traceback" not in errors
     assert all(words in errors for words in BAD[override]), errors
     assert not (tmp_path / "runs").exists()
+
+
+def test_all_that_is_missing_is_named_at_once_with_its_download(command, tmp_path):
+    missing = ["model.path=./absent", "prompts=absent.txt", "evaluation.held_out=true", "evaluation.prompts=null"]
+    status, _, errors = command("train", "sd15_pcpo_aesthetic_reweight", *missing, "--local")
+    assert status == 1 and errors.startswith("error: 3 wrong\n")
+    for words in (
+        "there is no such folder",
+        "no head of aesthetic at",
+        "no model of aesthetic at",
+        "no prompt file at",
+    ):
+        assert errors.count(words) == 1
+    assert "fetch it with: hf download openai/clip-vit-large-patch14 --include '*.json'" in errors
+    assert "--local-dir models/clip-vit-large-patch14\n" in errors and not (tmp_path / "runs").exists()
+
+
+def test_a_reward_that_scores_nothing_ends_a_run_in_words_and_leaves_none(command, small_sd, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "class Nan:\n    def score(self, images, prompts):\n        return [float('nan')] * len(images)\n"
+    )
+    path = tmp_path / "small.yaml"
+    path.write_text(files.dump(small.run(small_sd, steps=1)))
+    for setting in ("rollout.reward_failures=3", "rollout.reward_failures=99"):
+        status, _, errors = command("train", path, "rewards=mine:Nan", setting, "--local")
+        assert status == 1 and " scores are nan or not finite; mend " in errors and "{" not in errors
+        assert not (tmp_path / "runs" / "small").exists()
+    assert "scored none of the first evaluation's" in errors
+
+
+CONFIGS = {
+    "folder": "folder is a folder; expected a config file, or a recipe's name. pcpo-ray init shapes_pcpo writes one",
+    "with": "with is a folder; expected a config file, such as one of those in it: with/a.yaml",
+    "empty.yaml": "empty.yaml is empty; expected keys such as name, model, rewards. pcpo-ray init shapes_pcpo",
+    "list.yaml": "list.yaml holds a list; expected keys",
+    "studies/aa": "is a study, and no run's config; compare its arms with: pcpo-ray study studies/aa",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_no_config_is_told_what_it_is(command, tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "with").mkdir()
+    (tmp_path / "with" / "a.yaml").touch()
+    (tmp_path / "empty.yaml").touch()
+    (tmp_path / "list.yaml").write_text("[1]")
+    status, _, errors = command("train", name, "--local")
+    assert status == 1 and CONFIGS[name] in errors
+    status, _, errors = command("study", "shapes_pcpo")
+    assert status == 1 and "is a run's config, and no study; train it with: pcpo-ray train" in errors
 
 
 def test_a_config_file_that_is_not_there_is_named(command):

@@ -42,6 +42,17 @@ def test_the_first_sign_comes_before_torch_is_loaded(first):
     assert "came to load torch" in done.stderr
 
 
+@pytest.mark.parametrize("form", [(), ("--log-json",)])
+def test_a_failure_is_told_once_where_both_streams_are_read(hollow, tmp_path, form):
+    raises = PROGRAM.replace("raise SystemExit(", "from pcpo_ray.errors import RunError; raise RunError(")
+    words = [sys.executable, "-c", raises.format(words=["train", str(hollow), "--local", *form])]
+    both = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, timeout=60)
+    assert both.returncode == 1 and both.stdout.count("came to load torch") == 1 and "failed: came" in both.stdout
+    apart = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert apart.returncode == 1 and "failed: came to load torch" in apart.stdout
+    assert apart.stderr == "error: came to load torch\n"
+
+
 def test_a_folder_that_is_there_or_is_not_is_said_before_ray_is_loaded(first, tmp_path):
     (tmp_path / "runs" / "small").mkdir(parents=True)
     done = first()

@@ -1,6 +1,7 @@
 """`list` and `status`: each state has its words and its exit code, and what to do next."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pcpo_ray.commands import look
 from pcpo_ray.commands.status_text import lines
 from pcpo_ray.config import files
 from pcpo_ray.runs import writer
-from tests.support import small
+from tests.support import ROOT, small
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("state", "code", "words"),
     [
-        ("finished", 11, "next       pcpo-ray evaluate runs/x"),
+        ("finished", 0, "next       pcpo-ray evaluate runs/x"),
         ("stopped", 12, "go on      pcpo-ray train x.yaml --resume"),
         ("failed", 13, "error      the disk is full"),
         ("training", 13, "ended without a last word"),  # and its process is gone
@@ -46,11 +47,11 @@ def test_a_run_that_has_ended_has_its_own_exit_code_and_a_next_command(command, 
         status, said, errors = command("status", name)
         assert (status, errors) == (code, "") and words in said
     assert json.loads(command("status", "x", "--json")[1])["run"] == "x"
-    assert command("status", "x", "--watch")[0] == (0 if state == "finished" else code)
+    assert command("status", "x", "--watch")[0] == code
 
 
-@pytest.mark.parametrize(("state", "code"), [("starting", 10), ("training", 0), ("evaluating", 0), ("stopping", 0)])
-def test_a_run_that_goes_on_is_0_and_one_that_starts_10(command, run, monkeypatch, state, code):
+@pytest.mark.parametrize(("state", "code"), [("starting", 10), ("training", 11), ("evaluating", 11), ("stopping", 11)])
+def test_a_run_that_goes_on_is_11_and_one_that_starts_10(command, run, monkeypatch, state, code):
     run("x", state)
     monkeypatch.setattr(writer, "held", lambda folder: True)
     assert command("status", "x")[0] == code
@@ -58,9 +59,24 @@ def test_a_run_that_goes_on_is_0_and_one_that_starts_10(command, run, monkeypatc
 
 def test_a_run_that_never_was_is_14_with_a_guess(command, run):
     run("demo", "finished")
-    status, said, _ = command("status", "dmeo")
-    assert status == 14 and "no run at dmeo (did you mean runs/demo?)" in said
+    status, said, errors = command("status", "dmeo")
+    assert (status, said) == (14, "") and errors.startswith("error: there is no run at dmeo (did you mean runs/demo?)")
     assert json.loads(command("status", "dmeo", "--json")[1]) == {"run": "dmeo", "state": "none"}
+
+
+def test_where_there_is_no_run_status_and_report_say_how_to_begin_one(command, run):
+    for verb, code in (("status", 14), ("report", 1), ("sample", 1)):
+        status, _, errors = command(verb, "mine", *(["a cat"] if verb == "sample" else []))
+        assert status == code and errors.startswith(
+            "error: there is no run at mine; there are none; begin one: pcpo-ray "
+        )
+
+
+def test_every_exit_code_of_status_is_in_its_help_and_in_the_guide():
+    codes = {str(code) for code in (*look.CODES.values(), look.GOES_ON)}
+    assert codes <= set(re.findall(r"\d+", look.EPILOG))
+    guide = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    assert codes == set(re.findall(r"^\| (\d+) \|", guide, flags=re.MULTILINE))
 
 
 def test_a_run_that_was_moved_is_continued_where_it_is_now(command, run):

@@ -28,6 +28,11 @@ def test_a_recipe_is_written_to_be_edited_and_never_over_another_file(command, t
     status, said, errors = command("init", "sd15_pcpo_hpsv21")
     assert (status, errors) == (0, "")
     assert "hf download stable-diffusion-v1-5/stable-diffusion-v1-5" in said
+    switches = "model.gradient_checkpointing=true model.vae_slicing=true"  # those of the recipe's head for 24 GB
+    assert said.endswith(
+        f"  pcpo-ray plan sd15_pcpo_hpsv21.yaml --gpu 4090 --local\n"
+        f"  pcpo-ray train sd15_pcpo_hpsv21.yaml {switches} --local\n"
+    )
     written = tmp_path / "sd15_pcpo_hpsv21.yaml"
     assert files.load(written) == files.load("sd15_pcpo_hpsv21")
     assert command("init", "sd15_pcpo_hpsv21")[0] == 0  # the same again changes nothing
@@ -35,6 +40,12 @@ def test_a_recipe_is_written_to_be_edited_and_never_over_another_file(command, t
     status, _, errors = command("init", "sd15_pcpo_hpsv21")
     assert status == 1 and "sd15_pcpo_hpsv21.yaml is there already, with other content" in errors
     assert written.read_text() == "mine: true\n"
+
+
+def test_a_recipe_without_a_gpu_is_written_with_its_command_alone(command):
+    assert command("init", "shapes_pcpo", "a.yaml")[1] == "wrote a.yaml\n  pcpo-ray train a.yaml --local\n"
+    assert recipes.on_one_card("flux_pcpo_hpsv21") == ("A100-80", ["model.vae_slicing=true"])
+    assert recipes.on_one_card("qwen_pcpo_ocr") == ("", [])
 
 
 def test_a_study_is_written_so_that_it_can_be_read_elsewhere(command, tmp_path):

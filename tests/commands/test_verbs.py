@@ -1,10 +1,13 @@
 """A verb that does not exist is told which was meant, and --help shows no type of a flag."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import typer
 
+from pcpo_ray import __version__
 from pcpo_ray.commands import app, verbs
 
 COMMANDS = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
@@ -33,6 +36,26 @@ def test_an_unknown_verb_names_its_cure(command, words, cure):
     status, _, errors = command(*words)
     assert status == 2 and "No such command" in errors
     assert cure in " ".join(re.sub("[│╭╮╰╯─]", " ", errors).split())
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (("report",), "Missing argument 'RUN'. pcpo-ray list shows which there are"),
+        (("evaluate",), "pcpo-ray list shows which there are"),
+        (("train",), "Missing argument 'CONFIG'. a file, or a recipe's name such as shapes_pcpo"),
+        (("init",), "Missing argument 'NAME'. pcpo-ray recipes lists them"),
+        (("study",), "such as studies/diffusion"),
+    ],
+)
+def test_an_argument_that_was_left_out_is_told_where_to_find_one(command, words, cure):
+    status, _, errors = command(*words)
+    assert status == 2 and cure in " ".join(re.sub("[│╭╮╰╯─]", " ", errors).split())
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "pcpo_ray", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"pcpo-ray {__version__}\n")
 
 
 @pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS), ("bench", "loop")])

@@ -61,7 +61,7 @@ def test_kinds_come_with_their_keys_and_the_users_own_last():
 MEANT = {
     "learning_rate=1e-3": ["learning_rate: unknown key (did you mean optimizer.learning_rate?)"],
     "optimizer.lr=1e-3": ["optimizer.lr: unknown key (did you mean 'learning_rate'?)"],
-    "lr=1e-3": ["did you mean objective.log_ratio or optimizer.learning_rate?"],
+    "lr=1e-3": ["lr: unknown key (did you mean optimizer.learning_rate?)"],
     "minibatchs=2": ["did you mean optimizer.minibatches?"],
     "sampling.max_gradient_norm=2": ["did you mean optimizer.max_gradient_norm?"],
     "count=3": ["did you mean evaluation.count or evaluation.quality.reference.count?"],
@@ -127,5 +127,5 @@ def test_numbers_are_those_that_people_mean(text, expected):
 
 
 def test_a_time_of_day_is_no_number():
-    with pytest.raises(ConfigError, match=r"steps: got '1:30'; input should be a valid integer"):
+    with pytest.raises(ConfigError, match=r"steps: got '1:30'; expected an integer >= 1"):
         files.load(SHAPES, ["steps=1:30"])

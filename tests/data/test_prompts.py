@@ -191,7 +191,7 @@ def test_files_that_cannot_be_used_are_named_with_what_is_wrong(tmp_path):
         "empty.json": "no prompts",
         "empty.jsonl": "no prompts",
         "blank.txt": "no prompts",
-        "nothing.txt": "no prompt file",
+        "nothing.txt": "no prompt file at .*; expected a text file with a prompt a line.*: animals or scenes",
         "empty.txt": "no prompts",
         "latin.txt": "UTF-8",
         "latin.csv": "UTF-8",

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pcpo_ray import models
+from pcpo_ray.config import paths
 from pcpo_ray.errors import ConfigError, ModelError
 from pcpo_ray.models.files import VARIANT
 from tests.support import small
@@ -161,3 +162,28 @@ def test_quantised_weights_are_refused_before_anything_is_loaded(small_sd, tmp_p
     folder = small.rewritten(small_sd, tmp_path, f"{part}/config.json", **quantised)
     with pytest.raises(ModelError, match=rf"{part}/config\.json has a quantization_config \(bitsandbytes\).*take the"):
         models.folder_of(small.run(folder).model, weights=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (
+            "sd15.safetensors",
+            "is a file; give it as model.single_file=.*sd15.safetensors; model.path is then the folder",
+        ),
+        ("notes.txt", "is a file; expected a folder in diffusers' format"),
+        ("./absnt", r"there is no such folder \(did you mean 'absent'\?\); expected a folder in diffusers' format"),
+        ("./absent", "absent has no model_index.json; expected a folder in diffusers' format"),
+        ("./above", r"above has no model_index.json, and .*above/model has one: give that"),
+        ("./singles", "singles has no model_index.json; a file such as .*one.ckpt is given as model.single_file"),
+    ],
+)
+def test_a_path_that_is_no_model_is_told_what_it_is(path, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("absent", "above/model", "singles"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("sd15.safetensors", "notes.txt", "above/model/model_index.json", "singles/one.ckpt"):
+        (tmp_path / file).touch()
+    model = paths.absolute(small.run("model", model__path=path)).model
+    with pytest.raises(ModelError, match=words):
+        models.folder_of(model)

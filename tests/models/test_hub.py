@@ -3,10 +3,13 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from pcpo_ray import models
 from pcpo_ray.config import files, paths
@@ -101,15 +104,24 @@ def test_online_a_model_is_fetched_once_and_what_hinders_that_is_said(cache, sma
         asked.append((repository, weights, variant))
         assert "safety_checker" in unused
         if repository == "acme/gated":
-            raise OSError("401 Client Error\nmore of it")
+            raise OSError("the model is not fully cached locally") from raised.pop()
         return put(small_sd, cache, "small-sd")
 
     monkeypatch.setattr(hub, "_fetched", fetched)
     model = small.run("acme/small-sd").model
     assert models.folder_of(model) == models.folder_of(model)
     assert asked == [("acme/small-sd", True, None)]
-    with pytest.raises(ModelError, match=r"could not be fetched: OSError: 401 Client Error\. Fetch it with"):
-        models.folder_of(dataclasses.replace(model, path="acme/gated"))
+    raised: list[Exception] = []
+    said: dict[str, Any] = {
+        r"it is gated: accept its terms at https://huggingface.co/acme/gated, then hf auth login": GatedRepoError,
+        "the hub has no model of that name, or it is a private one of somebody else's": RepositoryNotFoundError,
+        "the hub cannot be reached from here": ConnectionRefusedError,
+        "it could not be fetched: OSError: the model is not fully cached locally": ValueError,
+    }
+    for words, kind in said.items():
+        raised.append(kind("x", response=Mock()) if issubclass(kind, HfHubHTTPError) else kind("x"))
+        with pytest.raises(ModelError, match=rf"{words}\. Fetch it with"):
+            models.folder_of(dataclasses.replace(model, path="acme/gated"))
 
 
 @pytest.mark.parametrize("path", ["shapes-sd", "/data/sd", "./models/sd", "../sd", "a/b/c", "~/models"])

@@ -245,14 +245,24 @@ def test_grey_and_transparent_images_score_as_their_colours(clip_transformers):
     assert reward.score(transparent, TEXTS) == reward.score(PICTURES, TEXTS)
 
 
-def test_files_that_are_not_there_are_named_with_where_they_come_from(clip_transformers, tmp_path):
-    gone = str(tmp_path / "gone")
+def test_files_that_are_not_there_are_named_with_where_they_come_from(clip_transformers, head_file, tmp_path):
+    gone, there = str(tmp_path / "gone"), str(head_file)
     for kind, words in [
-        (config.Hps(kind="hps_v2.1", weights=gone), r"no HPS weights \(HPS_v2.1_compressed.pt.*gone"),
-        (config.Aesthetic(kind="aesthetic", head=gone, model="shapes-clip"), r"no aesthetic head .*gone"),
-        (config.Aesthetic(kind="aesthetic", head=gone, weights=gone), r"no CLIP weights of ViT-L-14-quickgelu"),
-        (config.PickScore(kind="pickscore", model=gone), "transformers"),
-        (config.PickScore(kind="pickscore", model=str(clip_transformers), processor=gone), "no processor at"),
+        (
+            config.Hps(kind="hps_v2.1", weights=gone),
+            rf"no weights of hps_v2.1 at {gone}; fetch it with: hf download xswu/HPSv2 HPS_v2.1_compressed.pt ",
+        ),
+        (
+            config.Aesthetic(kind="aesthetic", head=gone, model=gone),
+            r"no head of aesthetic at .*; fetch it with: hf download camenduru/.* sac\+logos\+ava1-l14-linearMSE.pth "
+            rf"--local-dir {tmp_path}\nno model of aesthetic .* openai/clip-vit-large-patch14 .* --local-dir {gone}",
+        ),
+        (config.Aesthetic(kind="aesthetic", head=there, weights=gone), r"no CLIP weights of ViT-L-14-quickgelu"),
+        (config.PickScore(kind="pickscore", model=gone), r"no model of pickscore .* yuvalkirstain/PickScore_v1 "),
+        (
+            config.PickScore(kind="pickscore", model=str(clip_transformers), processor=gone),
+            rf"no processor of pickscore .*laion/CLIP-ViT-H-14-laion2B-s32B-b79K .* --local-dir {gone}",
+        ),
     ]:
         with pytest.raises(RewardError, match=words):
             rewards.check(kind)

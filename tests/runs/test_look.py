@@ -146,7 +146,10 @@ def test_a_run_that_is_not_there_is_guessed_and_the_others_are_named(folder, mon
         "there is no run at runs, which holds runs: small; name one of them, such as runs/small"
     )
     monkeypatch.chdir("/")
-    assert str(look.no_run("nothing")) == "there is no run at nothing; there are none"
+    assert (
+        str(look.no_run("nothing"))
+        == "there is no run at nothing; there are none; begin one: pcpo-ray train shapes_pcpo --local"
+    )
 
 
 def test_a_folder_is_checked_before_anything_is_loaded(folder):

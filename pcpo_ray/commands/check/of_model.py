@@ -12,7 +12,6 @@ from pcpo_ray.commands.check.finding import Finding, judged
 from pcpo_ray.data import prompts
 from pcpo_ray.data.tensors import device_here
 from pcpo_ray.data.types import Task
-from pcpo_ray.errors import PcpoError
 from pcpo_ray.models import lora_file
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.sampler import Sampler
@@ -22,16 +21,11 @@ IMAGES = 2
 
 def files(run: config.Run) -> Iterator[Finding]:
     """Check every file that the run reads, its own code and its steps, each of which says itself what to do."""
-    wrong = []
-    for part in (*session.file_checks(run), lambda: session.check_steps(run)):
-        try:
-            part()
-        except PcpoError as error:
-            wrong.append(str(error))
+    wrong = session.faults((*session.file_checks(run), lambda: session.check_steps(run)))
     if not wrong:
         yield Finding(part="files", tried="all are there and are what they say", verdict="passed")
-    for text in dict.fromkeys(wrong):
-        yield Finding(part="files", tried="all are there and are what they say", verdict="failed", detail=text)
+    for error in wrong:
+        yield Finding(part="files", tried="all are there and are what they say", verdict="failed", detail=str(error))
 
 
 def adapter(run: config.Run) -> Finding:

@@ -20,6 +20,7 @@ NEEDED: dict[str, tuple[Callable[[Run], Memory | Store], Callable[[Run], Iterato
     "sampler": (roles.sampler, switches.for_sampler),
     "scorer": (roles.scorer, switches.for_scorer),
     "learner": (roles.learner, switches.for_learner),
+    "one process": (roles.one_process, switches.for_one_process),
     "object stores": (roles.store, switches.for_store),
 }
 """Functions for each thing a run needs memory for: its size, and the switches that make it smaller."""
@@ -32,8 +33,11 @@ class Plan:
     run: Run
     roles: tuple[Memory, ...]
     store: Store
+    """The object stores; with --local the groups that the process itself keeps."""
     largest: Size | None = None
     """The largest of the prompts' own sizes, for which `run` was planned."""
+    local: bool = False
+    """True for all roles in one process."""
 
     @property
     def main_memory(self) -> int:
@@ -64,12 +68,28 @@ class Fit:
         return self.needed <= self.room
 
 
-def plan(run: Run) -> Plan:
-    """Compute the memory a run will take. Raises a PcpoError if its config, model or rewards are wrong."""
+def plan(run: Run, *, local: bool = False) -> Plan:
+    """Compute the memory a run will take, or its process if it is `local`.
+
+    Raises a PcpoError if its config, model or rewards are wrong.
+    """
     run, largest = image_sizes.at_largest(run)
+    if local:
+        return Plan(run=run, roles=(roles.one_process(run),), store=roles.store(run), largest=largest, local=True)
     mini_batches.check_ranks(run, sizes.trained_steps(run))
     found = (roles.sampler(run), roles.scorer(run), roles.learner(run))
     return Plan(run=run, roles=found, store=roles.store(run), largest=largest)
+
+
+def in_one_process(run: Run, *, gpu: str | None) -> Run:
+    """Give each role the GPU that `train --local` would find. Raises ConfigError for several ranks."""
+    ranks = run.workers.learner.ranks
+    if ranks > 1:
+        raise ConfigError(
+            f"workers.learner.ranks is {ranks}, and one process has one rank; set workers.learner.ranks=1"
+        )
+    roles_with = [f"workers.{role}.gpus=1" for role in ("samplers", "scorers", "learner")]
+    return run if gpu is None else switches.changed(run, roles_with)
 
 
 def judge(planned: Plan, room: Budget) -> list[Fit]:
@@ -111,4 +131,4 @@ def together(planned: Plan, verdicts: list[Fit], room: Budget) -> tuple[Override
     overrides = switches.merged(
         override for verdict in verdicts for remedy in verdict.remedies[:1] for override in remedy.overrides
     )
-    return overrides, judge(plan(switches.changed(planned.run, overrides)), room)
+    return overrides, judge(plan(switches.changed(planned.run, overrides), local=planned.local), room)

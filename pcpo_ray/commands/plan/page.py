@@ -26,14 +26,17 @@ def show(planned: Plan, console: Console) -> None:
     """A table a role, and one of the object stores."""
     for role in planned.roles:
         console.print(role_table(role))
-    console.print(store_table(planned.store))
+    console.print(store_table(planned.store, local=planned.local))
     lines = []
     if planned.largest is not None:
         height, width = planned.largest
         lines.append(f"prompts bring sizes of their own, and all is planned at the largest, {height} x {width}")
     for name in scoring.unknown((*planned.run.rewards, *planned.run.evaluation.rewards)):
         lines.append(f"{name} is your own reward: what it takes is not counted")
-    lines.append(f"in the machines' memory, all processes and object stores together: {size(planned.main_memory)}")
+    where = (
+        "the machine's memory" if planned.local else "the machines' memory, all processes and object stores together"
+    )
+    lines.append(f"in {where}: {size(planned.main_memory)}")
     if any(not role.gpus for role in planned.roles):
         lines.append(
             "on CPUs this is what tensors take, beside Python and its libraries (some 0.6 GiB a process). glibc keeps "
@@ -51,7 +54,7 @@ def show(planned: Plan, console: Console) -> None:
 
 def role_table(role: Memory) -> Table:
     on = "CPU" if not role.gpus else "GPU" if role.gpus >= 1 else f"{role.gpus:g} of a GPU"
-    table = _table(f"{role.role} on {on}, each of {role.processes}")
+    table = _table(f"{role.role} on {on}" + (f", each of {role.processes}" if role.processes > 1 else ""))
     for name, count in role.held.items():
         table.add_row(escape(name), size(count), "")
     for name, count in role.phases.items():
@@ -62,15 +65,16 @@ def role_table(role: Memory) -> Table:
     return table
 
 
-def store_table(store: Store) -> Table:
-    table = _table("object stores, all nodes together")
+def store_table(store: Store, *, local: bool = False) -> Table:
+    table = _table("kept in main memory" if local else "object stores, all nodes together")
     table.add_row("groups sampled and not yet learned", size(store.groups), "")
     table.add_row("  of it a group's trajectory", size(store.trajectory), "each")
     table.add_row("  of it a group's pictures", size(store.images), "each")
     for name, count in store.others.items():
         table.add_row(escape(name), size(count), "")
     table.add_row("[bold]at most", f"[bold]{size(store.total)}", "")
-    table.add_row("room that they need", size(store.needed), f"{ROLLOUT_STORE_FRACTION:.0%} for groups")
+    if not local:
+        table.add_row("room that they need", size(store.needed), f"{ROLLOUT_STORE_FRACTION:.0%} for groups")
     return table
 
 

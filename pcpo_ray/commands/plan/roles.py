@@ -173,6 +173,19 @@ def sampler(run: Run) -> Memory:
     )
 
 
+def one_process(run: Run) -> Memory:
+    """Return the memory of the process of a run with --local: all roles hold theirs, and work in turns."""
+    found = (sampler(run), scorer(run), learner(run))
+
+    def named(part: str) -> dict[str, int]:
+        return {f"{one.role}: {name}": size for one in found for name, size in getattr(one, part).items()}
+
+    gpus = 1.0 if any(one.gpus for one in found) else 0.0
+    return Memory(
+        role="one process", processes=1, gpus=gpus, held=named("held"), phases=named("phases"), beside=named("beside")
+    )
+
+
 def evaluating(run: Run, *, gpu: bool) -> dict[str, int]:
     """Return the phase of an evaluation with its own sampling; nothing if it samples as training does."""
     if run.evaluation.sampling is None:

@@ -105,6 +105,12 @@ def for_scorer(run: Run) -> Iterator[Overrides]:
     yield from _whole_gpu("scorers", run.workers.scorers.gpus)
 
 
+def for_one_process(run: Run) -> Iterator[Overrides]:
+    """Switches of the learner and the sampler, but for those that use more GPUs."""
+    both = dict.fromkeys((*for_learner(run), *for_sampler(run)))
+    yield from (one for one in both if not any(override.startswith("workers.") for override in one))
+
+
 def for_store(run: Run) -> Iterator[Overrides]:
     """Less ahead, fewer steps of each trajectory, fewer prompts a batch."""
     for staleness in range(run.rollout.max_staleness - 1, -1, -1):

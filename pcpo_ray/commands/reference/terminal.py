@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pcpo_ray.config.keys import ITEM, Key, Kind, every_key
+from pcpo_ray.config.keys import ITEM, MEANT, Key, Kind, every_key, keys_elsewhere
 from pcpo_ray.errors import ConfigError, nearest_name
 
 
@@ -39,21 +39,17 @@ def chosen(asked: str | None) -> list[Key | Kind]:
     wanted = ".".join(ITEM if part.isdigit() else part for part in asked.split("."))
     found = [one for one in every if one.path == wanted or one.path.startswith(f"{wanted}.")]
     if not found:
-        paths = [one.path for one in every if isinstance(one, Key)]
-        last = [path for path in paths if path.rpartition(".")[2] == wanted]
-        guess = last[0] if last else nearest_name(wanted, paths) or _by_last(wanted, paths)
-        raise ConfigError(
-            f"no key {asked!r} in a config" + (f" (did you mean {guess}?)" if guess else "") + "; pcpo-ray config "
-            "lists those at the top"
-        )
+        raise ConfigError(f"no key {asked!r} in a config{_guess(wanted)}; pcpo-ray config lists those at the top")
     return found
 
 
-def _by_last(wanted: str, paths: Sequence[str]) -> str | None:
-    """Find the key whose last part is nearest to the last part of the one asked for."""
-    by_last = {path.rpartition(".")[2]: path for path in paths}
-    found = nearest_name(wanted.rpartition(".")[2], by_last)
-    return by_last[found] if found else None
+def _guess(wanted: str) -> str:
+    """Give ` (did you mean ...?)` for the keys that an unknown path may mean, or nothing."""
+    paths = [one.path for one in every_key() if isinstance(one, Key)]
+    found = keys_elsewhere(wanted.rpartition(".")[2])
+    near = nearest_name(wanted, paths)
+    guesses = found[:MEANT] if found else [near] if near else []
+    return f" (did you mean {' or '.join(guesses)}?)" if guesses else ""
 
 
 def _row(one: Key | Kind) -> tuple[Text, Text]:

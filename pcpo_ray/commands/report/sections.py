@@ -11,6 +11,7 @@ from pcpo_ray import config
 from pcpo_ray.commands.report import charts
 from pcpo_ray.config import TOTAL
 from pcpo_ray.config.rewards import OWN_SCALE
+from pcpo_ray.runs.lines import counted
 from pcpo_ray.runs.records import Record
 
 ENDINGS = ("finished", "stopped", "rolled_back", "failed")
@@ -86,7 +87,7 @@ def state(record: Record) -> str:
         case {"alarm": alarm}:
             return f"The run was ended {done} by its monitors: {alarm}."
         case {"kind": "finished"}:
-            return f"The run finished all of its {record.run.steps} steps."
+            return f"The run finished all of its {counted(record.run.steps, 'step')}."
         case {"kind": "stopped"}:
             return f"The run was stopped {done}; it can go on with --resume."
         case {"kind": "failed", "error": error}:

@@ -124,7 +124,10 @@ class Planned:
 def load(path: Path) -> Study:
     """Read the study in a YAML file, or a shipped one by its name, with its base in full. Raises ConfigError."""
     path = recipes.located(path)
-    study = files.parse_as(Study, files.read(path), source=str(path))
+    data = files.read(path)
+    if "model" in data and "arms" not in data:
+        raise ConfigError(f"{path} is a run's config, and no study; train it with: pcpo-ray train {path}")
+    study = files.parse_as(Study, data, source=str(path))
     if isinstance(study.base, str):
         named = study.base in recipes.names() and not (path.parent / study.base).exists()
         study = replace(study, base=files.read(study.base if named else path.parent / study.base))

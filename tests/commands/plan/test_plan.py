@@ -140,7 +140,32 @@ def test_a_recorded_run_and_a_probe_give_speeds_and_a_ratio(command, small_sd, t
     assert "take turns (rollout.max_staleness=0)" in command("plan", path, "--from", "runs/small")[1]
 
 
+def test_one_process_holds_what_all_roles_hold_and_works_in_turns(command, path):
+    run = files.load(path, GPU)
+    apart, together = plan.plan(run).roles, plan.plan(run, local=True)
+    (one,) = together.roles
+    assert sum(one.held.values()) == sum(sum(role.held.values()) for role in apart)
+    assert max(one.phases.values()) == max(size for role in apart for size in role.phases.values())
+    status, said, errors = command("plan", path, "--gpu", "4090", "--local")  # though its roles have no GPU on Ray
+    assert (status, errors) == (0, "") and "one process on GPU" in said and "one process: fits, " in said
+    assert "object stores" not in said and "all on one, in one process: add --local" not in said
+    assert "all on one, in one process: add --local" in command("plan", path, *GPU, "--gpu", "4090")[1]
+
+
+def test_one_process_that_does_not_fit_is_told_its_switches(path):
+    run = files.load(path, GPU)
+    switches = list(plan.switches.for_one_process(run))
+    totals = {one: roles.one_process(plan.switches.changed(run, one)).total for one in switches}
+    least = min(totals.values())
+    assert least < plan.plan(run, local=True).roles[0].total
+    found = plan.switches.remedies(run, switches, lambda other: (roles.one_process(other).total, least))
+    assert found and totals[found[0].overrides] == found[0].needed == least
+    assert not any(override.startswith("workers.") for one in switches for override in one)
+
+
 BAD = {
+    ("--local", "--probe"): ["got --local, which plans the memory of one process; leave out --probe"],
+    ("--local", "workers.learner.ranks=2", "workers.learner.strategy=fsdp2"): ["one process has one rank"],
     ("sampling.stpes=3",): ["sampling.stpes", "did you mean 'steps'?"],
     ("model.path=absent/model",): ["absent/model", "model_index.json", "diffusers' format"],
     ("rewards=[{kind: clip_score, model: absent}]",): ["'absent'", "shapes-clip"],
