@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pcpo_ray.runs.folder import RunFolder
     from pcpo_ray.workers.learner.distributed import Rank
     from pcpo_ray.workers.packing import PackedTrajectory
+    from pcpo_ray.workers.sampler import Sampler
 
 PULL_TIMEOUT, SLOWEST = 600.0, 50e6
 """Seconds, and bytes a second, in which the slowest network that is waited for brings what a worker asks for."""
@@ -118,18 +119,15 @@ class SampleReport:
     checksum: str
     seconds: float
     worker: str
+    lent: bool
 
 
-class SamplerActor(Worker):
-    """A sampler's process."""
+class SamplingWorker(Worker):
+    """The base of the actors that sample: samplers, and the learner's ranks where they are lent to the samplers."""
 
-    def load(self) -> None:
-        device = self.setup_device(self.run.workers.samplers)
-        from pcpo_ray.workers.packing import pack_trajectory
-        from pcpo_ray.workers.sampler import Sampler
-
-        self.pack = pack_trajectory
-        self.sampler = Sampler(self.run, device)
+    sampler: "Sampler"
+    lent = False
+    """True for a rank of the learner."""
 
     def sample(
         self, task: Task, checksum: str, pulled: Sequence[ray.ObjectRef]
@@ -140,23 +138,36 @@ class SamplerActor(Worker):
         They are opened here, between two tasks, if they are not loaded yet. The checksum decides, not the version: a
         new learner counts versions anew. Raises WeightsGoneError.
         """
+        from pcpo_ray.workers.packing import pack_trajectory
+
         started = time.perf_counter()
-        if self.sampler.loaded != checksum:
+        if not self.sampler.holds(checksum):
             self.pull(task.version, pulled)
         self.sampler.prepare(task)
         trajectory, images = self.sampler.sample(task)
-        packed = None if trajectory is None else self.pack(self.sampler.policy, task, trajectory)
+        packed = None if trajectory is None else pack_trajectory(self.sampler.policy, task, trajectory)
         made = SampleReport(
             bytes=images.nbytes + (0 if packed is None else packed.bytes),
             checksum=self.sampler.loaded or "",
             seconds=time.perf_counter() - started,
             worker=self.name,
+            lent=self.lent,
         )
         return made, packed, images
 
     def pull(self, version: int, pulled: Sequence[ray.ObjectRef]) -> str:
         """Load a version's weights from the object store; return their checksum. Raises WeightsGoneError."""
         return self.sampler.load(pulled_weights(version, pulled))
+
+
+class SamplerActor(SamplingWorker):
+    """A sampler's process."""
+
+    def load(self) -> None:
+        device = self.setup_device(self.run.workers.samplers)
+        from pcpo_ray.workers.sampler import Sampler
+
+        self.sampler = Sampler(self.run, device)
 
     def ping(self) -> None:
         """Answer between tasks: an idle sampler does so at once."""
@@ -202,8 +213,10 @@ class ScorerActor(Worker):
         return scores, failures, measured, self.scorer.tokens(), time.perf_counter() - started
 
 
-class LearnerActor(Worker):
+class LearnerActor(SamplingWorker):
     """The process of one of the learner's ranks; `index` is its place among them."""
+
+    lent = True
 
     def __init__(self, run: config.Run, name: str, search_path: str, index: int) -> None:
         super().__init__(run, name, search_path)
@@ -261,6 +274,27 @@ class LearnerActor(Worker):
         from pcpo_ray.workers.learner.learner import ALONE, Learner
 
         self.learner = Learner(self.run, device, self.rank or ALONE)
+        if self.run.workers.learner.samples:
+            self.sampler = self.learner.lend()
+
+    def sample(
+        self, task: Task, checksum: str, pulled: Sequence[ray.ObjectRef]
+    ) -> "tuple[SampleReport, PackedTrajectory | None, np.ndarray]":
+        """Sample a group with the learner's network, and as many threads as a sampler."""
+        import torch
+
+        torch.set_num_threads(self.run.workers.samplers.threads)
+        try:
+            return super().sample(task, checksum, pulled)
+        finally:
+            torch.set_num_threads(self.run.workers.learner.threads)
+
+    def prove(self, manifest: Manifest) -> str:
+        """Show that this rank's network holds these weights, and can be sampled with; all ranks are asked together."""
+        return self.learner.prove(manifest)
+
+    def idle(self) -> None:
+        """Answer once every task that this rank was given is done."""
 
     def hold(self, references: Mapping[int, ray.ObjectRef], size: int) -> list[int]:
         """Fetch the trajectories that this rank learns from, by the groups' places; return the places of lost ones.

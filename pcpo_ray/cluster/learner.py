@@ -5,8 +5,9 @@ could cost anything. Every call may be made twice: when a rank was out of reach 
 answer again, and the rank does not repeat the work.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,8 @@ from pcpo_ray.cluster.actors import LearnerActor
 from pcpo_ray.cluster.failures import DEAF, brief, cause_of
 from pcpo_ray.cluster.head import Head
 from pcpo_ray.cluster.launch import BEAT, Launcher, end
+from pcpo_ray.cluster.pool import WorkerPool
+from pcpo_ray.data.types import Rollout, Task
 from pcpo_ray.data.updates import DriverState, TrainingGroup, Update
 from pcpo_ray.data.weights import Manifest
 from pcpo_ray.errors import ClusterError, LearnerLostError, PcpoError, RolloutsLostError
@@ -86,18 +89,24 @@ Versions = dict[tuple[int, bool], Stored]
 """The weights that samplers can load, by version and whether it is the EMA."""
 
 
+Samplers = WorkerPool[Task, Rollout]
+"""The pool that ranks are lent to."""
+
+
 class RayLearner:
     """The learner's rank actors. Where one is lost, silent or broken, `recover` replaces all: none goes on alone.
 
-    `versions` are the published weights: a checkpoint holds those that its begun batches need.
+    `versions` are the published weights: a checkpoint holds those that its begun batches need. Ranks that sample too
+    (workers.learner.samples) are lent to `borrower` between updates.
     """
 
-    def __init__(self, launcher: Launcher, versions: Versions, head: Head) -> None:
+    def __init__(self, launcher: Launcher, versions: Versions, head: Head, borrower: Callable[[], Samplers]) -> None:
         self.launcher, self.head = launcher, head
         self.run = launcher.run
         self.workers = launcher.run.workers
         self.role = launcher.run.workers.learner
         self.versions = versions
+        self.borrower = borrower
         self.draining: set[str] = set()
         """Nodes that were told to leave."""
         self.numbered = 0
@@ -146,6 +155,7 @@ class RayLearner:
         versions = [weighted.rollout.task.version for weighted in batch]
         advantages = [list(weighted.advantages) for weighted in batch]
         self.begun = step, versions, advantages
+        self.borrower().withdraw()
         images, count = [len(values) for values in advantages], len(self.actors)
         trained = steps.trained_steps(self.run) if count > 1 else 1  # one rank learns all, whatever their number
         for rank in range(count):
@@ -178,6 +188,7 @@ class RayLearner:
                 self.running = self._ask_all("update", *self.begun, awaited="the update")
                 return None
             self._forget_update()
+            self._lend()  # the groups are sampled again, before anything is learned
             raise RolloutsLostError(f"the trajectories of {len(lost)} groups are gone", lost)
         self._forget_update()
         update: Update = answers[0]
@@ -188,6 +199,10 @@ class RayLearner:
 
     def snapshot(self, *, averaged: bool) -> Stored:
         """Have the first rank put its weights, or their EMA, into the object store; the driver owns them."""
+        with self._ranks_together():
+            return self._snapshot(averaged)
+
+    def _snapshot(self, averaged: bool) -> Stored:
         awaited = "the learner's weights"
         asked = self._ask(0, "weights", averaged, awaited=awaited, returns=1 + self._buckets())
         sharded = self.role.strategy == "fsdp2"
@@ -219,13 +234,11 @@ class RayLearner:
         saved, here, seconds = folder.checkpoint(state.step), folder.here(), self._disk_seconds(len(state.older))
         older = [list(self.versions[version, False].references) for version in state.older]
         count = len(self.actors) if self.role.strategy == "fsdp2" else 1
-        self._all(
-            [
-                self._ask(index, "save", here, state, [] if index else older, awaited=f"the learner to save {saved}")
-                for index in range(count)
-            ],
-            seconds,
-        )
+        with self._ranks_together():
+            awaited = f"the learner to save {saved}"
+            shares = [older, *[[]] * (count - 1)]
+            asked = [self._ask(n, "save", here, state, own, awaited=awaited) for n, own in enumerate(shares)]
+            self._all(asked, seconds)
         folder.check_saved(state.step)
 
     def restore(self, folder: RunFolder, step: int) -> DriverState:
@@ -236,6 +249,7 @@ class RayLearner:
 
     def recover(self, serve: Callable[[], None]) -> None:
         self.head.wait()
+        self.borrower().dismiss()
         self.close()
         self.versions.clear()
         self._start()
@@ -256,6 +270,33 @@ class RayLearner:
             raise
         except PcpoError as error:
             raise LearnerLostError(f"a new learner could not start: {error}") from error
+
+    def lend(self, manifest: Manifest) -> None:
+        """Lend the ranks to the samplers, once each has shown that it holds these weights; nothing if they only learn.
+
+        Raises WeightsError where one holds others, and LearnerLostError.
+        """
+        if self.role.samples:
+            self._all(self._ask_all("prove", manifest, awaited=f"the ranks to prove version {manifest.version}"))
+            self._lend()
+
+    def _lend(self) -> None:
+        if self.role.samples:
+            self.borrower().lend({f"learner-{index}": actor for index, actor in enumerate(self.actors)})
+
+    @contextlib.contextmanager
+    def _ranks_together(self) -> Iterator[None]:
+        """Have ranks that need each other's parameters finish their tasks first; they are lent again afterwards.
+
+        Otherwise one would wait in a collective, which has a deadline, while another samples.
+        """
+        if not (self.role.samples and self.role.strategy == "fsdp2" and self.borrower().status().lent):
+            yield
+            return
+        self.borrower().withdraw()
+        self._all(self._ask_all("idle", awaited="the ranks to finish their tasks"))
+        yield
+        self._lend()
 
     def leaving(self) -> bool:
         return any(node in self.draining for node in self.nodes.values())

@@ -6,7 +6,7 @@ a second worker, or the only one once more, says so too.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, assert_never
 
@@ -58,6 +58,8 @@ class WorkerPool(Generic[Item, Result]):
         self.name, self.launch, self.send, self.first = name, launch, send, first
         self.pool: Pool[Item] = Pool(name, Limits(silence=silence, start=start), hint)
         self.actors: dict[str, Any] = {}
+        self.borrowed: set[str] = set()
+        """The actors of another role: their end is that role's to decide on."""
         self.nodes: dict[str, str] = {}
         self.calls: dict[ray.ObjectRef, Call[Item, Result]] = {}
         self.beats: dict[ray.ObjectRef, str] = {}
@@ -108,14 +110,41 @@ class WorkerPool(Generic[Item, Result]):
         self.pool.resize(workers, time.monotonic())
         self._perform()
 
+    def lend(self, actors: Mapping[str, Any]) -> None:
+        """Send items to actors of another role too, until they are withdrawn."""
+        self.actors.update(actors)
+        self.borrowed.update(actors)
+        for worker in actors:
+            self.pool.lend(worker, time.monotonic())
+        self._perform()
+
+    def withdraw(self) -> None:
+        """Send nothing more to lent actors. They finish what they hold, and its results are collected."""
+        for worker in self.borrowed:
+            self.pool.withdraw(worker)
+
+    def dismiss(self) -> None:
+        """Forget lent actors that are about to end; what they hold is for others to do."""
+        for worker in self.borrowed:
+            self._forget(worker)
+            self.pool.died(worker, "its learner was lost", time.monotonic())
+        self.borrowed.clear()
+
+    @property
+    def own(self) -> int:
+        """Count the pool's own workers, also those without a place."""
+        return len(self.pool.workers.keys() - self.borrowed)
+
     def status(self) -> PoolStatus:
         """Return how many workers there are, how many there should be, and what was restarted and retried."""
         pool, there = self.pool, self.pool.workers.values()
         ready = tuple(name for name, worker in pool.workers.items() if worker.state is WorkerState.READY)
+        lent = len(self.borrowed.intersection(ready))
         retries = {outcome: dict(causes) for outcome, causes in pool.retries.items()}
         return PoolStatus(
             wanted=pool.wanted,
-            ready=len(ready),
+            ready=len(ready) - lent,
+            lent=lent,
             workers=ready,
             unplaced=sum(worker.state is WorkerState.STARTING and worker.placed is None for worker in there),
             room=self.room,
@@ -124,9 +153,9 @@ class WorkerPool(Generic[Item, Result]):
         )
 
     def members(self) -> dict[str, Any]:
-        """Return the actors that have started, by name."""
+        """Return the pool's own actors that have started, by name."""
         started = [name for name, worker in self.pool.workers.items() if worker.state is not WorkerState.STARTING]
-        return {name: self.actors[name] for name in started}
+        return {name: self.actors[name] for name in started if name not in self.borrowed}
 
     def references(self) -> list[ray.ObjectRef]:
         """Return the references to wait for."""
@@ -200,8 +229,9 @@ class WorkerPool(Generic[Item, Result]):
             value = ray.get(reference)
         except exceptions.RayError as error:
             cause = cause_of(error)
-            # out of reach, it may have the task or not; another worker is cheaper than to find out
-            if is_gone(cause) or isinstance(cause, exceptions.ActorUnavailableError):
+            # out of reach, it may have the task or not; another worker is cheaper than to find out, but not a learner
+            unsure = isinstance(cause, exceptions.ActorUnavailableError) and call.worker not in self.borrowed
+            if is_gone(cause) or unsure:
                 self._died(call.worker, brief(cause), now)
             elif isinstance(cause, exceptions.ObjectLostError):
                 if self.pool.finished(call.worker, call.ticket, now):

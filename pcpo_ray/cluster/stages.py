@@ -37,6 +37,11 @@ from pcpo_ray.training import status
 from pcpo_ray.training.scheduling.workers import Note
 
 
+def late(pool: PoolStatus) -> bool:
+    """Tell whether nobody of a pool has started that is to have somebody."""
+    return not pool.ready and pool.wanted > 0
+
+
 class RolePool(WorkerPool[Item, Result]):
     """A pool of one role's actors, as many as its config says."""
 
@@ -88,6 +93,7 @@ class RaySamplers(RolePool[Task, Rollout]):
                 checksum=info.checksum,
                 seconds=info.seconds,
                 worker=info.worker,
+                lent=info.lent,
             )
 
         return made, result
@@ -144,7 +150,7 @@ class RayStages:
         """Requests to a run that was starting, for `exchange` to return."""
         self.versions: Versions = {}
         self.head = Head(say)
-        self.learner = RayLearner(launcher, self.versions, self.head)
+        self.learner = RayLearner(launcher, self.versions, self.head, lambda: self.samplers)
         self.samplers = RaySamplers(launcher, self.versions)
         self.scorers = RayScorers(launcher)
         with contextlib.ExitStack() as unless_ready:
@@ -170,7 +176,7 @@ class RayStages:
             self.recovered = self.faults()
             pools = {**self.pool_status(), "learner": PoolStatus(wanted=1, ready=int(self.learner.ready()))}
             phase("starting the workers: " + ", ".join(f"{r} {p.ready}/{p.wanted}" for r, p in pools.items()))
-            if all(pool.ready for pool in pools.values()):
+            if not any(map(late, pools.values())):
                 return
             if self.control is not None:
                 ready = {role: pool.ready for role, pool in pools.items()}
@@ -180,7 +186,7 @@ class RayStages:
                     self.control.end(dataclasses.replace(now, state="stopped").row())
                     raise KeyboardInterrupt
             if time.monotonic() > deadline:
-                missing = [f"{role} ({pool.ready} of {pool.wanted})" for role, pool in pools.items() if not pool.ready]
+                missing = [f"{role} ({pool.ready} of {pool.wanted})" for role, pool in pools.items() if late(pool)]
                 free = self.head.last.free
                 short = short_of(asked, self.head.last.total)
                 raise ClusterError(
@@ -210,7 +216,7 @@ class RayStages:
         """Find out what the cluster has room for, while workers wait for a place."""
         unplaced = {pool: pool.status().unplaced for pool in (self.samplers, self.scorers)}
         for pool, count in unplaced.items():
-            pool.room = room_for(pool.role, len(pool.pool.workers), count, self.head.last.free)
+            pool.room = room_for(pool.role, pool.own, count, self.head.last.free)
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
         started = time.perf_counter()
@@ -223,6 +229,8 @@ class RayStages:
             seconds = broadcast.seconds_for(sum(snapshot.manifest.sizes))
             received, failed = broadcast.send(first, snapshot.references[0], members, seconds)
             self.recovered += failed
+        if not averaged:
+            self.learner.lend(snapshot.manifest)
         return self._published(snapshot, started, received)
 
     def republish(self, folder: RunFolder, step: int, version: int) -> Published:
@@ -265,7 +273,7 @@ class RayStages:
             found = self.learner.actors
         else:
             pool = self.scorers if fault == "scorer" else self.samplers
-            found = list(pool.members().values())
+            found = list(pool.members().values()) or (self.learner.actors if pool is self.samplers else [])
         for actor in found if fault == "all_samplers" or not found else [random.choice(found)]:
             actor.inject_fault.remote(int(number))
 

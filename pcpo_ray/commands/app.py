@@ -205,17 +205,22 @@ def plan(
     recorded: Annotated[
         Path | None, typer.Option("--from", help="Take each role's speed from a run's folder, such as runs/mine.")
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that sample or learn, a GPU each, to lay out; the config's own number."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object.")] = False,
 ) -> None:
     """Plan a run without starting it: memory by role, what fits, the switches that make it fit, how many workers.
 
+    With --probe or --from also who is to sample and who to learn: the seconds a step of each layout.
     The model's folder needs no weights, unless --probe is given; the models of recipes need no folder at all. Ends with
     1 where something does not fit.
     """
     import contextlib
 
     from pcpo_ray.commands import plan
-    from pcpo_ray.commands.plan import data, pace, page, stand_ins
+    from pcpo_ray.commands.plan import data, layouts, pace, page, stand_ins
     from pcpo_ray.config import files, paths
 
     if probe and recorded is not None:
@@ -234,6 +239,15 @@ def plan(
         planned = sized.named(plan.plan(sized.run, local=local))
         verdicts = plan.judge(planned, room)
         together = plan.together(planned, verdicts, room) if any(verdict.remedies for verdict in verdicts) else None
+        found = forecast = None
+        laid_out: list[layouts.Layout] = []
+        if probe or recorded is not None:
+            say = Console(stderr=True).print if as_json else console.print
+            found = pace.probe(run, say) if recorded is None else pace.recorded(recorded, run)
+            forecast = pace.forecast(run, found)
+            laid_out = layouts.layouts(sized.run, found, processes, gpu)
+        elif processes is not None:
+            raise ConfigError(f"--processes {processes} needs speeds: give --probe, or --from and a run's folder")
     if not as_json:
         for note in sized.notes:
             page.say(console, note)
@@ -245,15 +259,11 @@ def plan(
             page.say(
                 console, f"each role on a {gpu} of its own; all on one, in one process: add --local, here and to train"
             )
-    found = forecast = None
-    if probe or recorded is not None:
-        say = Console(stderr=True).print if as_json else console.print
-        found = pace.probe(run, say) if recorded is None else pace.recorded(recorded, run)
-        forecast = pace.forecast(run, found)
     if as_json:
-        print(data.text(planned, verdicts, together, found, forecast, sized.notes))
+        print(data.text(planned, verdicts, together, found, forecast, laid_out, sized.notes))
     elif found is not None and forecast is not None:
         page.show_pace(planned, found, forecast, console)
+        page.show_layouts(laid_out, console, gpu)
     if not all(verdict.fits for verdict in verdicts):
         raise typer.Exit(1)
 

@@ -133,6 +133,12 @@ def warnings(run: config.Run) -> list[str]:
     return found
 
 
+def notes(run: config.Run, *, local: bool) -> list[str]:
+    """Describe the work that the run's processes cannot share evenly; one process shares none."""
+    uneven = [] if local else mini_batches.uneven_shares(run, steps.trained_steps(run))
+    return [f"note: {line}" for line in uneven]
+
+
 def check_own_code(run: config.Run) -> None:
     """Check the user's own credit, advantage, objective and optimizer, each on a few numbers. Raises a PcpoError."""
     if isinstance(run.credit, config.CustomCredit):

@@ -74,7 +74,10 @@ def _next(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _pool(size: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {_version(version)}" for name, version in size.get("versions", {}).items())
     room = f" ({size['room']})" if size.get("room") else ""
-    return f"{size['wanted']} wanted, {size['ready']} ready{room}" + (f"; weights: {versions}" if versions else "")
+    lent = f", and {size['lent']} ranks of the learner" if size.get("lent") else ""
+    return f"{size['wanted']} wanted, {size['ready']} ready{lent}{room}" + (
+        f"; weights: {versions}" if versions else ""
+    )
 
 
 def _version(version: int | None) -> str:

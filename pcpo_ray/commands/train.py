@@ -119,7 +119,7 @@ def _loop(order: Order, recorder: Recorder, step: int | None, stages: Stages, di
     run = order.run
     prompts, held_out = session.sources(run)
     lines = said(run, prompts, held_out)
-    for line in (*lines, *session.warnings(run)):
+    for line in (*lines, *session.warnings(run), *session.notes(run, local=order.local)):
         display.say(line)
     recorder.event("started", **session.surroundings(order.local), prompts=lines)
     loop = Loop(

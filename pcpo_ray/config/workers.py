@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal
 
-from pcpo_ray.config.base import Count, NonNegative, Seconds, config
+from pcpo_ray.config.base import Count, NonNegative, NonNegativeInt, Seconds, config
 
 ROLLOUT_STORE_FRACTION = 0.6
 """Fraction of the object stores that untrained rollouts may fill; weights and transfers need the rest."""
@@ -14,8 +14,8 @@ ROLLOUT_STORE_FRACTION = 0.6
 class Role:
     """Worker processes of one role: how many, what Ray reserves for each, and the threads each computes with."""
 
-    workers: Count = 1
-    """The number of processes at first."""
+    workers: NonNegativeInt = 1
+    """The number of processes at first; 0 samplers are enough with `learner.samples`."""
     min: Count = 1
     """With `max`: the fewest processes that the run keeps."""
     max: Count | None = None
@@ -51,6 +51,12 @@ class LearnerRole:
     """`ddp` gives each rank a copy of the network, `fsdp2` a part of every parameter.
 
     Parts take less memory and more time.
+    """
+    samples: bool = False
+    """True: the ranks also make images while no update is under way, with the network that they hold.
+
+    With `samplers.workers` 0 they make all of them (colocated), with more they help (hybrid). It changes no result.
+    They compute with `samplers.threads` then. With `fsdp2` each rank holds the whole network while it makes images.
     """
     timeout: Seconds = 300.0
     """The longest that a call between ranks may take."""
@@ -92,6 +98,15 @@ class Workers:
     sends them to all idle samplers; a sampler that was busy, or did not receive them within a minute and four seconds
     per gigabyte, pulls.
     """
+
+    def __post_init__(self) -> None:
+        if not self.scorers.workers:
+            raise ValueError("scorers.workers is 0; expected at least 1")
+        if not self.samplers.workers and not self.learner.samples:
+            raise ValueError(
+                "samplers.workers is 0, so nobody makes images; expected at least 1, or learner.samples=true, with "
+                "which the learner's ranks make them"
+            )
 
     @property
     def elastic(self) -> bool:

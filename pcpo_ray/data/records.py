@@ -74,6 +74,8 @@ class StepRecord(Record):
     """Images since the start of the run."""
     phase_seconds: Mapping[str, float]
     busy_seconds: Mapping[str, Mapping[str, float]]
+    lent_seconds: float | None = None
+    """Seconds that the learner's ranks sampled, all together; a rank's share is in the learner's busy seconds."""
     workers: Mapping[str, int]
     tokens: Mapping[str, Mapping[str, int]] | None = None
     """Tokens that judges used since the line before, by reward and kind (prompt, completion)."""
@@ -143,6 +145,7 @@ class Event:
 class PoolStatus:
     """A pool's size: how many workers are wanted and how many are ready, with the names of these.
 
+    `lent` ranks of the learner work beside them at the moment, and are among the names.
     `restarts` counts replaced workers by cause. `retries` counts tasks that were `lost` or `hedged`, by cause. Both
     count from the start of the run. `unplaced` workers were asked for and have no process yet; `room` says what the
     cluster has room for while they wait.
@@ -150,6 +153,7 @@ class PoolStatus:
 
     wanted: int
     ready: int
+    lent: int = 0
     workers: tuple[str, ...] = ()
     unplaced: int = 0
     room: str = ""
@@ -161,6 +165,7 @@ class PoolStatus:
         return {
             "wanted": self.wanted,
             "ready": self.ready,
+            "lent": self.lent,
             "workers": self.workers,
             "unplaced": self.unplaced,
             "room": self.room,

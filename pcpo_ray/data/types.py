@@ -138,7 +138,7 @@ class Rollout:
     """A sampled group: its task, handles of its trajectory (None when evaluating) and images, and its worker.
 
     `checksum` is the checksum of the weights it was sampled with, computed by the sampler from its own parameters.
-    `bytes` is the size of trajectory and images.
+    `bytes` is the size of trajectory and images. `lent` is true if the worker is one of the learner's ranks.
     """
 
     task: Task
@@ -148,6 +148,7 @@ class Rollout:
     checksum: str
     seconds: float
     worker: str
+    lent: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

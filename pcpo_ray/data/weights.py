@@ -118,6 +118,25 @@ def pack(
     return WeightSnapshot(manifest=manifest, buckets=buckets)
 
 
+def describe(
+    version: int, parameters: Mapping[str, Tensor], *, canary: tuple[float, ...] = (), bucket: int = BUCKET
+) -> Manifest:
+    """Make the manifest that `pack` gives these parameters, without a copy of them."""
+    entries, sizes = layout(parameters, bucket)
+    return Manifest(
+        version=version, averaged=False, entries=entries, sizes=sizes, checksum=checksum(parameters), canary=canary
+    )
+
+
+def checksum(parameters: Mapping[str, Tensor]) -> str:
+    """Compute the checksum that `pack` gives these parameters, without a copy of them."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(parameters):
+        digest.update(_header(name, parameters[name]))
+        digest.update(_bytes(parameters[name]).data)
+    return digest.hexdigest()
+
+
 def unpack(weights: WeightSnapshot) -> dict[str, Tensor]:
     """Copy the parameters out of the buckets, by name."""
     return {
@@ -184,5 +203,18 @@ def _part(buckets: tuple[np.ndarray, ...], entry: Entry) -> np.ndarray:
     return buckets[entry.bucket][entry.offset : entry.offset + entry.bytes]
 
 
+class _Memory:
+    """The memory of a tensor of bytes, for numpy. `Tensor.numpy` would keep fsdp2 from ever freeing it again."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.__array_interface__ = {
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+
 def _bytes(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return np.asarray(_Memory(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)))

@@ -127,6 +127,11 @@ class Policy:
         dtype: torch.dtype = torch.bfloat16 if self.mixed else getattr(torch, self.run.model.dtype)
         return dtype
 
+    @property
+    def computed_in(self) -> str:
+        """The name of `computes_in`."""
+        return str(self.computes_in).removeprefix("torch.")
+
     def initial_noise(self, task: Task, rows: slice = ALL) -> Float[Tensor, "N ..."]:
         """Draw the initial latents of a task's images (those at `rows`), on the CPU in float32.
 

@@ -104,10 +104,11 @@ class Control:
         bounds = {role: (pool.min, pool.max) for role, pool in roles.items() if pool.max is not None}
         sizes = {role: pool.wanted for role, pool in self.stages.pool_status().items()}
         seen = sizing.Seen(
-            work={role: phases.busy.get(role, 0.0) for role in roles},
+            work={role: phases.busy.get(role, 0.0) + phases.lent * (role == "samplers") for role in roles},
             learning=max(0.0, seconds - phases.wall.get("sample_and_score", 0.0)),
             groups=self.run.rollout.prompts,
             overlapped=self.progress.max_staleness > 0,
+            ranks=self.run.workers.learner.ranks if self.run.workers.learner.samples else 0,
         )
         wished = sizing.better(seen, sizes, bounds)
         if wished == self.steady:

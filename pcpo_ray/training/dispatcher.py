@@ -63,6 +63,8 @@ class Phases:
     busy: dict[str, float] = field(default_factory=dict)
     busy_in: dict[str, dict[str, float]] = field(default_factory=dict)
     """Each role's busy seconds, by the phase in which the work was done."""
+    lent: float = 0.0
+    """Seconds that the learner's ranks sampled, all together."""
 
     def add(self, phase: str, started: float) -> None:
         self.wall[phase] = self.wall.get(phase, 0.0) + time.perf_counter() - started
@@ -71,6 +73,11 @@ class Phases:
         self.busy[role] = self.busy.get(role, 0.0) + seconds
         phases = self.busy_in.setdefault(role, {})
         phases[phase] = phases.get(phase, 0.0) + seconds
+
+    def work_lent(self, seconds: float, phase: str, ranks: int) -> None:
+        """Note that one of so many ranks has sampled: all of them together are the one learner."""
+        self.lent += seconds
+        self.work("learner", seconds / ranks, phase)
 
 
 class Dispatcher:
@@ -102,6 +109,7 @@ class Dispatcher:
         self.watch: Watch = watch or (lambda phase, step, done, total: None)
         self.watched = watch is not None
         self.phase = ""
+        self.ranks = run.workers.learner.ranks
         self.failures = run.rollout.reward_failures
         self.failed_in_a_row = 0
         self.exhausted: RewardError | None = None
@@ -237,7 +245,10 @@ class Dispatcher:
         for rollout in self.stages.samplers.collect():
             self.watchdog.progress(now)
             self._acknowledge(rollout.task, rollout.checksum, rollout.worker)
-            self.phases.work("samplers", rollout.seconds, self.phase)
+            if rollout.lent:
+                self.phases.work_lent(rollout.seconds, self.phase, self.ranks)
+            else:
+                self.phases.work("samplers", rollout.seconds, self.phase)
             self.counters.sampled(rollout, now)
             self.stages.scorers.submit(rollout)
         for rollout in self.stages.scorers.lost():

@@ -1,4 +1,7 @@
-"""The stages in this process: for tests, debugging, and one GPU. Work is done while it is waited for."""
+"""The stages in this process: for tests, debugging, and one GPU. Work is done while it is waited for.
+
+The sampler has no network of its own: the learner lends it one (workers/learner/lent.py).
+"""
 
 import math
 import time
@@ -21,7 +24,7 @@ from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.training.scheduling.workers import Note
 from pcpo_ray.workers.learner.learner import Learner
-from pcpo_ray.workers.sampler import Sampler
+from pcpo_ray.workers.learner.lent import LentSampler
 from pcpo_ray.workers.scorer import Scorer
 
 Versions = dict[tuple[int, bool], weights.WeightSnapshot]
@@ -29,10 +32,10 @@ Versions = dict[tuple[int, bool], weights.WeightSnapshot]
 
 
 class LocalSamplers:
-    """One sampler, which loads the version that a task names."""
+    """One sampler, on the learner's network, which loads the version that a task names."""
 
-    def __init__(self, run: config.Run, device: torch.device, versions: Versions) -> None:
-        self.sampler = Sampler(run, device)
+    def __init__(self, run: config.Run, sampler: LentSampler, versions: Versions) -> None:
+        self.sampler = sampler
         self.threads = run.workers.samplers.threads
         self.tasks: deque[Task] = deque()
         self.done: list[Rollout] = []
@@ -61,7 +64,7 @@ class LocalSamplers:
         task = self.tasks.popleft()
         torch.set_num_threads(self.threads)
         wanted = self.versions[task.weights]
-        if self.sampler.loaded != wanted.manifest.checksum:
+        if not self.sampler.holds(wanted.manifest.checksum):
             self.sampler.load(wanted)
         self.sampler.prepare(task)
         trajectory, images = self.sampler.sample(task)
@@ -131,6 +134,7 @@ class LocalLearner:
         self.learner = Learner(run, device)
         self.threads = run.workers.learner.threads
         self.versions = versions
+        self.max_staleness = run.rollout.max_staleness
         self.begun: tuple[int, Sequence[TrainingGroup]] | None = None
         self.done: Update | None = None
 
@@ -168,7 +172,9 @@ class LocalLearner:
         folder.push_checkpoint(state.step)
 
     def restore(self, folder: RunFolder, step: int) -> DriverState:
-        return self.learner.restore(folder.fetch_checkpoint(step))
+        state = self.learner.restore(folder.fetch_checkpoint(step))
+        self.max_staleness = max(self.max_staleness, state.max_staleness or 0)
+        return state
 
     def recover(self, serve: Callable[[], None]) -> None:
         """Do nothing: in one process nothing is lost but the process."""
@@ -183,18 +189,25 @@ class LocalStages:
         phase("loading the rewards, and trying them")
         self.scorers = LocalScorers(run, device)
         self.scorers.scorer.ask(probes.prompts_to_ask(run))
-        phase("loading the model to sample with")
-        self.samplers = LocalSamplers(run, device, self.versions)
-        phase("loading the model to train")
+        phase("loading the model")
         self.learner = LocalLearner(run, device, self.versions)
+        self.samplers = LocalSamplers(run, self.learner.learner.lend(), self.versions)
 
     def wait(self, timeout: float) -> None:
         """Do one unit of work: the learner's first, as the driver waits for it last."""
         _ = self.learner.work() or self.scorers.work() or self.samplers.work()
 
     def publish(self, *, oldest: int, averaged: bool = False) -> Published:
+        """Make weights loadable. They are copied only if the network will hold others when they are sampled with."""
         started = time.perf_counter()
-        return self._published(self.learner.learner.weights(averaged=averaged), oldest, started)
+        learner = self.learner.learner
+        if averaged or self.learner.max_staleness:
+            snapshot = learner.weights(averaged=averaged)
+        else:
+            snapshot = weights.WeightSnapshot(manifest=learner.manifest(), buckets=())
+        if not averaged:
+            learner.prove(snapshot.manifest)
+        return self._published(snapshot, oldest, started)
 
     def republish(self, folder: RunFolder, step: int, version: int) -> Published:
         started = time.perf_counter()

@@ -48,6 +48,7 @@ def step_record(
         samples=step * images,
         phase_seconds=phases.wall,
         busy_seconds=phases.busy_in,
+        lent_seconds=phases.lent or None,
         workers={role: pool.ready for role, pool in pools.items()},
         **counters.step(step - 1, pools["samplers"].workers),
         idle=idle_fractions(pools, phases.busy, seconds),
@@ -55,6 +56,10 @@ def step_record(
 
 
 def idle_fractions(pools: Mapping[str, PoolStatus], busy: Mapping[str, float], seconds: float) -> dict[str, float]:
-    """Compute the fraction of its workers' time in which each role did not work."""
+    """Compute the fraction of its workers' time in which each role did not work.
+
+    Samplers that are the learner's ranks, and no others, are as idle as the learner.
+    """
     counts = {**{role: max(1, pool.ready) for role, pool in pools.items()}, "learner": 1}
-    return {role: max(0.0, 1 - busy.get(role, 0.0) / (count * seconds)) for role, count in counts.items()}
+    idle = {role: max(0.0, 1 - busy.get(role, 0.0) / (count * seconds)) for role, count in counts.items()}
+    return idle if pools["samplers"].wanted else {**idle, "samplers": idle["learner"]}

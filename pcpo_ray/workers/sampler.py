@@ -25,16 +25,20 @@ AHEAD = 256
 
 
 class Sampler:
-    """One process's sampler. It loads weights only between tasks."""
+    """One process's sampler. It loads weights only between tasks. `policy` is one that is there; None: load it."""
 
-    def __init__(self, run: config.Run, device: torch.device) -> None:
+    def __init__(self, run: config.Run, device: torch.device, policy: Policy | None = None) -> None:
         self.run = run
-        self.policy = Policy(run, device)
+        self.policy = policy or Policy(run, device)
         self.loaded: str | None = None
         """The checksum of the weights in the network."""
         self.prepared: set[int] = set()
         self.watch: Callable[[int, int], None] = lambda done, steps: None
         """A function that is told how many denoising steps of a task are done, of how many."""
+
+    def holds(self, checksum: str) -> bool:
+        """Tell whether the weights of this checksum are in the network; the others have to be loaded."""
+        return self.loaded == checksum
 
     def load(self, received: weights.WeightSnapshot) -> str:
         """Load a version and return the checksum of the parameters as they are now.
@@ -44,9 +48,8 @@ class Sampler:
         manifest, self.loaded = received.manifest, None  # a partial load is no version at all
         checksum = weights.apply(received, self.policy.denoiser.trainable())
         predicted = canary.prediction(self.policy)
-        computed_in = str(self.policy.computes_in).removeprefix("torch.")
         remedy = precision.remedy(self.run, manifest.version)
-        canary.check(predicted, manifest.canary, dtype=computed_in, version=manifest.version, remedy=remedy)
+        canary.check(predicted, manifest.canary, dtype=self.policy.computed_in, version=manifest.version, remedy=remedy)
         self.loaded = checksum
         return checksum
 

@@ -45,7 +45,8 @@ NODES = {"samplers": {"spot": 2}, "learner": {"learn": 2}}
 def run_of(draw: Draw, model: Path, name: str) -> Any:
     """A drawn run; it goes on while a fault is planned: two or three steps from one to the next."""
     setting, cpus = draw.setting, "cpus: 0.1"
-    learner = f"ranks: {setting.ranks}, strategy: {setting.strategy}, timeout: 15, resources: {{learn: 1}}, {cpus}"
+    learner = f"ranks: {setting.ranks}, strategy: {setting.strategy}, timeout: 15, resources: {{learn: 1}}, {cpus}, "
+    learner += f"samples: {setting.samples}"
     return small.run(
         model,
         name=name,
@@ -64,7 +65,7 @@ def run_of(draw: Draw, model: Path, name: str) -> Any:
         workers__sync=setting.sync,
         workers__silence_timeout=8,
         workers__start_timeout=180,
-        workers__samplers=f"{{workers: 2, resources: {{spot: 1}}, {cpus}}}",
+        workers__samplers=f"{{workers: {setting.samplers}, resources: {{spot: 1}}, {cpus}}}",
         workers__scorers=f"{{workers: 1, resources: {{fixed: 1}}, {cpus}}}",
         workers__learner=f"{{{learner}}}",
     )

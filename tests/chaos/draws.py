@@ -2,7 +2,8 @@
 
 Drawn is in layers, so that nothing is left to luck that matters: every fault of the learner meets one rank, two of ddp
 and two of fsdp2; every value of a setting is drawn twice at least for each of these; each other fault happens in some
-run. Which values and faults meet in a run, and in which order, the seed says.
+run. Further runs have ranks that sample, alone (colocated) or beside samplers (hybrid); they die in sampling, and while
+they prove their weights. Which values and faults meet in a run, and in which order, the seed says.
 """
 
 import dataclasses
@@ -19,7 +20,12 @@ SHAPES = [(1, "ddp"), (2, "ddp"), (2, "fsdp2")]
 
 RUNS_OF_A_SHAPE = 5
 
-RUNS = len(SHAPES) * RUNS_OF_A_SHAPE
+SPLIT_RUNS = len(SHAPES) * RUNS_OF_A_SHAPE
+
+SAMPLERS_BESIDE = (0, 2)
+"""How many samplers there are beside ranks that sample too."""
+
+RUNS = SPLIT_RUNS + len(SHAPES) * len(SAMPLERS_BESIDE)
 
 VALUES: dict[str, Sequence[Any]] = {
     "staleness": (0, 2),
@@ -46,6 +52,9 @@ LEARNER: list[Fault] = [
 ]
 """Faults that a learner of every shape meets in which they can happen."""
 
+RANKS: list[Fault] = [("learner", method, kind) for method in ("sample", "prove") for kind in ENDING]
+"""Faults that ranks which sample meet, of every shape."""
+
 OTHERS: list[Fault] = [
     *(("sampler", "sample", kind) for kind in (*ENDING, "refuse")),
     *(("sampler", "pull", kind) for kind in ("kill", "raise")),
@@ -70,6 +79,8 @@ class Setting:
     train: str
     average: float | None
     stored: str
+    samples: bool = False
+    samplers: int = 2
 
     def allows(self, fault: Fault) -> bool:
         """Tell whether a fault can happen here."""
@@ -105,6 +116,13 @@ def draws(seed: int = SEED) -> list[Draw]:
         places = [place for place, one in enumerate(settings) if (one.ranks, one.strategy) == shape]
         _deal(LEARNER, places, settings, faults, rng)
     _deal(OTHERS, range(len(settings)), settings, faults, rng)
+    for shape in SHAPES:
+        lent = _settings(shape, rng)
+        places = range(len(settings), len(settings) + len(SAMPLERS_BESIDE))
+        for samplers in SAMPLERS_BESIDE:
+            settings.append(dataclasses.replace(lent.pop(), samples=True, samplers=samplers))
+            faults.append([])
+        _deal(RANKS, places, settings, faults, rng)
     for found in faults:
         rng.shuffle(found)
     return [

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from tests.chaos import draws
-from tests.chaos.draws import LEARNER, OTHERS, RUNS, SEED, SHAPES, VALUES
+from tests.chaos.draws import LEARNER, OTHERS, RANKS, RUNS, SAMPLERS_BESIDE, SEED, SHAPES, SPLIT_RUNS, VALUES
 
 SEEDS = [SEED, *range(20)]
 
@@ -26,14 +26,18 @@ def test_sixty_pairs_of_a_fault_and_a_setting_differ(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_fault_of_the_learner_meets_every_shape_of_it(seed):
-    met = {(fault, (one.setting.ranks, one.setting.strategy)) for one in draws.draws(seed) for fault in one.faults}
+    met = {
+        (fault, (one.setting.ranks, one.setting.strategy))
+        for one in draws.draws(seed)[:SPLIT_RUNS]
+        for fault in one.faults
+    }
     missing = {(fault, shape) for fault in LEARNER for shape in shapes_of(fault)} - met
     assert not missing and {fault for fault, _ in met} == {*LEARNER, *OTHERS}, f"seed {seed}"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_value_is_drawn_twice_at_least_for_every_learner(seed):
-    settings = [one.setting for one in draws.draws(seed)]
+    settings = [one.setting for one in draws.draws(seed)[:SPLIT_RUNS]]
     for shape in SHAPES:
         mine = [one for one in settings if (one.ranks, one.strategy) == shape]
         for name, values in VALUES.items():
@@ -46,8 +50,18 @@ def test_a_run_meets_what_can_happen_to_it_and_each_thing_once(seed):
     drawn = draws.draws(seed)
     for one in drawn:
         assert len(set(one.faults)) == len(one.faults) and all(map(one.setting.allows, one.faults))
-    counts = [len(one.faults) for one in drawn]
+    counts = [len(one.faults) for one in drawn[:SPLIT_RUNS]]
     assert max(counts) - min(counts) <= 2, counts
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ranks_that_sample_meet_each_of_their_faults_in_every_shape(seed):
+    lent = draws.draws(seed)[SPLIT_RUNS:]
+    assert all(one.setting.samples for one in lent)
+    for shape in SHAPES:
+        mine = [one for one in lent if (one.setting.ranks, one.setting.strategy) == shape]
+        assert [one.setting.samplers for one in mine] == list(SAMPLERS_BESIDE)
+        assert {fault for one in mine for fault in one.faults} == set(RANKS)
 
 
 def test_a_seed_says_all():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pcpo_ray.commands.bench import backends, large, results, store, weights
+from pcpo_ray.commands.bench import backends, large, layout, results, store, weights
 from pcpo_ray.config import files
 from pcpo_ray.errors import BenchError
 from tests.support import small
@@ -62,3 +62,18 @@ def test_512_samples_of_flux_size_pass_through_8_gb_and_nothing_is_spilled(small
     # predictions of 16 steps in float32, and a picture, of each: all of it has been there at once
     sample = 16 * 16 * 64 * 64 * 4 + 512 * 512 * 3
     assert 512 * sample < row.facts["of it taken by the batch at most, MB"] * 1e6 < 1.02 * 512 * sample
+
+
+@pytest.mark.chaos
+def test_layouts_make_the_same_steps_in_turn(small_sd):
+    said: list[str] = []
+    run = layout.measured_on(small.run(small_sd, rollout__max_staleness=1, optimizer__micro_batch="auto"))
+    assert run.rollout.max_staleness == 0 and run.optimizer.micro_batch is None
+    rows = {row.name: row for row in layout.measure(run, 2, said.append)}
+    assert list(rows) == [
+        "split against in-process", "colocated against in-process", "colocated against split",
+        "hybrid against the better",
+    ]  # fmt: skip
+    assert all(len(row.figures) == len(row.limits) == 2 and min(row.figures) > 0 for row in rows.values())
+    assert rows["colocated against split"].limits == rows["split against in-process"].figures
+    assert sum(line.startswith("repeat") for line in said) == 2

@@ -90,6 +90,13 @@ def test_weights_cut_short_are_a_named_error(small_sd, tmp_path, part):
         stages.samplers.sampler.policy.denoiser.encode(["a text, before which no text encoder is loaded"])
 
 
+def test_a_share_that_cannot_be_even_is_noted_but_not_of_one_process(hollow_sd):
+    run = small.run(hollow_sd, rollout__prompts=3, workers__samplers__workers=2)
+    (line,) = session.notes(run, local=False)
+    assert line.startswith("note: a batch has rollout.prompts=3 groups: 1 of 2 processes that sample make 2")
+    assert session.notes(run, local=True) == []
+
+
 def test_a_flow_whose_last_step_would_have_to_be_trained_is_refused(hollow_flux):
     with pytest.raises(CreditError, match=r"sampling\.trained_steps=4.*leave it untrained"):
         session.check(small.run(hollow_flux, sampling__trained_steps=4))

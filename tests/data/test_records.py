@@ -33,6 +33,6 @@ def test_an_event_is_its_time_its_kind_and_its_details():
 def test_a_pools_counts_keep_the_names_that_scripts_read():
     pool = PoolStatus(wanted=2, ready=1, workers=("s-0",), restarts={"died": 1}, retries={"lost": {"died": 2}})
     assert pool.row() == {
-        "wanted": 2, "ready": 1, "workers": ("s-0",), "unplaced": 0, "room": "", "losses": {"died": 1},
+        "wanted": 2, "ready": 1, "lent": 0, "workers": ("s-0",), "unplaced": 0, "room": "", "losses": {"died": 1},
         "setbacks": {"lost": {"died": 2}}
     }  # fmt: skip

@@ -48,7 +48,9 @@ def test_a_size_that_the_model_cannot_make_is_named_with_its_row(small_sd, small
         r"prompts.jsonl, row 3: height is 18 and width 16.*multiples of 4",
     )
     wide = listed(tmp_path, [{}, {"height": 16, "width": 256}], "wide.jsonl")
-    refused(small.run(small_sd3, prompts=wide), PromptError, r"row 2: height is 16 and width 256.*at most 96 x 96 pixels")
+    refused(
+        small.run(small_sd3, prompts=wide), PromptError, r"row 2: height is 16 and width 256.*at most 96 x 96 pixels"
+    )
 
 
 def test_what_takes_one_size_only_is_refused_by_name(small_sd, tmp_path):

@@ -103,6 +103,14 @@ class FaultyLearner(LearnerActor):
         happen(self, "learner", "load")
         super().load()
 
+    def sample(self, task, checksum, pulled):
+        happen(self, "learner", "sample")
+        return super().sample(task, checksum, pulled)
+
+    def prove(self, manifest):
+        happen(self, "learner", "prove")
+        return super().prove(manifest)
+
     def hold(self, references, size):
         happen(self, "learner", "hold")
         return super().hold(references, size)

@@ -14,8 +14,9 @@ def await_samplers(stages, count):
         stages.wait(0.5)
 
 
-def ranks(count, strategy, timeout=60):
-    return f"{{cpus: 0.1, ranks: {count}, strategy: {strategy}, timeout: {timeout}}}"
+def ranks(count, strategy, timeout=60, *, samples=False):
+    more = ", samples: true" * samples
+    return f"{{cpus: 0.1, ranks: {count}, strategy: {strategy}, timeout: {timeout}{more}}}"
 
 
 def on_ray(run, folder, *, found=None, disturb=lambda stages: None):

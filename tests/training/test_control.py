@@ -84,7 +84,8 @@ def test_a_run_that_fails_says_why_at_last(small_sd, tmp_path):
 
 def test_a_run_says_which_requests_it_has_carried_out_and_where_it_stopped(small_sd, tmp_path):
     paced, stop = Request(max_staleness=1), Request(stop=True)
-    stages, recorder, loop = go(small.run(small_sd, steps=9), tmp_path / "run", {1: paced, 3: stop})
+    run = small.run(small_sd, steps=9, rollout__max_staleness=2)
+    stages, recorder, loop = go(run, tmp_path / "run", {1: paced, 3: stop})
     loop.train()
     assert stages.last["state"] == "stopped" and 3 <= stages.last["step"] < 9
     assert stages.last["done"] == [paced.id, stop.id]

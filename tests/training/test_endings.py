@@ -164,6 +164,7 @@ def test_a_learner_lost_at_any_staleness_gives_the_same_bits(small_sd, tmp_path,
     def recover(serve):
         stages.samplers.versions.clear()
         stages.learner.learner = Learner(run, torch.device("cpu"))
+        stages.samplers.sampler = stages.learner.learner.lend()
 
     stages.learner.begin, stages.learner.recover = beginning, recover
     go(run, tmp_path / "run", stages=stages)
@@ -184,6 +185,7 @@ def test_weights_of_an_older_life_with_the_same_version_are_not_reused(small_sd,
 
     def recover(serve):
         stages.learner.learner = Learner(run, torch.device("cpu"))
+        stages.samplers.sampler = stages.learner.learner.lend()
         restore = stages.learner.learner.restore
 
         def other(folder):
@@ -377,6 +379,7 @@ def lost_with(run, stages, happens):
 
     def recover(serve):
         stages.learner.learner = Learner(run, torch.device("cpu"))
+        stages.samplers.sampler = stages.learner.learner.lend()
 
     stages.learner.begin, stages.learner.recover = beginning, recover
     return begun

@@ -1,5 +1,7 @@
 """The stages in this process: one sampler, one scorer and one learner, which share the published versions."""
 
+import gc
+
 import pytest
 
 from pcpo_ray.data import prompts
@@ -27,6 +29,20 @@ def test_samplers_load_what_the_learner_published(run, stages):
     stages.wait(1.0)
     (rollout,) = stages.samplers.collect()
     assert rollout.checksum == published.checksum
+
+
+def test_one_process_holds_one_network_and_no_copy_of_its_weights(small_sd):
+    from diffusers import UNet2DConditionModel
+
+    for staleness in (0, 1):
+        gc.collect()
+        before = {id(one) for one in gc.get_objects() if isinstance(one, UNet2DConditionModel)}
+        stages = LocalStages(small.run(small_sd, evaluation__count=1, rollout__max_staleness=staleness))
+        held = [one for one in gc.get_objects() if isinstance(one, UNet2DConditionModel) and id(one) not in before]
+        assert len(held) == 1 and stages.samplers.sampler.policy is stages.learner.learner.policy
+        stages.publish(oldest=0)
+        # an older version is asked for later only where batches are sampled ahead
+        assert len(stages.versions[0, False].buckets) == staleness
 
 
 def test_a_task_of_a_version_that_was_not_published_is_refused(run, stages):

@@ -221,6 +221,7 @@ def test_a_lost_learner_is_restored_from_the_newest_checkpoint_to_the_bit(small_
         if len(recovered) == 1:
             raise LearnerLostError("killed while it started")
         stages.learner.learner = Learner(run, torch.device("cpu"))
+        stages.samplers.sampler = stages.learner.learner.lend()
         stages.learner.begun = stages.learner.done = None
 
     stages.learner.collect, stages.learner.recover = failing, recover
@@ -261,6 +262,7 @@ def test_losses_with_steps_learned_and_saved_between_them_do_not_add_up(small_sd
 
     def recover(serve):
         stages.learner.learner = Learner(run, torch.device("cpu"))
+        stages.samplers.sampler = stages.learner.learner.lend()
 
     stages.learner.begin, stages.learner.recover = once_a_step, recover
     go(run, tmp_path / "run", stages=stages)

@@ -18,6 +18,7 @@ app = typer.Typer(
 BENCHES = {
     # first: this process's peak memory is one of its figures
     "backends": "Seconds per step on Ray and in this process, one worker per role, and each role's peak memory.",
+    "layout": "Seconds per step split, colocated and hybrid on this machine's cores (on Ray), against one process.",
     "sampler": "Images/s with guidance, log-probs, decoding and packing, against bare forward passes and decoding.",
     "learner": "(Sample, step) pairs/s of an update, against a bare forward and backward at the best micro-batch.",
     "ranks": "The fraction of idle learner passes, 4 ranks on 2 groups, against distributing whole groups.",

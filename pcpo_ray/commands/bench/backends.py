@@ -29,7 +29,7 @@ def measured_on(run: config.Run) -> config.Run:
             workers,
             samplers=work.counted(workers.samplers, 1),
             scorers=work.counted(workers.scorers, 1),
-            learner=dataclasses.replace(workers.learner, ranks=1),
+            learner=dataclasses.replace(workers.learner, ranks=1, samples=False),
             start_timeout=DEADLINE,
             task_timeout=DEADLINE,
         ),

@@ -77,8 +77,8 @@ def plan(run: Run, *, local: bool = False) -> Plan:
     if local:
         return Plan(run=run, roles=(roles.one_process(run),), store=roles.store(run), largest=largest, local=True)
     mini_batches.check_ranks(run, sizes.trained_steps(run))
-    found = (roles.sampler(run), roles.scorer(run), roles.learner(run))
-    return Plan(run=run, roles=found, store=roles.store(run), largest=largest)
+    found = [role for role in (roles.sampler(run), roles.scorer(run), roles.learner(run)) if role.processes]
+    return Plan(run=run, roles=tuple(found), store=roles.store(run), largest=largest)
 
 
 def in_one_process(run: Run, *, gpu: str | None) -> Run:

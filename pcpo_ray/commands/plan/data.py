@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from pcpo_ray.commands.plan import Fit, Plan
+from pcpo_ray.commands.plan import Fit, Plan, sizes
+from pcpo_ray.commands.plan.layouts import Layout
 from pcpo_ray.commands.plan.pace import Forecast, Pace
 from pcpo_ray.commands.plan.roles import Memory, Store
 from pcpo_ray.commands.plan.switches import Overrides
 from pcpo_ray.runs import lines
+from pcpo_ray.workers.learner import mini_batches
 
 
 def text(
@@ -17,6 +19,7 @@ def text(
     together: tuple[Overrides, Sequence[Fit]] | None,
     pace: Pace | None,
     forecast: Forecast | None,
+    layouts: Sequence[Layout],
     notes: Sequence[str],
 ) -> str:
     """Return all that `plan` shows as one JSON object; `notes` tell which models are planned by published sizes."""
@@ -33,6 +36,8 @@ def text(
         found["together"] = {"overrides": list(overrides), "fits": [_fit(verdict) for verdict in fits]}
     if pace is not None and forecast is not None:
         found["pace"] = {**dataclasses.asdict(pace), "forecast": dataclasses.asdict(forecast)}
+        found["layouts"] = [{**dataclasses.asdict(one), "processes": one.processes} for one in layouts]
+    found["uneven_shares"] = mini_batches.uneven_shares(planned.run, sizes.trained_steps(planned.run))
     return lines.text(found)
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -135,11 +135,18 @@ def recorded(folder: Path, run: Run) -> Pace:
         raise RunError(f"{folder} has recorded no step's busy seconds; let it take a step, or use --probe")
 
     counts = {role: other.rollout.prompts for role in ROLES} | {"learner": turns(other)}
+    ranks = other.workers.learner.ranks
     seconds = {
-        role: statistics.median(sum(row["busy_seconds"].get(role, {}).values()) for row in rows) / count
-        for role, count in counts.items()
+        role: statistics.median(_busy(row, ranks)[role] for row in rows) / count for role, count in counts.items()
     }
     return Pace(seconds=seconds, source=f"{len(rows)} steps of {folder}")
+
+
+def _busy(row: Mapping[str, Any], ranks: int) -> dict[str, float]:
+    """Return the seconds that each role's work took in a step, whoever did it."""
+    found = {role: sum(row["busy_seconds"].get(role, {}).values()) for role in (*ROLES, "learner")}
+    lent = row.get("lent_seconds", 0.0)
+    return found | {"samplers": found["samplers"] + lent, "learner": found["learner"] - lent / ranks}
 
 
 def turns(run: Run) -> float:
@@ -159,18 +166,28 @@ def forecast(run: Run, pace: Pace) -> Forecast:
     groups = run.rollout.prompts
     work = {role: groups * pace.seconds[role] for role in ROLES}
     learning = turns(run) * pace.seconds["learner"]
-    seen = sizing.Seen(work=work, learning=learning, groups=groups, overlapped=run.rollout.max_staleness > 0)
+    lent = run.workers.learner.ranks if run.workers.learner.samples else 0
+    seen = sizing.Seen(
+        work=work, learning=learning, groups=groups, overlapped=run.rollout.max_staleness > 0, ranks=lent
+    )
     sizes = {"samplers": run.workers.samplers.workers, "scorers": run.workers.scorers.workers}
-    fitting = dict.fromkeys(ROLES, 1)
+    bounds = {role: (1, groups) for role in ROLES if role == "scorers" or not lent}
+    fitting = sizes | dict.fromkeys(bounds, 1)
     for _ in range(2 * groups):  # one worker more a role at a time
-        fitting = sizing.better(seen, fitting, dict.fromkeys(ROLES, (1, groups)))
+        fitting = sizing.better(seen, fitting, bounds)
     seconds = seen.seconds(sizes)
-    counted = [(role, work[role], sizes[role]) for role in ROLES] + [("learner", learning, 1)]
+    # of ranks that sample, each takes its part of that work
+    a_sampler = work["samplers"] / (sizes["samplers"] + lent)
+    busy = {
+        "samplers": a_sampler if sizes["samplers"] else a_sampler + learning,
+        "scorers": work["scorers"] / sizes["scorers"],
+        "learner": learning + (a_sampler if lent else 0.0),
+    }
     return Forecast(
         sizes=sizes,
-        work={role: spent for role, spent, _ in counted},
+        work={**work, "learner": learning},
         seconds=seconds,
-        idle={role: 1 - spent / (count * seconds) for role, spent, count in counted},
+        idle={role: max(0.0, 1 - spent / seconds) for role, spent in busy.items()},
         fitting=fitting,
         fitting_seconds=seen.seconds(fitting),
     )

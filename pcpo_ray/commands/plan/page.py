@@ -6,12 +6,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pcpo_ray.commands.plan import Fit, Plan, scoring
+from pcpo_ray.commands.plan import Fit, Plan, scoring, sizes
 from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
+from pcpo_ray.commands.plan.layouts import Layout
 from pcpo_ray.commands.plan.pace import Forecast, Pace
 from pcpo_ray.commands.plan.roles import Memory, Store
 from pcpo_ray.commands.plan.switches import Overrides
 from pcpo_ray.config import ROLLOUT_STORE_FRACTION
+from pcpo_ray.workers.learner import mini_batches
 
 
 def size(count: float) -> str:
@@ -31,6 +33,7 @@ def show(planned: Plan, console: Console) -> None:
     if planned.largest is not None:
         height, width = planned.largest
         lines.append(f"prompts bring sizes of their own, and all is planned at the largest, {height} x {width}")
+    lines += mini_batches.uneven_shares(planned.run, sizes.trained_steps(planned.run))
     for name in scoring.unknown((*planned.run.rewards, *planned.run.evaluation.rewards)):
         lines.append(f"{name} is your own reward: what it takes is not counted")
     where = (
@@ -137,6 +140,18 @@ def show_pace(planned: Plan, pace: Pace, forecast: Forecast, console: Console) -
         better = " ".join(f"workers.{role}.workers={count}" for role, count in forecast.fitting.items())
         step = forecast.fitting_seconds
         say(console, f"{better}: {step:.3g} s a step, {images / step:.3g} samples/s; more would hardly be faster")
+
+
+def show_layouts(found: Sequence[Layout], console: Console, gpu: str | None) -> None:
+    """Print the layouts of the processes there are, the fastest that fits first, and what chooses it."""
+    table = _table(f"layouts of {found[0].processes} processes that sample and learn, by the same speeds")
+    for one in found:
+        fits = "" if one.fits is None else "fits" if one.fits else f"does not fit {gpu}"
+        table.add_row(f"{one.name}: {one.samplers} samplers, {one.ranks} ranks", f"{one.seconds:.3g} s a step", fits)
+    console.print(table)
+    best = found[0]
+    if best.fits is not False:
+        say(console, f"the fastest is {best.name}: {typed(best.overrides)}")
 
 
 def typed(overrides: Overrides) -> str:

@@ -104,6 +104,7 @@ def learner(run: Run) -> Memory:
     full = isinstance(run.model.train, Full)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
     largest = sizes.FLOAT * max(p.numel() for p in model.trained.values())
+    sampled = lent(run, sharded=sharded, gpu=gpu)
     return Memory(
         role="learner",
         processes=role.ranks,
@@ -118,9 +119,10 @@ def learner(run: Run) -> Memory:
             **({} if run.optimizer.average is None else {"running mean of the weights": precise // parts}),
             **_other_parts(model),
             **opened,
-            **({} if gpu else sent),
+            **({} if gpu else {**sent, **sampled.host}),
         },
         phases={
+            **sampled.phases,
             **({} if gpu else {"drawing a group's noise": noise}),
             f"forward and backward, {rows} (image, step) pairs at once": pass_
             + copied
@@ -132,14 +134,45 @@ def learner(run: Run) -> Memory:
             **({"adding up the ranks' gradients": 2 * precise} if role.ranks > 1 and not sharded else {}),
             **({"text encoders, while a checkpoint is written": encoders} if full else {}),
         },
-        beside={**sent, **opened, "a group's noise": noise, **sizes.pinned(sizes.opened_of(run))} if gpu else {},
+        beside={**sent, **opened, "a group's noise": noise, **sizes.pinned(sizes.opened_of(run)), **sampled.beside}
+        if gpu
+        else {},
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Bytes that sampling takes beside the network: `host` in main memory, `phases` on the device, one at a time."""
+
+    host: Mapping[str, int]
+    phases: Mapping[str, int]
+    beside: Mapping[str, int]
+    """The bytes that a process with a GPU also holds in main memory, `host` included."""
 
 
 def sampler(run: Run) -> Memory:
     """Return the memory of one sampler."""
     model, role = sizes.hollow_of(run), run.workers.samplers
-    gpu, rows, steps = role.gpus > 0, sizes.rows_of(run), sizes.trained_steps(run)
+    gpu = role.gpus > 0
+    taken = sampling(run, gpu=gpu)
+    return Memory(
+        role="sampler",
+        processes=max(role.workers, role.max or 0),
+        gpus=role.gpus,
+        held={
+            "denoising network": size_of_module(model.network),
+            **_other_parts(model),
+            **({} if gpu else taken.host),
+        },
+        phases=taken.phases,
+        beside=taken.beside if gpu else {},
+    )
+
+
+def sampling(run: Run, *, gpu: bool) -> Sampling:
+    """Return what sampling takes of a process that holds the network."""
+    model = sizes.hollow_of(run)
+    rows, steps = sizes.rows_of(run), sizes.trained_steps(run)
     images, decoded = run.rollout.images, max(run.rollout.images, run.evaluation.images)
     trajectory, pictures = sizes.opened_of(run), sizes.images_of(run, decoded)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
@@ -155,11 +188,8 @@ def sampler(run: Run) -> Memory:
         "encoded texts, were all distinct": texts,
         "noise": noises,
     }
-    return Memory(
-        role="sampler",
-        processes=max(role.workers, role.max or 0),
-        gpus=role.gpus,
-        held={"denoising network": size_of_module(model.network), **_other_parts(model), **({} if gpu else host)},
+    return Sampling(
+        host=host,
         phases={
             "encoding a text": encoding + (encoders if gpu else 0),
             f"a prediction, {rows} {'image' if rows == 1 else 'images'} at once": kept + predicting,
@@ -167,9 +197,24 @@ def sampler(run: Run) -> Memory:
             f"decoding {decoded} images": kept + model.decoding(decoded, gpu=gpu),
             "putting the trajectory together": kept + trajectory,
         },
-        beside={**host, "a group's trajectory and pictures": trajectory + pictures, **sizes.pinned(noises)}
-        if gpu
-        else {},
+        beside={**host, "a group's trajectory and pictures": trajectory + pictures, **sizes.pinned(noises)},
+    )
+
+
+def lent(run: Run, *, sharded: bool, gpu: bool) -> Sampling:
+    """Return what sampling takes of a learner's rank; nothing of one that only learns (workers.learner.samples)."""
+    if not run.workers.learner.samples:
+        return Sampling(host={}, phases={}, beside={})
+    model, taken = sizes.hollow_of(run), sampling(run, gpu=gpu)
+    ranks = run.workers.learner.ranks
+    joined = size_of_module(model.network) * (ranks - 1) // ranks if sharded else 0
+    trained = size_of(*model.trained.values())
+    aside = trained if run.optimizer.average is not None or run.rollout.max_staleness else 0
+    more = joined + aside  # the other ranks' parts; its own weights, while an EMA or an older version is sampled with
+    return Sampling(
+        host=taken.host,
+        phases={f"sampling: {name}": size + more for name, size in taken.phases.items()},
+        beside={f"sampling: {name}": size for name, size in taken.beside.items()},
     )
 
 

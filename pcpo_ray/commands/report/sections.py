@@ -306,7 +306,8 @@ def workers(record: Record) -> str:
     if event.get("backend") == "in-process":
         return "one process that samples, scores and learns in turn (--local)"
     asked = record.run.workers
-    return f"{asked.samplers.workers} sampling, {asked.scorers.workers} scoring, {asked.learner.ranks} learning"
+    learning = f"{asked.learner.ranks} learning" + " and sampling" * asked.learner.samples
+    return f"{asked.samplers.workers} sampling, {asked.scorers.workers} scoring, {learning}"
 
 
 def health(record: Record) -> dict[str, Any]:

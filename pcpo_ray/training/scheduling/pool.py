@@ -110,6 +110,21 @@ class Pool(Generic[Item]):
                 found.instead = None
         self._dispatch(now)
 
+    def lend(self, worker: str, now: float) -> None:
+        """Note that another role lends a worker, which takes items until it is withdrawn."""
+        found = self.workers.setdefault(worker, Worker(WorkerState.READY, heard=now, lent=True))
+        found.state = WorkerState.READY
+        self._free.put(worker, len(found.held))
+        self._dispatch(now)
+
+    def withdraw(self, worker: str) -> None:
+        """Note that a lent worker takes no more items; it finishes what it holds."""
+        found = self.workers.get(worker)
+        if found is not None:
+            self._free.remove(worker)
+            found.state = WorkerState.DRAINING
+            self._settle(worker, found)
+
     def heard(self, worker: str, now: float) -> bool:
         """Note a sign of life; return whether it was the worker's first, so that its process is there from now on."""
         found = self.workers.get(worker)
@@ -171,8 +186,9 @@ class Pool(Generic[Item]):
         self._free.remove(worker)
         # what it was about to be given, by the death of another a moment ago, is lost with it
         self._actions = [action for action in self._actions if getattr(action, "worker", None) != worker]
-        self.recovered.append(f"{worker} is gone: {cause}")
-        if found.state is not WorkerState.DRAINING:
+        if not found.lent:
+            self.recovered.append(f"{worker} is gone: {cause}")
+        if found.state is not WorkerState.DRAINING and not found.lent:
             self._vacant.append(found.instead or (worker, now))
             self.restarts[why] += 1
             self._backoff.failed()
@@ -190,12 +206,10 @@ class Pool(Generic[Item]):
     def tick(self, now: float) -> None:
         """Act on the time: start workers that had to wait, give up silent ones, hedge items that take long."""
         for name, worker in list(self.workers.items()):
-            if worker.state is WorkerState.STARTING:
-                if worker.placed is None:
-                    continue
-                late = now - worker.placed
-            else:
-                late = 0.0
+            placed = worker.placed if worker.state is WorkerState.STARTING else now
+            if worker.lent or placed is None:  # its own role listens for a worker that is lent
+                continue
+            late = now - placed
             silent = now - worker.heard
             if silent > self.limits.silence:
                 limit = f"workers.silence_timeout={self.limits.silence:g}"
@@ -212,7 +226,8 @@ class Pool(Generic[Item]):
 
     def _fit(self, now: float) -> None:
         """Start missing workers; drain surplus ones, first those still starting, then those that hold least."""
-        there = [name for name, worker in self.workers.items() if worker.state is not WorkerState.DRAINING]
+        own = {name: worker for name, worker in self.workers.items() if not worker.lent}
+        there = [name for name, worker in own.items() if worker.state is not WorkerState.DRAINING]
         if len(there) < self.wanted and now >= self._start_at:
             for _ in range(self.wanted - len(there)):
                 name = f"{self.name}-{self._named}"
@@ -288,7 +303,8 @@ class Pool(Generic[Item]):
         """Let a worker go that has finished what it held before leaving."""
         if found.state is WorkerState.DRAINING and not found.held:
             del self.workers[worker]
-            self._actions.append(Stop(worker))
+            if not found.lent:
+                self._actions.append(Stop(worker))
 
     def _settle_if_waiting(self, worker: str) -> None:
         """Let a leaving worker go whose last items were finished elsewhere."""

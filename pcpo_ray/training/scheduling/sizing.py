@@ -22,14 +22,22 @@ class Seen:
     groups: int
     overlapped: bool
     """True where the next batch is sampled while this one is learned."""
+    ranks: int = 0
+    """The learner's ranks that sample too, while they do not learn."""
 
     def seconds(self, sizes: Mapping[str, int]) -> float:
         """Predict the step's seconds with so many workers a role: sampling and scoring go on side by side."""
-        each = [
-            math.ceil(self.groups / sizes[role]) * work / self.groups for role, work in self.work.items() if sizes[role]
-        ]
-        rollouts = max(each, default=0.0)
-        return max(rollouts, self.learning) if self.overlapped else rollouts + self.learning
+        workers = {role: count + self.ranks * (role == "samplers") for role, count in sizes.items()}
+        each = {
+            role: math.ceil(self.groups / workers[role]) * work / self.groups
+            for role, work in self.work.items()
+            if workers[role]
+        }
+        if not self.overlapped:
+            return max(each.values(), default=0.0) + self.learning
+        if self.ranks and "samplers" in each:  # they have so much less time to sample as they learn
+            each["samplers"] += self.ranks * self.learning / workers["samplers"]
+        return max(*each.values(), self.learning)
 
 
 def better(seen: Seen, sizes: Mapping[str, int], bounds: Mapping[str, tuple[int, int]]) -> dict[str, int]:

@@ -86,6 +86,8 @@ class Worker:
     """The worker that it was started to replace, and when that one was lost."""
     placed: float | None = None
     """The time at which its process was first seen; None: it waits for a place."""
+    lent: bool = False
+    """True for a worker of another role, which takes items while it is lent: it is not this pool's to start or stop."""
 
 
 @dataclass

@@ -293,6 +293,29 @@ def shard(module: nn.Module, rank: Rank) -> None:
     fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
+def join_parts(module: nn.Module) -> None:
+    """Hold every parameter whole from now on; all ranks together. Nothing changes in a network that is not sharded.
+
+    Passes gather nothing until `split_again`, so that ranks may make different numbers of them.
+    """
+    for part in _sharded(module):
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+
+
+def split_again(module: nn.Module) -> None:
+    """Hold a part of every parameter again, as before `join_parts`; each rank for itself."""
+    for part in _sharded(module):
+        part.reshard()
+        part.set_reshard_after_forward(True, recurse=False)
+
+
+def _sharded(module: nn.Module) -> list[Any]:
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
 def gather_whole(tensor: Tensor) -> Tensor:
     """Gather a tensor whole; with `fsdp2` every rank must call this."""
     from torch.distributed.tensor import DTensor

@@ -1,5 +1,6 @@
 """The learner: training groups in, one batch's updates to the weights. One rank's process."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 from pcpo_ray import config
 from pcpo_ray.algorithm.diagnostics import TimestepDiagnostics
 from pcpo_ray.data.updates import DriverState, MicroBatchChoice, Update
-from pcpo_ray.data.weights import WeightSnapshot
+from pcpo_ray.data.weights import Manifest, WeightSnapshot
 from pcpo_ray.errors import PcpoError, TrainingError
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers import canary, precision
@@ -22,6 +23,7 @@ from pcpo_ray.workers.learner.autotune import Autotuner
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.learner.ema import EMA
 from pcpo_ray.workers.learner.learning_rate import LearningRate
+from pcpo_ray.workers.learner.lent import LentSampler
 from pcpo_ray.workers.learner.loss import Loss, check_unchanged, loss_scale
 from pcpo_ray.workers.learner.masters import Masters
 from pcpo_ray.workers.learner.mini_batches import Block
@@ -75,6 +77,17 @@ class Learner:
         self.snapshots = Snapshots(self.policy, self.masters, self.optimizer, self.ema, rank, dtypes=self.dtypes)
         # dropout would make the ratio at unchanged weights differ from 1
         self.policy.denoiser.module.eval()
+        self.lent: LentSampler | None = None
+
+    def lend(self) -> LentSampler:
+        """Return a sampler on this learner's network, to be used between the calls of this learner."""
+        self.lent = LentSampler(self.run, self.policy, self.rank)
+        return self.lent
+
+    def prove(self, manifest: Manifest) -> str:
+        """Have the lent sampler show that it holds these weights (LentSampler.prove); all ranks together."""
+        assert self.lent is not None
+        return self.lent.prove(manifest)
 
     def update(self, step: int, batch: Sequence[SampledGroup]) -> Update:
         """Train on one batch, giving version `step`; every rank gets the whole list and returns the same.
@@ -83,6 +96,7 @@ class Learner:
         is not 0, if a log-ratio or a weight is not finite, and after more than BAD_GRADIENTS bad gradients in a row. If
         a rank fails for another reason, every one of several ranks raises a RankError.
         """
+        self._take_back()
         try:
             return self._update(step, batch)
         except (PcpoError, distributed.RankError):
@@ -260,11 +274,18 @@ class Learner:
 
         With fsdp2 the first rank asks, and the others `assist`.
         """
-        return self.snapshots.pack(self.version, averaged=averaged, over=over)
+        with self._taken_back():
+            return self.snapshots.pack(self.version, averaged=averaged, over=over)
+
+    def manifest(self) -> Manifest:
+        """Describe the trained weights, for a sampler that shares their memory; one rank alone."""
+        with self._taken_back():
+            return self.snapshots.manifest(self.version)
 
     def assist(self, *, averaged: bool = False) -> None:
         """Help the first rank to gather the weights that it sends."""
-        self.snapshots.assist(self.version, averaged=averaged)
+        with self._taken_back():
+            self.snapshots.assist(self.version, averaged=averaged)
 
     def buckets(self) -> int:
         """Count the buckets in which the weights are sent."""
@@ -291,12 +312,21 @@ class Learner:
                 )
             allowed()
 
-        self.snapshots.save(folder, self.version, state, older=older, allowed=whole_and_allowed)
+        with self._taken_back():
+            self.snapshots.save(folder, self.version, state, older=older, allowed=whole_and_allowed)
 
     def restore(self, folder: Path) -> DriverState:
         """Continue from a checkpoint. Raises CheckpointError (Snapshots.restore)."""
+        self._take_back()
         loaded = self.snapshots.restore(folder)
         self.version = loaded.version
         if self.run.optimizer.micro_batch == "auto":
             self.micro_batch = loaded.state.micro_batch
         return loaded.state
+
+    def _take_back(self) -> None:
+        if self.lent is not None:
+            self.lent.end()
+
+    def _taken_back(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.lent is None else self.lent.interrupted()

@@ -100,6 +100,32 @@ def fewest_blocks(run: config.Run, trained: int) -> int:
     return run.rollout.prompts // run.optimizer.minibatches * -(-run.rollout.images // length) * trained
 
 
+def uneven_shares(run: config.Run, trained: int) -> list[str]:
+    """Describe the work that cannot be shared evenly: a line each for the pairs learned and the groups sampled."""
+    workers, found = run.workers, []
+    ranks, blocks = workers.learner.ranks, fewest_blocks(run, trained)
+    if blocks % ranks:
+        least, more = blocks // ranks, blocks % ranks
+        found.append(
+            f"a mini-batch has {blocks} blocks (images that are sampled together, at one step): {more} of "
+            f"workers.learner.ranks={ranks} learn {least + 1}, the others {least} and wait; {_fitting(blocks, ranks)} "
+            "ranks share them evenly"
+        )
+    samplers, groups = workers.samplers.workers + ranks * workers.learner.samples, run.rollout.prompts
+    if workers.samplers.max is None and groups % samplers and not run.rollout.max_staleness:
+        least, more = groups // samplers, groups % samplers
+        found.append(
+            f"a batch has rollout.prompts={groups} groups: {more} of {samplers} processes that sample make "
+            f"{least + 1}, the others {least} and wait; {_fitting(groups, samplers)} share them evenly"
+        )
+    return found
+
+
+def _fitting(parts: int, most: int) -> int:
+    """Return the largest number, at most `most`, that parts are shared by evenly."""
+    return max(number for number in range(1, most + 1) if parts % number == 0)
+
+
 def check_ranks(run: config.Run, trained: int) -> None:
     """Raise ConfigError if a mini-batch has fewer blocks than ranks: some would idle."""
     ranks, blocks = run.workers.learner.ranks, fewest_blocks(run, trained)

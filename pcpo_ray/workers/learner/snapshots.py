@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pcpo_ray.data import weights
 from pcpo_ray.data.updates import DriverState
-from pcpo_ray.data.weights import WeightSnapshot
+from pcpo_ray.data.weights import Manifest, WeightSnapshot
 from pcpo_ray.errors import CheckpointError, TrainingError
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.runs import checkpoints
@@ -48,6 +48,11 @@ class Snapshots:
         """Copy the trained weights, or their EMA, to send; the memory of `over` may be reused."""
         with self._sent(version, averaged) as (parameters, predicted):
             return weights.pack(version, parameters, averaged=averaged, canary=predicted, over=over)
+
+    def manifest(self, version: int) -> Manifest:
+        """Describe the trained weights without a copy of them."""
+        with self._sent(version, averaged=False) as (parameters, predicted):
+            return weights.describe(version, parameters, canary=predicted)
 
     def assist(self, version: int, *, averaged: bool) -> None:
         """Help the first rank to gather the weights that it packs."""

@@ -346,3 +346,52 @@ def test_a_leaving_worker_goes_once_another_has_finished_its_items():
     assert Stop(worker) not in pool.take() and worker in pool.workers
     assert pool.finished(other, slow, 22.0)
     assert Stop(worker) in pool.take() and worker not in pool.workers
+
+
+def test_a_lent_worker_takes_items_until_it_is_withdrawn():
+    pool = pool_of(1, depth=1)
+    pool.lend("learner-0", 0.0)
+    for item in "abcd":
+        pool.submit(item, 0.0)
+    assert sent(pool) == [("w-0", 1), ("learner-0", 2)]
+    pool.withdraw("learner-0")
+    assert pool.finished("learner-0", 2, 1.0) and sent(pool) == []
+    pool.lend("learner-0", 2.0)
+    assert sent(pool) == [("learner-0", 3)]
+
+
+def test_a_lent_worker_alone_is_never_started_stopped_or_missed():
+    pool = pool_of(0, depth=2, silence=5.0, start=5.0)
+    ticket = pool.submit("a", 0.0)
+    assert pool.take() == []
+    pool.lend("learner-0", 0.0)
+    assert sent(pool) == [("learner-0", ticket)]
+    pool.withdraw("learner-0")  # in the midst of an item
+    pool.lend("learner-0", 1.0)
+    pool.tick(1000.0)
+    assert pool.finished("learner-0", ticket, 1000.0)
+    pool.withdraw("learner-0")
+    assert (pool.take(), pool.faults(), dict(pool.restarts), pool.workers) == ([], [], {}, {})
+
+
+def test_items_of_a_lost_lent_worker_wait_for_the_next():
+    pool = pool_of(0)
+    ticket = pool.submit("a", 0.0)
+    pool.lend("learner-0", 0.0)
+    assert sent(pool) == [("learner-0", ticket)]
+    pool.died("learner-0", "its learner was lost", 1.0)
+    assert pool.take() == [] and pool.restarts == {}
+    pool.lend("learner-0", 2.0)
+    assert sent(pool) == [("learner-0", ticket)]
+
+
+def test_an_idle_lent_worker_is_asked_where_another_takes_long():
+    pool = pool_of(1, depth=1, hedge=3.0)
+    for n in range(5):
+        ticket = pool.submit(n, float(n))
+        assert pool.finished("w-0", ticket, n + 1.0)
+    ticket = pool.submit("slow", 10.0)
+    pool.take()
+    pool.lend("learner-0", 11.0)
+    pool.tick(20.0)
+    assert sent(pool) == [("learner-0", ticket)]

@@ -59,3 +59,13 @@ def test_it_settles_within_its_bounds(work, learning, groups, overlapped, start)
         sizes = better(found, sizes, bounds)
         assert 1 <= sizes["samplers"] <= 16
     assert better(found, sizes, bounds) == sizes
+
+
+def test_ranks_that_sample_share_the_work_while_they_do_not_learn():
+    none = {"samplers": 0, "scorers": 1}
+    assert seen(ranks=2).seconds(none) == 40.0 + 20.0
+    assert seen(ranks=2).seconds({"samplers": 2, "scorers": 1}) == 20.0 + 20.0
+    assert seen(ranks=2, overlapped=True).seconds(none) == 40.0 + 20.0  # they do one after the other all the same
+    assert seen(ranks=2, overlapped=True).seconds({"samplers": 2, "scorers": 1}) == 20.0 + 2 * 20.0 / 4
+    slow = {"samplers": 8.0, "scorers": 80.0}
+    assert seen(ranks=2, overlapped=True, work=slow).seconds({"samplers": 2, "scorers": 1}) == 80.0

@@ -104,6 +104,24 @@ def test_a_micro_batch_below_the_sampler_s_number_cuts_blocks_of_its_own(small_s
     assert lengths == [8, 6, 4, 6, 8]
 
 
+def test_shares_that_cannot_be_even_are_said_with_numbers_that_are(small_sd):
+    def said(ranks, samplers=1, **changes):
+        run = small.run(
+            small_sd, rollout__prompts=6, workers__learner=f"{{ranks: {ranks}, samples: true}}",
+            workers__samplers__workers=samplers, **changes,
+        )  # fmt: skip
+        return mini_batches.uneven_shares(run, 4)
+
+    assert said(1, 1) == said(3, 3) == said(2, 0) == []
+    (groups,) = said(3, 1)
+    assert groups.startswith("a batch has rollout.prompts=6 groups: 2 of 4 processes that sample make 2, the others 1")
+    assert groups.endswith("; 3 share them evenly")
+    blocks, _ = said(5, 0)
+    assert blocks.startswith("a mini-batch has 24 blocks") and "4 of workers.learner.ranks=5 learn 5" in blocks
+    assert blocks.endswith("; 4 ranks share them evenly")
+    assert said(3, 1, rollout__max_staleness=1) == []  # who has less begins the next batch
+
+
 def test_joined_blocks_of_minibatches_are_unique_and_in_batch_order():
     blocks = mini_batches.cut_into_blocks({0: (4, 2), 1: (4, 2)}, 2)
     assert mini_batches.joined([blocks[5:], blocks[:3], blocks[2:6]]) == blocks
