@@ -108,7 +108,8 @@ class Scorer:
         found = [score if finite else float("nan") for score, finite in zip(scores, known, strict=True)]
         if (known | ~read).all():
             return found, ""
-        return found, f"{np.count_nonzero(~known)} of {len(known)} scores are nan or not finite"
+        wrong = np.array(scores)[~known]
+        return found, f"{len(wrong)} of {len(known)} scores are not finite, such as {wrong[0]}"
 
     def _read(self, name: str, prompts: Sequence[str]) -> Bool[np.ndarray, " N"]:
         """Tell which prompts a reward reads: without a score of others nothing is missing."""

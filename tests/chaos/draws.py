@@ -116,15 +116,17 @@ def draws(seed: int = SEED) -> list[Draw]:
         places = [place for place, one in enumerate(settings) if (one.ranks, one.strategy) == shape]
         _deal(LEARNER, places, settings, faults, rng)
     _deal(OTHERS, range(len(settings)), settings, faults, rng)
-    for shape in SHAPES:
-        lent = _settings(shape, rng)
-        places = range(len(settings), len(settings) + len(SAMPLERS_BESIDE))
-        for samplers in SAMPLERS_BESIDE:
-            settings.append(dataclasses.replace(lent.pop(), samples=True, samplers=samplers))
-            faults.append([])
-        _deal(RANKS, places, settings, faults, rng)
     for found in faults:
         rng.shuffle(found)
+    for shape in SHAPES:
+        drawn = _settings(shape, rng)
+        places = range(len(settings), len(settings) + len(SAMPLERS_BESIDE))
+        settings += [
+            dataclasses.replace(setting, samples=True, samplers=samplers)
+            for setting, samplers in zip(drawn, SAMPLERS_BESIDE, strict=False)
+        ]
+        faults += [[] for _ in SAMPLERS_BESIDE]
+        _deal(RANKS, places, settings, faults, rng)
     return [
         Draw(number=number, setting=setting, faults=tuple(found))
         for number, (setting, found) in enumerate(zip(settings, faults, strict=True))

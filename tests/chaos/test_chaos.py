@@ -98,8 +98,8 @@ OF_A_LEARNER = [f"learner_node {how} {count}" for how in ("lost", "drained") for
 @pytest.mark.parametrize(
     "script",
     [
-        *("node lost", "memory", OF_A_LEARNER[0]),
-        *(pytest.param(one, marks=MORE) for one in ("node drained", "node twice", "ten_thousand", *OF_A_LEARNER[1:])),
+        *("node lost", "memory"),
+        *(pytest.param(one, marks=MORE) for one in ("node drained", "node twice", "ten_thousand", *OF_A_LEARNER)),
     ],
 )
 def test_in_a_cluster_of_its_own(script, small_sd, tmp_path):

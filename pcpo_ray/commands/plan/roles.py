@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -219,8 +219,9 @@ def lent(run: Run, *, sharded: bool, gpu: bool) -> Sampling:
 
 
 def one_process(run: Run) -> Memory:
-    """Return the memory of the process of a run with --local: all roles hold theirs, and work in turns."""
-    found = (sampler(run), scorer(run), learner(run))
+    """Return the memory of the process of a run with --local: a learner that samples, and a scorer, in turns."""
+    samples = replace(run.workers.learner, samples=True)
+    found = (scorer(run), learner(replace(run, workers=replace(run.workers, learner=samples))))
 
     def named(part: str) -> dict[str, int]:
         return {f"{one.role}: {name}": size for one in found for name, size in getattr(one, part).items()}
