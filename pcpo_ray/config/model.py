@@ -110,7 +110,7 @@ class Model:
     path: HubIdOrPath
     """A folder in diffusers' format, an id of the Hugging Face Hub, or a shipped model.
 
-    The package ships shapes-sd and shapes-flux.
+    The package ships shapes-sd, shapes-flux, words-sd and words-flux.
     """
     single_file: FilePath | None = None
     """A `.safetensors` file in its authors' layout; its parts are read from it, all others and configs from `path`."""

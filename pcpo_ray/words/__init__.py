@@ -1,6 +1,6 @@
 """The words world: captions that ask for a word in colours, and pictures that show it. The reward `ocr` reads them.
 
-Its models, words-sd and words-flux, are not shipped yet; README.md has the commands that train them.
+Its models, words-sd and words-flux, are in the package.
 """
 
 from pathlib import Path

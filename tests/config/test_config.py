@@ -99,7 +99,13 @@ def test_a_key_that_no_shipped_config_sets_survives_a_round_trip(override, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("baseline", "method"), [("shapes_ddpo", "shapes_pcpo"), ("shapes_dancegrpo_flux", "shapes_pcpo_flux")]
+    ("baseline", "method"),
+    [
+        ("shapes_ddpo", "shapes_pcpo"),
+        ("shapes_dancegrpo_flux", "shapes_pcpo_flux"),
+        ("words_ddpo", "words_pcpo"),
+        ("words_dancegrpo", "words_pcpo_flux"),
+    ],
 )
 def test_the_files_of_a_pair_differ_by_the_contribution_alone(baseline, method):
     one, other = (dataclasses.asdict(files.load(SHAPES.with_stem(name))) for name in (baseline, method))

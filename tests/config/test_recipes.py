@@ -13,7 +13,7 @@ from tests.support import ROOT
 OLDER = ("stable_diffusion", "sd3", "flux")
 """Kinds whose recipes have a link to a licence only where a model is gated, and say nothing of eight cards."""
 
-REAL = [name for name in recipes.names() if not name.startswith("shapes_")]
+REAL = [name for name in recipes.names() if not name.startswith(("shapes_", "words_"))]
 
 
 def test_a_recipe_is_a_config_by_its_name_and_its_path(monkeypatch):

@@ -12,7 +12,7 @@ from tests.support.two_steps import SMALLER, two_steps
 pytestmark = pytest.mark.recipes
 
 CONFIGS = ROOT / "configs"
-RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("shapes_"))
+RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(("shapes_", "words_")))
 SMALL_MODEL = ["sampling.height=16", "sampling.width=16", "rewards=[{kind: jpeg_compressibility}]"]
 
 

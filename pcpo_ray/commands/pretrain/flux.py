@@ -6,12 +6,13 @@ is trained on what they say.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
@@ -24,6 +25,7 @@ from pcpo_ray.commands.pretrain.world import World
 
 BATCH = 64
 READING_BATCH = 256
+FIRST_LETTER = 4  # the place of a spelled word's first token in T5: after "the", "word", a space and the quote
 RATE = 3e-3
 TIME_SPREAD = 1.2  # standard deviation of the logits of the times: where the things take shape is in the middle
 SHIFT = 1.5  # FLUX's own rule (a larger shift for more tokens) gives about this for 16 tokens
@@ -84,22 +86,36 @@ class TextEncoders(nn.Module):
 def learn_to_read(world: World, encoders: TextEncoders, rng: np.random.Generator, steps: int) -> None:
     """Train both encoders to answer `told`, each through linear layers that are thrown away afterwards.
 
-    FLUX tells its text tokens no places. Where these matter, T5 is asked through the mean of its tokens.
+    FLUX tells its text tokens no places. Where captions spell words, each letter's token in T5 is asked which letter it
+    is, in which place and of how many; the mean of T5's tokens is asked the rest.
     """
-    classes = sum(world.classes)
-    heads = nn.ModuleList([nn.Linear(WIDTH, classes), nn.Linear(WIDTH if world.spelled else LENGTH * WIDTH, classes)])
+    classes, letters = list(world.classes), world.letters
+    asked = classes[letters:] if world.spelled else classes
+    of_token = (classes[0], letters, letters + 1) if world.spelled else ()
+    pooled_head = nn.Linear(WIDTH, sum(classes))
+    head = nn.Linear(WIDTH if world.spelled else LENGTH * WIDTH, sum(asked))
+    token_head = nn.Linear(WIDTH, sum(of_token)) if world.spelled else nn.Identity()
+
+    def misread(logits: Float[Tensor, "B Q"], answers: Int[Tensor, "B A"], asked: Sequence[int]) -> Tensor:
+        questions = zip(logits.split(list(asked), dim=1), answers.T, strict=True)
+        return sum((nn.functional.cross_entropy(of, answer) for of, answer in questions), torch.zeros(()))
 
     def loss_of() -> Tensor:
         texts = world.sample(rng, READING_BATCH, "train")
         answers = torch.tensor([world.told(text) for text in texts])
-        loss = torch.zeros(())
         pooled, embeds = encoders(texts)
-        for head, embedding in zip(heads, (pooled, embeds.mean(dim=1) if world.spelled else embeds), strict=True):
-            for question, logits in enumerate(head(embedding.flatten(1)).split(world.classes, dim=1)):
-                loss = loss + nn.functional.cross_entropy(logits, answers[:, question])
-        return loss
+        loss = misread(pooled_head(pooled), answers, classes)
+        if not world.spelled:
+            return loss + misread(head(embeds.flatten(1)), answers, asked)
+        there = answers[:, :letters] < classes[0] - 1
+        places = torch.arange(letters).expand(there.shape)
+        said = torch.stack([answers[:, :letters], places, there.sum(1, keepdim=True).expand(there.shape)], dim=2)
+        tokens = embeds[:, FIRST_LETTER : FIRST_LETTER + letters]
+        loss = loss + misread(token_head(tokens[there]), said[there], of_token)
+        return loss + misread(head(embeds.mean(dim=1)), answers[:, letters:], asked)
 
-    optimise(f"{world.name}-flux reading", nn.ModuleList([encoders, heads]), loss_of, steps=steps, rate=RATE)
+    parts = nn.ModuleList([encoders, pooled_head, head, token_head])
+    optimise(f"{world.name}-flux reading", parts, loss_of, steps=steps, rate=RATE)
 
 
 def train(world: World, out: Path, seed: int, steps: int, pictures: int = latents.PICTURES, measured: int = 64) -> None:

@@ -31,13 +31,16 @@ CHUNK = 64
 SAVE_EVERY = 500
 
 
-def accuracy(world: World, pipeline: Any, count: int, seed: int = 1) -> Shares:
-    """Over `count` held-out captions, which shares of the pictures and of their facts are right."""
+def accuracy(world: World, pipeline: Any, count: int, seed: int = 1, **changed: Any) -> Shares:
+    """Over `count` held-out captions, which shares of the pictures and of their facts are right.
+
+    `changed` are arguments of the pipeline instead of SD_SAMPLING's or FLUX_SAMPLING's.
+    """
     texts = world.sample(np.random.default_rng(seed), count, "held_out")
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
     flow = type(pipeline).__name__ == "FluxPipeline"
-    options = {**(FLUX_SAMPLING if flow else SD_SAMPLING), "height": world.height, "width": world.width}
+    options = {**(FLUX_SAMPLING if flow else SD_SAMPLING), "height": world.height, "width": world.width, **changed}
     pictures: list[np.ndarray] = []
     for start in range(0, count, CHUNK):
         some = texts[start : start + CHUNK]

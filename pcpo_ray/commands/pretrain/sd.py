@@ -103,4 +103,5 @@ def train(world: World, out: Path, seed: int, steps: int, pictures: int = latent
         return loss
 
     after_step = saving(world, pipeline, both, mean, out / name, steps=steps, measured=measured)
-    optimise(name, both, loss_of, steps=steps, rate=1.5e-3, after_step=after_step)
+    muon = [encoder, unet] if world.spelled else []
+    optimise(name, both, loss_of, steps=steps, rate=1.5e-3, muon=muon, after_step=after_step)

@@ -81,7 +81,7 @@ WORLD = World(
     height=HEIGHT,
     width=WIDTH,
     vocabulary=("the", "word", "in", "on", *COLOURS),
-    spelled=True,
+    letters=LONGEST,
     sample=sample_captions,
     draw=lambda text, seed: draw(content(text), seed),
     told=told,
@@ -90,6 +90,6 @@ WORLD = World(
     vae_channels=(16, 32, 48),
     latent_channels=12,
     unet_channels=(48, 96),
-    steps={"vae": 6000, "sd": 6000, "flux": 6000},
-    reading_steps=1200,
+    steps={"vae": 6000, "sd": 3000, "flux": 3000},
+    reading_steps=300,
 )

@@ -31,8 +31,8 @@ class World:
     width: int
     vocabulary: tuple[str, ...]
     """The words that are one token each; all others are spelled."""
-    spelled: bool
-    """True if captions spell words, so that T5's tokens must say their own places."""
+    letters: int
+    """The letters of the longest word that captions spell, about which `told` answers first; 0 if they spell none."""
     sample: Callable[[np.random.Generator, int, Split], list[str]]
     draw: Callable[[str, int], np.ndarray]
     told: Callable[[str], list[int]]
@@ -45,6 +45,11 @@ class World:
     steps: Mapping[str, int]
     """The steps of each model's training, by part."""
     reading_steps: int
+
+    @property
+    def spelled(self) -> bool:
+        """True if captions spell words, so that T5's tokens must say their own places."""
+        return self.letters > 0
 
     @property
     def latent_size(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pcpo_ray.commands.pretrain.flux import FIRST_LETTER
 from pcpo_ray.commands.pretrain.shapes_world import WORLD as SHAPES
 from pcpo_ray.commands.pretrain.tokenizers import LENGTH, byte_pair_merges, clip_tokenizer, t5_tokenizer
 from pcpo_ray.commands.pretrain.words_world import WORLD as WORDS
@@ -41,6 +42,13 @@ def test_words_in_quotes_are_spelled_a_token_a_letter(make, word):
     letters = tokens[-4 - 1 - len(word) : -4 - 1]
     assert "".join(letters).replace("</w>", "") == word and len(letters) == len(word)
     assert [token.strip("▁ ") for token in tokens[-4:]] == ["in", "red", "on", "white"]
+
+
+@pytest.mark.parametrize("caption", ['the word "moon"', 'the word "cat" in red on white', 'the word "onion" on white'])
+def test_a_words_letters_begin_where_their_reading_is_taught(caption):
+    word = words.parse(caption).word
+    tokens = t5_tokenizer(WORDS).tokenize(caption)
+    assert tokens[FIRST_LETTER : FIRST_LETTER + len(word)] == list(word)
 
 
 @BOTH
