@@ -19,7 +19,7 @@ import ray
 from ray import exceptions
 
 from pcpo_ray import config
-from pcpo_ray.cluster.failures import WeightsGoneError
+from pcpo_ray.cluster.pulling import pulled_weights, seconds_to_pull
 from pcpo_ray.data import weights
 from pcpo_ray.data.types import Task
 from pcpo_ray.data.updates import DriverState, Update
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from pcpo_ray.workers.learner.distributed import Rank
     from pcpo_ray.workers.packing import PackedTrajectory
     from pcpo_ray.workers.sampler import Sampler
-
-PULL_TIMEOUT, SLOWEST = 600.0, 50e6
-"""Seconds, and bytes a second, in which the slowest network that is waited for brings what a worker asks for."""
 
 HEALTH = "health"
 """The concurrency group of `alive`: it answers while the actor works."""
@@ -94,21 +91,6 @@ class Worker(ABC):
     def peak(self) -> memory.Peak:
         """Return the most memory that the process has had."""
         return memory.peak()
-
-
-def seconds_to_pull(size: int) -> float:
-    """Return the seconds within which `size` bytes must reach a worker."""
-    return PULL_TIMEOUT + size / SLOWEST
-
-
-def pulled_weights(version: int, references: Sequence[ray.ObjectRef]) -> weights.WeightSnapshot:
-    """Fetch a version's manifest and buckets from the object store. Raises WeightsGoneError."""
-    try:
-        manifest: Manifest = ray.get(references[0], timeout=PULL_TIMEOUT)
-        buckets = ray.get(list(references[1:]), timeout=seconds_to_pull(sum(manifest.sizes)))
-    except (exceptions.ObjectLostError, exceptions.GetTimeoutError) as error:
-        raise WeightsGoneError(f"weights of version {version}: {error}") from None
-    return weights.WeightSnapshot(manifest=manifest, buckets=tuple(buckets))
 
 
 @dataclass(frozen=True, kw_only=True)

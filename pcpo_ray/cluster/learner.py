@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray import exceptions
 
 from pcpo_ray.cluster.actors import LearnerActor
-from pcpo_ray.cluster.failures import DEAF, brief, cause_of
+from pcpo_ray.cluster.calls import Call, all_answered
+from pcpo_ray.cluster.failures import DEAF
 from pcpo_ray.cluster.head import Head
 from pcpo_ray.cluster.launch import BEAT, Launcher, end
 from pcpo_ray.cluster.pool import WorkerPool
@@ -28,53 +28,6 @@ from pcpo_ray.models import steps
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.workers.learner import mini_batches
-
-
-class Call:
-    """A call of a rank's method that can be repeated; the first of its references tells whether it is done."""
-
-    def __init__(self, ask: Callable[[], Any], awaited: str) -> None:
-        self.ask, self.awaited = ask, awaited
-        self.again()
-
-    def again(self) -> None:
-        """Ask once more, because the answer was lost on the way."""
-        found = self.ask()
-        self.references: list[ray.ObjectRef] = found if isinstance(found, list) else [found]
-
-    @property
-    def reference(self) -> ray.ObjectRef:
-        """The reference to wait for."""
-        return self.references[0]
-
-    def newest(self) -> ray.ObjectRef:
-        """Return the reference of the answer, which is asked for once more where it was lost on the way."""
-        self.answered()
-        return self.reference
-
-    def answered(self) -> bool:
-        """Tell whether the answer is there; ask again where the rank was out of reach.
-
-        Raises the PcpoError that the work raised, and LearnerLostError.
-        """
-        if not ray.wait([self.reference], timeout=0)[0]:
-            return False
-        try:
-            self._answer = ray.get(self.reference)
-        except exceptions.ActorUnavailableError:
-            self.again()
-            return False
-        except exceptions.RayError as error:
-            cause = cause_of(error)
-            if isinstance(cause, PcpoError):
-                raise cause from error
-            raise LearnerLostError(f"the learner is lost, in {self.awaited}: {brief(cause)}") from error
-        return True
-
-    @property
-    def answer(self) -> Any:
-        """The answer, once `answered` is true."""
-        return self._answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +128,7 @@ class RayLearner:
         if self.begun is None:
             return None
         try:
-            if not _answered(self.running):
+            if not all_answered(self.running):
                 return None
         except Exception:
             self._forget_update()
@@ -346,15 +299,10 @@ class RayLearner:
         """
         limit = max(self.workers.task_timeout, seconds)
         deadline = time.monotonic() + limit
-        while not _answered(calls):
+        while not all_answered(calls):
             if time.monotonic() > deadline:
                 why = " (workers.task_timeout)" if limit > seconds else ", longer than so many bytes may take"
                 raise LearnerLostError(f"waited {limit:.0f} s{why} for {calls[0].awaited}")
             ray.wait([call.reference for call in calls], num_returns=len(calls), timeout=0.5)
             self.listen()
         return [call.answer for call in calls]
-
-
-def _answered(calls: Sequence[Call]) -> bool:
-    """Tell whether all are answered. Looks at every call, so that the first failure is raised at once."""
-    return all([call.answered() for call in calls])

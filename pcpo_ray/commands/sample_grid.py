@@ -18,7 +18,7 @@ from pcpo_ray.data import tensors
 from pcpo_ray.data.types import Prompt, Task
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import checkpoints, records
-from pcpo_ray.workers.learner import distributed
+from pcpo_ray.workers.learner import sharding
 from pcpo_ray.workers.sampler import Sampler
 
 LOADING = "loading the model"
@@ -60,7 +60,7 @@ def plain(
     for checkpoint in found:
         if checkpoint is not None:
             trained = sampler.policy.denoiser.trainable()
-            distributed.load_parameters(checkpoint, checkpoints.read(checkpoint).best, trained)
+            sharding.load_parameters(checkpoint, checkpoints.read(checkpoint).best, trained)
         label = _label(checkpoint)
         rows[label] = [_drawn(sampler, prompt, images, label, waiting)]
     names = [f"seed {seed}, {number}" for number in range(1, images + 1)]
@@ -99,7 +99,7 @@ def grid(
     for adapter in adapters:
         found = records.newest_checkpoint(adapter.folder, say)
         saved = checkpoints.read(found).best
-        distributed.load_parameters(found, saved, sampler.policy.denoiser.trainable())
+        sharding.load_parameters(found, saved, sampler.policy.denoiser.trainable())
         loaded.append(saved)
     across = list(itertools.product(*(adapter.values for adapter in adapters[1:])))
     rows = []

@@ -8,13 +8,9 @@ from pcpo_ray.config.algorithm import (
     Advantage,
     Attention,
     BatchAdvantage,
-    Clipped,
-    ClippedRatio,
     Credit,
     CustomAdvantage,
     CustomCredit,
-    CustomObjective,
-    DivergenceMask,
     Entropy,
     FairClip,
     FairClip2,
@@ -23,13 +19,10 @@ from pcpo_ray.config.algorithm import (
     GrpoGuard,
     HistoryAdvantage,
     Interpolate,
-    LogHinge,
     Native,
-    Objective,
     Proportionate,
     Released,
     Reweight,
-    Surrogate,
     Tilted,
     Variance,
 )
@@ -53,6 +46,15 @@ from pcpo_ray.config.judge import Judge
 from pcpo_ray.config.measured import Grain, Grid, Jpeg
 from pcpo_ray.config.model import BACKBONES, Backbone, Full, Lora, Model
 from pcpo_ray.config.notify import Notify
+from pcpo_ray.config.objective import (
+    Clipped,
+    ClippedRatio,
+    CustomObjective,
+    DivergenceMask,
+    LogHinge,
+    Objective,
+    Surrogate,
+)
 from pcpo_ray.config.packaged import Nsfw, Ocr
 from pcpo_ray.config.prompts import (
     CaptionForm,

@@ -9,12 +9,12 @@ from pcpo_ray.config.algorithm import (
     WITH_FACTOR,
     Attention,
     Credit,
-    DivergenceMask,
     GroupAdvantage,
     Interpolate,
 )
 from pcpo_ray.config.base import kinds_by_family
 from pcpo_ray.config.model import BACKBONES, Full
+from pcpo_ray.config.objective import DivergenceMask
 from pcpo_ray.config.rewards import OUR_NAMES, SHIPPED_REWARDS
 from pcpo_ray.config.sampling import CoefficientsPreserving, Process, Renoised, Window
 from pcpo_ray.config.shipped import ShippedReward

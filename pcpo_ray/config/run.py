@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from pcpo_ray.config.algorithm import Advantage, Credit, Objective
+from pcpo_ray.config.algorithm import Advantage, Credit
 from pcpo_ray.config.base import Count, NonNegativeInt, Unit, config, one_or_more
 from pcpo_ray.config.checks import CHECKS
 from pcpo_ray.config.evaluation import Evaluation, Monitors
 from pcpo_ray.config.judge import Judge
 from pcpo_ray.config.model import Model
 from pcpo_ray.config.notify import Notify
+from pcpo_ray.config.objective import Objective
 from pcpo_ray.config.prompts import Prompts
 from pcpo_ray.config.rewards import Reward
 from pcpo_ray.config.sampling import Sampling

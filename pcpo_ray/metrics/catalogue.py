@@ -4,7 +4,8 @@ Both exporters (cluster/exporter.py, prometheus.py), the Grafana dashboards, the
 (dashboards/) are made from it. Every metric also has the label `run`, the run's name. The driver keeps all of them.
 A mean is a counter of seconds over a counter of events; there is no histogram, as Ray's sums of them are approximate.
 
-To add a metric: one entry here that names the record's field (data/records.py), and one chart in dashboards/.
+To add a metric: one entry here that names the record's field (data/records.py), and one chart in dashboards/. The file
+is as long as there are metrics.
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ import torch
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import CheckpointError, RunError
 from pcpo_ray.runs import checkpoints
-from pcpo_ray.workers.learner import distributed
+from pcpo_ray.workers.learner import sharding
 from tests.support import small
 from tests.support.checkpointing import write_checkpoint
 
@@ -168,7 +168,7 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_parameters_of_another_model_are_refused(tmp_path):
     loaded = checkpoints.read(save(tmp_path, 1))
     with pytest.raises(CheckpointError, match="another model"):
-        distributed.load_parameters(tmp_path, loaded.parameters, {"v": torch.nn.Parameter(torch.ones(4))})
+        sharding.load_parameters(tmp_path, loaded.parameters, {"v": torch.nn.Parameter(torch.ones(4))})
 
 
 def test_a_run_without_checkpoints_has_no_newest(tmp_path):
@@ -189,7 +189,7 @@ def test_float32_weights_return_to_the_bit_or_rounded_for_the_network(tmp_path):
     )
     for dtype in (torch.float32, torch.bfloat16):
         here = {name: torch.nn.Parameter(torch.zeros_like(value, dtype=dtype)) for name, value in sent.items()}
-        distributed.load_parameters(folder, checkpoints.read(folder).parameters, here)
+        sharding.load_parameters(folder, checkpoints.read(folder).parameters, here)
         for name, value in sent.items():
             assert torch.equal(here[name].detach().view(torch.uint8), value.to(dtype).view(torch.uint8))
 
@@ -197,7 +197,7 @@ def test_float32_weights_return_to_the_bit_or_rounded_for_the_network(tmp_path):
 def test_weights_stored_in_less_than_float32_are_refused(tmp_path):
     here = {"w": torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))}
     with pytest.raises(CheckpointError, match=r"1 of 1 parameters differ, such as \['w'\]"):
-        distributed.load_parameters(tmp_path, {"w": torch.ones(3, dtype=torch.bfloat16)}, here)
+        sharding.load_parameters(tmp_path, {"w": torch.ones(3, dtype=torch.bfloat16)}, here)
 
 
 def test_what_diffusers_will_load_is_watched_too(tmp_path):
@@ -251,7 +251,7 @@ def test_parameters_of_another_shape_are_refused_and_left_alone(tmp_path, other)
     loaded = checkpoints.read(save(tmp_path, 2))
     here = {"w": torch.nn.Parameter(other.clone())}
     with pytest.raises(CheckpointError, match=r"1 of 1 parameters differ, such as \['w'\]"):
-        distributed.load_parameters(tmp_path, loaded.parameters, here)
+        sharding.load_parameters(tmp_path, loaded.parameters, here)
     assert torch.equal(here["w"], other)
 
 

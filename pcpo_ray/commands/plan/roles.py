@@ -268,7 +268,7 @@ def scorer(run: Run) -> Memory:
 
 
 def gathered(network: nn.Module) -> int:
-    """Return the bytes that fsdp2 has unsharded at once, at most, in a network cut as distributed.shard cuts it.
+    """Return the bytes that fsdp2 has unsharded at once, at most, in a network cut as sharding.shard cuts it.
 
     These are the root's own parameters, and those of a block and the blocks around it. The block being prefetched adds
     its parameters and the buffer they arrive in; the one being reduced adds gradients and their float32 buffer.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pcpo_ray import __version__, config
-from pcpo_ray.commands.report import cost, images, mixture, numbers, sections
+from pcpo_ray.commands.report import cost, health, images, mixture, numbers, sections
 from pcpo_ray.commands.report.verdict import verdict
 from pcpo_ray.config import files
 from pcpo_ray.data import worlds
@@ -68,7 +68,7 @@ def write(folder: Path, *, refresh: float | None = None) -> Path:
         times=sections.times(record),
         idle=sections.idle(record),
         tokens=cost.tokens(record),
-        health=sections.health(record),
+        health=health.health(record),
         use=_use(record),
         config=files.dump(run),
         command=shlex.join(["pcpo-ray", "train", f"runs/{run.name}/config.yaml", f"name={run.name}-again"]),

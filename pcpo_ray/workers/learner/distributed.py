@@ -16,14 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from pcpo_ray.errors import CheckpointError, ModelError, PcpoError, TrainingError
+from pcpo_ray.errors import CheckpointError, PcpoError, TrainingError
 from pcpo_ray.process.deadlines import within
 
 GLANCE = 0.1
@@ -256,104 +255,3 @@ def _waiting_on_the_cpu() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(name) if before is None else os.environ.update({name: before})
-
-
-def shard(module: nn.Module, rank: Rank) -> None:
-    """Shard every parameter over the ranks, in place: the blocks that diffusers does not split, then the rest.
-
-    Parameters are freed right after use, so that `named_parameters` are always the parts. Trained half-precision
-    weights get float32 parts, which are gathered in half precision and whose gradients are reduced in float32. An
-    adapter's weights are float32 already. Gradients are reduced in every pass, and nothing stays gathered between
-    passes. For a fully trained FLUX either would take 24 to 48 GB more per rank; for its adapter of rank 128, gradients
-    are only 2% of a pass's traffic.
-
-    Raises ModelError for trained weights of two dtypes.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    device = next(module.parameters()).device.type
-    mesh = init_device_mesh(device, (rank.count,))
-    trained = sorted({parameter.dtype for parameter in module.parameters() if parameter.requires_grad}, key=str)
-    if len(trained) > 1:
-        raise ModelError(
-            f"the network's own weights are of {trained}, and workers.learner.strategy=fsdp2 gathers all in one dtype; "
-            "use model.dtype=float32, workers.learner.strategy=ddp, or model.train.kind=lora"
-        )
-    policy = MixedPrecisionPolicy()
-    if trained != [torch.float32]:
-        (dtype,) = trained
-        # inputs are not cast: a timestep rounded to bfloat16 is another timestep
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for parameter in module.parameters():
-            parameter.data = parameter.data.float()
-    gather_whole = set(getattr(module, "_no_split_modules", None) or ())
-    for part in [part for part in module.modules() if type(part).__name__ in gather_whole][::-1]:  # inner ones first
-        fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-    fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-
-
-def join_parts(module: nn.Module) -> None:
-    """Hold every parameter whole from now on; all ranks together. Nothing changes in a network that is not sharded.
-
-    Passes gather nothing until `split_again`, so that ranks may make different numbers of them.
-    """
-    for part in _sharded(module):
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
-
-
-def split_again(module: nn.Module) -> None:
-    """Hold a part of every parameter again, as before `join_parts`; each rank for itself."""
-    for part in _sharded(module):
-        part.reshard()
-        part.set_reshard_after_forward(True, recurse=False)
-
-
-def _sharded(module: nn.Module) -> list[Any]:
-    from torch.distributed.fsdp import FSDPModule
-
-    return [part for part in module.modules() if isinstance(part, FSDPModule)]
-
-
-def gather_whole(tensor: Tensor) -> Tensor:
-    """Gather a tensor whole; with `fsdp2` every rank must call this."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's part of a whole tensor, on the device of `like` and sharded as it is."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    moved = tensor.to(like.device)
-    return distribute_tensor(moved, like.device_mesh, like.placements) if isinstance(like, DTensor) else moved
-
-
-def owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Assign each named tensor to the rank that writes it, so that all write about as many bytes."""
-    written = [0] * count
-    found = {}
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        found[name] = written.index(min(written))
-        written[found[name]] += sizes[name]
-    return found
-
-
-def load_parameters(folder: Path, saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Overwrite `parameters` with the saved float32 values, rounded to any narrower dtype.
-
-    Raises CheckpointError if names or shapes differ from the checkpoint's, or the saved values are not float32.
-    """
-    there = {name: (value.dtype, value.shape) for name, value in saved.items()}
-    here = {name: (torch.float32, p.shape) for name, p in parameters.items()}
-    if there != here:
-        differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-        raise CheckpointError(
-            f"checkpoint {folder} is of another model: {len(differing)} of {len(here)} parameters differ, "
-            f"such as {differing[:3]}; use the config that it was trained with"
-        )
-    with torch.no_grad():
-        for name, value in saved.items():
-            parameters[name].copy_(shard_like(value, parameters[name]))

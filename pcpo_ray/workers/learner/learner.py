@@ -18,7 +18,7 @@ from pcpo_ray.data.weights import Manifest, WeightSnapshot
 from pcpo_ray.errors import PcpoError, TrainingError
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers import canary, precision
-from pcpo_ray.workers.learner import distributed, mini_batches, optimizers
+from pcpo_ray.workers.learner import distributed, mini_batches, optimizers, sharding
 from pcpo_ray.workers.learner.autotune import Autotuner
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.learner.ema import EMA
@@ -52,7 +52,7 @@ class Learner:
         self.policy = Policy(run, device)
         self.dtypes = {name: parameter.dtype for name, parameter in self.policy.denoiser.trainable().items()}
         if rank.sharded:
-            distributed.shard(self.policy.denoiser.module, rank)
+            sharding.shard(self.policy.denoiser.module, rank)
         self.version = 0
         self.stepping = False
         """True while the weights are between two versions."""
@@ -249,7 +249,7 @@ class Learner:
         if self.loss_scale != 1.0:
             torch._foreach_div_([p.grad for p in trained if p.grad is not None], self.loss_scale)
         most = self.run.optimizer.max_gradient_norm
-        norm = float(distributed.gather_whole(self.accelerator.clip_grad_norm_(trained, most)))
+        norm = float(sharding.gather_whole(self.accelerator.clip_grad_norm_(trained, most)))
         if math.isfinite(norm):
             self.bad_gradients = 0
             self.stepping = True

@@ -12,7 +12,7 @@ from pcpo_ray.data.weights import Manifest, WeightSnapshot
 from pcpo_ray.errors import WeightsError
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers import canary, precision
-from pcpo_ray.workers.learner import distributed
+from pcpo_ray.workers.learner import sharding
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.sampler import Sampler
 
@@ -97,10 +97,10 @@ class LentSampler(Sampler):
 
     def _join(self) -> None:
         if self.rank.sharded:
-            distributed.join_parts(self.policy.denoiser.module)
+            sharding.join_parts(self.policy.denoiser.module)
             self.whole = True
 
     def _split(self) -> None:
         if self.whole:
-            distributed.split_again(self.policy.denoiser.module)
+            sharding.split_again(self.policy.denoiser.module)
             self.whole = False

@@ -17,7 +17,7 @@ from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.checkpoints import Checkpoint
 from pcpo_ray.runs.disk import writing
 from pcpo_ray.workers import canary, precision
-from pcpo_ray.workers.learner import distributed, optimizers
+from pcpo_ray.workers.learner import distributed, optimizers, sharding
 from pcpo_ray.workers.learner.distributed import Rank
 from pcpo_ray.workers.learner.ema import EMA
 from pcpo_ray.workers.learner.masters import Masters
@@ -87,7 +87,7 @@ class Snapshots:
         """Gather all tensors on all ranks together, and keep whole those that this rank writes."""
         found = {}
         for name, tensor in tensors.items():
-            complete = distributed.gather_whole(tensor.detach())
+            complete = sharding.gather_whole(tensor.detach())
             if writers[name] == self.rank.index:
                 found[name] = complete.cpu() if self.rank.sharded else complete
         return found
@@ -137,7 +137,7 @@ class Snapshots:
             averaged = {} if self.ema is None else dict(zip(self.masters.network, self.ema.values, strict=True))
             parts = self.rank.count if self.rank.sharded else 1
             held = [
-                self._gathered(tensors, distributed.owners({name: t.nbytes for name, t in tensors.items()}, parts))
+                self._gathered(tensors, sharding.owners({name: t.nbytes for name, t in tensors.items()}, parts))
                 for tensors in (self.masters.values, averaged, moments)
             ]
             own = until_whole.enter_context(checkpoints.unfinished(folder) if self.rank.first else writing(folder))
@@ -176,12 +176,12 @@ class Snapshots:
         with meeting.held():
             loaded = checkpoints.read(folder)
             meeting.tell()  # only now: a rank that still reads keeps the others waiting in a collective
-        distributed.load_parameters(folder, loaded.parameters, self.masters.values)
+        sharding.load_parameters(folder, loaded.parameters, self.masters.values)
         self.masters.write_back()
-        optimizers.unpack(self.optimizer, self.masters.values, loaded.optimizer, distributed.shard_like)
+        optimizers.unpack(self.optimizer, self.masters.values, loaded.optimizer, sharding.shard_like)
         if self.ema is not None:
             means = [
-                distributed.shard_like(loaded.averaged[name], value)
+                sharding.shard_like(loaded.averaged[name], value)
                 for name, value in zip(self.masters.network, self.ema.values, strict=True)
             ]
             self.ema.restore(means, updates=loaded.updates)

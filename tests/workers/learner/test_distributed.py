@@ -13,7 +13,7 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pcpo_ray.errors import CheckpointError, RunError, TrainingError
-from pcpo_ray.workers.learner import autotune, distributed, mini_batches
+from pcpo_ray.workers.learner import autotune, distributed, mini_batches, sharding
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.packing import pack_trajectory
 from pcpo_ray.workers.sampler import Sampler
@@ -25,11 +25,11 @@ CPU = torch.device("cpu")
 
 def test_each_rank_writes_about_as_many_bytes():
     sizes = {"large": 100, "half": 50, "other half": 50, "small": 1}
-    written = distributed.owners(sizes, 2)
+    written = sharding.owners(sizes, 2)
     assert written.keys() == sizes.keys()
     per_rank = [sum(sizes[name] for name, rank in written.items() if rank == index) for index in range(2)]
     assert sorted(per_rank) == [100, 101]
-    assert set(distributed.owners(sizes, 1).values()) == {0}
+    assert set(sharding.owners(sizes, 1).values()) == {0}
 
 
 def test_one_rank_alone_needs_no_group():

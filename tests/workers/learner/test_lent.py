@@ -9,7 +9,7 @@ from pcpo_ray.data.updates import DriverState
 from pcpo_ray.data.weights import unpack
 from pcpo_ray.errors import WeightsError
 from pcpo_ray.runs import checkpoints
-from pcpo_ray.workers.learner import distributed
+from pcpo_ray.workers.learner import distributed, sharding
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import small
@@ -178,7 +178,7 @@ def steps(index, count, address, run, folder):
         batch = [(step - 1, group, ADVANTAGES) for group in groups]
         for one in (learner, plain):
             one.update(step, batch)
-    whole = [distributed.gather_whole(p.detach()) for one in (learner, plain) for p in one.masters.values.values()]
+    whole = [sharding.gather_whole(p.detach()) for one in (learner, plain) for p in one.masters.values.values()]
     half = len(whole) // 2
     same.append(all(torch.equal(mine, theirs) for mine, theirs in zip(whole[:half], whole[half:], strict=True)))
     joined.total(torch.ones(1))

@@ -8,7 +8,7 @@ import torch
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import CheckpointError, RunError, TrainingError, WeightsError
 from pcpo_ray.runs import checkpoints
-from pcpo_ray.workers.learner import distributed
+from pcpo_ray.workers.learner import sharding
 from tests.support.trajectories import batch, pair
 
 
@@ -71,7 +71,7 @@ def test_a_half_precision_checkpoint_has_masters_and_continues_exactly(small_sd,
     averaged = learner.weights(averaged=average != "null").manifest.checksum
     assert averaged == other.weights(averaged=average != "null").manifest.checksum
     drawn, _ = pair(small_sd, **changes)  # as `sample` loads it: into a network of the run's dtype
-    distributed.load_parameters(folder, saved.best, drawn.policy.denoiser.trainable())
+    sharding.load_parameters(folder, saved.best, drawn.policy.denoiser.trainable())
 
 
 @pytest.mark.parametrize("average", ["null", 0.9])
