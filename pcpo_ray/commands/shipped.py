@@ -23,6 +23,7 @@ def recipes() -> None:
     console.print(_table())
     console.print(f"studies: {', '.join(shipped.studies())}")
     console.print(f"lists of prompts: {', '.join(shipped.prompt_lists())}")
+    console.print("reward: a + means that it is the first of several")
     console.print("fetch: whether it needs files of others; the commands that fetch them are at the head of its file")
     console.print("next:")
     for line in ("init NAME", "plan NAME --gpu 4090", "train NAME"):
@@ -132,7 +133,7 @@ def rows() -> list[Row]:
         Row(
             name=name,
             model=_short(run.model.path.rpartition("/")[2]),
-            reward=", ".join(reward.name for reward in run.rewards),
+            reward=run.rewards[0].name + ("+" if len(run.rewards) > 1 else ""),
             credit=run.credit.kind,
             gpus=f"{gpus(run):g}",
             fetch="yes" if shipped.downloads(name) else "no",

@@ -229,6 +229,8 @@ def _marked(text: str, plain: Any, marks: list[Any]) -> str:
                 return " | ".join(f"`{one}`" for one in (*mark.json_schema["anyOf"][0]["enum"], OWN))  # type: ignore[index]
             case InWords():
                 return mark.text
+            case Len(max_length=int()):
+                return f"{text}, at least {mark.min_length} and at most {mark.max_length}"
             case MinLen() | Len():
                 return f"{text}, at least {mark.min_length}"
     return f"{text} {', '.join(bounds)}" if bounds else text

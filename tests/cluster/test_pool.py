@@ -105,15 +105,22 @@ def test_what_was_cancelled_is_not_collected():
 
 def test_a_pool_grows_to_four_at_work_and_shrinks_without_losing_an_item():
     pool = pool_of(1, seconds=0.25)
-    for item in range(60):
-        pool.submit(item)
-    results = pumped(pool, lambda found: len(found) >= 8)
+    submitted = 0
+
+    def at_work(found, *, ready):
+        """Tell whether so many are; there is always more to do for as many again."""
+        nonlocal submitted
+        while submitted - len(results) - len(found) < 8:
+            pool.submit(submitted)
+            submitted += 1
+        return pool.status().ready == ready and len({call.worker for call in pool.calls.values()}) == ready
+
+    results = []
+    results += pumped(pool, lambda found: at_work(found, ready=1) and len(found) >= 4)
     pool.resize(4)
-    results += pumped(pool, lambda found: pool.status().ready == 4)
-    assert {call.worker for call in pool.calls.values()} == {f"sleeper-{n}" for n in range(4)}
-    results += pumped(pool, lambda found: len(found) >= 24)
+    results += pumped(pool, lambda found: at_work(found, ready=4))
     pool.resize(2)
-    results += pumped(pool, lambda found: len(results) + len(found) == 60)
-    assert sorted(results) == list(range(60))
+    results += pumped(pool, lambda found: len(results) + len(found) == submitted)
+    assert sorted(results) == list(range(submitted))
     assert pool.status().wanted == 2
     pool.close()

@@ -89,7 +89,7 @@ def run(denoiser: type[Sleeping], *, samplers: int, prompts: int, scoring: float
             "credit": {"kind": "reweight"},
             "advantage": {"kind": "group"},
             "objective": {"kind": "log_hinge", "clip_range": 1e-3},
-            "rollout": {"prompts": prompts, "images": IMAGES},
+            "rollout": {"prompts": prompts, "images": IMAGES, "max_staleness": 1},  # the most that is measured
             "evaluation": {"count": 1, "images": 2, "every": 10**6},
             "checkpoints": {"every": 10**6, "keep": 1},
             "workers": {

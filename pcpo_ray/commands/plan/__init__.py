@@ -4,7 +4,7 @@ Sizes come from running the roles' own code on tensors without data (hollow.py).
 Ray: the JSON files in the model's folder are enough.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pcpo_ray.commands.plan import gpus, roles, sizes, switches
@@ -38,6 +38,8 @@ class Plan:
     """The largest of the prompts' own sizes, for which `run` was planned."""
     local: bool = False
     """True for all roles in one process."""
+    uneven: Sequence[str] = ()
+    """Which shares of the work cannot be even, a line each."""
 
     @property
     def main_memory(self) -> int:
@@ -76,9 +78,11 @@ def plan(run: Run, *, local: bool = False) -> Plan:
     run, largest = image_sizes.at_largest(run)
     if local:
         return Plan(run=run, roles=(roles.one_process(run),), store=roles.store(run), largest=largest, local=True)
-    mini_batches.check_ranks(run, sizes.trained_steps(run))
+    trained = sizes.trained_steps(run)
+    mini_batches.check_ranks(run, trained)
     found = [role for role in (roles.sampler(run), roles.scorer(run), roles.learner(run)) if role.processes]
-    return Plan(run=run, roles=tuple(found), store=roles.store(run), largest=largest)
+    uneven = mini_batches.uneven_shares(run, trained)
+    return Plan(run=run, roles=tuple(found), store=roles.store(run), largest=largest, uneven=uneven)
 
 
 def in_one_process(run: Run, *, gpu: str | None) -> Run:

@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from pcpo_ray.commands.plan import Fit, Plan, sizes
+from pcpo_ray.commands.plan import Fit, Plan
 from pcpo_ray.commands.plan.layouts import Layout
 from pcpo_ray.commands.plan.pace import Forecast, Pace
 from pcpo_ray.commands.plan.roles import Memory, Store
 from pcpo_ray.commands.plan.switches import Overrides
 from pcpo_ray.runs import lines
-from pcpo_ray.workers.learner import mini_batches
 
 
 def text(
@@ -37,7 +36,7 @@ def text(
     if pace is not None and forecast is not None:
         found["pace"] = {**dataclasses.asdict(pace), "forecast": dataclasses.asdict(forecast)}
         found["layouts"] = [{**dataclasses.asdict(one), "processes": one.processes} for one in layouts]
-    found["uneven_shares"] = mini_batches.uneven_shares(planned.run, sizes.trained_steps(planned.run))
+    found["uneven_shares"] = list(planned.uneven)
     return lines.text(found)
 
 

@@ -6,14 +6,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pcpo_ray.commands.plan import Fit, Plan, scoring, sizes
+from pcpo_ray.commands.plan import Fit, Plan, scoring
 from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
 from pcpo_ray.commands.plan.layouts import Layout
 from pcpo_ray.commands.plan.pace import Forecast, Pace
 from pcpo_ray.commands.plan.roles import Memory, Store
 from pcpo_ray.commands.plan.switches import Overrides
 from pcpo_ray.config import ROLLOUT_STORE_FRACTION
-from pcpo_ray.workers.learner import mini_batches
 
 
 def size(count: float) -> str:
@@ -33,7 +32,7 @@ def show(planned: Plan, console: Console) -> None:
     if planned.largest is not None:
         height, width = planned.largest
         lines.append(f"prompts bring sizes of their own, and all is planned at the largest, {height} x {width}")
-    lines += mini_batches.uneven_shares(planned.run, sizes.trained_steps(planned.run))
+    lines += planned.uneven
     for name in scoring.unknown((*planned.run.rewards, *planned.run.evaluation.rewards)):
         lines.append(f"{name} is your own reward: what it takes is not counted")
     where = (

@@ -7,6 +7,7 @@ The same call again keeps the runs that are whole and goes on with those that we
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,9 @@ LOOK = 0.2
 
 ENDING = 600.0
 """Seconds in which an interrupted run must have ended its update and saved."""
+
+FAILURE = re.compile(r"(?:error: |\S+ \S+ ERROR +failed: )(.*)")
+"""A log's line that tells why its run failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +129,9 @@ class Runner:
             return []
         path = self.folder / "logs" / f"{name}.log"
         lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error: ")]  # other lines may come later
+        errors = [
+            f"error: {found[1]}" for line in lines if (found := FAILURE.match(line))
+        ]  # other lines may come later
         last = (errors or lines or ["it said nothing"])[-1]
         return [f"  {name}, exit status {one.process.returncode}: {last} (all of it: {path})"]
 

@@ -125,7 +125,7 @@ def test_what_does_not_go_together_is_refused(small_sd):
         "{kind: adamw8bit}": ["optimizer.kind is adamw8bit", "fsdp2", "ddp"],
         "{decay_norms_and_biases: false}": ["decay_norms_and_biases is false", "model.train.kind=lora"],
         "{warmup: 2}": ["optimizer.warmup is 2 of 2 steps"],
-        "{kind: adam8bit}": ["optimizer: kind is 'adam8bit'", "did you mean 'adamw8bit'?"],
+        "{kind: adam8bit}": ["optimizer: kind is 'adam8bit'", "did you mean adamw8bit?"],
         "{kind: 'a:B', beta1: 0.5}": ["beta1 is AdamW's", "options"],
         "{options: {a: 1}}": ["options is {'a': 1} with kind adamw"],
         "{schedule_options: {num_cycles: 1}}": ["schedule constant"],
