@@ -94,6 +94,7 @@ def test_ranks_that_sample_give_the_bits_of_the_split_layout(small_sd, tmp_path,
 def test_a_killed_rank_costs_a_learner_and_no_bit(small_sd, tmp_path, monkeypatch, samplers, method, count):
     faults.install(monkeypatch.setattr)
     name = f"layout-{samplers}-{method}-{count}"
+    faults.forget(name)
     run = layout(small_sd, samplers, count, "ddp", name=name, rollout__max_staleness=1)
 
     def disturb(stages):

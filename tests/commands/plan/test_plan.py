@@ -45,7 +45,7 @@ def what_takes_memory(path):
     return dump({**found, "name": "", "credit": {}, "objective": {**found["objective"], "kind": ""}})
 
 
-RECIPES = [path for path in CONFIGS if "shapes" not in path.name]
+RECIPES = [path for path in CONFIGS if not path.name.startswith(("shapes_", "words_"))]
 OF_EACH_SIZE = list({what_takes_memory(path): path for path in RECIPES}.values())
 WRITTEN = {
     "stable_diffusion": published.stable_diffusion,
