@@ -86,7 +86,7 @@ def test_ranks_that_sample_give_the_bits_of_the_split_layout(small_sd, tmp_path,
         pytest.param(0, "prove", 2, marks=CHAOS),
         pytest.param(0, "update", 2, marks=CHAOS),
         pytest.param(0, "sample", 2, marks=CHAOS),
-        pytest.param(1, "sample", 2, marks=CHAOS),
+        pytest.param(1, "sample", 2, marks=MORE),  # the sampler may leave that rank nothing
         pytest.param(1, "update", 2, marks=MORE),
         pytest.param(1, "prove", 1, marks=MORE),
     ],

@@ -12,7 +12,7 @@ from pcpo_ray.runs import checkpoints
 from pcpo_ray.workers.learner import distributed, sharding
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.sampler import Sampler
-from tests.support import small
+from tests.support import part, small
 from tests.support.trajectories import ADVANTAGES, CPU, same_bits, task
 
 KINDS = [
@@ -192,7 +192,9 @@ def steps(index, count, address, run, folder):
         (2, "fsdp2", {"model__train": "{kind: full}", "model__dtype": "bfloat16"}),
         (2, "fsdp2", {"credit__kind": "interpolate", "objective__kl": 0.1}),
         pytest.param(4, "fsdp2", {"sampling__guidance_scale": 3}, marks=pytest.mark.chaos),
-        pytest.param(2, "ddp", {}, marks=pytest.mark.chaos),
+        pytest.param(
+            2, "ddp", {}, marks=(pytest.mark.chaos, part.MORE)
+        ),  # has not passed yet: a rank cannot name a weight
     ],
 )
 def test_ranks_that_sample_alone_and_learn_together_keep_all_bits(small_sd, tmp_path, count, strategy, changes):
