@@ -16,7 +16,9 @@ def test_a_shipped_model_is_found_by_its_name_alone():
 
 
 def test_a_name_that_is_no_models_is_refused_with_those_there_are():
-    with pytest.raises(ModelError, match=r"'words-x', expected one that the package ships: shapes-clip, .*shapes-sd"):
+    with pytest.raises(ModelError, match=r"'castles', expected one that the package ships: shapes-clip, .*shapes-sd"):
+        worlds.checkpoint("castles")
+    with pytest.raises(ModelError, match=r"'words-x' \(did you mean 'words-\w+'\?\)"):
         worlds.checkpoint("words-x")
 
 
