@@ -18,6 +18,7 @@ from pcpo_ray.data import tensors
 from pcpo_ray.data.types import Prompt, Task
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import checkpoints, records
+from pcpo_ray.runs.names import step_of
 from pcpo_ray.workers.learner import sharding
 from pcpo_ray.workers.sampler import Sampler
 
@@ -68,7 +69,7 @@ def plain(
 
 
 def _label(checkpoint: Path | None) -> str:
-    return "before training" if checkpoint is None else f"after step {checkpoints.step_of(checkpoint.name)}"
+    return "before training" if checkpoint is None else f"after step {step_of(checkpoint.name)}"
 
 
 def grid(

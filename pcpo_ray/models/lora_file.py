@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import files
+from pcpo_ray.runs.names import step_of
 
 PEFT = "adapter_model"
 """Stem of the file that PEFT's `save_pretrained` writes, beside its adapter_config.json."""
 
 FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", f"{PEFT}.safetensors", f"{PEFT}.bin")
 """File names of a LoRA in a folder; the first that exists counts."""
-
-CHECKPOINT = re.compile(r"step-\d{6,}")
-"""Names of a run's checkpoints, but not of copies of them."""
 
 MATRIX = re.compile(r"lora\w*[._](?P<which>A|B|up|down)\.weight$")
 """Endings of the names of A and B in every layout: lora_A.weight, lora_down.weight, to_q_lora.down.weight, ..."""
@@ -84,10 +82,11 @@ def _named(source: Path) -> Path:
     for name in FILES:
         if (source / name).is_file():
             return source / name
-    every = [path for path in (source / "checkpoints").glob("step-*") if CHECKPOINT.fullmatch(path.name)]
-    steps = [step for step in every if (step / FILES[0]).is_file()]
+    there = (source / "checkpoints").glob("step-*")
+    every = {step: path for path in there if (step := step_of(path.name)) is not None}
+    steps = [step for step, path in every.items() if (path / FILES[0]).is_file()]
     if steps:
-        newest = max(steps, key=lambda step: int(step.name.removeprefix("step-")))
+        newest = every[max(steps)]
         raise refused(source, f"is a run's folder; name one of its checkpoints, the newest is {newest}")
     if (source / "state.json").is_file() or every:
         raise refused(

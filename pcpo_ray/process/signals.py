@@ -1,4 +1,6 @@
-"""Signals that ask a run to end: Ctrl-C, SIGTERM, a terminal that is gone (SIGHUP), Slurm's notice (SIGUSR1).
+"""Signals that ask a run to end: Ctrl-C, SIGTERM, a terminal that is gone (SIGHUP), the notices of batch systems.
+
+Slurm can send SIGUSR1, Grid Engine and LSF send SIGUSR2 too, and a limit of CPU time SIGXCPU.
 
 A signal that the process was started to ignore, as nohup does with SIGHUP, stays ignored. The first signal ends the
 run; later ones would only damage what is being saved, so they print a line. A third Ctrl-C ends the process at once.
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 ENOUGH = 3
 """Ctrl-Cs after which a run ends at once, whatever it is doing."""

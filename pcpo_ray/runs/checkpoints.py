@@ -26,12 +26,12 @@ from pcpo_ray.data.updates import DriverState
 from pcpo_ray.data.weights import WeightSnapshot
 from pcpo_ray.errors import CheckpointError
 from pcpo_ray.runs.disk import partial_path, replaced, swap_in, sync, writing
+from pcpo_ray.runs.names import name_of, step_of
 
 STATE = "state.json"
 CANARY = ".canary"
 """Among an older version's tensors, what it is to predict (canary.py)."""
 TRAINABLE, AVERAGED, OPTIMIZER = "trainable", "averaged", "optimizer"
-NAME = re.compile(r"step-(\d{6,})")
 UNFINISHED = re.compile(r"\.step-\d{6,}\.[0-9a-f]{32}\.unfinished")
 CHUNK = 1 << 24
 
@@ -59,17 +59,6 @@ class Checkpoint:
 def folder_for(run: Path, step: int) -> Path:
     """Return the path of a step's checkpoint."""
     return run / "checkpoints" / name_of(step)
-
-
-def name_of(step: int) -> str:
-    """Return the name of a step's files and folders."""
-    return f"step-{step:06d}"
-
-
-def step_of(name: str) -> int | None:
-    """Return the step in a name, None if the name is not exactly one of ours."""
-    found = NAME.fullmatch(name)
-    return int(found[1]) if found and name == name_of(int(found[1])) else None
 
 
 def seconds_for(size: int) -> float:

@@ -14,6 +14,7 @@ from typing import Self
 from pcpo_ray.errors import ClusterError, RunError
 from pcpo_ray.runs import checkpoints, disk, look, writer
 from pcpo_ray.runs.disk import writing
+from pcpo_ray.runs.names import step_of
 from pcpo_ray.runs.storage import PATIENCE
 from pcpo_ray.runs.writer import Token
 
@@ -252,13 +253,13 @@ class LocalFolder(RunFolder):
 
     def newest(self, say: Say) -> int | None:
         newest = checkpoints.newest(self.local, say)
-        return None if newest is None else checkpoints.step_of(newest.name)
+        return None if newest is None else step_of(newest.name)
 
     def catch_up(self) -> None:
         pass
 
     def steps(self) -> list[int]:
-        steps = (checkpoints.step_of(folder.name) for folder in checkpoints.all_checkpoints(self.local))
+        steps = (step_of(folder.name) for folder in checkpoints.all_checkpoints(self.local))
         return sorted(step for step in steps if step is not None)
 
     def prune(self, keep: int, spared: int | None = None) -> None:

@@ -20,6 +20,7 @@ import yaml
 from pcpo_ray.data.requests import ENDED
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import writer
+from pcpo_ray.runs.names import step_of
 from pcpo_ray.runs.urls import child, is_url, shown
 
 CONFIG, STATUS = "config.yaml", "status.json"
@@ -287,8 +288,9 @@ def _changed(path: Path) -> float:
 
 
 def _newest(folder: Path) -> str | None:
-    whole = sorted(path.parent for path in (folder / "checkpoints").glob("step-*/state.json"))
-    return str(whole[-1]) if whole else None
+    there = (path.parent for path in (folder / "checkpoints").glob("step-*/state.json"))
+    whole = {step: path for path in there if (step := step_of(path.name)) is not None}
+    return str(whole[max(whole)]) if whole else None
 
 
 def kept(status: Mapping[str, Any], again: str) -> dict[str, Any]:

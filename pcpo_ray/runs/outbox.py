@@ -20,8 +20,8 @@ from pathlib import Path
 import xxhash
 
 from pcpo_ray.errors import RunError
-from pcpo_ray.runs.checkpoints import step_of
 from pcpo_ray.runs.disk import partial_path, replace, writing
+from pcpo_ray.runs.names import step_of
 from pcpo_ray.runs.storage import Storage
 from pcpo_ray.runs.urls import is_plain
 

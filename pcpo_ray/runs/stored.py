@@ -32,6 +32,7 @@ from pcpo_ray.errors import AwayError, CheckpointError, RunError, TakenOverError
 from pcpo_ray.runs import checkpoints, disk, outbox, writer
 from pcpo_ray.runs.disk import writing
 from pcpo_ray.runs.folder import CONFIG, INPUTS, RunFolder, Say
+from pcpo_ray.runs.names import step_of
 from pcpo_ray.runs.storage import PATIENCE, Storage, patiently
 from pcpo_ray.runs.urls import shown
 from pcpo_ray.runs.writer import WRITER, Token
@@ -133,9 +134,10 @@ class StoredFolder(RunFolder):
 
     def newest(self, say: Say) -> int | None:
         newest = checkpoints.newest(self.local, say)
-        step = None if newest is None else checkpoints.step_of(newest.name)
+        step = None if newest is None else step_of(newest.name)
         stored: int | None = patiently()(self._newest_stored, say)
-        if step is not None and (stored is None or step > stored):
+        unsent = step is not None and (stored is None or step > stored)
+        if step is not None and unsent and self.writer is not None:  # what a reader's copy has more was taken back
             self.push_checkpoint(step)  # the process ended between writing and sending it
             return step
         return stored
@@ -304,7 +306,7 @@ def _below(step: int) -> str:
 def _step(name: str) -> int | None:
     """Return the step of the checkpoint that a stored file belongs to, None if it belongs to none."""
     parts = name.split("/")
-    return checkpoints.step_of(parts[1]) if len(parts) > 2 else None
+    return step_of(parts[1]) if len(parts) > 2 else None
 
 
 def _delete_checkpoint(storage: Storage, name: str) -> None:

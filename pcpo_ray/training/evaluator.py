@@ -55,11 +55,15 @@ class Evaluator:
         """True where the current step is one to evaluate."""
         return self.progress.step == self.run.steps or self.progress.step % self.run.evaluation.every == 0
 
-    @property
-    def done(self) -> bool:
-        """True where the evaluation of the current step is on record."""
-        evaluated = ("evaluation", self.progress.step)
-        return any((row["kind"], row["step"]) == evaluated for row in self.recorder.metrics())
+    def recalled(self) -> bool:
+        """Return False where the current step's evaluation is still to be made; takes up the alarms of one on record.
+
+        Alarms of an evaluation that was thrown away with its step are forgotten.
+        """
+        rows, evaluated = self.recorder.metrics(), ("evaluation", self.progress.step)
+        done = any((row["kind"], row["step"]) == evaluated for row in rows)
+        self.alarms = monitors.judge(self.run, rows).alarms if done else {}
+        return done or not self.due
 
     @property
     def ends_run(self) -> bool:

@@ -26,7 +26,7 @@ from pcpo_ray.data.prompts import PromptSource
 from pcpo_ray.data.records import EvaluationRecord, Record, StepRecord
 from pcpo_ray.data.types import Scored
 from pcpo_ray.data.updates import Update
-from pcpo_ray.errors import LearnerLostError, RolloutsLostError, RunError, TakenOverError, TrainingError
+from pcpo_ray.errors import ClusterError, LearnerLostError, RolloutsLostError, RunError, TakenOverError, TrainingError
 from pcpo_ray.process import signals
 from pcpo_ray.training.admission import Admission
 from pcpo_ray.training.batch import BatchMaker, TrainingBatch
@@ -93,7 +93,7 @@ class Loop:
         """Take the steps that are left, or those until an alarm or a request ends the run."""
         progress, evaluator = self.progress, self.evaluator
         self._publish()
-        if evaluator.due and not evaluator.done:  # a run that was stopped may owe the last one
+        if not evaluator.recalled():  # a run that was stopped may owe the last one
             evaluator.evaluate()
             if progress.step == 0 and self.run.monitors.action == "roll_back":
                 self.checkpointer.save()
@@ -230,10 +230,10 @@ class Loop:
         self.control.serve()
 
     def _event(self, kind: str, **details: Any) -> None:
-        """Record an event, and tell the user of one that is trouble."""
-        self.recorder.event(kind, **details)
+        """Record an event; the user is told first of one that is trouble, as the disk may be full."""
         if line := trouble(kind, details):
             self.say(line)
+        self.recorder.event(kind, **details)
 
     # -- faults and endings ---------------------------------------------------------------------------------------
 
@@ -320,17 +320,14 @@ class Loop:
         The error that ended the run is the one to raise, whatever goes wrong here.
         """
         try:
-            with contextlib.suppress(TrainingError):  # the update itself is what failed
-                self._settle()
+            self._settle()
             if self.progress.unsaved:
                 self.checkpointer.save(ending=True)
         except (Exception, KeyboardInterrupt) as error:
-            if not self.progress.unsaved:
-                return
-            message = f"no checkpoint could be made of step {self.progress.step}: {type(error).__name__}: {error}"
-            self.say(message)
-            with contextlib.suppress(RunError):
-                self.recorder.event("fault", message=message)
+            if self.progress.unsaved:
+                what = f"no checkpoint could be made of step {self.progress.step}"
+                with contextlib.suppress(RunError):
+                    self._event("fault", message=f"{what}: {type(error).__name__}: {error}")
 
     def _settle(self) -> None:
         """Have the update under way end, if there is one, and record it; nobody needs its weights any more."""
@@ -338,6 +335,12 @@ class Loop:
         try:
             update = self.dispatcher.settle()
         except RolloutsLostError:  # it had not begun to learn
+            return
+        except ClusterError:  # the learner is lost, or does not come back
+            raise
+        except Exception as error:  # it is made again after a resume; a checkpoint of half an update is refused
+            with contextlib.suppress(RunError):
+                self._event("fault", message=f"the update under way failed: {error}")
             return
         if update is not None:
             assert self.updating is not None

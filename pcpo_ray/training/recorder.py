@@ -24,9 +24,10 @@ from pcpo_ray.config import files
 from pcpo_ray.data.records import Event
 from pcpo_ray.errors import AwayError, RunError
 from pcpo_ray.metrics.reporter import MetricsReporter, NoReporter
-from pcpo_ray.runs import checkpoints, disk, lines, look
+from pcpo_ray.runs import disk, lines, look
 from pcpo_ray.runs.disk import writing
 from pcpo_ray.runs.folder import CONFIG, INPUTS, RunFolder
+from pcpo_ray.runs.names import name_of, step_of
 from pcpo_ray.runs.outbox import DATASETS
 from pcpo_ray.training import inputs
 from pcpo_ray.training.notifier import Notifier
@@ -116,7 +117,7 @@ class Recorder:
             self.event("damaged", message=message)
         for dataset in ("scores.parquet", "evaluations.parquet", "features"):
             for path in (self.folder / dataset).glob("step-*.*"):
-                recorded = checkpoints.step_of(path.stem)
+                recorded = step_of(path.stem)
                 if recorded is not None and recorded > step and path.suffix == DATASETS[dataset]:
                     with writing(path):
                         path.unlink()
@@ -170,7 +171,7 @@ class Recorder:
         from pyarrow import parquet
 
         self.home.check_here()
-        path = self.folder / dataset / f"{checkpoints.name_of(step)}.parquet"
+        path = self.folder / dataset / f"{name_of(step)}.parquet"
         with writing(path):
             path.parent.mkdir(exist_ok=True)
         with disk.replacing(path) as made:
@@ -181,7 +182,7 @@ class Recorder:
         from PIL import Image
 
         self.home.check_here()
-        folder = self.folder / "images" / checkpoints.name_of(step)
+        folder = self.folder / "images" / name_of(step)
         made = disk.partial_path(folder)
         with writing(folder):
             try:

@@ -97,6 +97,13 @@ def test_a_run_without_a_status_is_told_from_its_records(folder):
     assert found["again"] == f"pcpo-ray train {folder}/config.yaml --runs {folder.parent} --resume"
 
 
+def test_the_newest_checkpoint_is_none_that_the_run_has_not_made(folder):
+    for name in ("step-000002", "step-000010", "step-000010-best", "step-0000012"):
+        (folder / "checkpoints" / name).mkdir(parents=True)
+        (folder / "checkpoints" / name / "state.json").touch()
+    assert seen(folder)["checkpoint"] == str(folder / "checkpoints" / "step-000010")
+
+
 def test_records_that_are_newer_than_the_status_count(folder):
     keep(folder, state="training", step=0, reward=None)
     for step in (1, 2):

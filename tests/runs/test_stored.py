@@ -627,3 +627,16 @@ def test_a_roll_back_sets_checkpoints_aside_that_no_machine_resumes(small_sd, st
     other = run_at(stored, "mine")
     other.take_over(print)
     assert other.newest(print) == 1 and not (other.local / "set-aside").exists()
+
+
+@pytest.mark.parametrize("stored", ["file"], indirect=True)
+def test_who_reads_a_run_sends_nothing_that_was_taken_back_since(stored, machine):
+    home, _ = made(stored)
+    for step in (1, 2):
+        kept(home, step)
+    found = pcpo_ray.load_run(home.url)
+    assert found.checkpoint is not None and found.checkpoint.name == "step-000002"
+    home.set_aside_after(1)
+    before = Storage(home.url).names()
+    assert found.checkpoint is not None and found.checkpoint.name == "step-000001"
+    assert Storage(home.url).names() == before

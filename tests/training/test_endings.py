@@ -348,6 +348,61 @@ def test_an_ending_in_the_midst_of_an_update_saves_whatever_else_fails(small_sd,
     assert learned(tmp_path / "run") == [1, 2, 3, 4]
 
 
+def at_the_next_wait(stages):
+    """Have an update be made at the second wait for it, as one that takes its time."""
+    work, waited = stages.learner.work, []
+
+    def working():
+        if stages.learner.begun is None or stages.learner.begun[0] in waited:
+            return work()
+        waited.append(stages.learner.begun[0])
+        return False
+
+    stages.learner.work = working
+
+
+@pytest.mark.parametrize("end", [lost, asked_to_end])
+@pytest.mark.parametrize("error", [TrainingError("a log-ratio is not 0"), RuntimeError("CUDA error: out of memory")])
+def test_an_update_that_fails_while_a_run_ends_costs_nothing_before_it(small_sd, tmp_path, end, error):
+    run = a_run(small_sd)
+    stages = AtWork(run, end)
+    at_the_next_wait(stages)
+    learn, parts = stages.learner.learner._minibatch, 0
+
+    def failing(*args, **more):
+        nonlocal parts
+        parts += 1
+        if parts == 2:
+            raise error
+        return learn(*args, **more)
+
+    stages.learner.learner._minibatch = failing
+    with pytest.raises((ClusterError, KeyboardInterrupt)):
+        go(run, tmp_path / "run", stages=stages)
+    assert checkpoints.newest(tmp_path / "run", pytest.fail) == checkpoints.folder_for(tmp_path / "run", 1)
+    (fault,) = events(tmp_path / "run", "fault")
+    assert fault["message"] == f"the update under way failed: {error}"
+    go(run, tmp_path / "run", found=True)
+    assert learned(tmp_path / "run") == [1, 2, 3, 4]
+
+
+def test_an_update_that_fails_after_its_last_step_leaves_no_version(small_sd, tmp_path):
+    run = a_run(small_sd)
+    stages = LocalStages(run)
+    merge = stages.learner.learner._merge
+
+    def merging(noted):
+        if stages.learner.learner.version == 1:
+            raise RuntimeError("the store of the ranks is gone")
+        merge(noted)
+
+    stages.learner.learner._merge = merging
+    with pytest.raises(RuntimeError, match="is gone"):
+        go(run, tmp_path / "run", stages=stages)
+    assert checkpoints.newest(tmp_path / "run", pytest.fail) is None
+    assert "broken off" in events(tmp_path / "run", "fault")[-1]["message"]
+
+
 def test_an_error_while_the_learner_is_at_work_lets_it_finish(small_sd, tmp_path):
     run = a_run(small_sd)
     stages = LocalStages(run)

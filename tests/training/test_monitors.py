@@ -6,7 +6,7 @@ import pytest
 
 from pcpo_ray.commands import opening, session
 from pcpo_ray.config import files
-from pcpo_ray.errors import AlarmError
+from pcpo_ray.errors import AlarmError, LearnerLostError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import monitors
@@ -147,7 +147,7 @@ def test_an_alarm_calls_prompts_that_are_trained_on_what_they_are():
 # -- what a run does ---------------------------------------------------------------------------------------------------
 
 
-def hacked(model, folder, say=lambda line: None, found=None, **changes):
+def hacked(model, folder, say=lambda line: None, found=None, disturb=lambda stages: None, **changes):
     """A run whose trained reward rises and whose watched one falls, from the first step on."""
     settings = small.run(
         model,
@@ -166,6 +166,7 @@ def hacked(model, folder, say=lambda line: None, found=None, **changes):
     )
     prompts, held_out = session.sources(settings)
     stages = session.stages(settings, local=True, say=say)
+    disturb(stages)
     loop = Loop(settings, stages, recorder, prompts=prompts, held_out=held_out, say=say)
     if found is not None:
         loop.restore(found)
@@ -199,6 +200,33 @@ def test_stop_ends_the_run_with_a_checkpoint_the_cause_and_how_to_go_on(small_sd
     assert "Spoilt fell" in loop.progress.error and "monitors.action=warn --resume" in loop.progress.error
     assert names(tmp_path / "run") == ["step-000002"]
     assert events(tmp_path / "run", "stopped")[-1]["alarm"] == loop.progress.error
+
+
+def test_alarms_of_a_step_that_was_thrown_away_stop_nothing_before_it(small_sd, tmp_path):
+    def lose_at_the_alarm(stages):
+        save, lost = stages.learner.save, []
+
+        def saving(folder, state):
+            if state.step == 2 and not lost:
+                lost.append(state)
+                raise LearnerLostError("killed as it saved")
+            save(folder, state)
+
+        stages.learner.save = saving
+
+    changes = {"monitors__action": "stop", "checkpoints__every": 1}
+    loop = hacked(small_sd, tmp_path / "run", disturb=lose_at_the_alarm, **changes)
+    assert loop.progress.learners_lost == 1 and (loop.progress.state, loop.progress.step) == ("stopped", 2)
+    assert events(tmp_path / "run", "stopped")[-1]["step"] == 2 and names(tmp_path / "run") == ["step-000002"]
+
+
+def test_a_run_killed_before_it_could_say_that_an_alarm_stops_it_stops(small_sd, tmp_path):
+    folder = tmp_path / "run"
+    hacked(small_sd, folder, monitors__action="stop")
+    kept = [line for line in (folder / "events.jsonl").read_text().splitlines() if '"kind": "stopped"' not in line]
+    (folder / "events.jsonl").write_text("".join(f"{line}\n" for line in kept))
+    loop = hacked(small_sd, folder, found=2, monitors__action="stop")
+    assert (loop.progress.state, loop.progress.step) == ("stopped", 2) and "Spoilt fell" in loop.progress.error
 
 
 def test_a_stopped_run_goes_on_only_with_changed_monitors(small_sd, tmp_path):

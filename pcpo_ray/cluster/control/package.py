@@ -6,6 +6,7 @@ Anybody who can open the cluster's dashboard can read it.
 import contextlib
 import dataclasses
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,12 +44,21 @@ SECRETS = (
     *(".ssh/", ".aws/", ".azure/", ".oci/", ".kube/", ".docker/", ".gnupg/", ".huggingface/", ".kaggle/", ".ray/"),
     *(".config/gcloud/", ".config/gh/", ".config/wandb/", ".config/rclone/", ".config/huggingface/", ".config/op/"),
     *(".cache/huggingface/token", ".cache/huggingface/stored_tokens", "wandb/settings", ".mlflow/credentials"),
-    *(".password-store/", ".vault-token", ".secrets/", "secrets/", ".credentials/"),
+    *(".password-store/", ".vault-token", ".secrets/", "secrets/", ".credentials/", ".dvc/config.local"),
     # of programs, a file each
     *(".env*", "*.env", ".netrc*", "_netrc*", ".pgpass*", ".my.cnf", ".s3cfg", ".boto", ".dockercfg", ".databrickscfg"),
     *(".npmrc", ".yarnrc*", ".pypirc*", "pip.conf", ".condarc", ".git-credentials*"),
     *(".dockerconfigjson", ".htpasswd", "rclone.conf"),
-    *(".comet.config", ".modal.toml", "kaggle.json", "kubeconfig*", "*.kubeconfig", "*.tfstate*", "*.tfvars"),
+    *(
+        ".comet.config",
+        "clearml.conf",
+        ".modal.toml",
+        "kaggle.json",
+        "kubeconfig*",
+        "*.kubeconfig",
+        "*.tfstate*",
+        "*.tfvars",
+    ),
     *(".bash_history", ".zsh_history", ".python_history"),
     # keys
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.pkcs12", "*.ppk", "*.jks", "*.keystore", "*.kdb", "*.kdbx", "*.gpg"),
@@ -58,11 +68,28 @@ SECRETS = (
     *("service-account*.json", "service_account*.json", "client_secret*.json", "secrets.*", "secret.*", ".secrets*"),
     *("*api[_-]key", "*api[_-]key.*", "*api[_-]keys", "*api[_-]keys.*", "*apikey", "*apikey.*", "*accesskeys*.csv"),
     *("password", "password.*", "passwords", "passwords.*", "*password.txt", "auth.json", "token.json", "cookies.txt"),
-    *("*.token", ".token", "token", "token.txt", "*_token", "*_token.txt", ".hf_token*", "hf_token*"),
+    *(
+        "*[_-]key.txt",
+        "*[_-]secret.txt",
+        "*.token",
+        ".token",
+        "token",
+        "token.txt",
+        "*_token",
+        "*_token.txt",
+        ".hf_token*",
+        "hf_token*",
+    ),
 )
 """Patterns as in .gitignore, in small letters, at any depth, of where credentials are usually kept."""
 
 _SECRETS = PathSpec.from_lines("gitignore", [f"**/{pattern}" for pattern in SECRETS])
+
+KEY = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:\\n|\r?\n)")
+"""The first line of a private key, in a file of its own or in JSON, as service accounts have it."""
+
+BEGINNING = 1 << 14
+"""The bytes of a file in which a key is looked for."""
 
 SHOWN = 5
 """Largest files that are named; twice as many of those left out."""
@@ -206,10 +233,9 @@ def looks_secret(name: str) -> bool:
 
 
 def _is_key(path: Path) -> bool:
-    """Return whether a file begins like a private key, whatever its name."""
+    """Return whether there is a private key at the beginning of a file, whatever its name or form."""
     with path.open("rb") as file:
-        first = file.readline(100).strip()
-    return first.startswith(b"-----BEGIN ") and first.endswith(b"PRIVATE KEY-----")
+        return KEY.search(file.read(BEGINNING)) is not None
 
 
 def _kept(folder: Path, links: dict[str, str]) -> Iterator[str]:

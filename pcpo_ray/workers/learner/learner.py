@@ -128,11 +128,10 @@ class Learner:
             if part == 0:
                 first = noted.max_log_ratio.max()
         moved = movement.measured(step)
-        self.version, self.stepping = step, False
         self._merge(noted)
         losses, divergences, norms = zip(*taken, strict=True)
         good = [norm for norm in norms if norm is not None]
-        return Update(
+        update = Update(
             version=step,
             loss=float(np.mean(losses)),
             kl=float(np.mean(divergences)) if self.run.objective.kl else None,
@@ -147,6 +146,8 @@ class Learner:
             seconds=time.perf_counter() - started,
             micro_batch=chosen,
         )
+        self.version, self.stepping = step, False  # last: what fails before leaves no version
+        return update
 
     def _merge(self, noted: TimestepDiagnostics) -> None:
         """Add up the diagnostics of all ranks."""
@@ -319,7 +320,7 @@ class Learner:
         """Continue from a checkpoint. Raises CheckpointError (Snapshots.restore)."""
         self._take_back()
         loaded = self.snapshots.restore(folder)
-        self.version = loaded.version
+        self.version, self.stepping = loaded.version, False
         if self.run.optimizer.micro_batch == "auto":
             self.micro_batch = loaded.state.micro_batch
         return loaded.state

@@ -1,5 +1,6 @@
 """What goes along with a job is what the run needs: no more, and no less without an error."""
 
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -147,6 +148,7 @@ SECRETS = (
     *("credentials-prod.json", "service-account-1.json", "cert.p12", "a.pfx", "vault.kdbx", ".config/gcloud/x.db"),
     *(".azure/accessTokens.json", "wandb/settings", ".config/wandb/settings", "hf_token.txt", "secrets.yaml"),
     *(".netrc.bak", ".pypirc~", "api_key.txt", "wandb_api_key", "auth.json", "passwords.csv", "ci_accessKeys.csv"),
+    *("openai_key.txt", "client-secret.txt", "clearml.conf", ".dvc/config.local"),
     *("my-credentials.json", ".ray/auth_token", "terraform.tfstate", "sub/secrets/plain.txt", "kubeconfig"),
 )
 HARMLESS = ("tokenizer.json", "models/tokenizer/special_tokens_map.json", "keys.py", "environment.yaml", "pkg/token.py")
@@ -189,8 +191,18 @@ def test_files_that_cannot_go_along_are_named(folder, tmp_path, monkeypatch):
         package.pack(folder, folder / "small.yaml", run(), tmp_path / "package.zip")
 
 
-def test_a_private_key_stays_whatever_it_is_called(folder, tmp_path):
-    (folder / "notes.txt").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n",
+        "-----BEGIN PRIVATE KEY-----\r\nAAAA\r\n",
+        "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nAAAA\n",
+        "Bag Attributes\n    friendlyName: mine\n-----BEGIN RSA PRIVATE KEY-----\nAAAA\n",
+        json.dumps({"type": "service_account", "private_key": "-----BEGIN PRIVATE KEY-----\nAAAA\n"}),
+    ],
+)
+def test_a_private_key_stays_whatever_it_is_called(folder, tmp_path, text):
+    (folder / "notes.txt").write_text(text)
     assert "notes.txt" not in packed(folder, folder / "small.yaml", run(), tmp_path)[1]
 
 
