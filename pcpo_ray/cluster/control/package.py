@@ -48,17 +48,8 @@ SECRETS = (
     # of programs, a file each
     *(".env*", "*.env", ".netrc*", "_netrc*", ".pgpass*", ".my.cnf", ".s3cfg", ".boto", ".dockercfg", ".databrickscfg"),
     *(".npmrc", ".yarnrc*", ".pypirc*", "pip.conf", ".condarc", ".git-credentials*"),
-    *(".dockerconfigjson", ".htpasswd", "rclone.conf"),
-    *(
-        ".comet.config",
-        "clearml.conf",
-        ".modal.toml",
-        "kaggle.json",
-        "kubeconfig*",
-        "*.kubeconfig",
-        "*.tfstate*",
-        "*.tfvars",
-    ),
+    *(".dockerconfigjson", ".htpasswd", "rclone.conf", "clearml.conf"),
+    *(".comet.config", ".modal.toml", "kaggle.json", "kubeconfig*", "*.kubeconfig", "*.tfstate*", "*.tfvars"),
     *(".bash_history", ".zsh_history", ".python_history"),
     # keys
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.pkcs12", "*.ppk", "*.jks", "*.keystore", "*.kdb", "*.kdbx", "*.gpg"),
@@ -68,18 +59,8 @@ SECRETS = (
     *("service-account*.json", "service_account*.json", "client_secret*.json", "secrets.*", "secret.*", ".secrets*"),
     *("*api[_-]key", "*api[_-]key.*", "*api[_-]keys", "*api[_-]keys.*", "*apikey", "*apikey.*", "*accesskeys*.csv"),
     *("password", "password.*", "passwords", "passwords.*", "*password.txt", "auth.json", "token.json", "cookies.txt"),
-    *(
-        "*[_-]key.txt",
-        "*[_-]secret.txt",
-        "*.token",
-        ".token",
-        "token",
-        "token.txt",
-        "*_token",
-        "*_token.txt",
-        ".hf_token*",
-        "hf_token*",
-    ),
+    *("*[_-]key.txt", "*[_-]secret.txt"),
+    *("*.token", ".token", "token", "token.txt", "*_token", "*_token.txt", ".hf_token*", "hf_token*"),
 )
 """Patterns as in .gitignore, in small letters, at any depth, of where credentials are usually kept."""
 
