@@ -1,5 +1,6 @@
 """The README's lists of diffusers' text-to-image pipelines are the installed ones; what is not listed is refused."""
 
+import diffusers
 import pytest
 
 from pcpo_ray.commands import session
@@ -12,6 +13,28 @@ def test_the_readme_lists_the_installed_pipelines():
     """Python -m tests.support.pipelines_table writes them."""
     text = pipelines_table.README.read_text(encoding="utf-8")
     assert text == pipelines_table.written(text)
+
+
+class NewImagePipeline(diffusers.DiffusionPipeline):
+    """One of a later version of diffusers', that its AutoPipeline does not know."""
+
+    def __init__(self, transformer: diffusers.SanaTransformer2DModel) -> None: ...
+
+    def __call__(self, prompt=None, image=None, height=None):
+        return diffusers.ImagePipelineOutput(images=[])
+
+
+class NewEditingPipeline(NewImagePipeline):
+    def __call__(self, prompt=None, image=None, strength=0.8):
+        return diffusers.ImagePipelineOutput(images=[])
+
+
+def test_a_pipeline_that_diffusers_newly_exports_is_to_be_listed(monkeypatch):
+    text = pipelines_table.README.read_text(encoding="utf-8")
+    monkeypatch.setattr(diffusers, "NewEditingPipeline", NewEditingPipeline, raising=False)
+    assert text == pipelines_table.written(text)
+    monkeypatch.setattr(diffusers, "NewImagePipeline", NewImagePipeline, raising=False)
+    assert "`NewImagePipeline` (sana)" in pipelines_table.written(text) != text
 
 
 def test_every_kind_is_one_of_the_installed_pipelines():

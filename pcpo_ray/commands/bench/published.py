@@ -120,6 +120,47 @@ def stable_diffusion(folder: Path) -> Path:
     )
 
 
+def sdxl(folder: Path) -> Path:
+    """Write the files of Stable Diffusion XL base 1.0."""
+    from diffusers import EulerDiscreteScheduler
+
+    unet = network(
+        "UNet2DConditionModel",
+        sample_size=128,
+        block_out_channels=[320, 640, 1280],
+        layers_per_block=2,
+        cross_attention_dim=2048,
+        attention_head_dim=[5, 10, 20],
+        transformer_layers_per_block=[1, 2, 10],
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+        down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+        up_block_types=["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+    )
+    scheduler = EulerDiscreteScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+    pooled = text_config("clip_text_model", **{**CLIP_G, "projection_dim": 1280})
+    return write(
+        folder,
+        "StableDiffusionXLPipeline",
+        {"force_zeros_for_empty_prompt": True},
+        vae=("diffusers", "AutoencoderKL", {**vae(4), "scaling_factor": 0.13025, "force_upcast": True}),
+        text_encoder=("transformers", "CLIPTextModel", text_config("clip_text_model", **CLIP_L)),
+        tokenizer=("transformers", "CLIPTokenizer", tokenizer("clip", 77)),
+        text_encoder_2=("transformers", "CLIPTextModelWithProjection", pooled),
+        tokenizer_2=("transformers", "CLIPTokenizer", tokenizer("clip", 77)),
+        unet=("diffusers", "UNet2DConditionModel", unet),
+        scheduler=("diffusers", "EulerDiscreteScheduler", scheduler),
+    )
+
+
 def flux(folder: Path) -> Path:
     """Write the files of FLUX.1-dev."""
     return write(

@@ -6,6 +6,7 @@ Small's and the Qwen3-VLs' sizes, from the cards of the language models that are
 Qwen-Image 2.1's encoders; the schedulers of Chroma (FLUX.1's) and of Lumina-Image 2.0 (a shift of 6).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ QWEN3_4B = dict(
     vocab_size=151936,
     tie_word_embeddings=True,
 )
+QWEN3_8B = {**QWEN3_4B, "hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False}
 GEMMA2_2B = dict(
     hidden_size=2304,
     intermediate_size=9216,
@@ -74,20 +76,24 @@ def _euler(**settings: Any) -> tuple[str, str, Any]:
 
 def flux2_klein(folder: Path) -> Path:
     """Write the files of FLUX.2-klein-base-4B."""
+    return _klein(folder, QWEN3_4B, num_layers=5, num_single_layers=20, num_attention_heads=24)
+
+
+def flux2_klein_9b(folder: Path) -> Path:
+    """Write the files of FLUX.2-klein-base-9B."""
+    return _klein(folder, QWEN3_8B, num_layers=8, num_single_layers=24, num_attention_heads=32)
+
+
+def _klein(folder: Path, text: Mapping[str, Any], **sizes: int) -> Path:
     transformer = network(
-        "Flux2Transformer2DModel",
-        num_layers=5,
-        num_single_layers=20,
-        num_attention_heads=24,
-        joint_attention_dim=3 * QWEN3_4B["hidden_size"],
-        guidance_embeds=False,
+        "Flux2Transformer2DModel", joint_attention_dim=3 * text["hidden_size"], guidance_embeds=False, **sizes
     )
     return write(
         folder,
         "Flux2KleinPipeline",
         {"is_distilled": False},
         vae=("diffusers", "AutoencoderKLFlux2", FLUX2_VAE),
-        text_encoder=("transformers", "Qwen3ForCausalLM", text_config("qwen3", **QWEN3_4B)),
+        text_encoder=("transformers", "Qwen3ForCausalLM", text_config("qwen3", **text)),
         tokenizer=("transformers", "Qwen2Tokenizer", tokenizers.qwen(131072)),
         transformer=("diffusers", "Flux2Transformer2DModel", transformer),
         scheduler=_euler(use_dynamic_shifting=True, shift=3.0),

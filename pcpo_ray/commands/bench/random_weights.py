@@ -15,9 +15,11 @@ from pcpo_ray.runs import disk
 
 MODELS: Mapping[str, Callable[[Path], Path]] = {
     "sd15": published.stable_diffusion,
+    "sdxl": published.sdxl,
     "sd35m": published.sd3,
     "flux": published.flux,
     "flux2-klein-4b": published_flows.flux2_klein,
+    "flux2-klein-9b": published_flows.flux2_klein_9b,
     "z-image": published_flows.z_image,
     "qwen-image": published_flows.qwen_image,
     "sana-0.6b": published_flows.sana,

@@ -29,9 +29,11 @@ MODELS: Mapping[str, tuple[str, Published]] = {
     for kind, found in (
         ("stable_diffusion", Published("CompVis/stable-diffusion-v1-4", published.stable_diffusion)),
         ("stable_diffusion", Published("stable-diffusion-v1-5/stable-diffusion-v1-5", published.stable_diffusion)),
+        ("sdxl", Published("stabilityai/stable-diffusion-xl-base-1.0", published.sdxl)),
         ("sd3", Published("stabilityai/stable-diffusion-3.5-medium", published.sd3)),
         ("flux", Published("black-forest-labs/FLUX.1-dev", published.flux)),
         ("flux2_klein", Published("black-forest-labs/FLUX.2-klein-base-4B", published_flows.flux2_klein)),
+        ("flux2_klein", Published("black-forest-labs/FLUX.2-klein-base-9B", published_flows.flux2_klein_9b)),
         ("z_image", Published("Tongyi-MAI/Z-Image", published_flows.z_image)),
         ("qwen_image", Published("Qwen/Qwen-Image", published_flows.qwen_image)),
         ("flux2_dev", Published("black-forest-labs/FLUX.2-dev", published_flows.flux2_dev)),

@@ -69,7 +69,7 @@ def test_a_clip_is_read_as_a_reward_reads_it(monkeypatch, tmp_path):
         (
             "sd2",
             "float32",
-            "no model 'sd2' is known; expected one of sd15, sd35m, flux, flux2-klein-4b, .*clip-l, clip-h",
+            "no model 'sd2' is known; expected one of sd15, sdxl, sd35m, flux, flux2-klein-4b, .*clip-l, clip-h",
         ),
         ("sd15", "int8", "--dtype int8: expected one of float32, bfloat16, float16"),
     ],
