@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from pcpo_ray.config import files
-from tests.support import ROOT, families, plugged, s3, small, warm
+from tests.support import FAULTS, ROOT, families, plugged, s3, small, warm
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(
@@ -28,6 +28,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 WARM = Path(tempfile.mkdtemp(prefix="pcpo-")) / "warm"
 os.environ.update(warm.environment(str(WARM)))  # before any module copies the environment for its commands
+os.environ[FAULTS] = str(WARM.parent / "faults")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background, its children too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup does: commands that tests start are to hear it
@@ -112,6 +113,15 @@ def stored(request, tmp_path, monkeypatch):
         return f"file://{tmp_path}/storage/some%20runs"
     address = request.getfixturevalue("s3_server")
     return s3.bucket(address) + "/some/runs" + s3.options(address)
+
+
+@pytest.fixture
+def faulty_workers(monkeypatch):
+    """Runs of this test have workers to which faults can be done; none is planned yet."""
+    from tests.support import faults  # imports ray
+
+    faults.forget()
+    faults.install(monkeypatch.setattr)
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,11 @@ def brief(error: BaseException) -> str:
 
 
 class WeightsGoneError(Exception):
-    """Raised when a version's buckets cannot be fetched from the object store.
+    """Raised when a version cannot be fetched from the object store; `manifest` names the reference of its manifest.
 
-    It is no PcpoError on purpose: `retries.blame` would stop the run instead of trying another worker.
+    It is no PcpoError on purpose: `retries.blame` would take it for bad data, which stops the run.
     """
+
+    def __init__(self, message: str, manifest: str = "") -> None:
+        super().__init__(message)
+        self.manifest = manifest

@@ -6,20 +6,17 @@ answer again, and the rank does not repeat the work.
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import ray
 
-from pcpo_ray.cluster.actors import LearnerActor
 from pcpo_ray.cluster.calls import Call, all_answered
-from pcpo_ray.cluster.failures import DEAF
 from pcpo_ray.cluster.head import Head
-from pcpo_ray.cluster.launch import BEAT, Launcher, end
+from pcpo_ray.cluster.launch import Launcher
 from pcpo_ray.cluster.pool import WorkerPool
+from pcpo_ray.cluster.ranks import Ranks
 from pcpo_ray.data.types import Rollout, Task
 from pcpo_ray.data.updates import DriverState, TrainingGroup, Update
 from pcpo_ray.data.weights import Manifest
@@ -27,6 +24,7 @@ from pcpo_ray.errors import ClusterError, LearnerLostError, PcpoError, RolloutsL
 from pcpo_ray.models import steps
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.training.dispatcher import QUIET
 from pcpo_ray.workers.learner import mini_batches
 
 
@@ -53,16 +51,21 @@ class RayLearner:
     (workers.learner.samples) are lent to `borrower` between updates.
     """
 
-    def __init__(self, launcher: Launcher, versions: Versions, head: Head, borrower: Callable[[], Samplers]) -> None:
-        self.launcher, self.head = launcher, head
+    def __init__(
+        self,
+        launcher: Launcher,
+        versions: Versions,
+        head: Head,
+        borrower: Callable[[], Samplers],
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.launcher, self.head, self.say = launcher, head, say
         self.run = launcher.run
-        self.workers = launcher.run.workers
         self.role = launcher.run.workers.learner
         self.versions = versions
         self.borrower = borrower
         self.draining: set[str] = set()
         """Nodes that were told to leave."""
-        self.numbered = 0
         self.begun: tuple[int, list[int], list[list[float]]] | None = None
         self.held = False
         """True once every rank holds the trajectories that it learns from."""
@@ -71,36 +74,15 @@ class RayLearner:
 
     def _start(self) -> None:
         self._forget_update()
-        self.placement = self.launcher.reserve(self.role)
-        self.actors = [
-            self.launcher.make(LearnerActor, self.role, f"learner-{index}", index, **self.placement.options(index))
-            for index in range(self.role.ranks)
-        ]
-        awaited = "the learner to start"
-        if len(self.actors) == 1:
-            self.beats = [self._ask(0, "start", awaited=awaited)]
-        else:
-            met = self._ask(0, "meet", "ranks", awaited=awaited)
-            self.beats = [self._ask(index, "start_with", met, awaited=awaited) for index in range(len(self.actors))]
-        self.listened = time.monotonic()
-        self.heard = [self.listened] * len(self.actors)
-        self.nodes: dict[int, str] = {}
-        self.starting = set(range(len(self.actors)))
         self.buckets: int | None = None
+        self.newest: tuple[int, bool] | None = None
+        """The version, and whether it is the EMA, of which the first rank made a snapshot last."""
+        self.ranks = Ranks(self.launcher, self.head)
 
-    def _ask(self, index: int, name: str, *arguments: Any, awaited: str, returns: int = 1) -> Call:
-        """Ask a rank to do something, once, however often it is asked; an argument may be another call's answer."""
-        self.numbered += 1
-        number = self.numbered
-        call = self.actors[index].call.options(name=f"learner.{name}", num_returns=returns)
-
-        def ask() -> Any:
-            return call.remote(number, name, *(one.newest() if isinstance(one, Call) else one for one in arguments))
-
-        return Call(ask, awaited)
-
-    def _ask_all(self, name: str, *arguments: Any, awaited: str) -> list[Call]:
-        return [self._ask(index, name, *arguments, awaited=awaited) for index in range(len(self.actors))]
+    @property
+    def actors(self) -> list[Any]:
+        """The ranks' actors, by index."""
+        return self.ranks.actors
 
     # -- LearnerGroup -----------------------------------------------------------------------------------------------
 
@@ -115,7 +97,7 @@ class RayLearner:
             own = mini_batches.rank_groups(self.run, images, trained, step=step, rank=rank, ranks=count)
             held = {place: handle.reference for place in own if (handle := batch[place].rollout.trajectory)}
             size = sum(batch[place].rollout.bytes for place in held)
-            self.running.append(self._ask(rank, "hold", held, size, awaited="the batch"))
+            self.running.append(self.ranks.ask(rank, "hold", held, size, awaited="the batch"))
 
     def updating(self) -> bool:
         return self.begun is not None
@@ -138,7 +120,7 @@ class RayLearner:
             lost = sorted({place for places in answers for place in places})
             if not lost:
                 self.held = True
-                self.running = self._ask_all("update", *self.begun, awaited="the update")
+                self.running = self.ranks.ask_all("update", *self.begun, awaited="the update")
                 return None
             self._forget_update()
             self._lend()  # the groups are sampled again, before anything is learned
@@ -157,22 +139,38 @@ class RayLearner:
 
     def _snapshot(self, averaged: bool) -> Stored:
         awaited = "the learner's weights"
-        asked = self._ask(0, "weights", averaged, awaited=awaited, returns=1 + self._buckets())
-        sharded = self.role.strategy == "fsdp2"
-        helping = [
-            self._ask(index, "assist", averaged, awaited=awaited) for index in range(1, len(self.actors)) if sharded
-        ]
-        return Stored(manifest=self._all([asked, *helping])[0], references=asked.references)
+        asked = self.ranks.ask(0, "weights", averaged, awaited=awaited, returns=1 + self._buckets())
+        others = range(1, len(self.actors)) if self.role.strategy == "fsdp2" else ()
+        helping = [self.ranks.ask(index, "assist", averaged, awaited=awaited) for index in others]
+        manifest: Manifest = self.ranks.answers([asked, *helping])[0]
+        self.newest = manifest.key
+        return Stored(manifest=manifest, references=asked.references)
+
+    def snapshot_again(self, version: int, averaged: bool) -> Stored:
+        """Put weights into the object store once more, also while the learner is at work on the next version.
+
+        Raises LearnerLostError where it holds others by now.
+        """
+        at_work, key = self.updating(), (version, averaged)
+        if at_work and key == self.newest:
+            again = self.actors[0].again.options(num_returns=1 + self._buckets())
+            asked = Call(again.remote, f"the weights of version {version}")
+            return Stored(manifest=self.ranks.answers([asked])[0], references=asked.references)
+        if not at_work and self.newest is not None and version == self.newest[0]:
+            return self.snapshot(averaged=averaged)
+        raise LearnerLostError(
+            f"weights of version {version} are gone from the object store, and the learner has others by now"
+        )
 
     def older(self, folder: RunFolder, step: int, version: int) -> Stored:
         """Put an older version into the object store, which the checkpoint of a step holds."""
         awaited, seconds = f"the weights of version {version}", self._disk_seconds()
-        asked = self._ask(0, "older", folder.here(), step, version, awaited=awaited, returns=1 + self._buckets())
-        return Stored(manifest=self._all([asked], seconds)[0], references=asked.references)
+        asked = self.ranks.ask(0, "older", folder.here(), step, version, awaited=awaited, returns=1 + self._buckets())
+        return Stored(manifest=self.ranks.answers([asked], seconds)[0], references=asked.references)
 
     def _buckets(self) -> int:
         if self.buckets is None:
-            (self.buckets,) = self._all([self._ask(0, "buckets", awaited="the learner to be there")])
+            (self.buckets,) = self.ranks.answers([self.ranks.ask(0, "buckets", awaited="the learner to be there")])
         return self.buckets
 
     def _disk_seconds(self, older: int = 0) -> float:
@@ -180,7 +178,7 @@ class RayLearner:
 
         So ranks that wait in vain can name the one that is late before the driver gives up on all.
         """
-        (size,) = self._all([self._ask(0, "size", older, awaited="the learner to be there")])
+        (size,) = self.ranks.answers([self.ranks.ask(0, "size", older, awaited="the learner to be there")])
         return 2 * checkpoints.seconds_for(2 * size)
 
     def save(self, folder: RunFolder, state: DriverState) -> None:
@@ -190,30 +188,40 @@ class RayLearner:
         with self._ranks_together():
             awaited = f"the learner to save {saved}"
             shares = [older, *[[]] * (count - 1)]
-            asked = [self._ask(n, "save", here, state, own, awaited=awaited) for n, own in enumerate(shares)]
-            self._all(asked, seconds)
+            asked = [self.ranks.ask(n, "save", here, state, own, awaited=awaited) for n, own in enumerate(shares)]
+            self.ranks.answers(asked, seconds)
         folder.check_saved(state.step)
 
     def restore(self, folder: RunFolder, step: int) -> DriverState:
         awaited, seconds = f"the learner to restore {folder.checkpoint_place(step)}", self._disk_seconds()
-        asked = self._ask_all("restore", folder.here(), step, awaited=awaited)
-        state: DriverState = self._all(asked, seconds)[0]
+        asked = self.ranks.ask_all("restore", folder.here(), step, awaited=awaited)
+        state: DriverState = self.ranks.answers(asked, seconds)[0]
         return state
 
     def recover(self, serve: Callable[[], None]) -> None:
+        """Start anew (LearnerGroup). Raises ClusterError where the cluster has no place for the ranks in time."""
         self.head.wait()
         self.borrower().dismiss()
-        self.close()
         self.versions.clear()
-        self._start()
-        deadline = time.monotonic() + self.workers.start_timeout
+        self.restart()
+        limit, told = self.launcher.run.workers.task_timeout, False
         while not self._ready_again():
-            if time.monotonic() > deadline:
-                raise LearnerLostError(
-                    f"a new learner was not ready in {self.workers.start_timeout:g} s (workers.start_timeout)"
+            waited = self.ranks.waiting()
+            if waited > QUIET and not told:
+                told = True
+                self.say(f"a new learner waits for a place: {self.ranks.room()}")
+            if waited > limit:
+                raise ClusterError(
+                    f"the cluster had no place for a new learner in {waited:.0f} s (workers.task_timeout={limit:g}): "
+                    f"{self.ranks.room()}; go on with --resume once it has"
                 )
             serve()
-            ray.wait([beat.reference for beat in self.beats], timeout=1.0)
+            ray.wait(self.references(), timeout=1.0)
+
+    def restart(self) -> None:
+        """End all ranks, and ask for others."""
+        self.close()
+        self._start()
 
     def _ready_again(self) -> bool:
         """Do as `ready`; the learner has started before, so whatever fails its start now may be over the next time."""
@@ -230,7 +238,8 @@ class RayLearner:
         Raises WeightsError where one holds others, and LearnerLostError.
         """
         if self.role.samples:
-            self._all(self._ask_all("prove", manifest, awaited=f"the ranks to prove version {manifest.version}"))
+            awaited = f"the ranks to prove version {manifest.version}"
+            self.ranks.answers(self.ranks.ask_all("prove", manifest, awaited=awaited))
             self._lend()
 
     def _lend(self) -> None:
@@ -247,62 +256,26 @@ class RayLearner:
             yield
             return
         self.borrower().withdraw()
-        self._all(self._ask_all("idle", awaited="the ranks to finish their tasks"))
+        self.ranks.answers(self.ranks.ask_all("idle", awaited="the ranks to finish their tasks"))
         yield
         self._lend()
 
     def leaving(self) -> bool:
-        return any(node in self.draining for node in self.nodes.values())
+        return any(node in self.draining for node in self.ranks.nodes.values())
 
     # -- for the stages ---------------------------------------------------------------------------------------------
 
     def references(self) -> list[ray.ObjectRef]:
         """Return the references to wait for."""
-        return [call.reference for call in (*self.beats, *self.running)]
+        return [*self.ranks.references(), *(call.reference for call in self.running)]
 
     def ready(self) -> bool:
         """Tell whether every rank has started. Raises LearnerLostError, or the error that its start raised."""
-        self.listen()
-        return not self.starting
+        return self.ranks.ready()
 
     def listen(self) -> None:
-        """Look for signs of life. Raises LearnerLostError where a rank is dead, or was silent for too long.
-
-        Raises ClusterError where the cluster's head is.
-        """
-        self.head.listen()
-        now = time.monotonic()
-        if now - self.listened > DEAF:
-            self.heard = [heard + now - self.listened for heard in self.heard]
-        self.listened = now
-        for index, beat in enumerate(self.beats):
-            if beat.answered():
-                _, self.nodes[index] = beat.answer
-                self.starting.discard(index)
-                self.heard[index] = now
-                self.beats[index] = Call(partial(self.actors[index].alive.remote, BEAT), "the learner to live")
-            silent = now - self.heard[index]
-            if index not in self.starting and silent > self.workers.silence_timeout:
-                raise LearnerLostError(
-                    f"rank {index} of the learner was silent for {silent:.0f} s (workers.silence_timeout)"
-                )
+        """Look for signs of life (Ranks.listen)."""
+        self.ranks.listen()
 
     def close(self) -> None:
-        end(self.actors)
-        self.placement.close()
-
-    def _all(self, calls: Sequence[Call], seconds: float = 0.0) -> list[Any]:
-        """Wait for the answers of ranks that wait for each other; the first failure is raised.
-
-        Raises LearnerLostError where one dies, falls silent, or has not answered after workers.task_timeout, or after
-        `seconds` where the work may take more.
-        """
-        limit = max(self.workers.task_timeout, seconds)
-        deadline = time.monotonic() + limit
-        while not all_answered(calls):
-            if time.monotonic() > deadline:
-                why = " (workers.task_timeout)" if limit > seconds else ", longer than so many bytes may take"
-                raise LearnerLostError(f"waited {limit:.0f} s{why} for {calls[0].awaited}")
-            ray.wait([call.reference for call in calls], num_returns=len(calls), timeout=0.5)
-            self.listen()
-        return [call.answer for call in calls]
+        self.ranks.close()

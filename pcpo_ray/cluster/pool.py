@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, assert_never
 import ray
 from ray import exceptions
 
-from pcpo_ray.cluster.failures import DEAF, brief, cause_of, is_gone
+from pcpo_ray.cluster.failures import DEAF, WeightsGoneError, brief, cause_of, is_gone
 from pcpo_ray.cluster.launch import BEAT, end
 from pcpo_ray.data.records import PoolStatus
 from pcpo_ray.training.scheduling.pool import Pool
@@ -233,9 +233,9 @@ class WorkerPool(Generic[Item, Result]):
             unsure = isinstance(cause, exceptions.ActorUnavailableError) and call.worker not in self.borrowed
             if is_gone(cause) or unsure:
                 self._died(call.worker, brief(cause), now)
-            elif isinstance(cause, exceptions.ObjectLostError):
+            elif isinstance(cause, exceptions.ObjectLostError | WeightsGoneError):
                 if self.pool.finished(call.worker, call.ticket, now):
-                    self.gone.append(call.item)
+                    self._gone(call.item, cause)
             else:
                 if blame(cause) is Blame.DATA and self.pool.refused(call.worker, call.ticket):
                     raise cause from error
@@ -244,6 +244,10 @@ class WorkerPool(Generic[Item, Result]):
             if self.pool.finished(call.worker, call.ticket, now):
                 return [call.finish(value)]
         return []
+
+    def _gone(self, item: Item, cause: Exception) -> None:
+        """Note that an item cannot be done, as its data is gone."""
+        self.gone.append(item)
 
     def _died(self, worker: str, cause: str, now: float) -> None:
         """Forget a worker that is gone, and end it in case it only seems so: it would keep what it has reserved."""

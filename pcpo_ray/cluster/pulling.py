@@ -24,5 +24,5 @@ def pulled_weights(version: int, references: Sequence[ray.ObjectRef]) -> weights
         manifest: Manifest = ray.get(references[0], timeout=PULL_TIMEOUT)
         buckets = ray.get(list(references[1:]), timeout=seconds_to_pull(sum(manifest.sizes)))
     except (exceptions.ObjectLostError, exceptions.GetTimeoutError) as error:
-        raise WeightsGoneError(f"weights of version {version}: {error}") from None
+        raise WeightsGoneError(f"weights of version {version}: {error}", references[0].hex()) from None
     return weights.WeightSnapshot(manifest=manifest, buckets=tuple(buckets))

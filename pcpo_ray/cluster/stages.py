@@ -20,7 +20,7 @@ from ray import exceptions
 from pcpo_ray import config
 from pcpo_ray.cluster import actors, broadcast
 from pcpo_ray.cluster.control.driver import DriverControl
-from pcpo_ray.cluster.failures import brief
+from pcpo_ray.cluster.failures import WeightsGoneError, brief
 from pcpo_ray.cluster.head import Head
 from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, get, room_for, short_of
 from pcpo_ray.cluster.learner import RayLearner, Stored, Versions
@@ -30,10 +30,11 @@ from pcpo_ray.data.records import PoolStatus, RunStatus
 from pcpo_ray.data.requests import Fault, Request
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task
 from pcpo_ray.data.updates import Published
-from pcpo_ray.errors import ClusterError, RolloutsLostError, WeightsError
+from pcpo_ray.errors import ClusterError, LearnerLostError, RolloutsLostError, WeightsError
 from pcpo_ray.rewards import probes
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.training import status
+from pcpo_ray.training.restarts import AT_ONE_STEP
 from pcpo_ray.training.scheduling.workers import Note
 
 
@@ -98,6 +99,14 @@ class RaySamplers(RolePool[Task, Rollout]):
 
         return made, result
 
+    def _gone(self, item: Task, cause: Exception) -> None:
+        """Note that a task's weights are gone; it is sent once more where they were published again meanwhile."""
+        now = self.versions.get(item.weights)
+        if now is not None and isinstance(cause, WeightsGoneError) and cause.manifest != now.references[0].hex():
+            self.submit(item)
+        else:
+            super()._gone(item, cause)
+
 
 class RayScorers(RolePool[Rollout, Scored]):
     """A pool of scorer actors."""
@@ -150,7 +159,8 @@ class RayStages:
         """Requests to a run that was starting, for `exchange` to return."""
         self.versions: Versions = {}
         self.head = Head(say)
-        self.learner = RayLearner(launcher, self.versions, self.head, lambda: self.samplers)
+        self.learner = RayLearner(launcher, self.versions, self.head, lambda: self.samplers, say)
+        self.lost_starts = 0
         self.samplers = RaySamplers(launcher, self.versions)
         self.scorers = RayScorers(launcher)
         with contextlib.ExitStack() as unless_ready:
@@ -161,7 +171,8 @@ class RayStages:
     def _await_ready(self, say: Callable[[str], None], phase: Callable[[str], None]) -> None:
         """Wait for the learner, and for the first sampler and scorer; the others join when they can.
 
-        Raises ClusterError if they are not ready in time, and KeyboardInterrupt if the run is asked to stop.
+        Raises ClusterError if they are not ready in time, LearnerLostError if the learner is lost again and again, and
+        KeyboardInterrupt if the run is asked to stop.
         """
         timeout = self.run.workers.start_timeout
         deadline = time.monotonic() + timeout
@@ -173,8 +184,8 @@ class RayStages:
         while True:
             self.samplers.collect()
             self.scorers.collect()
+            pools = {**self.pool_status(), "learner": PoolStatus(wanted=1, ready=int(self._learner_ready()))}
             self.recovered = self.faults()
-            pools = {**self.pool_status(), "learner": PoolStatus(wanted=1, ready=int(self.learner.ready()))}
             phase("starting the workers: " + ", ".join(f"{r} {p.ready}/{p.wanted}" for r, p in pools.items()))
             if not any(map(late, pools.values())):
                 return
@@ -199,12 +210,29 @@ class RayStages:
                         else ""
                     )
                 )
-            self.wait(0.5)
+            self._wait(0.5)
+
+    def _learner_ready(self) -> bool:
+        """Tell whether the learner has started. One that is lost on the way is replaced, AT_ONE_STEP times at most."""
+        try:
+            return self.learner.ready()
+        except LearnerLostError as error:
+            self.lost_starts += 1
+            if self.lost_starts == AT_ONE_STEP:
+                raise LearnerLostError(
+                    f"{error}; the learner was lost {AT_ONE_STEP} times while it started, so the run gives up"
+                ) from error
+            self.recovered.append(f"{error}; another learner starts")
+            self.learner.restart()
+            return False
 
     def wait(self, timeout: float) -> None:
+        self._wait(timeout)
+        self.learner.listen()
+
+    def _wait(self, timeout: float) -> None:
         references = [*self.samplers.references(), *self.scorers.references(), *self.learner.references()]
         ray.wait(references, timeout=timeout)
-        self.learner.listen()
         if time.monotonic() - self.looked > BEAT:
             self.looked = time.monotonic()
             self.learner.draining = leaving = self.head.last.draining
@@ -232,6 +260,10 @@ class RayStages:
         if not averaged:
             self.learner.lend(snapshot.manifest)
         return self._published(snapshot, started, received)
+
+    def publish_lost(self, version: int, averaged: bool) -> Published:
+        started = time.perf_counter()
+        return self._published(self.learner.snapshot_again(version, averaged), started)
 
     def republish(self, folder: RunFolder, step: int, version: int) -> Published:
         started = time.perf_counter()

@@ -136,8 +136,13 @@ def _loop(order: Order, recorder: Recorder, step: int | None, stages: Stages, di
     if step is not None:
         loop.restore(step)
         display.say(f"resuming {run.name} after step {loop.progress.step}")
-    with session.frozen():
-        loop.train()
+    try:
+        with session.frozen():
+            loop.train()
+    except Exception as error:
+        if not isinstance(error, TakenOverError) and (saved := loop.progress.saved) is not None:
+            display.say(f"step {saved} is saved; once that is mended, continue with: {order.continuing}")
+        raise
 
 
 def _report(home: RunFolder, display: Display) -> None:

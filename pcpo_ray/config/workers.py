@@ -83,11 +83,14 @@ class Workers:
     learner: LearnerRole = field(default_factory=LearnerRole)
     """The processes that train."""
     start_timeout: Seconds = 300.0
-    """The longest that the learner and the first sampler and scorer may take to be ready."""
+    """The longest that the learner and the first sampler and scorer may take to be ready.
+
+    Whoever replaces one of them has as long, once it has a place in the cluster.
+    """
     silence_timeout: Seconds = 60.0
-    """The time without a sign of life after which a sampler or scorer is replaced."""
+    """The time without a sign of life after which a sampler, a scorer or the learner is replaced."""
     task_timeout: Seconds = 3600.0
-    """The time in which nothing finishes after which the run is stopped.
+    """The time in which nothing finishes after which the run is stopped; so it is where a new learner finds no place.
 
     Checkpoints may take longer, by their size.
     """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from pcpo_ray.data.records import EvaluationRecord, StepRecord
@@ -20,3 +21,19 @@ STOP: Final = Answer.STOP
 
 Callback = Callable[[StepRecord | EvaluationRecord], object]
 """A function of each training step and each evaluation, called in the driver once they are on record."""
+
+
+class Audience:
+    """The callbacks of a run, and the records that they have still to see."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = callbacks
+        self.untold: deque[StepRecord | EvaluationRecord] = deque()
+
+    def tell(self) -> bool:
+        """Have every callback see every record; return whether one has answered STOP."""
+        stop = False
+        while self.untold:
+            record = self.untold.popleft()
+            stop |= any([callback(record) is STOP for callback in self.callbacks])
+        return stop

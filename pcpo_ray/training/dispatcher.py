@@ -123,7 +123,7 @@ class Dispatcher:
         self.missing: set[Task] = set()
         """The tasks being gathered that are not scored yet."""
         self.regained: Counter[Task] = Counter()
-        """The number of times that a group was sampled again because its images were gone."""
+        """The number of times that a group was sampled again because its images, or its weights, were gone."""
         self.watchdog = Watchdog(limit=run.workers.task_timeout, quiet=QUIET, now=time.monotonic())
 
     def enter(self, phase: Phase, step: int = 0) -> None:
@@ -251,14 +251,12 @@ class Dispatcher:
                 self.phases.work("samplers", rollout.seconds, self.phase)
             self.counters.sampled(rollout, now)
             self.stages.scorers.submit(rollout)
+        if without := self.stages.samplers.lost():
+            self._publish_lost(without)
         for rollout in self.stages.scorers.lost():
-            self.regained[rollout.task] += 1
-            if self.regained[rollout.task] > MAX_RESTARTS:
-                raise ClusterError(
-                    f"images of step {rollout.task.step} were lost {MAX_RESTARTS + 1} times before a score"
-                )
-            self.event("fault", message=f"images of step {rollout.task.step} are gone; they are sampled again")
-            self.counters.count("samplers", "lost", "images_gone")
+            images = f"images of step {rollout.task.step}"
+            self._count_lost(rollout.task, "images_gone", f"{images} were lost {MAX_RESTARTS + 1} times before a score")
+            self.event("fault", message=f"{images} are gone; they are sampled again")
             self.stages.samplers.submit(rollout.task)
         for scored in self.stages.scorers.collect():
             self.watchdog.progress(now)
@@ -269,6 +267,23 @@ class Dispatcher:
             self._count_failures(scored)
         if (line := self.watchdog.check(now, awaited)) and not self.watched:
             self.say(line)
+
+    def _publish_lost(self, tasks: Sequence[Task]) -> None:
+        """Publish the weights of these tasks once more, and hand the tasks out again."""
+        for version, averaged in dict.fromkeys(task.weights for task in tasks):
+            self.event("fault", message=f"weights of version {version} are gone; they are published again")
+            self._loadable(self.stages.publish_lost(version, averaged))
+        for task in tasks:
+            often = f"weights of version {task.version} were lost {MAX_RESTARTS + 1} times before a group was sampled"
+            self._count_lost(task, "weights_gone", often)
+            self.stages.samplers.submit(task)
+
+    def _count_lost(self, task: Task, reason: str, often: str) -> None:
+        """Count a task that is to be sampled again. Raises ClusterError where that has happened too often."""
+        self.regained[task] += 1
+        if self.regained[task] > MAX_RESTARTS:
+            raise ClusterError(often)
+        self.counters.count("samplers", "lost", reason)
 
     def spoke(self) -> None:
         """Note that a line about the run was printed."""

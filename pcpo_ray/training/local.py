@@ -52,6 +52,9 @@ class LocalSamplers:
         finished, self.done = self.done, []
         return finished
 
+    def lost(self) -> list[Task]:
+        return []
+
     def cancel(self) -> None:
         self.tasks.clear()
         self.done.clear()
@@ -208,6 +211,9 @@ class LocalStages:
         if not averaged:
             learner.prove(snapshot.manifest)
         return self._published(snapshot, oldest, started)
+
+    def publish_lost(self, version: int, averaged: bool) -> Published:
+        raise TrainingError(f"weights of version {version} are gone, which cannot be: they are in this process")
 
     def republish(self, folder: RunFolder, step: int, version: int) -> Published:
         started = time.perf_counter()

@@ -30,7 +30,7 @@ from pcpo_ray.errors import ClusterError, LearnerLostError, RolloutsLostError, R
 from pcpo_ray.process import signals
 from pcpo_ray.training.admission import Admission
 from pcpo_ray.training.batch import BatchMaker, TrainingBatch
-from pcpo_ray.training.callbacks import STOP, Callback
+from pcpo_ray.training.callbacks import Audience, Callback
 from pcpo_ray.training.checkpointer import Checkpointer
 from pcpo_ray.training.control import Control
 from pcpo_ray.training.dispatcher import Dispatcher, Phases, Watch, trouble
@@ -64,11 +64,10 @@ class Loop:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.run, self.stages, self.recorder, self.say = run, stages, recorder, say
-        self._report, self.callbacks = report, callbacks
-        self.untold: deque[StepRecord | EvaluationRecord] = deque()
-        """Records that no callback has seen yet."""
+        self._report, self.audience = report, Audience(callbacks)
         self.progress = progress = Progress(max_staleness=run.rollout.max_staleness)
         self.restarts = Restarts()
+        self.lost: LearnerLostError | None = None  # while a resumed run's checkpoint was restored
         self.updating: TrainingBatch | None = None
         """The batch that the learner is at work on."""
         self.moved: deque[Mapping[str, Any]] = deque(maxlen=movement.PATIENCE)
@@ -92,7 +91,7 @@ class Loop:
     def _train(self) -> None:
         """Take the steps that are left, or those until an alarm or a request ends the run."""
         progress, evaluator = self.progress, self.evaluator
-        self._publish()
+        self.dispatcher.publish(oldest=self.progress.oldest)
         if not evaluator.recalled():  # a run that was stopped may owe the last one
             evaluator.evaluate()
             if progress.step == 0 and self.run.monitors.action == "roll_back":
@@ -109,7 +108,7 @@ class Loop:
             batch = self.batches.make(scored, progress.step + 1)
             update = self._learn(batch)
             try:
-                self._publish()
+                self.dispatcher.publish(oldest=self.progress.oldest)
             finally:  # whatever becomes of the weights on their way, the step is on record
                 self._record(batch, update)
             del scored, batch, update  # their memory is for what is sampled next
@@ -160,10 +159,6 @@ class Loop:
         if update.micro_batch is not None:
             self.progress.micro_batch = update.micro_batch.size
 
-    def _publish(self) -> None:
-        """Make the newest weights loadable by the samplers."""
-        self.dispatcher.publish(oldest=self.progress.oldest)
-
     def _record(self, batch: TrainingBatch, update: Update) -> None:
         """Record a step, and have the pools fit what it took."""
         seconds = time.perf_counter() - self.started
@@ -201,10 +196,10 @@ class Loop:
         match record:
             case StepRecord():
                 self.progress.last_step = record
-                self.untold.append(record)
+                self.audience.untold.append(record)
             case EvaluationRecord():
                 self.progress.last_evaluation = record
-                self.untold.append(record)
+                self.audience.untold.append(record)
         self.recorder.meter.record(record)
         if self.recorder.notifier is not None:
             self.recorder.notifier.record(record)
@@ -213,10 +208,7 @@ class Loop:
 
     def _tell(self) -> None:
         """Have the callbacks see what was recorded; one that answers STOP ends the run before its next step."""
-        while self.untold:
-            record = self.untold.popleft()
-            if any([callback(record) is STOP for callback in self.callbacks]):  # every callback sees every record
-                self.progress.stopping = True
+        self.progress.stopping |= self.audience.tell()
 
     def _check_moved(self) -> None:
         """Raise TrainingError, after a checkpoint, where the run trains on nothing; the error says why."""
@@ -238,7 +230,15 @@ class Loop:
     # -- faults and endings ---------------------------------------------------------------------------------------
 
     def restore(self, step: int) -> None:
-        """Continue from the checkpoint of a step."""
+        """Continue from the checkpoint of a step. A learner that is lost meanwhile is replaced by `train`."""
+        self.progress.step = self.progress.saved = step
+        self.restarts.restored(step)
+        try:
+            self._restore(step)
+        except LearnerLostError as error:
+            self.lost = error
+
+    def _restore(self, step: int) -> None:
         self.checkpointer.restore(step)
         self.moved.clear()  # taken from the record: a resumed run ends where an undisturbed one would
         steps = (row for row in self.recorder.metrics() if row["kind"] == "train")
@@ -260,8 +260,10 @@ class Loop:
 
     def _train_on(self) -> None:
         """Train, past every learner that is lost; whatever ends the run, what was learned is kept."""
-        lost: LearnerLostError | None = None
         try:
+            if (lost := self.lost) is not None:
+                self.lost = None
+                self.restarts.add(lost, self.progress.step + 1)
             while True:
                 try:
                     if lost is not None:  # the new learner may be lost as well
@@ -299,7 +301,7 @@ class Loop:
         if found is None:
             progress.step, progress.saved = 0, None
         else:
-            self.restore(found)
+            self._restore(found)
         progress.recovering = False
         self.recorder.rewind(progress.step if found is not None else -1)
         message = f"{lost}; a new learner goes on after step {progress.step}"

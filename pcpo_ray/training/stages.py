@@ -1,7 +1,7 @@
 """The three protocols that the loop is written against, and Stages, which holds one of each.
 
 Two implementations: `pcpo_ray.training.local` in this process, `pcpo_ray.cluster.stages` on Ray. Calls that block have
-a deadline in both: `wait`, `publish`, `republish`, `save`, `restore`, `recover`, `fetch` and `end`.
+a deadline in both: `wait`, `publish`, `publish_lost`, `republish`, `save`, `restore`, `recover`, `fetch` and `end`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +27,9 @@ class Samplers(Protocol):
 
     def collect(self) -> list[Rollout]:
         """Return the groups finished since the last call, in no particular order."""
+
+    def lost(self) -> list[Task]:
+        """Return the tasks, since the last call, whose weights were published, and are gone."""
 
     def cancel(self) -> None:
         """Forget every task: none of them will be collected."""
@@ -101,6 +104,12 @@ class Stages(Protocol):
         """Make the learner's weights, or their EMA, loadable by the samplers: learner -> snapshot -> samplers.
 
         Versions before `oldest` are not asked for any more. Raises LearnerLostError.
+        """
+
+    def publish_lost(self, version: int, averaged: bool) -> Published:
+        """Make weights loadable again that were published, and are gone.
+
+        Raises LearnerLostError, also where the learner holds others by now: the run goes back to a checkpoint.
         """
 
     def republish(self, folder: "RunFolder", step: int, version: int) -> Published:

@@ -26,7 +26,7 @@ from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.places import folder_below
 from tests.chaos.draws import RECOVERING, Draw, Fault, draws
 from tests.chaos.node import drain
-from tests.support import faults, s3, small
+from tests.support import FAULTS, faults, s3, small
 from tests.support.running import go, same
 
 LIMIT = 240.0
@@ -169,6 +169,7 @@ def main(model: Path, folder: Path, seed: int, number: int) -> None:
     name, rng = f"seed {seed}, run {number}", random.Random(f"{seed} {number}")
     print(f"{name}: {draw.setting}", *map(" ".join, draw.faults), sep="\n  ", flush=True)
     os.environ |= {"PCPO_RAY_CACHE": str(folder / "cache"), "RAY_max_direct_call_object_size": str(INLINE)}
+    os.environ[FAULTS] = str(folder / "faults")
     os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"fixed": 1}})
     address = ""
@@ -180,7 +181,6 @@ def main(model: Path, folder: Path, seed: int, number: int) -> None:
         serving, runs = None, str(folder / "runs")
     try:
         run = run_of(draw, model, f"drawn-{seed}-{number}")
-        faults.forget(run.name)
         operator = Operator(run, folder, runs, cluster)
         for step, fault in enumerate(draw.faults, 2):
             operator.wait(lambda step=step: max(operator.steps(), default=0) >= step, f"step {step}")  # type: ignore[misc]

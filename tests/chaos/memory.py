@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support import faults, small
+from tests.support import FAULTS, faults, small
 from tests.support.running import go, parameters, same
 
 SPARE = 4 * 2**30
@@ -22,6 +22,7 @@ def main(model: Path, folder: Path) -> None:
 
     from pcpo_ray.cluster.connect import connect
 
+    os.environ[FAULTS] = str(folder / "faults")
     faults.install(setattr)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     run = small.run(model, name="memory", steps=4, checkpoints__every=1, rollout__prompts=2, evaluation__every=100)

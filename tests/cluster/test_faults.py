@@ -7,6 +7,8 @@ import signal
 import pytest
 import ray
 
+from pcpo_ray.cluster.connect import connect
+from pcpo_ray.errors import LearnerLostError
 from tests.support import faults, part, small
 from tests.support.disturbed import CHEAP, before, cut_off, messages
 from tests.support.on_ray import await_samplers, on_ray, ranks, undisturbed
@@ -65,9 +67,8 @@ ENDS = [
 
 @pytest.mark.parametrize(("method", "kind", "count", "index"), ENDS)
 def test_a_learner_that_ends_in_any_way_is_made_anew_and_the_bits_stay(
-    small_sd, tmp_path, monkeypatch, method, kind, count, index
+    small_sd, tmp_path, faulty_workers, method, kind, count, index
 ):
-    faults.install(monkeypatch.setattr)
     name = f"{method}-{kind}-{count}"
     role = ranks(count, "ddp", timeout=15)
     run = small.run(small_sd, **CHEAP, name=name, rollout__max_staleness=2, workers__learner=role)
@@ -119,20 +120,39 @@ def test_samplers_that_hold_a_lost_learners_weights_load_the_new_ones(small_sd, 
     assert {version for version, seen in checksums.items() if len(seen) == 2} == {4, 5}
 
 
-@pytest.mark.parametrize("kind", ["stop", pytest.param("raise", marks=MORE)])
-def test_a_worker_whose_start_hangs_or_fails_is_replaced(small_sd, tmp_path, monkeypatch, kind):
-    faults.install(monkeypatch.setattr)
-    name = f"start-{kind}"
-    run = small.run(small_sd, **CHEAP, name=name)
+@pytest.mark.parametrize(
+    ("kind", "count", "strategy", "index"),
+    [
+        ("stop", 1, "ddp", None),
+        pytest.param("kill", 2, "fsdp2", 1, marks=CHAOS),
+        pytest.param("raise", 1, "ddp", None, marks=MORE),
+        pytest.param("stop", 2, "ddp", 0, marks=MORE),
+    ],
+)
+def test_whoever_hangs_or_fails_at_the_first_start_is_replaced(
+    small_sd, tmp_path, faulty_workers, kind, count, strategy, index
+):
+    name = f"start-{kind}-{count}"
+    run = small.run(small_sd, **CHEAP, name=name, workers__learner=ranks(count, strategy, timeout=15))
     faults.plan(name, "sampler", "load", kind)
     faults.plan(name, "scorer", "load", kind)
+    faults.plan(name, "learner", "load", kind, index=index)
     on_ray(run, tmp_path / "run")
     found = messages(tmp_path / "run")
     assert faults.left(name) == [] and "sampler-0 is gone" in found and "scorer-0 is gone" in found
+    assert found.count("; another learner starts") == 1 and "a new learner goes on" not in found
 
 
-def test_what_one_worker_alone_finds_fault_with_is_done_by_another(small_sd, tmp_path, monkeypatch):
-    faults.install(monkeypatch.setattr)
+def test_a_learner_that_is_lost_at_each_start_ends_the_run_with_its_cause(small_sd, faulty_workers):
+    run = small.run(small_sd, **CHEAP, name="never-starts")
+    for _ in range(3):
+        faults.plan(run.name, "learner", "load", "raise")
+    with pytest.raises(LearnerLostError, match=r"illegal memory.*the learner was lost 3 times while it started"):
+        connect(run)
+    assert faults.left(run.name) == []
+
+
+def test_what_one_worker_alone_finds_fault_with_is_done_by_another(small_sd, tmp_path, faulty_workers):
     run = small.run(small_sd, **CHEAP, name="refused", workers__samplers__workers=2)
 
     def disturb(stages):
@@ -156,12 +176,12 @@ def test_what_one_worker_alone_finds_fault_with_is_done_by_another(small_sd, tmp
         pytest.param("learner", "send", "raise", 1, marks=MORE),
     ],
 )
+@pytest.mark.usefixtures("faulty_workers")
 def test_a_broadcast_that_fails_costs_no_step(small_sd, tmp_path, monkeypatch, role, method, kind, count):
     from pcpo_ray.cluster import broadcast
 
     monkeypatch.setattr(broadcast, "DEADLINE", 5.0)
     monkeypatch.setattr(broadcast, "GRACE", 2.0)
-    faults.install(monkeypatch.setattr)
     name = f"broadcast-{role}-{kind}"
     run = small.run(
         small_sd, **CHEAP, name=name, workers__sync="broadcast", workers__learner=ranks(count, "ddp"),

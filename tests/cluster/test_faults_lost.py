@@ -4,12 +4,14 @@ from dataclasses import replace
 from filecmp import cmpfiles
 
 import pytest
+import ray
 from pyarrow import parquet
 
-from tests.support import part, small
+from pcpo_ray.errors import LearnerLostError
+from tests.support import faults, part, small
 from tests.support.disturbed import CHEAP, a_lost_handle, before, messages
-from tests.support.on_ray import on_ray, ranks, undisturbed
-from tests.support.running import parameters, same
+from tests.support.on_ray import await_samplers, on_ray, ranks, undisturbed
+from tests.support.running import go, parameters, same
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
@@ -89,6 +91,61 @@ def test_images_lost_before_or_after_their_score_are_made_again_to_the_bit(small
         kept, mine = (tmp_path / name / "images" / f"step-{step:06d}" for name in ("whole", "run"))
         names = sorted(path.name for path in kept.iterdir())
         assert len(names) == 4 and cmpfiles(kept, mine, names, shallow=False) == (names, [], [])
+
+
+@pytest.mark.parametrize("sync", ["pull", pytest.param("broadcast", marks=pytest.mark.chaos)])
+def test_published_weights_that_are_lost_are_published_again(small_sd, tmp_path, sync):
+    run = small.run(small_sd, **CHEAP, workers__sync=sync, workers__samplers__workers=2)
+    published = []
+
+    def disturb(stages):
+        await_samplers(stages, 2)
+        publish = stages.publish
+
+        def publishing(**more):
+            found = publish(**more)
+            if found.version == 2:
+                published.append(found)
+                stored = stages.versions[2, False]
+                lost = [a_lost_handle().reference for _ in stored.references]
+                stages.versions[2, False] = replace(stored, references=lost)
+                for actor in stages.samplers.members().values():  # those that come have no version at all
+                    ray.kill(actor)
+            return found
+
+        stages.publish = publishing
+
+    recorder = on_ray(run, tmp_path / "run", disturb=disturb)
+    found = messages(tmp_path / "run")
+    assert len(published) == 1 and found.count("weights of version 2 are gone; they are published again") == 1, found
+    assert "a new learner" not in found and "lost a task (WeightsGoneError" not in found
+    go(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
+    assert [row["step"] for row in recorder.metrics() if row["kind"] == "train"] == [1, 2, 3, 4]
+
+
+def test_the_newest_snapshot_is_had_again_while_the_learner_is_at_work(small_sd, tmp_path, faulty_workers):
+    run = small.run(small_sd, **CHEAP, name="at-work")
+    again = []
+
+    def disturb(stages):
+        begin = stages.learner.begin
+
+        def beginning(step, batch):
+            faults.plan(run.name, "learner", "update", "slow")
+            begin(step, batch)
+            stored = stages.learner.snapshot_again(step - 1, False)
+            before = stages.versions[step - 1, False]
+            again.append((stored.manifest, before.manifest, *map(ray.get, (stored.references, before.references))))
+            with pytest.raises(LearnerLostError, match="the learner has others by now"):
+                stages.learner.snapshot_again(step - 2, False)
+
+        stages.learner.begin = beginning
+
+    on_ray(run, tmp_path / "run", disturb=disturb)
+    assert len(again) == 4
+    for mine, theirs, (_, *buckets), (_, *held) in again:
+        assert mine == theirs and all((one == other).all() for one, other in zip(buckets, held, strict=True))
 
 
 def scores(recorder):

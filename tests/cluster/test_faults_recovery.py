@@ -4,11 +4,13 @@ import dataclasses
 import json
 import os
 import signal
+import time
 
 import pytest
 import ray
 
-from pcpo_ray.errors import LearnerLostError, TrainingError
+from pcpo_ray.cluster import ranks as ranks_module
+from pcpo_ray.errors import ClusterError, LearnerLostError, TrainingError
 from pcpo_ray.runs import checkpoints
 from tests.support import faults, part, small
 from tests.support.disturbed import CHEAP, before, cut_off, messages
@@ -35,9 +37,8 @@ MORE = (CHAOS, part.MORE)
     ],
 )
 def test_a_learner_lost_in_a_recovery_is_recovered_from_once_more(
-    small_sd, tmp_path, monkeypatch, method, kind, count, strategy, index
+    small_sd, tmp_path, faulty_workers, method, kind, count, strategy, index
 ):
-    faults.install(monkeypatch.setattr)
     name = f"again-{method}-{kind}-{count}"
     role = ranks(count, strategy, timeout=15)
     run = small.run(small_sd, **CHEAP, name=name, rollout__max_staleness=2, workers__learner=role)
@@ -65,6 +66,93 @@ def test_a_learner_lost_in_a_recovery_is_recovered_from_once_more(
     assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
 
 
+@ray.remote
+class Occupant:
+    """Takes a place, and answers once it has it."""
+
+    def there(self):
+        return True
+
+
+class Clock:
+    """The time as the ranks see it, which a test moves on."""
+
+    def __init__(self):
+        self.ahead = 0.0
+
+    def monotonic(self):
+        return time.monotonic() + self.ahead
+
+
+class Taken:
+    """Stages on which the place of a learner killed at step 3 is taken, for so many looks of whoever waits for it."""
+
+    def __init__(self, stages, monkeypatch, looks):
+        self.stages, self.looks, self.clock, self.occupant = stages, looks, Clock(), None
+        monkeypatch.setattr(ranks_module, "time", self.clock)
+        self.start, stages.learner._start = stages.learner._start, self.starting
+        self.recover, stages.learner.recover = stages.learner.recover, self.recovering
+        workers = stages.run.workers
+        self.cpus = ray.cluster_resources()["CPU"] - workers.samplers.cpus - workers.scorers.cpus
+        before(stages, self.kill, 3)
+
+    def kill(self, _, attempt):
+        if attempt == 1:
+            os.kill(ray.get(self.stages.learner.actors[0].alive.remote(0.0), timeout=60)[0], signal.SIGKILL)
+
+    def starting(self):
+        if self.occupant is None:
+            self.occupant = Occupant.options(num_cpus=self.cpus).remote()  # type: ignore[attr-defined]
+            assert ray.get(self.occupant.there.remote(), timeout=120)
+        self.start()
+
+    def recovering(self, serve):
+        def serving():
+            serve()
+            if self.looks == 0:
+                return
+            self.looks -= 1
+            self.clock.ahead += 9.0  # a longer jump would be our own sleep
+            if self.looks == 0:
+                ray.kill(self.occupant)
+
+        self.recover(serving)
+
+
+def test_a_learner_may_wait_longer_for_its_place_than_for_its_start(small_sd, tmp_path, monkeypatch):
+    run = small.run(small_sd, **CHEAP, workers__learner="{cpus: 1}", workers__task_timeout=900)
+    found = []
+
+    def disturb(stages):
+        found.append(Taken(stages, monkeypatch, looks=20))
+        stages.learner.say = found.append
+
+    on_ray(run, tmp_path / "run", disturb=disturb)
+    taken, *said = found
+    assert taken.looks == 0 and taken.clock.ahead > run.workers.start_timeout
+    assert len(said) == 1 and "a new learner waits for a place: 1 rank of {'CPU': 1.0, 'GPU': 0.0} each" in said[0]
+    assert messages(tmp_path / "run").count("a new learner goes on after step 2") == 1
+    undisturbed(run, tmp_path / "whole")
+    assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
+
+
+def test_a_cluster_without_a_place_for_a_learner_ends_the_run_by_name(small_sd, tmp_path, monkeypatch):
+    run = small.run(small_sd, **CHEAP, workers__learner="{cpus: 1}", workers__task_timeout=90)
+    found = []
+
+    def disturb(stages):
+        found.append(Taken(stages, monkeypatch, looks=1000))
+
+    try:
+        with pytest.raises(
+            ClusterError, match=r"no place for a new learner in \d+ s \(workers\.task_timeout=90\): 1 rank"
+        ):
+            on_ray(run, tmp_path / "run", disturb=disturb)
+    finally:
+        ray.kill(found[0].occupant)
+    assert checkpoints.newest(tmp_path / "run", pytest.fail) == checkpoints.folder_for(tmp_path / "run", 2)
+
+
 @pytest.mark.parametrize("count", [pytest.param(1, marks=MORE), pytest.param(2, marks=CHAOS)])
 def test_ranks_out_of_reach_while_they_start_meet_once(small_sd, tmp_path, count):
     run = small.run(small_sd, **CHEAP, workers__learner=ranks(count, "ddp", timeout=15))
@@ -76,6 +164,9 @@ def test_ranks_out_of_reach_while_they_start_meet_once(small_sd, tmp_path, count
         def starting():
             made.append(count)
             start()
+            while not stages.learner.ranks.starts:  # each has a place, and loads
+                ray.wait(stages.learner.references(), timeout=1.0)
+                stages.learner.listen()
             pids = [ray.get(actor.alive.remote(0.0), timeout=60)[0] for actor in stages.learner.actors]
             cut.extend(cut_off(pid) for pid in pids)
 
@@ -103,9 +194,8 @@ def test_ranks_out_of_reach_while_they_start_meet_once(small_sd, tmp_path, count
     ],
 )
 def test_a_loss_that_comes_back_at_one_step_ends_the_run_with_its_cause(
-    small_sd, tmp_path, monkeypatch, method, kind, count, strategy, said
+    small_sd, tmp_path, faulty_workers, method, kind, count, strategy, said
 ):
-    faults.install(monkeypatch.setattr)
     name = f"back-{method}-{count}"
     run = small.run(small_sd, **CHEAP, name=name, workers__learner=ranks(count, strategy, timeout=15))
     at = 4 if method == "save" else 3  # what is saved there is lost each time; all else comes back at its own step

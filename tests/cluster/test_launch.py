@@ -12,13 +12,13 @@ from ray import exceptions
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pcpo_ray import config
-from pcpo_ray.cluster.actors import LearnerActor
 from pcpo_ray.cluster.failures import OF_THE_CALL, is_gone
 from pcpo_ray.cluster.launch import room_for
+from pcpo_ray.cluster.learner_actor import LearnerActor
 from pcpo_ray.errors import ModelError
 from pcpo_ray.process import signals
 from pcpo_ray.workers.learner import distributed
-from tests.support import small
+from tests.support import faults, small
 from tests.support.processes import ENVIRONMENT
 
 EVERY = [kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, exceptions.RayError)]
@@ -65,6 +65,12 @@ class Scripted(LearnerActor):
         if isinstance(found, Exception):
             raise found
         return found
+
+
+def test_no_fault_of_a_test_before_is_planned_when_one_begins(request):
+    faults.plan("run", "learner", "update", "kill")
+    request.getfixturevalue("faulty_workers")
+    assert faults.left("run") == []
 
 
 def test_a_call_asked_twice_is_done_once_also_one_that_failed(small_sd):

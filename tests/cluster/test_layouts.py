@@ -91,10 +91,8 @@ def test_ranks_that_sample_give_the_bits_of_the_split_layout(small_sd, tmp_path,
         pytest.param(1, "prove", 1, marks=MORE),
     ],
 )
-def test_a_killed_rank_costs_a_learner_and_no_bit(small_sd, tmp_path, monkeypatch, samplers, method, count):
-    faults.install(monkeypatch.setattr)
+def test_a_killed_rank_costs_a_learner_and_no_bit(small_sd, tmp_path, faulty_workers, samplers, method, count):
     name = f"layout-{samplers}-{method}-{count}"
-    faults.forget(name)
     run = layout(small_sd, samplers, count, "ddp", name=name, rollout__max_staleness=1)
 
     def disturb(stages):
@@ -120,7 +118,7 @@ def test_a_killed_rank_costs_a_learner_and_no_bit(small_sd, tmp_path, monkeypatc
 @pytest.mark.parametrize("samplers", [0, 1])
 def test_groups_lost_before_an_update_are_sampled_again_by_the_ranks(small_sd, tmp_path, monkeypatch, samplers):
     """Nobody else may be there, and the ranks were withdrawn for the update."""
-    from pcpo_ray.cluster.actors import LearnerActor
+    from pcpo_ray.cluster.learner_actor import LearnerActor
 
     lost = tmp_path / "lost"
 
@@ -132,7 +130,7 @@ def test_groups_lost_before_an_update_are_sampled_again_by_the_ranks(small_sd, t
                 return list(references)[:1]
             return found
 
-    monkeypatch.setattr("pcpo_ray.cluster.learner.LearnerActor", Losing)
+    monkeypatch.setattr("pcpo_ray.cluster.ranks.LearnerActor", Losing)
     run = layout(small_sd, samplers, 1, "ddp", name="losing")
     on_ray(run, tmp_path / "run")
     assert "are gone; they are sampled again" in " ".join(e["message"] for e in events(tmp_path / "run", "fault"))

@@ -190,7 +190,7 @@ def test_a_trajectory_that_one_rank_cannot_open_ends_the_update_of_all(small_sd,
     settings = {"rollout__prompts": 1, "sampling__batch": 2, "evaluation__every": 9}
     run = small.run(small_sd, steps=1, **settings, workers__learner=ranks(2, strategy, timeout=300))
     stages, asked = connect(run), []
-    begin, ask_all = stages.learner.begin, stages.learner._ask_all
+    begin, ask_all = stages.learner.begin, stages.learner.ranks.ask_all
 
     def beginning(step, batch):
         rollout = batch[0].rollout
@@ -204,7 +204,7 @@ def test_a_trajectory_that_one_rank_cannot_open_ends_the_update_of_all(small_sd,
         asked.extend(found if name == "update" else [])
         return found
 
-    stages.learner.begin, stages.learner._ask_all = beginning, asking
+    stages.learner.begin, stages.learner.ranks.ask_all = beginning, asking
     message = "rank 1 of 2: the group at place 0 of step 1 has other noise or latents"
     try:
         with pytest.raises(TrainingError, match=message):
@@ -223,7 +223,7 @@ def test_a_rank_that_fails_in_a_pass_is_named_by_all_within_the_deadline(small_s
     settings = {"model": model, "evaluation__every": 9, "workers__start_timeout": 300}
     run = small.run(small_sd, **settings, workers__learner=ranks(2, "ddp", timeout=8))
     stages, asked, said = connect(run), [], []
-    ask_all = stages.learner._ask_all
+    ask_all = stages.learner.ranks.ask_all
 
     def asking(name, *arguments, awaited):
         found = ask_all(name, *arguments, awaited=awaited)
@@ -237,7 +237,7 @@ def test_a_rank_that_fails_in_a_pass_is_named_by_all_within_the_deadline(small_s
             said.append(str(raised.value.cause))
         raise ClusterError("seen")
 
-    stages.learner._ask_all, stages.learner.recover = asking, recovering
+    stages.learner.ranks.ask_all, stages.learner.recover = asking, recovering
     try:
         with pytest.raises(ClusterError, match="seen"):
             go(run, tmp_path / "run", stages=stages)
@@ -296,12 +296,11 @@ def test_weights_sent_to_idle_samplers_give_the_bits_of_those_pulled(small_sd, t
         assert any("did not receive new weights" in event.get("message", "") for event in events)
 
 
-def test_a_checkpoint_may_take_longer_than_any_task(small_sd, tmp_path, monkeypatch):
-    faults.install(monkeypatch.setattr)
+def test_a_checkpoint_may_take_longer_than_any_task(small_sd, tmp_path, faulty_workers):
     stages, folder = connect(small.run(small_sd, name="slow-disk")), LocalFolder(local=tmp_path / "run")
     learner = stages.learner
     try:
-        learner.workers = dataclasses.replace(learner.workers, task_timeout=0.01)
+        learner.ranks.workers = dataclasses.replace(learner.ranks.workers, task_timeout=0.01)
         for method, asked in (
             ("save", lambda: learner.save(folder, DriverState(step=0))),
             ("restore", lambda: learner.restore(folder, 0)),

@@ -4,18 +4,19 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 import time
 import uuid
 from pathlib import Path
 
-from pcpo_ray.cluster.actors import LearnerActor, SamplerActor, ScorerActor
+from pcpo_ray.cluster.actors import SamplerActor, ScorerActor
+from pcpo_ray.cluster.learner_actor import LearnerActor
 from pcpo_ray.errors import ModelError
+from tests.support import FAULTS
 
 
 def _folder(run):
-    found = Path(tempfile.gettempdir()) / f"pcpo-faults-{run}"
-    found.mkdir(exist_ok=True)
+    found = Path(os.environ[FAULTS]) / run
+    found.mkdir(parents=True, exist_ok=True)
     return found
 
 
@@ -32,9 +33,9 @@ def left(run):
     return [json.loads(path.read_text()) for path in _folder(run).glob("*.json")]
 
 
-def forget(run):
-    """Plan nothing any more: what an earlier run of this name has left would happen to this one."""
-    shutil.rmtree(_folder(run))
+def forget():
+    """Plan nothing any more: what a failed test has left would happen to the next run of its name."""
+    shutil.rmtree(os.environ[FAULTS], ignore_errors=True)
 
 
 def happen(worker, role, method):
@@ -146,8 +147,8 @@ class FaultyLearner(LearnerActor):
 
 def install(patch):
     """Have a run's workers be these; `patch(object, name, value)` sets an attribute."""
-    from pcpo_ray.cluster import actors, learner
+    from pcpo_ray.cluster import actors, ranks
 
-    patch(learner, "LearnerActor", FaultyLearner)
+    patch(ranks, "LearnerActor", FaultyLearner)
     patch(actors, "SamplerActor", FaultySampler)
     patch(actors, "ScorerActor", FaultyScorer)

@@ -66,6 +66,11 @@ class LentSampler(Sampler):
         return super().holds(checksum)
 
     def load(self, received: WeightSnapshot) -> str:
+        if self.rank.sharded and not self.whole:
+            raise WeightsError(
+                f"rank {self.rank.index} of the learner holds a part of its network only, since an update or an error; "
+                "it samples once all ranks have proved their weights"
+            )
         if self.own is None:
             parameters = self.policy.denoiser.trainable()
             self.own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -87,13 +92,20 @@ class LentSampler(Sampler):
 
     @contextlib.contextmanager
     def interrupted(self) -> Iterator[None]:
-        """Give the network back while inside, where its weights do not change; with fsdp2 all ranks together."""
+        """Give the network back while inside, where its weights do not change; with fsdp2 all ranks together.
+
+        After an error a sharded network stays in its parts, and counts as not proved: ranks that have failed apart
+        cannot gather it together, and `prove` does so.
+        """
         self.give_back()
-        whole = self.whole
+        whole, proved = self.whole, self.proved
         self._split()
+        if whole:
+            self.proved = self.loaded = None
         yield
         if whole:
             self._join()
+            self.proved = self.loaded = proved
 
     def _join(self) -> None:
         if self.rank.sharded:

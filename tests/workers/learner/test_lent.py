@@ -7,7 +7,7 @@ import torch
 
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.data.weights import unpack
-from pcpo_ray.errors import WeightsError
+from pcpo_ray.errors import PcpoError, RunError, WeightsError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.workers.learner import distributed, sharding
 from pcpo_ray.workers.learner.learner import Learner
@@ -136,8 +136,12 @@ def rank(index, count, address, run, folder, answers):
         raise
 
 
+def refuse():
+    raise RunError("the disk is full")
+
+
 def steps(index, count, address, run, folder):
-    """What a rank found equal, in two steps of sampling, an evaluation of the EMA, a checkpoint and an update."""
+    """What a rank found equal, in two steps of sampling, an evaluation of the EMA, checkpoints and an update."""
     torch.set_num_threads(1)
     sharded = run.workers.learner.strategy == "fsdp2"
     joined = distributed.join(
@@ -175,6 +179,14 @@ def steps(index, count, address, run, folder):
             checked(task(version=step - 1, position=5 - index, purpose="evaluate"))
             if snapshot is mean and (sharded or index == 0):  # with ddp the first rank alone is asked, as on Ray
                 learner.save(checkpoints.folder_for(folder, step - 1), DriverState(step=step - 1))
+        if sharded:  # one rank may not save, which the others hear of
+            with pytest.raises(PcpoError, match="the disk is full"):
+                learner.save(folder / "none", DriverState(step=step - 1), allowed=refuse if index else lambda: None)
+            same.append(not lent.holds(own.manifest.checksum))
+            with pytest.raises(WeightsError, match="holds a part of its network only"):
+                lent.load(own)
+            lent.prove(own.manifest)
+            checked(task(version=step - 1, step=step, position=9))
         batch = [(step - 1, group, ADVANTAGES) for group in groups]
         for one in (learner, plain):
             one.update(step, batch)
@@ -212,4 +224,5 @@ def test_ranks_that_sample_alone_and_learn_together_keep_all_bits(small_sd, tmp_
     finally:
         for process in processes:
             process.kill()
-    assert found == [(index, [True] * (2 * (2 + index + 2) + 1)) for index in range(count)]
+    seen = 4 + 2 * (strategy == "fsdp2")
+    assert found == [(index, [True] * (2 * (seen + index) + 1)) for index in range(count)]
