@@ -42,6 +42,25 @@ def log_ratio(
     return -(w * d * (s * z + 0.5 * w * d)).flatten(1).mean(1)
 
 
+def noise_under(
+    prediction: Float[Tensor, "B ..."],
+    sampled_prediction: Float[Tensor, "B ..."],
+    noise: Float[Tensor, "B ..."],
+    *,
+    weight: float | Float[Tensor, " B"],
+    sign: float | Float[Tensor, " B"],
+) -> Float[Tensor, "B ..."]:
+    """Compute the noise with which another prediction draws the same x_next: z + s w (prediction - sampled).
+
+    A sampler drew x_next = scale x + gain v + std z from its own prediction v. From the prediction v' the same x_next
+    is drawn by z' with gain v + std z = gain v' + std z', and gain / std = -s w at the sampler's own weight. It is
+    exactly z where both predictions are equal.
+    """
+    d, z = change_and_noise(prediction, sampled_prediction, noise)
+    moved: Tensor = z + per_sample(sign * weight, d) * d
+    return moved
+
+
 def rounded(prediction: Float[Tensor, "B ..."], dtype: torch.dtype) -> Float[Tensor, "B ..."]:
     """Round a prediction to the values of `dtype`, keeping its own dtype and its unrounded gradient.
 
@@ -129,7 +148,8 @@ def importance(lag: Float[Tensor, " B"], *, dimensions: int, most: float) -> Flo
 
     `lag` is the mean log-ratio per dimension of the policy that is trained to the one that sampled, at the sampler's
     own weights. The ratio of the two densities of a step is exp(`dimensions` * lag). The surrogate then uses the
-    log-ratio to the policy that is trained (decoupled PPO, arXiv 2110.00641).
+    log-ratio to the policy that is trained: with theta, old and sampler for the three policies, the loss is
+    min(old / sampler, most) * surrogate(theta / old) (decoupled PPO, arXiv 2110.00641; asynchronous, arXiv 2505.24298).
     """
     return (dimensions * lag).clamp(max=math.log(most)).exp()
 

@@ -15,7 +15,7 @@ from pcpo_ray import config, models, rewards
 from pcpo_ray.data import prompts
 from pcpo_ray.errors import ClusterError, ConfigError, PcpoError, PromptError, RunError
 from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
-from pcpo_ray.models import image_sizes, lora_file, steps
+from pcpo_ray.models import image_sizes, kernels, lora_file, steps
 from pcpo_ray.rewards import quality
 from pcpo_ray.shapes import captions as shapes
 from pcpo_ray.training import notifier, own_advantage
@@ -157,6 +157,8 @@ def check_steps(run: config.Run) -> None:
     learning_rate.check(run)
     folder = models.folder_of(run.model)
     models.warn_of_few_steps(folder, run.model)
+    compiled = "sampling.compile" if run.sampling.compile else "optimizer.compile" if run.optimizer.compile else ""
+    kernels.check(run.model, folder, models.class_of(run.model).part, compiled=compiled)
     mini_batches.check_ranks(run, steps.trained_steps(run))
     if run.evaluation.sampling is not None:
         steps.evaluation_credit(run, models.schedule_of(folder, run.model, run.evaluated))
@@ -221,6 +223,12 @@ def stages(
             raise ClusterError(
                 f"workers.learner.ranks is {run.workers.learner.ranks}, and one process has one rank; train on Ray "
                 "(without --local), or set workers.learner.ranks=1"
+            )
+        if run.sampling.compile != run.optimizer.compile:
+            sampled, learned = (str(part.compile).lower() for part in (run.sampling, run.optimizer))
+            raise ConfigError(
+                f"sampling.compile is {sampled} and optimizer.compile is {learned}, and one process has one network "
+                "for both; set both alike, or train on Ray (without --local)"
             )
         from pcpo_ray.training.local import LocalStages
 

@@ -13,6 +13,7 @@ from pcpo_ray.config.algorithm import (
     Interpolate,
 )
 from pcpo_ray.config.base import kinds_by_family
+from pcpo_ray.config.exactness import EXACTNESS
 from pcpo_ray.config.model import BACKBONES, Full
 from pcpo_ray.config.objective import DivergenceMask
 from pcpo_ray.config.rewards import OUR_NAMES, SHIPPED_REWARDS
@@ -188,11 +189,12 @@ def losses_have_one_factor(run: "Run") -> None:
 
 def divergences_are_from_one_policy(run: "Run") -> None:
     """Refuse a correction of log-ratios where the mask's divergence stays that from the weights that sampled."""
-    if isinstance(run.objective, DivergenceMask) and run.objective.correction is not None:
+    asked = run.objective
+    if isinstance(asked, DivergenceMask) and asked.correction is not None and asked.old_predictions == "sampled":
         raise ValueError(
-            f"objective.correction is {run.objective.correction:g} with objective.kind=divergence_mask, whose "
+            f"objective.correction is {asked.correction:g} with objective.kind=divergence_mask, whose "
             "divergence is from the weights that sampled, while corrected log-ratios are to the present ones; leave "
-            "the correction out, or set objective.kind=clipped_ratio"
+            "the correction out, or set objective.kind=clipped_ratio or objective.old_predictions=recomputed"
         )
 
 
@@ -290,5 +292,6 @@ CHECKS = (
     renoised_images_are_no_steps,
     evaluations_can_sample,
     reference_is_under_an_adapter,
+    *EXACTNESS,
 )
 """All checks, in the order in which they are made."""

@@ -16,6 +16,14 @@ JOINT = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """The same with those of a stream of text tokens of its own."""
 
 
+AttentionBackend = Literal[
+    "native", "_native_math", "_native_flash", "_native_efficient", "flash", "_flash_3", "xformers"
+]
+"""Attention backends of diffusers that have gradients, by diffusers' names.
+
+Those without (sage) cannot train, and cuDNN's gradients were NaN in bfloat16 (models/policy.py).
+"""
+
 AttentionKind = Literal["cross", "text_first", "text_last"]
 """Layers in which a network attends to the prompt: of their own, or over prompt and image, the prompt first or last."""
 
@@ -127,6 +135,13 @@ class Model:
     """
     train: Annotated[Lora | Full, Discriminator("kind")] = field(default_factory=Lora)
     """The part of the denoising network that is trained: an adapter or all of it."""
+    attention: AttentionBackend | None = None
+    """The program that computes attention, by diffusers' name of it; null: torch's choice.
+
+    Samplers and learner both use it, so that both compute the same bits. It is for networks whose attention diffusers
+    dispatches (FLUX, FLUX.2, Chroma, Qwen-Image, Z-Image, Krea 2); `flash`, `_flash_3` and `xformers` need their
+    packages and a GPU.
+    """
     gradient_checkpointing: bool = False
     """True recomputes activations in the backward pass instead of keeping them: less memory, more time."""
     vae_tiling: bool = False

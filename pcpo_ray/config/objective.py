@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 from pcpo_ray.config.base import ByKind, NonNegative, Options, OwnKind, Positive, config
 
+MISMATCH = 1e-3
+"""The default of `max_mismatch`: 5 times what rounding to bfloat16 makes at SD1.5's most sensitive timestep."""
+
 
 @config
 class Surrogate:
@@ -14,11 +17,22 @@ class Surrogate:
     """`noise` multiplies a step's loss by its noise's std over the mean std (TempFlow-GRPO, arXiv 2508.04324)."""
     kl: NonNegative = 0.0
     """The factor of the KL divergence from the model under the adapter, which is added to the loss."""
+    old_predictions: Literal["sampled", "recomputed"] = "sampled"
+    """The predictions that log-ratios are taken to: the sampler's, or the learner's own at an update's beginning.
+
+    `sampled` is exact and free: sampler and learner compute the same bits. `recomputed` lets the sampler compute
+    otherwise (docs/old_predictions.md) and costs one more prediction of each pair after the first optimizer step.
+    """
+    max_mismatch: Positive = MISMATCH
+    """With `recomputed`: the largest mismatch of sampler and learner at a timestep; above it the run stops.
+
+    It is the rms of the log-ratio of the learner's predictions to the sampler's, where both have the same weights.
+    """
     correction: Positive | None = None
     """The largest importance weight of samples from older weights (V-trace, arXiv 1802.01561).
 
     With it, log-ratios are taken against the present weights. null: no importance weights, and log-ratios against the
-    weights that sampled.
+    weights that sampled. With `old_predictions: recomputed` it weighs all samples, and so corrects the mismatch too.
     """
     log_ratio: Literal["decomposed", "replay", "flow_cps"] = "decomposed"
     """The formula of the log-ratio; `replay` and `flow_cps` are for comparisons with other code.

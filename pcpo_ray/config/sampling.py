@@ -153,15 +153,26 @@ class Sampling:
     """The height of an image whose prompt brings none along; null: the model's own."""
     width: Pixels | None = None
     """The width of an image whose prompt brings none along; null: the model's own."""
-    batch: Count | None = None
+    batch: Count | Literal["auto"] | None = None
     """Images that go through the network at once; null: a whole group.
 
-    The learner uses the same number, so that both compute the same bits.
+    The learner uses the same number, so that both compute the same bits. `auto` has each sampler try a whole group,
+    its half, its quarter and so on in its first task, and keep the fastest that fits. The same run then has other bits
+    on another machine, so it needs `objective.old_predictions: recomputed`.
+    """
+    compile: bool = False
+    """True compiles the network's repeated blocks where it samples (diffusers' `compile_repeated_blocks`).
+
+    It needs `objective.old_predictions: recomputed`, as compiled code computes other bits, and a C++ compiler.
     """
     shift: Positive | None = None
     """The shift of an even grid of times (flow models); null: the times of the model's own scheduler."""
     storage: Literal["float32", "bfloat16", "float16"] = "float32"
     """The dtype in which trajectories are sampled, stored and compared."""
+
+    def together(self, images: int) -> int:
+        """Return how many of so many images go through the network at once, at most: all where each sampler chooses."""
+        return min(images, self.batch) if isinstance(self.batch, int) else images
 
     def __post_init__(self) -> None:
         if self.trained_steps is not None and self.trained_steps > self.steps:

@@ -90,6 +90,11 @@ class Optimizer:
     """The norm to which a larger gradient is scaled down."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """`bf16` computes the network's layers in bfloat16 (autocast), as training and sampling both do then."""
+    compile: bool = False
+    """True compiles the network's repeated blocks where it trains (torch.compile).
+
+    It needs `objective.old_predictions: recomputed`, as compiled code computes other bits, and a C++ compiler.
+    """
     micro_batch: Count | Literal["auto"] | None = None
     """The most (image, timestep) pairs that go through the network at once; null: as many images as in the sampler.
 

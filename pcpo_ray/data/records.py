@@ -58,6 +58,8 @@ class StepRecord(Record):
     update_ratio: float
     moved_fraction: float
     importance: Mapping[str, float] | None = None
+    mismatch: Mapping[str, float] | None = None
+    """The rms and largest log-ratio of the learner's predictions to the sampler's, where both had the same weights."""
     ratio_mean: float | None
     centred_ratio_mean: float | None
     ratio_std: float | None
@@ -93,6 +95,11 @@ class StepRecord(Record):
     def fresh_log_ratio(self) -> float | None:
         """The first log-ratio where the batch was sampled with the weights that it updates; else None."""
         return self.first_log_ratio if self.oldest_sample == 0 else None
+
+    @property
+    def mismatch_by_timestep(self) -> dict[str, float | None] | None:
+        """The rms mismatch by a timestep's label; None if it was not measured."""
+        return self.by_timestep.get("mismatch")
 
     @property
     def by_timestep(self) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,8 @@ class Update:
     optimizer steps. `gradient_norm` is the mean over the
     optimizer steps that were taken. Steps are `skipped` if their gradients are not finite; NaN means that all were.
     `update_ratio` and `moved_fraction` say how far the weights moved (movement.py). `importance` summarises the
-    importance weights of older groups (objective.py); None if there are none. `first_log_ratio` is the largest
+    importance weights of older groups (objective.py); None if there are none. `mismatch` is that of sampler and learner
+    (mismatch.py); None if it was not measured. `first_log_ratio` is the largest
     |log-ratio| of the first optimizer step's images: 0 if they were sampled with the same weights. `micro_batch` is
     set if the learner chose it in this update (optimizer.micro_batch=auto).
     """
@@ -42,6 +43,7 @@ class Update:
     diagnostics: Mapping[str, Any]
     seconds: float
     micro_batch: "MicroBatchChoice | None" = None
+    mismatch: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

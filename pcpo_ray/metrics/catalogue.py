@@ -57,6 +57,9 @@ def _counter(name: str, unit: Unit, text: str, *labels: str, field: str = "", wh
     return Metric(name=f"pcpo_{name}", kind="counter", unit=unit, labels=labels, help=text, field=field, when=when)
 
 
+MISMATCH = "objective.old_predictions is recomputed and the last batch was sampled with the weights it updates"
+"""The condition under which the mismatch of sampler and learner arrives."""
+
 # -- is it learning ----------------------------------------------------------------------------------------------------
 
 LEARNING = (
@@ -167,11 +170,21 @@ HEALTH = (
     _gauge(
         "importance",
         "",
-        "Importance weights of groups that older weights sampled: their mean, std, truncated "
+        "Importance weights of groups that older weights or another computation sampled: their mean, std, truncated "
         "fraction and effective fraction.",
         "statistic",
         field="step.importance.*",
-        when="objective.correction is given and the last batch had such groups",
+        when="objective.correction is given and the last batch had older groups, or objective.old_predictions is "
+        "recomputed",
+    ),
+    _gauge(
+        "mismatch",
+        "",
+        "Log-ratio of the learner's predictions to the sampler's at the same weights: its rms over pairs, and the "
+        "largest.",
+        "statistic",
+        field="step.mismatch.*",
+        when=MISMATCH,
     ),
     _gauge(
         "ratio_mean",
@@ -226,6 +239,14 @@ HEALTH = (
         "Largest |log-ratio| at one timestep.",
         "timestep",
         field="step.by_timestep.max_log_ratio.*",
+    ),
+    _gauge(
+        "timestep_mismatch",
+        "",
+        "Rms log-ratio of the learner's predictions to the sampler's at one timestep.",
+        "timestep",
+        field="step.mismatch_by_timestep.*",
+        when=MISMATCH,
     ),
     _gauge(
         "timestep_gradient_share",

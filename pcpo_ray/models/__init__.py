@@ -22,7 +22,7 @@ from pcpo_ray.algorithm.schedule import Schedule
 from pcpo_ray.config import Model, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import files, hub, single_file
+from pcpo_ray.models import files, hub, kernels, single_file
 from pcpo_ray.models.described import is_part, read_json
 from pcpo_ray.process.own import unfound
 from pcpo_ray.process.plugins import resolve_class
@@ -192,4 +192,6 @@ def load(model: Model, sampling: Sampling, *, seed: int, device: torch.device) -
 
     Raises ModelError naming the folder and what is wrong with it.
     """
-    return class_of(model)(folder_of(model), model, sampling, seed=seed, device=device)
+    folder, kind = folder_of(model), class_of(model)
+    kernels.check(model, folder, kind.part)
+    return kind(folder, model, sampling, seed=seed, device=device)

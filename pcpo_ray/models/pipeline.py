@@ -16,7 +16,7 @@ from pcpo_ray.algorithm.schedule import TRAIN_STEPS, Schedule
 from pcpo_ray.config import Lora, Model, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import TEXT_PARTS, decoding, described, finite, lora
+from pcpo_ray.models import TEXT_PARTS, decoding, described, finite, kernels, lora
 from pcpo_ray.models.described import Described
 from pcpo_ray.models.pipeline_folder import PipelineFolder
 from pcpo_ray.models.texts import EncodedTexts, stand_in
@@ -47,9 +47,7 @@ class PipelineDenoiser(ABC):
         self.folder = folder
         self.files = PipelineFolder(folder, model, self.pipeline_class, self.part)
         self.description = self.described(folder)
-        self.device = device
-        self.model = model
-        self.sampling = sampling
+        self.device, self.model, self.sampling = device, model, sampling
         # the text encoders, often the largest part, are only loaded for a text that no cache holds
         self.encoders = self.files.encoders
         self.pipeline = self._load(self.encoders).to(device)
@@ -69,6 +67,7 @@ class PipelineDenoiser(ABC):
                 finite.check_weights(self.module, f"model.train.start={model.train.start!r}", "float32")
         else:
             self.module.requires_grad_(True)
+        kernels.use_attention(self.module, model.attention)
         if model.gradient_checkpointing:
             getattr(self.pipeline, self.part).enable_gradient_checkpointing()
         self.height, self.width = self.size_in(self.description, sampling)

@@ -41,6 +41,7 @@ def step_record(
         update_ratio=update.update_ratio,
         moved_fraction=update.moved_fraction,
         importance=update.importance,
+        mismatch=update.mismatch,
         **update.diagnostics["overall"],
         per_timestep=update.diagnostics["per_timestep"],
         seconds=seconds,

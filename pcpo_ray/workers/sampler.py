@@ -16,8 +16,9 @@ from pcpo_ray.data import prompts, tasks, weights
 from pcpo_ray.data.tensors import Conditioning, in_one_piece, of_rows, sent_to
 from pcpo_ray.data.types import Task, Trajectory
 from pcpo_ray.errors import TrainingError
+from pcpo_ray.models import kernels
 from pcpo_ray.models.policy import Policy
-from pcpo_ray.workers import canary, precision
+from pcpo_ray.workers import canary, precision, sampling_batch
 from pcpo_ray.workers.measuring import Measuring, measuring
 
 AHEAD = 256
@@ -29,7 +30,9 @@ class Sampler:
 
     def __init__(self, run: config.Run, device: torch.device, policy: Policy | None = None) -> None:
         self.run = run
-        self.policy = policy or Policy(run, device)
+        self.policy = policy or _own_policy(run, device)
+        self.batch: int | None = None
+        """The number of images at once that was chosen (sampling.batch=auto); None until then."""
         self.loaded: str | None = None
         """The checksum of the weights in the network."""
         self.prepared: set[int] = set()
@@ -92,8 +95,9 @@ class Sampler:
         credit = self.policy.credit_of(task.step, task.position) if training else self.policy.credit
         conditioning = denoiser.encode([prompt.text for prompt in task.prompts])
         dtype = getattr(torch, self.run.sampling.storage)
-        texts = self._texts(conditioning, len(task.texts))
         latents = sent_to(self.policy.initial_noise(task).to(dtype), self.policy.device)
+        self._choose_batch(latents, conditioning)
+        texts = self._texts(conditioning, len(task.texts))
         measure = measuring(self.policy) if training else None
         noises = None
         kept: dict[str, list[Tensor]] = {"latents": [], "predictions": [], "noises": [], "log_probs": []}
@@ -157,9 +161,25 @@ class Sampler:
                 f"{precision.remedy(self.run, task.version)}"
             )
 
+    def together(self, count: int) -> int:
+        """Return how many of so many images pass through the network at once."""
+        return min(self.batch or count, self.run.sampling.together(count))
+
+    def _choose_batch(self, latents: Tensor, conditioning: Conditioning) -> None:
+        """Choose how many images pass through the network at once, in the first task, if the config wants that."""
+        if self.run.sampling.batch != "auto" or self.batch is not None:
+            return
+        count = len(latents)
+
+        def predict(size: int) -> Tensor:
+            rows = slice(0, size)
+            return self.policy.predict(latents[rows], 0, in_one_piece(of_rows(conditioning, rows, count)))
+
+        self.batch = sampling_batch.choose(count, predict, self.policy.device)
+
     def _texts(self, conditioning: Conditioning, count: int) -> list[tuple[slice, Conditioning]]:
         """Split into the images that pass through the network together, with a text for each."""
-        size = self.run.sampling.batch or count
+        size = self.together(count)
         parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
         return [(rows, in_one_piece(of_rows(conditioning, rows, count))) for rows in parts]
 
@@ -185,3 +205,13 @@ class Sampler:
                 prediction = reference + mix * (prediction - reference)
             mixed.append(prediction)
         return torch.cat(own), torch.cat(mixed)
+
+
+def _own_policy(run: config.Run, device: torch.device) -> Policy:
+    """Load a network for sampling alone, compiled if the config wants that. Raises ModelError."""
+    if not run.sampling.compile:
+        return Policy(run, device)
+    kernels.check_compiler("sampling.compile", device)
+    policy = Policy(run, device)
+    kernels.compile_blocks(policy.denoiser.module)
+    return policy

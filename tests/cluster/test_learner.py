@@ -41,6 +41,9 @@ def furthest(one, other):
         ("fsdp2", {"optimizer__average": 0.9, "objective__kl": 0.01}),
         # two updates a batch: the log-ratios before are had first, by one rank of two groups and by the other of one
         pytest.param("fsdp2", {"optimizer__minibatches": 2, "objective__correction": 2.0}, marks=pytest.mark.chaos),
+        pytest.param(
+            "fsdp2", {"optimizer__minibatches": 2, "objective__old_predictions": "recomputed"}, marks=pytest.mark.chaos
+        ),
         pytest.param("fsdp2", {"model__train": "{kind: full}"}, marks=pytest.mark.chaos),
     ],
 )

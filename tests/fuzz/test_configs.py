@@ -196,6 +196,7 @@ OPTIONS = {"released": {"w_star": 30.0}, "tilted": {"slope": 0.5}}
 
 MOVED = {"rollout.max_staleness": 1, "optimizer.learning_rate": 1e-2}
 OLDER = {**MOVED, "objective.correction": 1.2}
+AGAIN = {**OLDER, "objective.old_predictions": "recomputed"}
 
 
 @pytest.mark.parametrize(
@@ -221,6 +222,8 @@ OLDER = {**MOVED, "objective.correction": 1.2}
                 "objective.step_loss": "noise",
             },
         ),
+        ("small_sd", {**AGAIN, "credit": {"kind": "interpolate"}, "sampling.guidance_scale": 1.0}),
+        ("small_flux", {"objective": {"kind": "divergence_mask", "threshold": 1e-6}, **AGAIN, "objective.kl": 10.0}),
     ],
 )
 def test_what_acts_together_has_the_gradient_that_is_written_down(trained, model, changes):

@@ -158,7 +158,16 @@ class Reference:
         settings, plan, index = self.run.objective, self.policy.credit, int(group.steps[k])
         step, trained = plan.steps[index], plan.trained
         prediction = self._predict(group, k)
-        change, noise = prediction - sampled, group.noises[:, k].float()
+        noise, own = group.noises[:, k].float(), plan.mix[index] * step.weight
+        recomputed, importance = settings.old_predictions == "recomputed", torch.ones(len(group))
+        if recomputed:  # the weights as they are now have drawn the same x_next, by another noise
+            lag = prediction.detach() - sampled
+            drawn = noise + step.sign * own * lag
+            densities = 0.5 * (noise.square() - drawn.square())
+            if settings.correction is not None:
+                importance = densities.flatten(1).sum(1).exp().clamp(max=settings.correction)
+            noise, sampled = drawn, prediction.detach()
+        change = prediction - sampled
 
         def log_ratio(weight: float | Tensor, quadratic: float = 1.0) -> Tensor:
             weight = torch.as_tensor(weight).reshape(-1, *[1] * (change.ndim - 1))
@@ -167,11 +176,10 @@ class Reference:
         scale, quadratic, outside = self._inside_and_outside(index)
         weight = plan.weights[index] if group.weights is None else group.weights[:, k]
         ratio = log_ratio(weight, quadratic) * (2 * step.std**2 if settings.log_ratio == "flow_cps" else scale)
-        own = plan.mix[index] * step.weight
-        factor = torch.full((len(group),), outside)
+        factor = torch.full((len(group),), outside) * importance
         if settings.step_loss == "noise":
             factor *= step.std / np.mean([plan.steps[one].std for one in trained])
-        if settings.correction is not None and stale:
+        if settings.correction is not None and stale and not recomputed:
             dimensions = change[0].numel()
             factor *= (dimensions * log_ratio(own)).exp().clamp(max=settings.correction).detach()
             ratio = ratio - ratio.detach()
@@ -359,6 +367,9 @@ def _check_first_log_ratio(learner: Learner, groups: Sequence[SampledGroup], upd
     """
     settings = learner.run.objective
     if not fresh and settings.correction is None:
+        return
+    if settings.old_predictions == "recomputed":
+        assert update.first_log_ratio == 0.0
         return
     if settings.log_ratio != "replay" or not fresh:
         limit = FIRST_RATIO_LIMIT if isinstance(learner.run.optimizer.micro_batch, int) else 0.0

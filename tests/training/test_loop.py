@@ -62,6 +62,12 @@ def test_the_first_update_of_a_run_reports_a_log_ratio_of_zero(small_flux, tmp_p
         {},
         {"advantage": "{kind: prompt_history}", "combine": "advantages"},
         {"optimizer__average": 0.9, "sampling__subset": "{kind: window, size: 2, order: random}"},
+        {
+            "objective__old_predictions": "recomputed",
+            "objective__correction": 2.0,
+            "optimizer__minibatches": 2,
+            "rollout__max_staleness": 1,
+        },
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(small_sd, tmp_path, changes):

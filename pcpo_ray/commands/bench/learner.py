@@ -79,10 +79,12 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
         goal=Goal(bound="at least", value=0.95),
         facts={
             "pairs": count,
-            "the learner's micro-batch": learner.micro_batch or run.sampling.batch or run.rollout.images,
+            "the learner's micro-batch": learner.micro_batch or run.sampling.together(run.rollout.images),
             "best micro-batch": best,
             "bare pairs/s by micro-batch": {str(size): found for size, found in fitting.items()},
             "dtype": run.model.dtype,
+            **({"compiled": True} if run.optimizer.compile else {}),
+            **({"old predictions": "recomputed"} if run.objective.old_predictions == "recomputed" else {}),
         },
     )
     return [row]

@@ -33,8 +33,10 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
         return task.images / timed(handed_over)
 
+    if run.sampling.batch == "auto":
+        sampler.sample(task)  # it chooses in its first task
     latents = policy.initial_noise(task).to(device)
-    rows = latents.split(run.sampling.batch or len(latents))
+    rows = latents.split(sampler.together(len(latents)))
     with torch.no_grad():
         conditioning = policy.denoiser.encode([task.prompt.text])
         texts = [in_one_piece(of_rows(conditioning, slice(0, len(part)), len(latents))) for part in rows]
@@ -54,6 +56,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 
     figures, limits = alternate(whole, lambda: task.images / timed(network), repeats, say)
     facts = {"images": task.images, "at once": len(rows[0]), "steps": len(policy.schedule), "dtype": run.model.dtype}
+    facts |= {"compiled": True} if run.sampling.compile else {}
     limit = "the forwards and the decode of the same images, nothing else"
     goal = Goal(bound="at least", value=GOALS[device.type])
     measured = Row(

@@ -88,6 +88,14 @@ def trained(
         f"{update.first_log_ratio:.3g}",
         "learner and sampler do not compute the same; set optimizer.mixed_precision=no",
     )
+    if update.mismatch is not None:
+        yield judged(
+            "model",
+            "sampler and learner predict alike",
+            update.mismatch["rms"] <= run.objective.max_mismatch,
+            f"log-ratio {update.mismatch['rms']:.3g} (rms)",
+            "more than rounding explains: leave out sampling.compile",
+        )
     yield judged(
         "model",
         "one update moves the weights",

@@ -41,7 +41,7 @@ class Hollow:
         self.sampling = sampling
         self.timestep = models.schedule_of(folder, model, sampling).timesteps[0]
         train = dataclasses.replace(model.train, start=None) if isinstance(model.train, Lora) else model.train
-        bare = dataclasses.replace(model, single_file=None, text_cache=None, train=train)
+        bare = dataclasses.replace(model, single_file=None, text_cache=None, train=train, attention=None)
         with quiet():
             shell = shell_of(models.class_of(model))
             self.denoiser = shell(folder, bare, sampling, seed=0, device=torch.device("meta"))

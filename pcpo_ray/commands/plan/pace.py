@@ -33,6 +33,13 @@ SAME = ("model", "sampling", "rewards", "objective")
 """Keys that a group's cost depends on, besides its images and the number of times it is trained on."""
 
 
+RATE = 1e-12
+"""A learning rate too small to change the weights."""
+
+FORWARD, FORWARD_OF_CHECKPOINTED = 1 / 3, 1 / 4
+"""The part of a forward and backward pass that one prediction takes, without and with gradient checkpointing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pace:
     """Seconds that a group takes one sampler, one scorer and one of the learner's ranks; `source` says who measured."""
@@ -63,7 +70,7 @@ def probe(run: Run, say: Callable[[str], None]) -> Pace:
     The second time counts, scaled to a whole group: as many images as go through the network at once are measured.
     """
     device = device_here()
-    images = min(run.sampling.batch or run.rollout.images, run.rollout.images)
+    images = run.sampling.together(run.rollout.images)
     prompt = prompts.sources(run)[0].batch(1, 1)[0]
     task = Task(step=1, position=0, prompt=prompt, images=images, version=0, purpose="train")
     scale = run.rollout.images / images
@@ -90,10 +97,17 @@ def probe(run: Run, say: Callable[[str], None]) -> Pace:
 
     say("probe: learning them")
     torch.set_num_threads(run.workers.learner.threads)
-    learner = Learner(run, device)
+    # the second update must still find the weights that sampled, where the mismatch is measured
+    still = dataclasses.replace(run.optimizer, learning_rate=RATE)
+    learner = Learner(dataclasses.replace(run, optimizer=still), device)
+    recomputed = run.objective.old_predictions == "recomputed"
     advantages = np.linspace(-1.0, 1.0, images).tolist()
-    updates = iter((1, 2))
-    _, seconds["learner"] = _second_time(lambda: learner.update(next(updates), [(0, trajectory, advantages)]))
+
+    def learn() -> None:
+        version = learner.version if recomputed else 0
+        learner.update(learner.version + 1, [(version, trajectory, advantages)])
+
+    _, seconds["learner"] = _second_time(learn)
     del learner
     _tidy()
     where = torch.cuda.get_device_name() if device.type == "cuda" else "this machine's CPU"
@@ -150,14 +164,19 @@ def _busy(row: Mapping[str, Any], ranks: int) -> dict[str, float]:
 
 
 def turns(run: Run) -> float:
-    """Count the groups of a batch, or parts of them, that the busiest rank trains on in turn."""
+    """Count the groups of a batch, or parts of them, that the busiest rank trains on in turn.
+
+    Old predictions that it takes before count as the part of a pass that they are.
+    """
     ranks, steps, asked = run.workers.learner.ranks, sizes.trained_steps(run), run.optimizer.micro_batch
     a_group = (run.rollout.images, steps)
     length = mini_batches.length_of(run, asked if isinstance(asked, int) else None)
-    pairs = 0
+    pairs = 0.0
     for part in mini_batches.split_groups(run.optimizer, run.rollout.prompts, seed=run.seed, step=1):
         blocks = mini_batches.cut_into_blocks(dict.fromkeys(part, a_group), length)
         pairs += max(sum(map(len, mini_batches.rank_share(blocks, rank, ranks))) for rank in range(ranks))
+    forward = FORWARD_OF_CHECKPOINTED if run.model.gradient_checkpointing else FORWARD
+    pairs += forward * sizes.recomputed_pairs(run)[0]
     return pairs / (run.rollout.images * steps * run.optimizer.epochs)
 
 

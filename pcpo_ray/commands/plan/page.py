@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pcpo_ray.commands.plan import Fit, Plan, scoring
+from pcpo_ray.commands.plan import Fit, Plan, scoring, sizes
 from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
 from pcpo_ray.commands.plan.layouts import Layout
 from pcpo_ray.commands.plan.pace import Forecast, Pace
@@ -33,6 +33,11 @@ def show(planned: Plan, console: Console) -> None:
         height, width = planned.largest
         lines.append(f"prompts bring sizes of their own, and all is planned at the largest, {height} x {width}")
     lines += planned.uneven
+    if again := sizes.recomputed_pairs(planned.run)[0]:
+        lines.append(
+            f"a rank predicts up to {again} (image, step) pairs once more before its first optimizer step: one forward "
+            "pass each (objective.old_predictions=recomputed)"
+        )
     for name in scoring.unknown((*planned.run.rewards, *planned.run.evaluation.rewards)):
         lines.append(f"{name} is your own reward: what it takes is not counted")
     where = (

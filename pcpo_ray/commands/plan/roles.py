@@ -101,6 +101,8 @@ def learner(run: Run) -> Memory:
         opened = {f"{together} groups' trajectories": together * sizes.opened_of(run)}
     copied = sizes.pairs_of(run, rows) if rows > sizes.rows_of(run) else rows * size_of(*model.encoded[0].values())
     sent = {"the weights that it sent last": trained}
+    if old := sizes.old_predictions_of(run):
+        sent |= {"old predictions": old}
     full = isinstance(run.model.train, Full)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
     largest = sizes.FLOAT * max(p.numel() for p in model.trained.values())
@@ -238,7 +240,7 @@ def evaluating(run: Run, *, gpu: bool) -> dict[str, int]:
         return {}
     model = sizes.hollow_of(run, run.evaluated)
     images = max(run.rollout.images, run.evaluation.images)  # evaluation.tasks fills a group
-    rows = min(run.sampling.batch or images, images)
+    rows = run.sampling.together(images)
     texts = images * size_of(*model.encoded[0].values())
     predicting = model.predicting(rows, mixed=run.optimizer.mixed_precision == "bf16", gpu=gpu)
     name = f"an evaluation's prediction, {rows} {'image' if rows == 1 else 'images'} at once"

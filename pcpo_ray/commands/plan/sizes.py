@@ -11,7 +11,7 @@ from pcpo_ray.commands.plan.hollow import Hollow, size_of
 from pcpo_ray.config import MEASURED, Model, Renoised, Run, Sampling, Window
 from pcpo_ray.models import steps
 from pcpo_ray.workers import packing
-from pcpo_ray.workers.learner import autotune, micro_batches, mini_batches
+from pcpo_ray.workers.learner import autotune, micro_batches, mini_batches, old_predictions
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -126,6 +126,33 @@ def pairs_of(run: Run, count: int) -> int:
     return count * (3 * latents + FLOAT + torch.long.itemsize + size_of(*model.encoded[0].values()))
 
 
+def recomputed_pairs(run: Run) -> tuple[int, int]:
+    """Count the pairs of which the busiest rank takes old predictions before the first optimizer step, and keeps them.
+
+    None without objective.old_predictions=recomputed. Those of the first mini-batch need none, and are kept for a
+    second epoch.
+    """
+    if run.objective.old_predictions == "sampled":
+        return 0, 0
+    asked, images = run.optimizer.micro_batch, run.rollout.images
+    length = mini_batches.length_of(run, asked if isinstance(asked, int) else None)
+    group = (images, trained_steps(run))
+    parts = mini_batches.split_groups(run.optimizer, run.rollout.prompts, seed=run.seed, step=1)
+    blocks = [mini_batches.cut_into_blocks(dict.fromkeys(part, group), length) for part in parts]
+    taken, kept = [], []
+    for rank in range(run.workers.learner.ranks):
+        shares = [mini_batches.rank_share(part, rank, run.workers.learner.ranks) for part in blocks]
+        taken.append(sum(len(block) for part in old_predictions.later_parts(shares) for block in part))
+        kept.append(taken[-1] + (sum(map(len, shares[0])) if run.optimizer.epochs > 1 else 0))
+    return max(taken), max(kept)
+
+
+def old_predictions_of(run: Run) -> int:
+    """Return the bytes of the old predictions that a rank keeps in main memory."""
+    kept: int = recomputed_pairs(run)[1] * hollow_of(run).latents
+    return kept
+
+
 def pinned(size: int) -> dict[str, int]:
     """Return the pinned memory for `size` bytes on their way to a GPU; torch rounds it up to a power of two."""
     return {"pinned, on the way to the GPU": 1 << max(0, size - 1).bit_length()}
@@ -145,7 +172,7 @@ def images_of(run: Run, images: int) -> int:
 
 def rows_of(run: Run) -> int:
     """Return how many images go through the network at once."""
-    return min(run.sampling.batch or run.rollout.images, run.rollout.images)
+    return run.sampling.together(run.rollout.images)
 
 
 def evaluation_noise_of(run: Run) -> int:

@@ -121,6 +121,13 @@ def ratio_means(steps: Sequence[Mapping[str, Any]]) -> Markup | None:
     return chart("ratio-mean", description, curves, _timesteps(table, y="mean ratio - 1", reference=0, from_zero=False))
 
 
+def mismatch(steps: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Chart the mismatch of sampler and learner by timestep; None if no step measured one, or it is 0 everywhere."""
+    measured = [row for row in steps if "mismatch" in row["per_timestep"]]
+    unit = "rms log-ratio"
+    return by_timestep("mismatch", "Mismatch", unit, measured, percent=False) if measured else None
+
+
 def by_timestep(
     name: str, title: str, unit: str, steps: Sequence[Mapping[str, Any]], *, percent: bool, even: bool = False
 ) -> Markup | None:

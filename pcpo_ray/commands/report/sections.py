@@ -202,6 +202,7 @@ def timesteps(record: Record) -> dict[str, Any] | None:
         "inactive": drawn("inactive_fraction", "Inactive fraction", "share of pairs", steps, percent=True),
         "ratio": drawn("ratio_std", "Std of the ratio", "rms of ratio - 1", steps, percent=False),
         "ratio_means": charts.ratio_means(steps),
+        "mismatch": charts.mismatch(steps),
         "clipped": _clipped(record.run.objective),
     }
 
@@ -244,6 +245,13 @@ HISTORIES: Mapping[str, tuple[str, str, bool, str]] = {
         True,
         "The length of an update over the length of the weights, all trained weights together.",
     ),
+    "mismatch": (
+        "Mismatch of sampler and learner",
+        "rms log-ratio",
+        True,
+        "Log-ratio of the learner's predictions to the sampler's where both have the same weights, all timesteps "
+        "together: what another kernel, batch or dtype of the sampler does.",
+    ),
     "kl": (
         "KL divergence",
         "nats a dimension",
@@ -259,14 +267,15 @@ PERCENT = ("clip_fraction", "moved_fraction")
 def histories(record: Record) -> list[tuple[str, str, Any]]:
     """Return title, text and chart of each value that training recorded."""
     found = []
+    rows = [{**row, "mismatch": (row.get("mismatch") or {}).get("rms")} for row in record.steps]
     for name, (shown, unit, from_zero, text) in HISTORIES.items():
-        if not any(row.get(name) is not None for row in record.steps):
+        if not any(row.get(name) is not None for row in rows):
             continue
         drawn = charts.history(
             name,
             shown,
             unit,
-            record.steps,
+            rows,
             until=record.run.steps,
             percent=name in PERCENT,
             from_zero=from_zero,

@@ -197,6 +197,12 @@ HEALTH = Row(
             Query(count("skipped_gradients"), "skipped"),
         ),
         chart(
+            "Mismatch of sampler and learner",
+            "Log-ratio of the learner's predictions to the sampler's (objective.old_predictions: recomputed). Above "
+            "objective.max_mismatch at a timestep the run stops.",
+            Query(gauge("mismatch", "statistic"), "{{statistic}}"),
+        ),
+        chart(
             "Importance of older samples",
             "Spread of the importance weights (objective.correction).",
             Query(gauge("importance", "statistic"), "{{statistic}}"),
@@ -253,6 +259,11 @@ TIMESTEPS = Row(
             "Largest |log-ratio|",
             "At each timestep.",
             Query(gauge("timestep_log_ratio_max", "timestep"), "{{timestep}}"),
+        ),
+        chart(
+            "Mismatch of sampler and learner",
+            "Rms at each timestep, where the learner takes the old predictions itself.",
+            Query(gauge("timestep_mismatch", "timestep"), "{{timestep}}"),
         ),
     ),
     collapsed=True,

@@ -1,7 +1,8 @@
 """Autotuning of the micro-batch: the number of pairs per pass that is fastest and gives the sampler's bits.
 
 Candidates are the sampler's own number and its doubles. A candidate counts only if its predictions have the same bits
-as block by block, and if memory suffices.
+as block by block, and if memory suffices. Bits do not count where the learner's predictions are not compared with the
+sampler's (objective.old_predictions).
 """
 
 import contextlib
@@ -70,12 +71,16 @@ class Autotuner:
 
         @torch.no_grad()
         def same(size: int) -> bool:
+            if len(longest) * len(longest[0]) < size:
+                return False
+            if self.loss.settings.old_predictions == "recomputed":
+                return True
             shapes: dict[Hashable, list[list[Block]]] = {}
             for blocks in self.loader.passes(own, groups, size):
                 texts = micro_batches.shapes_of(groups[blocks[0].place])
                 shapes.setdefault((len(blocks), len(blocks[0]), texts), []).append(blocks)
             tried = [blocks for alike in shapes.values() for blocks in (alike[0], alike[-1])]
-            return len(longest) * len(longest[0]) >= size and all(
+            return all(
                 torch.equal(self.loss.predict(pairs), torch.cat([self.loss.predict(one) for one in pairs.apart()]))
                 for pairs in self.loader.pairs({**groups, **opened}, tried)
             )

@@ -16,6 +16,7 @@ from pcpo_ray.algorithm.diagnostics import TimestepDiagnostics
 from pcpo_ray.data.updates import DriverState, MicroBatchChoice, Update
 from pcpo_ray.data.weights import Manifest, WeightSnapshot
 from pcpo_ray.errors import PcpoError, TrainingError
+from pcpo_ray.models import kernels
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers import canary, precision
 from pcpo_ray.workers.learner import distributed, mini_batches, optimizers, sharding
@@ -28,6 +29,7 @@ from pcpo_ray.workers.learner.loss import Loss, check_unchanged, loss_scale
 from pcpo_ray.workers.learner.masters import Masters
 from pcpo_ray.workers.learner.mini_batches import Block
 from pcpo_ray.workers.learner.movement import Movement
+from pcpo_ray.workers.learner.old_predictions import OldPredictions, predicted_before
 from pcpo_ray.workers.learner.pair_loader import PairBatch, PairLoader, SampledGroup, trajectories_of
 from pcpo_ray.workers.learner.snapshots import Snapshots
 
@@ -49,6 +51,8 @@ class Learner:
 
         self.run = run
         self.rank = rank
+        if run.optimizer.compile:
+            kernels.check_compiler("optimizer.compile", device)
         self.policy = Policy(run, device)
         self.dtypes = {name: parameter.dtype for name, parameter in self.policy.denoiser.trainable().items()}
         if rank.sharded:
@@ -69,6 +73,8 @@ class Learner:
         self.micro_batch = None if wanted == "auto" else wanted
         self.accelerator = Accelerator(mixed_precision=optimization.mixed_precision, cpu=device.type == "cpu")
         self.policy.denoiser.module, self.optimizer = self.accelerator.prepare(self.policy.denoiser.module, optimizer)
+        if optimization.compile:
+            kernels.compile_blocks(self.policy.denoiser.module)
         weights_here = self.masters.values.values()
         self.ema = None if optimization.average is None else EMA(weights_here, optimization.average)
         self.autotuner = Autotuner(
@@ -118,14 +124,19 @@ class Learner:
         shares = [mini_batches.rank_share(blocks, self.rank.index, self.rank.count) for blocks in minibatch_blocks]
         chosen = self.autotune(batch, minibatch_blocks[0], shares[0])
         movement = Movement(self.masters.values.values(), self.rank)
+        old = predicted_before(
+            self.loader, batch, shares, self.micro_batch, version=self.version, take=self.loss.take_old
+        )
         # in the first optimizer step the log-ratio itself is the lag: nothing has moved since
-        lags = self._lags(batch, mini_batches.joined(shares)) if len(parts) > 1 else {}
+        lags = self._lags(batch, mini_batches.joined(shares)) if len(parts) > 1 and old is None else {}
         taken = []
         for part, (places, blocks, own) in enumerate(zip(parts, minibatch_blocks, shares, strict=True)):
-            fresh = part == 0 and all(batch[place][0] == self.version for place in places)
-            count = sum(map(len, blocks))
-            taken.append(self._minibatch(batch, own, lags, noted, count=count, unchanged=fresh))
-            if part == 0:
+            fresh = old is not None or all(batch[place][0] == self.version for place in places)
+            count, begins = sum(map(len, blocks)), part == 0
+            taken.append(
+                self._minibatch(batch, own, lags, noted, old, count=count, begins=begins, unchanged=begins and fresh)
+            )
+            if begins:
                 first = noted.max_log_ratio.max()
         moved = movement.measured(step)
         self._merge(noted)
@@ -141,8 +152,9 @@ class Learner:
             update_ratio=moved.update_ratio,
             moved_fraction=moved.moved_fraction,
             importance=self.loss.take_importance(self.rank),
+            mismatch=None if old is None else old.measured,
             first_log_ratio=float(self.rank.largest(first.to(self.policy.device))),
-            diagnostics={"overall": noted.overall(), "per_timestep": self.loss.per_timestep(noted)},
+            diagnostics={"overall": noted.overall(), "per_timestep": self.loss.per_timestep(noted, old)},
             seconds=time.perf_counter() - started,
             micro_batch=chosen,
         )
@@ -192,14 +204,17 @@ class Learner:
         own: Sequence[Block],
         lags: Mapping[int, Float[Tensor, "N K 2"]],
         noted: TimestepDiagnostics,
+        old: OldPredictions | None,
         *,
         count: int,
+        begins: bool,
         unchanged: bool,
     ) -> tuple[float, float, float | None]:
         """Make one optimizer step on the mean loss over `count` (image, step) pairs, of which the `own` are here.
 
-        Returns the loss, the mean KL divergence that it contains, and the gradient's norm, which is None if the
-        gradient was not finite and the optimizer step was skipped.
+        The first one `begins` the update. Log-ratios are 0 where weights are `unchanged`. Returns the loss, the mean KL
+        divergence that it contains, and the gradient's norm, which is None if the gradient was not finite and the
+        optimizer step was skipped.
         """
         device = self.policy.device
         dtypes = (self.policy.computes_in, *self.dtypes.values())
@@ -211,7 +226,7 @@ class Learner:
         total = torch.zeros(2, device=device)
 
         def accumulate(pairs: PairBatch) -> None:
-            loss, divergence = self.loss.of_pass(pairs, next(advantages), lags, older, noted, count=count)
+            loss, divergence = self.loss.of_pass(pairs, next(advantages), lags, older, noted, count=count, old=old)
             self._backward(loss)
             total.add_(torch.stack([loss.detach(), divergence.detach()]))
 
@@ -223,6 +238,8 @@ class Learner:
         total = self.rank.agreed(total, failure)
         if unchanged and self.run.objective.log_ratio != "replay":
             check_unchanged(self.rank.largest(noted.max_log_ratio.clone().to(device)).tolist(), self.version)
+        if begins and old is not None:
+            old.check(self.rank, self.version, most=self.run.objective.max_mismatch)
         norm = self._step()
         loss, divergence = total.tolist()
         return loss, divergence, norm

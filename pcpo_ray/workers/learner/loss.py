@@ -5,6 +5,7 @@ Shapes: N images of a group, K trained steps, B pairs of a pass, `...` one image
 
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import assert_never
 
 import torch
@@ -20,6 +21,7 @@ from pcpo_ray.errors import TrainingError
 from pcpo_ray.models.policy import Policy
 from pcpo_ray.workers.learner import step_factors
 from pcpo_ray.workers.learner.distributed import Rank
+from pcpo_ray.workers.learner.old_predictions import OldPredictions
 from pcpo_ray.workers.learner.own_objective import OwnObjective
 from pcpo_ray.workers.learner.pair_loader import PairBatch
 from pcpo_ray.workers.learner.step_factors import StepFactors
@@ -51,9 +53,11 @@ class Loss:
         return self.factors[size]
 
     def predict(self, pairs: PairBatch) -> Float[Tensor, "B ..."]:
-        """Predict with the present weights, rounded as the sampler's predictions were."""
+        """Predict with the present weights, rounded as the sampler's predictions were if it is compared with them."""
         with self.policy.sized(pairs.size):
             prediction = self.policy.predict(pairs.latents, pairs.steps, pairs.conditioning)
+        if self.settings.old_predictions == "recomputed":
+            return prediction
         return objective.rounded(prediction, pairs.predictions.dtype)
 
     @torch.no_grad()
@@ -63,7 +67,7 @@ class Loss:
             return self.predict(pairs)
 
     def log_ratio(self, prediction: Float[Tensor, "B ..."], pairs: PairBatch) -> Float[Tensor, " B"]:
-        """Compute the log-ratio to the policy that sampled, by the config's `objective.log_ratio`."""
+        """Compute the log-ratio to the predictions of `pairs`, by the config's `objective.log_ratio`."""
         if self.settings.log_ratio == "replay":
             return self._replayed(prediction, pairs)
         factors = self.of_steps(pairs.size)
@@ -95,18 +99,23 @@ class Loss:
         noted: TimestepDiagnostics,
         *,
         count: int,
+        old: OldPredictions | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Compute a pass's part of the mean loss over `count` pairs, and of the mean KL divergence it contains.
 
         `lags` are those of the groups at the places `older` (`lag_now`, before the update began); without one, the
-        present lag is taken. `noted` gets the diagnostics. Nothing here waits for the device.
+        present lag is taken. With `old`, everything is compared with these predictions instead of the sampler's.
+        `noted` gets the diagnostics. Nothing here waits for the device, unless the pass's old predictions are kept.
         """
         settings, steps = self.settings, self.of_steps(pairs.size)
         prediction = self.predict(pairs)
+        limit, factor = self._limit(pairs), steps.factors[pairs.steps]
+        if old is not None:
+            pairs, importance = self._to_old(prediction, pairs, old)
+            factor = factor * importance
         log_ratio = self.log_ratio(prediction, pairs)
         drift = self._drift(prediction, pairs)
-        limit, factor = self._limit(pairs), steps.factors[pairs.steps]
-        if settings.correction is not None:
+        if settings.correction is not None and old is None:
             lag, importance = self._lag(prediction, log_ratio, pairs, lags, older)
             log_ratio, factor = log_ratio - lag, factor * importance
             drift = torch.where(lag == 0, drift, 0.0)  # that of the ratio to the present weights is not known
@@ -201,10 +210,42 @@ class Loss:
         The first column is the log-ratio that the loss uses. The second is that of the sampler's own densities, from
         which the importance weights are computed.
         """
+        return torch.stack([log_ratio.detach(), self._own_log_ratio(prediction, pairs)], dim=1)
+
+    def _own_log_ratio(self, prediction: Float[Tensor, "B ..."], pairs: PairBatch) -> Float[Tensor, " B"]:
+        """Compute the log-ratio of the densities of the sampler's own steps, whatever credit they carry."""
         factors = self.of_steps(pairs.size)
         weight, sign = factors.own_weights[pairs.steps], factors.signs[pairs.steps]
-        own = objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
-        return torch.stack([log_ratio.detach(), own], dim=1)
+        return objective.log_ratio(prediction, pairs.predictions, pairs.noises, weight=weight, sign=sign)
+
+    @torch.no_grad()
+    def take_old(self, pairs: PairBatch, old: OldPredictions) -> None:
+        """Keep the present predictions of a pass as the old ones, and note their mismatch with the sampler's."""
+        with torch.set_grad_enabled(self.policy.run.optimizer.compile):  # compiled, gradients make other kernels
+            prediction = self.predict(pairs).detach()
+        old.note(pairs, self._own_log_ratio(prediction, pairs))
+        old.keep(pairs, prediction)
+
+    @torch.no_grad()
+    def _to_old(
+        self, prediction: Float[Tensor, "B ..."], pairs: PairBatch, old: OldPredictions
+    ) -> tuple[PairBatch, Float[Tensor, " B"]]:
+        """Return the pairs as if the old predictions had sampled them, and the importance of each.
+
+        They are drawn with the noise that the old predictions need for the same x_next. The importance is the
+        truncated ratio of old to sampler; 1 without objective.correction.
+        """
+        factors, (before, first) = self.of_steps(pairs.size), old.of(pairs, prediction)
+        lag = self._own_log_ratio(before, pairs)
+        if first:
+            old.note(pairs, lag)
+        weight, sign = factors.own_weights[pairs.steps], factors.signs[pairs.steps]
+        noises = objective.noise_under(before, pairs.predictions, pairs.noises, weight=weight, sign=sign)
+        importance, most = torch.ones_like(lag), self.settings.correction
+        if most is not None:
+            importance = objective.importance(lag, dimensions=pairs.latents[0].numel(), most=most)
+            self.importances.append(objective.spread(importance, torch.ones_like(lag, dtype=torch.bool), most=most))
+        return replace(pairs, predictions=before, noises=noises), importance
 
     @torch.no_grad()
     def _lag(
@@ -243,10 +284,12 @@ class Loss:
             return None
         return objective.spread_in_numbers(rank.total(sums).tolist())
 
-    def per_timestep(self, noted: TimestepDiagnostics) -> Mapping[str, Sequence[float | None]]:
+    def per_timestep(
+        self, noted: TimestepDiagnostics, old: OldPredictions | None = None
+    ) -> Mapping[str, Sequence[float | None]]:
         """Tabulate the diagnostics and weights of the trained timesteps, noisiest first.
 
-        Timesteps and weights are those of the config's own size.
+        Timesteps and weights are those of the config's own size. `old` adds the mismatch, where it was measured.
         """
         credit, found = self.policy.credit, noted.summary()
         weights = found.pop("weight_mean")
@@ -257,7 +300,8 @@ class Loss:
             "outside_weight": step_factors.outside(credit, self.settings),
             **found,
         }
-        return {name: [values[index] for index in credit.trained] for name, values in columns.items()}
+        more = {} if old is None else old.table(credit.trained)
+        return {name: [values[index] for index in credit.trained] for name, values in columns.items()} | more
 
 
 def loss_scale(dtypes: Iterable[torch.dtype], dimensions: int, count: int) -> float:
@@ -279,6 +323,6 @@ def check_unchanged(log_ratios: Sequence[float], version: int) -> None:
         raise TrainingError(
             f"at the weights that sampled (version {version}), step {index} has log-ratio {largest:.3g}; "
             f"expected 0 (at most {FIRST_RATIO_LIMIT:g}): sampler and learner do not compute the same prediction. "
-            "Use the same dtype, sampling.batch and kernels on both, model.dtype=float32, or "
-            "optimizer.micro_batch=null"
+            "Use the same dtype, sampling.batch and kernels on both, model.dtype=float32, "
+            "optimizer.micro_batch=null, or objective.old_predictions=recomputed"
         )

@@ -41,9 +41,12 @@ def split_groups(optimizer: config.Optimizer, groups: int, *, seed: int, step: i
 
 
 def length_of(run: config.Run, micro_batch: int | None) -> int:
-    """Return the number of images per block: the sampler's batch, or the micro-batch if that is smaller."""
-    images = run.rollout.images
-    return min(images, run.sampling.batch or images, micro_batch or images)
+    """Return the number of images per block: the sampler's batch, or the micro-batch if that is smaller.
+
+    Where samplers choose their batch themselves it is a whole group.
+    """
+    images = run.sampling.together(run.rollout.images)
+    return min(images, micro_batch or images)
 
 
 def cut_into_blocks(groups: Mapping[int, tuple[int, int]], length: int) -> list[Block]:

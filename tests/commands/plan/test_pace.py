@@ -47,6 +47,18 @@ def test_ranks_learn_side_by_side_and_the_one_with_the_most_counts(small_sd):
     assert turns(5) == 5 / 4  # of 24 blocks, four a group, a rank has five at most
 
 
+def test_old_predictions_cost_a_forward_pass_of_all_but_the_first_part(small_sd):
+    def turns(**changes):
+        asked = {"rollout__prompts": 6, "objective__old_predictions": "recomputed", **changes}
+        return pace.turns(small.run(small_sd, **asked))
+
+    assert turns() == turns(optimizer__epochs=2) == 6
+    assert turns(optimizer__minibatches=2) == pytest.approx(6 + 3 / 3)
+    assert turns(optimizer__minibatches=3) == pytest.approx(6 + 4 / 3)
+    assert turns(optimizer__minibatches=2, model__gradient_checkpointing="true") == pytest.approx(6 + 3 / 4)
+    assert turns(optimizer__minibatches=2, workers__learner="{ranks: 3}") == pytest.approx(2 + 1 / 3)
+
+
 def test_a_runs_own_record_gives_its_seconds_a_group(small_sd, tmp_path):
     run = small.run(small_sd, steps=3, name="small", evaluation__every=3)
     rows = [row for row in go(run, tmp_path / "small").metrics() if row["kind"] == "train"]
@@ -85,6 +97,11 @@ def test_a_run_without_a_step_says_nothing_about_speed(small_sd, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["kind"] == "evaluation"))
     with pytest.raises(RunError, match="has recorded no step's busy seconds"):
         pace.recorded(folder, run)
+
+
+def test_a_probe_of_recomputed_predictions_learns_twice_as_well(small_sd):
+    run = small.run(small_sd, rollout__images=2, objective__old_predictions="recomputed")
+    assert all(seconds > 0 for seconds in pace.probe(run, lambda line: None).seconds.values())
 
 
 def test_a_probe_measures_every_role_and_scales_to_whole_groups(small_sd, monkeypatch):

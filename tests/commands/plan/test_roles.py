@@ -24,7 +24,7 @@ from pcpo_ray.workers.packing import pack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import ROOT, measured, small
 from tests.support.part import MORE
-from tests.support.trajectories import TRAJECTORIES, trajectory
+from tests.support.trajectories import TRAJECTORIES, batch, pair, trajectory
 
 CPU = torch.device("cpu")
 
@@ -241,6 +241,26 @@ def test_auto_on_a_cpu_is_planned_with_the_most_pairs_that_it_tries(
     assert sizes.micro_batch_of(run) == tried[-1] == most
     on_a_gpu = small.run(small_sd, **sampling, **batch, workers__learner=f"{{ranks: {ranks}, gpus: 1}}")
     assert sizes.micro_batch_of(on_a_gpu) == 4  # its memory ends it
+
+
+@pytest.mark.parametrize(
+    "changes", [{"optimizer__minibatches": 3}, {"optimizer__minibatches": 2, "optimizer__epochs": 2}]
+)
+def test_old_predictions_take_what_the_learner_keeps_of_them(small_flux, monkeypatch, changes):
+    sampler, learner = pair(small_flux, **changes, objective__old_predictions="recomputed")
+    groups, seen, of_pass = batch(sampler, learner, count=3), [], learner.loss.of_pass
+
+    def noted(*arguments, old, **more):
+        seen.append(old)
+        return of_pass(*arguments, old=old, **more)
+
+    monkeypatch.setattr(learner.loss, "of_pass", noted)
+    learner.update(1, groups)
+    kept = sum(one.nbytes for one in seen[0].kept.values())
+    assert kept == sizes.old_predictions_of(learner.run) == roles.learner(learner.run).held["old predictions"] > 0
+    on_a_gpu = small.run(small_flux, **changes, objective__old_predictions="recomputed", workers__learner="{gpus: 1}")
+    assert roles.learner(on_a_gpu).beside["old predictions"] == kept
+    assert "old predictions" not in roles.learner(small.run(small_flux, **changes)).held
 
 
 def test_ranks_share_what_fsdp2_cuts_and_copy_what_ddp_does(small_flux):

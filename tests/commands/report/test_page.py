@@ -471,6 +471,22 @@ def test_weights_inside_and_outside_and_both_means_of_the_ratio_are_drawn(tmp_pa
     assert {name for name in re.findall(r"var\(--(\w+)\)", text) if f"--{name}:" not in style} == set()
 
 
+def test_the_mismatch_is_drawn_where_it_was_measured(tmp_path):
+    recomputed = {"kind": "log_hinge", "old_predictions": "recomputed", "correction": 2.0}
+    record = recorder(tmp_path / "run", objective=recomputed, rollout={"max_staleness": 1})
+    evaluate(record, 0, 0.0)
+    learn(record, 1, columns_too={"mismatch": [1e-5, 3e-5, None]}, mismatch={"rms": 2e-5, "largest": 8e-5})
+    learn(record, 2)  # of older weights
+    record.event("first_update", max_log_ratio=0.0)
+    text = page(tmp_path / "run")
+    words = visible(text)
+    assert "Mismatch by timestep, noisiest first: from 1e-05 to 3e-05" in text
+    assert "Mismatch of sampler and learner against steps: from 2e-05 to 2e-05" in text
+    assert "0 by construction" in words and "At 0.001 the run would have stopped" in words
+    finished(tmp_path / "sampled")
+    assert "Mismatch" not in page(tmp_path / "sampled")
+
+
 def test_a_run_without_factors_and_from_before_both_means_says_so(tmp_path):
     finished(tmp_path / "run")
     words = visible(page(tmp_path / "run"))

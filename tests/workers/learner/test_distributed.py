@@ -161,6 +161,7 @@ SETTINGS = [
     {"optimizer__minibatches": 2, "optimizer__epochs": 2},
     {"optimizer__minibatches": 2, "objective__correction": 2.0},
     {"objective__correction": 2.0, "sampling__batch": 3},
+    {"objective__old_predictions": "recomputed", "optimizer__minibatches": 2, "objective__correction": 2.0},
     {"objective__kl": 0.1, "credit__kind": "interpolate"},
     {"objective__log_ratio": "replay", "credit__kind": "native"},
     {"sampling__batch": 2, "sampling__subset": "{kind: share, share: 0.5}"},

@@ -87,6 +87,61 @@ def saved_by_two(small_sd, folder, *, fail):
             process.kill()
 
 
+AGAIN = {"objective__old_predictions": "recomputed", "optimizer__minibatches": 2, "objective__kl": 0.1}
+
+
+def learned(index, address, run, batch, answers):
+    """One rank's process: it trains on its part of a batch that another kind of sampler made."""
+    from pcpo_ray.workers.learner.learner import Learner
+    from tests.workers.learner.test_distributed import of_rank
+
+    torch.set_num_threads(1)
+    deadlines = {"start": 120.0, "timeout": 60.0}
+    sharded = run.workers.learner.strategy == "fsdp2"
+    device = torch.device("cpu")
+    joined = distributed.join(index=index, count=2, sharded=sharded, address=address, device=device, **deadlines)
+    learner = Learner(run, device, joined)
+    update = learner.update(1, of_rank(run, batch, 1, joined))
+    answers.put((index, told(update)))
+    distributed.Meeting(joined, "the end", seconds=60.0).tell()
+
+
+def told(update):
+    """The numbers of an update that ranks have in common."""
+    table = update.diagnostics["per_timestep"]
+    first = [update.first_log_ratio, update.mismatch["rms"], update.mismatch["largest"], update.gradient_norm]
+    return [*first, update.kl, *table["mismatch"], *table["ratio_mean"]]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_take_old_predictions_as_one_does(small_sd, strategy):
+    from pcpo_ray.workers.learner.learner import Learner
+    from pcpo_ray.workers.sampler import Sampler
+    from tests.support.trajectories import batch
+
+    run = small.run(small_sd, **AGAIN, workers__learner=f"{{ranks: 2, strategy: {strategy}}}")
+    alone = Learner(small.run(small_sd, **AGAIN), torch.device("cpu"))
+    rounding = Sampler(small.run(small_sd, sampling__storage="bfloat16"), torch.device("cpu"))
+    groups = batch(rounding, alone, 3)
+    expected = told(alone.update(1, groups))
+    assert expected[0] == 0 and expected[1] > 1e-7
+    store, spawned = distributed.host("127.0.0.1"), multiprocessing.get_context("spawn")
+    answers, address = spawned.Queue(), ("127.0.0.1", store.port)
+    processes = [spawned.Process(target=learned, args=(index, address, run, groups, answers)) for index in (0, 1)]
+    for process in processes:
+        process.start()
+    try:
+        found = sorted(answers.get(timeout=200) for _ in processes)
+    finally:
+        for process in processes:
+            process.join(60)
+            process.kill()
+    for _, numbers in found:
+        assert numbers == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
 def test_a_slow_disk_is_waited_for_longer_than_a_collective(small_sd, tmp_path):
