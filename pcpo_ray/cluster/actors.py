@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -181,10 +181,15 @@ class ScorerActor(Worker):
             self.scorer.ask(prompts)
         return found
 
-    def score(
-        self, task: Task, images: np.ndarray
-    ) -> tuple[dict[str, list[float]], dict[str, str], Mapping[str, np.ndarray], dict[str, dict[str, int]], float]:
-        """Score a group: scores, causes of missing ones, measurements for quality, judges' tokens, and seconds."""
+    def score(self, task: Task, images: np.ndarray) -> dict[str, Any]:
+        """Score a group: what a `Scored` holds beside its rollout, by name."""
         started = time.perf_counter()
         scores, failures, measured = self.scorer.score(task, images)
-        return scores, failures, measured, self.scorer.tokens(), time.perf_counter() - started
+        return {
+            "scores": scores,
+            "failures": failures,
+            "measured": measured,
+            "described": self.scorer.describe(task, images),
+            "tokens": self.scorer.tokens(),
+            "seconds": time.perf_counter() - started,
+        }

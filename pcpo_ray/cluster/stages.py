@@ -127,11 +127,8 @@ class RayScorers(RolePool[Rollout, Scored]):
     def _score(self, actor: Any, rollout: Rollout) -> tuple[Any, Callable[[Any], Scored]]:
         reference = actor.score.remote(rollout.task, rollout.images.reference)
 
-        def result(found: tuple[Any, ...]) -> Scored:
-            scores, failures, measured, tokens, seconds = found
-            return Scored(
-                rollout=rollout, scores=scores, failures=failures, seconds=seconds, measured=measured, tokens=tokens
-            )
+        def result(found: dict[str, Any]) -> Scored:
+            return Scored(rollout=rollout, **found)
 
         return reference, result
 

@@ -46,6 +46,8 @@ class EvaluationImage:
     sample: int
     path: Path
     scores: Mapping[str, float]
+    described: Mapping[str, str]
+    """What rewards that say so saw in the image, such as the text that `ocr` read."""
 
     def open(self) -> Image:
         """Read the image."""
@@ -175,7 +177,7 @@ def _images(run: Path, step: int, folder: Path) -> Sequence[EvaluationImage]:
 
     table = parquet.read_table(run / "evaluations.parquet" / f"{name_of(step)}.parquet")
     rows = table.to_pylist()
-    given = ("step", "prompt", "position", "sample")
+    given = ("step", "prompt", "position", "sample", "described")
     return tuple(
         EvaluationImage(
             step=step,
@@ -183,6 +185,7 @@ def _images(run: Path, step: int, folder: Path) -> Sequence[EvaluationImage]:
             position=row["position"],
             sample=row["sample"],
             path=folder / f"{row['position']:03d}-{row['sample']:02d}.png",
+            described=row.get("described") or {},
             scores={name: math.nan if value is None else value for name, value in row.items() if name not in given},
         )
         for row in rows

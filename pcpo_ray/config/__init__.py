@@ -55,7 +55,8 @@ from pcpo_ray.config.objective import (
     Objective,
     Surrogate,
 )
-from pcpo_ray.config.packaged import Nsfw, Ocr
+from pcpo_ray.config.oracles import ShapesOracle, WordsOracle, WordsSpread
+from pcpo_ray.config.packaged import DdddOcr, Nsfw, Ocr
 from pcpo_ray.config.prompts import (
     CaptionForm,
     CustomPrompts,
@@ -77,8 +78,6 @@ from pcpo_ray.config.rewards import (
     PickScore,
     Remote,
     Reward,
-    ShapesOracle,
-    WordsOracle,
 )
 from pcpo_ray.config.run import TRACKERS, Run
 from pcpo_ray.config.sampling import (
@@ -130,6 +129,7 @@ __all__ = [
     "CustomObjective",
     "CustomPrompts",
     "CustomReward",
+    "DdddOcr",
     "Ddim",
     "DinoFeatures",
     "DivergenceMask",
@@ -201,6 +201,7 @@ __all__ = [
     "WordsOracle",
     "WordsPrompts",
     "WordsReference",
+    "WordsSpread",
     "Workers",
     "config",
 ]

@@ -66,6 +66,33 @@ class Ocr(ShippedReward):
 
 
 @config
+class DdddOcr(ShippedReward):
+    """1 where ddddocr, another reader than `ocr`, reads exactly the word in the prompt's double quotes, else 0.
+
+    It is for evaluation.rewards of a run that is trained on `ocr`. Images are read as one word of up to 20 letters.
+    """
+
+    scorer = "pcpo_ray.rewards.ddddocr:DdddOcr"
+    network = "other"
+    extra = Extra("ddddocr", ("ddddocr", "onnxruntime"))
+    scales: ClassVar[Scales] = {
+        "ddddocr": Scale(
+            "fraction of images",
+            "1 where another reader, ddddocr, reads exactly the quoted text, else 0",
+        ),
+    }
+
+    kind: Literal["ddddocr"]
+    weight: Number = 1.0
+    """Its factor in the sum of all rewards; below 0 it is trained against."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """Images of their own words."""
+        return "own"
+
+
+@config
 class Nsfw(ShippedReward):
     """The probability that the image is not safe for work, to open_nsfw: for evaluation.rewards."""
 

@@ -28,13 +28,14 @@ from pcpo_ray.config.base import (
 )
 from pcpo_ray.config.judge import Judge
 from pcpo_ray.config.measured import Grain, Grid, Jpeg
-from pcpo_ray.config.packaged import Nsfw, Ocr
+from pcpo_ray.config.oracles import ShapesOracle, WordsOracle, WordsSpread
+from pcpo_ray.config.packaged import DdddOcr, Nsfw, Ocr
 from pcpo_ray.config.shipped import ClipModel, Embedded, Ranks, Scale, Scales, ShippedReward
 
 TOTAL = "reward"
 """The name of the weighted sum of a run's rewards, which stands beside their own names."""
 
-OUR_NAMES = (TOTAL, "step", "prompt", "position", "sample", "version", "worker", "advantage", "quality")
+OUR_NAMES = (TOTAL, "step", "prompt", "position", "sample", "version", "worker", "advantage", "quality", "described")
 """Names that no reward may have: they stand beside the rewards' names in a run's tables and messages."""
 
 OWN_SCALE = Scale("score", "a reward of the user's own")
@@ -59,72 +60,6 @@ class ClipScore(Embedded):
     """A shipped name, a folder in open_clip's or transformers' format, or an architecture of open_clip."""
     weights: FilePath | None = None
     """The weights file of an architecture of open_clip."""
-
-    @property
-    def ranks(self) -> Ranks:
-        """Images of their own prompts."""
-        return "own"
-
-
-@config
-class ShapesOracle(ShippedReward):
-    """The fraction of the caption's facts that the image shows; 1 only if all hold; or the fraction of layout facts.
-
-    Layout is how many things there are, and the caption's relation or position. What the things are, their colour and
-    their size are no part of it.
-    """
-
-    scorer = "pcpo_ray.rewards.shapes_oracle:ShapesOracle"
-    network = "none"
-    scales: ClassVar[Scales] = {
-        "shapes_oracle": Scale(
-            "fraction of facts", "the fraction of the prompt's facts that the image shows, as measured in it"
-        ),
-        "shapes_oracle_all": Scale("fraction of images", "1 where the image shows every fact of the prompt, else 0"),
-        "shapes_layout": Scale(
-            "fraction of facts", "the fraction of the prompt's facts on number and place that the image shows"
-        ),
-    }
-
-    kind: Literal["shapes_oracle", "shapes_oracle_all", "shapes_layout"]
-    weight: Number = 1.0
-    """Its factor in the sum of all rewards; below 0 it is trained against."""
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """The kind, which says which of the three scores it is."""
-        return {"kind": self.kind}
-
-    @property
-    def ranks(self) -> Ranks:
-        """Images of their own prompts."""
-        return "own" if self.kind != "shapes_layout" else "none"
-
-
-@config
-class WordsOracle(ShippedReward):
-    """The likeness of the word's letters to the font's own; or the fraction of the caption's colours that are shown.
-
-    Neither is what OCR sees: a run that is trained on OCR may lose both.
-    """
-
-    scorer = "pcpo_ray.rewards.words_oracle:WordsOracle"
-    network = "none"
-    scales: ClassVar[Scales] = {
-        "words_letters": Scale(
-            "overlap", "how like the font's own the letters of the prompt's word are, at the place where they fit best"
-        ),
-        "words_colours": Scale("fraction of colours", "the fraction of the prompt's colours that the image shows"),
-    }
-
-    kind: Literal["words_letters", "words_colours"]
-    weight: Number = 1.0
-    """Its factor in the sum of all rewards; below 0 it is trained against."""
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """The kind, which says which of the two scores it is."""
-        return {"kind": self.kind}
 
     @property
     def ranks(self) -> Ranks:
@@ -324,6 +259,7 @@ Reward = Annotated[
     | ClipScore
     | ShapesOracle
     | WordsOracle
+    | WordsSpread
     | Grain
     | Grid
     | Diversity
@@ -331,6 +267,7 @@ Reward = Annotated[
     | PickScore
     | Hps
     | Ocr
+    | DdddOcr
     | Nsfw
     | Judge
     | Remote

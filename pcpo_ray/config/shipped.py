@@ -13,6 +13,11 @@ class Scale:
     unit: str
     meaning: str
 
+    @property
+    def is_share(self) -> bool:
+        """True for a fraction of something, which a reader takes in as a percentage."""
+        return self.unit.startswith("fraction of ")
+
 
 Scales = Mapping[str, Scale]
 Worse = Literal["less", "more", "neither"]

@@ -155,8 +155,8 @@ class Rollout:
 class Scored:
     """A rollout with each reward's scores, one an image, and the causes of missing ones. Missing is NaN, never 0.
 
-    `measured` holds the features for an evaluation's quality (quality/), if the config asks for it. `tokens` are those
-    that each judge used, by kind.
+    `measured` holds the features for an evaluation's quality (quality/), if the config asks for it. `described` is what
+    rewards that say so saw in an evaluation's images. `tokens` are those that each judge used, by kind.
     """
 
     rollout: Rollout
@@ -164,6 +164,7 @@ class Scored:
     failures: Mapping[str, str]
     seconds: float
     measured: Mapping[str, np.ndarray] = field(default_factory=dict)
+    described: Mapping[str, Sequence[str]] = field(default_factory=dict)
     tokens: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property

@@ -2,7 +2,8 @@
 
 A reward scores images against their prompts; higher is better. A score that cannot be given is NaN ("missing"), never
 0. A reward of single images has `score`: in training all images of one call belong to one prompt, evaluations pass
-images of several. A reward that compares a group's images has `score_group`, and always gets one whole group.
+images of several. A reward that compares a group's images has `score_group`, and always gets one whole group. Either
+may also have `describe`, which says in words what it saw.
 """
 
 import importlib.util
@@ -36,6 +37,14 @@ class GroupReward(Protocol):
 
     def score_group(self, images: UInt8[np.ndarray, "N H W 3"], prompt: str) -> Sequence[float]:
         """Return N scores for the N images of a group, each against the others, and their prompt."""
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """A reward that also says what it saw: evaluations record it, and pages show it under the images."""
+
+    def describe(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> Sequence[str]:
+        """Return N short texts, such as the words read in N images; an empty one where there is nothing to say."""
 
 
 METHODS: Mapping[str, tuple[str, ...]] = {"score": ("images", "prompts"), "score_group": ("images", "prompt")}
@@ -129,6 +138,8 @@ def _class_of(reward: config.CustomReward) -> Any:
         raise RewardError(f"reward {reward.kind!r} has both score and score_group; keep one of them: {expected}")
     try:
         inspect.signature(getattr(found, named[0])).bind("self", *METHODS[named[0]])
+        if callable(method := getattr(found, "describe", None)):
+            inspect.signature(method).bind("self", *METHODS["score"])
         inspect.signature(found).bind(**reward.options)
     except TypeError as error:
         raise RewardError(f"reward {reward.kind!r} with its options: {error}; {expected}") from None

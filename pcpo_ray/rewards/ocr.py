@@ -32,18 +32,14 @@ class Ocr:
     @staticmethod
     def check_prompts(prompts: Sequence[str], origin: str) -> None:
         """Check that every prompt quotes a text. Raises RewardError that names some that do not."""
-        without = [prompt for prompt in dict.fromkeys(prompts) if not quoted(prompt)]
-        if without:
-            named = ", ".join(map(repr, without[:SHOWN])) + (", ..." if len(without) > SHOWN else "")
-            raise RewardError(
-                f"the reward ocr reads the text that a prompt quotes, and {len(without)} of "
-                f"{len(dict.fromkeys(prompts))} prompts ({origin}) quote none: {named}; "
-                "expected prompts such as 'a sign that says \"OPEN\"'"
-            )
+        check_quotes("ocr", prompts, origin)
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
-        texts = [self.read(np.asarray(image)) for image in rgb(images)]
+        texts = self.describe(images, prompts)
         return [accuracy(quoted(prompt), text) for prompt, text in zip(prompts, texts, strict=True)]
+
+    def describe(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[str]:
+        return [self.read(np.asarray(image)) for image in rgb(images)]
 
     def read(self, image: UInt8[np.ndarray, "H W 3"]) -> str:
         """Read an image's text, line by line."""
@@ -64,6 +60,18 @@ def reader() -> Any:
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
     )
+
+
+def check_quotes(name: str, prompts: Sequence[str], origin: str) -> None:
+    """Check that every prompt quotes a text, for a reward's `name`. Raises RewardError that names some that do not."""
+    without = [prompt for prompt in dict.fromkeys(prompts) if not quoted(prompt)]
+    if without:
+        named = ", ".join(map(repr, without[:SHOWN])) + (", ..." if len(without) > SHOWN else "")
+        raise RewardError(
+            f"the reward {name} reads the text that a prompt quotes, and {len(without)} of "
+            f"{len(dict.fromkeys(prompts))} prompts ({origin}) quote none: {named}; "
+            "expected prompts such as 'a sign that says \"OPEN\"'"
+        )
 
 
 def quoted(prompt: str) -> list[str]:

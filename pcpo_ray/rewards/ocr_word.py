@@ -43,25 +43,28 @@ class WordOcr:
     @staticmethod
     def check_prompts(prompts: Sequence[str], origin: str) -> None:
         """Check that every prompt quotes one word that is short enough. Raises RewardError that names some."""
-        ocr.Ocr.check_prompts(prompts, origin)
-        most = WIDTH // COLUMN
-        wrong = [
-            prompt for prompt in dict.fromkeys(prompts) if len(found := _words(prompt)) > 1 or room(found[0]) > most
-        ]
-        if wrong:
-            raise RewardError(
-                f"the reward ocr with detect: false reads one text of up to {most} letters, and {len(wrong)} prompts "
-                f"({origin}) quote more: {', '.join(map(repr, wrong[: ocr.SHOWN]))}; set detect: true, or quote less"
-            )
+        check_words("ocr with detect: false", prompts, origin, "set detect: true, or ")
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
+        predicted = self._predicted(images)
+        if self.kind == "ctc":
+            return self._ctc(predicted, prompts)
+        read = self._texts(predicted)
+        if self.kind == "exact":
+            return exact(prompts, read)
+        return [ocr.accuracy(ocr.quoted(prompt), text) for prompt, text in zip(prompts, read, strict=True)]
+
+    def describe(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[str]:
+        return self._texts(self._predicted(images))
+
+    def _predicted(self, images: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N T V"]:
+        """Compute the recogniser's probabilities of each character in each column."""
         ready, found = self._ready(images), []
         for first in range(0, len(ready), BATCH):
-            part, texts = ready[first : first + BATCH], prompts[first : first + BATCH]
+            part = ready[first : first + BATCH]
             filled = np.concatenate([part, np.zeros((BATCH - len(part), *part.shape[1:]), part.dtype)])
-            predicted = self.recogniser.session(filled)[: len(part)]
-            found += self._ctc(predicted, texts) if self.kind == "ctc" else self._read(predicted, texts)
-        return found
+            found.append(self.recogniser.session(filled)[: len(part)])
+        return np.concatenate(found)
 
     def _ready(self, images: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N 3 H W"]:
         """Stretch images and scale them to -1..1, as the recogniser does."""
@@ -73,12 +76,9 @@ class WordOcr:
         stretched = np.stack([cv2.resize(np.ascontiguousarray(image), (width, height)) for image in drawn])
         return stretched.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
 
-    def _read(self, predicted: Float[np.ndarray, "N T V"], prompts: Sequence[str]) -> list[float]:
+    def _texts(self, predicted: Float[np.ndarray, "N T V"]) -> list[str]:
         lines, _ = self.recogniser.postprocess_op(predicted)
-        read = [text if sure >= self.reader.text_score else "" for text, sure in lines]
-        if self.kind == "exact":
-            return [float(_words(prompt) == [ocr.folded(text)]) for prompt, text in zip(prompts, read, strict=True)]
-        return [ocr.accuracy(ocr.quoted(prompt), text) for prompt, text in zip(prompts, read, strict=True)]
+        return [text if sure >= self.reader.text_score else "" for text, sure in lines]
 
     def _ctc(self, predicted: Float[np.ndarray, "N T V"], prompts: Sequence[str]) -> list[float]:
         scores = []
@@ -93,6 +93,23 @@ class WordOcr:
             kept = np.stack([columns[:, where].sum(1) for where in (self.blanks, *(self.letters[one] for one in own))])
             scores.append(log_probability(kept.T, [1 + own.index(letter) for letter in word]))
         return scores
+
+
+def check_words(name: str, prompts: Sequence[str], origin: str, otherwise: str = "") -> None:
+    """Check that every prompt quotes one word that fits. Raises RewardError that names some, and `otherwise`."""
+    ocr.check_quotes(name.partition(" ")[0], prompts, origin)
+    most = WIDTH // COLUMN
+    wrong = [prompt for prompt in dict.fromkeys(prompts) if len(found := _words(prompt)) > 1 or room(found[0]) > most]
+    if wrong:
+        raise RewardError(
+            f"the reward {name} reads one text of up to {most} letters, and {len(wrong)} prompts ({origin}) quote "
+            f"more: {', '.join(map(repr, wrong[: ocr.SHOWN]))}; {otherwise}quote less"
+        )
+
+
+def exact(prompts: Sequence[str], read: Sequence[str]) -> list[float]:
+    """Return 1 for each text that is the one that its prompt quotes, and no other, else 0."""
+    return [float(_words(prompt) == [ocr.folded(text)]) for prompt, text in zip(prompts, read, strict=True)]
 
 
 def alphabet(characters: Sequence[str]) -> tuple[list[int], dict[str, list[int]]]:

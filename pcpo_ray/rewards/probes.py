@@ -53,10 +53,11 @@ def of(reward: config.Reward) -> Probes:
     else:
         from pcpo_ray.data import worlds
 
-        world: worlds.Name = "words" if isinstance(reward, config.WordsOracle) else "shapes"
+        small = isinstance(reward, config.WordsOracle | config.WordsSpread | config.DdddOcr)
+        world: worlds.Name = "words" if small else "shapes"
         texts = SPELLED if world == "words" else CAPTIONS
         images = np.stack([worlds.draw(world, text, seed) for seed, text in enumerate(texts)])
-        if not isinstance(reward, config.ShapesOracle | config.WordsOracle):
+        if not small and not isinstance(reward, config.ShapesOracle):
             images = images.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
     return Probes(images=images, prompts=texts, marred=_marred(images))
 

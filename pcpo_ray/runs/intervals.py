@@ -32,6 +32,10 @@ class Estimate:
         """Return the estimate as it is recorded, with null for NaN."""
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
+    def scaled(self, factor: float) -> "Estimate":
+        """Return the estimate in a unit that is so many times as small, such as percentage points."""
+        return Estimate(mean=factor * self.mean, low=factor * self.low, high=factor * self.high)
+
     @classmethod
     def of(cls, row: Mapping[str, float | None]) -> "Estimate":
         """Return the estimate that `row` recorded."""

@@ -54,7 +54,7 @@ def evaluations(folder: Path, step: int) -> dict[str, np.ndarray]:
         raise RunError(f"{folder} has no evaluation of step {step}")
     table = parquet.read_table(path)
     count = 1 + max(table["position"].to_pylist(), default=-1)
-    others = ("step", "prompt", "position", "sample")
+    others = ("step", "prompt", "position", "sample", "described")
     return {
         name: table[name].to_numpy().astype(np.float64).reshape(count, -1)
         for name in table.column_names

@@ -96,6 +96,7 @@ def _split(scored: Scored) -> Iterator[Scored]:
             rollout=rollout,
             scores={name: values[rows] for name, values in scored.scores.items()},
             measured=quality.rows_of(scored.measured, rows),
+            described={name: texts[rows] for name, texts in scored.described.items()},
         )
 
 
@@ -122,12 +123,17 @@ def check_scored(run: config.Run, scored: Sequence[Scored]) -> None:
 def columns(
     run: config.Run, step: int, scored: Sequence[Scored], values: dict[str, Float[np.ndarray, "P N"]]
 ) -> dict[str, Any]:
-    """Make the columns of evaluations.parquet: one row an image, `values` is what `table` made."""
+    """Make the columns of evaluations.parquet: one row an image, `values` is what `table` made.
+
+    `described` has a text for each reward that says what it saw; there is no such column where none does.
+    """
     images = run.evaluation.images
+    described = [{name: texts[n] for name, texts in group.described.items()} for group in scored for n in range(images)]
     return {
         "step": np.full(values[TOTAL].size, step),
         "prompt": [group.rollout.task.prompt.text for group in scored for _ in range(images)],
         "position": np.repeat(np.arange(len(scored)), images),
         "sample": np.tile(np.arange(images), len(scored)),
         **{name: value.ravel() for name, value in values.items()},
+        **({"described": described} if any(described) else {}),
     }

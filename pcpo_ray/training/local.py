@@ -116,6 +116,7 @@ class LocalScorers:
         rollout = self.rollouts.popleft()
         torch.set_num_threads(self.threads)
         scores, failures, measured = self.scorer.score(rollout.task, rollout.images.reference)
+        described = self.scorer.describe(rollout.task, rollout.images.reference)
         seconds = time.perf_counter() - started
         self.done.append(
             Scored(
@@ -124,6 +125,7 @@ class LocalScorers:
                 failures=failures,
                 seconds=seconds,
                 measured=measured,
+                described=described,
                 tokens=self.scorer.tokens(),
             )
         )

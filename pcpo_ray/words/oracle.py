@@ -42,11 +42,26 @@ class Seen:
     y: float
 
 
-def read(image: UInt8[np.ndarray, "24 64 3"], word: str) -> Seen | None:
-    """Look for a word in a picture (an array or a PIL image); None if it has no paper or no ink.
+@dataclass(frozen=True, kw_only=True)
+class Ink:
+    """The ink and the paper that make up any image. `tone` is the ink's RGB less that of the paper.
 
-    Raises RewardError for anything but 24 x 64 RGB bytes.
+    `cover` is the fraction of each pixel that is ink, `x` and `y` the middle of that. `strongest` is the largest RGB
+    distance of a pixel from the paper, `unrest` the border's mean absolute deviation from it. An image of one colour is
+    all paper.
     """
+
+    paper: Float[np.ndarray, "3"]
+    tone: Float[np.ndarray, "3"]
+    cover: Float[np.ndarray, "24 64"]
+    x: float
+    y: float
+    strongest: float
+    unrest: float
+
+
+def ink(image: UInt8[np.ndarray, "24 64 3"]) -> Ink:
+    """Split an image (an array or of PIL) into ink and paper. Raises RewardError for anything but 24 x 64 RGB."""
     pixels = np.asarray(image)
     if pixels.shape != (HEIGHT, WIDTH, 3) or pixels.dtype != np.uint8:
         raise RewardError(
@@ -55,20 +70,36 @@ def read(image: UInt8[np.ndarray, "24 64 3"], word: str) -> Seen | None:
     rgb = pixels.astype(np.float32)
     border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
     paper = np.median(border, axis=0)
-    if np.abs(border - paper).mean() > QUIET_BORDER:
-        return None
     offset = rgb - paper
     strength = np.linalg.norm(offset, axis=2)
-    if strength.max() < CONTRAST:
-        return None
     tone = offset[strength >= FULL * strength.max()].mean(axis=0)
-    cover = np.clip(offset @ tone / (tone @ tone), 0, 1)
+    cover = np.clip(offset @ tone / (tone @ tone), 0, 1) if strength.any() else np.zeros_like(strength)
+    weights = cover if cover.any() else np.ones_like(cover)
+    return Ink(
+        paper=paper,
+        tone=tone,
+        cover=cover,
+        x=float(weights.sum(axis=0) @ np.arange(WIDTH) / weights.sum()),
+        y=float(weights.sum(axis=1) @ np.arange(HEIGHT) / weights.sum()),
+        strongest=float(strength.max()),
+        unrest=float(np.abs(border - paper).mean()),
+    )
+
+
+def read(image: UInt8[np.ndarray, "24 64 3"], word: str) -> Seen | None:
+    """Look for a word in a picture (an array or a PIL image); None if it has no paper or no ink.
+
+    Raises RewardError for anything but 24 x 64 RGB bytes.
+    """
+    found = ink(image)
+    if found.unrest > QUIET_BORDER or found.strongest < CONTRAST:
+        return None
     return Seen(
-        ink=_colour(paper + tone),
-        paper=_colour(paper),
-        likeness=max(_overlap(cover, _letters(word, size)) for size in SIZES),
-        x=float(cover.sum(axis=0) @ np.arange(WIDTH) / cover.sum()),
-        y=float(cover.sum(axis=1) @ np.arange(HEIGHT) / cover.sum()),
+        ink=_colour(found.paper + found.tone),
+        paper=_colour(found.paper),
+        likeness=max(_overlap(found.cover, _letters(word, size)) for size in SIZES),
+        x=found.x,
+        y=found.y,
     )
 
 

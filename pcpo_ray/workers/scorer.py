@@ -1,4 +1,4 @@
-"""The scorer: a group's images in, each reward's scores out, and for evaluations their features.
+"""The scorer: a group's images in, each reward's scores out, and for evaluations their features and descriptions.
 
 A failed score is missing, never 0. Whatever a reward does, the process state is restored (process/plugins.py), and its
 inputs are its own copies. So even in one process it cannot disturb samplers, learner or other rewards.
@@ -46,7 +46,9 @@ class Scorer:
             images = probes.of(reward).images[:2]
             try:
                 with plugins.isolated(reward.kind, self.seed):
-                    checked(rewards.scores(self.rewards[name], _copied(images), [*prompts, *prompts][:2]), len(images))
+                    texts = [*prompts, *prompts][:2]
+                    checked(rewards.scores(self.rewards[name], _copied(images), texts), len(images))
+                    self._described(name, images, texts)
             except Exception as error:  # a reward may raise anything
                 raise RewardError(
                     f"the reward {name} was asked about two drawn images before the run, and failed: "
@@ -77,6 +79,30 @@ class Scorer:
             except Exception as error:  # a network may raise anything; the loop counts it as it does rewards
                 failures[QUALITY] = plugins.explained(error)
         return scores, failures, measured
+
+    def describe(self, task: Task, images: UInt8[np.ndarray, "N H W 3"]) -> dict[str, list[str]]:
+        """Return what each reward that says so saw in an evaluation's images; where one fails, the cause instead."""
+        found = {}
+        for name, reward in self.rewards.items() if task.purpose == "evaluate" else ():
+            if not isinstance(reward, rewards.Describing):
+                continue
+            seed = seed_of(self.seed, "describe", name, task.position)
+            try:
+                with plugins.isolated(self.named[name].kind, seed):
+                    found[name] = self._described(name, images, task.texts)
+            except Exception as error:  # a user's reward may raise anything, and its scores are here
+                found[name] = [f"(failed: {plugins.explained(error)})"] * len(images)
+        return found
+
+    def _described(self, name: str, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[str]:
+        """Ask a reward what it sees, if it says so. Raises ValueError for anything but a text an image."""
+        reward = self.rewards[name]
+        if not isinstance(reward, rewards.Describing):
+            return []
+        said = list(reward.describe(_copied(images), list(prompts)))
+        if len(said) != len(images) or not all(isinstance(text, str) for text in said):
+            raise ValueError(f"describe returned {said!r:.200} for {len(images)} images; expected a text for each")
+        return said
 
     def tokens(self) -> dict[str, dict[str, int]]:
         """Take the tokens that each judge has used since the last call, by name and kind; none for one unused."""

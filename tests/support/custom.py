@@ -51,3 +51,20 @@ class Praise(Spoilt):
     def score(self, images, prompts):
         spoilt = super().score(images, prompts)
         return [-value + float(image.mean()) / 1e4 for value, image in zip(spoilt, images, strict=True)]
+
+
+class Sees:
+    """A reward that says of each image how bright it is; with `answer` "raise" it raises, else it says that."""
+
+    def __init__(self, answer=None) -> None:
+        self.answer = answer
+
+    def score(self, images, prompts):
+        return [float(image.mean()) for image in images]
+
+    def describe(self, images, prompts):
+        if self.answer == "raise":
+            raise TimeoutError("no answer in 3 s")
+        if self.answer is not None:
+            return self.answer
+        return [f"{prompt}, as bright as {image.mean():.1f}" for image, prompt in zip(images, prompts, strict=True)]

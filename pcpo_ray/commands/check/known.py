@@ -52,6 +52,7 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
             within=5e-4,
         ),
         "ocr": Known(scores=(1, 1, 1, 1), marred=(1, 1, 1, 1), within=0),
+        "ddddocr": Known(scores=(1, 1, 1, 1), marred=(0, 1, 1, 1), within=0),
     }
 )
 """By the reward's name, and that of its model where it has one."""

@@ -119,7 +119,7 @@ def _tried(
         yield _whole(reward, ask, found)
     yield _by_prompt(reward, made, ask, found.images, prompts)
     yield _ranked(reward, ask, found)
-    if isinstance(reward, config.Ocr):
+    if isinstance(reward, config.Ocr | config.DdddOcr):
         yield _above_noise(reward, ask, found)
     yield _known(reward, first, lambda: ask(found.marred, prompts), device)
     for prompt, images in sampled.items():
@@ -199,7 +199,7 @@ def _whole(reward: config.Reward, ask: Ask, found: probes.Probes) -> Finding:
     )
 
 
-def _above_noise(reward: config.Reward, ask: Ask, found: probes.Probes) -> Finding:
+def _above_noise(reward: config.Ocr | config.DdddOcr, ask: Ask, found: probes.Probes) -> Finding:
     """Check that words can be told from noise."""
     noise = np.random.default_rng(0).integers(0, 256, found.images.shape, dtype=np.uint8)
     right, wrong = (float(ask(images, found.prompts).mean()) for images in (found.images, noise))
@@ -208,7 +208,7 @@ def _above_noise(reward: config.Reward, ask: Ask, found: probes.Probes) -> Findi
         "rendered words above noise",
         bool(right > wrong),
         f"{right:.4g} and {wrong:.4g}",
-        "reinstall rapidocr",
+        f"reinstall {reward.extra.modules[0]}",
     )
 
 

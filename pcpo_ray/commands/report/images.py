@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,27 @@ SIDE, SMALL_SIDE = 384, 160
 SHARP = 128
 """Width up to which an image is stored as it is, and shown with its own pixels."""
 
+WIDE = 2
+"""The width of an image over its height from which a pair stands one above the other, so that both are large."""
+
+
+Said = Mapping[tuple[int, int], Mapping[str, str]]
+"""What rewards saw in the images of an evaluation: by the place of the prompt and the sample, then by reward."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One image on the page: the step it is from, its score, its data URL, and whether to show its own pixels."""
+    """One image on the page: the step it is from, its score, its data URL, and whether to show its own pixels.
+
+    `described` is what rewards saw in it, by their names.
+    """
 
     step: int
     score: float
     data: str
     sharp: bool
+    wide: bool
+    described: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +79,7 @@ def examples(record: Record) -> dict[str, Any] | None:
     whole = [step for step in kept if _is_whole(record, step, before.shape)]
     last = max(whole, default=first)
     texts = prompts(record, first)
+    said = {step: descriptions(record, step) for step in (first, last)}
     places = _evenly(before.size, PAIRS)
     worst, fallen = [], 0
     if last > first:
@@ -74,12 +87,15 @@ def examples(record: Record) -> dict[str, Any] | None:
         order = np.argsort(np.where(np.isfinite(change), change, np.inf), kind="stable")
         worst = [int(place) for place in order[:LOSERS] if change[place] < 0]
         fallen = int((change < 0).sum())
+    pairs = [_pair(record, texts, said, place, lost=place in worst) for place in places]
     return {
         "first": first,
         "last": last,
         "of": before.size,
-        "pairs": [_pair(record, texts, first, last, place, lost=place in worst) for place in places],
-        "losers": [_pair(record, texts, first, last, place, lost=True) for place in worst if place not in places],
+        "pairs": pairs,
+        "losers": [_pair(record, texts, said, place, lost=True) for place in worst if place not in places],
+        "wide": pairs[0].before.wide,
+        "described": any(said.values()),
         "most": len(worst),
         "fallen": fallen,
     }
@@ -96,11 +112,12 @@ def over_the_run(record: Record) -> dict[str, Any] | None:
     places = [n for n in range(count) if all(image_path(record, step, n, 0).is_file() for step in steps)]
     texts = prompts(record, kept[0])
     chosen = [places[n] for n in _evenly(len(places), COLUMNS)]  # as many as every evaluation keeps
+    said = {step: descriptions(record, step) for step in steps}
     rows = [
-        {"prompt": texts[place], "shown": [_shown(record, step, place, 0, SMALL_SIDE) for step in steps]}
+        {"prompt": texts[place], "shown": [_shown(record, said, step, place, 0, SMALL_SIDE) for step in steps]}
         for place in chosen
     ]
-    return {"steps": steps, "rows": rows}
+    return {"steps": steps, "rows": rows, "wide": rows[0]["shown"][0].wide}
 
 
 def _evenly(of: int, count: int) -> list[int]:
@@ -114,20 +131,25 @@ def _is_whole(record: Record, step: int, shape: Sequence[int]) -> bool:
     return all(image_path(record, step, n, sample).is_file() for n in range(shape[0]) for sample in range(shape[1]))
 
 
-def _pair(record: Record, texts: Sequence[str], first: int, last: int, place: int, *, lost: bool) -> Pair:
+def _pair(record: Record, texts: Sequence[str], said: Mapping[int, Said], place: int, *, lost: bool) -> Pair:
+    """Make the pair at a place; `said` has the first step that is shown and, if there is another, the last."""
+    first, last = min(said), max(said)
     position, sample = divmod(place, record.scores[first][TOTAL].shape[1])
     return Pair(
         prompt=texts[position],
         lost=lost,
-        before=_shown(record, first, position, sample, SIDE),
-        after=_shown(record, last, position, sample, SIDE) if last > first else None,
+        before=_shown(record, said, first, position, sample, SIDE),
+        after=_shown(record, said, last, position, sample, SIDE) if last > first else None,
     )
 
 
-def _shown(record: Record, step: int, position: int, sample: int, side: int) -> Shown:
-    data, width = thumbnail(image_path(record, step, position, sample), side)
+def _shown(record: Record, said: Mapping[int, Said], step: int, position: int, sample: int, side: int) -> Shown:
+    data, (width, height) = thumbnail(image_path(record, step, position, sample), side)
     score = float(record.scores[step][TOTAL][position, sample])
-    return Shown(step=step, score=score, data=data, sharp=width <= SHARP)
+    described = said[step].get((position, sample), {})
+    return Shown(
+        step=step, score=score, data=data, sharp=width <= SHARP, wide=width >= WIDE * height, described=described
+    )
 
 
 def prompts(record: Record, step: int) -> list[str]:
@@ -139,13 +161,24 @@ def prompts(record: Record, step: int) -> list[str]:
     return [row["prompt"] for row in table.to_pylist() if row["sample"] == 0]
 
 
+def descriptions(record: Record, step: int) -> Said:
+    """Read what rewards saw in an evaluation's images, by position and sample; nothing where none says so."""
+    from pyarrow import parquet
+
+    path = record.folder / "evaluations.parquet" / f"step-{step:06d}.parquet"
+    if "described" not in parquet.read_schema(path).names:
+        return {}
+    table = parquet.read_table(path, columns=["position", "sample", "described"])
+    return {(row["position"], row["sample"]): row["described"] for row in table.to_pylist()}
+
+
 def image_path(record: Record, step: int, position: int, sample: int) -> Path:
     """Return the path of one evaluation image."""
     return record.folder / "images" / f"step-{step:06d}" / f"{position:03d}-{sample:02d}.png"
 
 
-def thumbnail(path: Path, side: int = SIDE) -> tuple[str, int]:
-    """Return an image as a data URL, reduced to so many pixels a side, and its width.
+def thumbnail(path: Path, side: int = SIDE) -> tuple[str, tuple[int, int]]:
+    """Return an image as a data URL, reduced to so many pixels a side, and its width and height.
 
     Small images are PNG, to the pixel. Others are WebP, a tenth of the size, so that the page stays one modest file.
     """
@@ -159,4 +192,4 @@ def thumbnail(path: Path, side: int = SIDE) -> tuple[str, int]:
             image.save(file, format="PNG", optimize=True)
         else:
             image.convert("RGB").save(file, format="WEBP", quality=85, method=4)
-        return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}", image.width
+        return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}", image.size

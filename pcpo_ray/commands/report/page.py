@@ -57,6 +57,7 @@ def write(folder: Path, *, refresh: float | None = None) -> Path:
         prompt_facts=sections.facts_of_prompts(record),
         workers=sections.workers(record),
         verdict=verdict(record),
+        lead=sections.lead(record),
         images=images.examples(record),
         strips=images.over_the_run(record),
         rewards=sections.rewards(record),

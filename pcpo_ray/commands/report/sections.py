@@ -41,6 +41,7 @@ TITLES = {
     TOTAL: "reward",
     "aesthetic": "aesthetic score",
     "clip_score": "CLIP score",
+    "ddddocr": "words that another reader reads exactly",
     "diversity": "diversity",
     "grain": "grain",
     "hps_v2.0": "HPS v2.0",
@@ -57,6 +58,8 @@ TITLES = {
     "shapes_oracle_all": "all facts shown",
     "words_colours": "colours shown",
     "words_letters": "likeness of letters to the font's",
+    "words_places": "spread of the word's place",
+    "words_tones": "spread of the word's colours",
 }
 """The titles of the shipped rewards by their names."""
 
@@ -172,6 +175,27 @@ def rewards(record: Record) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def lead(record: Record) -> dict[str, Any] | None:
+    """Return what a reader is told first of a run whose first reward is a share: the share before and after.
+
+    `points` is its change in percentage points. None for another reward, and where an evaluation has no scores of it.
+    """
+    first = record.run.rewards[0]
+    if not first.scale.is_share or first.weight <= 0 or not record.evaluated:
+        return None
+    levels = record.levels(first.name)
+    if not all(math.isfinite(one.mean) for one in levels.values()):
+        return None
+    several = len(levels) > 1
+    changed = record.changes(first.name)[max(levels)] if several else None
+    return {
+        "title": title(first.name),
+        "before": levels[min(levels)],
+        "after": levels[max(levels)] if several else None,
+        "points": None if changed is None else changed.scaled(100),
+    }
 
 
 def quality(record: Record) -> dict[str, Any] | None:

@@ -320,6 +320,7 @@ def test_an_error_of_the_models_libraries_is_a_finding_as_any_other(small_sd, mo
 def test_ocr_passes_and_one_that_reads_no_image_does_not(monkeypatch):
     for score in ("edits", "ctc"):
         assert failed(config.Ocr(kind="ocr", detect=False, score=score)) == set()
+    assert failed(config.DdddOcr(kind="ddddocr")) == set()
     reward = config.Ocr(kind="ocr")
     assert failed(reward) == set()
     monkeypatch.setattr(ocr.Ocr, "read", lambda self, image: "open")
