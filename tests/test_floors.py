@@ -24,33 +24,12 @@ ROOMS = (
 WORLDS = {"diffusers", "transformers", "peft", "accelerate", "open_clip"}
 HEAVY = {*WORLDS, "ray", "PIL", "pyarrow", "pydantic", "scipy", "matplotlib"}
 
-# What a floor may load anyway is imported once; each of its modules is then imported in a fork that has seen no other.
 PROBE = """
-import importlib, json, os, sys
+import importlib, json, sys
 
-def loaded_by(name):
-    reading, writing = os.pipe()
-    if os.fork() == 0:
-        os.close(reading)
-        try:
-            importlib.import_module(name)
-            found = sorted(sys.modules)
-        except BaseException as error:
-            found = repr(error)
-        with os.fdopen(writing, "w") as file:
-            json.dump(found, file)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as file:
-        found = json.load(file)
-    os.wait()
-    return found
-
-loaded = {}
-for base, names in json.loads(sys.argv[1]):
-    importlib.import_module(base)
-    loaded.update({name: loaded_by(name) for name in names})
-json.dump(loaded, sys.stdout)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+json.dump(sorted(sys.modules), sys.stdout)
 """
 
 
@@ -89,38 +68,28 @@ PRETRAIN = [name for name in MODULES if inside(name, "pcpo_ray.commands.pretrain
 OTHERS = [name for name in MODULES if name not in (*LIGHT, *CLIENTS, *PAPER, *CLUSTER, *PRETRAIN)]
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    """What has been imported after each module: by itself, or beside torch, our config or ray."""
-    plan = [
-        ("sys", [*LIGHT, *CLIENTS]),
-        ("torch", PAPER),
-        ("pcpo_ray.config", OTHERS),
-        ("ray", CLUSTER),
-    ]
-    done = subprocess.run([sys.executable, "-c", PROBE, json.dumps(plan)], capture_output=True, text=True, timeout=240)
+FLOORS = {
+    "light": ([*LIGHT], {*HEAVY, "torch", "numpy"}),
+    "clients": ([*CLIENTS], {*WORLDS, "torch", "pcpo_ray.cluster.stages"}),
+    "paper": ([*PAPER], {*HEAVY, "pcpo_ray.config"}),
+    # a function of what was recorded
+    "monitors": (["pcpo_ray.training.monitors"], {*HEAVY - {"pydantic"}, "pcpo_ray.models", "pcpo_ray.rewards"}),
+    "others": ([*OTHERS], {*WORLDS, "ray"}),
+    "cluster": ([*CLUSTER], WORLDS),
+}
+"""Modules, and what they may not load at import, by themselves or through others."""
+
+
+def loaded_by(*modules):
+    """Return the names of all that is imported with these modules, in a process of their own."""
+    done = subprocess.run([sys.executable, "-c", PROBE, *modules], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return set(json.loads(done.stdout))
 
 
 def path_of(module):
     below = ROOT.joinpath(*module.split(".")[1:])
     return below / "__init__.py" if below.is_dir() else below.with_suffix(".py")
-
-
-def forbidden(module):
-    """What a module may not load, at import, by itself or through others."""
-    if module in LIGHT:
-        return {*HEAVY, "torch", "numpy"}
-    if module in CLIENTS:
-        return {*WORLDS, "torch", "pcpo_ray.cluster.stages"}
-    if module in PAPER:
-        return {*HEAVY, "pcpo_ray.config"}
-    if module in CLUSTER:
-        return WORLDS
-    if module == "pcpo_ray.training.monitors":  # a function of what was recorded
-        return {*HEAVY - {"pydantic"}, "pcpo_ray.models", "pcpo_ray.rewards"}
-    return {*WORLDS, "ray"}
 
 
 def imported(module):
@@ -135,11 +104,12 @@ def imported(module):
     return found
 
 
-@pytest.mark.parametrize("module", [*LIGHT, *CLIENTS, *PAPER, *OTHERS, *CLUSTER])
-def test_importing_a_module_loads_nothing_above_its_floor(loaded, module):
-    found = loaded[module]
-    assert isinstance(found, list), f"{module} cannot be imported: {found}"
-    assert not set(found) & forbidden(module), f"{module} broke its floor"
+@pytest.mark.parametrize("floor", FLOORS)
+def test_importing_a_floor_loads_nothing_above_it(floor):
+    modules, above = FLOORS[floor]
+    if loaded_by(*modules) & above:  # which of them it is
+        guilty = {module: found for module in modules if (found := loaded_by(module) & above)}
+        raise AssertionError(f"these load what is above their floor: {guilty}")
 
 
 def test_the_rooms_are_those_of_the_listing():

@@ -47,7 +47,7 @@ class EvaluationImage:
     path: Path
     scores: Mapping[str, float]
     described: Mapping[str, str]
-    """What rewards that say so saw in the image, such as the text that `ocr` read."""
+    """Texts of what rewards saw in the image, such as the text that `ocr` read."""
 
     def open(self) -> Image:
         """Read the image."""

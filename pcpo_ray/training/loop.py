@@ -261,8 +261,8 @@ class Loop:
     def _train_on(self) -> None:
         """Train, past every learner that is lost; whatever ends the run, what was learned is kept."""
         try:
-            if (lost := self.lost) is not None:
-                self.lost = None
+            lost, self.lost = self.lost, None
+            if lost is not None:
                 self.restarts.add(lost, self.progress.step + 1)
             while True:
                 try:
@@ -327,9 +327,9 @@ class Loop:
                 self.checkpointer.save(ending=True)
         except (Exception, KeyboardInterrupt) as error:
             if self.progress.unsaved:
-                what = f"no checkpoint could be made of step {self.progress.step}"
                 with contextlib.suppress(RunError):
-                    self._event("fault", message=f"{what}: {type(error).__name__}: {error}")
+                    why = f"{type(error).__name__}: {error}"
+                    self._event("fault", message=f"no checkpoint could be made of step {self.progress.step}: {why}")
 
     def _settle(self) -> None:
         """Have the update under way end, if there is one, and record it; nobody needs its weights any more."""

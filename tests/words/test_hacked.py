@@ -92,9 +92,7 @@ def evaluated(run, scorer, drawn, before=None):
     groups = []
     for n, text in enumerate(TEXTS):
         images = np.stack([np.round(drawn(parse(text), EACH * n + k)).astype(np.uint8) for k in range(EACH)])
-        task = Task(
-            step=0, position=n, prompt=Prompt(index=n, text=text), images=EACH, version=0, purpose="evaluate"
-        )
+        task = Task(step=0, position=n, prompt=Prompt(index=n, text=text), images=EACH, version=0, purpose="evaluate")
         scores, failures, _ = scorer.score(task, images)
         rollout = Rollout(
             task=task, trajectory=None, images=Handle(reference=None), bytes=0, checksum="", seconds=0.0, worker=""

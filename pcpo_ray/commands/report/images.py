@@ -29,7 +29,7 @@ WIDE = 2
 
 
 Said = Mapping[tuple[int, int], Mapping[str, str]]
-"""What rewards saw in the images of an evaluation: by the place of the prompt and the sample, then by reward."""
+"""Texts of what rewards saw in the images of an evaluation, by the place of the prompt and the sample, then by reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
