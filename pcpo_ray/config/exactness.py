@@ -48,16 +48,23 @@ def recomputed_ratios_are_decomposed(run: "Run") -> None:
 
 def recomputed_samples_are_weighed(run: "Run") -> None:
     """Refuse older samples that would count as those of the present weights."""
-    objective, staleness = run.objective, run.rollout.max_staleness
-    if objective.old_predictions == "recomputed" and staleness and objective.correction is None:
-        remedy = "set rollout.max_staleness=0"
-        if not isinstance(run.sampling.process, Renoised):  # which has no correction
-            remedy = f"set objective.correction (2, for example), which weighs them by old / sampler, or {remedy}"
-        raise ValueError(
-            f"rollout.max_staleness is {staleness} with objective.old_predictions=recomputed and no "
-            "objective.correction: samples of older weights would count as if the present ones had sampled them; "
-            f"{remedy}"
-        )
+    if wrong := unweighed(run, run.rollout.max_staleness):
+        raise ValueError(wrong)
+
+
+def unweighed(run: "Run", max_staleness: int) -> str:
+    """Say why a run may not learn samples of that age; empty if it may."""
+    objective = run.objective
+    if objective.old_predictions == "sampled" or not max_staleness or objective.correction is not None:
+        return ""
+    remedy = "set rollout.max_staleness=0"
+    if not isinstance(run.sampling.process, Renoised):  # which has no correction
+        remedy = f"set objective.correction (2, for example), which weighs them by old / sampler, or {remedy}"
+    return (
+        f"rollout.max_staleness is {max_staleness} with objective.old_predictions=recomputed and no "
+        "objective.correction: samples of older weights would count as if the present ones had sampled them; "
+        f"{remedy}"
+    )
 
 
 def one_network_is_compiled_once(run: "Run") -> None:

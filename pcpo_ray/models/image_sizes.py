@@ -88,11 +88,15 @@ def _check_settings(run: config.Run, where: str, *, evaluated: bool) -> None:
             "the columns height and width, or set several_sizes = True in the class once nothing but cached_by_size "
             "keeps what depends on the size (pcpo_ray/models/README.md)"
         )
-    if run.optimizer.micro_batch == "auto":
-        raise ConfigError(
-            f"optimizer.micro_batch is auto, which tries the sizes of the first batch only, and {where} has a size of "
-            "its own; set optimizer.micro_batch=null, or a number"
-        )
+    for key, value, tried in (
+        ("optimizer.micro_batch", run.optimizer.micro_batch, "the first batch"),
+        ("sampling.batch", run.sampling.batch, "a sampler's first task"),
+    ):
+        if value == "auto":
+            raise ConfigError(
+                f"{key} is auto, which tries the sizes of {tried} only, and {where} has a size of its own; set "
+                f"{key}=null, or a number"
+            )
     quality = run.evaluation.quality
     if evaluated and quality is not None and quality.reference is not None:
         raise QualityError(

@@ -4,6 +4,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 
 from pcpo_ray import config
+from pcpo_ray.config import exactness
 from pcpo_ray.data.records import RunStatus
 from pcpo_ray.data.requests import ENDED
 from pcpo_ray.metrics.changes import RunNumbers
@@ -37,12 +38,20 @@ class Control:
         for request in self.stages.exchange(status):
             self.recorder.event("asked", **request.asked)
             if request.max_staleness is not None:
-                self.progress.max_staleness = request.max_staleness
+                self._set_staleness(request.max_staleness)
             if request.fault is not None:
                 self.stages.inject_fault(request.fault)
             self._resize({"samplers": request.samplers, "scorers": request.scorers}, "asked for")
             self.progress.stopping = self.progress.stopping or request.stop
             self.done.append(request.id)
+
+    def _set_staleness(self, wanted: int) -> None:
+        """Let batches be so many versions old, unless the run could not learn them."""
+        if refused := exactness.unweighed(self.run, wanted):
+            self.recorder.event("refused", why=refused)
+            self.dispatcher.say(f"warning: not done: {refused}")
+            return
+        self.progress.max_staleness = wanted
 
     def report(self) -> None:
         """Give the metrics the numbers of the status."""

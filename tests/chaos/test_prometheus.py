@@ -238,6 +238,7 @@ def scraped(small_sd, tmp_path_factory):
         sampling__steps=12,
         objective__kl=0.01,
         objective__correction=2.0,
+        objective__old_predictions="recomputed",
         rollout__max_staleness=1,
         optimizer__average=0.9,
         rewards="[{kind: jpeg_compressibility}, {kind: 'tests.support.custom:Failing', options: {every: 3}}]",

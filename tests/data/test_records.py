@@ -10,10 +10,12 @@ from tests.support.measures import STEP
 def test_a_steps_row_leaves_out_what_the_config_does_not_have():
     row = STEP.row(12.5)
     assert list(row)[:3] == ["kind", "step", "time"] and (row["kind"], row["step"], row["time"]) == ("train", 4, 12.5)
-    assert not {"kl", "importance"} & row.keys()
+    assert not {"kl", "importance", "mismatch"} & row.keys()
     assert replace(STEP, kl=0.5).row(0.0)["kl"] == 0.5
     assert replace(STEP, group_deviation=None).values()["group_deviation"] is None  # of one image: there, and null
-    assert not {"all_rewards", "by_timestep", "fresh_log_ratio"} & row.keys() and json.dumps(row)
+    assert not {"all_rewards", "by_timestep", "fresh_log_ratio", "mismatch_by_timestep"} & row.keys() and json.dumps(
+        row
+    )
 
 
 def test_an_evaluations_row_has_quality_and_changes_only_if_any():

@@ -48,6 +48,15 @@ def test_how_far_the_weights_moved_and_what_was_skipped_are_told():
     assert not [key for key in told().values if key[0] == "importance"]
 
 
+def test_a_mismatch_is_told_by_timestep_where_it_was_measured():
+    columns = {**STEP.per_timestep, "mismatch": [2e-5, None]}
+    kept = told(mismatch={"rms": 1e-5, "largest": 3e-5}, per_timestep=columns)
+    assert kept["mismatch", {"statistic": "rms"}] == 1e-5 and kept["mismatch", {"statistic": "largest"}] == 3e-5
+    assert kept["timestep_mismatch", {"timestep": "875"}] == 2e-5
+    assert len([key for key in kept.values if key[0] == "timestep_mismatch"]) == 1
+    assert not [key for key in told().values if "mismatch" in key[0]]
+
+
 def test_only_fresh_samples_say_whether_the_first_ratio_is_one():
     assert told()["first_log_ratio"] == 0.0
     assert ("first_log_ratio",) not in told(oldest_sample=1, first_log_ratio=0.3).values

@@ -57,6 +57,8 @@ def test_what_takes_one_size_only_is_refused_by_name(small_sd, tmp_path):
     path = listed(tmp_path, [{}, LARGE] * 2)
     session.check_steps(small.run(small_sd, prompts=path))
     refused(small.run(small_sd, prompts=path, optimizer__micro_batch="auto"), ConfigError, "optimizer.micro_batch is")
+    chosen = small.run(small_sd, prompts=path, sampling__batch="auto", objective__old_predictions="recomputed")
+    refused(chosen, ConfigError, "sampling.batch is auto")
     own = f"{{kind: custom, denoiser: '{__name__}:Fixed', family: diffusion, path: '{small_sd}'}}"
     refused(small.run(small_sd, prompts=path, model=own), ModelError, "test_image_sizes:Fixed.*one size a run.*leave")
     quality = "{features: {kind: dinov2, model: m}, reference: {kind: base}}"

@@ -88,7 +88,7 @@ def test_one_process_compiles_its_one_network_for_both_roles_or_none(small_flux)
 
 
 @with_a_compiler
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_compiled_sampler_is_learned_from_and_its_mismatch_is_rounding(small_flux):
     run = small.run(small_flux, **COMPILED, optimizer__minibatches=2)
     sampler, learner = Sampler(run, CPU), Learner(run, CPU)
@@ -106,7 +106,7 @@ def test_a_compiled_sampler_is_learned_from_and_its_mismatch_is_rounding(small_f
 
 
 @with_a_compiler
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_compiled_learner_has_log_ratios_of_zero_at_unmoved_weights(small_flux):
     """Pairs of the second mini-batch are predicted before, by the code that trains on them."""
     changes = {"optimizer__compile": "true", "objective__old_predictions": "recomputed"}

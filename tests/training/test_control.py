@@ -43,6 +43,15 @@ def go(run, folder, asks=None, stages=None):
     return stages, recorder, loop
 
 
+def test_a_staleness_that_nothing_corrects_is_refused_and_the_run_goes_on(small_sd, tmp_path):
+    run = small.run(small_sd, steps=3, objective__old_predictions="recomputed")
+    stages, _, loop = go(run, tmp_path / "run", {1: Request(max_staleness=1)})
+    loop.train()
+    (event,) = (event for event in stages.last["events"] if event["kind"] == "refused")
+    assert "rollout.max_staleness is 1" in event["why"] and "set objective.correction" in event["why"]
+    assert stages.last["max_staleness"] == 0 and stages.last["state"] == "finished"
+
+
 def test_a_status_is_plain_data_and_agrees_with_the_record(small_sd, tmp_path):
     run = small.run(small_sd, steps=3, rollout__max_staleness=1)
     stages, recorder, loop = go(run, tmp_path / "run")
