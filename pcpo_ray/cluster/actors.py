@@ -185,11 +185,6 @@ class ScorerActor(Worker):
         """Score a group: what a `Scored` holds beside its rollout, by name."""
         started = time.perf_counter()
         scores, failures, measured = self.scorer.score(task, images)
-        return {
-            "scores": scores,
-            "failures": failures,
-            "measured": measured,
-            "described": self.scorer.describe(task, images),
-            "tokens": self.scorer.tokens(),
-            "seconds": time.perf_counter() - started,
-        }
+        found = {"scores": scores, "failures": failures, "measured": measured}
+        found |= {"described": self.scorer.describe(task, images), "tokens": self.scorer.tokens()}
+        return {**found, "seconds": time.perf_counter() - started}

@@ -1,4 +1,4 @@
-"""How far apart the images of one prompt are in the words world: in the word's place, or in its colours."""
+"""Distances between the images of one prompt in the words world: of the word's places, or of its colours."""
 
 from typing import Literal, assert_never
 

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import ray
+from pyarrow import parquet
 
 from pcpo_ray.runs.records import evaluations
 from tests.support import small
@@ -24,6 +25,16 @@ class Unlike:
         assert len(images) in (2, 4)  # a whole group, in evaluations of several prompts too
         colours = images.mean(axis=(1, 2))
         return abs(colours - colours.mean(axis=0)).mean(axis=1) + len(prompt) + np.random.normal(size=len(images))
+
+    def describe(self, images, prompts):
+        noises = np.random.normal(size=len(images))
+        return [f"{one.mean():.3f} {text} {noise}" for one, text, noise in zip(images, prompts, noises, strict=True)]
+
+
+def described(folder, step):
+    """The texts on each evaluated image, by reward."""
+    table = parquet.read_table(folder / "evaluations.parquet" / f"step-{step:06d}.parquet")
+    return table["described"].to_pylist()
 
 
 @pytest.fixture
@@ -76,6 +87,8 @@ def test_group_rewards_on_ray_give_the_bits_of_one_process(small_sd, tmp_path, s
         found, expected = (evaluations(tmp_path / where, step) for where in ("ray", "local"))
         assert found.keys() == expected.keys() == {"reward", "Unlike", "judge", "diversity"}
         assert all((found[name] == expected[name]).all() for name in found)
+        found, expected = (described(tmp_path / where, step) for where in ("ray", "local"))
+        assert found == expected and all(row.keys() == {"Unlike"} for row in found)
     assert ("scorer-0 is gone" in (recorder.folder / "events.jsonl").read_text()) == (disturb is kill_the_scorer)
     rows = [[row["tokens"]["judge"] for row in one.metrics()] for one in (recorder, alone)]
     assert rows[0] == rows[1] and sum(row["prompt"] for row in rows[1]) == 100 * (len(server.asked) - asked)

@@ -29,7 +29,7 @@ WIDE = 2
 
 
 Said = Mapping[tuple[int, int], Mapping[str, str]]
-"""Texts of what rewards saw in the images of an evaluation, by the place of the prompt and the sample, then by reward."""
+"""The texts of rewards on an evaluation's images: by the prompt's place and the sample, then by reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +113,9 @@ def over_the_run(record: Record) -> dict[str, Any] | None:
     texts = prompts(record, kept[0])
     chosen = [places[n] for n in _evenly(len(places), COLUMNS)]  # as many as every evaluation keeps
     said = {step: descriptions(record, step) for step in steps}
-    rows = [
-        {"prompt": texts[place], "shown": [_shown(record, said, step, place, 0, SMALL_SIDE) for step in steps]}
-        for place in chosen
-    ]
-    return {"steps": steps, "rows": rows, "wide": rows[0]["shown"][0].wide}
+    shown = [[_shown(record, said, step, place, 0, SMALL_SIDE) for step in steps] for place in chosen]
+    rows = [{"prompt": texts[place], "shown": row} for place, row in zip(chosen, shown, strict=True)]
+    return {"steps": steps, "rows": rows, "wide": shown[0][0].wide}
 
 
 def _evenly(of: int, count: int) -> list[int]:

@@ -7,6 +7,7 @@ import pytest
 
 from pcpo_ray import config, models
 from pcpo_ray.commands.study import axes, plan
+from pcpo_ray.config import files
 from pcpo_ray.errors import ConfigError, StudyError
 from pcpo_ray.models import steps
 from tests.support import ROOT, stored
@@ -38,6 +39,23 @@ def test_the_studies_of_both_rewards_have_the_same_arms_and_settings():
     assert credits[0] == credits[1]
     keys = {key for key in {*one.set, *other.set} if one.set.get(key) != other.set.get(key)}
     assert keys == {"rewards", "evaluation.rewards", "steps", "evaluation.every", "checkpoints"}
+
+
+@pytest.mark.parametrize(
+    ("stem", "recipes"),
+    [
+        ("words", {"ddpo": "words_ddpo", "pcpo": "words_pcpo"}),
+        ("words_aa", {"one": "words_pcpo", "the-same": "words_pcpo"}),
+        ("words_flow", {"dancegrpo": "words_dancegrpo", "pcpo": "words_pcpo_flux"}),
+        ("words_flow_aa", {"one": "words_pcpo_flux", "the-same": "words_pcpo_flux"}),
+    ],
+)
+def test_the_arms_of_studies_on_words_are_its_recipes(stem, recipes):
+    study = plan.load(ROOT / "configs" / "studies" / f"{stem}.yaml")
+    assert set(study.arms) == set(recipes)
+    for arm, recipe in recipes.items():
+        differing = files.differing(*map(files.plain, (plan.planned(study, arm, 1).run, files.load(recipe))))
+        assert set(differing) <= {"name", "seed", "optimizer.micro_batch", "checkpoints.every", "checkpoints.keep"}
 
 
 def test_a_base_is_found_from_the_studys_file(tmp_path):
