@@ -20,7 +20,7 @@ from pcpo_ray.commands.report.verdict import Verdict, verdict
 from pcpo_ray.data.records import EvaluationRecord, StepRecord
 from pcpo_ray.errors import RunError
 from pcpo_ray.models import lora_file
-from pcpo_ray.runs import checkpoints, records
+from pcpo_ray.runs import names, records
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.runs.intervals import Estimate
 from pcpo_ray.runs.places import folder_at
@@ -110,7 +110,7 @@ class RunResult:
     @cached_property
     def images(self) -> Mapping[int, Sequence[EvaluationImage]]:
         """The images that evaluations kept, by training step: those of the first and of the last."""
-        found = {checkpoints.step_of(path.name): path for path in (self.folder / "images").glob("step-*")}
+        found = {names.step_of(path.name): path for path in (self.folder / "images").glob("step-*")}
         return {step: _images(self.folder, step, path) for step, path in sorted(found.items()) if step is not None}
 
     @property
@@ -174,7 +174,7 @@ def _typed(kind: type[R], row: Mapping[str, Any], place: str) -> R:
 def _images(run: Path, step: int, folder: Path) -> Sequence[EvaluationImage]:
     from pyarrow import parquet
 
-    table = parquet.read_table(run / "evaluations.parquet" / f"{checkpoints.name_of(step)}.parquet")
+    table = parquet.read_table(run / "evaluations.parquet" / f"{names.name_of(step)}.parquet")
     rows = table.to_pylist()
     given = ("step", "prompt", "position", "sample", "described")
     return tuple(

@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from pcpo_ray.config import files
-from pcpo_ray.runs import checkpoints, look
+from pcpo_ray.runs import checkpoints, look, names
 from tests.chaos.nodes import Nodes
 from tests.support import small
 from tests.support.part import MORE
@@ -40,8 +40,6 @@ def test_a_run_whose_head_is_gone_ends_by_name(small_sd, tmp_path, number):
             job.kill()
     assert job.returncode == 1 and "failed: the head of the Ray cluster did not answer for 1" in said, said
     kept = checkpoints.newest(tmp_path / "headless", pytest.fail)
-    assert kept and f"step {checkpoints.step_of(kept.name)} is saved; once that is mended, continue with: " in said, (
-        said
-    )
+    assert kept and f"step {names.step_of(kept.name)} is saved; once that is mended, continue with: " in said, said
     found = look.look(str(tmp_path / "headless"))
     assert found and found["state"] == "failed" and "the head of the Ray cluster did not answer" in found["error"]

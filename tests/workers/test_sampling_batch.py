@@ -43,7 +43,12 @@ def test_the_choice_of_the_first_task_holds_for_all_and_is_learned_from(small_sd
     run = small.run(small_sd, **AUTO, optimizer__minibatches=2)
     sampler, learner = Sampler(run, CPU), Learner(run, CPU)
     asked = []
-    monkeypatch.setattr(sampling_batch, "choose", lambda images, predict, device: asked.append(images) or 2)
+
+    def two(images, predict, device):
+        asked.append(images)
+        return 2
+
+    monkeypatch.setattr(sampling_batch, "choose", two)
     sampler.sample(task(purpose="evaluate"))
     rows, predict = [], sampler.policy.predict
 
