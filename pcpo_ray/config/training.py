@@ -102,7 +102,7 @@ class Optimizer:
     number and its doubles in the first update, and keeps the fastest that predicts the same bits; a run that resumes
     from a checkpoint keeps that choice. Gradients are then summed in another order. Two runs, or a run that is lost
     before its first checkpoint, are therefore equal to the bit only if the choice is equal; give the number to make
-    sure of it.
+    sure of it. With a number, the first log-ratio may be a little above 0 (at most 1e-6, else the run ends).
     """
 
     @property

@@ -103,9 +103,9 @@ class Chat(Client):
             with self.counting:
                 for name in self.tokens:
                     self.tokens[name] += int(used.get(f"{name}_tokens") or 0)
-            said = choice["message"]["content"] = choice["message"]["content"] or ""
+            said = choice["message"]["content"] = text_of(choice["message"]["content"])
             cut_off = choice.get("finish_reason") == "length" and self.template.mode != "yes_no"
-        except (ValueError, TypeError, KeyError, IndexError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             self.unread(answer[:SHOWN].decode(errors="replace"))
             return None
         if cut_off:
@@ -151,7 +151,7 @@ class Judge(Chat):
         try:
             likeliest = choice["logprobs"]["content"][0]["top_logprobs"]
             words = [(one["token"].strip().casefold(), math.exp(one["logprob"])) for one in likeliest]
-        except (TypeError, KeyError, IndexError, AttributeError):
+        except (TypeError, KeyError, IndexError, AttributeError, OverflowError):
             words = []
         yes, no = (sum(chance for word, chance in words if word == asked) for asked in ("yes", "no"))
         if not yes + no > 0:
@@ -199,6 +199,15 @@ def compared(count: int, rounds: int | None) -> list[tuple[int, int]]:
         return [(i, j) if (i + j) % 2 else (j, i) for i in range(count) for j in range(i + 1, count)]
     ring = np.random.permutation(count).tolist()
     return [(ring[k], ring[(k + step) % count]) for step in range(1, rounds + 1) for k in range(count)]
+
+
+def text_of(content: Any) -> str:
+    """Return a message's text, which is given whole, in parts or not at all. Raises TypeError for anything else."""
+    if isinstance(content, list):
+        return "".join(text_of(part["text"]) for part in content)
+    if not isinstance(content, str | None):
+        raise TypeError(f"a message of type {type(content).__name__}")
+    return content or ""
 
 
 def data_urls(images: UInt8[np.ndarray, "N H W 3"]) -> list[str]:

@@ -3,11 +3,14 @@
     score = mean over the quoted texts t of   1 if the text read contains t, else 1 - min(distance(t, read), |t|) / |t|
 
 with Levenshtein's edit distance. Both are compared without case, spaces and width (NFKC). Quotes are "..." or “...”.
+The recogniser knows Latin, Greek, Chinese and Japanese letters, and no others.
 """
 
+import importlib.util
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,8 +34,18 @@ class Ocr:
 
     @staticmethod
     def check_prompts(prompts: Sequence[str], origin: str) -> None:
-        """Check that every prompt quotes a text. Raises RewardError that names some that do not."""
+        """Check that every prompt quotes a text that can be read. Raises RewardError that names some that do not."""
         check_quotes("ocr", prompts, origin)
+        if importlib.util.find_spec("rapidocr") is None:  # `rewards.check` says so
+            return
+        unknown = {prompt: found for prompt in dict.fromkeys(prompts) if (found := _unknown(prompt))}
+        if unknown:
+            named = ", ".join(f"{prompt!r} ({found})" for prompt, found in list(unknown.items())[:SHOWN])
+            raise RewardError(
+                f"the reward ocr cannot read letters that {len(unknown)} prompts ({origin}) quote, and would score "
+                f"every image as wrong: {named}; expected Latin, Greek, Chinese or Japanese ones: leave these prompts "
+                "out, or ask a `judge` or a reward of your own"
+            )
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:
         texts = self.describe(images, prompts)
@@ -72,6 +85,20 @@ def check_quotes(name: str, prompts: Sequence[str], origin: str) -> None:
             f"{len(dict.fromkeys(prompts))} prompts ({origin}) quote none: {named}; "
             "expected prompts such as 'a sign that says \"OPEN\"'"
         )
+
+
+@cache
+def readable() -> frozenset[str]:
+    """List the folded characters that the recogniser knows."""
+    made = reader()
+    made(np.full((48, 160, 3), 255, np.uint8), use_det=False)  # the recogniser is loaded at its first use
+    return frozenset("".join(map(folded, made.text_rec.postprocess_op.character)))
+
+
+def _unknown(prompt: str) -> str:
+    """Return the letters and digits in a prompt's quotes that the recogniser does not know."""
+    asked = dict.fromkeys(folded("".join(quoted(prompt))))
+    return "".join(one for one in asked if one.isalnum() and one not in readable())
 
 
 def quoted(prompt: str) -> list[str]:

@@ -81,10 +81,10 @@ class Scorer:
         return scores, failures, measured
 
     def describe(self, task: Task, images: UInt8[np.ndarray, "N H W 3"]) -> dict[str, list[str]]:
-        """Return what each reward that says so saw in an evaluation's images; where one fails, the cause instead."""
+        """Return what each reward that says so saw in an evaluation's images, trained ones first; or why it failed."""
         found = {}
-        for name, reward in self.rewards.items() if task.purpose == "evaluate" else ():
-            if not isinstance(reward, rewards.Describing):
+        for name in dict.fromkeys([*self.trained, *self.rewards]) if task.purpose == "evaluate" else ():
+            if not isinstance(self.rewards[name], rewards.Describing):
                 continue
             seed = seed_of(self.seed, "describe", name, task.position)
             try:

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pcpo_ray import models
 from pcpo_ray.data.seeds import generator
 from pcpo_ray.runs import checkpoints
+from pcpo_ray.workers.learner import loss
 from tests.support import families, small
 from tests.support.running import go, parameters, same
 from tests.support.trajectories import CPU, batch, pair
@@ -38,6 +40,24 @@ def test_a_pass_over_other_pairs_than_a_sampler_takes_learns_the_same(kind, mode
     assert together.diagnostics["overall"]["max_log_ratio"] < 1e-6  # sums of another order, and nothing of the company
     assert together.gradient_norm == pytest.approx(apart.gradient_norm, rel=1e-4) and together.gradient_norm > 0
     assert together.loss == pytest.approx(apart.loss, rel=1e-4, abs=1e-6)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("dtype", "most"), [("float32", 1e-6), ("bfloat16", 0.0), ("float16", 0.0)], ids=["float32", "bfloat16", "float16"]
+)
+def test_passes_of_other_sizes_predict_what_images_alone_were_given(kind, model, dtype, most):
+    """The farthest sizes: a sampler of single images, and a learner of as many as there are."""
+    changes = {**families.guided(kind), "sampling__batch": 1, "model__dtype": dtype, "sampling__steps": 2}
+    sampler, learner = pair(model(kind), **changes, optimizer__micro_batch=8)
+    with torch.no_grad():
+        for name, parameter in learner.policy.denoiser.trainable().items():  # a new adapter adds nothing
+            parameter.copy_(torch.randn(parameter.shape, generator=generator(name)) * 0.1)
+    made = batch(sampler, learner, count=1)
+    assert all(bool(parameter.any()) for parameter in sampler.policy.denoiser.trainable().values())
+    update = learner.update(1, made)
+    assert update.diagnostics["overall"]["max_log_ratio"] <= most <= loss.FIRST_RATIO_LIMIT
+    assert update.gradient_norm > 0
 
 
 TILED = {

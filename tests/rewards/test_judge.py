@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -103,6 +104,32 @@ def test_an_answer_that_cannot_be_read_is_missing_and_logged(serving, caplog, mo
     assert f"no score can be read in the answer of {MODEL}" in caplog.text
 
 
+ODD = [
+    {"logprobs": {"content": [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": 1e9}]}]}},
+    {"logprobs": {"content": [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": None}]}]}},
+    {"logprobs": {"content": [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": float("nan")}]}]}},
+    {"logprobs": {"content": [{"token": "Yes", "top_logprobs": []}]}},
+    {"logprobs": {"content": [{"top_logprobs": ["Yes"]}]}},
+    {"logprobs": {"content": []}},
+    {"logprobs": []},
+    {"logprobs": None},
+    {"message": None},
+    {"message": {"content": None}},
+    {"message": {"content": [{"type": "image_url"}]}},
+    {"message": {"content": 4}},
+]
+
+
+@pytest.mark.parametrize("mode", ["yes_no", "score", "pairwise"])
+@pytest.mark.parametrize("choice", ODD, ids=str)
+def test_an_answer_of_any_other_shape_is_missing_and_no_error(serving, mode, choice):
+    made = judging(serving(*[choice] * 2), mode=mode, concurrency=1)
+    scores = made.score(IMAGES[:2], TEXTS[:2]) if mode != "pairwise" else made.score_group(IMAGES[:2], "a cube")
+    asked = "logprobs" in choice
+    assert all(math.isnan(score) for score in scores) or asked != (mode == "yes_no")
+    assert all(math.isnan(score) or 0 <= score <= 1 for score in scores)
+
+
 @pytest.mark.parametrize(
     ("answer", "better"),
     [
@@ -121,6 +148,12 @@ def test_numbers_are_read_from_lines_with_bold_type_too():
     answer = "**Alignment Score (1-5):** 5\n**Coherence Score (1-5):** 5\n**Style Score (1-5):** 2"
     assert judge_template.read("score", None).number(answer) == pytest.approx(0.75)
     assert judge_template.read("score", "checklist").number("a cube: met\n**Met:** 2 of 3") == pytest.approx(2 / 3)
+
+
+def test_an_answer_in_parts_is_read_as_one(serving):
+    parts = [{"type": "text", "text": "Neither is bad.\nImage 2"}, {"type": "text", "text": " is better"}]
+    made = judging(serving({"message": {"content": parts}}), mode="pairwise")
+    assert made.score_group(IMAGES[:2], "a cube") == made.score_group(IMAGES[:2], "a cube") == [0.0, 1.0]
 
 
 def test_an_answer_that_was_cut_off_is_missing(serving):

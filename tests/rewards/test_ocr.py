@@ -107,6 +107,21 @@ def test_prompts_without_a_quoted_text_are_refused_before_the_start(small_sd, tm
         session.check_files(run)
 
 
+@pytest.mark.parametrize(
+    ("text", "unknown"), [("Привет", "привет"), ("안녕 2026", "안녕"), ("שלום", "שלום"), ("ประเทศ", "ประเทศ")]
+)
+def test_letters_that_it_cannot_read_are_refused_before_the_start(text, unknown):
+    for reward in (OCR, config.Ocr(kind="ocr", detect=False)):
+        with pytest.raises(RewardError) as refused:
+            rewards.check_prompts(reward, ['a sign "OPEN"', f'a sign that says "{text}"'], "prompts.txt")
+        assert f"({unknown})" in str(refused.value) and "1 prompts (prompts.txt)" in str(refused.value)
+
+
+def test_letters_with_accents_punctuation_and_other_widths_are_known():
+    texts = ["Straße & café", "Łódź", "\uff21\uff22 \uff11", "天気", "カフェ", "λ", "50 % — now", "½", "I\u2019m"]
+    rewards.check_prompts(OCR, [f'a sign "{text}"' for text in texts], "here")
+
+
 def test_a_watched_ocr_leaves_training_prompts_alone(small_sd, tmp_path):
     for name, text in (("training", "a wall\na door"), ("evaluated", 'a sign "C"')):
         (tmp_path / f"{name}.txt").write_text(text)

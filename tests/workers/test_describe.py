@@ -32,6 +32,13 @@ def test_a_text_an_image_in_order_from_those_that_say_so():
     assert said == {"Sees": [f"{text}, as bright as {10 * n}.0" for n, text in enumerate(("one", "one", "two", "two"))]}
 
 
+def test_what_trained_rewards_saw_comes_first():
+    watched = [{"kind": "tests.support.custom:Sees", "label": "watched"}]
+    trained = [{"kind": "tests.support.custom:Sees", "label": "trained"}]
+    run = small.run("model", rewards=yaml.safe_dump(trained), evaluation__rewards=yaml.safe_dump(watched))
+    assert list(scorer.Scorer(run, torch.device("cpu")).describe(task(), IMAGES)) == ["trained", "watched"]
+
+
 def test_training_groups_are_not_described():
     assert made({}).describe(task("train"), IMAGES) == {}
 
