@@ -16,8 +16,8 @@ LARGEST_ANSWER = 1 << 24
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 """Bounds in seconds on the random pause before a retry; it doubles each time, so that scorers do not retry in step."""
 
-AWAY = (408, 425, 429, 502, 503, 504)
-"""Status codes of a server, or a proxy before it, that may recover."""
+AWAY = (408, 425, 429, *range(502, 600))
+"""Status codes of a server, or a proxy before it, that may recover; proxies have some of their own (520 to 530)."""
 
 FAULT, FAULTS = 500, 3
 """The status code of a failed reward, and the number of attempts that it gets."""

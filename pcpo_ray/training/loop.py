@@ -190,7 +190,7 @@ class Loop:
         self.control.report()
         try:
             row = self.recorder.record(record.kind, record.step, record.values())
-        except RunError:  # a full disk; the checkpoint that ends the run may be on another one
+        except BaseException:  # a full disk: the checkpoint that ends the run may be on another one
             self.progress.unwritten.append(record.row(time.time()))
             raise
         match record:

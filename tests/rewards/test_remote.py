@@ -145,7 +145,10 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(served, hasty):
     assert 1 < time.monotonic() - started < 30
 
 
-@pytest.mark.parametrize("trouble", [(502, b""), (503, b"busy"), (504, b""), (429, b"slow"), (200, cut)])
+@pytest.mark.parametrize(
+    "trouble",
+    [(502, b""), (503, b"busy"), (504, b""), (429, b"slow"), (521, b"down"), (529, b"overloaded"), (200, cut)],
+)
 def test_what_passes_is_asked_again(served, hasty, trouble):
     server = answering(trouble, trouble, trouble, (200, GOOD))
     assert client(served(server)).score(PICTURES, TEXTS) == [1, 2, 3]

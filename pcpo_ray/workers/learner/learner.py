@@ -328,6 +328,8 @@ class Learner:
                 raise TrainingError(
                     f"the update from version {self.version} was broken off, with a part of its steps made"
                 )
+            if self.version != state.step:  # nobody could continue from such a checkpoint
+                raise TrainingError(f"step {state.step} is to be saved, and the learner holds version {self.version}")
             allowed()
 
         with self._taken_back():

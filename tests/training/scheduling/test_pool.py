@@ -115,6 +115,7 @@ def test_workers_that_die_while_starting_are_replaced_with_backoff():
                 pool.died(action.worker, "no such file", now)
             now += 0.5
             pool.tick(now)
+    assert len(starts) == 5 + 1 + 1  # so many deaths, one for each that is wanted, and one too many
     gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
     assert gaps == sorted(gaps) and gaps[-1] >= 8.0
 
@@ -245,6 +246,43 @@ def test_what_takes_long_is_given_to_an_idle_worker_too_and_counts_once():
     assert len(pool) == 0
     pool.submit("next", 17.0), pool.submit("after", 17.0)
     assert {name for name, _ in sent(pool)} == {"w-0", "w-1"}
+
+
+def test_what_takes_long_is_with_two_workers_at_most():
+    pool = pool_of(3, depth=1, hedge=3.0)
+    for n in range(6):
+        ticket = pool.submit(n, float(n))
+        pool.finished(sent(pool)[0][0], ticket, n + 1.0)
+    pool.submit("slow", 10.0)
+    assert len(sent(pool)) == 1
+    pool.tick(20.0)
+    assert len(sent(pool)) == 1
+    pool.tick(30.0)
+    assert not sent(pool) and pool.retries["hedged"] == {"slow": 1}
+
+
+def test_deaths_with_work_done_between_do_not_add_up():
+    pool = pool_of(1, depth=1, deaths=2)
+    for now in range(0, 1000, 100):
+        (worker,) = pool.workers
+        ticket = pool.submit(now, now)
+        assert sent(pool) == [(worker, ticket)] and pool.finished(worker, ticket, now + 1)
+        pool.died(worker, "killed", now + 2)
+        pool.tick(now + 70)
+        (start,) = pool.take()
+        pool.ready(start.worker, now + 70)
+    assert pool.restarts == {"died": 10}
+
+
+def test_nobody_comes_in_the_place_of_who_was_not_wanted_any_more():
+    pool = pool_of(2)
+    pool.died("w-0", "killed", 1.0)
+    pool.died("w-1", "killed too", 2.0)  # its place is to stay empty for a second
+    pool.resize(1, 2.5)
+    pool.resize(2, 10.0)
+    assert [action.worker for action in pool.take() if isinstance(action, Start)] == ["w-2", "w-3"]
+    pool.ready("w-3", 11.0)
+    assert pool.notes() == []
 
 
 def test_a_draining_nodes_worker_is_replaced_before_it_goes():

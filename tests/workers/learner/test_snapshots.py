@@ -51,6 +51,14 @@ def test_a_checkpoint_that_may_not_be_written_any_more_has_no_name(small_sd, tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_of_another_step_than_the_learners_is_refused(small_sd, tmp_path):
+    sampler, learner = pair(small_sd)
+    learner.update(1, batch(sampler, learner))
+    with pytest.raises(TrainingError, match="step 0 is to be saved, and the learner holds version 1"):
+        learner.save(tmp_path / "step-000000", DriverState(step=0))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("average", ["null", 0.9])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_half_precision_checkpoint_has_masters_and_continues_exactly(small_sd, tmp_path, dtype, average):
