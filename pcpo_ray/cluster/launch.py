@@ -1,5 +1,6 @@
 """Starting and ending actors, what they reserve of the cluster, and waiting for their results."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,13 @@ from pcpo_ray import config
 from pcpo_ray.cluster.actors import HEALTH
 from pcpo_ray.cluster.failures import reraise
 from pcpo_ray.errors import ClusterError
+from pcpo_ray.process.deadlines import within
 
 BEAT = 2.0
 """Seconds from one sign of life to the next."""
+
+RESERVED, GIVEN_BACK = 60.0, 5.0
+"""Seconds in which the cluster's head notes that places are asked for, or given back. Ray itself waits for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +47,22 @@ class Launcher:
         return made.remote(self.run, name, self.search_path, *more)
 
     def reserve(self, role: config.LearnerRole) -> "Placement":
-        """Reserve places for all of the learner's ranks or for none, close together."""
+        """Reserve places for all of the learner's ranks or for none, close together; Ray gives them when it can.
+
+        Raises ClusterError where the cluster's head does not answer.
+        """
         if role.ranks == 1:
             return Placement(None)
         bundle = {"CPU": role.cpus, "GPU": role.gpus, **role.resources}
         if role.accelerator is not None:
             bundle[f"accelerator_type:{role.accelerator}"] = 0.001
         asked = {name: amount for name, amount in bundle.items() if amount > 0}
-        return Placement(placement_group([asked] * role.ranks, strategy="PACK"))
+        try:
+            return Placement(within(RESERVED, lambda: placement_group([asked] * role.ranks, strategy="PACK")))
+        except TimeoutError:
+            raise ClusterError(
+                f"the head of the Ray cluster did not answer for {RESERVED:g} s, when asked for the learner's places"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,8 @@ class Placement:
 
     def close(self) -> None:
         if self.group is not None:
-            remove_placement_group(self.group)
+            with contextlib.suppress(TimeoutError):  # a head that is gone has no places to give back
+                within(GIVEN_BACK, lambda: remove_placement_group(self.group))
 
 
 def asked_for(workers: config.Workers) -> dict[str, float]:

@@ -176,9 +176,8 @@ class Loop:
         self.moved.append(record.values())
         if record.step == 1:
             self.recorder.event("first_update", max_log_ratio=update.first_log_ratio)
-        if update.micro_batch is not None:
-            size, a_pair = update.micro_batch.size, update.micro_batch.seconds
-            self.recorder.event("micro_batch", step=record.step, pairs=size, seconds_a_pair=a_pair)
+        if (tried := update.micro_batch) is not None:
+            self.recorder.event("micro_batch", step=record.step, pairs=tried.size, seconds_a_pair=tried.seconds)
         if update.skipped:
             self.recorder.event("skipped", step=record.step, gradients=update.skipped)
             self.say(f"step {record.step}: {update.skipped} optimizer steps skipped, as their gradient is not finite")
@@ -236,6 +235,7 @@ class Loop:
         try:
             self._restore(step)
         except LearnerLostError as error:
+            self.restarts.add(error, step + 1)
             self.lost = error
 
     def _restore(self, step: int) -> None:
@@ -262,8 +262,6 @@ class Loop:
         """Train, past every learner that is lost; whatever ends the run, what was learned is kept."""
         try:
             lost, self.lost = self.lost, None
-            if lost is not None:
-                self.restarts.add(lost, self.progress.step + 1)
             while True:
                 try:
                     if lost is not None:  # the new learner may be lost as well

@@ -30,7 +30,7 @@ from tests.support import FAULTS, faults, s3, small
 from tests.support.running import go, same
 
 LIMIT = 240.0
-"""Seconds in which a run must come to its next fault, or to its end."""
+"""Seconds in which something must happen in a run: a step, a loss, a recovery."""
 
 INLINE = 10_000
 """Bytes up to which an object does not lie in the store: images of a group and full weights are larger here."""
@@ -43,16 +43,16 @@ NODES = {"samplers": {"spot": 2}, "learner": {"learn": 2}}
 
 
 def run_of(draw: Draw, model: Path, name: str) -> Any:
-    """A drawn run; it goes on while a fault is planned: two or three steps from one to the next."""
+    """A drawn run; it goes on while a fault is planned: two or three steps from one to the next, of four."""
     setting, cpus = draw.setting, "cpus: 0.1"
     learner = f"ranks: {setting.ranks}, strategy: {setting.strategy}, timeout: 15, resources: {{learn: 1}}, {cpus}, "
     learner += f"samples: {setting.samples}"
     return small.run(
         model,
         name=name,
-        steps=3 * len(draw.faults) + 1,
+        steps=4 * len(draw.faults) + 1,
         sampling__steps=8,
-        rollout__prompts=2,
+        rollout__prompts=max(2, setting.samplers + setting.ranks) if setting.samples else 2,  # each gets a group
         rollout__images=16,
         rollout__max_staleness=setting.staleness,
         evaluation__count=1,
@@ -90,17 +90,29 @@ class Operator:
         with self.log.open("a") as log:
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, env=environment)
 
-    def steps(self) -> list[int]:
-        path = self.home.local / "metrics.jsonl"
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.home.local / name
         lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
-        return [row["step"] for row in rows if row["kind"] == "train"]
+        return [json.loads(line) for line in lines if line.endswith("}")]
 
-    def wait(self, done: Any, what: str) -> None:
-        deadline = time.monotonic() + LIMIT
+    def steps(self) -> list[int]:
+        return [row["step"] for row in self._lines("metrics.jsonl") if row["kind"] == "train"]
+
+    def events(self) -> list[dict[str, Any]]:
+        return self._lines("events.jsonl")
+
+    def saved(self) -> int:
+        """The newest step that was ever saved: from then on, losses before it count no more."""
+        return max((event["step"] for event in self.events() if event["kind"] == "checkpoint"), default=0)
+
+    def wait(self, done: Any, what: str, *, ends: bool = False) -> None:
+        """Wait as long as something goes on in the run, which is not to end before, unless that is waited for."""
+        heard, deadline = (0, 0), time.monotonic()
         while not done():
-            assert self.job.poll() is None, f"the run ended ({self.job.returncode}) before {what}:\n{self.tail()}"
-            assert time.monotonic() < deadline, f"{LIMIT:g} s were not enough until {what}:\n{self.tail()}"
+            assert ends or self.job.poll() is None, f"it ended ({self.job.returncode}) before {what}:\n{self.tail()}"
+            if (now := (len(self.steps()), len(self.events()))) != heard:
+                heard, deadline = now, time.monotonic() + LIMIT
+            assert time.monotonic() < deadline, f"nothing happened in {LIMIT:g} s, before {what}:\n{self.tail()}"
             time.sleep(0.1)
 
     def tail(self) -> str:
@@ -141,10 +153,7 @@ class Operator:
 
     def end(self) -> dict[str, Any]:
         """The run's last weights, and their mean, once it has ended well."""
-        deadline = time.monotonic() + LIMIT
-        while self.job.poll() is None:
-            assert time.monotonic() < deadline, f"the run did not end:\n{self.tail()}"
-            time.sleep(0.2)
+        self.wait(lambda: self.job.poll() is not None, "its end", ends=True)
         assert self.job.returncode == 0, self.tail()
         assert Counter(self.steps()) == Counter(range(1, self.run.steps + 1)), self.steps()
         found = checkpoints.read(self.home.fetch_checkpoint(self.run.steps))
@@ -182,10 +191,13 @@ def main(model: Path, folder: Path, seed: int, number: int) -> None:
     try:
         run = run_of(draw, model, f"drawn-{seed}-{number}")
         operator = Operator(run, folder, runs, cluster)
-        for step, fault in enumerate(draw.faults, 2):
-            operator.wait(lambda step=step: max(operator.steps(), default=0) >= step, f"step {step}")  # type: ignore[misc]
+        saved = 0
+        for fault in draw.faults:
+            # a run gives up after three losses at one step: a checkpoint lies between two faults, whatever they take
+            operator.wait(lambda saved=saved: operator.saved() > saved, f"a step after {saved} was saved")  # type: ignore[misc]
             print(f"{time.strftime('%X')} after step {max(operator.steps())}: {' '.join(fault)}", flush=True)
             operator.do(fault, rng, address)
+            saved = operator.saved()
         disturbed = operator.end()
         print(f"{time.strftime('%X')} ended", flush=True)
         whole = undisturbed(draw, model, folder, cluster)

