@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import socket
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pcpo_ray import config
+from pcpo_ray import config, shapes
 from pcpo_ray.commands import check
 from pcpo_ray.commands.check import known, of_model, of_rewards
 from pcpo_ray.config import files
@@ -18,76 +19,18 @@ from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import clip, clip_score, diversity, grain, grid, jpeg, nsfw, ocr
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.scorer import Scorer
-from tests.support import small
+from tests.support import ROOT, small
 
 CPU = torch.device("cpu")
 CLIP = config.ClipScore(kind="clip_score")
 PROMPTS = ["a cat", "two dogs", "a house", "a tree"]
 
-OWN = """
-import numpy as np
-
-
-class Swapped:
-    def score(self, prompts, images):
-        return [float(len(image)) for image in images]
-
-
-class SwappedUnnamed:
-    def score(self, a, b):
-        return [float(len(one)) for one in b]
-
-
-class Picky:
-    def score(self, images, prompts):
-        return [image.mean() if image.shape[0] > 64 else float("nan") for image in images]
-
-
-class Constant:
-    def score(self, images, prompts):
-        return [0.5] * len(images)
-
-
-class Deaf:
-    reads_prompt = True
-
-    def score(self, images, prompts):
-        return images.mean(axis=(1, 2, 3))
-
-
-class Redness(Deaf):
-    reads_prompt = False
-
-
-class Standardized(Redness):
-    def score(self, images, prompts):
-        found = super().score(images, prompts)
-        return (found - found.mean()) / (found.std() + 1)
-
-
-class Moody(Redness):
-    calls = 0
-
-    def score(self, images, prompts):
-        self.calls += 1
-        return super().score(images, prompts) + 100 * self.calls
-
-
-class Crashes(Redness):
-    def score(self, images, prompts):
-        raise FileNotFoundError("head.pth")
-
-
-class Spread:
-    def score_group(self, images, prompt):
-        means = images.mean(axis=(1, 2, 3))
-        return abs(means - means.mean())
-"""
+OWN = ROOT / "tests" / "support" / "broken_rewards.py"
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(OWN)
+    shutil.copy(OWN, tmp_path / "mine.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield lambda name: config.CustomReward(kind=f"mine:{name}")
@@ -108,6 +51,8 @@ def failed(reward):
         ("Deaf", "the prompt moves it"),
         ("Standardized", "scores are the same in other company"),
         ("Moody", "the same question has the same answer"),
+        ("Sorted", "scores are the same in other company"),
+        ("Remembers", "the image moves it"),
         ("Crashes", "it scores the probe images"),
     ],
 )
@@ -255,6 +200,21 @@ def test_a_server_that_is_away_is_said_within_seconds(monkeypatch):
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     (finding,) = of_rewards.tried(small.run("model"), config.Remote(kind="remote", url=url), PROMPTS, CPU)
     assert finding.verdict == "failed" and "patience 0" in finding.detail and "its server" in finding.remedy
+
+
+@pytest.mark.parametrize("layer", [0, 4, 7])
+def test_a_rewards_file_with_a_layer_of_zeros_is_caught_also_at_the_start(tmp_path, small_sd, layer):
+    described = json.loads((shapes.checkpoint("shapes-clip") / "open_clip_config.json").read_text())
+    width = described["model_cfg"]["embed_dim"]
+    sizes = {0: (1024, width), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
+    state = {f"layers.{at}.weight": torch.randn(size) * (at != layer) for at, size in sizes.items()}
+    state |= {f"layers.{at}.bias": torch.randn(rows) for at, (rows, _) in sizes.items()}
+    torch.save(state, tmp_path / "head.pth")
+    reward = config.Aesthetic(kind="aesthetic", head=str(tmp_path / "head.pth"), model="shapes-clip")
+    assert "the image moves it" in failed(reward)
+    run = small.run(small_sd, rewards=f"[{{kind: aesthetic, head: '{tmp_path / 'head.pth'}', model: shapes-clip}}]")
+    with pytest.raises(RewardError, match="aesthetic gives two different images the scores"):
+        Scorer(run, CPU)
 
 
 @pytest.mark.parametrize("names", [("lora_A", "lora_B"), ("lora.down", "lora.up"), ("lora_down", "lora_up")])
