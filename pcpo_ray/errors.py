@@ -132,16 +132,20 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def nearest_name(word: str, known: Iterable[str], *, least: float = 0.6) -> str | None:
-    """Find the known name that is closest to `word`, that it begins, or that it abbreviates, as lr does learning_rate.
+    """Find the known name that `word` begins, that is closest to it, or that it abbreviates, as lr does learning_rate.
 
-    A name counts from a similarity of `least` on, of at most 1.
+    A name counts as close from a similarity of `least` on, of at most 1.
     """
     names = list(known)
+    if begun := begun_by(word, names):
+        return min(begun, key=len)
     close = difflib.get_close_matches(word, names, n=1, cutoff=least)
-    if close:
-        return close[0]
-    begun = [name for name in names if len(word) >= BEGINNING and name.lower().startswith(word.lower())]
-    return next(iter(begun), None) or next((name for name in names if _initials(name) == word.lower()), None)
+    return close[0] if close else next((name for name in names if _initials(name) == word.lower()), None)
+
+
+def begun_by(word: str, known: Iterable[str]) -> list[str]:
+    """List the known names that `word` begins, if it is long enough to tell them from others."""
+    return [name for name in known if len(word) >= BEGINNING and name.lower().startswith(word.lower())]
 
 
 def _initials(name: str) -> str | None:

@@ -20,6 +20,7 @@ from pcpo_ray.commands.waiting import Waiting
 from pcpo_ray.config import Run, files, paths
 from pcpo_ray.errors import AlarmError, ConfigError, nearest_name
 from pcpo_ray.process import borrowed
+from pcpo_ray.runs import look
 from pcpo_ray.runs.stored import StoredFolder
 from pcpo_ray.training.callbacks import Callback
 
@@ -94,6 +95,7 @@ def evaluate(
     Overrides change how it is evaluated, not the run. Raises a PcpoError.
     """
     given = [*_texts(overrides), *_keys(keys, evaluate)]
+    look.there(_place(run))
     with borrowed.process(), Waiting("loading torch and diffusers", quiet=quiet) as waiting:
         from pcpo_ray.commands.evaluate import evaluate as evaluated
 
@@ -118,6 +120,7 @@ def sample(
     `strength` applies the run's adapter at one or several strengths, and `also` adds those of other runs:
     base + sum of strength x (adapter - base). Raises a PcpoError.
     """
+    look.there(_place(run))
     with borrowed.process(), Waiting("loading torch and diffusers", quiet=quiet) as waiting:
         from pcpo_ray.commands.sample import sample as sampled
 

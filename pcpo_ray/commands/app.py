@@ -13,6 +13,7 @@ from pcpo_ray.commands.overrides import TakesOverrides
 from pcpo_ray.commands.verbs import Verbs, plain_flags
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
 from pcpo_ray.process import leaving, terminal
+from pcpo_ray.runs.look import there
 
 HELP = ["-h", "--help"]
 
@@ -30,7 +31,7 @@ ConfigPlace = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML config, or a recipe's name, such as shapes_pcpo.")
 ]
 RunPlace = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's name, folder or URL: demo, runs/demo, s3://bucket/runs/demo.")
+    str, typer.Argument(metavar="RUN", callback=there, help="A run's name, folder or URL: demo, s3://bucket/runs/demo.")
 ]
 Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
 
@@ -234,7 +235,7 @@ def plan(
     if local:
         run = plan.in_one_process(run, gpu=gpu)
     console = Console()
-    room = plan.Budget(gpu=gpu, store=None if object_store is None else object_store * plan.gpus.GIB)
+    room = plan.Budget(gpu=plan.gpus.known(gpu), store=None if object_store is None else object_store * plan.gpus.GIB)
     with contextlib.nullcontext(stand_ins.Sized(run=run)) if probe else stand_ins.sized(run) as sized:
         planned = sized.named(plan.plan(sized.run, local=local))
         verdicts = plan.judge(planned, room)

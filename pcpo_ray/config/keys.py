@@ -19,7 +19,7 @@ from pydantic import StringConstraints, WithJsonSchema
 from pcpo_ray.config.base import InWords, PathMark, Unit, kinds
 from pcpo_ray.config.meant import KEY_OF
 from pcpo_ray.config.run import Run
-from pcpo_ray.errors import nearest_name
+from pcpo_ray.errors import begun_by, nearest_name
 
 OWN = "package.module:name"
 """A stand-in, in lists of kinds, for a class or function of the user's own."""
@@ -133,8 +133,9 @@ def keys_elsewhere(word: str) -> list[str]:
     inner = {path: path.rpartition(".")[2] for path in paths if "." in path}
     same = [path for path, last in inner.items() if last == word]
     meant = [KEY_OF[word.lower()]] if word.lower() in KEY_OF else []
+    begun = begun_by(word, [path for path in paths if "." not in path])
     near = [path for path, last in inner.items() if nearest_name(word, [last], least=0.8)]
-    return list(dict.fromkeys(same or meant or near))
+    return list(dict.fromkeys([*meant, *same] or begun or near))
 
 
 def classes_in(hint: Any) -> list[type]:

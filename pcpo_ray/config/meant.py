@@ -110,6 +110,6 @@ def own_meant(word: object) -> str:
 def as_own(word: object) -> str:
     """Say how a class of the user's own is named, to someone who has named a text that may be one; else nothing."""
     if isinstance(word, str) and (stem := word.removesuffix(".py")).isidentifier():
-        path = f"my_module:{word}" if stem == word else f"{stem}:MyClass"
+        path = f"my_module:{word}" if stem[0].isupper() else f"{stem}:MyClass"  # classes are capitalised, modules not
         return f"; name your own with its module, as in {path}"
     return ""

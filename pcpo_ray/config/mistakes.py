@@ -7,7 +7,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pcpo_ray.config import Run, recipes
-from pcpo_ray.config.keys import MEANT, OWN, Key, Kind, every_key, keys_elsewhere, type_in_words
+from pcpo_ray.config.keys import MEANT, OWN, Key, Kind, documented, every_key, keys_elsewhere, type_in_words
 from pcpo_ray.config.meant import as_own, kind_meant, own_meant
 from pcpo_ray.errors import nearest_name
 
@@ -67,7 +67,7 @@ def explanations(details: Sequence[Any], root: type) -> list[str]:
             lines.append(_explained(detail, place, root))
     lines += [_left_behind(place, keys) for place, keys in left.values()]
     changed = tuple(f"{path}." for path in left)
-    return [line for line in dict.fromkeys(lines) if not (line.startswith(changed) and line.endswith(NO_DEFAULT))]
+    return [line for line in dict.fromkeys(lines) if not (line.startswith(changed) and NO_DEFAULT in line)]
 
 
 def _explained(detail: Any, place: Place, root: type) -> str:
@@ -75,7 +75,7 @@ def _explained(detail: Any, place: Place, root: type) -> str:
     if detail["type"] == UNKNOWN:
         return _unknown(place, got, root)
     if detail["type"] in MISSING:
-        return f"{path}{NO_DEFAULT}"
+        return f"{path}{NO_DEFAULT}{_meaning(place)}"
     if detail["type"].startswith("union_tag"):
         return _unknown_kind(place, got)
     if detail["type"] in ("dataclass_type", "model_attributes_type") and (sections := _members(place.type)):
@@ -87,6 +87,12 @@ def _explained(detail: Any, place: Place, root: type) -> str:
     if detail["type"] == "value_error":
         return f"{path}: {message}" if place.keys else message  # a check of the whole run names its keys itself
     return f"{path}: got {_said(got)}; expected {_expected(place, detail['type'], got)}"
+
+
+def _meaning(place: Place) -> str:
+    """Give the sentence that documents a key, after a full stop; nothing for one that is not documented."""
+    text = "" if place.owner is None else documented(place.owner).get(place.keys[-1], "")
+    return f". {' '.join(text.split(chr(10) * 2)[0].split())}" if text else ""
 
 
 def _said(value: Any) -> str:
@@ -171,7 +177,8 @@ def _expected(place: Place, kind: str, got: Any) -> str:
     if kind == "finite_number":
         words += ", and finite"
     if kind == "tuple_type" and isinstance(got, str):
-        words += f"; a list of one is {place.path}=[{got}]"
+        near = nearest_name(got, [value for value in literals if isinstance(value, str)])
+        words += f"; a list of one is {place.path}=[{near or got}]"
     if kind == "string_type" and isinstance(got, int | float):
         words += f"; a text that looks like a number is quoted twice: '{place.path}=\"{got}\"'"
     return words

@@ -10,7 +10,7 @@ import shlex
 from functools import lru_cache
 from pathlib import Path
 
-from pcpo_ray.errors import ConfigError
+from pcpo_ray.errors import ConfigError, begun_by
 
 PACKAGE = Path(__file__).parents[1]
 STUDIES = "studies"
@@ -76,6 +76,8 @@ def _hint(path: Path) -> str:
     if path.stem in known and path.suffix in ("", ".yaml", ".yml"):
         name = known[path.stem]
         return f"; {name!r} is a recipe that comes along: give that name, or write its file with pcpo-ray init {name}"
+    if path.suffix == "" and (begun := begun_by(path.name, names())):
+        return f" (did you mean {' or '.join(begun)}?)"
     beside = {found.as_posix() for found in path.parent.glob("*.yaml")} if path.parent.is_dir() else set()
     if close := difflib.get_close_matches(path.as_posix(), [*beside, *known], n=1):
         return f" (did you mean {known.get(close[0], close[0])!r}?)"
@@ -85,8 +87,13 @@ def _hint(path: Path) -> str:
 
 
 def nearest(name: str) -> str:
-    """Give ` (did you mean 'x'?)` for the recipe or study that is closest to a name or path, or nothing."""
+    """Give ` (did you mean 'x'?)` for the recipe or study that is closest to a name or path, or nothing.
+
+    Of a model's name it gives all of that model's recipes.
+    """
     known = {name: name for name in (*names(), *studies())} | {Path(name).name: name for name in studies()}
+    if Path(name).stem not in known and (begun := begun_by(Path(name).stem, names())):
+        return f" (did you mean {' or '.join(begun)}?)"
     close = difflib.get_close_matches(Path(name).stem, known, n=1)
     return f" (did you mean {known[close[0]]!r}?)" if close else ""
 

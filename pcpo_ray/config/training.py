@@ -118,9 +118,10 @@ class Optimizer:
     def __post_init__(self) -> None:
         shipped = get_args(ShippedOptimizer)
         if not self.own and self.kind not in shipped:
+            guess = own_meant(self.kind) or kind_meant("optimizer", self.kind, shipped)
             raise ValueError(
-                f"kind is {self.kind!r}{own_meant(self.kind) or kind_meant('optimizer', self.kind, shipped)}; "
-                f"expected one of {[*shipped, 'package.module:Class']}{as_own(self.kind)}"
+                f"kind is {self.kind!r}{guess}; expected one of {[*shipped, 'package.module:Class']}"
+                f"{'' if guess else as_own(self.kind)}"
             )
         if not self.own and self.options:
             raise ValueError(

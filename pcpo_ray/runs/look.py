@@ -91,6 +91,17 @@ def no_run(place: str) -> RunError:
     return RunError(f"there is no run at {place}{guess}; {others}")
 
 
+def there(text: str) -> str:
+    """Return the words by which a user names a run that is there, before anything is loaded. Raises RunError.
+
+    A URL is left to those who read it.
+    """
+    place = place_of(text)
+    if not is_url(place) and not (Path(place) / CONFIG).is_file():
+        raise no_run(place)
+    return text
+
+
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return ", ".join(names[:10]) + more

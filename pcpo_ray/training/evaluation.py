@@ -102,9 +102,9 @@ def _split(scored: Scored) -> Iterator[Scored]:
 
 def table(run: config.Run, scored: Sequence[Scored]) -> dict[str, Float[np.ndarray, "P N"]]:
     """Tabulate each reward's scores and the trained total, a row a prompt; NaN where a score is missing."""
-    names = list(scored[0].scores)
-    values = {name: np.array([group.scores[name] for group in scored], np.float64) for name in names}
     weights = {reward.name: reward.weight for reward in run.rewards}
+    names = sorted(scored[0].scores, key=lambda name: name not in weights)  # what is trained on comes first
+    values = {name: np.array([group.scores[name] for group in scored], np.float64) for name in names}
     return {TOTAL: np.array([group.total(weights) for group in scored]), **values}
 
 

@@ -308,6 +308,8 @@ class Loop:
 
     def _stop(self) -> None:
         """End the run because somebody asked for it, with a checkpoint."""
+        if self.stages.learner.updating():  # which may take minutes
+            self.say("stopping: the update under way is finished first, then a checkpoint is written")
         self._settle()
         if self.progress.unsaved:
             self.checkpointer.save(ending=True)

@@ -143,7 +143,7 @@ def test_a_run_that_is_not_there_is_named(command, hollow, order):
     arguments = (hollow, "--resume") if name == "train" else ("runs/small", *rest)
     status, _, errors = command(name, *arguments)
     assert status == 1
-    assert errors.startswith("error: there is no run at runs/small")
+    assert errors.startswith("error: there is no run at runs/small")  # and nothing before: nothing was loaded
 
 
 def test_a_run_without_a_checkpoint_cannot_be_sampled(command, hollow, tmp_path):

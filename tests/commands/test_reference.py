@@ -79,7 +79,8 @@ def test_a_key_and_all_below_it_are_shown_a_line_each_where_piped(command):
 
 
 @pytest.mark.parametrize(
-    ("asked", "guess"), [("optimzer", "optimizer"), ("learning_rate", "optimizer.learning_rate"), ("zzz", "")]
+    ("asked", "guess"),
+    [("optimzer", "optimizer"), ("learning_rate", "optimizer.learning_rate"), ("opt", "optimizer"), ("zzz", "")],
 )
 def test_an_unknown_key_is_refused_with_the_nearest(command, asked, guess):
     status, _, errors = command("config", asked)

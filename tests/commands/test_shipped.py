@@ -62,6 +62,11 @@ def test_a_recipe_that_is_none_points_to_the_nearest(command, name):
     )
 
 
+def test_a_models_name_points_to_its_recipes(command):
+    meant = "(did you mean flux_dancegrpo_hpsv21 or flux_mixgrpo_hpsv21 or flux_pcpo_hpsv21?)"
+    assert meant in command("init", "flux")[2] and meant in command("train", "flux", "--local")[2]
+
+
 def test_dashboards_and_rules_are_those_of_the_repository(command, tmp_path):
     status, said, errors = command("dashboards", "monitoring")
     assert (status, errors) == (0, "")

@@ -53,6 +53,13 @@ MEANT = {
     "or null",
     "prompts=a photo of a cat": "prompts: got 'a photo of a cat'; write your prompts into a file, one a line",
     "prompts=[a cat, a dog]": "give that: prompts=prompts.txt",
+    "size=512": "did you mean sampling.height or sampling.subset.size?",
+    "opt.learning_rate=1": "opt: unknown key (did you mean 'optimizer'?)",
+    "optimizer.kind=adamw8": "(did you mean 'adamw8bit'?); expected one of ['adamw', 'adamw8bit', "
+    "'package.module:Class']",
+    "trackers=wandbb": "a list of one is trackers=[wandb]",
+    "rewards=aesthetic": "rewards.0.head: missing; it has no default. The predictor's .pth file.",
+    "rewards=my_rewards": "name your own with its module, as in my_rewards:MyClass",
     "rewards=my_rewards.py": "name your own with its module, as in my_rewards:MyClass",
     "rewards={weight: 2}": "rewards.0.kind: missing; expected one of",
     "rewards={kind: remote, url: x}": "expected an address that begins with http:// or https://",

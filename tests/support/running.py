@@ -11,7 +11,7 @@ from pcpo_ray.training.recorder import Recorder
 from tests.support.checkpointing import write_checkpoint
 
 
-def go(run, folder, *, stages=None, found=None):
+def go(run, folder, *, stages=None, found=None, say=lambda line: None):
     """Train, or resume if `found`, in a folder: a path, or a RunFolder."""
     home = folder if isinstance(folder, RunFolder) else LocalFolder(local=folder)
     if found is None:
@@ -20,7 +20,7 @@ def go(run, folder, *, stages=None, found=None):
         recorder, step = opening.resume(home, run, lambda line: None)
     stages = stages or session.stages(run, local=True, say=lambda line: None)
     prompts, held_out = session.sources(run)
-    loop = loops.Loop(run, stages, recorder, prompts=prompts, held_out=held_out)
+    loop = loops.Loop(run, stages, recorder, prompts=prompts, held_out=held_out, say=say)
     if step is not None:
         loop.restore(step)
     loop.train()

@@ -312,12 +312,20 @@ class AtWork(LocalStages):
         super().wait(timeout)
 
 
-def lost():
-    raise ClusterError("a task was lost 5 times")
-
-
 def asked_to_end():
     signal.raise_signal(signal.SIGTERM)
+
+
+def test_who_ends_a_run_in_mid_update_is_told_at_once_what_it_still_does(small_sd, tmp_path):
+    said = []
+    with pytest.raises(KeyboardInterrupt):
+        go(a_run(small_sd), tmp_path / "run", stages=AtWork(a_run(small_sd), asked_to_end), say=said.append)
+    assert said == ["stopping: the update under way is finished first, then a checkpoint is written"]
+    assert learned(tmp_path / "run") == [1, 2]
+
+
+def lost():
+    raise ClusterError("a task was lost 5 times")
 
 
 @pytest.mark.parametrize("end", [lost, asked_to_end])

@@ -108,10 +108,10 @@ def test_a_small_source_is_evaluated_whole_and_no_prompt_twice():
 def test_the_table_has_a_row_a_prompt_a_total_and_gaps_for_missing_scores():
     run = small.run("model", rewards="[{kind: jpeg_compressibility, weight: 2}, {kind: shapes_oracle, weight: -1}]")
     groups = [
-        scored(0, jpeg_compressibility=[1.0, 2.0], shapes_oracle=[0.5, 1.0], watched=[9.0, np.nan]),
+        scored(0, watched=[9.0, np.nan], jpeg_compressibility=[1.0, 2.0], shapes_oracle=[0.5, 1.0]),
         scored(1, jpeg_compressibility=[3.0, 4.0], shapes_oracle=[np.nan, 0.0], watched=[7.0, 6.0]),
     ]
-    found = evaluation.table(run, groups)
+    found = evaluation.table(run, groups)  # what is trained on comes first
     assert list(found) == [config.TOTAL, "jpeg_compressibility", "shapes_oracle", "watched"]
     np.testing.assert_array_equal(found[config.TOTAL], [[1.5, 3.0], [np.nan, 8.0]])
     np.testing.assert_array_equal(found["watched"], [[9.0, np.nan], [7.0, 6.0]])

@@ -35,6 +35,13 @@ SLACK = 0.05
 Learners of SD1.5 and FLUX that had no more than planned kept 3% and 2% of it on an H100."""
 
 
+def known(name: str | None) -> str | None:
+    """Return a GPU's name as it is. Raises ConfigError for an unknown one, before a minute of planning."""
+    if name is not None:
+        memory_of(name)
+    return name
+
+
 def memory_of(name: str) -> float:
     """A GPU's bytes. Raises ConfigError, naming those that are known."""
     names = {known.lower(): known for known in MEMORY}

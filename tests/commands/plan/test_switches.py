@@ -151,6 +151,12 @@ def test_what_makes_each_fit_is_planned_together(small_flux, card):
     assert all(verdict.fits for verdict in after)
 
 
+def test_an_unknown_gpu_is_told_before_anything_is_planned(command, monkeypatch):
+    monkeypatch.setattr("pcpo_ray.commands.plan.plan", lambda run, local: pytest.fail("it was planned"))
+    status, _, errors = command("plan", "shapes_pcpo", "--gpu", "409")
+    assert status == 1 and errors.startswith("error: --gpu 409: unknown (did you mean '4090'?)")
+
+
 def test_no_role_on_a_gpu_and_an_unknown_gpu_are_errors(small_sd):
     planned = plan.plan(small.run(small_sd))
     with pytest.raises(ConfigError, match=r"no role of this config has a GPU.*workers\.learner\.gpus=1"):
