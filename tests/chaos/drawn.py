@@ -5,6 +5,7 @@ on, and one that the learner is on. Its trajectories, images and full weights li
 the driver's memory. It must end with the bits of a run that nothing disturbs, every step on record once.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -107,7 +108,7 @@ class Operator:
 
     def wait(self, done: Any, what: str, *, ends: bool = False) -> None:
         """Wait as long as something goes on in the run, which is not to end before, unless that is waited for."""
-        heard, deadline = (0, 0), time.monotonic()
+        heard, deadline = None, 0.0
         while not done():
             assert ends or self.job.poll() is None, f"it ended ({self.job.returncode}) before {what}:\n{self.tail()}"
             if (now := (len(self.steps()), len(self.events()))) != heard:
@@ -151,6 +152,10 @@ class Operator:
         time.sleep(8)
         server.resume()
 
+    def close(self) -> None:
+        """End the run, in case it goes on: nothing outlives a test that failed."""
+        self.job.kill()
+
     def end(self) -> dict[str, Any]:
         """The run's last weights, and their mean, once it has ended well."""
         self.wait(lambda: self.job.poll() is not None, "its end", ends=True)
@@ -167,7 +172,8 @@ def undisturbed(draw: Draw, model: Path, folder: Path, cluster: Cluster) -> dict
     """The end of the same run without faults: in this process, or where sums' order counts on as many ranks."""
     run = run_of(draw, model, "whole")
     if draw.setting.ranks > 1:
-        return Operator(run, folder, str(folder / "whole"), cluster).end()
+        with contextlib.closing(Operator(run, folder, str(folder / "whole"), cluster)) as operator:
+            return operator.end()
     go(dataclasses.replace(run, rewards=small.run(model, rewards=small.slow(0.0)).rewards), folder / "whole")
     found = checkpoints.read(checkpoints.folder_for(folder / "whole", run.steps))
     return {"parameters": found.parameters, "averaged": found.averaged}
@@ -190,15 +196,15 @@ def main(model: Path, folder: Path, seed: int, number: int) -> None:
         serving, runs = None, str(folder / "runs")
     try:
         run = run_of(draw, model, f"drawn-{seed}-{number}")
-        operator = Operator(run, folder, runs, cluster)
-        saved = 0
-        for fault in draw.faults:
-            # a run gives up after three losses at one step: a checkpoint lies between two faults, whatever they take
-            operator.wait(lambda saved=saved: operator.saved() > saved, f"a step after {saved} was saved")  # type: ignore[misc]
-            print(f"{time.strftime('%X')} after step {max(operator.steps())}: {' '.join(fault)}", flush=True)
-            operator.do(fault, rng, address)
-            saved = operator.saved()
-        disturbed = operator.end()
+        with contextlib.closing(Operator(run, folder, runs, cluster)) as operator:
+            saved = 0
+            for fault in draw.faults:
+                # a run gives up after three losses at one step: between two faults there is a newer checkpoint
+                operator.wait(lambda saved=saved: operator.saved() > saved, f"a step after {saved} was saved")  # type: ignore[misc]
+                print(f"{time.strftime('%X')} after step {max(operator.steps())}: {' '.join(fault)}", flush=True)
+                operator.do(fault, rng, address)
+                saved = operator.saved()
+            disturbed = operator.end()
         print(f"{time.strftime('%X')} ended", flush=True)
         whole = undisturbed(draw, model, folder, cluster)
     finally:
