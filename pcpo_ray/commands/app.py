@@ -59,10 +59,7 @@ def train(
     metrics_port: Annotated[
         int | None,
         typer.Option(
-            metavar="PORT",
-            min=0,
-            max=65535,
-            help="With --local: where Prometheus finds the run's metrics; 0 is any port.",
+            metavar="PORT", min=0, max=65535, help="With --local: where Prometheus finds metrics; 0 is any port."
         ),
     ] = None,
     log_level: Annotated[

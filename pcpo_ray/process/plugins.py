@@ -108,9 +108,8 @@ PRECISIONS = tuple(
     )
 )
 SWITCHES = tuple((BACKENDS.cudnn, name) for name in ("enabled", "benchmark", "deterministic"))
-SIGNALS = (*signals.NUMBERS, signal.SIGUSR2, signal.SIGALRM)
+SIGNALS = (*signals.NUMBERS, signal.SIGALRM)
 STREAMS = ((sys, "stdin"), (sys, "stdout"), (sys, "stderr"), (sys, "excepthook"))
-
 
 SUMS = tuple(
     (BACKENDS.cuda.matmul, f"allow_{name}")

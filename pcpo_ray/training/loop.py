@@ -302,9 +302,7 @@ class Loop:
             self._restore(found)
         progress.recovering = False
         self.recorder.rewind(progress.step if found is not None else -1)
-        message = f"{lost}; a new learner goes on after step {progress.step}"
-        self.recorder.event("fault", message=message, restarted="learner")
-        self.say(message)
+        self._event("fault", message=f"{lost}; a new learner goes on after step {progress.step}", restarted="learner")
 
     def _stop(self) -> None:
         """End the run because somebody asked for it, with a checkpoint."""
