@@ -68,7 +68,7 @@ def small_flux(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_flux_dev(tmp_path_factory):
-    """As FLUX.1-dev: its guidance scale is an input of the network, its shift depends on the picture's size."""
+    """As FLUX.1-dev: its guidance scale is an input of the network, its shift depends on the image's size."""
     folder = tmp_path_factory.mktemp("models")
     distilled = small.flux(folder / "small-flux-dev", guidance_embeds=True)
     return small.rescheduled(distilled, folder / "dynamic", use_dynamic_shifting=True)

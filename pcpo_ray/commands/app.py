@@ -95,7 +95,7 @@ def evaluate(
     local: Local = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON object.")] = False,
 ) -> None:
-    """Evaluate a run's newest checkpoint; prints means, 95% intervals and the pictures' quality.
+    """Evaluate a run's newest checkpoint; prints means, 95% intervals and the images' quality.
 
     Overrides, such as evaluation.count=256 or sampling.guidance_scale=3, change how it is evaluated, not the run.
     """

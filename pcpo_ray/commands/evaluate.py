@@ -104,7 +104,7 @@ def lines(found: EvaluationResult) -> list[str]:
     if found.train_prompts:
         said += [f"{found.train_prompts} training prompts:", *_said(found.train_rewards)]
     if found.quality:
-        said.append(f"quality, of {found.images} {run.of_evaluation('pictures')}:")
+        said.append(f"quality, of {found.images} {run.of_evaluation('images')}:")
         said += [f"  {name}: {shown(value, '.4f')}" for name, value in found.quality.items()]
     return said
 

@@ -226,7 +226,7 @@ class EvaluationResult:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampleResult:
-    """Images of one prompt; a notebook shows them as one picture, with their labels.
+    """Images of one prompt; a notebook shows them as one image, with their labels.
 
     `cells` has a row for the model before training and for a checkpoint, or for each strength of the first adapter;
     then it has a column for each combination of the others' strengths.

@@ -1,4 +1,4 @@
-"""Sampled images as one picture: a sheet with rows, labels and gaps, or a grid of the strengths of adapters."""
+"""Sampled images as one image: a sheet with rows, labels and gaps, or a grid of the strengths of adapters."""
 
 import io
 import math

@@ -14,7 +14,7 @@ class Scale:
     meaning: str
 
     @property
-    def is_share(self) -> bool:
+    def is_fraction(self) -> bool:
         """True for a fraction of something, which a reader takes in as a percentage."""
         return self.unit.startswith("fraction of ")
 

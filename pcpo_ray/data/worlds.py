@@ -1,4 +1,4 @@
-"""The worlds that the package draws: shapes and words. Each has captions, pictures and small models."""
+"""The worlds that the package draws: shapes and words. Each has captions, images and small models."""
 
 from pathlib import Path
 from typing import Literal, get_args
@@ -34,7 +34,7 @@ def checkpoint(model: str) -> Path:
 
 
 def draw(world: Name, caption: str, seed: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw a picture of a world's caption. Raises PromptError for another text."""
+    """Draw an image of a world's caption. Raises PromptError for another text."""
     if world == "words":
         return words_draw.draw(words_captions.parse(caption), seed)
     return shapes_draw.draw(shapes_captions.parse(caption), seed)

@@ -14,8 +14,10 @@ from typing import Literal, get_args
 PREFIX = "ray_"
 """The prefix that Ray puts before every name; in one process the exporter adds it, so that one dashboard reads both."""
 
-Unit = Literal["", "seconds", "bytes", "share", "versions", "steps", "images", "groups", "workers", "tasks", "tokens"]
-"""The unit of a metric's value; a share is between 0 and 1."""
+Unit = Literal[
+    "", "seconds", "bytes", "fraction", "versions", "steps", "images", "groups", "workers", "tasks", "tokens"
+]
+"""The unit of a metric's value; a fraction is between 0 and 1."""
 
 Phase = Literal["sample_and_score", "learn", "publish", "evaluate", "checkpoint"]
 """The phases that a driver may be in."""
@@ -204,23 +206,26 @@ HEALTH = (
     ),
     _gauge(
         "clip_fraction",
-        "share",
+        "fraction",
         "Fraction of (image, timestep) pairs whose log-ratio is beyond the clip range.",
         field="step.clip_fraction",
     ),
     _gauge(
-        "inactive_fraction", "share", "Fraction whose gradient the clip range cuts off.", field="step.inactive_fraction"
+        "inactive_fraction",
+        "fraction",
+        "Fraction whose gradient the clip range cuts off.",
+        field="step.inactive_fraction",
     ),
     _gauge(
         "timestep_clip_fraction",
-        "share",
+        "fraction",
         "Clip fraction at one timestep.",
         "timestep",
         field="step.by_timestep.clip_fraction.*",
     ),
     _gauge(
         "timestep_inactive_fraction",
-        "share",
+        "fraction",
         "Fraction whose gradient is cut off at one timestep.",
         "timestep",
         field="step.by_timestep.inactive_fraction.*",
@@ -250,7 +255,7 @@ HEALTH = (
     ),
     _gauge(
         "timestep_gradient_share",
-        "share",
+        "fraction",
         "A timestep's part of all gradient norms.",
         "timestep",
         field="step.by_timestep.gradient_share.*",

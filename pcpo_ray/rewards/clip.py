@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pcpo_ray.errors import ModelError, RewardError
 from pcpo_ray.rewards import published
-from pcpo_ray.rewards.pictures import rgb
+from pcpo_ray.rewards.images import rgb
 
 CHUNK = 64
 """Images per pass through a model."""

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pcpo_ray.rewards import ocr_word
-from pcpo_ray.rewards.pictures import rgb
+from pcpo_ray.rewards.images import rgb
 
 HEIGHT = 64
 """The height in pixels that the network needs."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from pcpo_ray.rewards.pictures import rgb
+from pcpo_ray.rewards.images import rgb
 
 SURFACE = 0.75
 """The fraction of |r| that counts, from the smallest."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from pcpo_ray.rewards.pictures import rgb
+from pcpo_ray.rewards.images import rgb
 
 SHORTEST, FEWEST = 4, 3
 """The shortest period in pixels, and the fewest lines that make a pattern."""

@@ -25,7 +25,7 @@ from pcpo_ray import config
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import judge_template
 from pcpo_ray.rewards.http_client import AwayError, Client
-from pcpo_ray.rewards.pictures import png, rgb
+from pcpo_ray.rewards.images import png, rgb
 
 T = TypeVar("T")
 R = TypeVar("R")

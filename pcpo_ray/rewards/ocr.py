@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pcpo_ray.errors import RewardError
-from pcpo_ray.rewards.pictures import rgb
+from pcpo_ray.rewards.images import rgb
 
 QUOTED = re.compile(r'"([^"]+)"|“([^“”]+)”')
 

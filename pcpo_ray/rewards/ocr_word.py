@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import ocr
-from pcpo_ray.rewards.pictures import rgb
+from pcpo_ray.rewards.images import rgb
 
 WIDTH, COLUMN = 160, 8
 """The least width in pixels that images are stretched to, and the width of a column of the recogniser's output."""

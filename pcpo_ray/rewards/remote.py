@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards.http_client import AwayError, Client
-from pcpo_ray.rewards.pictures import png, rgb
+from pcpo_ray.rewards.images import png, rgb
 
 
 class Scorer(Client):

@@ -69,12 +69,12 @@ def read_json(body: bytes, largest: int = LARGEST) -> tuple[np.ndarray, list[str
     found = json.loads(body)
     opened = []
     for text in found["images"]:
-        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])  # its header alone
-        opened.append(picture)
-        largest -= 3 * picture.width * picture.height
+        image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])  # its header alone
+        opened.append(image)
+        largest -= 3 * image.width * image.height
         if largest < 0:
             raise TooLargeError
-    return np.stack([np.asarray(picture.convert("RGB")) for picture in opened]), list(found["prompts"])
+    return np.stack([np.asarray(image.convert("RGB")) for image in opened]), list(found["prompts"])
 
 
 def read_npz(body: bytes, largest: int = LARGEST) -> tuple[np.ndarray, list[str]]:

@@ -9,9 +9,9 @@ from pcpo_ray.rewards.oracle import Oracle
 
 
 class WordsOracle(Oracle):
-    """The overlap of the picture's ink with the word in the font (`words_letters`), 0..1.
+    """The overlap of the image's ink with the word in the font (`words_letters`), 0..1.
 
-    `words_colours` is the fraction of the colours that the caption names which the picture shows, 0..1.
+    `words_colours` is the fraction of the colours that the caption names which the image shows, 0..1.
     """
 
     def __init__(self, kind: Literal["words_letters", "words_colours"]) -> None:

@@ -85,7 +85,7 @@ class Evaluator:
         values = evaluation.table(self.run, scored)
         self.recorder.samples("evaluations.parquet", step, evaluation.columns(self.run, step, scored, values))
         if images:
-            self.recorder.pictures(step, images)
+            self.recorder.write_images(step, images)
             self.recorder.show(step, {scored[place].rollout.task.prompt.text: shown[place] for place in shown})
         if self.assessor is not None:
             self.assessor.keep(step, [group.measured for group in scored])

@@ -118,11 +118,11 @@ def _of_quality(quality: config.Quality) -> Files:
             assert_never(quality.features)
     if isinstance(quality.reference, config.ImagesReference):
         where = Path(quality.reference.path)
-        pictures = reference.image_files(quality.reference.path)
-        whole = where.is_dir()  # the images of a list go by their place in it
+        files = reference.image_files(quality.reference.path)
+        whole = where.is_dir()  # those of a list go by their place, under a name that stored runs have
         found["reference.path"] = {
             path.relative_to(where).as_posix() if whole else f"picture {place}": path
-            for place, path in enumerate(pictures, 1)
+            for place, path in enumerate(files, 1)
         }
     if quality.lpips is not None:
         found["lpips.weights"] = _itself(quality.lpips.weights)

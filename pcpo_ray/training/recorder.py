@@ -177,7 +177,7 @@ class Recorder:
         with disk.replacing(path) as made:
             parquet.write_table(pa.table(dict(columns)), made)
 
-    def pictures(self, step: int, groups: Mapping[int, np.ndarray]) -> None:
+    def write_images(self, step: int, groups: Mapping[int, np.ndarray]) -> None:
         """Write an evaluation's images, by the place of their prompt: images/step-000010/<place>-<sample>.png."""
         from PIL import Image
 

@@ -1,4 +1,4 @@
-"""The words world: captions that ask for a word in colours, and pictures that show it. The reward `ocr` reads them.
+"""The words world: captions that ask for a word in colours, and images that show it. The reward `ocr` reads them.
 
 Its models, words-sd and words-flux, are in the package.
 """

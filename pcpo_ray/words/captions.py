@@ -22,7 +22,7 @@ DARK = ("red", "green", "blue", "purple", "black")
 LIGHT = ("yellow", "white")
 COLOURS = (*DARK, *LIGHT)
 PAIRS = tuple(pair for dark in DARK for light in LIGHT for pair in ((dark, light), (light, dark)))
-"""Ink and paper of every picture: one dark and one light colour, so that each can be read on the other."""
+"""Ink and paper of every image: one dark and one light colour, so that each can be read on the other."""
 
 LONGEST = 5
 """Letters of the longest words."""

@@ -1,7 +1,7 @@
-"""The oracle: it looks at a picture without a network. How like the font's own are its letters, which colours has it?
+"""The oracle: it looks at an image without a network. How like the font's own are its letters, which colours has it?
 
 What a recogniser likes and eyes do not is seen here: letters of other strokes, words in other colours. The paper is the
-colour of the border. Ink is what differs from it, as far as it lies on the line from the paper to the picture's
+colour of the border. Ink is what differs from it, as far as it lies on the line from the paper to the image's
 strongest tone.
 """
 
@@ -18,18 +18,18 @@ from pcpo_ray.words.captions import parse
 from pcpo_ray.words.draw import HEIGHT, PALETTE, SIZES, WIDTH, ink_mask
 
 CONTRAST = 60.0
-"""RGB distance between ink and paper below which a picture shows nothing."""
+"""RGB distance between ink and paper below which an image shows nothing."""
 QUIET_BORDER = 25.0
-"""Mean absolute deviation of the border from one colour, above which a picture has no paper."""
+"""Mean absolute deviation of the border from one colour, above which an image has no paper."""
 FULL = 0.8
-"""The share of the strongest difference from the paper from which a pixel is all ink."""
+"""The fraction of the strongest difference from the paper from which a pixel is all ink."""
 COLOUR_REACH = 80.0
 """RGB distance beyond which a colour has no name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A picture's word and colours. `ink` and `paper` are None if no colour of the palette comes close.
+    """An image's word and colours. `ink` and `paper` are None if no colour of the palette comes close.
 
     `likeness` is the overlap of its ink with the word in the font, at the size and place that fit best, 0 to 1: the sum
     of the smaller coverage of each pixel over the sum of the larger. `x` and `y` are the middle of the ink, in pixels.
@@ -87,7 +87,7 @@ def ink(image: UInt8[np.ndarray, "24 64 3"]) -> Ink:
 
 
 def read(image: UInt8[np.ndarray, "24 64 3"], word: str) -> Seen | None:
-    """Look for a word in a picture (an array or a PIL image); None if it has no paper or no ink.
+    """Look for a word in an image (an array or a PIL image); None if it has no paper or no ink.
 
     Raises RewardError for anything but 24 x 64 RGB bytes.
     """
@@ -113,7 +113,7 @@ def letters(image: UInt8[np.ndarray, "24 64 3"], caption: str) -> float:
 
 
 def colours(image: UInt8[np.ndarray, "24 64 3"], caption: str) -> float:
-    """Compute the fraction of the colours that the caption names which the picture shows; 1 if it names none.
+    """Compute the fraction of the colours that the caption names which the image shows; 1 if it names none.
 
     Raises as `letters` does.
     """
@@ -139,7 +139,7 @@ def _letters(word: str, size: int) -> Float[np.ndarray, "h w"]:
 
 
 def _overlap(cover: Float[np.ndarray, "24 64"], letters: Float[np.ndarray, "h w"]) -> float:
-    """Compute the best overlap of a picture's coverage with that of letters, over all places for these."""
+    """Compute the best overlap of an image's coverage with that of letters, over all places for these."""
     windows = np.lib.stride_tricks.sliding_window_view(cover, letters.shape)
     shared = np.minimum(windows, letters).sum(axis=(2, 3))
     return float((shared / (cover.sum() + letters.sum() - shared)).max())

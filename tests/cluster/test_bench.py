@@ -59,7 +59,7 @@ def test_512_samples_of_flux_size_pass_through_8_gb_and_nothing_is_spilled(small
     subprocess.run(command, check=True, timeout=500, capture_output=True, text=True)
     (row,) = results.read(out).benches[0].rows
     assert row.reached and row.figures == (0.0,)
-    # predictions of 16 steps in float32, and a picture, of each: all of it has been there at once
+    # predictions of 16 steps in float32, and an image, of each: all of it has been there at once
     sample = 16 * 16 * 64 * 64 * 4 + 512 * 512 * 3
     assert 512 * sample < row.facts["of it taken by the batch at most, MB"] * 1e6 < 1.02 * 512 * sample
 

@@ -276,12 +276,12 @@ def test_a_run_is_trained_resumed_past_a_bad_checkpoint_and_evaluated(command, s
 
     status, said, _ = command("sample", folder, "a red circle", "--images", 3, "--out", "drawn.png")
     assert status == 0
-    with Image.open("drawn.png") as picture:
-        assert picture.size[0] > 3 * 160  # small images are magnified
+    with Image.open("drawn.png") as image:
+        assert image.size[0] > 3 * 160  # small images are magnified
     status, said, _ = command("sample", folder, "a red circle", "--strength", "0,1", "--with", f"{folder}=0,1,2")
     assert status == 0 and "sample.png" in said
-    with Image.open("sample.png") as picture:
-        assert picture.size[0] > picture.size[1]  # 2 strengths down, 3 across
+    with Image.open("sample.png") as image:
+        assert image.size[0] > image.size[1]  # 2 strengths down, 3 across
     for asked, words in [("runs/none=1", "there is no run at runs/none"), ("small", "expected a run's folder and")]:
         status, _, errors = command("sample", folder, "a red circle", "--with", asked)
         assert status == 1 and errors.startswith("error: ") and words in errors

@@ -1,4 +1,4 @@
-"""Pictures with a run's adapter, and with several composed."""
+"""Images with a run's adapter, and with several composed."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_a_composed_prediction_is_the_base_plus_what_each_adapter_changes(small_
     assert torch.equal(nothing, base)
 
 
-def test_a_grid_of_strengths_is_one_picture(made, tmp_path):
+def test_a_grid_of_strengths_is_one_image(made, tmp_path):
     one, two = made("one", 1), made("two", 2)
     adapters = [sample_grid.parse(f"{one}=0,0.5,1"), sample_grid.parse(f"{two}=0,1")]
     out = tmp_path / "grid.png"

@@ -1,4 +1,4 @@
-"""The worlds behind one door: models by name, pictures of captions, and words that captions do not have."""
+"""The worlds behind one door: models by name, images of captions, and words that captions do not have."""
 
 import numpy as np
 import pytest
@@ -35,8 +35,8 @@ def test_another_models_folder_is_of_no_world(tmp_path):
 
 @pytest.mark.parametrize("world", worlds.NAMES)
 def test_the_example_of_each_world_is_drawn_and_has_no_unknown_word(world):
-    picture = worlds.draw(world, worlds.EXAMPLES[world], 0)
-    assert picture.dtype == np.uint8 and picture.std() > 10
+    image = worlds.draw(world, worlds.EXAMPLES[world], 0)
+    assert image.dtype == np.uint8 and image.std() > 10
     assert worlds.unknown_words(world, worlds.EXAMPLES[world]) == []
     assert worlds.unknown_words(world, "zxqj") == ["zxqj"]
 

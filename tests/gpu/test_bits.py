@@ -66,9 +66,9 @@ def test_at_unchanged_weights_the_learner_predicts_what_the_sampler_stored(reque
 
 def test_two_gpu_samplers_draw_the_same_bits(small_sd):
     run = small.run(small_sd)
-    (first, pictures), (again, same) = (Sampler(run, GPU).sample(tasks(run)[0]) for _ in range(2))
+    (first, images), (again, same) = (Sampler(run, GPU).sample(tasks(run)[0]) for _ in range(2))
     assert torch.equal(first.predictions, again.predictions)
-    assert (pictures == same).all()
+    assert (images == same).all()
 
 
 def waits(work):

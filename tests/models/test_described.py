@@ -11,7 +11,7 @@ import torch
 from pcpo_ray import models
 from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import ModelError
-from tests.support import pictures, small
+from tests.support import same_images, small
 
 CPU = torch.device("cpu")
 MEAN, STD = [-1.6574, 1.886, -1.383, 2.5155], [8.4927, 5.9022, 6.5498, 5.2299]
@@ -77,7 +77,7 @@ def test_a_vaes_config_means_what_its_pipeline_makes_of_it(request, tmp_path, mo
     denoiser = load(folder)
     noise = torch.stack([denoiser.initial_noise(generator(seed)) for seed in range(2)])
     latents, images = of_the_pipeline(folder, noise)
-    assert pictures.same(denoiser.decode(latents), images) and images.std() > 5
+    assert same_images.same(denoiser.decode(latents), images) and images.std() > 5
 
 
 def test_other_vaes_decode_as_in_their_pipelines(small_sd, tmp_path):
@@ -95,7 +95,7 @@ def test_other_vaes_decode_as_in_their_pipelines(small_sd, tmp_path):
         diffusers.StableDiffusionPipeline.from_pretrained(small_sd, vae=vae).save_pretrained(folder)
         denoiser = load(folder)
         latents, images = of_the_pipeline(folder, torch.randn(2, *denoiser.latent_shape, generator=generator(0)))
-        assert pictures.same(denoiser.decode(latents), images)
+        assert same_images.same(denoiser.decode(latents), images)
     with pytest.raises(ModelError, match=r"vae_tiling is true.*AsymmetricAutoencoderKL"):
         load(folder, model__vae_tiling=True)
 

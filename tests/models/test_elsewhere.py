@@ -6,7 +6,7 @@ import torch
 
 from pcpo_ray import models
 from pcpo_ray.data.seeds import generator
-from tests.support import pictures, small
+from tests.support import same_images, small
 
 CPU = torch.device("cpu")
 TEXTS = ["a red circle above a blue square", "a small green ring"]
@@ -88,4 +88,4 @@ def test_images_of_the_same_latents(model, request):
     denoiser, pipeline = load(path), plain(path)
     noise = torch.stack([denoiser.initial_noise(generator(seed)) for seed in range(len(TEXTS))])
     images = np.round(drawn(pipeline, noise) * 255).astype(np.uint8)
-    assert pictures.same(denoiser.decode(drawn(pipeline, noise, "latent")), images)
+    assert same_images.same(denoiser.decode(drawn(pipeline, noise, "latent")), images)

@@ -13,7 +13,7 @@ from pcpo_ray.algorithm.transitions import flow_sde
 from pcpo_ray.commands.plan.hollow import Hollow, size_of_module
 from pcpo_ray.data.seeds import generator
 from pcpo_ray.data.types import Prompt
-from tests.support import families, pictures, small
+from tests.support import families, same_images, small
 from tests.support.trajectories import ADVANTAGES, CPU, pair, task
 
 TEXTS = ["a ring", "a red circle above a blue square and a star", ""]
@@ -142,7 +142,7 @@ def test_without_noise_its_images_are_those_of_the_pipeline(kind, model, pipelin
             ours = deterministic(denoiser, noise)
         latents, images = theirs(pipeline(kind), family, denoiser, noise, scale, negative)
         assert (ours - latents).abs().max() < 2e-5
-        assert pictures.same(denoiser.decode(latents), images) and images.std() > 5
+        assert same_images.same(denoiser.decode(latents), images) and images.std() > 5
         found.append(ours)
     assert all((one - found[0]).abs().max() > 1e-3 for one in found[1:])  # guidance
 

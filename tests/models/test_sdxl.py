@@ -20,7 +20,7 @@ def load(path, **changes):
     return models.load(run.model, run.sampling, seed=0, device=CPU)
 
 
-def pictures_of_the_pipeline(folder, texts, noise, *, height, width, **options):
+def images_of_the_pipeline(folder, texts, noise, *, height, width, **options):
     from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
@@ -45,5 +45,5 @@ def test_without_noise_its_latents_are_those_of_the_pipeline(small_sdxl, tmp_pat
         for timestep, step in zip(schedule.timesteps, ddim.steps(schedule, eta=0.0), strict=True):
             prediction = denoiser.predict(latents, torch.full((len(latents),), float(timestep)), denoiser.encode(texts))
             latents, _ = step.draw(latents, prediction, torch.zeros_like(latents))
-    theirs = pictures_of_the_pipeline(folder, texts, noise, height=height, width=width, guidance_scale=scale)
+    theirs = images_of_the_pipeline(folder, texts, noise, height=height, width=width, guidance_scale=scale)
     assert (latents - theirs).abs().max() < 1e-5

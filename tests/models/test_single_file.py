@@ -10,7 +10,7 @@ from pcpo_ray import models
 from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models.texts import fingerprint
-from tests.support import pictures, single_files, small
+from tests.support import same_images, single_files, small
 
 CPU = torch.device("cpu")
 TEXT = "a red circle above a blue square"
@@ -86,7 +86,7 @@ def test_a_file_of_z_images_transformer_takes_all_else_from_the_folder(model, tm
     ours, theirs = load(bare, model__single_file=file), load(model("z_image"))
     latents = torch.linspace(-1, 1, 4 * 8 * 8).reshape(1, 4, 8, 8)
     both = [(one.encode([TEXT]), one.decode(latents)) for one in (ours, theirs)]
-    assert torch.equal(both[0][0]["embeds"], both[1][0]["embeds"]) and pictures.same(both[0][1], both[1][1])
+    assert torch.equal(both[0][0]["embeds"], both[1][0]["embeds"]) and same_images.same(both[0][1], both[1][1])
     loaded, kept = (one.pipeline.transformer.state_dict() for one in (ours, theirs))
     assert loaded.keys() == kept.keys() and all(torch.equal(loaded[name], weight) for name, weight in kept.items())
 

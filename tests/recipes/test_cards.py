@@ -42,7 +42,7 @@ def test_a_recipe_as_it_is_takes_what_it_says_and_fits_eight_cards(name):
 
 
 def check(name, words, claimed, card):
-    """Each role on a GPU takes what is claimed, and its share of a card has room for it."""
+    """Each role on a GPU takes what is claimed, and its fraction of a card has room for it."""
     with stand_ins.sized(files.load(name, words)) as sized:
         for needed in (roles.sampler(sized.run), roles.scorer(sized.run), roles.learner(sized.run)):
             if needed.gpus:

@@ -49,6 +49,6 @@ SWITCHES_OF_FLOW = {
     ],
 )
 def test_a_switch_runs_on_the_embedded_world(config, switch, tmp_path):
-    few = "evaluation.quality.neighbours=2"  # of four pictures
+    few = "evaluation.quality.neighbours=2"  # of four images
     run = files.load(CONFIGS / f"{config}.yaml", [*SMALLER, few, *{**SWITCHES, **SWITCHES_OF_FLOW}[switch]])
     assert len(two_steps(run, tmp_path / "run", local=True)) == 2

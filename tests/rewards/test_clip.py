@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pcpo_ray.rewards import clip
-from pcpo_ray.rewards.pictures import rgb
+from pcpo_ray.rewards.images import rgb
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def test_a_transform_that_does_more_than_normalise_is_left_alone():
     assert clip._normal_of(plain, 32) is not None
     assert clip._normal_of(plain, 48) is None
     assert clip._normal_of(Compose([RandomInvert(p=1.0), *plain.transforms]), 32) is None
-    assert clip._normal_of(lambda picture: picture, 32) is None
+    assert clip._normal_of(lambda image: image, 32) is None
 
 
 def test_the_same_images_and_texts_are_embedded_once_and_others_anew(shapes_clip):

@@ -9,7 +9,7 @@ import torch
 from pcpo_ray import config, rewards
 from pcpo_ray.errors import RewardError
 
-PICTURES = np.zeros((2, 4, 4, 3), np.uint8)
+IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 MODULES = {
     "typo": "class Reward:\n    def score(self, images, prompts):\n        return images prompts\n",
     "crash": "raise ZeroDivisionError('while imported')\n",
@@ -79,7 +79,7 @@ def test_any_class_with_the_method_will_do_without_inheriting_anything():
     rewards.check(reward)
     made = rewards.load(reward, torch.device("cpu"))
     assert isinstance(made, rewards.Reward)
-    assert made.score(PICTURES, ["a", "bcd"]) == [1.0, 3.0]
+    assert made.score(IMAGES, ["a", "bcd"]) == [1.0, 3.0]
 
 
 @pytest.mark.parametrize(

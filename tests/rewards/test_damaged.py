@@ -11,7 +11,7 @@ from pcpo_ray.errors import RewardError
 
 CPU = torch.device("cpu")
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
-PICTURE = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=-1)
+IMAGE = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=-1)
 
 
 @pytest.fixture
@@ -59,4 +59,4 @@ def test_an_architecture_that_open_clip_does_not_have_is_named(tmp_path):
 @pytest.mark.parametrize(("quality", "kilobytes"), [(95, 0.697), (50, 0.653)])
 def test_a_fixed_images_jpeg_has_the_size_it_always_had(quality, kilobytes):
     reward = rewards.load(config.Jpeg(kind="jpeg_incompressibility", quality=quality), CPU)
-    assert reward.score(PICTURE[None], ["x"]) == pytest.approx([kilobytes], rel=0.01)  # encoders differ by a few bytes
+    assert reward.score(IMAGE[None], ["x"]) == pytest.approx([kilobytes], rel=0.01)  # encoders differ by a few bytes

@@ -7,7 +7,7 @@ import torch
 from pcpo_ray import config, rewards
 from pcpo_ray.shapes.captions import parse
 from pcpo_ray.shapes.draw import draw
-from tests.support.pictures import words
+from tests.support.same_images import words
 
 GRID = rewards.load(config.Grid(kind="grid"), torch.device("cpu"))
 SIDE = 192

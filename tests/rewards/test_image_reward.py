@@ -9,11 +9,11 @@ from PIL import Image
 
 from pcpo_ray.rewards.image_reward import Scorer
 
-PICTURES = np.arange(2 * 5 * 7 * 3, dtype=np.uint8).reshape(2, 5, 7, 3)
+IMAGES = np.arange(2 * 5 * 7 * 3, dtype=np.uint8).reshape(2, 5, 7, 3)
 
 
 class Model:
-    """Takes what the package's `score` takes, a prompt and a picture, and tells them apart."""
+    """Takes what the package's `score` takes, a prompt and an image, and tells them apart."""
 
     def score(self, prompt, image):
         assert isinstance(prompt, str) and isinstance(image, Image.Image)
@@ -38,5 +38,5 @@ def loaded(monkeypatch):
 def test_each_image_is_scored_with_its_own_prompt_in_the_packages_order(loaded):
     scorer = Scorer(model="ImageReward.pt", med_config="med_config.json")
     assert loaded == [("ImageReward.pt", "cpu", "med_config.json")]
-    expected = [len(text) + picture.mean() for text, picture in zip(("a", "long one"), PICTURES, strict=True)]
-    assert scorer.score(PICTURES, ["a", "long one"]) == pytest.approx(expected)
+    expected = [len(text) + image.mean() for text, image in zip(("a", "long one"), IMAGES, strict=True)]
+    assert scorer.score(IMAGES, ["a", "long one"]) == pytest.approx(expected)

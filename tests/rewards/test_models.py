@@ -11,8 +11,8 @@ from pcpo_ray import config, rewards, shapes
 from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import clip, hps
-from pcpo_ray.rewards.pictures import rgb
-from tests.support.clips import PICTURES, TEXTS, noise
+from pcpo_ray.rewards.images import rgb
+from tests.support.clips import IMAGES, TEXTS, noise
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -74,11 +74,11 @@ def test_scores_do_not_depend_on_the_batch_and_keep_its_order(name, clip_transfo
     kind = kinds(clip_transformers, hps_file, head_file)[name]
     rewards.check(kind)
     reward = rewards.load(kind, CPU)
-    together = reward.score(PICTURES, TEXTS)
+    together = reward.score(IMAGES, TEXTS)
     assert len(set(together)) == 3
-    alone = [reward.score(PICTURES[n : n + 1], TEXTS[n : n + 1])[0] for n in range(3)]
+    alone = [reward.score(IMAGES[n : n + 1], TEXTS[n : n + 1])[0] for n in range(3)]
     assert together == pytest.approx(alone, abs=1e-5)
-    assert reward.score(PICTURES[::-1], TEXTS[::-1]) == pytest.approx(together[::-1], abs=1e-5)
+    assert reward.score(IMAGES[::-1], TEXTS[::-1]) == pytest.approx(together[::-1], abs=1e-5)
 
 
 def given(height, wide, mode):
@@ -164,11 +164,11 @@ def test_hps_is_the_cosine_of_its_own_network(hps_file):
     model = open_clip.create_model(ARCHITECTURE, load_weights=False).eval()
     model.load_state_dict({k: v.float() for k, v in torch.load(hps_file)["state_dict"].items()})
     with torch.no_grad():
-        pixels = torch.stack([hps.preprocess(picture, 32) for picture in rgb(PICTURES)])
+        pixels = torch.stack([hps.preprocess(picture, 32) for picture in rgb(IMAGES)])
         pictures, words = model.encode_image(pixels), model.encode_text(open_clip.get_tokenizer(ARCHITECTURE)(TEXTS))
     expected = torch.nn.functional.cosine_similarity(pictures, words).tolist()
     reward = rewards.load(config.Hps(kind="hps_v2.1", weights=str(hps_file), architecture=ARCHITECTURE), CPU)
-    assert reward.score(PICTURES, TEXTS) == pytest.approx(expected, abs=1e-5)
+    assert reward.score(IMAGES, TEXTS) == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_architecture_of_open_clips_takes_a_file_of_weights(hps_file, tmp_path):
@@ -182,10 +182,10 @@ def test_an_architecture_of_open_clips_takes_a_file_of_weights(hps_file, tmp_pat
     rewards.check(kind)
     preprocess = open_clip.image_transform(32, is_train=False)
     with torch.no_grad():
-        pictures = model.encode_image(torch.stack([preprocess(picture) for picture in rgb(PICTURES)]))
+        pictures = model.encode_image(torch.stack([preprocess(picture) for picture in rgb(IMAGES)]))
         words = model.encode_text(open_clip.get_tokenizer(ARCHITECTURE)(TEXTS))
     expected = torch.nn.functional.cosine_similarity(pictures, words).tolist()
-    assert rewards.load(kind, CPU).score(PICTURES, TEXTS) == pytest.approx(expected, abs=1e-5)
+    assert rewards.load(kind, CPU).score(IMAGES, TEXTS) == pytest.approx(expected, abs=1e-5)
     other = tmp_path / "other.pt"
     torch.save({"weird": torch.ones(1)}, other)
     with pytest.raises(RewardError, match=rf"CLIP model '{ARCHITECTURE}' cannot be loaded"):
@@ -196,8 +196,8 @@ def test_an_architecture_of_open_clips_takes_a_file_of_weights(hps_file, tmp_pat
 def test_a_prompt_longer_than_the_network_reads_is_cut(name, clip_transformers, hps_file, head_file):
     reward = rewards.load(kinds(clip_transformers, hps_file, head_file)[name], CPU)
     long, longer = "a red circle " * 100, "a red circle " * 100 + "above a blue square"
-    assert np.isfinite(reward.score(PICTURES[:2], [long, longer])).all()
-    assert reward.score(PICTURES[:1], [long]) == reward.score(PICTURES[:1], [longer])
+    assert np.isfinite(reward.score(IMAGES[:2], [long, longer])).all()
+    assert reward.score(IMAGES[:1], [long]) == reward.score(IMAGES[:1], [longer])
 
 
 def test_the_aesthetic_head_is_linear_on_embeddings_of_unit_length(head_file):
@@ -206,13 +206,13 @@ def test_the_aesthetic_head_is_linear_on_embeddings_of_unit_length(head_file):
     folder = shapes.checkpoint("shapes-clip")
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     with torch.no_grad():
-        features = model.eval().encode_image(torch.stack([preprocess(picture) for picture in rgb(PICTURES)]))
+        features = model.eval().encode_image(torch.stack([preprocess(picture) for picture in rgb(IMAGES)]))
         values = features / features.norm(dim=1, keepdim=True)
         state = torch.load(head_file)
         for layer in (0, 2, 4, 6, 7):
             values = values @ state[f"layers.{layer}.weight"].T + state[f"layers.{layer}.bias"]
     reward = rewards.load(config.Aesthetic(kind="aesthetic", head=str(head_file), model="shapes-clip"), CPU)
-    assert reward.score(PICTURES, TEXTS) == pytest.approx(values[:, 0].tolist(), abs=1e-4)
+    assert reward.score(IMAGES, TEXTS) == pytest.approx(values[:, 0].tolist(), abs=1e-4)
 
 
 def test_golden_scores_on_fixed_checkpoints(clip_transformers, hps_file, head_file):
@@ -239,10 +239,10 @@ def test_images_of_another_mode_are_refused_by_name(bad):
 
 def test_grey_and_transparent_images_score_as_their_colours(clip_transformers):
     reward = rewards.load(config.ClipScore(kind="clip_score", model=str(clip_transformers)), CPU)
-    grey = PICTURES[..., 0]
+    grey = IMAGES[..., 0]
     assert reward.score(grey, TEXTS) == reward.score(np.repeat(grey[..., None], 3, axis=3), TEXTS)
-    transparent = np.concatenate([PICTURES, PICTURES[..., :1]], axis=3)
-    assert reward.score(transparent, TEXTS) == reward.score(PICTURES, TEXTS)
+    transparent = np.concatenate([IMAGES, IMAGES[..., :1]], axis=3)
+    assert reward.score(transparent, TEXTS) == reward.score(IMAGES, TEXTS)
 
 
 def test_files_that_are_not_there_are_named_with_where_they_come_from(clip_transformers, head_file, tmp_path):
@@ -292,4 +292,4 @@ def test_files_with_other_keys_are_named_with_what_was_expected(hps_file, head_f
 def test_a_head_for_another_clip_is_refused(clip_transformers, head_file):
     reward = rewards.load(config.Aesthetic(kind="aesthetic", head=str(head_file), model=str(clip_transformers)), CPU)
     with pytest.raises(RewardError, match=r"takes embeddings of \d+, the CLIP model gives 12"):
-        reward.score(PICTURES, TEXTS)
+        reward.score(IMAGES, TEXTS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pcpo_ray import config, rewards
-from tests.support.pictures import words
+from tests.support.same_images import words
 
 
 def test_harmless_images_have_low_probabilities_in_any_company():

@@ -13,7 +13,7 @@ from pcpo_ray.commands import session
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import ocr
 from tests.support import small
-from tests.support.pictures import words
+from tests.support.same_images import words
 
 OCR = config.Ocr(kind="ocr")
 

@@ -11,13 +11,13 @@ from pydantic import TypeAdapter, ValidationError
 from pcpo_ray import config, rewards
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import ocr_word
-from tests.support.pictures import font
+from tests.support.same_images import font
 
 WORDS = ("moon", "OPEN", "hotel", "garden", "coffee", "bakery")
 
 
 def drawn(text, height, width, name="DejaVuSans", *, noise=8.0, seed=0):
-    """A picture that a word fills as far as it goes, dark on light, with noise."""
+    """An image that a word fills as far as it goes, dark on light, with noise."""
     from PIL import Image, ImageDraw
 
     rng = np.random.default_rng(seed)
@@ -93,7 +93,7 @@ def test_scores_are_the_same_bits_in_any_company_and_batch(reader, count):
     assert reader.score(images[order], [asked[n] for n in order]) == [whole[n] for n in order]
 
 
-def test_128_small_pictures_take_16_calls_of_the_recogniser(reader, monkeypatch):
+def test_128_small_images_take_16_calls_of_the_recogniser(reader, monkeypatch):
     calls, session = [], reader.recogniser.session
 
     def counted(batch):

@@ -12,7 +12,7 @@ from pcpo_ray import config, rewards, shapes
 from pcpo_ray.errors import QualityError, RewardError
 from pcpo_ray.rewards import aesthetic, clip, published, quality
 from tests.support import small
-from tests.support.clips import PICTURES, TEXTS
+from tests.support.clips import IMAGES, TEXTS
 
 CPU = torch.device("cpu")
 PLAIN, QUICK, WIDE = "tiny-ViT", "tiny-ViT-quickgelu", "tiny-ViT-48"
@@ -21,7 +21,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
 
 @pytest.fixture(scope="module", autouse=True)
 def architectures(tmp_path_factory):
-    """A small architecture, its twin with QuickGELU, and one for larger pictures, as open_clip has them."""
+    """A small architecture, its twin with QuickGELU, and one for larger images, as open_clip has them."""
     import open_clip
 
     folder = tmp_path_factory.mktemp("architectures")
@@ -85,8 +85,8 @@ def test_openais_own_archive_is_certain_and_is_read(archive):
     with pytest.raises(RewardError, match=rf"is of OpenAI's own archive, for {QUICK}; write model: {QUICK}"):
         rewards.check(score(PLAIN, archive))
     with torch.no_grad():
-        expected = network().encode_image(clip.load(QUICK, str(archive), CPU).pixels(PICTURES))
-    found = clip.load(QUICK, str(archive), CPU).images(PICTURES)
+        expected = network().encode_image(clip.load(QUICK, str(archive), CPU).pixels(IMAGES))
+    found = clip.load(QUICK, str(archive), CPU).images(IMAGES)
     assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=1), atol=1e-6)
 
 

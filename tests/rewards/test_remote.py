@@ -25,7 +25,7 @@ from tests.support import small
 from tests.support.trajectories import task
 
 CPU = torch.device("cpu")
-PICTURES = np.random.default_rng(0).integers(0, 256, size=(3, 9, 7, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, size=(3, 9, 7, 3), dtype=np.uint8)
 TEXTS = ["a", "b, with ünïcode", "c"]
 
 
@@ -80,8 +80,8 @@ def client(url, **changes):
 @pytest.mark.parametrize("format", ["json", "npz"])
 def test_images_and_prompts_arrive_as_they_were_sent(served, format):
     url = served(serve.application(Brightness()))
-    assert client(url, format=format).score(PICTURES, TEXTS) == pytest.approx(Brightness().score(PICTURES, TEXTS))
-    missing = client(url, format=format).score(PICTURES, ["a", "missing", "c"])
+    assert client(url, format=format).score(IMAGES, TEXTS) == pytest.approx(Brightness().score(IMAGES, TEXTS))
+    missing = client(url, format=format).score(IMAGES, ["a", "missing", "c"])
     assert np.isnan(missing).tolist() == [False, True, False]
 
 
@@ -99,7 +99,7 @@ def test_the_server_runs_by_itself_without_this_package(tmp_path):
     server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         url = server.stdout.readline().split()[-1]
-        assert client(url).score(PICTURES, TEXTS) == [18.0] * 3
+        assert client(url).score(IMAGES, TEXTS) == [18.0] * 3
     finally:
         server.kill()
         server.wait(timeout=10)
@@ -141,7 +141,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(served, hasty):
     reward = client(f"http://127.0.0.1:{port}", patience=60)  # it is there, though the server is not yet
     threading.Timer(1.5, served, (answering((200, GOOD)), port)).start()
     started = time.monotonic()
-    assert reward.score(PICTURES, TEXTS) == [1, 2, 3]
+    assert reward.score(IMAGES, TEXTS) == [1, 2, 3]
     assert 1 < time.monotonic() - started < 30
 
 
@@ -151,7 +151,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(served, hasty):
 )
 def test_what_passes_is_asked_again(served, hasty, trouble):
     server = answering(trouble, trouble, trouble, (200, GOOD))
-    assert client(served(server)).score(PICTURES, TEXTS) == [1, 2, 3]
+    assert client(served(server)).score(IMAGES, TEXTS) == [1, 2, 3]
     assert server.posts == 4
 
 
@@ -159,11 +159,11 @@ def test_its_patience_ends_and_counts_from_the_first_failure(served, hasty):
     tired = answering((503, b"busy"))
     reward = client(served(tired), patience=0.5)
     with pytest.raises(RewardError, match=r"failed \d+ times, in \d s \(patience 0.5\).*status 503.*is the scorer up"):
-        reward.score(PICTURES, TEXTS)
+        reward.score(IMAGES, TEXTS)
     before = tired.posts
     time.sleep(0.6)
     with pytest.raises(RewardError, match="failed 1 times"):  # the next groups do not wait as long again
-        reward.score(PICTURES, TEXTS)
+        reward.score(IMAGES, TEXTS)
     assert before > 2 and tired.posts == before + 1
 
 
@@ -175,7 +175,7 @@ def test_a_time_to_come_again_is_kept(served, hasty):
         handler.end_headers()
 
     started = time.monotonic()
-    assert client(served(answering((429, later), (200, GOOD)))).score(PICTURES, TEXTS) == [1, 2, 3]
+    assert client(served(answering((429, later), (200, GOOD)))).score(IMAGES, TEXTS) == [1, 2, 3]
     assert time.monotonic() - started > 1
     assert http_client._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and http_client._retry_after("soon") == 0
 
@@ -184,14 +184,14 @@ def test_a_time_to_come_again_is_kept(served, hasty):
 def test_what_no_later_attempt_could_mend_is_an_error_at_once(served, hasty, status):
     refused = answering((status, b"no such thing"))
     with pytest.raises(RewardError, match=rf"refused: status {status}"):
-        client(served(refused)).score(PICTURES, TEXTS)
+        client(served(refused)).score(IMAGES, TEXTS)
     assert refused.posts == 1
 
 
 def test_a_reward_that_fails_is_asked_a_few_times(served, hasty):
     broken = Broken()
     with pytest.raises(RewardError, match=r"failed 3 times.*500.*RuntimeError: out of memory, say"):
-        client(served(serve.application(broken)), patience=60).score(PICTURES, TEXTS)
+        client(served(serve.application(broken)), patience=60).score(IMAGES, TEXTS)
 
 
 def test_a_token_is_sent_and_stands_in_no_config_and_no_message(served, hasty, monkeypatch):
@@ -206,7 +206,7 @@ def test_a_token_is_sent_and_stands_in_no_config_and_no_message(served, hasty, m
     assert "secret" not in str(caught.value)
     monkeypatch.setenv("JUDGE", "very secret")
     monkeypatch.setenv("NETRC", "/dev/null")
-    assert len(client(url, token="JUDGE").score(PICTURES, TEXTS)) == 3
+    assert len(client(url, token="JUDGE").score(IMAGES, TEXTS)) == 3
 
 
 def test_a_proxy_is_not_asked_for_what_runs_on_this_machine(served, monkeypatch):
@@ -214,7 +214,7 @@ def test_a_proxy_is_not_asked_for_what_runs_on_this_machine(served, monkeypatch)
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert len(client(served(serve.application(Brightness()))).score(PICTURES, TEXTS)) == 3
+    assert len(client(served(serve.application(Brightness()))).score(IMAGES, TEXTS)) == 3
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_proxy_is_not_asked_for_what_runs_on_this_machine(served, monkeypatch)
 )
 def test_an_answer_that_lies_is_never_used(served, answer, words):
     with pytest.raises(RewardError, match=words):
-        client(served(answering((200, answer)))).score(PICTURES, TEXTS)
+        client(served(answering((200, answer)))).score(IMAGES, TEXTS)
 
 
 def hang(handler):
@@ -251,7 +251,7 @@ def test_a_scorer_that_hangs_is_left_after_its_deadline(served, behaviour):
     reward = client(served(answering((200, behaviour))), timeout=0.5, patience=0)
     started = time.monotonic()
     with pytest.raises(RewardError, match="failed 1 times"):
-        reward.score(PICTURES, TEXTS)
+        reward.score(IMAGES, TEXTS)
     assert time.monotonic() - started < 3
 
 
@@ -259,9 +259,9 @@ def test_its_failures_are_missing_scores_with_their_cause(served, small_sd):
     url = served(answering((200, b'{"scores": [1, null, 3, 4]}'), (200, b'{"scores": []}')))
     run = small.run(small_sd, rewards=f"[{{kind: remote, url: '{url}', label: mine}}]")
     scorer = Scorer(run, CPU)
-    scores, failures, _ = scorer.score(task(), np.repeat(PICTURES[:1], 4, axis=0))
+    scores, failures, _ = scorer.score(task(), np.repeat(IMAGES[:1], 4, axis=0))
     assert np.isnan(scores["mine"]).tolist() == [False, True, False, False] and "not finite" in failures["mine"]
-    scores, failures, _ = scorer.score(task(), np.repeat(PICTURES[:1], 4, axis=0))
+    scores, failures, _ = scorer.score(task(), np.repeat(IMAGES[:1], 4, axis=0))
     assert np.isnan(scores["mine"]).all() and "0 scores for 4 images" in failures["mine"]
 
 
@@ -303,11 +303,11 @@ def lying():
 
 BOMBS = {
     "zeros in an npz": ("npz", 413, lambda: npz(images=np.zeros((20, 1000, 1000, 3), np.uint8), prompts=TEXTS)),
-    "long prompts": ("npz", 413, lambda: npz(images=PICTURES, prompts=np.array(["a" * 20_000_000]))),
+    "long prompts": ("npz", 413, lambda: npz(images=IMAGES, prompts=np.array(["a" * 20_000_000]))),
     "a lying header": ("npz", 400, lying),
-    "another array": ("npz", 400, lambda: npz(images=PICTURES, prompts=TEXTS, more=PICTURES)),
-    "a large type": ("npz", 400, lambda: npz(images=PICTURES.astype(float), prompts=TEXTS)),
-    "pickled prompts": ("npz", 400, lambda: npz(images=PICTURES, prompts=np.array([{}], dtype=object))),
+    "another array": ("npz", 400, lambda: npz(images=IMAGES, prompts=TEXTS, more=IMAGES)),
+    "a large type": ("npz", 400, lambda: npz(images=IMAGES.astype(float), prompts=TEXTS)),
+    "pickled prompts": ("npz", 400, lambda: npz(images=IMAGES, prompts=np.array([{}], dtype=object))),
     "a large PNG": ("json", 413, lambda: json.dumps({"prompts": ["a"], "images": [black(3000)]}).encode()),
     "many PNGs": ("json", 413, lambda: json.dumps({"prompts": ["a"] * 20, "images": [black(1000)] * 20}).encode()),
     "a deep JSON": ("json", 400, lambda: b"[" * 100_000),
@@ -322,7 +322,7 @@ def test_what_would_fill_the_servers_memory_is_refused_before_it_does(served, bo
     headers = {"Content-Type": f"application/{'x-npz' if format == 'npz' else 'json'}"}
     answer = requests.post(f"{url}/score", data=made(), headers=headers, timeout=30)
     assert answer.status_code == status and "Traceback" not in answer.text
-    assert client(url).score(PICTURES, TEXTS)  # and it goes on
+    assert client(url).score(IMAGES, TEXTS)  # and it goes on
 
 
 def test_who_sends_slowly_or_holds_connections_keeps_nobody_out(served, hasty, monkeypatch):
@@ -332,7 +332,7 @@ def test_who_sends_slowly_or_holds_connections_keeps_nobody_out(served, hasty, m
     port = int(url.rpartition(":")[2])
     held = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]
     held[0].sendall(b"POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
-    assert len(client(url, patience=30).score(PICTURES, TEXTS)) == 3
+    assert len(client(url, patience=30).score(IMAGES, TEXTS)) == 3
     for one in held:
         one.close()
 

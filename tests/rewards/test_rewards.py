@@ -16,7 +16,7 @@ from pcpo_ray.shapes.draw import draw
 
 CPU = torch.device("cpu")
 TEXTS = ["a red circle above a blue square", "a small green ring", "a black star to the left of an orange cross"]
-PICTURES = np.stack([draw(parse(text), seed) for seed, text in enumerate(TEXTS)])
+IMAGES = np.stack([draw(parse(text), seed) for seed, text in enumerate(TEXTS)])
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +49,17 @@ def all_kinds(clip_folder):
 def test_scores_do_not_depend_on_the_batch_and_keep_its_order(clip_folder):
     for kind in all_kinds(clip_folder):
         reward = rewards.load(kind, CPU)
-        together = reward.score(PICTURES, TEXTS)
-        alone = [reward.score(PICTURES[n : n + 1], TEXTS[n : n + 1])[0] for n in range(3)]
+        together = reward.score(IMAGES, TEXTS)
+        alone = [reward.score(IMAGES[n : n + 1], TEXTS[n : n + 1])[0] for n in range(3)]
         assert together == pytest.approx(alone, abs=1e-6), kind
-        assert reward.score(PICTURES[::-1], TEXTS[::-1]) == pytest.approx(together[::-1], abs=1e-6), kind
+        assert reward.score(IMAGES[::-1], TEXTS[::-1]) == pytest.approx(together[::-1], abs=1e-6), kind
 
 
 def test_jpeg_is_the_files_size_in_kilobytes_of_1000():
     file = io.BytesIO()
-    Image.fromarray(PICTURES[0]).save(file, format="JPEG", quality=95)
-    more = rewards.load(config.Jpeg(kind="jpeg_incompressibility"), CPU).score(PICTURES[:1], TEXTS[:1])
-    less = rewards.load(config.Jpeg(kind="jpeg_compressibility"), CPU).score(PICTURES[:1], TEXTS[:1])
+    Image.fromarray(IMAGES[0]).save(file, format="JPEG", quality=95)
+    more = rewards.load(config.Jpeg(kind="jpeg_incompressibility"), CPU).score(IMAGES[:1], TEXTS[:1])
+    less = rewards.load(config.Jpeg(kind="jpeg_compressibility"), CPU).score(IMAGES[:1], TEXTS[:1])
     assert more == [len(file.getvalue()) / 1000] == [-less[0]]
 
 
@@ -69,30 +69,30 @@ def test_clip_score_is_the_cosine_that_open_clip_gives(clip_folder):
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip_folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
     with torch.no_grad():
-        pictures = model.eval().encode_image(torch.stack([preprocess(Image.fromarray(p)) for p in PICTURES]))
+        images = model.eval().encode_image(torch.stack([preprocess(Image.fromarray(p)) for p in IMAGES]))
         words = model.encode_text(tokenizer(TEXTS))
-    expected = torch.nn.functional.cosine_similarity(pictures, words).tolist()
+    expected = torch.nn.functional.cosine_similarity(images, words).tolist()
     reward = rewards.load(config.ClipScore(kind="clip_score", model=str(clip_folder)), CPU)
-    assert reward.score(PICTURES, TEXTS) == pytest.approx(expected, abs=1e-5)
+    assert reward.score(IMAGES, TEXTS) == pytest.approx(expected, abs=1e-5)
 
 
 def test_diversity_is_the_mean_distance_to_the_groups_other_images(clip_folder):
     reward = rewards.load(config.Diversity(kind="diversity", model=str(clip_folder)), CPU)
-    assert reward.score_group(PICTURES[[0, 0]], "a") == pytest.approx([0, 0], abs=1e-6)
-    one, two = reward.score_group(PICTURES[[1, 2]], "b")
+    assert reward.score_group(IMAGES[[0, 0]], "a") == pytest.approx([0, 0], abs=1e-6)
+    one, two = reward.score_group(IMAGES[[1, 2]], "b")
     assert one == two > 0
-    assert reward.score_group(PICTURES[[1, 2, 1]], "b") == pytest.approx([one / 2, one, one / 2], abs=1e-6)
-    assert np.isnan(reward.score_group(PICTURES[:1], "c")[0])
+    assert reward.score_group(IMAGES[[1, 2, 1]], "b") == pytest.approx([one / 2, one, one / 2], abs=1e-6)
+    assert np.isnan(reward.score_group(IMAGES[:1], "c")[0])
 
 
 def test_the_oracle_has_no_score_for_what_is_no_caption():
-    scores = rewards.load(config.ShapesOracle(kind="shapes_oracle_all"), CPU).score(PICTURES, [*TEXTS[:2], "a cat"])
+    scores = rewards.load(config.ShapesOracle(kind="shapes_oracle_all"), CPU).score(IMAGES, [*TEXTS[:2], "a cat"])
     assert list(scores[:2]) == [1, 1] and math.isnan(scores[2])
 
 
 def test_the_oracle_gives_drawn_images_their_captions():
-    assert rewards.load(config.ShapesOracle(kind="shapes_oracle_all"), CPU).score(PICTURES, TEXTS) == [1, 1, 1]
-    wrong = rewards.load(config.ShapesOracle(kind="shapes_oracle"), CPU).score(PICTURES, TEXTS[::-1])
+    assert rewards.load(config.ShapesOracle(kind="shapes_oracle_all"), CPU).score(IMAGES, TEXTS) == [1, 1, 1]
+    wrong = rewards.load(config.ShapesOracle(kind="shapes_oracle"), CPU).score(IMAGES, TEXTS[::-1])
     assert wrong[0] < 1 > wrong[2]
 
 
@@ -134,7 +134,7 @@ def test_grain_is_the_deviation_of_noise_and_hardly_knows_what_it_lies_on(deviat
     noise = np.random.default_rng(0).normal(0, deviation, (64, 64, 3))
     grey = np.clip(np.full((64, 64, 3), 128) + noise, 0, 255).round().astype(np.uint8)[None]
     assert reward.score(grey, [""]) == pytest.approx([deviation], rel=0.03)
-    busy = np.clip(PICTURES + noise, 0, 255).round().astype(np.uint8)
+    busy = np.clip(IMAGES + noise, 0, 255).round().astype(np.uint8)
     assert reward.score(busy, [""] * 3) == pytest.approx([deviation] * 3, rel=0.25)
 
 
@@ -161,7 +161,7 @@ def test_a_reward_of_ones_own_is_found_in_the_working_folder(tmp_path, monkeypat
     sys.modules.pop("my_rewards", None)  # other tests have a module of that name too
     mine = config.CustomReward(kind="my_rewards:Redness", options={"scale": 2})
     rewards.check(mine)
-    assert rewards.load(mine, CPU).score(PICTURES, TEXTS) == pytest.approx(2 * PICTURES[..., 0].mean(axis=(1, 2)))
+    assert rewards.load(mine, CPU).score(IMAGES, TEXTS) == pytest.approx(2 * IMAGES[..., 0].mean(axis=(1, 2)))
     for kind, options, words in [
         ("my_rewards:Silent", {}, "no reward"),
         ("my_rewards:Narrow", {}, "score"),

@@ -1,4 +1,4 @@
-"""The words world's oracle as a reward: drawn pictures score high, those of other words and colours low."""
+"""The words world's oracle as a reward: drawn images score high, those of other words and colours low."""
 
 import math
 
@@ -9,11 +9,11 @@ from pcpo_ray import config, rewards
 from pcpo_ray.data import worlds
 
 TEXTS = ['the word "moon" in red on white', 'the word "fish" in yellow on blue']
-PICTURES = np.stack([worlds.draw("words", text, seed) for seed, text in enumerate(TEXTS)])
+IMAGES = np.stack([worlds.draw("words", text, seed) for seed, text in enumerate(TEXTS)])
 
 
 def scores(kind, prompts):
-    return rewards.load(config.WordsOracle(kind=kind), torch.device("cpu")).score(PICTURES, prompts)
+    return rewards.load(config.WordsOracle(kind=kind), torch.device("cpu")).score(IMAGES, prompts)
 
 
 def test_letters_score_by_their_likeness_to_the_fonts_own():

@@ -48,7 +48,7 @@ def test_a_file_in_the_way_of_a_folder_is_named(small_sd, tmp_path):
     with pytest.raises(RunError, match=r"scores.parquet/step-000001.parquet cannot be written"):
         recorder.samples("scores.parquet", 1, {"reward": [1.0]})
     with pytest.raises(RunError, match=r"images/step-000001 cannot be written"):
-        recorder.pictures(1, {0: np.zeros((1, 8, 8, 3), np.uint8)})
+        recorder.write_images(1, {0: np.zeros((1, 8, 8, 3), np.uint8)})
 
 
 def train(path, runs, *words, bound=(), **options):
@@ -122,7 +122,7 @@ def test_a_line_and_a_file_are_on_the_disk_before_anything_counts_on_them(small_
     assert [path for _, path in done[:2]] == [f"{folder}/metrics.jsonl", f"{folder}/events.jsonl"]
     for write, name in (
         (lambda: recorder.samples("scores.parquet", 1, {"step": [1]}), "scores.parquet/step-000001.parquet"),
-        (lambda: recorder.pictures(1, {0: np.zeros((1, 8, 8, 3), np.uint8)}), "images/step-000001"),
+        (lambda: recorder.write_images(1, {0: np.zeros((1, 8, 8, 3), np.uint8)}), "images/step-000001"),
         (lambda: recorder.rewind(1), "metrics.jsonl"),
     ):
         done.clear()

@@ -99,7 +99,7 @@ def test_who_was_taken_over_from_another_machine_writes_nothing_more(recorder):
         lambda: recorder.record("train", 2, {"loss": 1.0}),
         lambda: recorder.event("fault", message="late"),
         lambda: recorder.samples("scores.parquet", 2, {"step": [2]}),
-        lambda: recorder.pictures(2, {}),
+        lambda: recorder.write_images(2, {}),
         lambda: recorder.rewind(0),
         lambda: home.prune(1),
         lambda: home.set_aside_after(0),

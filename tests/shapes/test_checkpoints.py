@@ -42,7 +42,7 @@ def test_diffusers_loads_and_draws_with_them(name, kind, least):
     assert shares["all"] < 0.9  # not perfect: alignment has something to do
 
 
-def test_clip_prefers_a_pictures_own_caption_to_any_with_one_fact_changed():
+def test_clip_prefers_a_images_own_caption_to_any_with_one_fact_changed():
     shares = preference(checkpoint("shapes-clip"), 100)
     assert set(shares) == {"colour", "shape", "size", "swap", "position", "relation"}
     assert min(shares.values()) > 0.8

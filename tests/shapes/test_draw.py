@@ -1,4 +1,4 @@
-"""Drawings: the same seed gives the same bytes, another seed another picture."""
+"""Drawings: the same seed gives the same bytes, another seed another image."""
 
 import numpy as np
 
@@ -14,12 +14,12 @@ def test_the_same_caption_and_seed_give_the_same_bytes():
     assert np.array_equal(first, draw(CAPTION, 3))
 
 
-def test_another_seed_gives_another_picture():
+def test_another_seed_gives_another_image():
     assert len({draw(CAPTION, seed).tobytes() for seed in range(20)}) == 20
 
 
 def test_the_background_is_light_and_reaches_all_four_edges():
     for seed in range(20):
-        picture = draw(CAPTION, seed)
-        for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        image = draw(CAPTION, seed)
+        for edge in (image[0], image[-1], image[:, 0], image[:, -1]):
             assert edge.min() > 200 and np.ptp(edge, axis=0).max() == 0

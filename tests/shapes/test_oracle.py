@@ -1,4 +1,4 @@
-"""The oracle: right on drawn pictures, fact by fact; silent where nothing is shown; not fooled by a changed fact."""
+"""The oracle: right on drawn images, fact by fact; silent where nothing is shown; not fooled by a changed fact."""
 
 from collections import defaultdict
 
@@ -21,8 +21,8 @@ def drawn():
 
 def test_each_kind_of_fact_is_read_right_on_99_of_100_drawn_images(drawn):
     held = defaultdict(list)
-    for text, picture in drawn:
-        for fact, value in judge(picture, text).facts.items():
+    for text, image in drawn:
+        for fact, value in judge(image, text).facts.items():
             held[fact.split()[0]].append(value)
     assert set(held) == {"count", "object", "colour", "size", "relation", "position"}
     for fact, values in held.items():
@@ -31,10 +31,10 @@ def test_each_kind_of_fact_is_read_right_on_99_of_100_drawn_images(drawn):
 
 
 def test_a_caption_with_one_fact_changed_is_never_found_right(drawn):
-    for text, picture in drawn[:80]:
+    for text, image in drawn[:80]:
         for kind, others in variants(parse(text)).items():
             for other in others:
-                verdict = judge(picture, other.text)
+                verdict = judge(image, other.text)
                 assert not verdict.right, (kind, text, other.text)
                 assert verdict.accuracy > 0, (kind, text, other.text)
 
@@ -58,22 +58,22 @@ def test_nothing_is_seen_in_noise_and_in_one_tone(kind):
 
 
 def test_a_blob_is_counted_but_has_no_shape():
-    picture = np.full((64, 64, 3), 230, np.uint8)
-    picture[20:24, 10:50] = (45, 75, 210)
-    (seen,) = read(picture)
+    image = np.full((64, 64, 3), 230, np.uint8)
+    image[20:24, 10:50] = (45, 75, 210)
+    (seen,) = read(image)
     assert seen.shape is None and seen.colour == "blue"
 
 
 def test_two_things_that_touch_are_told_apart_by_colour():
-    picture = np.full((64, 64, 3), 230, np.uint8)
-    picture[10:26, 10:26], picture[10:26, 26:42] = (220, 40, 45), (45, 75, 210)
-    assert {(thing.shape, thing.colour) for thing in read(picture)} == {("square", "red"), ("square", "blue")}
-    assert judge(picture, "a red square to the left of a blue square").right
+    image = np.full((64, 64, 3), 230, np.uint8)
+    image[10:26, 10:26], image[10:26, 26:42] = (220, 40, 45), (45, 75, 210)
+    assert {(thing.shape, thing.colour) for thing in read(image)} == {("square", "red"), ("square", "blue")}
+    assert judge(image, "a red square to the left of a blue square").right
 
 
 def test_swapped_things_keep_the_facts_that_still_hold():
-    picture = draw(parse("a blue circle above a red square"), 1)
-    assert judge(picture, "a red circle above a blue square").facts == {
+    image = draw(parse("a blue circle above a red square"), 1)
+    assert judge(image, "a red circle above a blue square").facts == {
         "count": True,
         "object 1": True,
         "colour 1": False,

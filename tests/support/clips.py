@@ -8,19 +8,19 @@ TEXTS = ["a red circle above a blue square", "a small green ring", "a star"]
 
 
 def noise(height, width, channels=3, count=1):
-    """Smooth pictures: on white noise, resampling filters differ by little."""
+    """Smooth images: on white noise, resampling filters differ by little."""
     small = RNG.integers(0, 256, size=(count, 6, 5, channels), dtype=np.uint8)
     return np.stack(
         [
             np.dstack(
                 [
-                    np.asarray(Image.fromarray(picture[..., c]).resize((width, height), Image.Resampling.BILINEAR))
+                    np.asarray(Image.fromarray(image[..., c]).resize((width, height), Image.Resampling.BILINEAR))
                     for c in range(channels)
                 ]
             )
-            for picture in small
+            for image in small
         ]
     )
 
 
-PICTURES = noise(40, 40, count=3)
+IMAGES = noise(40, 40, count=3)

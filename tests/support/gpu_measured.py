@@ -34,9 +34,9 @@ def taken(work):
 def main(path, overrides):
     run = files.load(path, overrides)
     found, gpu = {}, torch.device("cuda")
-    found["sampler"], (sampler, (trajectory, pictures)) = taken(lambda: measured.sample(run, gpu))
+    found["sampler"], (sampler, (trajectory, images)) = taken(lambda: measured.sample(run, gpu))
     packed = pack_trajectory(sampler.policy, measured.task_of(run), trajectory)
-    del sampler, trajectory, pictures
+    del sampler, trajectory, images
     found["learner"], made = taken(lambda: measured.learn(run, packed, gpu))
     del made
     for role in (roles.sampler, roles.learner):

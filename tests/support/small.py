@@ -102,7 +102,7 @@ def stable_diffusion(folder: Path, *, levels: int = 1) -> Path:
 
 
 def flux(folder: Path, *, guidance_embeds: bool = False) -> Path:
-    """A FluxPipeline: pictures of 16 x 16 pixels have 4 x 4 tokens of 16 channels."""
+    """A FluxPipeline: images of 16 x 16 pixels have 4 x 4 tokens of 16 channels."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     from pcpo_ray.commands.pretrain.shapes_world import WORLD
@@ -178,7 +178,7 @@ def sdxl(folder: Path) -> Path:
 
 
 def sd3(folder: Path, *, with_t5: bool = True) -> Path:
-    """A StableDiffusion3Pipeline: pictures of 16 x 16 pixels have 4 x 8 x 8 latents."""
+    """A StableDiffusion3Pipeline: images of 16 x 16 pixels have 4 x 8 x 8 latents."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     from pcpo_ray.commands.pretrain.shapes_world import WORLD
@@ -238,7 +238,7 @@ def hollow(model: Path, folder: Path) -> Path:
 
 
 class Slow:
-    """A reward that takes `seconds` a group: how bright a picture is. A run that has to last uses it."""
+    """A reward that takes `seconds` a group: how bright an image is. A run that has to last uses it."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds

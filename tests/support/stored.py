@@ -84,7 +84,7 @@ def one(folder, planned, curve, *, versions=VERSIONS, quality=False, until=STEPS
             )
         if step in (0, STEPS):
             drawn = np.random.default_rng(step).integers(0, 256, (len(PROMPTS), 2, 8, 8, 3), np.uint8)
-            record.pictures(step, dict(enumerate(drawn)))
+            record.write_images(step, dict(enumerate(drawn)))
 
 
 def row(step, weights):

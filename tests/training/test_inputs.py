@@ -17,11 +17,11 @@ from tests.support import small
 OWN = "class Mine:\n    def score(self, images, prompts):\n        return [0.0] * len(images)\n"
 
 
-def pictures(folder):
+def images(folder):
     folder.mkdir()
     for n in range(3):
         Image.fromarray(np.full((16, 16, 3), n, np.uint8)).save(folder / f"{n}.PNG")
-    (folder / "about.txt").write_text("not a picture")
+    (folder / "about.txt").write_text("not an image")
     return folder
 
 
@@ -45,8 +45,8 @@ def place(tmp_path, monkeypatch):
         (tmp_path / name / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "processor").mkdir()
     (tmp_path / "processor" / "merges.txt").write_text("a b")
-    pictures(tmp_path / "pictures")
-    (tmp_path / "list.txt").write_text("pictures/2.PNG\npictures/0.PNG\n")
+    images(tmp_path / "images")
+    (tmp_path / "list.txt").write_text("images/2.PNG\npictures/0.PNG\n")
     (tmp_path / "mine.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -109,15 +109,15 @@ POINTED = [
     ),
     (
         "evaluation__quality",
-        "{features: {kind: clip}, reference: {kind: images, path: pictures}, neighbours: 1}",
+        "{features: {kind: clip}, reference: {kind: images, path: images}, neighbours: 1}",
         "evaluation.quality.reference.path",
-        "pictures/1.PNG",
+        "images/1.PNG",
     ),
     (
         "evaluation__quality",
         "{features: {kind: clip}, reference: {kind: images, path: list.txt}, neighbours: 1}",
         "evaluation.quality.reference.path",
-        "pictures/0.PNG",
+        "images/0.PNG",
     ),
 ]
 

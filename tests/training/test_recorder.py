@@ -135,9 +135,9 @@ def test_samples_of_a_step_recorded_again_replace_the_old_ones(recorder):
     assert [path.name for path in (recorder.folder / "scores.parquet").iterdir()] == ["step-000001.parquet"]
 
 
-def test_pictures_are_stored_as_they_are_by_prompt_and_sample(recorder):
+def test_images_are_stored_as_they_are_by_prompt_and_sample(recorder):
     groups = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8)
-    recorder.pictures(10, dict(enumerate(groups)))
+    recorder.write_images(10, dict(enumerate(groups)))
     with Image.open(recorder.folder / "images" / "step-000010" / "001-02.png") as stored:
         assert np.array_equal(np.asarray(stored), groups[1, 2])
     assert len(list((recorder.folder / "images" / "step-000010").iterdir())) == 6

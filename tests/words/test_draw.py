@@ -14,11 +14,11 @@ def test_the_same_caption_and_seed_give_the_same_bytes():
     assert np.array_equal(first, draw(CAPTION, 3))
 
 
-def test_another_seed_gives_another_picture():
+def test_another_seed_gives_another_image():
     assert len({draw(CAPTION, seed).tobytes() for seed in range(20)}) == 20
 
 
-def test_colours_that_a_caption_leaves_open_differ_from_picture_to_picture():
+def test_colours_that_a_caption_leaves_open_differ_from_image_to_image():
     papers = [np.median(draw(parse('the word "moon"'), seed), axis=(0, 1)) for seed in range(60)]
     near = {min(PALETTE, key=lambda name: np.abs(paper - PALETTE[name]).sum()) for paper in papers}
     assert near == {paper for _, paper in PAIRS}
@@ -26,8 +26,8 @@ def test_colours_that_a_caption_leaves_open_differ_from_picture_to_picture():
 
 def test_all_four_edges_are_paper_alone():
     for seed, text in enumerate(captions("held_out")[::400]):
-        picture = draw(parse(text), seed)
-        for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        image = draw(parse(text), seed)
+        for edge in (image[0], image[-1], image[:, 0], image[:, -1]):
             assert np.ptp(edge, axis=0).max() == 0
 
 

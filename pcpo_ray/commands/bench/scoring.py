@@ -15,7 +15,7 @@ from pcpo_ray.data.tensors import device_here
 from pcpo_ray.errors import BenchError
 from pcpo_ray.rewards import GroupReward, Reward, scores
 from pcpo_ray.rewards.clip import Clip
-from pcpo_ray.rewards.pictures import rgb
+from pcpo_ray.rewards.images import rgb
 from pcpo_ray.workers.scorer import Scorer
 
 Forward = Callable[[int], Any]

@@ -30,7 +30,7 @@ On an H100 a sampler of SD1.5 had 0.68 GiB, its learner 0.75.
 """
 
 SLACK = 0.05
-"""The share of its tensors' bytes that the allocator holds besides, in blocks too small for the next one.
+"""The fraction of its tensors' bytes that the allocator holds besides, in blocks too small for the next one.
 
 Learners of SD1.5 and FLUX that had no more than planned kept 3% and 2% of it on an H100."""
 

@@ -26,7 +26,7 @@ from pcpo_ray.errors import ModelError
 from pcpo_ray.models.pipeline import PipelineDenoiser
 from pcpo_ray.models.stable_diffusion import StableDiffusion
 
-TEXT = "a picture"
+TEXT = "an image"
 """Stands for any: the pipelines pad every text to one length."""
 
 
@@ -148,7 +148,7 @@ class Hollow:
 
     @cache  # noqa: B019
     def decoding(self, images: int, *, gpu: bool) -> int:
-        """The peak of making pictures of so many images' latents."""
+        """The peak of making images of so many images' latents."""
         latents, _, _ = self._inputs(images)
         with self._run("decoding", gpu=gpu) as live, torch.no_grad():
             self.denoiser.pixels(latents)

@@ -80,7 +80,7 @@ def probe(run: Run, say: Callable[[str], None]) -> Pace:
     torch.set_num_threads(run.workers.samplers.threads)
     sampler = Sampler(run, device)
     sampler.prepare(task)
-    (trajectory, pictures), seconds["samplers"] = _second_time(lambda: sampler.sample(task))
+    (trajectory, drawn), seconds["samplers"] = _second_time(lambda: sampler.sample(task))
     assert trajectory is not None
     trajectory = trajectory.to(torch.device("cpu"))
     del sampler
@@ -89,7 +89,7 @@ def probe(run: Run, say: Callable[[str], None]) -> Pace:
     say("probe: scoring them")
     torch.set_num_threads(run.workers.scorers.threads)
     scorer = Scorer(run, device)
-    (_, failures, _), seconds["scorers"] = _second_time(lambda: scorer.score(task, pictures))
+    (_, failures, _), seconds["scorers"] = _second_time(lambda: scorer.score(task, drawn))
     for name, cause in failures.items():
         say(f"probe: {name} gave no score: {cause}")
     del scorer

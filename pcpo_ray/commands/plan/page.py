@@ -76,7 +76,7 @@ def store_table(store: Store, *, local: bool = False) -> Table:
     table = _table("kept in main memory" if local else "object stores, all nodes together")
     table.add_row("groups sampled and not yet learned", size(store.groups), "")
     table.add_row("  of it a group's trajectory", size(store.trajectory), "each")
-    table.add_row("  of it a group's pictures", size(store.images), "each")
+    table.add_row("  of it a group's images", size(store.images), "each")
     for name, count in store.others.items():
         table.add_row(escape(name), size(count), "")
     table.add_row("[bold]at most", f"[bold]{size(store.total)}", "")
@@ -105,7 +105,7 @@ def show_fits(verdicts: Sequence[Fit], console: Console, gpu: str | None) -> Non
         for remedy in verdict.remedies:
             say(console, f"  {typed(remedy.overrides)} makes it fit: {size(remedy.needed)}")
         if not verdict.remedies:
-            say(console, "  no switch here makes it fit: take a larger GPU, a smaller model or smaller pictures")
+            say(console, "  no switch here makes it fit: take a larger GPU, a smaller model or smaller images")
 
 
 def show_together(overrides: Overrides, verdicts: Sequence[Fit], console: Console) -> None:

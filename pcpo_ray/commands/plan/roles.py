@@ -65,19 +65,19 @@ class Store:
 
 def store(run: Run) -> Store:
     """Return what the object stores hold at most."""
-    trajectory, pictures = sizes.trajectory_of(run), sizes.images_of(run, run.rollout.images)
+    trajectory, decoded = sizes.trajectory_of(run), sizes.images_of(run, run.rollout.images)
     trained = size_of(*sizes.hollow_of(run).trained.values())
     versions = run.rollout.max_staleness + 2  # one that a sampler still asks for each, and the one that comes
     prompts = run.evaluation.count + run.evaluation.train_count
     evaluated = prompts * sizes.images_of(run, run.evaluation.images)
     return Store(
-        groups=(run.rollout.max_staleness + 1) * run.rollout.prompts * (trajectory + pictures),
+        groups=(run.rollout.max_staleness + 1) * run.rollout.prompts * (trajectory + decoded),
         trajectory=trajectory,
-        images=pictures,
+        images=decoded,
         others={
             f"{versions} versions of the weights": versions * trained,
             **({} if run.optimizer.average is None else {"their running mean": trained}),
-            f"an evaluation's {prompts * run.evaluation.images} pictures": evaluated,
+            f"an evaluation's {prompts * run.evaluation.images} images": evaluated,
         },
     )
 
@@ -176,7 +176,7 @@ def sampling(run: Run, *, gpu: bool) -> Sampling:
     model = sizes.hollow_of(run)
     rows, steps = sizes.rows_of(run), sizes.trained_steps(run)
     images, decoded = run.rollout.images, max(run.rollout.images, run.evaluation.images)
-    trajectory, pictures = sizes.opened_of(run), sizes.images_of(run, decoded)
+    trajectory, shown = sizes.opened_of(run), sizes.images_of(run, decoded)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
     evaluated, noises = evaluating(run, gpu=gpu), max(sizes.noise_of(run), sizes.evaluation_noise_of(run))
     conditioning, encoding = model.encoded
@@ -199,7 +199,7 @@ def sampling(run: Run, *, gpu: bool) -> Sampling:
             f"decoding {decoded} images": kept + model.decoding(decoded, gpu=gpu),
             "putting the trajectory together": kept + trajectory,
         },
-        beside={**host, "a group's trajectory and pictures": trajectory + pictures, **sizes.pinned(noises)},
+        beside={**host, "a group's trajectory and images": trajectory + shown, **sizes.pinned(noises)},
     )
 
 
@@ -254,7 +254,7 @@ def scorer(run: Run) -> Memory:
     rewards = (*run.rewards, *run.evaluation.rewards)
     images = max(run.rollout.images, run.evaluation.images)
     measured = {name: scoring.measure(found, images, gpu) for name, found in scoring.clips(rewards).items()}
-    pictures = {"a group's pictures": sizes.images_of(run, images)}
+    scored = {"a group's images": sizes.images_of(run, images)}
     return Memory(
         role="scorer",
         processes=max(role.workers, role.max or 0),
@@ -262,10 +262,10 @@ def scorer(run: Run) -> Memory:
         held={
             **{name: size for name, (size, _) in measured.items()},
             **scoring.heads(rewards),
-            **({} if gpu else pictures),
+            **({} if gpu else scored),
         },
         phases={f"embedding with {name}": peak for name, (_, peak) in measured.items()},
-        beside=pictures if gpu else {},
+        beside=scored if gpu else {},
     )
 
 

@@ -1,6 +1,6 @@
 """shapes-clip: a small CLIP (Radford et al., 2103.00020) of the shapes world, in open_clip's folder format.
 
-Every scene stands in its batch beside variants with one fact changed, pictures and captions both, so that telling the
+Every scene stands in its batch beside variants with one fact changed, images and captions both, so that telling the
 facts apart is what the contrast asks for.
 """
 
@@ -30,7 +30,7 @@ WIDTH = 128
 SCENES, SIBLINGS = 16, 4  # scenes a batch; captions a scene, the first one included
 SAVE_EVERY = 300
 LARGEST_SCALE = math.log(50.0)
-PIXEL_MEAN, PIXEL_STD = 0.88, 0.25  # of drawn pictures, whose background is light
+PIXEL_MEAN, PIXEL_STD = 0.88, 0.25  # of drawn images, whose background is light
 FACTS_WEIGHT = 3.0  # of each tower's loss on the facts, beside the contrast
 FACTS_SCALE = 10.0  # embeddings have unit length, too short for a linear layer to be sure
 
@@ -61,9 +61,9 @@ def write_config(folder: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def normalised(pictures: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B 3 64 64"]:
-    """Pictures from -1..1 to what open_clip's preprocessing gives the image tower."""
-    return ((pictures + 1) / 2 - PIXEL_MEAN) / PIXEL_STD
+def normalised(images: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B 3 64 64"]:
+    """Images from -1..1 to what open_clip's preprocessing gives the image tower."""
+    return ((images + 1) / 2 - PIXEL_MEAN) / PIXEL_STD
 
 
 def sample_scene(rng: np.random.Generator) -> list[Caption]:
@@ -81,7 +81,7 @@ def sample_scene(rng: np.random.Generator) -> list[Caption]:
 def comparable(captions: list[Caption]) -> Bool[Tensor, "B B"]:
     """Which pairs the contrast may use: those of one scene, and those of scenes that differ in what they show.
 
-    "a red star" and "a red star at the top" from two scenes may both be true of one picture, so they are left out.
+    "a red star" and "a red star at the top" from two scenes may both be true of one image, so they are left out.
     """
     shown = [frozenset((thing.colour, thing.shape) for thing in caption.things) for caption in captions]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(shown))}
@@ -98,7 +98,7 @@ def contrast(logits: Float[Tensor, "B B"], usable: Bool[Tensor, "B B"]) -> Float
 
 
 def train(world: World, out: Path, seed: int, steps: int) -> None:
-    """Train shapes-clip on drawn pictures and write it to `out`, every SAVE_EVERY steps and at the end."""
+    """Train shapes-clip on drawn images and write it to `out`, every SAVE_EVERY steps and at the end."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     folder = out / NAME
@@ -111,11 +111,11 @@ def train(world: World, out: Path, seed: int, steps: int) -> None:
     def loss_of() -> Tensor:
         batch = [caption for _ in range(SCENES) for caption in sample_scene(rng)]
         texts = [caption.text for caption in batch]
-        pictures = model.encode_image(normalised(WORLD.pictures(rng, texts)), normalize=True)
+        images = model.encode_image(normalised(WORLD.images(rng, texts)), normalize=True)
         words = model.encode_text(tokenizer(texts), normalize=True)
         said, told = facts(batch)
-        wrong = sum(misread(reader(FACTS_SCALE * tower), said, told) for tower in (pictures, words))
-        return contrast(model.logit_scale.exp() * pictures @ words.T, comparable(batch)) + FACTS_WEIGHT * wrong
+        wrong = sum(misread(reader(FACTS_SCALE * tower), said, told) for tower in (images, words))
+        return contrast(model.logit_scale.exp() * images @ words.T, comparable(batch)) + FACTS_WEIGHT * wrong
 
     def after_step(step: int) -> None:
         with torch.no_grad():

@@ -118,11 +118,11 @@ def learn_to_read(world: World, encoders: TextEncoders, rng: np.random.Generator
     optimise(f"{world.name}-flux reading", parts, loss_of, steps=steps, rate=RATE)
 
 
-def train(world: World, out: Path, seed: int, steps: int, pictures: int = latents.PICTURES, measured: int = 64) -> None:
+def train(world: World, out: Path, seed: int, steps: int, images: int = latents.IMAGES, measured: int = 64) -> None:
     """Train the flow model and write it to `out`, now and then and at the end (measure.saving)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    data = latents.encode(world, out, seed, pictures)
+    data = latents.encode(world, out, seed, images)
     pipeline = build(world, out)
     transformer, encoders = pipeline.transformer, TextEncoders(pipeline)
     learn_to_read(world, encoders, rng, min(steps, world.reading_steps))
@@ -135,8 +135,8 @@ def train(world: World, out: Path, seed: int, steps: int, pictures: int = latent
     text_ids = torch.zeros(LENGTH, 3)
 
     def loss_of() -> Tensor:
-        pictures, texts = data.sample(rng, BATCH, dropped=DROPPED)
-        clean = pipeline._pack_latents(pictures, BATCH, world.latent_channels, height, width)
+        images, texts = data.sample(rng, BATCH, dropped=DROPPED)
+        clean = pipeline._pack_latents(images, BATCH, world.latent_channels, height, width)
         pooled, embeds = encoders(texts)
         times = torch.sigmoid(TIME_SPREAD * torch.randn(BATCH))
         times = SHIFT * times / (1 + (SHIFT - 1) * times)
@@ -154,6 +154,6 @@ def train(world: World, out: Path, seed: int, steps: int, pictures: int = latent
         return loss
 
     after_step = saving(world, pipeline, transformer, mean, out / name, steps=steps, measured=measured)
-    # with AdamW alone positions were right in half of the pictures after 7,000 steps, with Muon in 95% after 500
+    # with AdamW alone positions were right in half of the images after 7,000 steps, with Muon in 95% after 500
     blocks = [transformer.transformer_blocks, transformer.single_transformer_blocks]
     optimise(name, transformer, loss_of, steps=steps, rate=RATE, muon=blocks, after_step=after_step)

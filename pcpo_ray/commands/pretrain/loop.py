@@ -15,7 +15,7 @@ REPORT_EVERY = 50
 
 
 def rate_factor(step: int, steps: int, warm_up: int) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then a cosine down to a twentieth."""
+    """Fraction of the peak learning rate at a step: linear warm-up, then a cosine down to a twentieth."""
     if step < warm_up:
         return (step + 1) / warm_up
     done = (step - warm_up) / max(1, steps - warm_up)

@@ -1,6 +1,6 @@
 """Quality of a world's models, on captions that none of them was trained on.
 
-The base models are judged by the pictures they make; shapes-clip by whether it prefers a drawn picture's caption to
+The base models are judged by the images they make; shapes-clip by whether it prefers a drawn image's caption to
 every caption with one fact changed.
 """
 
@@ -32,7 +32,7 @@ SAVE_EVERY = 500
 
 
 def accuracy(world: World, pipeline: Any, count: int, seed: int = 1, **changed: Any) -> Shares:
-    """Over `count` held-out captions, which shares of the pictures and of their facts are right.
+    """Over `count` held-out captions, which shares of the images and of their facts are right.
 
     `changed` are arguments of the pipeline instead of SD_SAMPLING's or FLUX_SAMPLING's.
     """
@@ -41,13 +41,13 @@ def accuracy(world: World, pipeline: Any, count: int, seed: int = 1, **changed: 
     generator = torch.Generator().manual_seed(seed)
     flow = type(pipeline).__name__ == "FluxPipeline"
     options = {**(FLUX_SAMPLING if flow else SD_SAMPLING), "height": world.height, "width": world.width, **changed}
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for start in range(0, count, CHUNK):
         some = texts[start : start + CHUNK]
         guided = {"negative_prompt": [""] * len(some)} if flow else {}
         made = pipeline(some, generator=generator, output_type="np", **options, **guided).images
-        pictures += [(picture * 255).round().astype("uint8") for picture in made]
-    return world.judged(pictures, texts)
+        images += [(image * 255).round().astype("uint8") for image in made]
+    return world.judged(images, texts)
 
 
 def saving(
@@ -73,25 +73,25 @@ def saving(
 
 @torch.no_grad()
 def rebuilt(world: World, out: Path, count: int, seed: int = 1) -> Shares:
-    """Over `count` drawn held-out captions, which shares are right in the pictures that went through the VAE."""
+    """Over `count` drawn held-out captions, which shares are right in the images that went through the VAE."""
     rng = np.random.default_rng(seed)
     texts = world.sample(rng, count, "held_out")
     autoencoder = vae.load(world, out)
-    parts = world.pictures(rng, texts).split(CHUNK)
+    parts = world.images(rng, texts).split(CHUNK)
     decoded = torch.cat([autoencoder.decode(autoencoder.encode(part).latent_dist.mean).sample for part in parts])
-    pictures = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    return world.judged(list(pictures), texts)
+    images = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return world.judged(list(images), texts)
 
 
 def preference(folder: Path, count: int, seed: int = 1) -> dict[str, float]:
-    """Over `count` drawn held-out captions, by the kind of fact changed: the share of changed captions scored lower."""
+    """Compute the fraction of changed captions scored lower, by the kind of fact, over `count` held-out ones."""
     clip = clips.load(str(folder), None, torch.device("cpu"))
     texts = shapes_world.WORLD.sample(np.random.default_rng(seed), count, "held_out")
-    pictures = clip.images(np.stack([draw(parse(text), seed + n) for n, text in enumerate(texts)]))
+    images = clip.images(np.stack([draw(parse(text), seed + n) for n, text in enumerate(texts)]))
     held: dict[str, list[bool]] = defaultdict(list)
-    for picture, text in zip(pictures, texts, strict=True):
+    for image, text in zip(images, texts, strict=True):
         for kind, others in variants(parse(text)).items():
-            own, *changed = (clip.texts([text, *(other.text for other in others)]) @ picture).tolist()
+            own, *changed = (clip.texts([text, *(other.text for other in others)]) @ image).tolist()
             held[kind] += [own > score for score in changed]
     return {kind: float(np.mean(values)) for kind, values in held.items()}
 

@@ -18,7 +18,7 @@ from pcpo_ray.commands.pretrain.world import World
 
 WIDTH = 128
 BATCH = 64
-DROPPED = 0.1  # share of empty captions, so that guidance has an unconditional branch
+DROPPED = 0.1  # fraction of empty captions, so that guidance has an unconditional branch
 # Where things stand is settled at high noise, which the plain loss on the noise hardly counts: an error there moves the
 # clean latents by (1 - alpha_bar) / alpha_bar as much. 1 / alpha_bar is the loss on the velocity (2202.00512, 4).
 LARGEST_LOSS_WEIGHT = 5.0
@@ -78,11 +78,11 @@ def build(world: World, out: Path) -> StableDiffusionPipeline:
     )
 
 
-def train(world: World, out: Path, seed: int, steps: int, pictures: int = latents.PICTURES, measured: int = 64) -> None:
+def train(world: World, out: Path, seed: int, steps: int, images: int = latents.IMAGES, measured: int = 64) -> None:
     """Train the diffusion model and write it to `out`, now and then and at the end (measure.saving)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    data = latents.encode(world, out, seed, pictures)
+    data = latents.encode(world, out, seed, images)
     pipeline = build(world, out)
     unet, encoder, tokenizer = pipeline.unet.train(), pipeline.text_encoder.train(), pipeline.tokenizer
     alpha_bar = pipeline.scheduler.alphas_cumprod

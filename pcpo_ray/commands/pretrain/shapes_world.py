@@ -14,7 +14,7 @@ from pcpo_ray.shapes.captions import COLOURS, POSITIONS, RELATIONS, SHAPES, SIZE
 from pcpo_ray.shapes.draw import SIDE, draw
 from pcpo_ray.shapes.oracle import judge
 
-ONE_THING = 0.35  # share of captions with one thing; an even draw over the grammar would show almost none
+ONE_THING = 0.35  # fraction of captions with one thing; an even draw over the grammar would show almost none
 
 
 @cache
@@ -43,11 +43,11 @@ def told(text: str) -> list[int]:
     return [len(words) if said is None else words.index(said) for words, said in asked]
 
 
-def judged(pictures: Sequence[np.ndarray], texts: Sequence[str]) -> dict[str, float]:
-    """Share of pictures that the oracle finds right in `all` facts, then of facts of each kind."""
+def judged(images: Sequence[np.ndarray], texts: Sequence[str]) -> dict[str, float]:
+    """Fraction of images that the oracle finds right in `all` facts, then of facts of each kind."""
     held: dict[str, list[bool]] = defaultdict(list)
-    for picture, text in zip(pictures, texts, strict=True):
-        verdict = judge(picture, text)
+    for image, text in zip(images, texts, strict=True):
+        verdict = judge(image, text)
         held["all"].append(verdict.right)
         for fact, holds in verdict.facts.items():
             held[fact.split()[0]].append(holds)

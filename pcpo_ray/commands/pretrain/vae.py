@@ -16,10 +16,10 @@ from pcpo_ray.commands.pretrain.world import World
 CHANNELS = 8
 BATCH = 16
 SAVE_EVERY = 200
-SHARPEN = (300, 700)  # steps between which the absolute losses come in; from the start they settle on empty pictures
+SHARPEN = (300, 700)  # steps between which the absolute losses come in; from the start they settle on empty images
 EDGE_WEIGHT = 0.5
 KL_WEIGHT = 1e-6
-QUIET_START = -6.0  # first log-variance of the latents: at 0 their noise hides the picture for hundreds of steps
+QUIET_START = -6.0  # first log-variance of the latents: at 0 their noise hides the image for hundreds of steps
 PIPELINES = ("sd", "flux")
 
 
@@ -43,19 +43,19 @@ def build(world: World) -> AutoencoderKL:
 
 
 def edge_loss(drawn: Float[Tensor, "B 3 H W"], decoded: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
-    """Mean absolute difference of the two pictures' horizontal and vertical differences: blur costs, tone does not."""
+    """Mean absolute difference of the two images' horizontal and vertical differences: blur costs, tone does not."""
     error = decoded - drawn
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
 
 @torch.no_grad()
-def standardise(vae: AutoencoderKL, pictures: Float[Tensor, "B 3 H W"]) -> None:
+def standardise(vae: AutoencoderKL, images: Float[Tensor, "B 3 H W"]) -> None:
     """Fold the latents' mean and scale, channel by channel, into the 1 x 1 convolutions on either side of them.
 
     Afterwards the latents have mean 0 and variance 1 as they are, so scaling_factor is 1 and shift_factor 0.
     """
     assert vae.quant_conv is not None and vae.post_quant_conv is not None
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(64)])
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)])
     channels = latents.shape[1]
     mean, scale = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     out, back = vae.quant_conv, vae.post_quant_conv
@@ -80,14 +80,14 @@ def load(world: World, out: Path) -> AutoencoderKL:
 
 
 def train(world: World, out: Path, seed: int, steps: int) -> None:
-    """Train the autoencoder on drawn pictures and write it to `out`."""
+    """Train the autoencoder on drawn images and write it to `out`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     vae = build(world)
     taken = 0
 
     def loss_of() -> Tensor:
-        drawn = world.pictures(rng, world.sample(rng, BATCH, "train"))
+        drawn = world.images(rng, world.sample(rng, BATCH, "train"))
         posterior = vae.encode(drawn).latent_dist
         decoded = vae.decode(posterior.sample()).sample
         error = decoded - drawn
@@ -104,5 +104,5 @@ def train(world: World, out: Path, seed: int, steps: int) -> None:
 
     optimise("vae", vae, loss_of, steps=steps, rate=1.5e-3, after_step=after_step)
     vae.eval()
-    standardise(vae, world.pictures(rng, world.sample(rng, 1024, "train")))
+    standardise(vae, world.images(rng, world.sample(rng, 1024, "train")))
     save(world, vae, out)

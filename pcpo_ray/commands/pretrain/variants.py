@@ -1,4 +1,4 @@
-"""Captions with one fact changed, each plainly false for every picture of the caption it came from."""
+"""Captions with one fact changed, each plainly false for every image of the caption it came from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OPPOSITE |= {other: one for one, other in _OPPOSITE.items()}
 def variants(caption: Caption) -> dict[str, list[Caption]]:
     """All of them, by the kind of fact that changed: colour, shape, size, swap (of two colours), position, relation.
 
-    Positions change to ones a picture cannot have at once (the top to the bottom, never to the left); "and" has no
+    Positions change to ones an image cannot have at once (the top to the bottom, never to the left); "and" has no
     contrary, so it stays.
     """
     things = caption.things

@@ -16,9 +16,9 @@ from pcpo_ray.words.draw import HEIGHT, WIDTH, draw
 from pcpo_ray.words.oracle import colours, letters
 
 NAMED = 0.7
-"""The share of captions that name the ink; and, drawn apart, of those that name the paper."""
+"""The fraction of captions that name the ink; and, drawn apart, of those that name the paper."""
 STRINGS = 0.5
-"""The share of training captions with letters drawn one by one, of which a model can guess none from the others."""
+"""The fraction of training captions with letters drawn one by one, of which a model can guess none from the others."""
 
 
 def sample_captions(rng: np.random.Generator, count: int, split: Split) -> list[str]:
@@ -64,14 +64,14 @@ def _reader() -> WordOcr:
     return WordOcr("exact")
 
 
-def judged(pictures: Sequence[np.ndarray], texts: Sequence[str]) -> dict[str, float]:
-    """Share of pictures whose word OCR reads exactly (`all`), and what the oracle sees of letters and colours."""
-    pairs = list(zip(pictures, texts, strict=True))
-    read = _reader().score(np.stack(pictures), texts)
+def judged(images: Sequence[np.ndarray], texts: Sequence[str]) -> dict[str, float]:
+    """Fraction of images whose word OCR reads exactly (`all`), and what the oracle sees of letters and colours."""
+    pairs = list(zip(images, texts, strict=True))
+    read = _reader().score(np.stack(images), texts)
     return {
         "all": float(np.mean(read)),
-        "letters": float(np.mean([letters(picture, text) for picture, text in pairs])),
-        "colours": float(np.mean([colours(picture, text) for picture, text in pairs])),
+        "letters": float(np.mean([letters(image, text) for image, text in pairs])),
+        "colours": float(np.mean([colours(image, text) for image, text in pairs])),
     }
 
 

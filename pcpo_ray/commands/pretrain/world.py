@@ -1,4 +1,4 @@
-"""A world: what the pretraining of its models needs to know of its captions and pictures."""
+"""A world: what the pretraining of its models needs to know of its captions and images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Shares = Mapping[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A world of captions and pictures, and the sizes of its models.
+    """A world of captions and images, and the sizes of its models.
 
-    `sample` draws captions of a split, with repetition. `draw` makes a picture of height x width pixels of one.
+    `sample` draws captions of a split, with repetition. `draw` makes an image of height x width pixels of one.
     `told` answers what a caption says, one class per question, of which there are as many as `classes` says.
-    `judged` reads pictures of held-out captions, and says which share is right.
+    `judged` reads images of held-out captions, and says which share is right.
     """
 
     name: str
@@ -57,13 +57,13 @@ class World:
         factor = 2 ** (len(self.vae_channels) - 1)
         return self.height // factor, self.width // factor
 
-    def pictures(self, rng: np.random.Generator, texts: Sequence[str]) -> Float[Tensor, "B 3 H W"]:
-        """Draw a fresh picture of each caption."""
+    def images(self, rng: np.random.Generator, texts: Sequence[str]) -> Float[Tensor, "B 3 H W"]:
+        """Draw a fresh image of each caption."""
         seeds = rng.integers(2**31, size=len(texts))
         return to_tensor([self.draw(text, int(seed)) for text, seed in zip(texts, seeds, strict=True)])
 
 
-def to_tensor(pictures: list[np.ndarray]) -> Float[Tensor, "B 3 H W"]:
-    """Pictures as the networks see them: -1 to 1, channels last in memory (4 times faster on a CPU)."""
-    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+def to_tensor(images: list[np.ndarray]) -> Float[Tensor, "B 3 H W"]:
+    """Images as the networks see them: -1 to 1, channels last in memory (4 times faster on a CPU)."""
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return (batch.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)

@@ -127,12 +127,12 @@ def rewards(record: Record) -> list[dict[str, Any]]:
 
 
 def lead(record: Record) -> dict[str, Any] | None:
-    """Return what a reader is told first of a run whose first reward is a share: the share before and after.
+    """Return what a reader is told first of a run whose first reward is a fraction: the fraction before and after.
 
     `points` is its change in percentage points. None for another reward, and where an evaluation has no scores of it.
     """
     first = record.run.rewards[0]
-    if not first.scale.is_share or first.weight <= 0 or not record.evaluated:
+    if not first.scale.is_fraction or first.weight <= 0 or not record.evaluated:
         return None
     levels = record.levels(first.name)
     if not all(math.isfinite(one.mean) for one in levels.values()):
@@ -170,9 +170,9 @@ def timesteps(record: Record) -> dict[str, Any] | None:
     return {
         "weights": charts.weights(steps[-1]["per_timestep"]),
         "factors": charts.factors(steps[-1]["per_timestep"]),
-        "gradient": drawn("gradient_share", "Share of the gradient", "share", steps, percent=True, even=True),
-        "clip": drawn("clip_fraction", "Clip fraction", "share of pairs", steps, percent=True),
-        "inactive": drawn("inactive_fraction", "Inactive fraction", "share of pairs", steps, percent=True),
+        "gradient": drawn("gradient_share", "Fraction of the gradient", "fraction", steps, percent=True, even=True),
+        "clip": drawn("clip_fraction", "Clip fraction", "fraction of pairs", steps, percent=True),
+        "inactive": drawn("inactive_fraction", "Inactive fraction", "fraction of pairs", steps, percent=True),
         "ratio": drawn("ratio_std", "Std of the ratio", "rms of ratio - 1", steps, percent=False),
         "ratio_means": charts.ratio_means(steps),
         "mismatch": charts.mismatch(steps),
@@ -184,13 +184,13 @@ def _clipped(objective: config.Objective) -> str:
     """Say which pairs count as clipped."""
     if isinstance(objective, config.DivergenceMask):
         return (
-            "Share of (image, step) pairs whose divergence from the weights that sampled has reached "
+            "Fraction of (image, step) pairs whose divergence from the weights that sampled has reached "
             f"{objective.threshold:g} nats a dimension: how often an update went further than it is trusted to."
         )
     scaled = "" if objective.clip_scale == "constant" else ", scaled by each step's credit weight"
     return (
-        f"Share of (image, step) pairs whose log-ratio, new policy to old, strayed beyond ±{objective.clip_range:g}, "
-        f"the clip range{scaled}: how often an update went further than it is trusted to."
+        f"Fraction of (image, step) pairs whose log-ratio, new policy to old, strayed beyond "
+        f"±{objective.clip_range:g}, the clip range{scaled}: how often an update went further than it is trusted to."
     )
 
 
@@ -205,7 +205,7 @@ HISTORIES: Mapping[str, tuple[str, str, bool, str]] = {
     ),
     "loss": ("Loss", "loss", False, "It is a surrogate whose gradient counts: its value says little by itself."),
     "gradient_norm": ("Gradient norm", "L2 norm", True, "Before it is clipped to optimizer.max_gradient_norm."),
-    "clip_fraction": ("Clip fraction over the run", "share of pairs", True, "All timesteps together."),
+    "clip_fraction": ("Clip fraction over the run", "fraction of pairs", True, "All timesteps together."),
     "moved_fraction": (
         "Weights that moved",
         "fraction",

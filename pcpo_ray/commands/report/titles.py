@@ -4,10 +4,10 @@ from pcpo_ray.config import TOTAL
 
 QUALITY = {
     "frechet": ("Fréchet distance", "how far all images together are from the reference: less is better"),
-    "precision": ("precision", "share of images that look like one of the reference"),
-    "recall": ("recall", "share of the reference that looks like one of the images"),
+    "precision": ("precision", "fraction of images that look like one of the reference"),
+    "recall": ("recall", "fraction of the reference that looks like one of the images"),
     "density": ("density", "how much of the reference is near an image; about 1 for the reference's own kind"),
-    "coverage": ("coverage", "share of the reference that has an image near it"),
+    "coverage": ("coverage", "fraction of the reference that has an image near it"),
     "vendi": ("Vendi score", "how many different images a prompt has: 1 where all are the same"),
     "pairwise": ("pairwise distance", "1 - cosine between the images of a prompt, in mean"),
     "lpips": ("LPIPS", "perceptual distance between the images of a prompt, in mean"),

@@ -15,7 +15,7 @@ from pcpo_ray.commands.study.results import ArmRuns, StudyResults
 from pcpo_ray.config import files
 from pcpo_ray.runs.disk import writing
 
-PICTURES = 6
+IMAGES = 6
 """Prompts shown of each arm."""
 
 SAME = 0.1
@@ -28,12 +28,12 @@ class ImageRow:
 
     arm: str
     step: int
-    pictures: list[str]
+    images: list[str]
 
 
 def write(results: StudyResults, path: Path) -> list[Path]:
     """Write table.md and report.html into the study's folder; `path` is the study's file, for the commands shown."""
-    prompts, rows = _pictures(results)
+    prompts, rows = _images(results)
     again = ["pcpo-ray", "study", str(path)]
     page = template("study/page.html.j2").render(
         study=results.study,
@@ -45,7 +45,7 @@ def write(results: StudyResults, path: Path) -> list[Path]:
         tables=table.tables(results)[1:],
         sections=_sections(results),
         prompts=prompts,
-        pictures=rows,
+        images=rows,
         surroundings=results.surroundings,
         config=files.dump(results.study),
         commands=[shlex.join(again), shlex.join([*again, "--report-only"])],
@@ -67,9 +67,9 @@ def _sections(results: StudyResults) -> list[tuple[str, str, list[Figure]]]:
     against, history, by_timestep = charts.reward, charts.history, charts.by_timestep
     objective = results.first.run.objective
     if isinstance(objective, config.DivergenceMask):
-        clipped = f"Share of (image, step) pairs with a divergence from {objective.threshold:g} nats a dimension on."
+        clipped = f"Fraction of (image, step) pairs with a divergence from {objective.threshold:g} nats a dimension on."
     else:
-        clipped = f"Share of (image, step) pairs with |log ratio| above {objective.clip_range:g}."
+        clipped = f"Fraction of (image, step) pairs with |log ratio| above {objective.clip_range:g}."
     return [
         (
             f"Evaluated on {results.first.run.of_evaluation('prompts')}",
@@ -107,7 +107,7 @@ def _sections(results: StudyResults) -> list[tuple[str, str, list[Figure]]]:
                 (
                     "Clip fraction",
                     clipped,
-                    [history(results, "clip_fraction", "Clip fraction", "share of pairs", percent=True)],
+                    [history(results, "clip_fraction", "Clip fraction", "fraction of pairs", percent=True)],
                 ),
                 (
                     "Gradient norm",
@@ -126,14 +126,14 @@ def _sections(results: StudyResults) -> list[tuple[str, str, list[Figure]]]:
                     by_timestep(results, "credit_weight", "Credit weight", "weight w"),
                 ),
                 (
-                    "Share of the gradient",
+                    "Fraction of the gradient",
                     "Of all gradient norms, those of this step.",
-                    by_timestep(results, "gradient_share", "Share of the gradient", "share", percent=True),
+                    by_timestep(results, "gradient_share", "Fraction of the gradient", "fraction", percent=True),
                 ),
                 (
                     "Clip fraction",
                     "As above.",
-                    by_timestep(results, "clip_fraction", "Clip fraction", "share of pairs", percent=True),
+                    by_timestep(results, "clip_fraction", "Clip fraction", "fraction of pairs", percent=True),
                 ),
                 (
                     "Std of the ratio",
@@ -162,11 +162,11 @@ def _by_cost(results: StudyResults) -> list[Figure]:
     return found
 
 
-def _pictures(results: StudyResults) -> tuple[list[str], list[ImageRow]]:
+def _images(results: StudyResults) -> tuple[list[str], list[ImageRow]]:
     """The shown prompts, and of each arm a row before training and one after it."""
     first = results.first.records[0]
     count = len(next(iter(first.scores[0].values())))
-    shown = np.unique(np.linspace(0, count - 1, min(PICTURES, count)).round().astype(int)).tolist()
+    shown = np.unique(np.linspace(0, count - 1, min(IMAGES, count)).round().astype(int)).tolist()
     texts = prompts(first, 0)
     rows = [row for arm in results.arms.values() for step in (0, arm.run.steps) for row in _row(arm, step, shown)]
     return [texts[place] for place in shown], rows

@@ -153,7 +153,7 @@ class ArmRuns:
 
     @cached_property
     def samples(self) -> list[int]:
-        """Pictures trained on before each evaluation."""
+        """Images trained on before each evaluation."""
         return [step * self.run.rollout.prompts * self.run.rollout.images for step in self.evaluated]
 
     def at(self, name: str, steps: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:

@@ -32,7 +32,7 @@ def interval(values: Float[np.ndarray, " n"]) -> Estimate:
 
 
 def sign_flip(differences: Float[np.ndarray, " n"]) -> float:
-    """The two-sided p of the paired permutation test: the share of the 2^n sign assignments whose |sum| is as large.
+    """The two-sided p of the paired permutation test: the fraction of the 2^n sign assignments whose |sum| is as large.
 
     Exact, whatever the differences' distribution, where an arm and its baseline are exchangeable at each seed. At n
     seeds it is never below `least_p(n)`.

@@ -67,7 +67,7 @@ def _training(results: StudyResults) -> Table:
         ["arm", "rate", "clipped", "first", "gradient norm", "s/update"],
         rows,
         [
-            "rate: the learning rate. clipped: the clip fraction, share of (image, step) pairs with |log ratio| above "
+            "rate: the learning rate. clipped: the clip fraction, that of (image, step) pairs with |log ratio| above "
             "the clip range, over all updates; first: of the first update alone. gradient norm: before it is cut, mean "
             "over updates. s/update: median, evaluations not counted."
         ],

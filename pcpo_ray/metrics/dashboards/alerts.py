@@ -190,7 +190,7 @@ ALERTS = (
         lasting="0m",
         severity="warning",
         summary="{{ $labels.run }}: the monitor `{{ $labels.monitor }}` sounds the alarm.",
-        todo="events.jsonl has its numbers (alarm), report.html the pictures. monitors.action says what the run does: "
+        todo="events.jsonl has its numbers (alarm), report.html the images. monitors.action says what the run does: "
         "warn, stop or roll_back. Begin again from an earlier checkpoint with a lower learning rate or objective.kl.",
     ),
     Alert(
@@ -201,7 +201,7 @@ ALERTS = (
         severity="warning",
         summary="{{ $labels.run }}: rewards within a group deviate {{ $value | humanizePercentage }} of their most.",
         todo="The images of a prompt have become alike in the reward's eyes: there is nothing left to learn, or the "
-        "policy has collapsed. Look at the pictures in report.html and at evaluated diversity; go back to an earlier "
+        "policy has collapsed. Look at the images in report.html and at evaluated diversity; go back to an earlier "
         "checkpoint, add objective.kl, or stop.",
     ),
     Alert(
@@ -212,7 +212,7 @@ ALERTS = (
         lasting="0m",
         severity="warning",
         summary="{{ $labels.run }}: evaluated diversity is {{ $value | humanizePercentage }} of its highest in a day.",
-        todo="The reward may be being hacked: compare the evaluation's other rewards and pictures; add objective.kl, "
+        todo="The reward may be being hacked: compare the evaluation's other rewards and images; add objective.kl, "
         "lower the learning rate, or stop at an earlier checkpoint.",
         when="evaluation.rewards has diversity",
     ),

@@ -27,7 +27,7 @@ WAITING = Row(
     (
         chart(
             "Idle",
-            "Share of its ready workers' time that each role waits. With max_staleness 0 not all can be busy.",
+            "Fraction of its ready workers' time that each role waits. With max_staleness 0 not all can be busy.",
             Query(f"{IDLE} / ({BUSY} + {IDLE})", "{{role}}"),
             **SHARE,
         ),

@@ -146,7 +146,7 @@ HEALTH = Row(
     (
         chart(
             "Clip fraction",
-            "Share of (image, timestep) pairs beyond the clip range, and of those left without a gradient by it.",
+            "Fraction of (image, timestep) pairs beyond the clip range, and of those left without a gradient by it.",
             Query(gauge("clip_fraction"), "beyond the range"),
             Query(gauge("inactive_fraction"), "without a gradient"),
             **SHARE,
@@ -229,7 +229,7 @@ TIMESTEPS = Row(
             width=12,
         ),
         chart(
-            "Share of the gradient",
+            "Fraction of the gradient",
             "Each timestep's part of all gradient norms: they add up to 1.",
             Query(gauge("timestep_gradient_share", "timestep"), "{{timestep}}"),
             **SHARE,
@@ -245,7 +245,7 @@ TIMESTEPS = Row(
         ),
         chart(
             "Without a gradient",
-            "Share of images whose gradient the clip range cuts off.",
+            "Fraction of images whose gradient the clip range cuts off.",
             Query(gauge("timestep_inactive_fraction", "timestep"), "{{timestep}}"),
             **SHARE,
         ),

@@ -17,7 +17,7 @@ from torch import Tensor
 from pcpo_ray import config
 from pcpo_ray.errors import QualityError, RewardError
 from pcpo_ray.rewards import clip, published
-from pcpo_ray.rewards.pictures import rgb
+from pcpo_ray.rewards.images import rgb
 
 CHUNK = 64
 """Images per pass through a network."""

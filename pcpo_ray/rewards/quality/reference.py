@@ -114,47 +114,47 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(path)
+            image = Image.open(path)
     except Exception as error:  # each format's reader may raise anything
         why = published.fault(path) or f"{path} cannot be read as an image: {error}; copy it again, or remove it"
         raise QualityError(why) from None
-    with picture:
-        png = picture.format == "PNG" and picture.mode == "I"  # 16 bits, as older PIL calls it
-        if picture.mode not in MODES and not png:
+    with image:
+        png = image.format == "PNG" and image.mode == "I"  # 16 bits, as older PIL calls it
+        if image.mode not in MODES and not png:
             raise QualityError(
-                f"{path} is an image of mode {picture.mode}, which does not define black and white, "
+                f"{path} is an image of mode {image.mode}, which does not define black and white, "
                 "or how its inks look; save it in RGB with 8 bits a channel (sRGB)"
             )
-        if getattr(picture, "is_animated", False) and picture.format != "MPO":  # MPO's other frames are previews
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO's other frames are previews
             raise QualityError(f"{path} has several frames; save the one that counts by itself")
-        yield picture
+        yield image
 
 
 def _size(path: Path) -> tuple[int, int]:
     """Return the height and width of the image as displayed, after any EXIF rotation."""
     from PIL import Image
 
-    with _opened(path) as picture:
+    with _opened(path) as image:
         try:
             note = Image.Exif()
-            if picture.format == "PNG":  # getexif would read the whole PNG
-                note.load(picture.info.get("exif"))
+            if image.format == "PNG":  # getexif would read the whole PNG
+                note.load(image.info.get("exif"))
             else:
-                note = picture.getexif()
+                note = image.getexif()
             turned = note.get(ORIENTATION, 1) >= QUARTER_TURNS
         except Exception as error:  # malformed EXIF may raise anything
             raise QualityError(f"{path} has EXIF that cannot be read: {error}; save it without") from None
-        return (picture.width, picture.height) if turned else (picture.height, picture.width)
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def pixels(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     """Read the image as displayed. Raises QualityError if it is truncated or transparent."""
     from PIL import ImageFile, ImageOps
 
-    with _opened(path) as picture:
+    with _opened(path) as image:
         lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
-            shown = ImageOps.exif_transpose(picture)
+            shown = ImageOps.exif_transpose(image)
         except Exception as error:  # each format's reader may raise anything
             raise QualityError(
                 f"{path} cannot be read as a whole image: {error}; copy it again, or remove it"

@@ -72,7 +72,7 @@ SAMPLERS = {
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [2, 5, 16])
-def test_around_one_picture_the_noise_is_the_time_s_however_long_the_steps(sampler, steps):
+def test_around_one_image_the_noise_is_the_time_s_however_long_the_steps(sampler, steps):
     schedule = FlowSchedule.shifted(steps=steps, shift=3.0)
     made = flow_cps.steps(schedule, SAMPLERS[sampler](schedule))
     for after, variance in spread_along(schedule, made, spread=0.0):

@@ -46,15 +46,15 @@ def out(tmp_path_factory):
 @BOTH
 def test_the_latents_of_the_trained_vae_have_mean_0_and_variance_1(world, out):
     rng = np.random.default_rng(0)
-    pictures = world.pictures(rng, world.sample(rng, 128, "train"))
-    latents = vae.load(world, out).encode(pictures).latent_dist.mean
+    images = world.images(rng, world.sample(rng, 128, "train"))
+    latents = vae.load(world, out).encode(images).latent_dist.mean
     assert latents.shape[2:] == world.latent_size
     assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.2
     assert (latents.std(dim=(0, 2, 3)) - 1).abs().max() < 0.2
 
 
 @BOTH
-def test_what_an_untrained_vae_keeps_of_drawn_pictures_is_measured(world, out):
+def test_what_an_untrained_vae_keeps_of_drawn_images_is_measured(world, out):
     shares = rebuilt(world, out, 4)
     assert set(shares) >= {"all"} and shares["all"] == 0
 
@@ -64,11 +64,11 @@ def test_standardising_the_latents_leaves_the_decoded_images_as_they_were(world)
     torch.manual_seed(0)
     autoencoder = vae.build(world).eval()
     rng = np.random.default_rng(0)
-    pictures = world.pictures(rng, world.sample(rng, 16, "train"))
+    images = world.images(rng, world.sample(rng, 16, "train"))
     with torch.no_grad():
-        before = autoencoder.decode(autoencoder.encode(pictures).latent_dist.mean).sample
-        vae.standardise(autoencoder, pictures)
-        after = autoencoder.decode(autoencoder.encode(pictures).latent_dist.mean).sample
+        before = autoencoder.decode(autoencoder.encode(images).latent_dist.mean).sample
+        vae.standardise(autoencoder, images)
+        after = autoencoder.decode(autoencoder.encode(images).latent_dist.mean).sample
     assert torch.allclose(before, after, atol=1e-4)
 
 
@@ -77,7 +77,7 @@ def test_standardising_the_latents_leaves_the_decoded_images_as_they_were(world)
 def test_two_steps_of_a_base_model_write_a_pipeline_that_diffusers_loads(world, module, kind, out):
     from diffusers import DiffusionPipeline
 
-    module.train(world, out, 0, steps=2, pictures=16, measured=2)
+    module.train(world, out, 0, steps=2, images=16, measured=2)
     folder = out / f"{world.name}-{kind}"
     pipeline = DiffusionPipeline.from_pretrained(folder)
     assert pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float32

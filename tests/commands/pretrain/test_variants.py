@@ -10,7 +10,7 @@ def test_each_variant_is_another_caption_of_the_grammar():
             assert all(parse(other.text) == other and other.text != text for other in others)
 
 
-def test_a_position_changes_only_to_one_a_picture_cannot_have_as_well():
+def test_a_position_changes_only_to_one_a_image_cannot_have_as_well():
     (changed,) = variants(parse("a red circle at the top"))["position"]
     assert changed.position == "at the bottom"
     assert len(variants(parse("a red circle in the center"))["position"]) == 4

@@ -1,4 +1,4 @@
-"""What OCR reads in drawn pictures of words: nearly all of them, exactly."""
+"""What OCR reads in drawn images of words: nearly all of them, exactly."""
 
 import numpy as np
 
@@ -13,18 +13,18 @@ def drawn(count):
 
 
 def test_ocr_reads_drawn_held_out_words_exactly():
-    pictures, texts = drawn(120)
-    shares = judged(pictures, texts)
+    images, texts = drawn(120)
+    shares = judged(images, texts)
     assert shares["all"] > 0.95 and shares["letters"] > 0.95 and shares["colours"] == 1
 
 
-def test_pictures_of_other_words_are_not_right():
-    pictures, texts = drawn(8)
+def test_images_of_other_words_are_not_right():
+    images, texts = drawn(8)
     others = [*texts[1:], texts[0]]
     assert len({parse(text).word for text in texts}) == 8
-    assert judged(pictures, others)["all"] == 0
+    assert judged(images, others)["all"] == 0
 
 
-def test_an_empty_picture_shows_no_word():
-    pictures, texts = drawn(2)
-    assert judged([np.full_like(picture, 240) for picture in pictures], texts)["all"] == 0
+def test_an_empty_image_shows_no_word():
+    images, texts = drawn(2)
+    assert judged([np.full_like(image, 240) for image in images], texts)["all"] == 0

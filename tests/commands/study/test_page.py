@@ -88,7 +88,7 @@ def test_arms_with_other_timesteps_have_a_chart_of_their_own(tmp_path):
     assert "timestep-clip-fraction-1" in html.read_text(encoding="utf-8")
 
 
-def test_pictures_stand_before_and_after_for_every_arm(texts):
+def test_images_stand_before_and_after_for_every_arm(texts):
     alts = re.findall(r'alt="(\w+, step \d+): a red circle"', texts[1])
     assert alts == ["ddpo, step 0", "ddpo, step 4", "pcpo, step 0", "pcpo, step 4"]
 

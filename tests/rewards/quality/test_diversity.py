@@ -50,13 +50,13 @@ def alexnet(tmp_path_factory):
 
 def test_lpips_is_the_weighted_square_of_unit_features_apart(alexnet):
     path, model = alexnet
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-    found = diversity.load_lpips(config.Lpips(weights=str(path)), CPU)(pictures)
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    found = diversity.load_lpips(config.Lpips(weights=str(path)), CPU)(images)
     from torchmetrics.functional.image.lpips import _LPIPS
 
     heads = [head.model[-1].weight.flatten() for head in _LPIPS(pnet_rand=True, net="alex").lins]
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     layers, now = [], (pixels - shift[:, None, None]) / scale[:, None, None]
     for n, layer in enumerate(model.features):
         now = layer(now)
@@ -75,8 +75,8 @@ def test_lpips_is_the_weighted_square_of_unit_features_apart(alexnet):
 
 
 def test_lpips_of_equal_images_is_0(alexnet):
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    found = diversity.load_lpips(config.Lpips(weights=str(alexnet[0])), CPU)(np.stack([picture] * 3))
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    found = diversity.load_lpips(config.Lpips(weights=str(alexnet[0])), CPU)(np.stack([image] * 3))
     assert found == pytest.approx([0, 0, 0], abs=1e-7)
 
 

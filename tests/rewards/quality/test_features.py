@@ -11,7 +11,7 @@ from pcpo_ray.errors import QualityError
 from pcpo_ray.rewards.quality import features
 
 CPU = torch.device("cpu")
-PICTURES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def every(dino, inception):
 def test_each_gives_a_row_an_image_whatever_the_batch_and_its_order(dino, inception):
     for kind, dimensions in every(dino, inception):
         extract = features.load(kind, CPU)
-        found = extract(PICTURES)
+        found = extract(IMAGES)
         assert found.shape == (5, dimensions) and found.dtype == np.float32
-        backwards = np.concatenate([extract(PICTURES[3:]), extract(PICTURES[:3])])
+        backwards = np.concatenate([extract(IMAGES[3:]), extract(IMAGES[:3])])
         assert np.roll(found, 2, axis=0) == pytest.approx(backwards, abs=1e-4), kind
         assert np.linalg.norm(found[0] - found[1]) > 0, kind
 
@@ -66,13 +66,13 @@ def test_dino_features_are_class_tokens_of_images_resized_as_published(dino):
     from PIL import Image
     from transformers import Dinov2Model
 
-    resized = [Image.fromarray(picture).resize((224, 224), Image.Resampling.BICUBIC) for picture in PICTURES]
-    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in resized])).permute(0, 3, 1, 2) / 255
+    resized = [Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC) for image in IMAGES]
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2) / 255
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     normed = (pixels - mean[:, None, None]) / deviation[:, None, None]
     with torch.no_grad():
         expected = Dinov2Model.from_pretrained(dino).eval()(normed).last_hidden_state[:, 0]
-    found = features.load(config.DinoFeatures(model=str(dino)), CPU)(PICTURES)
+    found = features.load(config.DinoFeatures(model=str(dino)), CPU)(IMAGES)
     assert found == pytest.approx(expected.numpy(), abs=1e-5)
 
 
@@ -82,8 +82,8 @@ def test_inceptions_features_are_those_of_torch_fidelitys_own_pipeline(inception
     theirs = create_feature_extractor(
         "inception-v3-compat", ["2048"], cuda=False, feature_extractor_weights_path=str(inception)
     )
-    expected = theirs(torch.from_numpy(PICTURES).permute(0, 3, 1, 2))[0]
-    found = features.load(config.InceptionFeatures(weights=str(inception)), CPU)(PICTURES)
+    expected = theirs(torch.from_numpy(IMAGES).permute(0, 3, 1, 2))[0]
+    found = features.load(config.InceptionFeatures(weights=str(inception)), CPU)(IMAGES)
     assert found == pytest.approx(expected.numpy(), abs=1e-5)
 
 

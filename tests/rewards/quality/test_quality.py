@@ -194,7 +194,7 @@ def test_images_that_are_never_measured_end_a_run_with_the_cause(small_sd, tmp_p
     run = small.run(small_sd, evaluation__count=9, evaluation__quality=CLIP)
     stages = LocalStages(run)
 
-    def broken(pictures):
+    def broken(images):
         raise RuntimeError("out of memory")
 
     stages.scorers.scorer.measures.extract = broken
