@@ -81,6 +81,14 @@ def test_a_mixture_says_which_reward_pays_for_which(tmp_path, sign, verdict):
         assert html.count(f"{title} against steps") == 1
 
 
+def test_each_pair_of_three_rewards_has_its_own_verdict(tmp_path):
+    gains = {"clip_score": GAINS, "shapes_oracle": -GAINS + NOISE, "jpeg_compressibility": GAINS + NOISE}
+    html, _ = page(tmp_path / "run", gains, rewards=[*TWO, {"kind": "jpeg_compressibility"}])
+    assert row(html, "clip_score", "shapes_oracle")[3] == "▼ one pays for the other"
+    assert row(html, "clip_score", "jpeg_compressibility")[3] == "▲ gain together"
+    assert row(html, "shapes_oracle", "jpeg_compressibility")[3] == "▼ one pays for the other"
+
+
 @pytest.mark.parametrize(
     ("watched", "sign", "verdict"),
     [
