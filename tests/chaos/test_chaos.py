@@ -17,7 +17,7 @@ from pcpo_ray.data.requests import Fault
 from pcpo_ray.runs import checkpoints
 from tests.support import ROOT, small
 from tests.support.part import MORE
-from tests.support.processes import ENVIRONMENT, command, wait_for
+from tests.support.processes import ENVIRONMENT, command, head_of, wait_for
 from tests.support.running import go, parameters, same
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
@@ -52,7 +52,7 @@ def test_twelve_faults_in_one_run_change_no_bit(small_sd, tmp_path):
         drawn.shuffle(kinds)
         words = [word for kind in kinds for word in ("--kill", kind)]
         done = subprocess.run(
-            command("chaos", "disturbed", *words, "--every", 4, "--count", 12),
+            command("chaos", "disturbed", *words, "--every", 4, "--count", 12, "--address", head_of(job)),
             capture_output=True,
             text=True,
             env=ENVIRONMENT,
