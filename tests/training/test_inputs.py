@@ -46,7 +46,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "processor").mkdir()
     (tmp_path / "processor" / "merges.txt").write_text("a b")
     images(tmp_path / "images")
-    (tmp_path / "list.txt").write_text("images/2.PNG\npictures/0.PNG\n")
+    (tmp_path / "list.txt").write_text("images/2.PNG\nimages/0.PNG\n")
     (tmp_path / "mine.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
