@@ -42,7 +42,8 @@ class WordOcr:
 
     @staticmethod
     def check_prompts(prompts: Sequence[str], origin: str) -> None:
-        """Check that every prompt quotes one word that is short enough. Raises RewardError that names some."""
+        """Check that every prompt quotes one word that fits and can be read. Raises RewardError that names some."""
+        ocr.Ocr.check_prompts(prompts, origin)
         check_words("ocr with detect: false", prompts, origin, "set detect: true, or ")
 
     def score(self, images: UInt8[np.ndarray, "N H W 3"], prompts: Sequence[str]) -> list[float]:

@@ -154,7 +154,9 @@ def test_a_run_without_a_checkpoint_cannot_be_sampled(command, hollow, tmp_path)
     assert "no whole checkpoint" in errors
 
 
-def test_the_base_model_has_no_strengths(command):
+def test_the_base_model_has_no_strengths(command, hollow, tmp_path):
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    shutil.copy(hollow, tmp_path / "runs" / "small" / "config.yaml")
     for options in (["--strength", "0.5"], ["--with", "runs/other=1"]):
         status, _, errors = command("sample", "runs/small", "a red circle", "--base", *options)
         assert status == 1 and "got --base, which is the model without adapters" in errors

@@ -1,5 +1,7 @@
 """Images with a run's adapter, and with several composed."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -146,6 +148,8 @@ def test_adapters_of_another_shape_or_model_do_not_compose(made, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sample.jpg", "absent/sample.png"])
-def test_an_image_that_cannot_be_written_is_refused_before_it_is_sampled(name, command):
+def test_an_image_that_cannot_be_written_is_refused_before_it_is_sampled(name, command, hollow, tmp_path):
+    (tmp_path / "runs" / "none").mkdir(parents=True)
+    shutil.copy(hollow, tmp_path / "runs" / "none" / "config.yaml")
     status, _, errors = command("sample", "runs/none", "x", "--out", name)
     assert status == 1 and "cannot be written" in errors

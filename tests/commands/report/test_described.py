@@ -41,7 +41,7 @@ def evaluate(record, step, read, *, rewards=("ocr_exact", "words_colours"), text
     if text is not None:
         columns["described"] = [{"ocr_exact": f"{text}{step}", "ddddocr": ""}] * 16
     record.samples("evaluations.parquet", step, columns)
-    record.images(step, {n: np.stack([draw(parse(prompt), step)] * 2) for n, prompt in enumerate(PROMPTS)})
+    record.write_images(step, {n: np.stack([draw(parse(prompt), step)] * 2) for n, prompt in enumerate(PROMPTS)})
     estimates = {name: intervals.estimate(value).row() for name, value in values.items()}
     record.record("evaluation", step, {"rewards": estimates, "images": 16, "seconds": 2.0})
 

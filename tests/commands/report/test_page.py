@@ -65,7 +65,7 @@ def evaluate(record, step, gain, *, missing=False, **more):
     }
     record.samples("evaluations.parquet", step, columns)
     if step in (0, STEPS):
-        record.images(step, dict(enumerate(rng.integers(0, 256, (*shape, 8, 8, 3), np.uint8))))
+        record.write_images(step, dict(enumerate(rng.integers(0, 256, (*shape, 8, 8, 3), np.uint8))))
     rewards = {name: intervals.estimate(value).row() for name, value in values.items()}
     record.record("evaluation", step, {"rewards": rewards, "images": scores.size, "seconds": 2.0, **more})
 
@@ -202,7 +202,7 @@ def test_nothing_lost_is_no_list_of_losers(tmp_path):
 
 def test_a_prompt_is_shown_at_every_evaluation_that_kept_its_image(tmp_path):
     record = finished(tmp_path / "run")
-    record.images(3, {place: np.zeros((2, 8, 8, 3), np.uint8) for place in (0, 3)})
+    record.write_images(3, {place: np.zeros((2, 8, 8, 3), np.uint8) for place in (0, 3)})
     found = page(tmp_path / "run")
     assert re.findall(r'alt="(step \d: a [^"]*)"', found) == [f"step {n}: a star &amp; a ring" for n in (0, 3, 6)]
     assert "at 3 evaluations" in visible(found)
