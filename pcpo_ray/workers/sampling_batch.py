@@ -2,10 +2,11 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable
 
 import torch
+
+from pcpo_ray.workers.timing import seconds_of
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def choose(images: int, predict: Callable[[int], object], device: torch.device) 
     failure: torch.OutOfMemoryError | None = None
     for size in candidates(images):
         try:
-            seconds[size] = min(_seconds(predict, size, device) for _ in range(2)) / size
+            seconds[size] = min(seconds_of(predict, size, device) for _ in range(2)) / size
         except torch.OutOfMemoryError as error:
             failure = error
             seconds[size] = math.inf
@@ -37,14 +38,6 @@ def choose(images: int, predict: Callable[[int], object], device: torch.device) 
         raise failure
     log.info("sampling.batch=auto: %d images at once, of %s", chosen, _told(seconds))
     return chosen
-
-
-def _seconds(predict: Callable[[int], object], size: int, device: torch.device) -> float:
-    started = time.perf_counter()
-    predict(size)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 def _told(seconds: dict[int, float]) -> str:

@@ -28,7 +28,7 @@ def choose(monkeypatch, seconds, images=8):
         if seconds[size] is None:
             raise torch.OutOfMemoryError(f"no room for {size}")
 
-    monkeypatch.setattr(sampling_batch, "_seconds", measured)
+    monkeypatch.setattr(sampling_batch, "seconds_of", measured)
     return sampling_batch.choose(images, predict, CPU)
 
 

@@ -21,6 +21,7 @@ from pcpo_ray.workers.learner.loss import Loss
 from pcpo_ray.workers.learner.masters import Masters
 from pcpo_ray.workers.learner.mini_batches import Block
 from pcpo_ray.workers.learner.pair_loader import PairLoader, SampledGroup, Trajectories, trajectories_of
+from pcpo_ray.workers.timing import seconds_of
 
 MOST = 8
 """The largest candidate, in multiples of the sampler's number: memory grows with it, and speed hardly any more."""
@@ -139,15 +140,7 @@ def measure(
         try:
             if place and (time.perf_counter() - started > LONGEST or not same(size)):
                 break
-            taken[place] = min(_seconds(learn, size, device) for _ in range(2)) / size
+            taken[place] = min(seconds_of(learn, size, device) for _ in range(2)) / size
         except torch.OutOfMemoryError:
             break
     return taken
-
-
-def _seconds(learn: Callable[[int], None], size: int, device: torch.device) -> float:
-    started = time.perf_counter()
-    learn(size)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
