@@ -51,7 +51,7 @@ def test_what_recomputed_does_not_go_with_is_refused_by_name(overrides, words):
     ],
 )
 def test_what_recomputed_makes_possible_loads(overrides):
-    files.load(SHAPES, overrides)
+    assert files.load(SHAPES, overrides).objective.old_predictions == "recomputed"
 
 
 def test_a_process_without_a_correction_is_not_told_to_set_one():
