@@ -151,7 +151,8 @@ class Dispatcher:
 
     def _loadable(self, published: Published) -> Published:
         self.checksums[published.version, published.averaged] = published.checksum
-        self.event("published", **asdict(published))
+        # counted, not named: a line a step with a thousand samplers in it would be most of the record
+        self.event("published", **asdict(published) | {"received": len(published.received)})
         return published
 
     def submit(self, tasks: Sequence[Task]) -> None:

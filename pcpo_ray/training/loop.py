@@ -283,8 +283,8 @@ class Loop:
             raise
 
     def _rewind(self, lost: LearnerLostError) -> None:
-        """Go back to the newest checkpoint, or the start, with a new learner; the samplers stay as they are."""
-        progress = self.progress
+        """Go back to the newest checkpoint, or the start, with a new learner; samplers and requests stay as they are."""
+        progress, staleness = self.progress, self.progress.max_staleness
         progress.learners_lost += 1
         progress.recovering = True
         self.dispatcher.cancel()
@@ -300,7 +300,7 @@ class Loop:
             progress.step, progress.saved = 0, None
         else:
             self._restore(found)
-        progress.recovering = False
+        progress.recovering, progress.max_staleness = False, staleness
         self.recorder.rewind(progress.step if found is not None else -1)
         self._event("fault", message=f"{lost}; a new learner goes on after step {progress.step}", restarted="learner")
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pcpo_ray.data.requests import Request
 from pcpo_ray.errors import ClusterError, LearnerLostError
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.workers.learner.learner import Learner
@@ -60,6 +61,27 @@ def test_a_resumed_run_gives_up_where_its_checkpoint_costs_each_learner(small_sd
     stages.learner.restore = restoring
     with pytest.raises(LearnerLostError, match=r"while it read; the learner was lost 3 times at step 3 .*of step 2"):
         go(run, tmp_path / "run", stages=stages, found=2)
+
+
+def test_what_an_operator_asked_for_outlives_a_learner(small_sd, tmp_path):
+    run = a_run(small_sd, steps=6, rollout__max_staleness=2)
+    stages, said, lost = Recovering(run), [], [LearnerLostError("killed in the update")]
+    begin = stages.learner.begin
+
+    def exchange(status):
+        said.append(status.max_staleness)
+        return [Request(max_staleness=0)] if status.step == 3 else []
+
+    def beginning(step, batch):
+        if step == 4 and lost:
+            assert said[-1] == 0
+            raise lost.pop()
+        begin(step, batch)
+
+    stages.exchange, stages.learner.begin = exchange, beginning
+    go(run, tmp_path / "run", stages=stages)
+    assert messages(tmp_path / "run") == "killed in the update; a new learner goes on after step 2"
+    assert 2 not in said[said.index(0) :]
 
 
 class Forgetting(Recovering):
