@@ -86,7 +86,12 @@ def finder(name: str, runs: str, address: str, *, explicit: bool) -> Look:
             return found
         if not explicit and address == "auto" and not cluster_here():
             return None
-        of_cluster = _of_cluster(look.name_of(name), address)
+        try:
+            of_cluster = _of_cluster(look.name_of(name), address)
+        except ClusterError as error:
+            if explicit or address != "auto":
+                raise
+            return {"run": name, "state": look.NONE, "unanswered": str(error)}  # nobody named that cluster
         return of_cluster if explicit or of_cluster["state"] != look.NONE else None
 
     return find
@@ -167,7 +172,10 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         there = ", ".join(found["there"]) or "none"
         return [f"error: no run named {found['run']!r} in the cluster at {found['cluster']}; there are {there}"]
     if found["state"] == look.NONE:
-        return [f"error: {look.no_run(found['run'])}; no cluster that was asked knows it either"]
+        asked = "no cluster that was asked knows it either"
+        if "unanswered" in found:
+            asked = f"the cluster on this machine could not be asked: {found['unanswered']}"
+        return [f"error: {look.no_run(found['run'])}; {asked}"]
     return lines(found)
 
 

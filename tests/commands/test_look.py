@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from pcpo_ray.cluster.control import jobs
 from pcpo_ray.commands import look
 from pcpo_ray.commands.status_text import lines
 from pcpo_ray.config import files
@@ -99,6 +100,15 @@ def test_an_address_that_does_not_answer_hides_no_run_of_the_folder(command, run
     run("x", "finished")
     status, said, errors = command("list", "--address", "http://127.0.0.1:1")
     assert status == 1 and "x" in said.splitlines()[1] and "no Ray dashboard at http://127.0.0.1:1" in errors
+
+
+def test_a_cluster_that_nobody_named_and_cannot_be_asked_is_told(command, run, monkeypatch):
+    monkeypatch.setattr(look, "cluster_here", lambda: True)
+    monkeypatch.setattr(look, "_of_cluster", lambda name, address: jobs.Client("http://127.0.0.1:1", answer=1.0))
+    status, _, errors = command("status", "x")
+    assert status == 14 and "could not be asked: no Ray dashboard at http://127.0.0.1:1" in errors
+    assert json.loads(command("status", "x", "--json")[1])["state"] == "none"
+    assert command("status", "x", "--address", "auto")[0] == 1  # asked for by name
 
 
 def test_a_cluster_whose_address_is_not_given_is_named_and_not_asked(command, run, monkeypatch):
