@@ -109,6 +109,9 @@ def described(folder: Path, pipeline_class: str, part: str) -> Described:
         if (kind := _class_of(index.get(name))) is not None:
             settings.check(folder / name / "config.json", values, kind)
     _check_vae(vae, path, pipeline_class)
+    for name, values in ((part, network), ("vae", vae)):
+        if (kind := _class_of(index.get(name))) is not None:
+            settings.check_read(folder / name / "config.json", values, kind)
     entry = index.get("scheduler")
     index_class = entry[1] if isinstance(entry, list) else None
     return Described(
@@ -211,6 +214,21 @@ def check_size(description: Described, height: int, width: int, patch: int, most
             f"{asked}; {description.folder.name} has positions for at most {most[0] * side} x {most[1] * side} pixels "
             f"(tokens of {side} pixels a side, {most[0]} down and {most[1]} across)"
         )
+
+
+def check_settings(description: Described, part: str, known: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise ModelError for a setting of the network with another value than those `known`; null, false and 0 are one.
+
+    The first of them is what a config without the setting means.
+    """
+    for key, values in known.items():
+        value = description.network.get(key, values[0])
+        if value not in values and (value or values[0]):
+            wanted = " or ".join(json.dumps(one) for one in values)
+            raise ModelError(
+                f"{description.folder / part / 'config.json'} has {key}: {json.dumps(value)}, for which the network "
+                f"needs inputs, or gives outputs, of another pipeline; expected {wanted}: take a model of this kind"
+            )
 
 
 def check_channels(description: Described, part: str, patch: int) -> None:

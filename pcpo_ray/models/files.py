@@ -62,8 +62,18 @@ def check_parts(folder: Path, parts: Mapping[str, Any], *, weights: bool, varian
 
 
 def check_index(folder: Path, index: Mapping[str, Any], pipeline_class: type) -> None:
-    """Raise ModelError for parts and settings that the pipeline does not take, which diffusers would leave out."""
+    """Raise ModelError for a part that the pipeline needs and the index does not name.
+
+    Also for parts and settings that the pipeline does not take, which diffusers would leave out.
+    """
     known = inspect.signature(pipeline_class).parameters
+    optional = getattr(pipeline_class, "_optional_components", [])
+    needed = [name for name, one in known.items() if one.default is one.empty and name not in optional]
+    if absent := [name for name in needed if name not in index]:
+        raise ModelError(
+            f"{folder / 'model_index.json'} names no {', '.join(absent)}, without which there is no "
+            f"{pipeline_class.__name__}; copy it again from the model it was made from"
+        )
     there = {name for name, value in index.items() if value != [None, None]}  # null: an absent part
     unknown = sorted(name for name in there if not name.startswith("_") and name not in known)
     if unknown:

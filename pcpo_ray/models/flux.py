@@ -1,7 +1,7 @@
 """FLUX.1: a transformer that predicts the velocity of packed latents, with guidance as an input or a second branch."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ class Flux(TokenDenoiser):
     """FLUX.1; latents are packed 2 x 2: (h/2 * w/2 tokens, 4 C)."""
 
     pipeline_class = "FluxPipeline"
+    settings: ClassVar = {"patch_size": (1,)}
 
     @property
     def guided(self) -> bool:

@@ -1,7 +1,7 @@
 """FLUX.2 klein: a transformer that predicts the velocity of patches of 2 x 2 latents, given a language model's text."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ class Flux2Klein(TokenDenoiser):
     """FLUX.2 klein; latents are patches of 2 x 2: (h/2 * w/2 tokens, 4 C)."""
 
     pipeline_class = "Flux2KleinPipeline"
+    settings: ClassVar = {"patch_size": (1,)}
 
     @property
     def guided(self) -> bool:

@@ -107,8 +107,7 @@ def read(pipeline: Any, part: str, source: Path) -> dict[str, Update]:
     Raises ModelError if it is damaged, holds anything but such updates, or readers would differ about a scale.
     """
     file = find(source)
-    weights = weights_in(file)
-    _check(file, weights)
+    weights = plain(file)
     settings = _settings(file, part)
     matrices, alphas = _matrices(file, pipeline, part, weights)
     pairs = _pairs(file, getattr(pipeline, part), matrices)
@@ -118,6 +117,13 @@ def read(pipeline: Any, part: str, source: Path) -> dict[str, Update]:
         raise refused(file, f"has {ups} numbers of B that are not 0, and its converter keeps {kept}; write it anew")
     scales = _scales(file, {layer: a.shape[0] for layer, (a, _) in pairs.items()}, settings, alphas)
     return {layer: Update(a=a, b=b, scale=scales[layer]) for layer, (a, b) in pairs.items()}
+
+
+def plain(file: Path) -> dict[str, Tensor]:
+    """Read all tensors of a plain LoRA's file. Raises ModelError for any other file, and for a damaged one."""
+    weights = weights_in(file)
+    _check(file, weights)
+    return weights
 
 
 def weights_in(file: Path) -> dict[str, Tensor]:
@@ -133,6 +139,8 @@ def weights_in(file: Path) -> dict[str, Tensor]:
 
 def _check(file: Path, weights: Mapping[str, Tensor]) -> None:
     """Raise ModelError unless all weights are finite and belong to a plain LoRA of the denoising network."""
+    if not weights:
+        raise refused(file, "holds no weights at all; get it again from where it was made")
     broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if broken:
         raise refused(file, f"has {len(broken)} weights that are not finite {broken[:3]}; it was damaged in training")
@@ -148,7 +156,7 @@ def _check(file: Path, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items()
         if not (MATRIX.search(name) or (name.endswith(".alpha") and weight.numel() == 1))
     ]
-    if others or not weights:
+    if others:
         raise refused(
             file,
             f"has {len(others)} weights that are no A, B or alpha of a LoRA {others[:3]}; a DoRA, a LoHa, a LoKr and "

@@ -35,6 +35,8 @@ class PipelineDenoiser(ABC):
     """The number of the VAE's latents in one of the network's, if that is fixed; None: unknown."""
     several_sizes: ClassVar[bool] = False
     """True if nothing but `cached_by_size` keeps what depends on `height` and `width`, which then differ by prompt."""
+    settings: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Settings that ask for another pipeline's inputs or shapes, each with the values that do not."""
     backwards: ClassVar[bool] = False
     """True if the network is told 1 - t instead of t, and predicts the velocity towards the image."""
 
@@ -44,8 +46,7 @@ class PipelineDenoiser(ABC):
 
         for library in (diffusers, transformers):  # a progress bar per part and worker is noise
             library.utils.logging.disable_progress_bar()
-        self.folder = folder
-        self.files = PipelineFolder(folder, model, self.pipeline_class, self.part)
+        self.folder, self.files = folder, PipelineFolder(folder, model, self.pipeline_class, self.part)
         self.description = self.described(folder)
         self.device, self.model, self.sampling = device, model, sampling
         # the text encoders, often the largest part, are only loaded for a text that no cache holds
@@ -83,6 +84,7 @@ class PipelineDenoiser(ABC):
     @classmethod
     def check(cls, description: Described) -> None:
         """Raise ModelError for a network in the folder that this class does not support."""
+        described.check_settings(description, cls.part, cls.settings)
         if cls.packed is not None:
             described.check_channels(description, cls.part, cls.packed)
 
@@ -215,8 +217,7 @@ class PipelineDenoiser(ABC):
 
     def fixed_text(self) -> Conditioning:
         """Return noise in place of an encoded text if its shape is known, so that no encoder has to be loaded."""
-        shapes = self.text_shapes()
-        if shapes is None:
+        if (shapes := self.text_shapes()) is None:
             return self.encode([""])
         return {
             name: stand_in(name, shape, getattr(torch, self.model.dtype)).to(self.device)

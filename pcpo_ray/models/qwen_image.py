@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ class QwenImage(Flux):
     """Qwen-Image; latents are packed as FLUX.1's."""
 
     pipeline_class = "QwenImagePipeline"
+    settings: ClassVar = {"patch_size": (2,), "use_additional_t_cond": (False,)}
 
     @classmethod
     def check(cls, description: Described) -> None:

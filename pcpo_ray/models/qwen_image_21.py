@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class QwenImage21(PipelineDenoiser):
     part = "transformer"
     packed = 1
     several_sizes = True
+    settings: ClassVar = {"patch_size": (1,)}
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -1,5 +1,7 @@
 """Stable Diffusion XL: a UNet conditioned by two text encoders, their pooled embedding and the image's size."""
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +15,7 @@ class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL; latents are (C, h, w)."""
 
     pipeline_class = "StableDiffusionXLPipeline"
+    settings: ClassVar = {**StableDiffusion.settings, "addition_embed_type": ("text_time",)}
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
         sizes = 6 * self.config.addition_time_embed_dim

@@ -1,7 +1,7 @@
-"""Values in a network's config.json that its class cannot mean, as far as the class's signature tells.
+"""Settings in a network's config.json that its class cannot mean or does not read, as far as its signature tells.
 
 diffusers passes every value on, so that a wrong one raises whatever the code that meets it raises, some only when the
-network first predicts.
+network first predicts. What the class does not read it drops, with a line in its log.
 """
 
 import inspect
@@ -20,6 +20,9 @@ KINDS: Mapping[object, str] = {
 }
 """The kinds of JSON values, by Python's type."""
 
+WITHOUT_EFFECT = frozenset({"block_out_channels", "dropout", "force_upcast", "pooled_projection_dim", "sample_size"})
+"""Settings that published configs have, or diffusers writes (for a tiny VAE), and that no prediction depends on."""
+
 
 def check(path: Path, settings: Mapping[str, Any], network: type) -> None:
     """Raise ModelError for a value that is no number where the class takes nothing else.
@@ -29,6 +32,34 @@ def check(path: Path, settings: Mapping[str, Any], network: type) -> None:
     wrong = [text for text, kinds in _mistaken(settings, network) if kinds == {NUMBER}]
     if wrong:
         raise ModelError(f"{path} has {'; '.join(wrong)}: copy the file again from the model it was made from")
+
+
+def check_read(path: Path, settings: Mapping[str, Any], network: type) -> None:
+    """Raise ModelError for a setting that is on and that the class does not read: the model was trained with it.
+
+    One that is off (null, false, 0 or empty) is what the class does without it.
+    """
+    known = inspect.signature(network).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+        return
+    unread = [
+        f"{name}: {json.dumps(value)}"
+        for name, value in sorted(settings.items())
+        if value and not name.startswith("_") and name not in WITHOUT_EFFECT and name not in known
+    ]
+    if unread:
+        raise ModelError(
+            f"{path} has {', '.join(unread)}, which {network.__name__} of diffusers {_version()} does not read, so "
+            f"that the model would predict otherwise than it was trained to; expected some of {', '.join(known)}. "
+            "Delete it there if the model does without, else take a model without it"
+        )
+
+
+def _version() -> str:
+    import diffusers
+
+    version: str = diffusers.__version__
+    return version
 
 
 def suspects(path: Path, settings: Mapping[str, Any], network: type) -> str:

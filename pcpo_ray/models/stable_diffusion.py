@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,6 +23,13 @@ class StableDiffusion(PipelineDenoiser):
     part = "unet"
     several_sizes = True
     packed = 1
+    settings: ClassVar = {
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "addition_embed_type": (None,),
+        "encoder_hid_dim_type": (None, "text_proj"),
+        "dual_cross_attention": (False,),
+    }
 
     @classmethod
     def check(cls, description: Described) -> None:

@@ -11,7 +11,10 @@ from torch import Tensor
 from pcpo_ray.algorithm.schedule import TRAIN_STEPS, FlowSchedule
 from pcpo_ray.config import Sampling
 from pcpo_ray.data.tensors import Conditioning
+from pcpo_ray.errors import ModelError
 from pcpo_ray.models import flow, joint, z_image_network
+from pcpo_ray.models.described import Described
+from pcpo_ray.models.joint import SIDE
 from pcpo_ray.models.pipeline import PipelineDenoiser
 from pcpo_ray.models.z_image_network import MULTIPLE
 
@@ -38,6 +41,17 @@ class ZImage(PipelineDenoiser):
 
         length = self._text_length()
         joint.check_text_places(self.description, self.part, self.config.axes_lens, length, last=length + 1)
+
+    @classmethod
+    def check(cls, description: Described) -> None:
+        super().check(description)
+        network = description.network
+        sides, frames = network.get("all_patch_size", [SIDE]), network.get("all_f_patch_size", [1])
+        if (SIDE, 1) not in zip(sides, frames, strict=False):
+            raise ModelError(
+                f"{description.folder / cls.part / 'config.json'} has all_patch_size: {list(sides)} and "
+                f"all_f_patch_size: {list(frames)}; expected {SIDE} and 1 among them, with which its pipeline calls it"
+            )
 
     @classmethod
     def most_tokens(cls, network: Mapping[str, Any]) -> tuple[int, int]:

@@ -31,6 +31,14 @@ class AwayError(Exception):
         self.pause, self.fault = pause, fault
 
 
+class RefusedError(RewardError):
+    """A request that the server refused, with its status code."""
+
+    def __init__(self, problem: str, status: int) -> None:
+        super().__init__(problem)
+        self.status = status
+
+
 class Client:
     """A client that retries while the server is away or busy, for up to `patience` seconds.
 
@@ -89,7 +97,7 @@ class Client:
                 method,
                 url,
                 data=body,
-                headers={"Content-Type": kind},
+                headers={"Content-Type": kind, "Accept-Encoding": "identity"},  # some proxies compress all the same
                 timeout=self.timeout,
                 stream=True,
                 auth=self._authorized,  # always set: otherwise requests sends credentials from ~/.netrc
@@ -109,7 +117,7 @@ class Client:
         if response.status_code in (*AWAY, FAULT):
             pause = _retry_after(response.headers.get("Retry-After", ""))
             raise AwayError(problem, pause, fault=response.status_code == FAULT)
-        raise RewardError(f"{url} refused: {problem}{self._hint(response.status_code)}")
+        raise RefusedError(f"{url} refused: {problem}{self._hint(response.status_code)}", response.status_code)
 
     def _authorized(self, request: "requests.PreparedRequest") -> "requests.PreparedRequest":
         if self.secret is not None:
@@ -117,6 +125,8 @@ class Client:
         return request
 
     def _hint(self, status: int) -> str:
+        if status == 404:
+            return f"; is {self.url} its whole address, with /v1 where it has one?"
         if status not in (401, 403):
             return ""
         if self.token is None:
@@ -124,19 +134,23 @@ class Client:
         return f"; the token in {self.token} is not the one that it wants"
 
     def _read(self, response: "requests.Response") -> bytes:
-        """Read the whole answer before the deadline: otherwise a server that drips bytes would never time out."""
+        """Read the whole answer before the deadline: otherwise a server that drips bytes would never time out.
+
+        The server's token is left out of it: some servers name it in what they answer, and answers stand in messages.
+        """
         import requests
 
         deadline, answer = time.monotonic() + self.timeout, bytearray()
-        while chunk := response.raw.read1(1 << 16):
+        while chunk := response.raw.read1(1 << 16, decode_content=True):
             answer += chunk
             if time.monotonic() > deadline:
                 raise requests.Timeout(f"the answer was not whole after {self.timeout:g} s")
             if len(answer) > LARGEST_ANSWER:
                 raise RewardError(f"{response.url} answered more than {LARGEST_ANSWER} bytes")
-        if (length := response.headers.get("Content-Length", "")).isdigit() and len(answer) < int(length):
-            raise AwayError(f"an answer that broke off after {len(answer)} of {length} bytes")
-        return bytes(answer)
+        there = response.raw.tell()  # as sent: an answer may be compressed
+        if (length := response.headers.get("Content-Length", "")).isdigit() and there < int(length):
+            raise AwayError(f"an answer that broke off after {there} of {length} bytes")
+        return bytes(answer) if self.secret is None else bytes(answer).replace(self.secret.encode(), b"***")
 
 
 def _failure(state: Any) -> AwayError:

@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from pcpo_ray import config
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import judge_template
-from pcpo_ray.rewards.http_client import AwayError, Client
+from pcpo_ray.rewards.http_client import AwayError, Client, RefusedError
 from pcpo_ray.rewards.images import png, rgb
 
 T = TypeVar("T")
@@ -35,6 +35,9 @@ LIKELIEST = 20
 
 LONGEST = 512
 """Tokens of the longest answer, where the template does not say."""
+
+NO_LIST = (404, 405, 501)
+"""Status codes of a server that does not list its models: gateways answer questions alone."""
 
 SHOWN = 200
 """Characters of an answer that a message shows."""
@@ -68,7 +71,12 @@ class Chat(Client):
         except AwayError as error:  # it may be starting; the first scores will wait for it
             logging.getLogger(__name__).warning("%s is away (%s); its first scores wait for it", self.url, error)
             return
-        except (ValueError, KeyError, TypeError) as error:
+        except RefusedError as error:
+            if error.status not in NO_LIST:
+                raise
+            logging.getLogger(__name__).warning("%s; whether it serves %s shows at the first question", error, model)
+            return
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RewardError(f"{self.url}/models is no list of models ({type(error).__name__}: {error})") from None
         if model not in served:
             raise RewardError(f"{self.url} serves {', '.join(served)} and not {model!r}; give one of those as `model`")
@@ -92,6 +100,7 @@ class Chat(Client):
             "model": self.model,
             "messages": [*system, {"role": "user", "content": content}],
             "temperature": 0,
+            "stream": False,
             "max_tokens": 1 if self.template.mode == "yes_no" else self.template.max_tokens or LONGEST,
             **more,
         }
@@ -99,19 +108,23 @@ class Chat(Client):
         try:
             found = json.loads(answer)
             choice: Answer = found["choices"][0]
-            used = found.get("usage") or {}
-            with self.counting:
-                for name in self.tokens:
-                    self.tokens[name] += int(used.get(f"{name}_tokens") or 0)
+            self._count(found.get("usage"))
             said = choice["message"]["content"] = text_of(choice["message"]["content"])
             cut_off = choice.get("finish_reason") == "length" and self.template.mode != "yes_no"
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             self.unread(answer[:SHOWN].decode(errors="replace"))
             return None
         if cut_off:
             self.unread(f"...{said[-SHOWN:]} (cut off at max_tokens)")
             return None
         return choice
+
+    def _count(self, used: Any) -> None:
+        """Count an answer's tokens; a server that counts none, or in another way, has answered all the same."""
+        with self.counting:
+            for name in self.tokens:
+                count = used.get(f"{name}_tokens") if isinstance(used, dict) else None
+                self.tokens[name] += count if isinstance(count, int) else 0
 
     def taken(self) -> dict[str, int]:
         """Return the tokens used since the last call."""

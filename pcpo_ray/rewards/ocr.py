@@ -2,7 +2,8 @@
 
     score = mean over the quoted texts t of   1 if the text read contains t, else 1 - min(distance(t, read), |t|) / |t|
 
-with Levenshtein's edit distance. Both are compared without case, spaces and width (NFKC). Quotes are "..." or “...”.
+with Levenshtein's edit distance. Both are compared without case, spaces and width (NFKC). Quotes are "...", “...”,
+„...“, «...», 「...」 and 『...』, the outer ones where they are nested. A prompt in which they do not pair is refused.
 The recogniser knows Latin, Greek, Chinese and Japanese letters, and no others.
 """
 
@@ -19,7 +20,13 @@ from jaxtyping import UInt8
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards.images import rgb
 
-QUOTED = re.compile(r'"([^"]+)"|“([^“”]+)”')
+QUOTED = re.compile(
+    r"""(?<!\d)["\uff02]([^"\uff02]*)["\uff02]"""
+    "|“([^“”]*)”|„([^„“”]*)[“”]|«([^«»]*)»|「([^「」]*)」|『([^『』]*)』",
+)
+"""Quoted texts. A straight quote after a digit begins none: it means inches."""
+
+MARKS = re.compile(r"[\"\uff02“”„«»「」『』]")
 
 SHOWN = 3
 """Prompts that one message names."""
@@ -77,14 +84,16 @@ def reader() -> Any:
 
 def check_quotes(name: str, prompts: Sequence[str], origin: str) -> None:
     """Check that every prompt quotes a text, for a reward's `name`. Raises RewardError that names some that do not."""
-    without = [prompt for prompt in dict.fromkeys(prompts) if not quoted(prompt)]
-    if without:
-        named = ", ".join(map(repr, without[:SHOWN])) + (", ..." if len(without) > SHOWN else "")
-        raise RewardError(
-            f"the reward {name} reads the text that a prompt quotes, and {len(without)} of "
-            f"{len(dict.fromkeys(prompts))} prompts ({origin}) quote none: {named}; "
-            "expected prompts such as 'a sign that says \"OPEN\"'"
-        )
+    distinct = list(dict.fromkeys(prompts))
+    unpaired = [prompt for prompt in distinct if MARKS.search(QUOTED.sub("", prompt))]
+    without = [prompt for prompt in distinct if not quoted(prompt)]
+    for wrong, what in ((without, "quote none"), (unpaired, "have quotes that do not pair, or mean inches")):
+        if wrong:
+            named = ", ".join(map(repr, wrong[:SHOWN])) + (", ..." if len(wrong) > SHOWN else "")
+            raise RewardError(
+                f"the reward {name} reads the text that a prompt quotes, and {len(wrong)} of {len(distinct)} prompts "
+                f"({origin}) {what}: {named}; expected prompts such as 'a sign that says \"OPEN\"'"
+            )
 
 
 @cache
@@ -96,9 +105,9 @@ def readable() -> frozenset[str]:
 
 
 def _unknown(prompt: str) -> str:
-    """Return the letters and digits in a prompt's quotes that the recogniser does not know."""
+    """Return the letters, digits and symbols in a prompt's quotes that the recogniser does not know."""
     asked = dict.fromkeys(folded("".join(quoted(prompt))))
-    return "".join(one for one in asked if one.isalnum() and one not in readable())
+    return "".join(one for one in asked if unicodedata.category(one)[0] in "LNS" and one not in readable())
 
 
 def quoted(prompt: str) -> list[str]:

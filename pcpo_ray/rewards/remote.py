@@ -50,9 +50,8 @@ class Scorer(Client):
         where = f"{self.url}/{self.method}"
         answer = self.request("POST", f"/{self.method}", body, kind)
         try:
-            scores = json.loads(answer)["scores"]
-            values = [float("nan") if score is None else float(score) for score in scores]
-        except (ValueError, TypeError, KeyError) as error:
+            values = [_number(score) for score in _list(json.loads(answer)["scores"])]
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise RewardError(f"{where} answered {answer[:200]!r}: {type(error).__name__}: {error}") from None
         if len(values) != len(images):
             raise RewardError(f"{where} gave {len(values)} scores for {len(images)} images")
@@ -75,6 +74,20 @@ class GroupRemote(Scorer):
 
     def score_group(self, images: UInt8[np.ndarray, "N H W 3"], prompt: str) -> list[float]:
         return self.asked(images, [prompt] * len(images))
+
+
+def _list(scores: object) -> list[object]:
+    """Return the scores as they are. Raises TypeError for anything but a list: a text would give one a letter."""
+    if not isinstance(scores, list):
+        raise TypeError(f"scores are a {type(scores).__name__}; expected a list of numbers")
+    return scores
+
+
+def _number(score: object) -> float:
+    """Return a score, NaN for null. Raises TypeError for anything but a number."""
+    if not isinstance(score, float | int | None):
+        raise TypeError(f"a score is the {type(score).__name__} {score!r:.40}; expected a number, or null if missing")
+    return float("nan") if score is None else float(score)
 
 
 def _method(answer: bytes) -> str | None:

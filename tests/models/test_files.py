@@ -187,3 +187,23 @@ def test_a_path_that_is_no_model_is_told_what_it_is(path, words, tmp_path, monke
     model = paths.absolute(small.run("model", model__path=path)).model
     with pytest.raises(ModelError, match=words):
         models.folder_of(model)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "scheduler", "text_encoder", "vae", "unet"])
+def test_an_index_without_a_part_is_named_before_anything_is_loaded(small_sd, tmp_path, part):
+    folder = copied(small_sd, tmp_path)
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    del index[part]
+    path.write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=rf"model_index\.json names no {part}, without which there is no Stable"):
+        models.folder_of(small.run(folder).model, weights=False)
+
+
+def test_an_index_may_leave_out_what_its_pipeline_can_do_without(small_sd, tmp_path):
+    folder = copied(small_sd, tmp_path)
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    left_out = {"safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker"}
+    path.write_text(json.dumps({key: value for key, value in index.items() if key not in left_out}))
+    assert load(small.run(folder)).encode(["a ring"])

@@ -1,6 +1,7 @@
 """A network's config.json with values that mean nothing: the file, the key and what was expected are named."""
 
 import json
+import re
 import shutil
 
 import diffusers
@@ -10,7 +11,7 @@ import torch
 from pcpo_ray import models
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import settings
-from tests.support import small
+from tests.support import families, small
 
 CPU = torch.device("cpu")
 
@@ -70,3 +71,71 @@ def test_published_configs_with_null_for_a_switch_are_taken(tmp_path):
     settings.check(tmp_path, {"force_upcast": False, "shift_factor": None}, diffusers.AutoencoderKL)
     settings.check(tmp_path, {"out_channels": None, "guidance_embeds": True}, diffusers.FluxTransformer2DModel)
     assert settings.suspects(tmp_path, {"patch_size": 1}, diffusers.FluxTransformer2DModel) == ""
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("unet", "use_kv_cache", True),
+        ("unet", "zero_cond_t", True),
+        ("unet", "qk_scale", 0.5),
+        ("unet", "sliding_windows", [1, 2]),
+        ("vae", "decoder_noise", "gaussian"),
+    ],
+)
+def test_a_setting_that_the_class_does_not_read_is_refused_by_name(small_sd, tmp_path, part, key, value):
+    run = small.run(with_setting(small_sd, tmp_path, part, key, value))
+    expected = re.escape(f"{part}/config.json has {key}: {json.dumps(value)}, which ") + ".* does not read"
+    with pytest.raises(ModelError, match=expected):
+        models.schedule_of(models.folder_of(run.model), run.model, run.sampling)
+
+
+@pytest.mark.parametrize("kind", families.FAMILIES)
+def test_every_newer_kind_refuses_a_cache_and_takes_it_switched_off(kind, model, tmp_path):
+    for value in (False, None):
+        run = small.run(small.rewritten(model(kind), tmp_path, "transformer/config.json", use_kv_cache=value))
+        models.class_of(run.model).described(models.folder_of(run.model))
+        shutil.rmtree(tmp_path / model(kind).name)
+    run = small.run(small.rewritten(model(kind), tmp_path, "transformer/config.json", use_kv_cache=True))
+    with pytest.raises(ModelError, match=r"transformer/config\.json has use_kv_cache: true, which \w+Transformer2D"):
+        models.class_of(run.model).described(models.folder_of(run.model))
+
+
+def test_published_settings_that_nothing_depends_on_are_taken(tmp_path):
+    settings.check_read(tmp_path, {"pooled_projection_dim": 768}, diffusers.QwenImageTransformer2DModel)
+    settings.check_read(tmp_path, {"force_upcast": True, "_name_or_path": "x"}, diffusers.AutoencoderKLFlux2)
+    settings.check_read(tmp_path, {"zero_cond_t": True}, diffusers.QwenImageTransformer2DModel)
+
+
+def test_a_factor_that_the_vae_has_no_use_for_is_refused(model, tmp_path):
+    folder = small.rewritten(model("flux2_klein"), tmp_path, "vae/config.json", scaling_factor=0.5)
+    run = small.run(folder)
+    with pytest.raises(ModelError, match=r"vae/config\.json has scaling_factor: 0\.5, which AutoencoderKLFlux2"):
+        models.class_of(run.model).described(models.folder_of(run.model))
+
+
+@pytest.mark.parametrize(
+    ("model_of", "changes"),
+    [
+        ("small_sd", {"num_class_embeds": 4}),
+        ("small_sd", {"class_embed_type": "timestep"}),
+        ("small_sd", {"addition_embed_type": "text_time"}),
+        ("small_sd", {"encoder_hid_dim_type": "image_proj"}),
+        ("small_sd", {"dual_cross_attention": True}),
+        ("small_sdxl", {"addition_embed_type": "text"}),
+        ("small_flux", {"patch_size": 2}),
+        ("chroma", {"patch_size": 2}),
+        ("flux2_klein", {"patch_size": 2}),
+        ("qwen_image", {"use_additional_t_cond": True}),
+        ("qwen_image_21", {"patch_size": 2}),
+        ("z_image", {"all_patch_size": [1, 4], "all_f_patch_size": [1, 1]}),
+        ("z_image", {"all_f_patch_size": [2]}),
+    ],
+)
+def test_inputs_and_shapes_of_another_pipeline_are_refused(request, model, tmp_path, model_of, changes):
+    path = request.getfixturevalue(model_of) if model_of.startswith("small") else model(model_of)
+    part = "unet" if (path / "unet").is_dir() else "transformer"
+    run = small.run(small.rewritten(path, tmp_path, f"{part}/config.json", **changes))
+    key = next(iter(changes))
+    with pytest.raises(ModelError, match=rf"{part}/config\.json has .*{key}: .*; expected "):
+        models.class_of(run.model).described(models.folder_of(run.model))

@@ -24,8 +24,8 @@ def serving(monkeypatch):
     monkeypatch.setattr(http_client, "FIRST_PAUSE", 0.01)
     servers = []
 
-    def start(*faults, key=None):
-        servers.append(Vllm(faults, key))
+    def start(*faults, key=None, lists=True):
+        servers.append(Vllm(faults, key, lists=lists))
         return servers[-1]
 
     yield start
@@ -187,6 +187,41 @@ def test_the_key_comes_from_the_environment_and_stands_in_no_message(serving, mo
         assert np.isnan(judging(server, key="JUDGE_KEY").score(IMAGES[:1], TEXTS[:1])[0])
     assert KEY not in caplog.text and "sk-wrong" not in str(refused.value)
     assert KEY not in json.dumps(server.asked)
+
+
+def test_a_key_that_the_server_repeats_stands_in_no_message(serving, monkeypatch, caplog):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with caplog.at_level(logging.DEBUG):
+        assert np.isnan(judging(serving("echo", key=KEY), key="JUDGE_KEY").score(IMAGES[:1], TEXTS[:1])[0])
+    assert "who is Bearer ***?" in caplog.text and KEY not in caplog.text
+    with pytest.raises(RewardError, match=r"Unauthorized: Bearer \*\*\*") as refused:
+        judging(serving(key="sk-another"), key="JUDGE_KEY")
+    assert KEY not in str(refused.value)
+
+
+def test_an_answer_that_a_proxy_compressed_is_read(serving):
+    server = serving("compressed")
+    assert judging(server, concurrency=1).score(IMAGES[:2], TEXTS[:2]) == pytest.approx([0.2, 0.8])
+    assert len(server.asked) == 2
+
+
+def test_a_server_that_streams_or_says_nothing_gives_missing_scores(serving):
+    server = serving("stream", "")
+    assert np.isnan(judging(server, concurrency=1).score(IMAGES[:2], TEXTS[:2])).all()
+    assert all(body["stream"] is False for body in server.asked)
+
+
+@pytest.mark.parametrize("used", [None, [1], {"prompt_tokens": float("inf")}, {"prompt_tokens": "7"}, 3], ids=str)
+def test_tokens_that_are_counted_in_another_way_lose_no_score(serving, used):
+    made = judging(serving((used,)), concurrency=1)
+    assert made.score(IMAGES[:1], TEXTS[:1]) == pytest.approx([0.2])
+    assert made.taken() == {"prompt": 0, "completion": 0}
+
+
+def test_a_server_without_a_list_of_models_is_asked_all_the_same(serving, caplog):
+    made = judging(serving(lists=False))
+    assert "with /v1 where it has one?; whether it serves" in caplog.text
+    assert made.score(IMAGES[:1], TEXTS[:1]) == pytest.approx([0.2])
 
 
 def test_a_model_that_is_not_served_is_refused_with_those_that_are(serving):

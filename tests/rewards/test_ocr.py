@@ -70,10 +70,36 @@ def test_scores_do_not_depend_on_order_or_company(reader):
         ("ein Schild mit “Ausgang”", ["Ausgang"]),
         ("a dog's 'bone'", []),
         ('nothing in "  " or ""', []),
+        ('an empty "" before a full "OPEN"', ["OPEN"]),
+        ("„Offen“ beside «Ouvert», 「営業中」 and 『本』", ["Offen", "Ouvert", "営業中", "本"]),
+        ('“he says "hi" there” and "not “now”"', ['he says "hi" there', "not “now”"]),
+        ('a door 42" wide with "Room 42" and \uff02A\uff02', ["Room 42", "A"]),
     ],
 )
 def test_quoted_texts_are_found(prompt, texts):
     assert ocr.quoted(prompt) == texts
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        'a sign "OPEN" and one "CLOSED',
+        'a 5" nail beside a sign "OPEN"',
+        'a 5" x 7" print of "OPEN"',
+        "a “OPEN” sign beside „HALT",
+        "«A» and B»",
+    ],
+)
+def test_quotes_that_do_not_pair_are_refused_before_the_start(prompt):
+    for reward in (OCR, config.Ocr(kind="ocr", detect=False)):
+        with pytest.raises(RewardError, match=r"1 of 2 prompts \(here\) (have quotes that do not pair|quote none)"):
+            rewards.check_prompts(reward, ['a sign "OK"', prompt], "here")
+
+
+@pytest.mark.parametrize("text", ["🤖", "I 🤖 NY", "x 🫠 y"])
+def test_symbols_that_it_cannot_read_are_refused_as_letters_are(text):
+    with pytest.raises(RewardError, match=r"cannot read letters .*\([🤖🫠]\)"):
+        rewards.check_prompts(OCR, [f'a sign "{text}"'], "here")
 
 
 @pytest.mark.parametrize(

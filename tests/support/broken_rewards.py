@@ -65,6 +65,21 @@ class Crashes(Redness):
         raise FileNotFoundError("head.pth")
 
 
+class Nothing(Redness):
+    def score(self, images, prompts):
+        return [None] * len(images)
+
+
+class Infinite(Redness):
+    def score(self, images, prompts):
+        return super().score(images, prompts) * float("inf")
+
+
+class Gaps(Redness):
+    def score(self, images, prompts):
+        return [score if score > 210 else None for score in super().score(images, prompts)]
+
+
 class Spread:
     def score_group(self, images, prompt):
         means = images.mean(axis=(1, 2, 3))

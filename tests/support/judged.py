@@ -1,6 +1,7 @@
 """A server that answers as vLLM's OpenAI-compatible API does. It looks at the images: the brighter, the better."""
 
 import base64
+import gzip
 import io
 import json
 import math
@@ -23,9 +24,9 @@ class Vllm(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, faults=(), key=None) -> None:
+    def __init__(self, faults=(), key=None, *, lists=True) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.faults, self.key, self.asked = list(faults), key, []
+        self.faults, self.key, self.asked, self.lists = list(faults), key, [], lists
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -38,7 +39,9 @@ class Handler(BaseHTTPRequestHandler):
     server: Vllm
 
     def do_GET(self):
-        if self.authorized():
+        if not self.server.lists:
+            self.reply(404, {"detail": "Not Found"})
+        elif self.authorized():
             self.reply(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "vllm"}]})
 
     def do_POST(self):
@@ -58,6 +61,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(whole)))
             self.end_headers()
             self.wfile.write(whole[: len(whole) // 2])
+        elif fault == "compressed":  # by a proxy that was not asked to
+            self.reply(200, completion(body), compressed=True)
+        elif fault == "stream":
+            self.reply(200, 'data: {"choices": [{"delta": {"content": "Yes"}}]}\n\ndata: [DONE]\n\n')
+        elif fault == "echo":  # a server that names the key in its answer
+            self.reply(200, f"who is {self.headers['Authorization']}?")
+        elif isinstance(fault, tuple):  # the tokens, counted in this way
+            self.reply(200, {**completion(body), "usage": fault[0]})
         elif fault == "half":  # a whole answer that a proxy cut in two
             self.reply(200, json.dumps(completion(body))[:50])
         elif isinstance(fault, dict):  # an answer whose choice has other values
@@ -70,12 +81,15 @@ class Handler(BaseHTTPRequestHandler):
     def authorized(self):
         if self.server.key is None or self.headers["Authorization"] == f"Bearer {self.server.key}":
             return True
-        self.reply(401, {"error": "Unauthorized"})
+        self.reply(401, {"error": f"Unauthorized: {self.headers['Authorization']}"})
         return False
 
-    def reply(self, status, found: Any):
+    def reply(self, status, found: Any, *, compressed=False):
         sent = (found if isinstance(found, str) else json.dumps(found)).encode()
         self.send_response(status)
+        if compressed:
+            sent = gzip.compress(sent)
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(sent)))
         self.end_headers()

@@ -20,7 +20,7 @@ class Finding:
     @property
     def line(self) -> str:
         """The finding in one line."""
-        told = "; ".join(text for text in (self.detail, self.remedy) if text)
+        told = "; ".join(" ".join(text.split()) for text in (self.detail, self.remedy) if text)
         return f"{self.verdict:<14} {self.part}: {self.tried}" + (f": {told}" if told else "")
 
 

@@ -12,6 +12,7 @@ from pcpo_ray.commands.check.finding import Finding, judged
 from pcpo_ray.data import prompts
 from pcpo_ray.data.tensors import device_here
 from pcpo_ray.data.types import Task
+from pcpo_ray.errors import ModelError
 from pcpo_ray.models import lora_file
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.sampler import Sampler
@@ -34,8 +35,11 @@ def adapter(run: config.Run) -> Finding:
     tried = "the adapter to start from changes the model"
     if start is None:
         return Finding(part="model", tried=tried, verdict="not applicable", detail="model.train.start is not given")
-    file = lora_file.find(Path(start))
-    weights = lora_file.weights_in(file)
+    try:
+        file = lora_file.find(Path(start))
+        weights = lora_file.plain(file)
+    except ModelError as error:
+        return Finding(part="model", tried=tried, verdict="failed", detail=str(error))
     moved = {name for name, value in weights.items() if value.is_floating_point() and bool(value.any())}
     up = [name for name in moved if (down := _down(name)) != name and (down in moved or down not in weights)]
     return judged(

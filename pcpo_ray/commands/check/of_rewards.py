@@ -20,6 +20,9 @@ from pcpo_ray.workers.scorer import checked
 NEAR = 0.05
 """The fraction of the spread of its scores by which a score may differ where it should be the same (half precision)."""
 
+ROUNDING = 1e-6
+"""The fraction of a score that the order of a sum may change."""
+
 PATIENCE = 10.0
 """Seconds that a reward's server may be away here; a run has the patience that its config says."""
 
@@ -75,13 +78,17 @@ def _tried(
 
     def ask(images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         with plugins.isolated(reward.kind, run.seed):
-            return np.array(checked(rewards.scores(made, images.copy(), list(texts)), len(images)))
+            found = np.array(checked(rewards.scores(made, images.copy(), list(texts)), len(images)))
+            return np.where(np.isfinite(found), found, np.nan)
 
     first = ask(found.images, prompts)
     yield judged(
         name, "scores are finite", bool(np.isfinite(first).all()), _shown(first), "missing scores drop whole groups"
     )
-    near = NEAR * float(np.ptp(first)) + 1e-6 * float(np.abs(first).max())
+    there = first[np.isfinite(first)]
+    if not len(there):
+        return  # without a score there is nothing to compare
+    near = NEAR * float(np.ptp(there)) + ROUNDING * float(np.abs(there).max())
     yield judged(
         name,
         "the same question has the same answer",
@@ -111,11 +118,11 @@ def _tried(
     yield judged(
         name,
         "the image moves it",
-        bool(np.ptp(by_image) > 0),
+        _moved(by_image),
         _shown(by_image),
         "it gives every image the same score: are its weights zeros, or its arguments swapped?",
     )
-    if not isinstance(reward, config.CustomReward) and reward.clip is not None:
+    if not isinstance(reward, config.CustomReward) and reward.clip is not None and _moved(by_image):
         yield _whole(reward, ask, found)
     yield _by_prompt(reward, made, ask, found.images, prompts)
     yield _ranked(reward, ask, found)
@@ -151,7 +158,7 @@ def _by_prompt(reward: config.Reward, made: object, ask: Ask, images: np.ndarray
     if len(set(prompts)) < 2:
         return Finding(part=reward.name, tried=what, verdict="not applicable", detail="the run has one prompt")
     scores = ask(np.repeat(images[:1], 4, axis=0), prompts)
-    moved = bool(np.ptp(scores) > 0)
+    moved = _moved(scores)
     if claims is None and not moved:
         detail = "it ignores the prompt; if it should not, say so with `reads_prompt = True` in its class"
         return Finding(part=reward.name, tried=what, verdict="not applicable", detail=detail)
@@ -177,7 +184,7 @@ def _ranked(reward: config.Reward, ask: Ask, found: probes.Probes) -> Finding:
     return judged(
         reward.name,
         what,
-        bool(right > wrong),
+        _above(right, wrong),
         f"{right:.4g} and {wrong:.4g}",
         "are these the weights of its kind, with their own preprocessing?",
     )
@@ -206,7 +213,7 @@ def _above_noise(reward: config.Ocr | config.DdddOcr, ask: Ask, found: probes.Pr
     return judged(
         reward.name,
         "rendered words above noise",
-        bool(right > wrong),
+        _above(right, wrong),
         f"{right:.4g} and {wrong:.4g}",
         f"reinstall {reward.extra.modules[0]}",
     )
@@ -251,7 +258,19 @@ def _known(
 
 
 def _same(one: np.ndarray, other: np.ndarray, near: float) -> bool:
-    return bool(np.all(np.abs(one - other) <= near))
+    """Return whether scores are alike, and missing for the same images."""
+    return bool(np.allclose(one, other, rtol=0, atol=near, equal_nan=True))
+
+
+def _above(right: float, wrong: float) -> bool:
+    """Return whether one mean is above another one by more than the order of a sum makes out."""
+    return right - wrong > ROUNDING * max(abs(right), abs(wrong))
+
+
+def _moved(scores: np.ndarray) -> bool:
+    """Return whether some scores differ; a missing one differs from a number."""
+    there = scores[np.isfinite(scores)]
+    return 0 < len(there) < len(scores) or bool(len(there) and np.ptp(there) > 0)
 
 
 def _shown(scores: np.ndarray) -> str:

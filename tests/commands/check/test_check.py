@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 
 from pcpo_ray import config, shapes
 from pcpo_ray.commands import check
-from pcpo_ray.commands.check import known, of_model, of_rewards
+from pcpo_ray.commands.check import finding, known, of_model, of_rewards
 from pcpo_ray.config import files
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import clip, clip_score, diversity, grain, grid, jpeg, nsfw, ocr
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.scorer import Scorer
 from tests.support import ROOT, small
+from tests.support.judged import MODEL, Vllm
 
 CPU = torch.device("cpu")
 CLIP = config.ClipScore(kind="clip_score")
@@ -54,10 +55,18 @@ def failed(reward):
         ("Sorted", "scores are the same in other company"),
         ("Remembers", "the image moves it"),
         ("Crashes", "it scores the probe images"),
+        ("Nothing", "scores are finite"),
+        ("Infinite", "scores are finite"),
+        ("Gaps", "scores are finite"),
     ],
 )
 def test_a_broken_reward_of_the_users_own_is_caught(own, name, caught):
     assert caught in failed(own(name))
+
+
+@pytest.mark.parametrize("name", ["Nothing", "Infinite", "Gaps"])
+def test_missing_scores_are_told_once_and_blamed_on_nothing_else(own, name):
+    assert failed(own(name)) == {"scores are finite"}
 
 
 @pytest.mark.parametrize("name", ["Redness", "Spread"])
@@ -194,6 +203,21 @@ def test_scores_of_other_files_and_settings_are_not_known(tmp_path):
     assert {name: known.of(reward) for name, reward in of.items()} == dict.fromkeys(of)
 
 
+@pytest.mark.parametrize("mode", ["yes_no", "score"])
+def test_a_judge_that_ignores_the_prompt_ranks_no_image_by_it(mode):
+    server = Vllm()  # it looks at the image alone
+    asked = config.Judge(kind="judge", url=server.url, model=MODEL, mode=mode)
+    assert failed(asked) == {"the prompt moves it", "images of their prompts above images of others"}
+    assert failed(dataclasses.replace(asked, mode="pairwise")) == set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_finding_is_one_line_whatever_a_library_says():
+    found = finding.Finding(part="aesthetic", tried="files", verdict="failed", detail="Error(s):\n\tMissing key(s)\n")
+    assert found.line == "failed         aesthetic: files: Error(s): Missing key(s)"
+
+
 def test_a_server_that_is_away_is_said_within_seconds(monkeypatch):
     monkeypatch.setattr(of_rewards, "PATIENCE", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -211,7 +235,7 @@ def test_a_rewards_file_with_a_layer_of_zeros_is_caught_also_at_the_start(tmp_pa
     state |= {f"layers.{at}.bias": torch.randn(rows) for at, (rows, _) in sizes.items()}
     torch.save(state, tmp_path / "head.pth")
     reward = config.Aesthetic(kind="aesthetic", head=str(tmp_path / "head.pth"), model="shapes-clip")
-    assert "the image moves it" in failed(reward)
+    assert failed(reward) == {"the image moves it"}  # and no word about edges
     run = small.run(small_sd, rewards=f"[{{kind: aesthetic, head: '{tmp_path / 'head.pth'}', model: shapes-clip}}]")
     with pytest.raises(RewardError, match="aesthetic gives two different images the scores"):
         Scorer(run, CPU)
@@ -228,6 +252,25 @@ def test_an_adapter_of_zeros_is_caught(tmp_path, names, down, up, verdict):
     save_file(weights, tmp_path / "pytorch_lora_weights.safetensors")
     found = of_model.adapter(small.run("model", model__train=f"{{kind: lora, start: '{tmp_path}'}}"))
     assert found.verdict == verdict and (verdict == "passed" or "is zero; get the file again" in found.line)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (b"", "cannot be read as a LoRA"),
+        (b"version https://git-lfs.github.com/spec/v1", "git-lfs pointer"),
+        ({}, "holds no weights at all"),
+        ({"lora_unet_to_q.hada_w1_a": torch.ones(2, 2)}, "a DoRA, a LoHa, a LoKr"),
+        ({"unet.to_q.lora_A.weight": torch.full((2, 8), float("nan"))}, "1 weights that are not finite"),
+    ],
+    ids=["empty file", "pointer", "no weights", "LoHa", "nan"],
+)
+def test_an_adapter_that_is_no_lora_is_a_finding_by_its_own_name(tmp_path, small_sd, weights, told):
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    file.write_bytes(weights) if isinstance(weights, bytes) else save_file(weights, file)
+    run = small.run(small_sd, model__train=f"{{kind: lora, start: '{tmp_path}'}}")
+    wrong = [finding for finding in check.findings(run, lambda finding: None) if finding.verdict == "failed"]
+    assert wrong and all(finding.part in ("files", "model") and told in finding.detail for finding in wrong)
 
 
 def test_a_whole_run_that_is_sound_passes_on_two_images_and_one_update(small_sd):
