@@ -22,6 +22,9 @@ AWAY = (408, 425, 429, *range(502, 600))
 FAULT, FAULTS = 500, 3
 """The status code of a failed reward, and the number of attempts that it gets."""
 
+SHORTEST_SECRET = 8
+"""Characters of a token from which on it is looked for in answers: a shorter one may stand in a number of a score."""
+
 
 class AwayError(Exception):
     """A failed attempt that may succeed later. `pause`: seconds that the server asks to wait."""
@@ -150,7 +153,9 @@ class Client:
         there = response.raw.tell()  # as sent: an answer may be compressed
         if (length := response.headers.get("Content-Length", "")).isdigit() and there < int(length):
             raise AwayError(f"an answer that broke off after {there} of {length} bytes")
-        return bytes(answer) if self.secret is None else bytes(answer).replace(self.secret.encode(), b"***")
+        if self.secret is None or len(self.secret) < SHORTEST_SECRET:
+            return bytes(answer)
+        return bytes(answer).replace(self.secret.encode(), b"***")
 
 
 def _failure(state: Any) -> AwayError:

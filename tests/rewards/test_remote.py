@@ -194,6 +194,14 @@ def test_a_reward_that_fails_is_asked_a_few_times(served, hasty):
         client(served(serve.application(broken)), patience=60).score(IMAGES, TEXTS)
 
 
+def test_a_token_that_may_stand_in_a_number_changes_no_score(served, hasty, monkeypatch):
+    free = client(served(serve.application(Brightness(), token=None))).score(IMAGES, TEXTS)
+    monkeypatch.setenv("JUDGE", "0")
+    assert np.array_equal(
+        client(served(serve.application(Brightness(), token="0")), token="JUDGE").score(IMAGES, TEXTS), free
+    )
+
+
 def test_a_token_is_sent_and_stands_in_no_config_and_no_message(served, hasty, monkeypatch):
     url = served(serve.application(Brightness(), token="very secret"))
     with pytest.raises(RewardError, match=r"status 401.*name the environment variable that holds it in `token`"):
