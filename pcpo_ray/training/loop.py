@@ -283,7 +283,7 @@ class Loop:
             raise
 
     def _rewind(self, lost: LearnerLostError) -> None:
-        """Go back to the newest checkpoint, or the start, with a new learner; samplers and requests stay as they are."""
+        """Go back to the newest checkpoint, or the start, with a new learner; samplers and requests stay."""
         progress, staleness = self.progress, self.progress.max_staleness
         progress.learners_lost += 1
         progress.recovering = True
