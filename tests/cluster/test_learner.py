@@ -295,7 +295,7 @@ def test_weights_sent_to_idle_samplers_give_the_bits_of_those_pulled(small_sd, t
     received = [event["received"] for event in events if event["kind"] == "published"]
     assert received[0] == 2 and len(calls) == 5
     if fault is not None:
-        assert received[2] == 1
+        assert received[2] < 2
         assert any("did not receive new weights" in event.get("message", "") for event in events)
 
 
