@@ -1,5 +1,7 @@
 """Fixtures that are dear to make, once a session."""
 
+import atexit
+import gc
 import os
 import shutil
 import signal
@@ -21,6 +23,7 @@ import torch
 from pcpo_ray.config import files
 from tests.support import FAULTS, ROOT, families, plugged, s3, small, warm
 
+gc.disable()  # until all tests are imported: it visits the modules again and again, a third of the time this takes
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -36,7 +39,11 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup does: commands
 
 
 def pytest_collection_finish(session):
-    """Have Ray's workers start warm in the tests that start any."""
+    """Keep the garbage collector from what is imported; have Ray's workers start warm in the tests that start any."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)
+    gc.enable()
     if session.config.option.collectonly or not any(
         item.get_closest_marker(mark) for item in session.items for mark in ("ray", "recipes", "chaos")
     ):

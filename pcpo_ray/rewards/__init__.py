@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -88,7 +89,12 @@ def check_group(reward: config.Reward, images: int, key: str) -> None:
 def check_prompts(reward: config.Reward, prompts: Sequence[str], origin: str) -> None:
     """Check that a shipped reward can score images of these prompts. Raises RewardError."""
     if not isinstance(reward, config.CustomReward) and hasattr(scorer := scorer_of(reward), "check_prompts"):
-        scorer.check_prompts(prompts, origin)
+        _check_once(scorer, tuple(prompts), origin)
+
+
+@lru_cache(maxsize=4)  # the arms of a study have the same prompts, a world's some 100,000
+def _check_once(scorer: Any, prompts: tuple[str, ...], origin: str) -> None:
+    scorer.check_prompts(prompts, origin)
 
 
 def scorer_of(reward: config.ShippedReward) -> Any:

@@ -126,7 +126,16 @@ def test_an_evaluation_that_is_not_guided_has_no_branch_to_detach(hollow_sd):
     assert run.sampling.detach_unconditional and not run.evaluated.detach_unconditional
 
 
-def test_the_garbage_collector_ignores_earlier_objects_only_meanwhile():
+@pytest.fixture
+def thawed():
+    """A process that has frozen no objects, as tests/conftest.py has."""
+    gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+def test_the_garbage_collector_ignores_earlier_objects_only_meanwhile(thawed):
     with session.frozen():
         kept = gc.get_freeze_count()
         circle = []
@@ -136,10 +145,18 @@ def test_the_garbage_collector_ignores_earlier_objects_only_meanwhile():
     assert kept > 10_000 and gc.get_freeze_count() == 0
 
 
-def test_it_is_unfrozen_where_a_run_fails():
+def test_it_is_unfrozen_where_a_run_fails(thawed):
     with pytest.raises(ValueError, match="lost"), session.frozen():
         raise ValueError("lost")
     assert gc.get_freeze_count() == 0
+
+
+def test_what_a_process_has_frozen_itself_stays_frozen(thawed):
+    gc.freeze()
+    kept = gc.get_freeze_count()
+    with session.frozen():
+        pass
+    assert gc.get_freeze_count() >= kept - 100 > 10_000  # those that reference counts free are gone
 
 
 def test_tiles_of_the_vae_are_warned_of_unless_a_grid_is_watched(small_sd):

@@ -1,7 +1,6 @@
 """The loop, in this process: what it records, what it refuses, and that it resumes to the bit."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pcpo_ray.training import restarts
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.workers.learner import autotune, loss
 from pcpo_ray.workers.learner.learner import Learner
-from tests.support import small
+from tests.support import ROOT, small
 from tests.support.running import go, parameters, same
 
 
@@ -82,12 +81,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(small_sd, tmp_path
 
 
 @pytest.mark.timeout(1500)
-def test_a_run_killed_in_mid_step_resumes_to_the_bit(small_sd, tmp_path):
+def test_a_run_killed_in_mid_step_resumes_to_the_bit(command, small_sd, tmp_path):
     run = small.run(small_sd, steps=6, name="killed")
     path = tmp_path / "killed.yaml"
     path.write_text(files.dump(run))
-    command = [sys.executable, "-m", "pcpo_ray.commands.app", "train", str(path), "--local", "--runs", str(tmp_path)]
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ})
+    words = ["train", str(path), "--local", "--runs", str(tmp_path)]
+    started = [sys.executable, "-m", "pcpo_ray.commands.app", *words]
+    job = subprocess.Popen(started, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 600
     while not checkpoints.folder_for(tmp_path / "killed", 2).exists():
         assert job.poll() is None, job.communicate()[0]
@@ -96,9 +96,9 @@ def test_a_run_killed_in_mid_step_resumes_to_the_bit(small_sd, tmp_path):
     job.send_signal(signal.SIGKILL)
     job.wait(timeout=30)
     assert not checkpoints.folder_for(tmp_path / "killed", 6).exists()
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "resuming killed after step" in done.stdout
+    status, said, errors = command(*words, "--resume")
+    assert status == 0, said + errors
+    assert "resuming killed after step" in said
     go(run, tmp_path / "whole")
     assert same(parameters(tmp_path / "whole", 6), parameters(tmp_path / "killed", 6))
 

@@ -5,6 +5,7 @@ folder gives the same bytes.
 """
 
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import jinja2
 
 
+@cache
 def template(name: str) -> "jinja2.Template":
     """Load a page's template from the package; all values it shows are escaped."""
     import jinja2

@@ -71,13 +71,22 @@ def sizes_of(tmp_path_factory):
     return made
 
 
+@pytest.fixture(scope="module")
+def bare_model(model_of_kind, tmp_path_factory):
+    """The folder of a kind's small model without weights, made once: configs of one model share what is planned."""
+
+    @cache
+    def made(kind):
+        return small.without_weights(model_of_kind(kind), tmp_path_factory.mktemp("bare") / kind)
+
+    return made
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_config_is_planned(config, model_of_kind, tmp_path):
+def test_every_shipped_config_is_planned(config, bare_model):
     """With small models in place of those whose folders are the user's to fill."""
     asked = files.load(config)
-    folder = tmp_path / "model"
-    small.without_weights(model_of_kind(asked.model.kind), folder)
-    overrides = elsewhere(asked, folder, dict.fromkeys(REWARDS, "shapes-clip"))
+    overrides = elsewhere(asked, bare_model(asked.model.kind), dict.fromkeys(REWARDS, "shapes-clip"))
     overrides += ["sampling.height=64", "sampling.width=64"]
     planned = plan.plan(files.load(config, overrides))
     assert [role.role for role in planned.roles] == ["sampler", "scorer", "learner"]

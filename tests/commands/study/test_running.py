@@ -88,15 +88,16 @@ def test_a_study_is_interrupted_continued_and_reported_from_its_runs_alone(small
     assert {kept: kept.stat().st_mtime_ns for kept in times} == times
 
 
-def test_a_run_that_fails_is_named_with_its_words_and_the_others_are_made(small_sd, tmp_path):
+def test_a_run_that_fails_is_named_with_its_words_and_the_others_are_made(command, small_sd, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the runs' processes, which start in tmp_path
     arms = {
         "good": {},
         "bad": {"set": {"rewards": [{"kind": "tests.commands.study.test_running:Failing"}]}, "varies": ["rewards"]},
     }
     path = written(tmp_path / "tiny.yaml", small_sd, arms=arms, set={"steps": 1})
-    done = started(path, "--local", "--runs", tmp_path / "runs", "--jobs", 2)
-    said, _ = done.communicate(timeout=240)
-    assert done.returncode == 1 and "2 of 4 runs failed" in said
+    status, said, errors = command("study", path, "--local", "--runs", tmp_path / "runs", "--jobs", 2)
+    said += errors
+    assert status == 1 and "2 of 4 runs failed" in said
     assert "tiny-bad-seed1, exit status 1: error: " in said and "tiny-bad-seed2" in said
     study, folder = plan.load(path), tmp_path / "runs" / "tiny"
     for one in plan.main_runs(study, {}):
