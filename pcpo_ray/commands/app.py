@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from pcpo_ray import __version__
-from pcpo_ray.commands import bench, check, look, operate, shipped
+from pcpo_ray.commands import bench, check, look, operate, shipped, study
 from pcpo_ray.commands.overrides import TakesOverrides
 from pcpo_ray.commands.verbs import Verbs, plain_flags
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
@@ -271,24 +271,7 @@ app.command("check", cls=TakesOverrides, rich_help_panel=TRAIN, epilog=_example(
 )
 
 
-@app.command(rich_help_panel=MEASURE, epilog=_example("pcpo-ray study studies/diffusion --local"))
-def study(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="STUDY...", help="Studies, such as studies/diffusion, or files of them.")
-    ],
-    local: Local = False,
-    runs: Annotated[Path, typer.Option(help="A study's folder is RUNS/<name>.")] = Path("runs"),
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; by default as many as the machine has cores for.")
-    ] = None,
-    report_only: Annotated[
-        bool, typer.Option("--report-only", help="Only the table and the page, from the runs that are there.")
-    ] = False,
-) -> None:
-    """Compare arms on the same seeds; the same again keeps the runs that are whole and goes on with the others."""
-    from pcpo_ray.commands.study import running
-
-    running.command(paths, runs, local=local, jobs=jobs, report_only=report_only, console=Console())
+app.command("study", rich_help_panel=MEASURE, epilog=_example("pcpo-ray study studies/diffusion --local"))(study.study)
 
 
 @app.command("config", rich_help_panel=TRAIN, epilog=_example("pcpo-ray config optimizer.schedule"))

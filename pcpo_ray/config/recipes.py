@@ -139,6 +139,12 @@ def on_one_card(name: str) -> tuple[str, list[str]]:
     return "", []
 
 
+def baseline(name: str) -> str | None:
+    """Return the recipe whose first line calls it the baseline of this one, if there is one."""
+    firsts = {one: text(one).partition("\n")[0] for one in names()}
+    return next((one for one, first in firsts.items() if f"the baseline of {name}.yaml" in first), None)
+
+
 def downloads(name: str) -> list[str]:
     """List the commands that download what a recipe needs, but for prompts, whose places are told in words."""
     return [shlex.join(words) for words in commands(name) if words[0] == "hf"]

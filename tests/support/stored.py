@@ -1,9 +1,10 @@
 """Stored runs of a study, as training would leave them, with curves that a test chooses."""
 
 import numpy as np
+import yaml
 
 from pcpo_ray.commands.study import plan
-from pcpo_ray.config import files
+from pcpo_ray.config import files, recipes
 from pcpo_ray.runs import intervals
 from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.recorder import Recorder
@@ -43,6 +44,18 @@ def study(**changes):
         **changes,
     }
     return files.parse_as(plan.Study, data, source="study")
+
+
+def recipes_in(folder, monkeypatch):
+    """Make a folder the one of recipes: `shapes_small`, and `shapes_plain`, its baseline."""
+    heads = {"shapes_small": "# PCPO.", "shapes_plain": "# DDPO: the baseline of shapes_small.yaml."}
+    changes = {"rewards": [{"kind": "clip_score", "model": "shapes-clip"}]}
+    for name, head in heads.items():
+        own = {"name": name.replace("_", "-"), **changes}
+        if name == "shapes_small":
+            own |= {"objective": {"kind": "log_hinge"}, "credit": {"kind": "reweight"}}
+        (folder / f"{name}.yaml").write_text(f"{head}\n{yaml.safe_dump(BASE | own)}")
+    monkeypatch.setattr(recipes, "folder", lambda: folder)
 
 
 def rising(gains):
@@ -98,11 +111,14 @@ def row(step, weights):
         "gradient_norm": 0.5,
         "per_timestep": {
             "timestep": [667, 334, 1],
+            "native_weight": [0.5, 0.4, 3.2],
             "credit_weight": list(weights),
             "ratio_mean": [1.0, 1.0, 1.0],
             "gradient_share": [0.3, 0.3, 0.4],
             **{name: [0.0, 0.25, None] for name in columns},
         },
         "seconds": 10.0,
+        "phase_seconds": {"sample_and_score": 6.0, "learn": 3.0, "publish": 0.5},
+        "idle": {"samplers": 0.4, "scorers": 0.9, "learner": 0.7},
         "samples": 8 * step,
     }

@@ -1,6 +1,7 @@
 """The charts of a run: rewards, diagnostics by step and by timestep."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,29 @@ def change(name: str, title: str, unit: str, changed: Mapping[int, Estimate], *,
     curve = _estimates("change", changed)
     description = f"Change of {title} since the first evaluation, with 95% intervals: {_ends(curve)}"
     return chart(name, description, [curve], _steps(until, y=f"change, {unit}", reference=0))
+
+
+def beside(
+    name: str,
+    title: str,
+    unit: str,
+    evaluated: Mapping[int, Estimate],
+    bands: Sequence[tuple[str, Mapping[int, Estimate]]],
+    *,
+    until: int,
+) -> Markup:
+    """Chart an evaluated reward over the bands of other seeds, the recipe's and its baseline's.
+
+    The run has no interval of its own here: that one is about other prompts. `until` is the last step of all.
+    """
+    colours: tuple[Colour, ...] = ("grey", "orange")
+    behind = [
+        replace(_estimates(label, band), colour=colour, thin=True, dashed=True)
+        for (label, band), colour in zip(bands, colours, strict=False)
+    ]
+    run = replace(_estimates("this run", evaluated), low=None, high=None)
+    description = f"{title} of this run against steps, over the bands of other seeds: {_ends(run)}"
+    return chart(name, description, [run, *behind], _steps(until, y=unit))
 
 
 def history(

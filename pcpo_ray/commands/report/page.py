@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pcpo_ray import __version__, config
-from pcpo_ray.commands.report import cost, health, images, mixture, numbers, sections
+from pcpo_ray.commands.report import cost, health, images, mixture, numbers, reference_curves, sections
 from pcpo_ray.commands.report.verdict import verdict
 from pcpo_ray.config import files
 from pcpo_ray.data import worlds
@@ -46,6 +46,7 @@ def write(folder: Path, *, refresh: float | None = None) -> Path:
     """
     record = read_record(folder)
     run = record.run
+    found = reference_curves.beside(record)
     page = template("report/page.html.j2").render(
         record=record,
         run=run,
@@ -62,7 +63,8 @@ def write(folder: Path, *, refresh: float | None = None) -> Path:
         lead=sections.lead(record),
         images=images.examples(record),
         strips=images.over_the_run(record),
-        rewards=sections.rewards(record),
+        rewards=sections.rewards(record, found),
+        beside=found,
         mixture=[{**pair, "verdict": mixture.verdict(pair)} for pair in mixture.pairs(record)],
         quality=sections.quality(record),
         timesteps=sections.timesteps(record),

@@ -9,6 +9,7 @@ import numpy as np
 
 from pcpo_ray import config
 from pcpo_ray.commands.report import charts
+from pcpo_ray.commands.report.reference_curves import Beside
 from pcpo_ray.commands.report.titles import PHASES, QUALITY, title
 from pcpo_ray.config import TOTAL
 from pcpo_ray.config.rewards import OWN_SCALE
@@ -68,8 +69,11 @@ def started(record: Record) -> str:
     return f"{datetime.fromtimestamp(min(times), UTC):%Y-%m-%d %H:%M} UTC" if times else "not on record"
 
 
-def rewards(record: Record) -> list[dict[str, Any]]:
-    """Return each evaluated reward with its charts and change: the trained total first, untrained ones last."""
+def rewards(record: Record, beside: Beside | None = None) -> list[dict[str, Any]]:
+    """Return each evaluated reward with its charts and change: the trained total first, untrained ones last.
+
+    `beside` has the bands of other seeds, which take the place of the interval over prompts but in the first chart.
+    """
     if not record.evaluated:
         return []
     weights = {reward.name: reward.weight for reward in record.run.rewards}
@@ -98,6 +102,7 @@ def rewards(record: Record) -> list[dict[str, Any]]:
         levels = record.levels(key)
         compared = len(levels) > 1
         changes = record.changes(key) if compared else {}
+        over = None if beside is None else beside.chart(f"beside-{place}", key, shown, unit)
         found.append(
             {
                 "name": name,
@@ -109,6 +114,8 @@ def rewards(record: Record) -> list[dict[str, Any]]:
                 "before": levels[min(levels)].mean,
                 "after": levels[max(levels)].mean if compared else math.nan,
                 "change": changes[max(levels)] if compared else None,
+                "beside": over,
+                "placed": None if beside is None else beside.sentence(key),
                 "level": charts.reward(
                     f"reward-{place}",
                     shown,

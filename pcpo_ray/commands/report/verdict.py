@@ -1,12 +1,12 @@
 """The verdict on a run: whether the trained total rose on the evaluated prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pcpo_ray import config
-from pcpo_ray.commands.report import numbers
+from pcpo_ray.commands.report import numbers, reference_curves
 from pcpo_ray.config import TOTAL
 from pcpo_ray.runs import intervals
 from pcpo_ray.runs.intervals import Estimate
@@ -30,7 +30,20 @@ class Verdict:
 
 
 def verdict(record: Record) -> Verdict:
-    """Judge whether the trained total rose between the first evaluation and the last."""
+    """Judge whether the trained total rose between the first evaluation and the last.
+
+    A note says where it lies beside the recipe's other seeds, if these are on record.
+    """
+    judged = _judged(record)
+    beside = reference_curves.beside(record) if record.evaluated else None
+    placed = None if beside is None else beside.sentence(TOTAL)
+    if placed is None:
+        return judged
+    note = f"Beside other seeds, the change of the {record.run.of_evaluation('reward')} is {placed}."
+    return replace(judged, notes=[*judged.notes, note])
+
+
+def _judged(record: Record) -> Verdict:
     if len(record.scores) < 2:
         missing = "only the one before training" if record.scores else "none"
         text = f"No verdict: it compares two evaluations, and there is {missing}."
