@@ -12,13 +12,13 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not ray and not recipes and not chaos'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'ray and not recipes and not chaos'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'ray and not recipes and not chaos'
 
 recipes: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m recipes
 
 chaos: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m chaos
 
 # configs drawn anew each time, so many of each model and test; one that fails is printed as overrides
 fuzz: $(VENV)/.installed-test

@@ -23,7 +23,7 @@ from pcpo_ray.errors import ClusterError
 CONNECT, ANSWER = 10.0, 60.0
 """Seconds in which the dashboard must be reached, and must answer."""
 
-AGENT, NO_AGENT = 20.0, "No available agent"
+AGENT, NO_AGENT = 60.0, "No available agent"
 """Seconds that a dashboard may be there before the agent that starts jobs, and what it answers meanwhile."""
 
 END = 30.0
