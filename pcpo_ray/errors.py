@@ -103,6 +103,13 @@ class AlarmError(PcpoError):
     """A run that its monitors ended."""
 
 
+class StopAskedError(KeyboardInterrupt):
+    """A run that was asked to stop while its workers started: it ends as by Ctrl-C, but its command has succeeded.
+
+    No `PcpoError`, as nothing is wrong; KubeRay, say, would start a failed job again.
+    """
+
+
 class LearnerLostError(ClusterError):
     """The learner is gone, and with it all that it learned since the newest checkpoint."""
 

@@ -59,7 +59,7 @@ def joined_cluster(
         return
     with contextlib.ExitStack() as ending:
         ending.callback(_leave, say)
-        address = os.environ.get("RAY_ADDRESS", "local")
+        address = os.environ.get("RAY_ADDRESS") or "local"
         with ThreadPoolExecutor(1) as beside:
             done = beside.submit(meanwhile)
             try:

@@ -46,7 +46,7 @@ class RayExporter:
 
     def close(self) -> None:
         self._closed.set()
-        if self._ended and os.environ.get("RAY_ADDRESS", "local") == "local":
+        if self._ended and (os.environ.get("RAY_ADDRESS") or "local") == "local":
             _await_look(self._ended)
 
     def _keep(self) -> None:

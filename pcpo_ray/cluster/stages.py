@@ -30,7 +30,7 @@ from pcpo_ray.data.records import PoolStatus, RunStatus
 from pcpo_ray.data.requests import Fault, Request
 from pcpo_ray.data.types import Handle, Rollout, Scored, Task
 from pcpo_ray.data.updates import Published
-from pcpo_ray.errors import ClusterError, LearnerLostError, RolloutsLostError, WeightsError
+from pcpo_ray.errors import ClusterError, LearnerLostError, RolloutsLostError, StopAskedError, WeightsError
 from pcpo_ray.rewards import probes
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.training import status
@@ -169,7 +169,7 @@ class RayStages:
         """Wait for the learner, and for the first sampler and scorer; the others join when they can.
 
         Raises ClusterError if they are not ready in time, LearnerLostError if the learner is lost again and again, and
-        KeyboardInterrupt if the run is asked to stop.
+        StopAskedError if the run is asked to stop.
         """
         timeout = self.run.workers.start_timeout
         deadline = time.monotonic() + timeout
@@ -192,7 +192,7 @@ class RayStages:
                 self.asked += self.control.exchange(now.row()) if self.head.answers() else []
                 if any(request.stop for request in self.asked):
                     self.control.end(dataclasses.replace(now, state="stopped").row())
-                    raise KeyboardInterrupt
+                    raise StopAskedError
             if time.monotonic() > deadline:
                 missing = [f"{role} ({pool.ready} of {pool.wanted})" for role, pool in pools.items() if late(pool)]
                 free = self.head.last.free

@@ -17,7 +17,7 @@ from rich.console import Console
 from pcpo_ray.commands.log import checked_level
 from pcpo_ray.commands.progress import Display
 from pcpo_ray.config import Run, files, paths
-from pcpo_ray.errors import AlarmError, PcpoError
+from pcpo_ray.errors import AlarmError, PcpoError, StopAskedError
 from pcpo_ray.process import terminal
 from pcpo_ray.process.signals import ended
 from pcpo_ray.runs import look
@@ -54,10 +54,23 @@ def train(order: Order, display: Display) -> "RunResult":
     if order.resume != "if_started":
         look.check_start(order.runs, order.run.name, resume=order.resume)
     with ended(display.say) as signals, display:
+        if not order.local:
+            _check_cluster(display)
         display.phase("loading torch and diffusers")
         from pcpo_ray.commands.train import train as trained
 
         return trained(order, display, signals)
+
+
+def _check_cluster(display: Display) -> None:
+    """Check that the cluster which RAY_ADDRESS names answers. Raises ClusterError."""
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        return
+    display.phase("looking for the cluster")
+    from pcpo_ray.cluster.control import attach
+
+    attach.check(address)
 
 
 def command(
@@ -85,9 +98,11 @@ def command(
         runs=runs,
         metrics_port=metrics_port,
     )
-    display = Display(order.run, Console(file=sys.stdout), level=level, as_json=log_json)
+    display = Display(order.run, Console(file=sys.stdout), level=level, as_json=log_json, runs=runs)
     try:
         found = train(order, display)
+    except StopAskedError:  # the log has said so
+        return
     except PcpoError as error:
         if display.told and terminal.joined():  # once is enough
             raise typer.Exit(1) from error

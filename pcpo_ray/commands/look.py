@@ -17,6 +17,7 @@ from pcpo_ray.data.requests import ENDED
 from pcpo_ray.errors import ClusterError, PcpoError
 from pcpo_ray.runs import look
 from pcpo_ray.runs.lines import text
+from pcpo_ray.runs.urls import is_url, shown
 
 CODES = {"finished": 0, "starting": 10, "stopped": 12, "failed": 13, "lost": 13, look.NONE: 14}
 GOES_ON = 11
@@ -85,14 +86,14 @@ def finder(name: str, runs: str, address: str, *, explicit: bool) -> Look:
         if not explicit and (found := look.look(place)) is not None:
             return found
         if not explicit and address == "auto" and not cluster_here():
-            return None
+            return {"run": name, "state": look.NONE, "place": place}
         try:
             of_cluster = _of_cluster(look.name_of(name), address)
         except ClusterError as error:
             if explicit or address != "auto":
                 raise
-            return {"run": name, "state": look.NONE, "unanswered": str(error)}  # nobody named that cluster
-        return of_cluster if explicit or of_cluster["state"] != look.NONE else None
+            return {"run": name, "state": look.NONE, "place": place, "unanswered": str(error)}  # nobody named it
+        return of_cluster if explicit or of_cluster["state"] != look.NONE else {**of_cluster, "place": place}
 
     return find
 
@@ -168,15 +169,22 @@ def _shown(find: Look, name: str, *, watch: bool, as_json: bool) -> dict[str, An
 def _lines(found: Mapping[str, Any]) -> list[str]:
     from pcpo_ray.commands.status_text import lines
 
-    if "cluster" in found:
-        there = ", ".join(found["there"]) or "none"
-        return [f"error: no run named {found['run']!r} in the cluster at {found['cluster']}; there are {there}"]
     if found["state"] == look.NONE:
-        asked = "no cluster that was asked knows it either"
-        if "unanswered" in found:
-            asked = f"the cluster on this machine could not be asked: {found['unanswered']}"
-        return [f"error: {look.no_run(found['run'])}; {asked}"]
+        return [f"error: {'; '.join(_absent(found))}"]
     return lines(found)
+
+
+def _absent(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield where a run is not: in its folder, in the cluster that was asked, or in either."""
+    if place := found.get("place"):
+        yield f"there is no run at {shown(place)}" if is_url(place) else str(look.no_run(place))
+    if "unanswered" in found:
+        yield f"the cluster on this machine could not be asked: {found['unanswered']}"
+    elif "cluster" in found:
+        there = ", ".join(found["there"]) or "none"
+        yield f"no run named {found['run']!r} in the cluster at {found['cluster']}; there are {there}"
+    else:
+        yield "no cluster was asked"
 
 
 # -- list -----------------------------------------------------------------------------------------------------------
@@ -227,7 +235,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.text import Text
 
     from pcpo_ray.commands.status_text import duration
-    from pcpo_ray.runs.lines import shown
+    from pcpo_ray.runs.lines import shown as number
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("run", "state", "step", "reward", "heard", "where"):
@@ -237,7 +245,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         steps = f"{row['step']}/{row['steps']}" if row.get("steps") else "-"
         place = row["place"] or f"job {row.get('job', '')}"
-        values = (row["run"], row["state"], steps, shown(row.get("reward"), ".3f"), duration(row["age"]), place)
+        values = (row["run"], row["state"], steps, number(row.get("reward"), ".3f"), duration(row["age"]), place)
         table.add_row(*(Text(str(value)) for value in values))
     Console(file=sys.stdout).print(table)
 

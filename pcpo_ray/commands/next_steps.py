@@ -25,7 +25,9 @@ def after(found: RunResult, continuing: str) -> list[str]:
     }
     if (step := max(home.steps(), default=None)) is not None:
         lines["use it in diffusers (the report has the whole program)"] = _loading(run, home, step)
-    if "steps" in opening.free_to_change(run):
+    if found.ending == "stopped" and not found.alarm:
+        lines[f"go on to step {run.steps}"] = continuing
+    elif "steps" in opening.free_to_change(run):
         lines[f"train {counted(run.steps, 'more step')}"] = _with(
             shlex.split(continuing), [f"steps={MORE * run.steps}"]
         )

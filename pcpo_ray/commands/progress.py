@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 import textwrap
 import threading
 import time
@@ -17,6 +18,7 @@ from pcpo_ray.commands.log import Level, Log, level_of, prints_in
 from pcpo_ray.commands.status_text import duration
 from pcpo_ray.config import TOTAL
 from pcpo_ray.errors import AlarmError
+from pcpo_ray.runs import look
 from pcpo_ray.runs.lines import shown
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ PHASES = {
     "checkpoint": "saving the checkpoint of step {step}",
 }
 EXPLAINED = "the report says what each of these measures; pcpo-ray report {run} writes it now"
+"""A line after the first evaluation; `run` names the run as its reader can."""
+
 DIGITS = 12
 """Digits after the point of a change that is shown."""
 
@@ -54,8 +58,11 @@ class Display:
     `phase` and `watch` name what goes on. Errors while showing do not end the run; `failed` is told of the first.
     """
 
-    def __init__(self, run: "Run", console: Console, *, level: Level = "info", as_json: bool = False) -> None:
+    def __init__(
+        self, run: "Run", console: Console, *, level: Level = "info", as_json: bool = False, runs: str = look.RUNS
+    ) -> None:
         self.run = run
+        self.named = run.name if runs == look.RUNS else f"{runs.rstrip('/')}/{run.name}"
         self.console = console
         console.file = console.file  # what it is now; `prints_in` puts something else in its place
         self.failed: Callable[[str], None] = lambda message: None
@@ -144,9 +151,7 @@ class Display:
                 self.log.write(self._evaluated(row), record=row)
                 if not self.explained:
                     self.explained = True
-                    self.log.write(
-                        f"the report says what each of these measures; pcpo-ray report {self.run.name} writes it now"
-                    )
+                    self.log.write(EXPLAINED.format(run=shlex.quote(self.named)))
             else:
                 self.shown.learned(row)
                 if self.live is None:

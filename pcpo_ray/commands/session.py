@@ -197,7 +197,7 @@ def begun(
         check_steps(run)
         yield
         return
-    phase("joining the cluster" if os.environ.get("RAY_ADDRESS", "local") != "local" else "starting Ray")
+    phase("joining the cluster" if (os.environ.get("RAY_ADDRESS") or "local") != "local" else "starting Ray")
     from pcpo_ray.cluster import groups
     from pcpo_ray.cluster.connect import joined_cluster
 

@@ -19,8 +19,13 @@ def lines(status: Mapping[str, Any]) -> list[str]:
 
 def event(row: Mapping[str, Any]) -> str:
     """An event of the run, in a line."""
-    details = ", ".join(f"{name} {value}" for name, value in row.items() if name not in ("time", "kind"))
+    details = ", ".join(_detail(name, value) for name, value in row.items() if name not in ("time", "kind"))
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(row['time']))} {row['kind']}: {details}"
+
+
+def _detail(name: str, value: Any) -> str:
+    text = shown(value) if isinstance(value, float) else str(value)
+    return text if name == "message" else f"{name} {text}"
 
 
 def duration(seconds: float) -> str:

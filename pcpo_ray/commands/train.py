@@ -40,8 +40,14 @@ def train(order: Order, display: Display, signals: Ending) -> RunResult:
         display.phase("ending the workers")
     _report(recorder.home, display)
     found = results.of(recorder.home)
-    display.phase("stopped by its monitors" if found.alarm else "finished")
+    display.phase(_ended(found))
     return found
+
+
+def _ended(found: RunResult) -> str:
+    if found.alarm:
+        return "stopped by its monitors"
+    return f"stopped after step {found.step}" if found.ending == "stopped" else "finished"
 
 
 def _open(home: RunFolder, run: config.Run, display: Display, *, resumed: bool) -> tuple[Recorder, int | None]:

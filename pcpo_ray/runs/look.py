@@ -60,7 +60,7 @@ def place_of(text: str, runs: str = RUNS) -> str:
     if is_url(runs):
         return child(runs, text)
     below = Path(runs).expanduser() / text
-    return str(below) if is_run(below) else str(path)
+    return str(below) if is_run(below) or runs != RUNS else str(path)
 
 
 def name_of(text: str) -> str:

@@ -34,8 +34,8 @@ def url_of(notify: config.Notify) -> str:
     url = os.environ.get(notify.url_env, "")
     if not url:
         raise ConfigError(
-            f"notify: the environment variable {notify.url_env} is not set here; put the webhook's URL into it, or "
-            "leave `notify` out"
+            f"notify: the environment variable {notify.url_env} is not set here; put the webhook's URL into it (for a "
+            "submitted run: where the head is started), or leave `notify` out"
         )
     try:
         parts = urlsplit(url)
@@ -126,7 +126,7 @@ class Notifier:
         if mean is None:
             return ""
         bounds = "" if low is None or high is None else f" (95% interval {low:+.2g} to {high:+.2g})"
-        return f"; {self.run.of_evaluation('reward')} {mean:+.2g}{bounds}"
+        return f"; {self.run.of_evaluation('reward')} changed by {mean:+.2g}{bounds}"
 
     # -- the thread -----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import pytest
 import pcpo_ray
 from pcpo_ray.commands import begin, next_steps
 from pcpo_ray.config import files
+from pcpo_ray.errors import StopAskedError
 from tests.support import small
 from tests.support.running import saved
 
@@ -90,6 +91,40 @@ def test_what_to_do_next_is_a_command_each(small_sd, tmp_path, kind):
     assert "pcpo-ray train a.yaml seed=1 steps=4 --local --resume" in text
     assert "pcpo-ray train a.yaml steps=2 seed=1 name=small-mine rewards=my_rewards:MyReward --local" in lines[-1]
     assert "--resume" not in lines[-1]  # another run, with this one's settings
+
+
+def test_a_run_that_was_stopped_is_to_go_on_to_its_end(small_sd, tmp_path):
+    (tmp_path / "config.yaml").write_text(files.dump(small.run(small_sd, steps=6)))
+    (tmp_path / "events.jsonl").write_text('{"kind": "started", "time": 1.0}\n{"kind": "stopped", "time": 2.0}\n')
+    lines = next_steps.after(pcpo_ray.load_run(tmp_path), "pcpo-ray submit a.yaml")
+    assert "  go on to step 6: pcpo-ray submit a.yaml" in lines and "more steps" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:1", ":1: failed to connect"),
+        ("ray://127.0.0.1:1", "failed: no Ray cluster at 'ray://127.0.0.1:1': "),
+        ("", "loading torch"),
+    ],
+)
+def test_a_cluster_that_does_not_answer_is_told_before_torch_is_loaded(hollow, tmp_path, monkeypatch, address, words):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    program = PROGRAM.replace('"ray", ', "").format(words=["train", str(hollow)])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert words in done.stdout.splitlines()[-1] and ("torch" in done.stderr) == ("torch" in words)
+
+
+def test_a_run_that_is_stopped_before_its_workers_are_ready_has_not_failed(small_sd, tmp_path, monkeypatch):
+    def asked(order, display):
+        raise StopAskedError
+
+    config = tmp_path / "a.yaml"
+    config.write_text(files.dump(small.run(small_sd)))
+    monkeypatch.setattr(begin, "train", asked)
+    begin.command(
+        config, [], local=False, resume=False, runs="runs", metrics_port=None, log_level="info", log_json=False
+    )
 
 
 def test_a_run_whose_schedule_has_ended_is_not_to_be_trained_longer(small_sd, tmp_path):

@@ -62,7 +62,16 @@ def test_a_run_that_never_was_is_14_with_a_guess(command, run):
     run("demo", "finished")
     status, said, errors = command("status", "dmeo")
     assert (status, said) == (14, "") and errors.startswith("error: there is no run at dmeo (did you mean runs/demo?)")
-    assert json.loads(command("status", "dmeo", "--json")[1]) == {"run": "dmeo", "state": "none"}
+    assert json.loads(command("status", "dmeo", "--json")[1]) == {"run": "dmeo", "state": "none", "place": "dmeo"}
+
+
+def test_a_run_that_is_not_there_is_told_with_every_place_that_was_asked(command, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(look, "cluster_here", lambda: True)
+    asked = {"run": "mine", "state": "none", "cluster": "http://HEAD:1", "there": ["yours"]}
+    monkeypatch.setattr(look, "_of_cluster", lambda name, address: dict(asked))
+    errors = command("status", "mine", "--runs", "/shared/runs")[2]
+    assert "there is no run at /shared/runs/mine; there are none" in errors
+    assert errors.rstrip().endswith("no run named 'mine' in the cluster at http://HEAD:1; there are yours")
 
 
 def test_where_there_is_no_run_status_and_report_say_how_to_begin_one(command, run):

@@ -85,6 +85,10 @@ def test_elsewhere_each_line_has_its_time_and_level(shown):
     assert said[6:] == ["next: look"]
 
 
+def test_a_run_in_another_folder_is_named_so_that_report_finds_it(shown):
+    assert "; pcpo-ray report '/shared/my runs/small' writes it now" in shown(terminal=False, runs="/shared/my runs/")
+
+
 def test_an_evaluation_says_what_has_changed_and_how_sure_that_is():
     file = io.StringIO()
     display = Display(small.run("model", steps=6), Console(file=file, width=120))

@@ -82,6 +82,8 @@ def test_durations_are_in_the_unit_that_fits():
 def test_an_event_is_a_line_with_its_details():
     line = event({"time": 0.0, "kind": "resized", "why": "asked for", "samplers": 3})
     assert line.endswith(" resized: why asked for, samplers 3")
+    line = event({"time": 0.0, "kind": "fault", "message": "sampler-1 is gone", "seconds": 0.07646977500007779})
+    assert line.endswith(" fault: sampler-1 is gone, seconds 0.07647")
 
 
 def test_a_reward_that_is_no_number_is_a_dash():

@@ -76,7 +76,7 @@ def test_each_occasion_is_one_message_that_slack_takes(monkeypatch):
         "mine: ALARM at step 6 of 8, diversity: 25% of what it was",
         "mine: ended by its monitors at step 6 of 8: 25% of what it was: the run has stopped",
         "mine: FAILED after step 6 of 8: the disk is full",
-        "mine: finished all of its 8 steps; held-out reward +0.031 (95% interval +0.021 to +0.041)",
+        "mine: finished all of its 8 steps; held-out reward changed by +0.031 (95% interval +0.021 to +0.041)",
     ]
     assert [body["event"] for body in bodies] == ["alarm", "alarm", "failed", "finished"]
     assert bodies[0] | {"text": ""} == {

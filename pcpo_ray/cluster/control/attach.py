@@ -59,6 +59,12 @@ def no_token(address: str, error: exceptions.AuthenticationError) -> ClusterErro
     return ClusterError(f"no token for the Ray cluster at {address}: {str(error).partition('. ')[0]}; {token_hint()}")
 
 
+def check(address: str) -> None:
+    """Check that a cluster answers, unless this process has joined one, in which it stays. Raises ClusterError."""
+    if not ray.is_initialized():
+        checked(address)
+
+
 def checked(address: str) -> str:
     """Return the address of a cluster that answers. Ray itself would try for minutes, and say little of the cause."""
     try:

@@ -5,6 +5,7 @@ were submitted, and how their jobs ended, is in the list of jobs.
 """
 
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,6 +24,9 @@ TAIL = 5
 
 MOST = 10_000
 """Actors that are listed at most."""
+
+ERROR = re.compile(r"(?:error: |[-0-9]+ [:0-9]+ ERROR +(?:failed: )?)(.+)")
+"""A line of a job's log that tells an error, bare or stamped."""
 
 GONE = "its driver ended without a last word: it was killed, or its machine went down"
 
@@ -84,11 +88,11 @@ def _look(
 def _of_job(job: JobDetails, row: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Tell the state of a run without a controller from its job, and from what it told last."""
     status = str(getattr(job.status, "value", job.status))
+    if row.get("state") in ENDED:  # the job itself may still write the report
+        return {}
     if not job.status.is_terminal():
         waiting = f"job {job.submission_id}, which is {status} for {max(0.0, seconds):.0f} s"
-        return {"state": "starting", "waiting": waiting}
-    if row.get("state") in ENDED:
-        return {}
+        return {"state": "starting", "waiting": waiting, "time": time.time()}  # Ray answers for it
     if status == "SUCCEEDED":
         return {"state": "finished"}
     if status == "STOPPED":
@@ -99,9 +103,20 @@ def _of_job(job: JobDetails, row: Mapping[str, Any], seconds: float) -> dict[str
 def brief(message: str) -> str:
     """Shorten what Ray says of a job that failed: not the log, which it quotes, but for the error in it."""
     said, _, log = message.partition(", last available logs")
-    errors = [line for line in log.splitlines() if line.startswith("error: ")]
+    errors = [error for line in log.splitlines() if (error := _error(line))]
     first = said.strip().splitlines()[0] if said.strip() else "no word from Ray"
-    return f"{first}: {errors[-1].removeprefix('error: ')}" if errors else first
+    return f"{first}: {errors[-1]}" if errors else first
+
+
+def _error(line: str) -> str:
+    """Return the error that a line of a job's log tells, in any form in which `commands.log` writes one; else ""."""
+    if found := ERROR.match(line):
+        return found[1]
+    try:
+        row = json.loads(line) if line.startswith("{") else {}
+    except ValueError:
+        return ""
+    return str(row.get("message", "")).removeprefix("failed: ") if row.get("level") == "error" else ""
 
 
 def _controllers(client: jobs.Client) -> dict[str, Mapping[str, Any]]:

@@ -90,11 +90,18 @@ class Client(JobSubmissionClient):
             inner = error.args[0] if error.args else error
             raise ClusterError(
                 f"no Ray dashboard at {self._address}: {getattr(inner, 'reason', inner)}; "
-                "give --address http://HEAD:8265, and see that the port can be reached from here"
+                "give --address http://HEAD:8265, and see that the head has a dashboard, whose port can be reached "
+                "from here"
             ) from error
 
     def _raise_error(self, r: Any) -> None:
-        raise ClusterError(f"{self._address} answered {r.status_code}: {r.text[:500]}")
+        hint = ""
+        if NO_AGENT in r.text:
+            hint = (
+                "; the agent that starts jobs is not there: dashboard_agent.log on the head says why. If another Ray "
+                "on that machine has its port, start the head with --dashboard-agent-listen-port"
+            )
+        raise ClusterError(f"{self._address} answered {r.status_code}: {r.text[:500]}{hint}")
 
 
 def submit(client: Client, run: str, words: Sequence[str], package: Path, again: str = "") -> str:

@@ -2,11 +2,14 @@
 
 import json
 import time
+from typing import get_args
 
 import pytest
 
 from pcpo_ray.cluster.control import dashboard, jobs
 from pcpo_ray.cluster.control.controller import MARK
+from pcpo_ray.commands.log import Form, Log
+from pcpo_ray.commands.status_text import lines
 from pcpo_ray.errors import ClusterError
 from tests.support.dashboard import VERSION, job, server
 
@@ -52,6 +55,11 @@ def test_a_job_whose_run_has_not_begun_is_starting():
     assert found["state"] == "starting" and found["waiting"].startswith("job a-1, which is RUNNING for ")
 
 
+def test_a_job_that_runs_is_not_silent_before_its_run_speaks():
+    found = asked(listed=[job("a", int(1000 * (time.time() - 300)), "RUNNING")])["a"]
+    assert found["age"] < 60 and "hangs" not in "\n".join(lines(found))
+
+
 @pytest.mark.parametrize(
     ("status", "message", "state", "error"),
     [
@@ -76,6 +84,22 @@ def test_a_job_that_has_ended_says_how_and_the_run_how_far_it_came(status, messa
     }
     found = asked([actor("a", "DEAD")], [job("a", began, status, **more)], {"a1": told()})["a"]
     assert (found["state"], found.get("error", ""), found["step"], found["again"]) == (state, error, 3, "again")
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+def test_a_failed_job_is_told_by_the_error_in_its_log(form):
+    put = []
+    log = Log(put.append, form=form)
+    log.write("loading torch")
+    log.write("failed: no model" if form != "bare" else "error: no model", "error")
+    log.write("the run's folder holds step 3")
+    assert dashboard.brief("\n".join(["exit code 1, last available logs:", *put])) == "exit code 1: no model"
+
+
+def test_a_run_that_has_ended_has_ended_while_its_job_writes_the_report():
+    began = int(1000 * (time.time() - 100))
+    found = asked([actor("a", "DEAD")], [job("a", began, "RUNNING")], {"a1": told(state="finished")})["a"]
+    assert (found["state"], found["step"], found.get("waiting")) == ("finished", 3, None)
 
 
 def test_what_an_earlier_job_of_the_name_told_does_not_count():

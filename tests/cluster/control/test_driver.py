@@ -13,7 +13,7 @@ from pcpo_ray.cluster.control import driver
 from pcpo_ray.cluster.control.client import Caller
 from pcpo_ray.cluster.control.driver import DriverControl
 from pcpo_ray.data.requests import Request
-from pcpo_ray.errors import ClusterError, EndedError
+from pcpo_ray.errors import ClusterError, EndedError, StopAskedError
 from tests.support import small
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("cluster")]
@@ -140,7 +140,7 @@ def test_a_run_that_waits_for_its_workers_stops_when_it_is_asked_to(small_sd):
     caller.ask(Request(stop=True))
     assert caller.wait(lambda found: found["state"] == "stopped", 60, "the end")["step"] == 0
     thread.join(timeout=60)
-    assert [type(error) for error in ended] == [KeyboardInterrupt]
+    assert [type(error) for error in ended] == [StopAskedError]
 
 
 def test_a_run_in_a_cluster_too_small_says_so_while_it_waits(small_sd):
