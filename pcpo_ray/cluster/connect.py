@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pcpo_ray.cluster.launch import asked_for, short_of
 from pcpo_ray.cluster.stages import RayStages
 from pcpo_ray.errors import ClusterError
 from pcpo_ray.process import leaving as process_end
+from pcpo_ray.process.ray_address import OWN, ray_address
 from pcpo_ray.training import status
 
 LEAVE = 60.0
@@ -59,17 +59,17 @@ def joined_cluster(
         return
     with contextlib.ExitStack() as ending:
         ending.callback(_leave, say)
-        address = os.environ.get("RAY_ADDRESS") or "local"
+        address = ray_address()
         with ThreadPoolExecutor(1) as beside:
             done = beside.submit(meanwhile)
             try:
-                dashboard = _start_local() if address == "local" else attach(address)
+                dashboard = _start_local() if address == OWN else attach(address)
             finally:
                 done.result()  # its error says more than one of Ray's
         if dashboard:
             say(f"Ray dashboard: http://{dashboard}")
         short = short_of(asked_for(run.workers), ray.cluster_resources())
-        if short and address == "local":  # it will not grow
+        if short and address == OWN:  # it will not grow
             raise ClusterError(f"this machine is too small: {short}; lower workers.*.workers, cpus or gpus")
         yield
 

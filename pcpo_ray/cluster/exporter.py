@@ -10,6 +10,7 @@ from ray.util.metrics import Counter, Gauge
 
 from pcpo_ray.metrics.catalogue import BY_NAME, Metric
 from pcpo_ray.metrics.changes import Change
+from pcpo_ray.process.ray_address import OWN, ray_address
 
 AGAIN = 1.0
 """Seconds until a gauge is set again: Ray drops one that was not set for two reports, each at least 1 s long."""
@@ -46,7 +47,7 @@ class RayExporter:
 
     def close(self) -> None:
         self._closed.set()
-        if self._ended and (os.environ.get("RAY_ADDRESS") or "local") == "local":
+        if self._ended and ray_address() == OWN:
             _await_look(self._ended)
 
     def _keep(self) -> None:

@@ -19,6 +19,7 @@ from pcpo_ray.commands.progress import Display
 from pcpo_ray.config import Run, files, paths
 from pcpo_ray.errors import AlarmError, PcpoError, StopAskedError
 from pcpo_ray.process import terminal
+from pcpo_ray.process.ray_address import OWN, ray_address
 from pcpo_ray.process.signals import ended
 from pcpo_ray.runs import look
 
@@ -64,8 +65,8 @@ def train(order: Order, display: Display) -> "RunResult":
 
 def _check_cluster(display: Display) -> None:
     """Check that the cluster which RAY_ADDRESS names answers. Raises ClusterError."""
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
+    address = ray_address()
+    if address == OWN:
         return
     display.phase("looking for the cluster")
     from pcpo_ray.cluster.control import attach

@@ -62,7 +62,7 @@ class Display:
         self, run: "Run", console: Console, *, level: Level = "info", as_json: bool = False, runs: str = look.RUNS
     ) -> None:
         self.run = run
-        self.named = run.name if runs == look.RUNS else f"{runs.rstrip('/')}/{run.name}"
+        self.named = run.name if runs == look.RUNS else look.place_of(run.name, runs)
         self.console = console
         console.file = console.file  # what it is now; `prints_in` puts something else in its place
         self.failed: Callable[[str], None] = lambda message: None

@@ -16,6 +16,7 @@ from pcpo_ray.data import prompts
 from pcpo_ray.errors import ClusterError, ConfigError, PcpoError, PromptError, RunError
 from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
 from pcpo_ray.models import image_sizes, kernels, lora_file, steps
+from pcpo_ray.process.ray_address import OWN, ray_address
 from pcpo_ray.rewards import quality
 from pcpo_ray.shapes import captions as shapes
 from pcpo_ray.training import notifier, own_advantage
@@ -197,7 +198,7 @@ def begun(
         check_steps(run)
         yield
         return
-    phase("joining the cluster" if (os.environ.get("RAY_ADDRESS") or "local") != "local" else "starting Ray")
+    phase("joining the cluster" if ray_address() != OWN else "starting Ray")
     from pcpo_ray.cluster import groups
     from pcpo_ray.cluster.connect import joined_cluster
 

@@ -87,6 +87,8 @@ def test_elsewhere_each_line_has_its_time_and_level(shown):
 
 def test_a_run_in_another_folder_is_named_so_that_report_finds_it(shown):
     assert "; pcpo-ray report '/shared/my runs/small' writes it now" in shown(terminal=False, runs="/shared/my runs/")
+    stored = shown(terminal=False, runs="s3://bucket/runs?region=x")
+    assert "; pcpo-ray report 's3://bucket/runs/small?region=x' writes it now" in stored
 
 
 def test_an_evaluation_says_what_has_changed_and_how_sure_that_is():

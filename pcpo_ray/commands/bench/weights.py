@@ -2,7 +2,6 @@
 
 import dataclasses
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pcpo_ray.commands.bench.rows import Goal, Row, Say, alternate
 from pcpo_ray.commands.bench.waiting import DEADLINE, answers, settled
 from pcpo_ray.data import weights
 from pcpo_ray.errors import BenchError
+from pcpo_ray.process.ray_address import OWN, ray_address
 
 if TYPE_CHECKING:
     from pcpo_ray.cluster.stages import RayStages
@@ -80,7 +80,7 @@ def measure(run: config.Run, repeats: int, say: Say) -> Sequence[Row]:
 def _of_a_whole_network(run: config.Run, free: int, repeats: int, say: Say) -> Row:
     if free < NEEDED:
         return _unmeasured(run, f"it takes {NEEDED / 1e9:.0f} GB of memory, and {free / 1e9:.1f} are free")
-    if (os.environ.get("RAY_ADDRESS") or "local") != "local":
+    if ray_address() != OWN:
         return _unmeasured(run, "its model is written on this machine, and RAY_ADDRESS names a cluster")
     with tempfile.TemporaryDirectory() as folder:
         say(f"writing a model of {large.BYTES / 1e9:.3g} GB to {folder}")
