@@ -26,7 +26,7 @@ PLACES = ("model.text_cache", "evaluation.quality.cache")
 def create(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> Recorder:
     """Make a new run's folder and its recorder; an interrupt leaves nothing behind. Raises RunError if it exists."""
     began = inputs.digests(inputs.of_run(run))
-    home.claim_new(say)
+    home = home.claim_new(say)
     there = home.local.exists()
     try:
         return Recorder.create(home, run, began=began)
@@ -43,7 +43,7 @@ def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tupl
     it reads has changed, or if it has done more steps than it is to have. Raises AlarmError if its monitors ended it
     and are still the same.
     """
-    home.take_over(say)
+    home = home.take_over(say)
     folder = home.local
     changed = changes(folder, run, free=free_to_change(run))
     if changed.config or changed.files:

@@ -24,15 +24,21 @@ def opened(url: str, parts: SplitResult) -> tuple[Any, str]:
     return filesystem, root.rstrip("/")
 
 
-def _s3(parts: SplitResult) -> tuple[Any, str]:
-    """Open S3 as pyarrow's `from_uri` does, with time limits, of which `from_uri` has none below minutes."""
-    from pyarrow import fs
-
+def s3_options(parts: SplitResult) -> dict[str, Any]:
+    """Return the options of an S3 URL, with the endpoint of the environment where it names none."""
     options: dict[str, Any] = dict(parse_qsl(parts.query))
     address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     if address and "endpoint_override" not in options:
         options["scheme"], _, options["endpoint_override"] = address.rstrip("/").partition("://")
     options["force_virtual_addressing"] = options.get("force_virtual_addressing", "false").lower() == "true"
+    return options
+
+
+def _s3(parts: SplitResult) -> tuple[Any, str]:
+    """Open S3 as pyarrow's `from_uri` does, with time limits, of which `from_uri` has none below minutes."""
+    from pyarrow import fs
+
+    options = s3_options(parts)
     bounded = {
         "connect_timeout": CONNECT,
         "request_timeout": SILENCE,

@@ -72,17 +72,24 @@ class RunFolder(ABC):
         """Check that the folder outlives the Ray job that writes it. Raises RunError."""
 
     @abstractmethod
-    def claim_new(self, say: Say) -> None:
-        """Check that the place is free for a new run. Raises RunError if it is not, or cannot be reached or written."""
+    def claim_new(self, say: Say) -> Self:
+        """Check that the place is free for a new run, and return the folder to claim.
+
+        Raises RunError if it is not free, or cannot be reached or written.
+        """
 
     @abstractmethod
-    def take_over(self, say: Say) -> None:
-        """Bring the working copy up to date before resuming. Raises RunError if there is no run."""
+    def take_over(self, say: Say) -> Self:
+        """Bring the working copy up to date before resuming, and return the folder to claim.
+
+        Raises RunError if there is no run.
+        """
 
     def claim(self, *, new: bool = False) -> Self:
         """Return the folder with this process as its only writer; clears away what another one left unfinished.
 
-        Raises RunError while another process of this machine writes it, or if somebody else started a new run first.
+        Raises RunError while another process of this machine writes it, or if somebody else started or resumed it
+        since `claim_new` or `take_over` looked.
         """
         token = Token.new()
         writer.lock(self.local)
@@ -229,12 +236,13 @@ class LocalFolder(RunFolder):
                 "s3://bucket/runs"
             )
 
-    def claim_new(self, say: Say) -> None:
-        pass  # making the folder fails if it exists
+    def claim_new(self, say: Say) -> Self:
+        return self  # making the folder fails if it exists
 
-    def take_over(self, say: Say) -> None:
+    def take_over(self, say: Say) -> Self:
         if not self.started():
             raise look.nothing_to_resume(self.local)
+        return self
 
     def _announce(self, token: Token, *, new: bool) -> None:
         pass  # the token in the folder is all there is

@@ -6,14 +6,16 @@
 - Others go whole when they have changed.
 
 RECORDS, written last, lists the parts and other files that count; whatever an interrupted push or somebody else left
-besides is ignored. MARK in the local folder remembers what was sent.
+besides is ignored. It names its writer and is written conditionally, so a push that was under way when another process
+took the run over does not count either: its parts, named by their content, lie beside those that do. MARK in the local
+folder remembers what was sent.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,8 +80,8 @@ class Sent:
         return {name: [(part.start, part.end, part.sum) for part in parts] for name, parts in self.parts.items()}
 
 
-def push(local: Path, storage: Storage) -> None:
-    """Send all that changed since the last call. Raises RunError."""
+def push(local: Path, storage: Storage, *, writer: str | None = None, check: Callable[[], None] = lambda: None) -> None:
+    """Send all that changed since the last call. `check` raises unless `writer` still is the run's. Raises RunError."""
     sent = Sent.read(local)
     others = _others(local)
     grown = {name for name in others if _grows(name)}
@@ -97,11 +99,13 @@ def push(local: Path, storage: Storage) -> None:
     storage.put({**{name: local / name for name in files}, **steps})
     sent.others = {name: stamp for name, stamp in others.items() if name not in grown}
     sent.steps = {dataset: max(sent.steps.get(dataset, -1), *_steps(local, dataset), -1) for dataset in DATASETS}
-    storage.write(RECORDS, json.dumps({"parts": sent.listed(), "others": sorted(sent.others)}).encode())
+    records = {"parts": sent.listed(), "others": sorted(sent.others), "writer": writer}
+    storage.write_as_owner(RECORDS, json.dumps(records).encode(), check)
     counted = {*steps, *others, *(part.below(name) for name, parts in sent.parts.items() for part in parts)}
     sent.gone = sorted(set(dropped) - counted)
     sent.write(local)  # before: of what it names nothing may be missing
     if sent.gone:
+        check()
         storage.delete(sent.gone)
         sent.gone = []
         sent.write(local)
@@ -149,7 +153,10 @@ def fetch(storage: Storage, into: Path) -> None:
 
 def _stored(storage: Storage) -> tuple[Sent, list[str]]:
     """Return the parts that count in storage, and the names of the other files. Raises RunError."""
-    found = storage.read(RECORDS)
+    return _parsed(storage, storage.read(RECORDS))
+
+
+def _parsed(storage: Storage, found: bytes | None) -> tuple[Sent, list[str]]:
     try:
         records = json.loads(found or '{"parts": {}, "others": []}')
         sent = Sent(parts={name: [Part(*part) for part in parts] for name, parts in records["parts"].items()})
@@ -161,10 +168,22 @@ def _stored(storage: Storage) -> tuple[Sent, list[str]]:
     return sent, others
 
 
+def close(storage: Storage, writer: str, check: Callable[[], None]) -> None:
+    """Put the name of the run's new writer in RECORDS, so that what an earlier one is sending does not count."""
+    while storage.conditional:
+        seen = storage.seen(RECORDS)
+        if seen.content is None:
+            return
+        _parsed(storage, seen.content)
+        check()
+        if storage.replace(RECORDS, json.dumps({**json.loads(seen.content), "writer": writer}).encode(), seen):
+            return
+
+
 def catch_up(local: Path, storage: Storage) -> None:
     """Download all records once more if storage has some that a copy has not. Raises RunError.
 
-    Nothing may be written on another machine any more.
+    Nothing may be written on another machine any more: see `close`.
     """
     sent, _ = _stored(storage)
     ends = {name: parts[-1].end for name, parts in sent.parts.items() if parts}

@@ -19,6 +19,7 @@ import tenacity
 from pcpo_ray.errors import AwayError, RunError
 from pcpo_ray.process.deadlines import within
 from pcpo_ray.runs import filesystems
+from pcpo_ray.runs.conditional import Conditions, Seen, UnconditionalError
 from pcpo_ray.runs.urls import checked, is_plain, shown
 
 ANSWER = 25.0
@@ -35,11 +36,17 @@ WHOLE = 64 * 2**20
 PATIENCE = 300.0
 """Seconds for which a run under way retries storage that is unreachable."""
 
+OWNED = 10
+"""Tries to write a file that others write at the same time."""
+
 UNREACHED = (
     *("NETWORK_CONNECTION", "UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_TIMEOUT", "no answer"),
-    *("curlCode", "CURL error"),
+    *("curlCode", "CURL error", "error sending request"),
 )
-BUSY = ("SLOW_DOWN", "THROTTLING", "INTERNAL_FAILURE", "InternalError", "HTTP status 5", "HTTP response code 5")
+BUSY = (
+    *("SLOW_DOWN", "THROTTLING", "INTERNAL_FAILURE", "InternalError", "HTTP status 5", "HTTP response code 5"),
+    "non-2xx status code: 5",
+)
 """Words in the messages of failures that pass by themselves."""
 
 REMEDIES = {
@@ -140,6 +147,55 @@ class Storage:
         """Write a small file, whole or not at all."""
         self._answer(lambda: self._write(name, content), "written")
 
+    @property
+    def conditional(self) -> bool:
+        """True if `replace` writes conditionally, as far as is known: a store may turn out not to."""
+        return self._conditions.there
+
+    def seen(self, name: str) -> Seen:
+        """Return a small file as it is now, for `replace`."""
+
+        def looked() -> Seen:
+            try:
+                return self._conditions.read(name)
+            except UnconditionalError as error:
+                found = Seen(self.read(name))  # first: where this fails too, it is another matter
+                self._conditions.give_up(error)
+                return found
+
+        return self._answer(looked, "read") if self.conditional else Seen(self.read(name))
+
+    def replace(self, name: str, content: bytes, seen: Seen, *, prove: bool = False) -> bool:
+        """Write a small file if it is still what was seen. Return False, and write nothing, if it is not.
+
+        Where the store has no conditional writes, it is written in any case; `prove` has the store show that it has.
+        """
+        if self.conditional:
+            try:
+                written = self._answer(lambda: self._conditions.write(name, content, seen), "written")
+                if written and prove:
+                    self._answer(lambda: self._conditions.check_heeded(name, content, seen), "written")
+                return written
+            except UnconditionalError as error:
+                self.write(name, content)
+                self._conditions.give_up(error)
+                return True
+        self.write(name, content)
+        return True
+
+    def write_as_owner(self, name: str, content: bytes, check: Callable[[], None]) -> None:
+        """Write a small file over whatever is there, unless `check` raises as another process owns the place now.
+
+        The look comes after the reading and before the writing, which is conditional: so nothing is lost of what a new
+        owner wrote after its claim. What an earlier one leaves before that is written over.
+        """
+        for _ in range(OWNED):
+            seen = self.seen(name)
+            check()
+            if self.replace(name, content, seen):
+                return
+        raise RunError(f"{self.place}/{name} is written by another process too, which owns nothing there; end it")
+
     def put(self, files: Mapping[str, Path], *, fresh: bool = False) -> None:
         """Copy files of this machine to the names. An older file of that name stays until the copy is complete.
 
@@ -179,6 +235,10 @@ class Storage:
     def _opened(self) -> tuple[Any, str]:
         """pyarrow's filesystem and the path of the URL in it."""
         return filesystems.opened(self.url, self.parts)
+
+    @cached_property
+    def _conditions(self) -> Conditions:
+        return Conditions(self.parts, *self._answer(lambda: self._opened, "read"))
 
     def _path(self, name: str) -> str:
         _, root = self._opened

@@ -9,7 +9,9 @@ and so have the learner's ranks on other machines. Storage is authoritative. It 
 - what a roll-back leaves behind, in set-aside/;
 - `.writer`, the token of the process that last started or resumed the run (writer.py). It tells whether a working copy
   is what storage holds, or more (by the last writer itself), or was left behind by a run that went on elsewhere. A
-  driver that finds another's token stops, as two would overwrite each other.
+  driver that finds another's token stops. With conditional writes (conditional.py) a start or resume replaces exactly
+  the token that it saw at first, so of two at once one goes on; the list of records and each state.json are written
+  so too. Elsewhere (file://, HDFS) a second look at the token stands in.
 
 So records never lag behind checkpoints, and any machine can continue the run from storage alone.
 """
@@ -30,6 +32,7 @@ from typing import Self
 
 from pcpo_ray.errors import AwayError, CheckpointError, RunError, TakenOverError
 from pcpo_ray.runs import checkpoints, disk, outbox, writer
+from pcpo_ray.runs.conditional import Seen
 from pcpo_ray.runs.disk import writing
 from pcpo_ray.runs.folder import CONFIG, INPUTS, RunFolder, Say
 from pcpo_ray.runs.names import step_of
@@ -39,7 +42,7 @@ from pcpo_ray.runs.writer import WRITER, Token
 
 CHECKPOINTS = "checkpoints"
 SETTLING = 0.5
-"""Seconds until two who start the same run at once can each see which of them was first."""
+"""Seconds until two who claim a run at once, without conditional writes, can each see which of them was first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class StoredFolder(RunFolder):
     """A run at `url`; `local` is this machine's working copy."""
 
     url: str
+    seen: Seen | None = dataclasses.field(default=None, repr=False, compare=False)
+    """The token that `claim` is to replace, where `claim_new` or `take_over` saw one."""
 
     @classmethod
     def at(cls, url: str) -> Self:
@@ -84,36 +89,50 @@ class StoredFolder(RunFolder):
     def check_lasting(self) -> None:
         pass  # storage does not go with a job
 
-    def claim_new(self, say: Say) -> None:
+    def claim_new(self, say: Say) -> Self:
         storage = self._storage
         if set(storage.names()) - {WRITER}:
             raise RunError(f"{self.place} exists; continue it with --resume, give another name=..., or delete it")
         if self.local.exists():
             self._rename_copy(say, "of which storage has nothing")
-        storage.write(WRITER, b"")
+        seen = storage.seen(WRITER)
+        if seen.content is None:  # else a start was cut short, or another one is under way
+            written = storage.replace(WRITER, b"", seen, prove=True)
+            seen = storage.seen(WRITER)
+            if not written or seen.content:
+                raise self._just_started(storage)
+        return dataclasses.replace(self, seen=seen)
 
-    def take_over(self, say: Say) -> None:
+    def take_over(self, say: Say) -> Self:
         """Make the working copy what storage holds, or more. A copy of another run's state is renamed, not deleted."""
         storage = self._storage
         if storage.read(CONFIG) is None:
             raise RunError(f"there is no run at {self.place} to resume; leave out --resume to start it")
-        if self.local.exists():
-            stored, own = Token.of(storage.read(WRITER)), writer.read(self.local)
-            if stored is not None and stored == own:
-                return
-            self._rename_copy(say, "as the run in storage is not the one that was left there")
-        say(f"fetching {self.place}")
-        self._fetch_records(self.local)
+        seen = storage.seen(WRITER)
+        if not self.local.exists() or (stored := Token.of(seen.content)) is None or stored != writer.read(self.local):
+            if self.local.exists():
+                self._rename_copy(say, "as the run in storage is not the one that was left there")
+            say(f"fetching {self.place}")
+            self._fetch_records(self.local)
+        return dataclasses.replace(self, seen=seen)
+
+    def claim(self, *, new: bool = False) -> Self:
+        return dataclasses.replace(super().claim(new=new), seen=None)
 
     def _announce(self, token: Token, *, new: bool) -> None:
         storage = self._storage
-        # pyarrow has no conditional writes (If-None-Match), so only a second look tells who was first
-        if new and (other := Token.of(storage.read(WRITER))):
-            raise RunError(f"{self.place} has just been started by {other}; give another name=...")
-        storage.write(WRITER, token.text.encode())
-        if new:
+        seen = self.seen or storage.seen(WRITER)
+        known = new and self.seen is None and Token.of(seen.content) is not None
+        changed = not storage.conditional and storage.read(WRITER) != seen.content
+        if known or changed or not storage.replace(WRITER, token.text.encode(), seen, prove=True):
+            raise self._just_started(storage)
+        if not storage.conditional:
             time.sleep(SETTLING)
         writer.check(token.id, Token.of(storage.read(WRITER)), self.place, self.local)
+
+    def _just_started(self, storage: Storage) -> RunError:
+        text = f"has just been started or resumed by {Token.of(storage.read(WRITER)) or 'another process'}"
+        return RunError(f"{self.place} {text}; stop that, then --resume, or give another name=...")
 
     def check(self) -> None:
         if self.writer is not None:
@@ -124,7 +143,7 @@ class StoredFolder(RunFolder):
             for attempt in patiently(patience):
                 with attempt:
                     self.check()
-                    outbox.push(self.local, self._storage)
+                    outbox.push(self.local, self._storage, writer=self.writer, check=self.check)
 
     def tidy(self) -> None:
         outbox.clear(self.local, self._storage)
@@ -143,6 +162,8 @@ class StoredFolder(RunFolder):
         return stored
 
     def catch_up(self) -> None:
+        if self.writer is not None:
+            patiently()(outbox.close, self._storage, self.writer, self.check)
         patiently()(outbox.catch_up, self.local, self._storage)
 
     def steps(self) -> list[int]:
@@ -150,8 +171,7 @@ class StoredFolder(RunFolder):
         return steps
 
     def _stored_steps(self) -> list[int]:
-        steps = {_step(name) for name in self._storage.names(CHECKPOINTS)}
-        return sorted(step for step in steps if step is not None)
+        return sorted({step for name in self._storage.names(CHECKPOINTS) if (step := _step(name)) is not None})
 
     def prune(self, keep: int, spared: int | None = None) -> None:
         """Delete all checkpoints but the newest `keep` and that of step `spared`; unreachable storage keeps them."""
@@ -183,15 +203,15 @@ class StoredFolder(RunFolder):
         """Store a checkpoint, retrying while storage is away, and delete all others on this machine."""
         storage, folder, name = self._storage, self.checkpoint(step), _below(step)
         files = {f"{name}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*") if path.is_file()}
-        last = files.pop(f"{name}/{checkpoints.STATE}")
+        with writing(folder):
+            last = files.pop(f"{name}/{checkpoints.STATE}").read_bytes()
         with self._explained():
             for attempt in patiently():
                 with attempt:
                     self.check()
                     _delete_checkpoint(storage, name)
                     storage.put(files, fresh=True)
-                    self.check()
-                    storage.put({f"{name}/{checkpoints.STATE}": last})
+                    storage.write_as_owner(f"{name}/{checkpoints.STATE}", last, self.check)
         for other in checkpoints.all_checkpoints(self.local):
             if other != folder:
                 checkpoints.delete(other)

@@ -4,8 +4,8 @@ It also holds a lock (flock) until it ends: while it lives, no other process of 
 afterwards any can at once. A resume on another machine takes the run over: it replaces the token, and the first
 process stops before its next write. On a disk without locks, the token is the only guard.
 
-One race remains: a line being written while another machine takes over. No shared disk can make a write depend on the
-content of another file.
+One race remains on a shared disk: a line being written while another machine takes over. No disk can make a write
+depend on the content of another file. Object storage can: stored.py.
 """
 
 import errno

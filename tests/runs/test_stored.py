@@ -197,19 +197,19 @@ def test_a_checkpoint_whose_upload_was_cut_short_is_passed_over(stored, machine,
 def test_state_json_comes_last_and_goes_first(stored, machine, monkeypatch):
     home, _ = made(stored)
     done = []
-    for what in ("put", "delete", "delete_folder"):
+    for what in ("put", "replace", "delete", "delete_folder"):
         method = getattr(Storage, what)
 
-        def noting(storage, names, *, what=what, method=method, **options):
-            done.append((what, names if what == "delete_folder" else sorted(names)))
-            method(storage, names, **options)
+        def noting(storage, names, *more, what=what, method=method, **options):
+            done.append((what, names if isinstance(names, str) else sorted(names)))
+            return method(storage, names, *more, **options)
 
         monkeypatch.setattr(Storage, what, noting)
     kept(home, 1)
     folder = "checkpoints/step-000001"
     weights = [f"{folder}/optimizer.safetensors", f"{folder}/trainable.safetensors"]
     gone = [("delete", [f"{folder}/state.json"]), ("delete_folder", folder)]
-    assert done == [*gone, ("put", weights), ("put", [f"{folder}/state.json"])]
+    assert done == [*gone, ("put", weights), ("replace", f"{folder}/state.json")]
     kept(home, 2)
     done.clear()
     home.prune(1)
@@ -445,7 +445,7 @@ def test_of_two_who_start_a_run_at_once_on_two_machines_one_goes_on(stored, mach
     assert len(claimed) == 1
     claimed[0].push_records()
     (refused,) = (one for one in found if one not in claimed)
-    assert "has just been started by process" in str(refused) or "has taken over" in str(refused)
+    assert "has just been started or resumed by process" in str(refused) or "has taken over" in str(refused)
 
 
 @pytest.mark.parametrize("stored", ["file"], indirect=True)
