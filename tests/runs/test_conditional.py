@@ -68,7 +68,7 @@ def written(home, name):
     """What is sent of a file that grows."""
     storage = Storage(home.url)
     parts = json.loads(storage.read(RECORDS))["parts"].get(name, [])
-    return b"".join(storage.read(f"{name}/{start:015d}-{end:015d}-{summed}") for start, end, summed in parts)
+    return b"".join(storage.read(f"{name}/{start:015d}-{end:015d}-{summed}") or b"" for start, end, summed in parts)
 
 
 def test_who_starts_a_run_as_another_does_is_refused_at_once(on, place, before):
