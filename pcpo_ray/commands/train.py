@@ -13,6 +13,7 @@ from pcpo_ray.data.prompts import said
 from pcpo_ray.errors import RewardError, RunError, TakenOverError
 from pcpo_ray.process.signals import Ending
 from pcpo_ray.runs.folder import RunFolder
+from pcpo_ray.runs.lines import counted
 from pcpo_ray.runs.places import folder_below
 from pcpo_ray.training import status
 from pcpo_ray.training.loop import Loop
@@ -34,10 +35,15 @@ def train(order: Order, display: Display, signals: Ending) -> RunResult:
             ending.enter_context(session.begun(run, local=order.local, say=display.say, phase=display.phase))
         recorder, step = _open(home, run, display, resumed=resumed)
         recorder.again = order.continuing
-        recorder.status(status.starting(run).row(), at_once=True)
         ending.callback(recorder.close)
-        _run(order, recorder, step, display, ending, resumed=resumed)
-        display.phase("ending the workers")
+        if (
+            step == run.steps and results.of(recorder.home).ending == "finished"
+        ):  # as a job that is started again may be
+            display.say(f"{home.place} has done all of its {counted(run.steps, 'step')}: no worker is started")
+        else:
+            recorder.status(status.starting(run).row(), at_once=True)
+            _run(order, recorder, step, display, ending, resumed=resumed)
+            display.phase("ending the workers")
     _report(recorder.home, display)
     found = results.of(recorder.home)
     display.phase(_ended(found))

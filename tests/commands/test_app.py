@@ -13,6 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from pcpo_ray import config
+from pcpo_ray.commands import session
 from pcpo_ray.config import files
 from pcpo_ray.runs import checkpoints
 from tests.support import ROOT, small
@@ -251,7 +252,7 @@ def test_a_reward_that_raises_ends_a_run_before_it_leaves_a_folder(command, smal
     assert status == 14 and "go on" not in said
 
 
-def test_a_run_is_trained_resumed_past_a_bad_checkpoint_and_evaluated(command, small_sd, tmp_path):
+def test_a_run_is_trained_resumed_past_a_bad_checkpoint_and_evaluated(command, small_sd, tmp_path, monkeypatch):
     path, folder = tmp_path / "small.yaml", tmp_path / "runs" / "small"
     markup = "[{kind: 'tests.support.small:Slow', label: '[/closed]'}]"  # to rich, the end of something
     path.write_text(files.dump(small.run(small_sd, evaluation__rewards=markup)))
@@ -275,6 +276,11 @@ def test_a_run_is_trained_resumed_past_a_bad_checkpoint_and_evaluated(command, s
     assert "step-000002: trainable.safetensors is cut short or changed" in said
     assert "falling back to an older one" in said
     assert "resuming small after step 1" in said
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "stages", lambda *arguments, **options: pytest.fail("workers are started"))
+        status, said, errors = command("train", path, "steps=3", "--local", "--resume")
+    assert (status, errors) == (0, "") and "has done all of its 3 steps: no worker is started" in said
 
     status, said, _ = command("sample", folder, "a red circle", "--images", 3, "--out", "drawn.png")
     assert status == 0
