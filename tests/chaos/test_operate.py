@@ -11,7 +11,7 @@ from pcpo_ray.config import files
 from tests.chaos.nodes import Nodes
 from tests.support import small
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 REWARD = """
 class Redness:
@@ -98,7 +98,7 @@ def test_a_submitted_run_is_seen_resized_and_stopped_and_nothing_is_left(nodes, 
             cwd=project,
         )
     try:
-        found = within(120, status, lambda seen: seen["step"] >= 2)
+        found = within(400, status, lambda seen: seen["step"] >= 2)
         assert (found["run"], found["state"], found["steps"]) == ("spot", "training", 2000)
         assert 0 < found["reward"] < 1 and found["age"] < 30 and found["samplers"]["wanted"] == 1
         assert found["samplers"]["versions"].keys() == {"sampler-0"}
@@ -115,15 +115,15 @@ def test_a_submitted_run_is_seen_resized_and_stopped_and_nothing_is_left(nodes, 
         def three_have_sampled(seen):
             return len(versions := seen["samplers"]["versions"]) == 3 and None not in versions.values()
 
-        within(120, status, three_have_sampled)
+        within(400, status, three_have_sampled)
 
         done = nodes.pcpo_ray("chaos", "spot", "--kill", "sampler", "--count", 1, "--address", nodes.http)
         assert done.returncode == 0 and done.stdout.startswith("fault 1, sampler, at step "), done.stdout + done.stderr
-        within(60, status, lambda seen: seen["samplers"]["losses"] == {"died": 1})
+        within(400, status, lambda seen: seen["samplers"]["losses"] == {"died": 1})
 
         done = nodes.pcpo_ray("scale", "spot", "--samplers", 1, "--address", nodes.http)  # from outside
         assert done.returncode == 0 and done.stdout.startswith("samplers: was 3, is 1"), done.stdout + done.stderr
-        within(60, status, lambda seen: seen["samplers"]["ready"] == 1)
+        within(400, status, lambda seen: seen["samplers"]["ready"] == 1)
         events = map(json.loads, (runs / "spot" / "events.jsonl").read_text().splitlines())
         assert [event["samplers"] for event in events if event["kind"] == "resized"] == [3, 1]
 
@@ -132,7 +132,7 @@ def test_a_submitted_run_is_seen_resized_and_stopped_and_nothing_is_left(nodes, 
         while (line := following.stdout.readline()) and " step 2/" not in line:
             pass
         following.send_signal(signal.SIGINT)
-        rest = following.communicate(timeout=30)[0]
+        rest = following.communicate(timeout=120)[0]
         assert following.returncode == 130 and f"goes on; see its log again with: pcpo-ray {' '.join(again)}" in rest
 
         done = nodes.pcpo_ray("stop", "spot", "--address", nodes.address)
@@ -140,7 +140,7 @@ def test_a_submitted_run_is_seen_resized_and_stopped_and_nothing_is_left(nodes, 
         step = int(done.stdout.partition("after step ")[2].partition(" ")[0])
         saved = runs / "spot" / "checkpoints" / f"step-{step:06d}"
         assert str(saved) in done.stdout and (saved / "state.json").is_file()
-        assert submitted.wait(timeout=60) == 0, log.read_text()
+        assert submitted.wait(timeout=300) == 0, log.read_text()
     finally:
         submitted.kill()
     text = log.read_text()
