@@ -16,6 +16,7 @@ import numpy as np
 
 from pcpo_ray import config
 from pcpo_ray.commands import sample_sheet
+from pcpo_ray.commands.report import reference_curves
 from pcpo_ray.commands.report.verdict import Verdict, verdict
 from pcpo_ray.data.records import EvaluationRecord, StepRecord
 from pcpo_ray.errors import RunError
@@ -128,7 +129,7 @@ class RunResult:
     @property
     def verdict(self) -> Verdict:
         """A sentence on whether the reward rose between the first evaluation and the last, with its limits."""
-        return verdict(self.record)
+        return verdict(self.record, reference_curves.beside(self.record))
 
     @property
     def report(self) -> Path | None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pcpo_ray import config
-from pcpo_ray.commands.report import numbers, reference_curves
+from pcpo_ray.commands.report import numbers
+from pcpo_ray.commands.report.reference_curves import Beside
 from pcpo_ray.config import TOTAL
 from pcpo_ray.runs import intervals
 from pcpo_ray.runs.intervals import Estimate
@@ -29,14 +30,13 @@ class Verdict:
     images: int = 0
 
 
-def verdict(record: Record) -> Verdict:
+def verdict(record: Record, beside: Beside | None) -> Verdict:
     """Judge whether the trained total rose between the first evaluation and the last.
 
-    A note says where it lies beside the recipe's other seeds, if these are on record.
+    A note says where it lies beside the recipe's other seeds, if it was evaluated and these are on record.
     """
     judged = _judged(record)
-    beside = reference_curves.beside(record) if record.evaluated else None
-    placed = None if beside is None else beside.sentence(TOTAL)
+    placed = beside.sentence(TOTAL) if record.evaluated and beside is not None else None
     if placed is None:
         return judged
     note = f"Beside other seeds, the change of the {record.run.of_evaluation('reward')} is {placed}."
