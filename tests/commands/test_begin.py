@@ -116,15 +116,23 @@ def test_a_cluster_that_does_not_answer_is_told_before_torch_is_loaded(hollow, t
 
 
 def test_a_run_that_is_stopped_before_its_workers_are_ready_has_not_failed(small_sd, tmp_path, monkeypatch):
-    def asked(order, display):
-        raise StopAskedError
-
     config = tmp_path / "a.yaml"
     config.write_text(files.dump(small.run(small_sd)))
-    monkeypatch.setattr(begin, "train", asked)
-    begin.command(
-        config, [], local=False, resume=False, runs="runs", metrics_port=None, log_level="info", log_json=False
-    )
+
+    def ended_by(error):
+        def asked(order, display):
+            raise error
+
+        monkeypatch.setattr(begin, "train", asked)
+        try:
+            begin.command(
+                config, [], local=False, resume=False, runs="runs", metrics_port=None, log_level="info", log_json=False
+            )
+        except KeyboardInterrupt:
+            return "by Ctrl-C"
+        return "well"
+
+    assert (ended_by(StopAskedError()), ended_by(KeyboardInterrupt())) == ("well", "by Ctrl-C")
 
 
 def test_a_run_whose_schedule_has_ended_is_not_to_be_trained_longer(small_sd, tmp_path):
