@@ -1,12 +1,8 @@
-"""The package of a submitted job: its working folder as a zip, without files that no run needs or that look secret.
-
-Anybody who can open the cluster's dashboard can read it.
-"""
+"""The package of a submitted job: its working folder as a zip, without files that no run needs or that look secret."""
 
 import contextlib
 import dataclasses
 import os
-import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +12,7 @@ from typing import Any
 from pathspec import PathSpec
 
 from pcpo_ray import config
+from pcpo_ray.cluster.control.secrets import holds_secret, looks_secret
 from pcpo_ray.errors import ConfigError
 
 LIMIT = 100 * 2**20
@@ -39,41 +36,8 @@ LEFT_OUT = (
 )
 """Patterns as in .gitignore."""
 
-SECRETS = (
-    # of programs, wherever their folder lies
-    *(".ssh/", ".aws/", ".azure/", ".oci/", ".kube/", ".docker/", ".gnupg/", ".huggingface/", ".kaggle/", ".ray/"),
-    *(".config/gcloud/", ".config/gh/", ".config/wandb/", ".config/rclone/", ".config/huggingface/", ".config/op/"),
-    *(".cache/huggingface/token", ".cache/huggingface/stored_tokens", "wandb/settings", ".mlflow/credentials"),
-    *(".password-store/", ".vault-token", ".secrets/", "secrets/", ".credentials/", ".dvc/config.local"),
-    # of programs, a file each
-    *(".env*", "*.env", ".netrc*", "_netrc*", ".pgpass*", ".my.cnf", ".s3cfg", ".boto", ".dockercfg", ".databrickscfg"),
-    *(".npmrc", ".yarnrc*", ".pypirc*", "pip.conf", ".condarc", ".git-credentials*"),
-    *(".dockerconfigjson", ".htpasswd", "rclone.conf", "clearml.conf"),
-    *(".comet.config", ".modal.toml", "kaggle.json", "kubeconfig*", "*.kubeconfig", "*.tfstate*", "*.tfvars"),
-    *(".bash_history", ".zsh_history", ".python_history"),
-    # keys
-    *("*.pem", "*.key", "*.p12", "*.pfx", "*.pkcs12", "*.ppk", "*.jks", "*.keystore", "*.kdb", "*.kdbx", "*.gpg"),
-    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.ovpn"),
-    # by what they are called
-    *("credentials", "credentials.*", "credentials*.json", "*-credentials.*", "*_credentials.*", "*credentials.json"),
-    *("service-account*.json", "service_account*.json", "client_secret*.json", "secrets.*", "secret.*", ".secrets*"),
-    *("*api[_-]key", "*api[_-]key.*", "*api[_-]keys", "*api[_-]keys.*", "*apikey", "*apikey.*", "*accesskeys*.csv"),
-    *("password", "password.*", "passwords", "passwords.*", "*password.txt", "auth.json", "token.json", "cookies.txt"),
-    *("*[_-]key.txt", "*[_-]secret.txt"),
-    *("*.token", ".token", "token", "token.txt", "*_token", "*_token.txt", ".hf_token*", "hf_token*"),
-)
-"""Patterns as in .gitignore, in small letters, at any depth, of where credentials are usually kept."""
-
-_SECRETS = PathSpec.from_lines("gitignore", [f"**/{pattern}" for pattern in SECRETS])
-
-KEY = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:\\n|\r?\n)")
-"""The first line of a private key, in a file of its own or in JSON, as service accounts have it."""
-
-BEGINNING = 1 << 14
-"""The bytes of a file in which a key is looked for."""
-
-SHOWN = 5
-"""Largest files that are named; twice as many of those left out."""
+SHOWN = 3
+"""Largest files that are named; thrice as many of those left out."""
 
 OUTSIDE = ".submitted"
 """Folder in the package for a config from outside the working folder."""
@@ -87,7 +51,8 @@ class Selection:
     """The files of a folder that are packed, and what is left out; names are relative to the folder."""
 
     files: Sequence[str] = field(default_factory=list)
-    secrets: Sequence[str] = field(default_factory=list)
+    secrets: Mapping[str, bool] = field(default_factory=dict)
+    """Files that look like secrets; true for those that hold one, whatever they are called."""
     links: Mapping[str, str] = field(default_factory=dict)
     """Links that are left out, with their targets."""
 
@@ -105,8 +70,11 @@ class JobPackage:
         total = sum(self.sizes.values())
         lines = [f"goes along: {len(self.sizes)} files, {total / 2**20:.1f} MiB; largest are {_largest(self.sizes)}"]
         if self.selected.secrets:
+            secrets = [
+                f"{name} (holds a key or a token)" if held else name for name, held in self.selected.secrets.items()
+            ]
             lines.append(
-                f"stays, as it looks like a secret: {_some(self.selected.secrets)}; --include-secret PATH takes a file "
+                f"stays, as it looks like a secret: {_some(secrets)}; --include-secret PATH takes a file "
                 "along all the same"
             )
         if self.selected.links:
@@ -141,7 +109,17 @@ def _packing(folder: Path) -> Iterator[None]:
 def _pack(folder: Path, path: Path, run: config.Run, into: Path, include: Sequence[str]) -> JobPackage:
     inside = path.is_relative_to(folder)
     name = path.relative_to(folder).as_posix() if inside else f"{OUTSIDE}/{path.name}"
-    selected = find(folder, include)
+    given = [one for one in include if (folder / one).resolve() == path]
+    if not given and holds_secret(path):
+        raise ConfigError(
+            f"{path} holds what looks like a key or a token, and whoever sees the cluster can read a job's config; "
+            "keep it in an environment variable of the cluster's machines, or say --include-secret "
+            f"{os.path.relpath(path, folder)}"
+        )
+    selected = find(folder, [one for one in include if one not in given])
+    selected = dataclasses.replace(
+        selected, secrets={one: held for one, held in selected.secrets.items() if one != name}
+    )
     sources = {one: folder / one for one in selected.files} | {name: path}
     for named in _named(dataclasses.asdict(run)):
         _check_there(folder, named, set(sources), selected)
@@ -177,14 +155,14 @@ def _largest(sizes: Mapping[str, int]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = [f"{len(names) - 2 * SHOWN} more"] if len(names) > 2 * SHOWN else []
-    return ", ".join([*names[: 2 * SHOWN], *more])
+    more = [f"{len(names) - 3 * SHOWN} more"] if len(names) > 3 * SHOWN else []
+    return ", ".join([*names[: 3 * SHOWN], *more])
 
 
 def find(folder: Path, include: Sequence[str] = ()) -> Selection:
     """Select a folder's files to pack. Follows no link to a folder or out of it. Raises ConfigError."""
     files: list[str] = []
-    secrets: list[str] = []
+    secrets: dict[str, bool] = {}
     links: dict[str, str] = {}
     wanted = {Path(os.path.relpath(folder / one, folder)).as_posix() for one in include}
     for name in _kept(folder, links):
@@ -192,8 +170,12 @@ def find(folder: Path, include: Sequence[str] = ()) -> Selection:
         target = path.resolve()
         if not target.is_relative_to(folder.resolve()):
             links[name] = os.readlink(path) if path.is_symlink() else str(target)
-        elif name not in wanted and (looks_secret(name) or looks_secret(_within(target, folder)) or _is_key(path)):
-            secrets.append(name)
+        elif name in wanted:
+            files.append(name)
+        elif looks_secret(name) or looks_secret(_within(target, folder)):
+            secrets[name] = False
+        elif holds_secret(path):
+            secrets[name] = True
         else:
             files.append(name)
     if absent := sorted(wanted - set(files)):
@@ -201,22 +183,11 @@ def find(folder: Path, include: Sequence[str] = ()) -> Selection:
             f"--include-secret names {absent}, which would not go along anyway: not a file below {folder}, a link that "
             f"leads out of it, or left out by {', '.join(IGNORES)}"
         )
-    return Selection(files=sorted(files), secrets=sorted(secrets), links=links)
+    return Selection(files=sorted(files), secrets=dict(sorted(secrets.items())), links=links)
 
 
 def _within(target: Path, folder: Path) -> str:
     return target.relative_to(folder.resolve()).as_posix()
-
-
-def looks_secret(name: str) -> bool:
-    """Return whether credentials are usually kept at a path, relative to the working folder."""
-    return _SECRETS.match_file(name.lower())
-
-
-def _is_key(path: Path) -> bool:
-    """Return whether there is a private key at the beginning of a file, whatever its name or form."""
-    with path.open("rb") as file:
-        return KEY.search(file.read(BEGINNING)) is not None
 
 
 def _kept(folder: Path, links: dict[str, str]) -> Iterator[str]:

@@ -186,24 +186,51 @@ def test_files_that_cannot_go_along_are_named(folder, tmp_path, monkeypatch):
     def refusing(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(package, "_is_key", refusing)
+    monkeypatch.setattr(package, "holds_secret", refusing)
     with pytest.raises(ConfigError, match=r"project/.* cannot be packed.*Permission denied.*\.rayignore"):
         package.pack(folder, folder / "small.yaml", run(), tmp_path / "package.zip")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n",
-        "-----BEGIN PRIVATE KEY-----\r\nAAAA\r\n",
-        "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nAAAA\n",
-        "Bag Attributes\n    friendlyName: mine\n-----BEGIN RSA PRIVATE KEY-----\nAAAA\n",
-        json.dumps({"type": "service_account", "private_key": "-----BEGIN PRIVATE KEY-----\nAAAA\n"}),
-    ],
-)
-def test_a_private_key_stays_whatever_it_is_called(folder, tmp_path, text):
+HELD = [
+    "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n",
+    "-----BEGIN PRIVATE KEY-----\r\nAAAA\r\n",
+    "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nAAAA\n",
+    "Bag Attributes\n    friendlyName: mine\n-----BEGIN RSA PRIVATE KEY-----\nAAAA\n",
+    json.dumps({"type": "service_account", "private_key": "-----BEGIN PRIVATE KEY-----\nAAAA\n"}),
+    f"judge:\n  key: sk-proj-{'a1B_' * 12}\n",
+    f"export HF_TOKEN=hf_{'a1B' * 12}\n",
+    f"import os\n{'# ' * 9000}\nos.environ['AWS_ACCESS_KEY_ID'] = 'AKIA{'A1' * 8}'\n",
+    f"url: https://me:ghp_{'a1B' * 12}@github.com/me/models\n",
+    f"notify: https://hooks.slack.com/services/{'T1/B2/c3' * 4}\n",
+]
+
+
+@pytest.mark.parametrize("text", HELD)
+def test_a_file_that_holds_a_key_stays_whatever_it_is_called(folder, tmp_path, text):
     (folder / "notes.txt").write_text(text)
-    assert "notes.txt" not in packed(folder, folder / "small.yaml", run(), tmp_path)[1]
+    content = package.pack(folder, folder / "small.yaml", run(), tmp_path / "package.zip")
+    assert "notes.txt" not in content.sizes
+    assert "stays, as it looks like a secret: notes.txt (holds a key or a token); " in content.lines()[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["risk-" + "a1" * 20, "sk-" + "a-word-" * 8, "path/to/hf_models", "AKIA1234", "gh" + "p_short", "xox-b"]
+)
+def test_words_that_only_begin_like_a_token_go_along(folder, tmp_path, text):
+    (folder / "notes.txt").write_text(f"see {text} for this")
+    assert "notes.txt" in packed(folder, folder / "small.yaml", run(), tmp_path)[1]
+
+
+def test_a_config_that_holds_a_key_goes_along_only_if_asked_for(folder, tmp_path):
+    with (folder / "small.yaml").open("a") as file:
+        file.write(f"# the judge's key: sk-{'a1' * 20}\n")
+    elsewhere = tmp_path / "small.yaml"
+    elsewhere.write_bytes((folder / "small.yaml").read_bytes())
+    for path, include in ((folder / "small.yaml", "small.yaml"), (elsewhere, "../small.yaml")):
+        with pytest.raises(ConfigError, match=r"small\.yaml holds what looks like a key or a token.*--include-secret"):
+            package.pack(folder, path, run(), tmp_path / "package.zip")
+        content = package.pack(folder, path, run(), tmp_path / "package.zip", include=[include])
+        assert content.name in content.sizes and content.name not in content.selected.secrets
 
 
 def test_links_that_lead_out_or_to_a_secret_stay_and_are_named(folder, tmp_path):
