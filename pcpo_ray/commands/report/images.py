@@ -1,19 +1,20 @@
-"""The images of a report: pairs of before and after, the worst losers, and each shown prompt over the run."""
+"""The images of a report: pairs of before and after, those that changed most, and each shown prompt over the run."""
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from pcpo_ray.config import TOTAL
 from pcpo_ray.runs.records import Record
 
-PAIRS, LOSERS = 12, 3
-"""Pairs shown that are evenly spaced over all images, and pairs that lost most."""
+PAIRS, MOST = 12, 3
+"""Pairs shown that are evenly spaced over all images, and of those that gained most and lost most."""
 
 COLUMNS = 8
 """The evaluations, evenly spaced over the run, at which a prompt's image is shown."""
@@ -27,6 +28,7 @@ SHARP = 128
 WIDE = 2
 """The width of an image over its height from which a pair stands one above the other, so that both are large."""
 
+Way = Literal["gained", "lost"]
 
 Said = Mapping[tuple[int, int], Mapping[str, str]]
 """The texts of rewards on an evaluation's images: by the prompt's place and the sample, then by reward."""
@@ -51,11 +53,11 @@ class Shown:
 class Pair:
     """An image before and after training; `after` is None while only the first evaluation's images are kept.
 
-    `lost` marks it as one of those whose score fell most.
+    `way` marks it as one of those that gained or lost most.
     """
 
     prompt: str
-    lost: bool = False
+    way: Way | None = None
     before: Shown
     after: Shown | None = None
 
@@ -65,11 +67,20 @@ class Pair:
         return float("nan") if self.after is None else self.after.score - self.before.score
 
 
+@dataclass(frozen=True, kw_only=True)
+class Most:
+    """The images that gained, or lost, most: how many, of how many that did, and the pairs not shown before."""
+
+    way: Way
+    count: int
+    of: int
+    pairs: Sequence[Pair]
+
+
 def examples(record: Record) -> dict[str, Any] | None:
     """Return the images to show; None if none are kept.
 
-    `pairs` are evenly spaced over all images, `losers` are those whose score fell most and that are not among `pairs`,
-    where they are marked. `fallen` counts the images whose score fell, `most` those that fell most.
+    `pairs` are evenly spaced over all images; `extremes` are those that gained most and those that lost most.
     """
     kept = [step for step in record.scores if image_path(record, step, 0, 0).is_file()]
     if not kept:
@@ -81,24 +92,38 @@ def examples(record: Record) -> dict[str, Any] | None:
     texts = prompts(record, first)
     said = {step: descriptions(record, step) for step in (first, last)}
     places = _evenly(before.size, PAIRS)
-    worst, fallen = [], 0
-    if last > first:
-        change = (record.scores[last][TOTAL] - before).ravel()
-        order = np.argsort(np.where(np.isfinite(change), change, np.inf), kind="stable")
-        worst = [int(place) for place in order[:LOSERS] if change[place] < 0]
-        fallen = int((change < 0).sum())
-    pairs = [_pair(record, texts, said, place, lost=place in worst) for place in places]
+    change = (record.scores[last][TOTAL] - before).ravel()
+    most: dict[Way, list[int]] = {"gained": _most(change), "lost": _most(-change)}
+    ways: dict[int, Way] = {place: way for way, found in most.items() for place in found}
+
+    def pair(place: int) -> Pair:
+        return _pair(record, texts, said, place, ways.get(place))
+
+    pairs = [pair(place) for place in places]
     return {
         "first": first,
         "last": last,
         "of": before.size,
         "pairs": pairs,
-        "losers": [_pair(record, texts, said, place, lost=True) for place in worst if place not in places],
+        "extremes": [
+            Most(
+                way=way,
+                count=len(found),
+                of=int((change > 0 if way == "gained" else change < 0).sum()),
+                pairs=[pair(place) for place in found if place not in places],
+            )
+            for way, found in most.items()
+            if found
+        ],
         "wide": pairs[0].before.wide,
         "described": any(said.values()),
-        "most": len(worst),
-        "fallen": fallen,
     }
+
+
+def _most(change: Float[np.ndarray, " images"]) -> list[int]:
+    """Return the places where a score rose most, the largest first; none where none rose."""
+    order = np.argsort(np.where(np.isfinite(change), -change, np.inf), kind="stable")
+    return [int(place) for place in order[:MOST] if change[place] > 0]
 
 
 def over_the_run(record: Record) -> dict[str, Any] | None:
@@ -129,13 +154,13 @@ def _is_whole(record: Record, step: int, shape: Sequence[int]) -> bool:
     return all(image_path(record, step, n, sample).is_file() for n in range(shape[0]) for sample in range(shape[1]))
 
 
-def _pair(record: Record, texts: Sequence[str], said: Mapping[int, Said], place: int, *, lost: bool) -> Pair:
+def _pair(record: Record, texts: Sequence[str], said: Mapping[int, Said], place: int, way: Way | None) -> Pair:
     """Make the pair at a place; `said` has the first step that is shown and, if there is another, the last."""
     first, last = min(said), max(said)
     position, sample = divmod(place, record.scores[first][TOTAL].shape[1])
     return Pair(
         prompt=texts[position],
-        lost=lost,
+        way=way,
         before=_shown(record, said, first, position, sample, SIDE),
         after=_shown(record, said, last, position, sample, SIDE) if last > first else None,
     )

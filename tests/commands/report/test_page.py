@@ -157,33 +157,40 @@ def test_one_process_is_not_called_several_workers(tmp_path):
     assert "one process that samples, scores and learns in turn" in words and "3 sampling" not in words
 
 
-LOST = re.compile(r'class="lost">.*?enlarge: ([^"]*)"', re.DOTALL)
+GAINED, LOST = (re.compile(rf'class="{way}">.*?enlarge: ([^"]*)"', re.DOTALL) for way in ("gained", "lost"))
 
 
-def test_those_that_lost_most_are_framed_where_they_stand(tmp_path):
+def test_those_that_gained_or_lost_most_are_framed_where_they_stand(tmp_path):
     record = recorder(tmp_path / "run")
     evaluate(record, 0, 0.0)
     evaluate(record, STEPS, np.array([[0.1, 0.1], [-0.3, 0.1], [0.1, -0.5], [0.1, 0.1], [-0.1, 0.1], [-0.2, 0.1]]))
     found = page(tmp_path / "run")
     words = visible(found)
     assert "All 12 " in words and "evenly spaced" not in words
-    assert "The 3 that lost most, of 4 of 12 whose score fell All of them stand above, framed." in words
-    assert len(LOST.findall(found)) == 3 and found.count("enlarge: ") == 12  # none is there twice
+    assert "The 3 that gained most, of 8 of 12 whose score rose All of them stand above, framed in blue." in words
+    assert "The 3 that lost most, of 4 of 12 whose score fell All of them stand above, framed in orange." in words
+    assert len(GAINED.findall(found)) == len(LOST.findall(found)) == 3
+    assert found.count("enlarge: ") == 12  # none is there twice
     assert re.search(r"0\.\d{3} → \u2212?0\.\d{3} ▼ \u22120\.[45]\d\d", words)
 
 
-def test_evenly_spaced_images_come_first_and_losers_are_not_repeated(tmp_path):
+def test_evenly_spaced_images_come_first_and_none_is_repeated(tmp_path):
     record = recorder(tmp_path / "run", evaluation={"count": len(PROMPTS), "images": 4, "every": 3})
     evaluate(record, 0, 0.0)
     gain = np.full((len(PROMPTS), 4), 0.1)
-    gain[0, 0], gain[0, 1], gain[1, 1] = -0.5, -0.4, -0.3  # places 0, 1 and 5, of which every second is shown
+    # of places 0, 1, 5 and of 3, 4, 7, every second is shown
+    gain[0, 0], gain[0, 1], gain[1, 1] = -0.5, -0.4, -0.3
+    gain[0, 3], gain[1, 0], gain[1, 3] = 0.5, 0.4, 0.3
     evaluate(record, STEPS, gain)
     found = page(tmp_path / "run")
     words = visible(found)
-    assert "12 of 24, evenly spaced" in words and "1 of them stands above, framed." in words
-    assert words.index("evenly spaced") < words.index("The 3 that lost most, of 3 of 24 whose score fell")
+    assert "12 of 24, evenly spaced" in words and "1 of them stands above, framed in orange." in words
+    gained, lost = "The 3 that gained most, of 21 of 24 whose score rose", "The 3 that lost most, of 3 of 24"
+    assert words.index("evenly spaced") < words.index(gained) < words.index(lost)
     first = str(escape(PROMPTS[0]))
-    assert LOST.findall(found) == [first, first, PROMPTS[1]] and found.count("enlarge: ") == 14
+    assert LOST.findall(found) == [first, first, PROMPTS[1]]
+    assert GAINED.findall(found) == [str(escape(PROMPTS[1])), first, PROMPTS[1]]
+    assert found.count("enlarge: ") == 16
 
 
 def test_what_a_judge_read_and_wrote_stands_with_the_time(tmp_path):
@@ -195,9 +202,10 @@ def test_what_a_judge_read_and_wrote_stands_with_the_time(tmp_path):
     assert "judge 10,000 50 510" in visible(page(tmp_path / "run"))
 
 
-def test_nothing_lost_is_no_list_of_losers(tmp_path):
+def test_nothing_lost_is_no_list_of_those_that_lost(tmp_path):
     finished(tmp_path / "run", gain=0.5)
-    assert "that lost most" not in visible(page(tmp_path / "run"))
+    words = visible(page(tmp_path / "run"))
+    assert "that gained most" in words and "that lost most" not in words
 
 
 def test_a_prompt_is_shown_at_every_evaluation_that_kept_its_image(tmp_path):
@@ -383,7 +391,8 @@ def test_one_prompt_is_not_taken_for_a_verdict(tmp_path):
     evaluate(record, STEPS, 0.05)
     words = visible(page(tmp_path / "run"))
     assert "◆ The held-out reward changed on 1 prompt: no verdict." in words
-    assert "Fewer than 6 prompts give no interval" in words and "rose" not in words and "nan" not in words.lower()
+    assert "Fewer than 6 prompts give no interval" in words and "nan" not in words.lower()
+    assert "reward rose" not in words and "▲ rose" not in words
     assert words.count("(no interval)") == 1
 
 
