@@ -23,6 +23,9 @@ from pcpo_ray.training.scheduling.workers import Limits, Note, Send, Start, Stop
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+BEATS = 50.0
+"""Signs of life a second that a pool asks for at most: a thousand workers at their usual pace would keep it busy."""
+
 Sends = Callable[[Any, Item], tuple[ray.ObjectRef, Callable[[Any], Result]]]
 """A function of an actor and an item. It returns the reference to wait for, and a function that makes the result."""
 
@@ -202,7 +205,11 @@ class WorkerPool(Generic[Item, Result]):
         else:
             if self.pool.heard(worker, now):  # its process is there
                 self._start(worker)
-        self.beats[self.actors[worker].alive.remote(BEAT)] = worker
+        self.beats[self.actors[worker].alive.remote(self._pace())] = worker
+
+    def _pace(self) -> float:
+        """Return the seconds from one sign of life to the next: longer in a large pool, and short of its silence."""
+        return max(BEAT, min(len(self.actors) / BEATS, self.pool.limits.silence / 4))
 
     def _start(self, worker: str) -> None:
         # what fails for a moment ends no run that goes on: those who come later have nothing to prove

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import ray
 from ray import exceptions
 
 from pcpo_ray import config
@@ -25,6 +24,7 @@ from pcpo_ray.cluster.head import Head
 from pcpo_ray.cluster.launch import BEAT, Launcher, asked_for, get, room_for, short_of
 from pcpo_ray.cluster.learner import RayLearner, Stored, Versions
 from pcpo_ray.cluster.pool import Item, Result, Sends, WorkerPool
+from pcpo_ray.cluster.waiting import Waiter
 from pcpo_ray.config import ROLLOUT_STORE_FRACTION
 from pcpo_ray.data.records import PoolStatus, RunStatus
 from pcpo_ray.data.requests import Fault, Request
@@ -150,6 +150,7 @@ class RayStages:
         launcher = Launcher(run=run)
         self.control = control
         self.looked = 0.0
+        self.waiter = Waiter()
         self.recovered: list[str] = []
         """Faults that `faults` has not told of yet."""
         self.asked: list[Request] = []
@@ -229,7 +230,7 @@ class RayStages:
 
     def _wait(self, timeout: float) -> None:
         references = [*self.samplers.references(), *self.scorers.references(), *self.learner.references()]
-        ray.wait(references, timeout=timeout)
+        self.waiter.wait(references, timeout)
         if time.monotonic() - self.looked > BEAT:
             self.looked = time.monotonic()
             self.learner.draining = leaving = self.head.last.draining

@@ -1,11 +1,12 @@
 """Benchmarks that need Ray: what they measure is there, and adds up."""
 
+import contextlib
 import subprocess
 import sys
 
 import pytest
 
-from pcpo_ray.commands.bench import backends, large, layout, results, store, weights
+from pcpo_ray.commands.bench import backends, crowd, large, layout, results, store, weights
 from pcpo_ray.config import files
 from pcpo_ray.errors import BenchError
 from tests.support import small
@@ -48,6 +49,17 @@ def test_a_step_is_timed_on_both_backends_and_every_role_says_its_peak(small_sd)
 def test_the_object_store_is_measured_in_a_process_whose_ray_has_no_other(small_sd):
     with pytest.raises(BenchError, match="measure in another process"):
         store.measure(store.measured_on(small.run(small_sd)), 1, lambda line: None)
+
+
+def test_a_crowds_driver_is_measured_while_every_sampler_works(small_sd):
+    run = crowd.measured_on(small.run(small_sd))
+    with contextlib.closing(crowd.uses(run, 30, 0.2, 0.5)) as uses:
+        first, second = next(uses), next(uses)
+    for use in (first, second):
+        assert use.wall >= 0.5 and use.processor > 0
+        assert 0 < use.tasks / use.wall < 2.5 * 30 / 0.1  # each sampler does two tasks in 0.2 s on average
+    with pytest.raises(BenchError, match="measure in another process"):
+        crowd.measure(run, 1, lambda line: None)
 
 
 @MORE

@@ -26,6 +26,7 @@ BENCHES = {
     "scoring": "Images/s scored, against bare forward passes of the rewards' networks at the best batch.",
     "serving": "Images/s of a served reward with up to 8 callers' requests a call, against one request a call.",
     "scheduler": "The driver's microseconds per task, with 10 to 10,000 tasks in flight (no work, no Ray).",
+    "crowd": "The driver's part of a core with 1,000 samplers that hold 2,000 tasks (simulated work, on Ray).",
     "weights": "Seconds from publishing to 4 samplers' acknowledgements, against one copy per process (on Ray).",
     "store": "MB that an object store of 8 GB spills for 512 FLUX-sized samples (simulated work, on Ray).",
     "loop": "Seconds per step with one batch ahead, against the slowest role alone (simulated work, on Ray).",

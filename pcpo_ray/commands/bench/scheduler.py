@@ -109,10 +109,10 @@ def _scored(rollout: Rollout, worker: str) -> Scored:
 def cost(run: config.Run, in_flight: int, tasks: int = TASKS) -> float:
     """Measure microseconds of processor time per task, from submission to gathering, in batches of `in_flight`."""
     stages = cast(Stages, InstantStages())
-    dispatcher = Dispatcher(run, stages, event=_ignore, say=_ignore)
+    dispatcher = Dispatcher(run, stages, event=ignore, say=ignore)
     dispatcher.publish(oldest=0)
     batches = [
-        [_task(step, position) for position in range(in_flight)] for step in range(1, 1 + max(1, tasks // in_flight))
+        [task(step, position) for position in range(in_flight)] for step in range(1, 1 + max(1, tasks // in_flight))
     ]
     started = time.process_time()
     for batch in batches:
@@ -121,14 +121,15 @@ def cost(run: config.Run, in_flight: int, tasks: int = TASKS) -> float:
     return 1e6 * (time.process_time() - started) / (len(batches) * in_flight)
 
 
-def _task(step: int, position: int) -> Task:
+def task(step: int, position: int) -> Task:
+    """Make a task of nothing."""
     return Task(
         step=step, position=position, prompt=Prompt(index=position, text=""), images=1, version=0, purpose="train"
     )
 
 
-def _ignore(*arguments: Any, **details: Any) -> None:
-    pass
+def ignore(*arguments: Any, **details: Any) -> None:
+    """Take an event or a line, and keep nothing of it."""
 
 
 def measured_on(run: config.Run) -> config.Run:

@@ -4,6 +4,7 @@ STARTING -> READY -> DRAINING -> gone. Events go in (`ready`, `finished`, `faile
 (`take`). Contract: every item submitted is finished exactly once, whatever dies, or an error says why it cannot be.
 """
 
+import math
 import statistics
 from collections import Counter, deque
 from typing import Generic
@@ -24,6 +25,9 @@ from pcpo_ray.training.scheduling.workers import (
     Worker,
     WorkerState,
 )
+
+LOOK = 1.0
+"""Seconds from one look at every worker to the next: among a thousand, each takes milliseconds."""
 
 
 class Pool(Generic[Item]):
@@ -49,6 +53,7 @@ class Pool(Generic[Item]):
         self._durations: deque[float] = deque(maxlen=64)
         self._backoff = Backoff()
         self._start_at = 0.0
+        self._looked = -math.inf
         self._named = self._tickets = 0
 
     # -- what there is --------------------------------------------------------------------------------------------
@@ -204,7 +209,13 @@ class Pool(Generic[Item]):
         self._dispatch(now)
 
     def tick(self, now: float) -> None:
-        """Act on the time: start workers that had to wait, give up silent ones, hedge items that take long."""
+        """Act on the time: start workers that had to wait, give up silent ones, hedge items that take long.
+
+        Looks at every worker once in `LOOK` seconds.
+        """
+        if now - self._looked < LOOK:
+            return
+        self._looked = now
         for name, worker in list(self.workers.items()):
             placed = worker.placed if worker.state is WorkerState.STARTING else now
             if worker.lent or placed is None:  # its own role listens for a worker that is lent

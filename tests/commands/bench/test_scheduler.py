@@ -8,10 +8,10 @@ from tests.support import small
 def test_every_task_comes_back_in_order_whatever_is_in_flight(small_sd):
     run = scheduler.measured_on(small.run(small_sd))
     stages = scheduler.InstantStages()
-    dispatcher = Dispatcher(run, stages, event=scheduler._ignore, say=scheduler._ignore)
+    dispatcher = Dispatcher(run, stages, event=scheduler.ignore, say=scheduler.ignore)
     dispatcher.publish(oldest=0)
     for step in (1, 2):
-        tasks = [scheduler._task(step, position) for position in range(50)]
+        tasks = [scheduler.task(step, position) for position in range(50)]
         dispatcher.submit(tasks)
         assert [group.rollout.task for group in dispatcher.gather(tasks)] == tasks
     assert len(dispatcher.ledger) == 0 and not stages.samplers.held and not dispatcher.missing

@@ -433,3 +433,14 @@ def test_an_idle_lent_worker_is_asked_where_another_takes_long():
     pool.lend("learner-0", 11.0)
     pool.tick(20.0)
     assert sent(pool) == [("learner-0", ticket)]
+
+
+def test_workers_are_looked_at_once_a_second_however_often_it_ticks():
+    pool = pool_of(2, silence=10.0, hedge=3.0)
+    pool.tick(5.0)
+    pool.heard("w-1", 5.9)
+    pool.workers["w-0"].heard = -10.0
+    pool.tick(5.9)
+    assert set(pool.workers) == {"w-0", "w-1"}
+    pool.tick(6.0)
+    assert set(pool.workers) == {"w-1", "w-2"} and "silent" in pool.faults()[0]

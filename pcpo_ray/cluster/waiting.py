@@ -1,0 +1,26 @@
+"""Waiting for Ray's answers, without keeping the driver busy where thousands of them are awaited."""
+
+import time
+from collections.abc import Sequence
+
+import ray
+
+CROWD = 200
+"""References from which a look at all of them is dear: Ray goes through every one, each time."""
+
+REST, LONGEST_REST = 3.0, 0.25
+"""How many times as long as it has worked the driver rests beside a crowd, and the most seconds of it."""
+
+
+class Waiter:
+    """Waits for references. Beside a crowd the driver rests first, and takes what came meanwhile in one look."""
+
+    def __init__(self) -> None:
+        self.waited = time.monotonic()
+
+    def wait(self, references: Sequence[ray.ObjectRef], timeout: float) -> None:
+        """Wait until one of the references is there, or for so many seconds."""
+        if len(references) > CROWD:
+            time.sleep(min(REST * (time.monotonic() - self.waited), LONGEST_REST, timeout))
+        ray.wait(list(references), timeout=timeout)
+        self.waited = time.monotonic()
