@@ -1,5 +1,7 @@
 """Control: the status of a run, the requests to it, and the number of its workers."""
 
+import math
+import time
 from collections import Counter, deque
 from collections.abc import Mapping
 
@@ -13,6 +15,9 @@ from pcpo_ray.training.progress import Progress
 from pcpo_ray.training.recorder import Recorder
 from pcpo_ray.training.scheduling import sizing
 from pcpo_ray.training.stages import Stages
+
+CROWD, SELDOM = 1_000, 1.0
+"""With so many workers the status, which names each, is told once in so many seconds; with fewer, more often."""
 
 KEPT_REQUESTS = 20
 """The number of requests carried out last that a status names."""
@@ -29,9 +34,13 @@ class Control:
         self.done: deque[str] = deque(maxlen=KEPT_REQUESTS)
         self.steady: dict[str, int] = {}
         """The pool sizes that the last step called for."""
+        self.due = -math.inf
 
     def serve(self) -> None:
-        """Tell how the run is, and do what was asked of it."""
+        """Tell how the run is, and do what was asked of it: the more workers there are, the more seldom."""
+        now = time.monotonic()
+        if now < self.due:
+            return
         self.report()
         status = self.status()
         self.recorder.status(status.row())
@@ -44,6 +53,7 @@ class Control:
             self._resize({"samplers": request.samplers, "scorers": request.scorers}, "asked for")
             self.progress.stopping = self.progress.stopping or request.stop
             self.done.append(request.id)
+        self.due = now + SELDOM * min(1.0, sum(pool.wanted for pool in (status.samplers, status.scorers)) / CROWD)
 
     def _set_staleness(self, wanted: int) -> None:
         """Let batches be so many versions old, unless the run could not learn them."""

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from pcpo_ray.data.requests import Request
 from pcpo_ray.errors import RewardError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.runs.folder import LocalFolder
+from pcpo_ray.training import control
 from pcpo_ray.training.dispatcher import Phases
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.training.loop import Loop
@@ -81,6 +83,24 @@ def test_a_status_is_plain_data_and_agrees_with_the_record(small_sd, tmp_path):
     assert {"1": 3} in [said["ages"] for said in stages.said]  # begun one version behind
     first = stages.said[0]
     assert first["reward"] is None and first["samplers"]["versions"] == {"sampler-0": None}
+
+
+@pytest.mark.parametrize(("samplers", "seconds"), [(1, 0.002), (499, 0.5), (5_000, 1.0)])
+def test_the_more_workers_a_status_names_the_more_seldom_it_is_told(small_sd, tmp_path, monkeypatch, samplers, seconds):
+    run = small.run(small_sd)
+    stages, _, loop = go(run, tmp_path / "run")
+    pools = stages.pool_status()
+    crowd = {**pools, "samplers": replace(pools["samplers"], wanted=samplers)}
+    monkeypatch.setattr(stages, "pool_status", lambda: crowd)
+    clock = [50.0]
+    monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    told = []
+    for moment in (0.0, 0.99 * seconds, 1.01 * seconds, 1.5 * seconds, 2.02 * seconds):
+        clock[0] = 50.0 + moment
+        before = len(stages.said)
+        loop.control.serve()
+        told.append(len(stages.said) > before)
+    assert told == [True, False, True, False, True]
 
 
 def test_a_run_that_fails_says_why_at_last(small_sd, tmp_path):
