@@ -18,7 +18,7 @@ recipes: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m recipes
 
 chaos: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m chaos
 
 # configs drawn anew each time, so many of each model and test; one that fails is printed as overrides
 fuzz: $(VENV)/.installed-test
