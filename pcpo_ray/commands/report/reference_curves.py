@@ -60,9 +60,9 @@ INNERMOST = re.compile(r"\[\n[^\[\]{}\"]*\n\s*\]")
 class ReferenceCurves:
     """Runs of one recipe that differ by their seeds alone.
 
-    `rewards` has a row for each of the evaluated `steps`, with a value for each of the `seeds`; `seconds` has the mean
-    of each seed's updates. `resolved` is the recipe's whole config, `inputs` has digests of the files that it read
-    (training/inputs.py), and `surroundings` what the runs were made with.
+    `rewards` has a row for each of the evaluated `steps`, with a value for each of the `seeds`. `resolved` is the
+    recipe's whole config, `inputs` has digests of the files that it read (training/inputs.py), and `surroundings` what
+    the runs were made with.
     """
 
     recipe: str
@@ -72,7 +72,6 @@ class ReferenceCurves:
     seeds: tuple[NonNegativeInt, ...]
     steps: tuple[NonNegativeInt, ...]
     rewards: Mapping[str, tuple[tuple[Number, ...], ...]]
-    seconds: tuple[Number, ...]
     inputs: Mapping[str, Mapping[str, str]]
     resolved: Mapping[str, Any]
 

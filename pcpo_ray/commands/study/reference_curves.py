@@ -89,7 +89,6 @@ def curves(study: Study, folder: Path) -> ReferenceCurves:
         seeds=tuple(study.seeds),
         steps=tuple(arm.evaluated),
         rewards={name: tuple(map(tuple, table.tolist())) for name, table in rewards.items()},
-        seconds=tuple(float(np.mean([row["seconds"] for row in record.steps])) for record in arm.records),
         inputs=inputs.read(arm.records[0].folder) or {},  # of all runs the same, as `results.read` has seen
         resolved=json.loads(json.dumps(files.plain(files.load(study.name)))),  # lists, as a file gives them back
     )
@@ -166,5 +165,5 @@ def _said(found: ReferenceCurves) -> str:
     return (
         f"{len(found.seeds)} seeds of {found.recipe}{beside}: in 95 of 100 further runs the {total} changes by "
         f"{change.low:+.3g} to {change.high:+.3g} until step {last}; "
-        f"{len(found.rewards)} rewards at {len(found.steps)} evaluations, {np.mean(found.seconds):.1f} s an update"
+        f"{len(found.rewards)} rewards at {len(found.steps)} evaluations"
     )

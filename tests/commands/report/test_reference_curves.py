@@ -37,7 +37,6 @@ def curves(recipe, *, gain=0.1, seeds=SEEDS, apart=0.01, baseline=None, digests=
         seeds=seeds,
         steps=stored.EVALUATED,
         rewards={name: tuple(map(tuple, rows)) for name in ("reward", "clip_score", "shapes_oracle")},
-        seconds=(10.0,) * len(seeds),
         inputs=digests or {},
         resolved=json.loads(json.dumps(files.plain(files.load(recipe, [f"{k}={v}" for k, v in changes.items()])))),
     )

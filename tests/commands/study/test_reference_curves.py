@@ -52,7 +52,7 @@ def test_whole_runs_become_a_file_a_recipe_and_the_commit_is_said(command, small
     assert status == 0, errors
     assert "shapes_small: 3 seeds, " in said and "3 of 3 runs are there already" in said
     assert "3 seeds of shapes_small, beside its baseline shapes_plain: in 95 of 100 further runs" in said
-    assert "the reward changes by +0.4 to +0.4 until step 4; 3 rewards at 3 evaluations, 10.0 s" in said
+    assert "the reward changes by +0.4 to +0.4 until step 4; 3 rewards at 3 evaluations" in said
     assert "git add" in said and all(f"{name}.json" in said.split("git add")[1] for name in NAMES)
     found = shipped.known()
     assert {*found} == {*NAMES} and found["shapes_plain"].baseline is None
@@ -61,7 +61,7 @@ def test_whole_runs_become_a_file_a_recipe_and_the_commit_is_said(command, small
     for step, row in zip(one.steps, one.rewards["reward"], strict=True):
         assert row == pytest.approx([0.5 + seed / 100 + step / 10 for seed in SEEDS])
     assert one.rewards["shapes_oracle"][0] == pytest.approx([0.49, 0.48, 0.47])
-    assert one.seconds == (10.0,) * 3 and {*one.inputs} == {"model.path", "rewards.0.model"}
+    assert {*one.inputs} == {"model.path", "rewards.0.model"}
     assert one.surroundings["versions"] == (", ".join(stored.VERSIONS),) and one.surroundings["device"] == ("CPU",)
     assert one.run == files.load("shapes_small")
 
@@ -156,7 +156,7 @@ def test_a_trained_run_is_drawn_over_curves_that_were_trained(command, tmp_path,
     one = shipped.known()["shapes_small"]
     assert {*one.rewards} == {"reward", "clip_score", "shapes_oracle"} and one.steps == stored.EVALUATED
     assert all(len(set(row)) == 3 for row in one.rewards["reward"])  # seeds differ, or a band would say nothing
-    assert "torch" in one.surroundings["versions"][0] and min(one.seconds) > 0
+    assert "torch" in one.surroundings["versions"][0]
     assert {"model.path", "rewards.0.model"} <= {*one.inputs} and str(tmp_path) not in shipped.dumped(one)
     status, said, errors = command("train", "shapes_small", *runs, "steps=2")
     words = " ".join(said.split())
