@@ -9,7 +9,7 @@ CROWD = 200
 """References from which a look at all of them is dear: Ray goes through every one, each time."""
 
 REST, LONGEST_REST = 3.0, 0.25
-"""How many times as long as it has worked the driver rests beside a crowd, and the most seconds of it."""
+"""The driver's rest beside a crowd, in times of what it has worked, and the most seconds of it."""
 
 
 class Waiter:

@@ -1,4 +1,4 @@
-"""What looks like a secret: by a file's name, or by what a file or a command holds.
+"""Secrets, as far as they can be told: by a file's name, or by what a file or a command holds.
 
 Anybody who can open a cluster's dashboard can read a job's package, its command and its log.
 """

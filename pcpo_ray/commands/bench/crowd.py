@@ -89,7 +89,7 @@ class CrowdStages:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Use:
-    """What the driver used for so many tasks: seconds of processor time and of wall-clock time."""
+    """The driver's use for so many tasks: seconds of processor time and of wall-clock time."""
 
     processor: float
     wall: float
