@@ -218,13 +218,21 @@ def wait_for(what, why, job, log):
     return found
 
 
-def samplers_of(job):
-    found = []
+def children_of(job):
+    """The processes that a job started and that are there still, each with its command."""
     for process in psutil.Process(job.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "ray::SamplerActor" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+            yield process, process.cmdline()
+
+
+def samplers_of(job):
+    return [process for process, words in children_of(job) if "ray::SamplerActor" in " ".join(words)]
+
+
+def head_of(job):
+    """The head's host:port. Over the dashboard, Ray needs an agent whose port another Ray on this machine may have."""
+    given = "--gcs-address="
+    return next(word for _, words in children_of(job) for word in words if word.startswith(given)).removeprefix(given)
 
 
 @pytest.fixture(scope="module")
@@ -329,8 +337,7 @@ def eventful(scraped):
     for count in range(3):
         wait_for(lambda: samplers_of(job), "a sampler", job, log)[0].kill()
         wait_for(lambda n=count: replaced() > n, "a restart", job, log)
-    # over its dashboard it would need the agent, whose port another Ray on this machine may have
-    words = command("scale", "told", "--samplers", 2)
+    words = command("scale", "told", "--samplers", 2, "--address", head_of(job))
     done = subprocess.run(words, env=scraped.environment, cwd=log.parent, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     wait_for(lambda: scraped.query('ray_pcpo_resizes_total{run="told"}'), "a resize", job, log)
