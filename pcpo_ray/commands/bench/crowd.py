@@ -10,8 +10,6 @@ from collections.abc import Generator, Sequence
 from typing import Any, cast
 
 from pcpo_ray import config
-from pcpo_ray.cluster.pool import WorkerPool
-from pcpo_ray.cluster.waiting import Waiter
 from pcpo_ray.commands import session
 from pcpo_ray.commands.bench.rows import Goal, Row, Say
 from pcpo_ray.commands.bench.scheduler import ignore, task
@@ -52,6 +50,9 @@ class CrowdStages:
     """The part of the stages that the dispatcher uses, with Ray's own pools of the simulated workers."""
 
     def __init__(self, host: Any, samplers: int, sampling: float) -> None:
+        from pcpo_ray.cluster.pool import WorkerPool
+        from pcpo_ray.cluster.waiting import Waiter
+
         self.sampling = sampling
         self.waiter = Waiter()
         self.samplers: WorkerPool[Task, Rollout] = WorkerPool(

@@ -121,7 +121,8 @@ def test_wide_images_stand_above_each_other_with_their_own_pixels(tmp_path):
     evaluate(record, 0, 4)
     evaluate(record, 4, 12)
     html = page(record)
-    assert html.count('<figure class="wide">') == 12
+    pairs = re.findall(r'<figure class="([^"]*)">\s*<label class="zoom">', html)
+    assert len(pairs) == 12 and all("wide" in names.split() for names in pairs)
     assert "before training (above) and after step 4 (below)" in visible(html) and html.count('class="sharp"') >= 24
 
 
