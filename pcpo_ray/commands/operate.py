@@ -53,11 +53,10 @@ def submit(
     import tempfile
 
     from pcpo_ray.cluster.control import jobs, package
-    from pcpo_ray.commands import submission
     from pcpo_ray.config import files, recipes
     from pcpo_ray.runs import urls
 
-    submission.check_words(overrides or [])
+    package.check_words(overrides or [])
     run = files.load(config, overrides or [])
     if urls.is_url(runs):
         urls.checked(runs)  # refuses a URL with credentials: the command is part of the job's log
@@ -72,6 +71,8 @@ def submit(
             f"a run named {run.name!r} is going on in this cluster, as job {going[-1]}; "
             "stop it, or give this one another name"
         )
+    from pcpo_ray.commands import submission
+
     _print("checking the config, the rewards and the prompts before anything is sent")
     for line in submission.check(run, runs):
         _print(line)

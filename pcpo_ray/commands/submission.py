@@ -1,27 +1,17 @@
 """Checks of `pcpo-ray submit` before a job is made: as much of what `train` checks as this machine can see."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pcpo_ray import config
-from pcpo_ray.cluster.control.secrets import is_secret
 from pcpo_ray.commands import opening, session
 from pcpo_ray.config import paths
 from pcpo_ray.config.files import differing
-from pcpo_ray.errors import ConfigError, PcpoError, RunError
+from pcpo_ray.errors import PcpoError, RunError
 from pcpo_ray.runs import look, records
 from pcpo_ray.runs.urls import is_url
-
-
-def check_words(overrides: Sequence[str]) -> None:
-    """Refuse an override that holds a key or a token, as it would stand in the job's log. Raises ConfigError."""
-    if held := [word.partition("=")[0] for word in overrides if is_secret(word)]:
-        raise ConfigError(
-            f"{', '.join(held)} is given what looks like a key or a token, and whoever sees the cluster can read a "
-            "job's command; keep it in an environment variable of the cluster's machines, which the reward reads"
-        )
 
 
 def check(run: config.Run, runs: str) -> list[str]:

@@ -55,11 +55,3 @@ def test_more_steps_are_another_config_if_the_schedule_ends_with_them(small_sd, 
     (tmp_path / "small" / "metrics.jsonl").touch()
     with pytest.raises(RunError, match="was started with another config: steps 2 -> 9"):
         submission.check(small.run(small_sd, steps=9, **changes), str(tmp_path))
-
-
-def test_an_override_that_holds_a_key_is_refused_without_showing_it():
-    key = "sk-" + "a1" * 20
-    with pytest.raises(ConfigError, match=r"rewards\.0\.options\.key is given what looks like a key") as refused:
-        submission.check_words(["steps=3", f"rewards.0.options.key={key}"])
-    assert key not in str(refused.value)
-    submission.check_words(["steps=3", "rewards.0.options.key=JUDGE_KEY"])

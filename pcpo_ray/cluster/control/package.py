@@ -12,7 +12,7 @@ from typing import Any
 from pathspec import PathSpec
 
 from pcpo_ray import config
-from pcpo_ray.cluster.control.secrets import holds_secret, looks_secret
+from pcpo_ray.cluster.control.secrets import holds_secret, is_secret, looks_secret
 from pcpo_ray.errors import ConfigError
 
 LIMIT = 100 * 2**20
@@ -81,6 +81,15 @@ class JobPackage:
             links = [f"{name} -> {target}" for name, target in self.selected.links.items()]
             lines.append(f"stays, as it is a link to a folder, or leads out of this one: {_some(links)}")
         return lines
+
+
+def check_words(overrides: Sequence[str]) -> None:
+    """Refuse an override that holds a key or a token, as it would stand in the job's log. Raises ConfigError."""
+    if held := [word.partition("=")[0] for word in overrides if is_secret(word)]:
+        raise ConfigError(
+            f"{', '.join(held)} is given what looks like a key or a token, and whoever sees the cluster can read a "
+            "job's command; keep it in an environment variable of the cluster's machines, which the reward reads"
+        )
 
 
 def pack(folder: Path, path: Path, run: config.Run, into: Path, *, include: Sequence[str] = ()) -> JobPackage:

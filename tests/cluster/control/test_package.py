@@ -272,3 +272,11 @@ def test_it_says_what_goes_along(folder, tmp_path):
     content = package.pack(folder, folder / "small.yaml", run(), tmp_path / "package.zip")
     (line,) = content.lines()
     assert line.startswith("goes along: 6 files, 0.0 MiB; largest are small.yaml (0.0 MiB), ")
+
+
+def test_an_override_that_holds_a_key_is_refused_without_showing_it():
+    key = "sk-" + "a1" * 20
+    with pytest.raises(ConfigError, match=r"rewards\.0\.options\.key is given what looks like a key") as refused:
+        package.check_words(["steps=3", f"rewards.0.options.key={key}"])
+    assert key not in str(refused.value)
+    package.check_words(["steps=3", "rewards.0.options.key=JUDGE_KEY"])
