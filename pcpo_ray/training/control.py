@@ -16,7 +16,7 @@ from pcpo_ray.training.recorder import Recorder
 from pcpo_ray.training.scheduling import sizing
 from pcpo_ray.training.stages import Stages
 
-CROWD, SELDOM = 1_000, 1.0
+MANY, SELDOM = 1_000, 1.0
 """With so many workers the status, which names each, is told once in so many seconds; with fewer, more often."""
 
 KEPT_REQUESTS = 20
@@ -53,7 +53,7 @@ class Control:
             self._resize({"samplers": request.samplers, "scorers": request.scorers}, "asked for")
             self.progress.stopping = self.progress.stopping or request.stop
             self.done.append(request.id)
-        self.due = now + SELDOM * min(1.0, sum(pool.wanted for pool in (status.samplers, status.scorers)) / CROWD)
+        self.due = now + SELDOM * min(1.0, sum(pool.wanted for pool in (status.samplers, status.scorers)) / MANY)
 
     def _set_staleness(self, wanted: int) -> None:
         """Let batches be so many versions old, unless the run could not learn them."""
