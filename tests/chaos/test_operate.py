@@ -151,4 +151,5 @@ def test_a_submitted_run_is_seen_resized_and_stopped_and_nothing_is_left(nodes, 
     assert done.returncode == 12 and done.stdout.startswith("run        spot: stopped"), done.stdout + done.stderr
     at_work = [line for line in nodes.processes().values() if "Actor" in line or "pcpo" in line]
     assert not at_work, at_work
-    assert sorted(path.name for path in project.iterdir()) == ["my_rewards.py", "runs"]
+    # where Python keeps bytecode, the check before the upload leaves it beside the reward, as any import does
+    assert {path.name for path in project.iterdir()} - {"__pycache__"} == {"my_rewards.py", "runs"}
