@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell command -v $(p) >/dev/null 2>&1 && \
 	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $(p))))
 
@@ -34,23 +35,26 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# uv where it is there, pip otherwise; both take exact versions from constraints.txt
+# Exact versions from constraints.txt, by uv where it is there, by pip otherwise: a recent pip, as the one that comes with
+# Python 3.11 takes minutes to choose among all that an index lists. Bytecode is made by all cores, where pip uses one;
+# some packages carry files that no Python compiles.
 define install
-	if command -v uv >/dev/null 2>&1; then \
+	@echo "installing into $(VENV); with torch's CUDA build this is about 5 GB and takes some minutes"
+	@if command -v uv >/dev/null 2>&1; then \
 		uv pip install --python $(BIN)/python -c constraints.txt -e "$(1)"; \
 	else \
-		$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt -e "$(1)"; \
+		$(PIP) "pip>=25" && $(PIP) --no-compile -c constraints.txt -e "$(1)" && \
+		{ $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true; }; \
 	fi
+	touch $@
 endef
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
-	@echo "installing into $(VENV); with torch's CUDA build this is about 5 GB and takes some minutes"
-	@$(call install,.)
-	touch $@
+	$(call install,.)
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	@$(call install,.[test])
-	touch $@
+$(VENV)/.installed-test: $(VENV)/.made pyproject.toml constraints.txt
+	$(call install,.[test])
+	@touch $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
