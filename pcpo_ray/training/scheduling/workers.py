@@ -89,6 +89,10 @@ class Worker:
     lent: bool = False
     """True for a worker of another role, which takes items while it is lent: it is not this pool's to start or stop."""
 
+    def at_work(self, now: float) -> float:
+        """Return the seconds spent on its first item; the others wait behind it."""
+        return now - next(iter(self.held.values()), now)
+
 
 @dataclass
 class Entry(Generic[Item]):
