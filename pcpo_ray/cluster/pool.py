@@ -209,7 +209,7 @@ class WorkerPool(Generic[Item, Result]):
 
     def _pace(self) -> float:
         """Return the seconds from one sign of life to the next: longer in a large pool, and short of its silence."""
-        return max(BEAT, min(len(self.actors) / BEATS, self.pool.limits.silence / 4))
+        return min(max(BEAT, len(self.actors) / BEATS), self.pool.limits.silence / 4)
 
     def _start(self, worker: str) -> None:
         # what fails for a moment ends no run that goes on: those who come later have nothing to prove

@@ -43,6 +43,15 @@ def test_a_silent_scorer_is_told_of_with_its_rewards_and_what_may_help(small_sd)
 
 
 @pytest.mark.parametrize(
+    ("silence", "actors", "seconds"), [(60, 2, 2.0), (60, 200, 4.0), (60, 5_000, 15.0), (4, 2, 1.0), (1, 5_000, 0.25)]
+)
+def test_a_sign_of_life_is_asked_for_before_its_lack_is_silence(small_sd, silence, actors, seconds):
+    pool = RayScorers(Launcher(small.run(small_sd, workers__silence_timeout=silence)))
+    pool.actors = {f"scorer-{n}": None for n in range(actors)}
+    assert pool._pace() == seconds
+
+
+@pytest.mark.parametrize(
     ("changes", "twice"),
     [
         ({}, True),
