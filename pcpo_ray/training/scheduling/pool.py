@@ -57,9 +57,6 @@ class Pool(Told, Generic[Item]):
         """Count the items submitted and not finished."""
         return len(self._entries)
 
-    def count(self, *states: WorkerState) -> int:
-        return sum(worker.state in states for worker in self.workers.values())
-
     def take(self) -> list[Action[Item]]:
         """Return the actions decided on since the last call, in their order."""
         actions, self._actions = self._actions, []
@@ -121,6 +118,8 @@ class Pool(Told, Generic[Item]):
         if found is None:
             return False
         found.heard, first = now, found.placed is None
+        if found.state is WorkerState.READY:
+            self._free.put_back(worker, len(found.held))
         found.placed = now if first else found.placed
         return first
 
@@ -209,6 +208,8 @@ class Pool(Told, Generic[Item]):
             if worker.lent or placed is None:  # its own role listens for a worker that is lent
                 continue
             cause, late, silent = "", now - placed, now - worker.heard
+            if silent > self.limits.silence / 2:  # so that an item does not go round among those that hang
+                self._free.remove(name)
             if silent > self.limits.silence:
                 limit = f"workers.silence_timeout={self.limits.silence:g}"
                 cause = f"it was silent for {silent:.0f} s ({limit}){self.hint}"

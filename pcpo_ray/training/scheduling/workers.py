@@ -116,6 +116,11 @@ class FreeWorkers:
         if held < len(self._levels):
             self._levels[held][worker] = None
 
+    def put_back(self, worker: str, held: int) -> None:
+        """Do as `put` for a worker that may have been removed; one that is there keeps its place."""
+        if not any(worker in level for level in self._levels):
+            self.put(worker, held)
+
     def remove(self, worker: str) -> None:
         """Forget a worker, if it is there."""
         for level in self._levels:
