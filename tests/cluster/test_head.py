@@ -74,7 +74,7 @@ def test_a_driver_that_was_stopped_takes_its_own_silence_for_nobodys(script, sil
 
 
 @pytest.mark.parametrize("answered", [0, 19, 39])
-def test_a_head_that_dies_while_the_driver_is_busy_is_told_of_before_ray_ends_it(script, silent, answered):
+def test_a_head_that_dies_beside_a_busy_driver_is_told_of_in_time(script, silent, answered):
     script.pass_time(silent, 1)
     script.time += answered
     silent._heard = script.time  # the thread goes on asking while new weights are sent, say

@@ -27,7 +27,7 @@ def test_who_died_together_is_replaced_within_a_second():
     assert len([action for action in pool.take() if isinstance(action, Start)]) == 49
 
 
-def test_deaths_in_a_pool_that_shrinks_are_counted_by_its_former_size():
+def test_deaths_in_a_shrinking_pool_are_counted_by_its_former_size():
     pool = pool_of(100, deaths=10)
     for n in range(60):
         pool.died(f"w-{n}", "its node is gone", 10.0)
