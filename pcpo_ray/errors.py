@@ -106,7 +106,8 @@ class AlarmError(PcpoError):
 class StopAskedError(KeyboardInterrupt):
     """A run that was asked to stop while its workers, or a new learner, started.
 
-    It ends as by Ctrl-C, but its command has succeeded. No `PcpoError`, as nothing is wrong; KubeRay, say, would start a failed job again.
+    It ends as by Ctrl-C, but its command has succeeded. No `PcpoError`, as nothing is wrong; KubeRay, say,
+    would start a failed job again.
     """
 
 
