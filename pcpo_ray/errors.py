@@ -104,9 +104,10 @@ class AlarmError(PcpoError):
 
 
 class StopAskedError(KeyboardInterrupt):
-    """A run that was asked to stop while its workers started: it ends as by Ctrl-C, but its command has succeeded.
+    """A run that was asked to stop while its workers, or a new learner, started.
 
-    No `PcpoError`, as nothing is wrong; KubeRay, say, would start a failed job again.
+    It ends as by Ctrl-C, but its command has succeeded. No `PcpoError`, as nothing is wrong; KubeRay, say,
+    would start a failed job again.
     """
 
 

@@ -74,10 +74,13 @@ class Head:
                 self._answers += 1
 
     def silent(self) -> float:
-        """Return the seconds since its last answer; those in which this process was stopped do not count."""
+        """Return the seconds since its last answer; after this process was stopped, or busy, it has time for another.
+
+        A busy driver's thread has gone on asking, and may have heard nothing for as long.
+        """
         now = self._now()
         if now - self._listened > DEAF:
-            self._heard += now - self._listened
+            self._heard = max(self._heard, now - patience() / 2)
         self._listened = now
         return now - self._heard
 

@@ -1,7 +1,7 @@
 """Starting and ending actors, what they reserve of the cluster, and waiting for their results."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,26 @@ from pcpo_ray.process.deadlines import within
 BEAT = 2.0
 """Seconds from one sign of life to the next."""
 
-RESERVED, GIVEN_BACK = 60.0, 5.0
-"""Seconds in which the cluster's head notes that places are asked for, or given back. Ray itself waits for ever."""
+RESERVED, GIVEN_BACK, MADE = 60.0, 5.0, 8.0
+"""Seconds in which the cluster's head notes that places are asked for, given back, or that an actor is to be made.
+
+Ray itself waits for ever. An actor is asked for in the midst of a run, which ends by itself where its head is gone.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """Starts a run's actors, with what its config reserves for each role."""
+    """Starts a run's actors, with what its config reserves for each role. `answers` tells whether the head does."""
 
     run: config.Run
+    answers: Callable[[], bool] = lambda: True
     search_path: str = field(default_factory=lambda: str(Path.cwd()))
 
     def make(self, cls: type, role: config.Role | config.LearnerRole, name: str, *more: Any, **options: Any) -> Any:
         """Make an actor that has still to start.
 
-        Ray is not to restart it: its maker replaces it, which is the same as making one more.
+        Ray is not to restart it: its maker replaces it, which is the same as making one more. Raises ClusterError
+        where the cluster's head does not answer.
         """
         made = ray.remote(concurrency_groups={HEALTH: 1})(cls).options(
             num_cpus=role.cpus,
@@ -44,7 +49,12 @@ class Launcher:
             max_restarts=0,
             **options,
         )
-        return made.remote(self.run, name, self.search_path, *more)
+        try:
+            return within(MADE, lambda: made.remote(self.run, name, self.search_path, *more))
+        except TimeoutError:  # should it be made all the same, it ends as nobody holds it
+            raise ClusterError(
+                f"the head of the Ray cluster did not answer for {MADE:g} s, when asked for {name}"
+            ) from None
 
     def reserve(self, role: config.LearnerRole) -> "Placement":
         """Reserve places for all of the learner's ranks or for none, close together; Ray gives them when it can.

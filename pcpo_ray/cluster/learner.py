@@ -17,6 +17,7 @@ from pcpo_ray.cluster.head import Head
 from pcpo_ray.cluster.launch import Launcher
 from pcpo_ray.cluster.pool import WorkerPool
 from pcpo_ray.cluster.ranks import Ranks
+from pcpo_ray.cluster.waiting import Waiter
 from pcpo_ray.data.types import Rollout, Task
 from pcpo_ray.data.updates import DriverState, TrainingGroup, Update
 from pcpo_ray.data.weights import Manifest
@@ -204,7 +205,7 @@ class RayLearner:
         self.borrower().dismiss()
         self.versions.clear()
         self.restart()
-        limit, told = self.launcher.run.workers.task_timeout, False
+        limit, told, waiter = self.launcher.run.workers.task_timeout, False, Waiter()
         while not self._ready_again():
             waited = self.ranks.waiting()
             if waited > QUIET and not told:
@@ -216,7 +217,7 @@ class RayLearner:
                     f"{self.ranks.room()}; go on with --resume once it has"
                 )
             serve()
-            ray.wait(self.references(), timeout=1.0)
+            waiter.wait(self.references(), timeout=1.0)
 
     def restart(self) -> None:
         """End all ranks, and ask for others."""

@@ -16,6 +16,7 @@ from ray import exceptions
 from pcpo_ray.cluster.failures import DEAF, WeightsGoneError, brief, cause_of, is_gone
 from pcpo_ray.cluster.launch import BEAT, end
 from pcpo_ray.data.records import PoolStatus
+from pcpo_ray.errors import ClusterError
 from pcpo_ray.training.scheduling.pool import Pool
 from pcpo_ray.training.scheduling.retries import Blame, blame
 from pcpo_ray.training.scheduling.workers import Limits, Note, Send, Start, Stop, WorkerState
@@ -43,7 +44,8 @@ class Call(Generic[Item, Result]):
 class WorkerPool(Generic[Item, Result]):
     """A pool of actors. `launch(name)` makes one, which is told to start when it has a place; `send` has it work.
 
-    `first` are the arguments of `start` until a worker has started.
+    `first` are the arguments of `start` until a worker has started. None is made while the cluster's head does not
+    answer, as `answers` or a ClusterError of `launch` tells: the driver would wait with it, and hear of nothing.
     """
 
     def __init__(
@@ -57,9 +59,12 @@ class WorkerPool(Generic[Item, Result]):
         start: float = 300.0,
         hint: str = "",
         first: Sequence[Any] = (),
+        answers: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.name, self.launch, self.send, self.first = name, launch, send, first
+        self.name, self.launch, self.send, self.first, self.answers = name, launch, send, first, answers
         self.pool: Pool[Item] = Pool(name, Limits(silence=silence, start=start), hint)
+        self.unmade: list[str] = []
+        """The workers that have no actor yet."""
         self.actors: dict[str, Any] = {}
         self.borrowed: set[str] = set()
         """The actors of another role: their end is that role's to decide on."""
@@ -178,6 +183,7 @@ class WorkerPool(Generic[Item, Result]):
         self._perform()
 
     def close(self) -> None:
+        self.unmade.clear()
         end(list(self.actors.values()))
         self.actors.clear()
         self.calls.clear()
@@ -209,7 +215,7 @@ class WorkerPool(Generic[Item, Result]):
 
     def _pace(self) -> float:
         """Return the seconds from one sign of life to the next: longer in a large pool, and short of its silence."""
-        return max(BEAT, min(len(self.actors) / BEATS, self.pool.limits.silence / 4))
+        return min(max(BEAT, len(self.actors) / BEATS), self.pool.limits.silence / 4)
 
     def _start(self, worker: str) -> None:
         # what fails for a moment ends no run that goes on: those who come later have nothing to prove
@@ -274,9 +280,9 @@ class WorkerPool(Generic[Item, Result]):
         for action in self.pool.take():
             match action:
                 case Start(worker):
-                    self.actors[worker] = self.launch(worker)
-                    self.beats[self.actors[worker].alive.remote(0.0)] = worker
+                    self.unmade.append(worker)
                 case Stop(worker):
+                    self.unmade = [name for name in self.unmade if name != worker]
                     actor = self._forget(worker)
                     if actor is not None:
                         end([actor])
@@ -285,3 +291,14 @@ class WorkerPool(Generic[Item, Result]):
                     self.calls[reference] = Call(worker=worker, ticket=ticket, item=item, finish=finish)
                 case _:
                     assert_never(action)
+        self._make()
+
+    def _make(self) -> None:
+        while self.unmade and self.answers():
+            try:
+                actor = self.launch(self.unmade[0])
+            except ClusterError:  # the run has its own patience with the head
+                return
+            worker = self.unmade.pop(0)
+            self.actors[worker] = actor
+            self.beats[actor.alive.remote(0.0)] = worker

@@ -99,7 +99,7 @@ class Ranks:
             if beat.answered():
                 _, self.nodes[index] = beat.answer
                 self.heard[index] = now
-                self.beats[index] = self._beat(index, BEAT)
+                self.beats[index] = self._beat(index, min(BEAT, self.workers.silence_timeout / 4))
             silent = now - self.heard[index]
             if index in self.nodes and silent > self.workers.silence_timeout:
                 raise LearnerLostError(

@@ -66,6 +66,7 @@ class RolePool(WorkerPool[Item, Result]):
             start=launcher.run.workers.start_timeout,
             hint=hint,
             first=first,
+            answers=launcher.answers,
         )
 
 
@@ -147,7 +148,6 @@ class RayStages:
         self.run = run
         self.ending = contextlib.ExitStack()
         self.closed = False
-        launcher = Launcher(run=run)
         self.control = control
         self.looked = 0.0
         self.waiter = Waiter()
@@ -157,6 +157,7 @@ class RayStages:
         """Requests to a run that was starting, for `exchange` to return."""
         self.versions: Versions = {}
         self.head = Head(say)
+        launcher = Launcher(run=run, answers=self.head.answers)
         self.learner = RayLearner(launcher, self.versions, self.head, lambda: self.samplers, say)
         self.lost_starts = 0
         self.samplers = RaySamplers(launcher, self.versions)

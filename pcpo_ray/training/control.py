@@ -9,6 +9,7 @@ from pcpo_ray import config
 from pcpo_ray.config import exactness
 from pcpo_ray.data.records import RunStatus
 from pcpo_ray.data.requests import ENDED
+from pcpo_ray.errors import StopAskedError
 from pcpo_ray.metrics.changes import RunNumbers
 from pcpo_ray.training.dispatcher import Dispatcher, Phases
 from pcpo_ray.training.progress import Progress
@@ -37,7 +38,10 @@ class Control:
         self.due = -math.inf
 
     def serve(self) -> None:
-        """Tell how the run is, and do what was asked of it: the more workers there are, the more seldom."""
+        """Tell how the run is, and do what was asked of it: the more workers there are, the more seldom.
+
+        Raises StopAskedError where it is to stop and no step is under way, as a lost learner is being replaced.
+        """
         now = time.monotonic()
         if now < self.due:
             return
@@ -53,6 +57,8 @@ class Control:
             self._resize({"samplers": request.samplers, "scorers": request.scorers}, "asked for")
             self.progress.stopping = self.progress.stopping or request.stop
             self.done.append(request.id)
+        if self.progress.stopping and self.progress.recovering:  # which may take workers.task_timeout
+            raise StopAskedError
         self.due = now + SELDOM * min(1.0, sum(pool.wanted for pool in (status.samplers, status.scorers)) / MANY)
 
     def _set_staleness(self, wanted: int) -> None:

@@ -73,6 +73,18 @@ def test_a_driver_that_was_stopped_takes_its_own_silence_for_nobodys(script, sil
     assert silent.silent() < head.patience()
 
 
+@pytest.mark.parametrize("answered", [0, 19, 39])
+def test_a_head_that_dies_beside_a_busy_driver_is_told_of_in_time(script, silent, answered):
+    script.pass_time(silent, 1)
+    script.time += answered
+    silent._heard = script.time  # the thread goes on asking while new weights are sent, say
+    script.time += 40 - answered
+    with pytest.raises(ClusterError, match="did not answer"):
+        for _ in range(int(head.ENDED) - (40 - answered)):
+            silent.listen()
+            script.time += 1.0
+
+
 def test_a_cluster_may_be_allowed_more_time(script, silent, monkeypatch):
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
     script.pass_time(silent, 300)

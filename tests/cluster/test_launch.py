@@ -5,9 +5,11 @@ import subprocess
 import sys
 import threading
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
 from ray import exceptions
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -79,6 +81,17 @@ def test_a_head_that_is_gone_holds_up_nobody_who_asks_it_for_places(small_sd, mo
     with pytest.raises(ClusterError, match=r"did not answer for 0.1 s, when asked for the learner's places"):
         launch.Launcher(run=run).reserve(run.workers.learner)
     launch.Placement(object()).close()
+    gone.set()
+
+
+def test_a_head_that_is_gone_holds_up_nobody_who_asks_it_for_an_actor(small_sd, monkeypatch):
+    gone = threading.Event()
+    made = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=lambda *arguments: gone.wait()))
+    monkeypatch.setattr(ray, "remote", lambda **options: lambda cls: made)
+    monkeypatch.setattr(launch, "MADE", 0.1)
+    run = small.run(small_sd)
+    with pytest.raises(ClusterError, match=r"did not answer for 0.1 s, when asked for scorer-0"):
+        launch.Launcher(run=run).make(LearnerActor, run.workers.scorers, "scorer-0")
     gone.set()
 
 

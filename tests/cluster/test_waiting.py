@@ -18,7 +18,12 @@ def spent(monkeypatch):
         clock[0] += seconds
 
     monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
-    monkeypatch.setattr(ray, "wait", lambda references, timeout: clock.__setitem__(0, clock[0] + timeout / 100))
+
+    def wait(references, timeout):
+        clock[0] += timeout / 100
+        return [], references
+
+    monkeypatch.setattr(ray, "wait", wait)
     return clock, rests
 
 
@@ -42,3 +47,26 @@ def test_what_a_wait_took_is_no_work(spent):
     for _ in range(3):
         waiter.wait([None] * 1000, 10.0)
     assert rests == [0.0, 0.0, 0.0]
+
+
+def test_what_is_there_and_is_left_there_wakes_the_driver_once(monkeypatch):
+    there, asked = {"rank 0"}, []
+
+    def wait(references, timeout):
+        asked.append(list(references))
+        return [one for one in references if one in there][:1], references
+
+    monkeypatch.setattr(ray, "wait", wait)
+    waiter = waiting.Waiter()
+    waiter.wait(["rank 0", "rank 1"], 1.0)
+    waiter.wait(["rank 0", "rank 1"], 1.0)
+    there.add("rank 1")
+    waiter.wait(["rank 0", "rank 1"], 1.0)
+    assert asked == [["rank 0", "rank 1"], ["rank 1"], ["rank 1"]]
+    rests = []
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=rests.append))
+    waiter.wait(["rank 0", "rank 1"], 1.0)  # nothing else can come
+    assert rests == [1.0] and len(asked) == 3
+    waiter.wait(["rank 1"], 1.0)
+    waiter.wait(["rank 0", "rank 1"], 1.0)  # it was taken meanwhile: this is another's
+    assert asked[3:] == [["rank 0"]]

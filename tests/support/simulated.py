@@ -57,6 +57,9 @@ class Workers:
                     self.alive[worker] = start + took
                     self.after(start + took - self.now, what, worker, ticket)
 
+    def ready(self, state=WorkerState.READY):
+        return sum(worker.state is state for worker in self.pool.workers.values())
+
     def step(self):
         """The next event, or a second of nothing."""
         if not self.events:
@@ -99,7 +102,7 @@ class Workers:
     def settle(self, count):
         """Let time pass until there are so many workers at work."""
         for _ in range(1000):
-            if self.pool.count(WorkerState.READY) == count and not self.pool.count(WorkerState.DRAINING):
+            if self.ready() == count and not self.ready(WorkerState.DRAINING):
                 return
             self.step()
-        raise AssertionError(f"{self.pool.count(WorkerState.READY)} workers at {self.now}, not {count}")
+        raise AssertionError(f"{self.ready()} workers at {self.now}, not {count}")

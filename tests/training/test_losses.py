@@ -1,10 +1,13 @@
 """Losses that end no run: the learner of a resumed run while it reads a checkpoint, and weights that were published."""
 
+import time
+
 import pytest
 import torch
 
 from pcpo_ray.data.requests import Request
-from pcpo_ray.errors import ClusterError, LearnerLostError
+from pcpo_ray.errors import ClusterError, LearnerLostError, StopAskedError
+from pcpo_ray.runs import checkpoints
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.workers.learner.learner import Learner
 from tests.support import small
@@ -82,6 +85,32 @@ def test_what_an_operator_asked_for_outlives_a_learner(small_sd, tmp_path):
     go(run, tmp_path / "run", stages=stages)
     assert messages(tmp_path / "run") == "killed in the update; a new learner goes on after step 2"
     assert 2 not in said[said.index(0) :]
+
+
+def test_a_run_asked_to_stop_waits_for_no_new_learner(small_sd, tmp_path):
+    run = a_run(small_sd, steps=6, checkpoints__every=2)
+    stages, waited = Recovering(run), []
+    begin = stages.learner.begin
+
+    def beginning(step, batch):
+        if step == 4:
+            raise LearnerLostError("killed in the update")
+        begin(step, batch)
+
+    def recover(serve):
+        for _ in range(10):
+            waited.append(time.sleep(0.01))
+            serve()
+
+    def exchange(status):
+        return [Request(stop=True)] if len(waited) == 3 else []
+
+    stages.exchange, stages.learner.begin, stages.learner.recover = exchange, beginning, recover
+    with pytest.raises(StopAskedError):
+        go(run, tmp_path / "run", stages=stages)
+    assert len(waited) == 3
+    assert checkpoints.newest(tmp_path / "run", pytest.fail) == checkpoints.folder_for(tmp_path / "run", 2)
+    go(run, tmp_path / "run", found=True)
 
 
 class Forgetting(Recovering):

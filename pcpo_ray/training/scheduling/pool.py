@@ -6,11 +6,12 @@ STARTING -> READY -> DRAINING -> gone. Events go in (`ready`, `finished`, `faile
 
 import math
 import statistics
-from collections import Counter, deque
+from collections import deque
 from typing import Generic
 
 from pcpo_ray.errors import ClusterError
 from pcpo_ray.training.scheduling.retries import Backoff
+from pcpo_ray.training.scheduling.told import Told
 from pcpo_ray.training.scheduling.workers import (
     Action,
     Cause,
@@ -18,7 +19,6 @@ from pcpo_ray.training.scheduling.workers import (
     FreeWorkers,
     Item,
     Limits,
-    Note,
     Send,
     Start,
     Stop,
@@ -30,31 +30,26 @@ LOOK = 1.0
 """Seconds from one look at every worker to the next: among a thousand, each takes milliseconds."""
 
 
-class Pool(Generic[Item]):
+class Pool(Told, Generic[Item]):
     """A pool of workers. Its `name` begins their names, which are never used twice.
 
     Times are seconds on the driver's clock. `hint` says what may keep a worker of this kind silent, and what to do.
     """
 
     def __init__(self, name: str, limits: Limits, hint: str = "") -> None:
+        super().__init__()
         self.name, self.limits, self.hint = name, limits, hint
-        self.wanted = 0
+        self.wanted = self._most = self._named = self._tickets = 0
         self.workers: dict[str, Worker] = {}
-        self.recovered: list[str] = []
-        self.noted: list[Note] = []
         self._vacant: deque[tuple[str, float]] = deque()
         """The workers lost and not replaced yet, and when they were lost."""
-        self.restarts: Counter[str] = Counter()
-        self.retries: dict[str, Counter[str]] = {"lost": Counter(), "hedged": Counter()}
         self._entries: dict[int, Entry[Item]] = {}
         self._queue: deque[int] = deque()
         self._actions: list[Action[Item]] = []
         self._free = FreeWorkers(limits.depth)
         self._durations: deque[float] = deque(maxlen=64)
         self._backoff = Backoff()
-        self._start_at = 0.0
-        self._looked = -math.inf
-        self._named = self._tickets = 0
+        self._looked, self._late = -math.inf, math.inf
 
     # -- what there is --------------------------------------------------------------------------------------------
 
@@ -62,23 +57,10 @@ class Pool(Generic[Item]):
         """Count the items submitted and not finished."""
         return len(self._entries)
 
-    def count(self, *states: WorkerState) -> int:
-        return sum(worker.state in states for worker in self.workers.values())
-
     def take(self) -> list[Action[Item]]:
         """Return the actions decided on since the last call, in their order."""
         actions, self._actions = self._actions, []
         return actions
-
-    def faults(self) -> list[str]:
-        """Return what was recovered since the last call, a line each."""
-        recovered, self.recovered = self.recovered, []
-        return recovered
-
-    def notes(self) -> list[Note]:
-        """Return what is worth a line and is no fault, since the last call."""
-        noted, self.noted = self.noted, []
-        return noted
 
     def cancel(self) -> None:
         """Forget every item; results that workers still send are not used."""
@@ -89,7 +71,7 @@ class Pool(Generic[Item]):
 
     def resize(self, wanted: int, now: float) -> None:
         """Have so many workers; surplus ones finish what they hold first."""
-        self.wanted = wanted
+        self.wanted, self._most = wanted, max(self._most, wanted)
         self._fit(now)
 
     def submit(self, item: Item, now: float) -> int:
@@ -136,6 +118,8 @@ class Pool(Generic[Item]):
         if found is None:
             return False
         found.heard, first = now, found.placed is None
+        if found.state is WorkerState.READY:
+            self._free.put_back(worker, len(found.held))
         found.placed = now if first else found.placed
         return first
 
@@ -163,6 +147,7 @@ class Pool(Generic[Item]):
             self._settle(worker, found)
         if entry is not None:
             self._backoff.succeeded()
+            self._most = self.wanted
             for other in entry.holders - {worker}:
                 self._settle_if_waiting(other)
         self._dispatch(now)
@@ -189,57 +174,60 @@ class Pool(Generic[Item]):
         if found is None:
             return
         self._free.remove(worker)
-        # what it was about to be given, by the death of another a moment ago, is lost with it
+        # what it was about to be given, by the death of another a moment ago, has never been with it
+        unsent = {action.ticket for action in self._actions if isinstance(action, Send) and action.worker == worker}
         self._actions = [action for action in self._actions if getattr(action, "worker", None) != worker]
         if not found.lent:
             self.recovered.append(f"{worker} is gone: {cause}")
         if found.state is not WorkerState.DRAINING and not found.lent:
             self._vacant.append(found.instead or (worker, now))
             self.restarts[why] += 1
-            self._backoff.failed()
-            if self._backoff.failures > self.limits.deaths + self.wanted:
+            self._backoff.failed(now)
+            if self._backoff.failures > self.limits.deaths + self._most:
                 raise ClusterError(
                     f"{self._backoff.failures} {self.name} workers died in a row and nothing was finished between; "
                     f"the last: {cause}"
                 )
-            self._start_at = max(self._start_at, now + self._backoff.seconds)
         for ticket in list(found.held):
-            self._lost(worker, ticket, cause, why)
+            if ticket in unsent:
+                self._take_back(worker, ticket)
+            else:
+                self._lost(worker, ticket, cause, why)
         self._fit(now)
         self._dispatch(now)
 
     def tick(self, now: float) -> None:
-        """Act on the time: start workers that had to wait, give up silent ones, hedge items that take long.
-
-        Looks at every worker once in `LOOK` seconds.
-        """
+        """Act on the time, once in `LOOK` seconds: start who had to wait, give up the silent, hedge what takes long."""
         if now - self._looked < LOOK:
             return
         self._looked = now
+        if len(self._durations) >= 5:
+            self._late = self.limits.hedge * statistics.median(self._durations)
         for name, worker in list(self.workers.items()):
             placed = worker.placed if worker.state is WorkerState.STARTING else now
             if worker.lent or placed is None:  # its own role listens for a worker that is lent
                 continue
-            late = now - placed
-            silent = now - worker.heard
+            cause, late, silent = "", now - placed, now - worker.heard
+            if silent > self.limits.silence / 2:  # so that an item does not go round among those that hang
+                self._free.remove(name)
             if silent > self.limits.silence:
                 limit = f"workers.silence_timeout={self.limits.silence:g}"
-                self.died(name, f"it was silent for {silent:.0f} s ({limit}){self.hint}", now, "silent")
-                self._actions.append(Stop(name))
+                cause = f"it was silent for {silent:.0f} s ({limit}){self.hint}"
             elif late > self.limits.start:
-                limit = f"workers.start_timeout={self.limits.start:g}"
-                self.died(name, f"it had not started after {late:.0f} s ({limit})", now, "silent")
+                cause = f"it had not started after {late:.0f} s (workers.start_timeout={self.limits.start:g})"
+            if cause:
+                self.died(name, cause, now, "silent")
                 self._actions.append(Stop(name))
         self._fit(now)
+        self._dispatch(now)
         self._hedge(now)
 
     # -- decisions ------------------------------------------------------------------------------------------------
 
     def _fit(self, now: float) -> None:
         """Start missing workers; drain surplus ones, first those still starting, then those that hold least."""
-        own = {name: worker for name, worker in self.workers.items() if not worker.lent}
-        there = [name for name, worker in own.items() if worker.state is not WorkerState.DRAINING]
-        if len(there) < self.wanted and now >= self._start_at:
+        there = [name for name, one in self.workers.items() if not one.lent and one.state is not WorkerState.DRAINING]
+        if len(there) < self.wanted and now >= self._backoff.until:
             for _ in range(self.wanted - len(there)):
                 name = f"{self.name}-{self._named}"
                 self._named += 1
@@ -271,23 +259,25 @@ class Pool(Generic[Item]):
         self._fit(now)
 
     def _dispatch(self, now: float) -> None:
-        while self._queue:
-            ticket = self._queue[0]
-            if ticket not in self._entries:  # finished by a hedge meanwhile
-                self._queue.popleft()
+        passed: list[int] = []  # refused by all who are free; the others need not wait behind it
+        while self._queue and self._free.least_busy(()) is not None:
+            ticket = self._queue.popleft()
+            entry = self._entries.get(ticket)
+            if entry is None:  # finished by a hedge meanwhile
                 continue
-            entry = self._entries[ticket]
-            worker = self._free.least_busy(entry.holders | self._refusers(entry))
+            worker = self._free.least_busy(entry.holders | self._refusers(entry, now))
             if worker is None:
-                return
-            self._queue.popleft()
-            self._send(worker, ticket, entry, now)
+                passed.append(ticket)
+            else:
+                self._send(worker, ticket, entry, now)
+        self._queue.extendleft(reversed(passed))
 
-    def _refusers(self, entry: Entry[Item]) -> set[str]:
-        """List the workers that refused an item; they get it again only where there is nobody else."""
+    def _refusers(self, entry: Entry[Item], now: float) -> set[str]:
+        """List the workers that refused an item; they get it again only where there is nobody else who gets on."""
         if not entry.refused:
             return set()
-        there = {name for name, found in self.workers.items() if found.state is WorkerState.READY}
+        ready = {name: found for name, found in self.workers.items() if found.state is WorkerState.READY}
+        there = {name for name, found in ready.items() if found.at_work(now) <= self._late}
         return set() if there <= set(entry.refused) else set(entry.refused)
 
     def _send(self, worker: str, ticket: int, entry: Entry[Item], now: float) -> None:
@@ -299,13 +289,11 @@ class Pool(Generic[Item]):
 
     def _release(self, worker: str, found: Worker, ticket: int, now: float) -> float | None:
         """Take an item from a worker, which then begins its next; return since when it was at work on it."""
-        since = found.held.get(ticket)
+        since = found.held.pop(ticket, None)
         if since is None:
             return None
-        del found.held[ticket]
-        for following in found.held:
-            found.held[following] = now
-            break
+        if found.held:
+            found.held[next(iter(found.held))] = now
         if found.state is WorkerState.READY:
             self._free.put(worker, len(found.held))
         return since
@@ -320,9 +308,9 @@ class Pool(Generic[Item]):
     def _settle_if_waiting(self, worker: str) -> None:
         """Let a leaving worker go whose last items were finished elsewhere."""
         found = self.workers.get(worker)
-        if found is None or found.state is not WorkerState.DRAINING:
+        if found is None or any(ticket in self._entries for ticket in found.held):
             return
-        if all(ticket not in self._entries for ticket in found.held):
+        if found.state is WorkerState.DRAINING:
             found.held.clear()
             self._settle(worker, found)
 
@@ -330,30 +318,32 @@ class Pool(Generic[Item]):
         entry = self._entries.get(ticket)
         if entry is None:
             return
-        entry.holders.discard(worker)
         entry.lost.append(f"{worker}: {cause}")
         self.retries["lost"][why] += 1
-        if entry.holders:
-            return  # a hedge is still at it
-        if len(entry.lost) >= self.limits.attempts:
-            raise ClusterError(f"a task was lost {len(entry.lost)} times: " + "; ".join(entry.lost))
-        self.recovered.append(f"{worker} lost a task ({cause}), attempt {len(entry.lost)}")
-        self._queue.appendleft(ticket)
+        if self._take_back(worker, ticket):
+            if len(entry.lost) >= self.limits.attempts:
+                raise ClusterError(f"a task was lost {len(entry.lost)} times: " + "; ".join(entry.lost))
+            self.recovered.append(f"{worker} lost a task ({cause}), attempt {len(entry.lost)}")
+
+    def _take_back(self, worker: str, ticket: int) -> bool:
+        """Queue an item first that a worker does not have any more; return False where a hedge is still at it."""
+        entry = self._entries.get(ticket)
+        if entry is None:
+            return False
+        entry.holders.discard(worker)
+        if not entry.holders:
+            self._queue.appendleft(ticket)
+        return not entry.holders
 
     def _hedge(self, now: float) -> None:
-        if self._queue or len(self._durations) < 5:
-            return
-        late = self.limits.hedge * statistics.median(self._durations)
         for name, found in list(self.workers.items()):
-            taken = now - next(iter(found.held.values()), now)  # the first is at work; the others wait behind it
-            if taken <= late:
+            if (taken := found.at_work(now)) <= self._late:
                 continue
             for ticket in list(found.held):
                 entry = self._entries.get(ticket)
-                other = (
-                    None if entry is None or len(entry.holders) > 1 else self._free.least_busy(entry.holders, idle=True)
-                )
-                if entry is None or other is None:
+                if entry is None or len(entry.holders) > 1:
+                    continue
+                if (other := self._free.least_busy(entry.holders, idle=True)) is None:
                     continue
                 self.noted.append(("note", f"{name} takes long over a task ({taken:.1f} s); {other} is asked too"))
                 self.retries["hedged"]["slow"] += 1

@@ -89,6 +89,10 @@ class Worker:
     lent: bool = False
     """True for a worker of another role, which takes items while it is lent: it is not this pool's to start or stop."""
 
+    def at_work(self, now: float) -> float:
+        """Return the seconds spent on its first item; the others wait behind it."""
+        return now - next(iter(self.held.values()), now)
+
 
 @dataclass
 class Entry(Generic[Item]):
@@ -111,6 +115,11 @@ class FreeWorkers:
         self.remove(worker)
         if held < len(self._levels):
             self._levels[held][worker] = None
+
+    def put_back(self, worker: str, held: int) -> None:
+        """Do as `put` for a worker that may have been removed; one that is there keeps its place."""
+        if not any(worker in level for level in self._levels):
+            self.put(worker, held)
 
     def remove(self, worker: str) -> None:
         """Forget a worker, if it is there."""

@@ -13,8 +13,15 @@ def test_the_first_retry_is_at_once_and_later_ones_back_off_to_a_limit():
     backoff = Backoff(first=1.0, longest=5.0)
     waits = []
     for _ in range(6):
-        backoff.failed()
+        backoff.failed(max(0.0, backoff.until))
         waits.append(backoff.seconds)
     assert waits == [0.0, 1.0, 2.0, 4.0, 5.0, 5.0]
     backoff.succeeded()
     assert backoff.seconds == 0.0
+
+
+def test_failures_before_the_next_try_are_of_the_same_one():
+    backoff = Backoff(first=1.0, longest=60.0)
+    for _ in range(100):
+        backoff.failed(10.0)
+    assert backoff.failures == 100 and backoff.until == 11.0
