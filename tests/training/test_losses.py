@@ -98,8 +98,9 @@ def test_a_run_asked_to_stop_waits_for_no_new_learner(small_sd, tmp_path):
         begin(step, batch)
 
     def recover(serve):
-        for _ in range(10):
-            waited.append(time.sleep(0.01))
+        for number in range(10):
+            waited.append(number)
+            time.sleep(0.01)
             serve()
 
     def exchange(status):
