@@ -6,6 +6,7 @@ that a method raises, and of an `__init__` only the text of its traceback. Impor
 scorer never imports diffusers.
 """
 
+import gc
 import os
 import sys
 import time
@@ -52,7 +53,11 @@ class Worker(ABC):
     def start(self) -> tuple[int, str]:
         """Load what the role needs, once; return what `alive` returns."""
         if not self.loaded:
-            self.load()
+            gc.disable()  # it would go through all that imports make, again and again: an eighth of a sampler's start
+            try:
+                self.load()
+            finally:
+                gc.enable()
             self.loaded = True
         found: tuple[int, str] = self.alive(0.0)
         return found
