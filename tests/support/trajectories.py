@@ -3,6 +3,7 @@
 import torch
 
 from pcpo_ray.data.types import Prompt, Task, Trajectory
+from pcpo_ray.workers.learner import mini_batches
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import small
@@ -64,3 +65,11 @@ def same_bits(one, other):
         torch.equal(getattr(one, name), getattr(other, name))
         for name in ("steps", "latents", "predictions", "noises", "log_probs")
     )
+
+
+def of_rank(run, batch, step, rank):
+    """The batch as a rank gets it: without the trajectories of which it learns nothing."""
+    trained = len(batch[0][1].steps)
+    images = [len(advantages) for _, _, advantages in batch]
+    own = mini_batches.rank_groups(run, images, trained, step=step, rank=rank.index, ranks=rank.count)
+    return [(version, one if n in own else None, values) for n, (version, one, values) in enumerate(batch)]

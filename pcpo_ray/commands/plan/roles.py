@@ -115,7 +115,7 @@ def learner(run: Run) -> Memory:
             "denoising network, frozen": frozen // parts,
             "trained weights": (precise if sharded else trained) // parts,
             **({"their float32 masters": copied_masters} if copied_masters and not sharded else {}),
-            "gradients": precise // parts,
+            "gradients": precise // parts if full else precise,  # an adapter's are reduced once an optimizer step
             ("AdamW's two moments" if run.optimizer.kind == "adamw" else f"moments of {run.optimizer.kind}"): moments,
             "weights before the update, sampled": remembered,
             **({} if run.optimizer.average is None else {"running mean of the weights": precise // parts}),

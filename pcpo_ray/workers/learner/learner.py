@@ -230,7 +230,8 @@ class Learner:
             self._backward(loss)
             total.add_(torch.stack([loss.detach(), divergence.detach()]))
 
-        failure = self.loader.run(held, passes, accumulate, self._dummy_pass)
+        last = sharding.reduce_last(self.policy.denoiser.module, adapter=isinstance(self.run.model.train, config.Lora))
+        failure = self.loader.run(held, passes, accumulate, self._dummy_pass, last)
         try:
             noted.count()
         except TrainingError as error:

@@ -123,17 +123,21 @@ class PairLoader:
         passes: Sequence[Sequence[Block]],
         work: Callable[[PairBatch], None],
         dummy: Callable[[], Any],
+        last: Callable[[], Any] = lambda: None,
     ) -> Exception | None:
         """Do `work` on the pairs of each pass, and return this rank's failure.
 
         FSDP gathers parameters on all ranks together. So `dummy` passes follow until this rank has made as many as the
-        busiest one, and a failure within a pass, which the others take part in, is raised at once.
+        busiest one, and a failure within a pass, which the others take part in, is raised at once. Each rank calls
+        `last` before the last of these passes.
         """
         most = self._most_passes(len(passes))
         begun, ended, failure = 0, 0, None
         try:
             for pairs in self.pairs(groups, passes):
                 begun += 1
+                if begun == most:
+                    last()
                 work(pairs)
                 del pairs  # may be views of a group, which must be freed before the next one is unpacked
                 ended += 1
@@ -141,7 +145,9 @@ class PairLoader:
             if self.rank.sharded and begun != ended:
                 raise self.rank.told(error) from error
             failure = error
-        for _ in range(most - ended):
+        for number in range(ended + 1, most + 1):
+            if number == most:
+                last()
             dummy()
         return failure
 

@@ -18,7 +18,7 @@ from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.packing import pack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from tests.support import lockstep, small
-from tests.support.trajectories import task
+from tests.support.trajectories import of_rank, task
 
 CPU = torch.device("cpu")
 
@@ -137,14 +137,6 @@ def sampled(sampler, learner, step, count):
     asked = [task(position=n, version=learner.version, step=step) for n in range(count)]
     made = [pack_trajectory(sampler.policy, one, sampler.sample(one)[0]) for one in asked]
     return [(learner.version, one, ADVANTAGES[n % 3]) for n, one in enumerate(made)]
-
-
-def of_rank(run, batch, step, rank):
-    """The batch as a rank gets it: without the trajectories of which it learns nothing."""
-    trained = len(batch[0][1].steps)
-    images = [len(advantages) for _, _, advantages in batch]
-    own = mini_batches.rank_groups(run, images, trained, step=step, rank=rank.index, ranks=rank.count)
-    return [(version, one if n in own else None, values) for n, (version, one, values) in enumerate(batch)]
 
 
 def learners(run, count):

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import time
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from pcpo_ray.errors import RunError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.workers.learner import distributed
 from tests.support import small
+from tests.support.trajectories import of_rank
 
 TIMEOUT = 6.0
 """Seconds of the group's: those of each collective."""
@@ -92,18 +95,66 @@ AGAIN = {"objective__old_predictions": "recomputed", "optimizer__minibatches": 2
 
 def learned(index, address, run, batch, answers):
     """One rank's process: it trains on its part of a batch that another kind of sampler made."""
+    with learner_of_rank(index, address, run) as learner:
+        answers.put((index, told(learner.update(1, of_rank(run, batch, 1, learner.rank)))))
+
+
+def counted(index, address, run, batch, answers):
+    """One rank's process: an update's collectives by name, its passes with gradients, and the sharded parts."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    prefetch = FSDPModule.set_modules_to_forward_prefetch
+    with (
+        mock.patch.object(FSDPModule, prefetch.__name__, autospec=True, side_effect=prefetch) as prefetching,
+        learner_of_rank(index, address, run) as learner,
+        mock.patch.object(learner, "_backward", wraps=learner._backward) as backward,
+    ):
+        with CommDebugMode() as communicated:
+            update = learner.update(1, of_rank(run, batch, 1, learner.rank))
+        counts = {str(name).split(".")[1]: count for name, count in communicated.get_comm_counts().items()}
+        parts = [part for part in learner.policy.denoiser.module.modules() if isinstance(part, FSDPModule)]
+        training = sum(any(p.requires_grad for p in own_of(part)) for part in parts)
+        gathers, reductions = counts["_allgather_base_"], counts["_reduce_scatter_base_"]
+        made = (gathers, reductions, backward.call_count, prefetching.call_count)
+        answers.put((index, *made, len(parts), training, update.gradient_norm))
+
+
+def own_of(part):
+    """The parameters of a sharded part that are in none of the parts within it."""
+    from torch.distributed.fsdp import FSDPModule
+
+    inner = (one for one in part.modules() if isinstance(one, FSDPModule) and one is not part)
+    within = {id(p) for one in inner for p in one.parameters()}  # type: ignore[attr-defined]
+    return [p for p in part.parameters() if id(p) not in within]
+
+
+@contextmanager
+def learner_of_rank(index, address, run):
     from pcpo_ray.workers.learner.learner import Learner
-    from tests.workers.learner.test_distributed import of_rank
 
     torch.set_num_threads(1)
     deadlines = {"start": 120.0, "timeout": 60.0}
     sharded = run.workers.learner.strategy == "fsdp2"
     device = torch.device("cpu")
     joined = distributed.join(index=index, count=2, sharded=sharded, address=address, device=device, **deadlines)
-    learner = Learner(run, device, joined)
-    update = learner.update(1, of_rank(run, batch, 1, joined))
-    answers.put((index, told(update)))
+    yield Learner(run, device, joined)
     distributed.Meeting(joined, "the end", seconds=60.0).tell()
+
+
+def by_two(work, run, groups):
+    """What each of two ranks' processes answers."""
+    store, spawned = distributed.host("127.0.0.1"), multiprocessing.get_context("spawn")
+    answers, address = spawned.Queue(), ("127.0.0.1", store.port)
+    processes = [spawned.Process(target=work, args=(index, address, run, groups, answers)) for index in (0, 1)]
+    for process in processes:
+        process.start()
+    try:
+        return sorted(answers.get(timeout=200) for _ in processes)
+    finally:
+        for process in processes:
+            process.join(60)
+            process.kill()
 
 
 def told(update):
@@ -127,19 +178,28 @@ def test_two_ranks_take_old_predictions_as_one_does(small_sd, strategy):
     groups = batch(rounding, alone, 3)
     expected = told(alone.update(1, groups))
     assert expected[0] == 0 and expected[1] > 1e-7
-    store, spawned = distributed.host("127.0.0.1"), multiprocessing.get_context("spawn")
-    answers, address = spawned.Queue(), ("127.0.0.1", store.port)
-    processes = [spawned.Process(target=learned, args=(index, address, run, groups, answers)) for index in (0, 1)]
-    for process in processes:
-        process.start()
-    try:
-        found = sorted(answers.get(timeout=200) for _ in processes)
-    finally:
-        for process in processes:
-            process.join(60)
-            process.kill()
-    for _, numbers in found:
+    for _, numbers in by_two(learned, run, groups):
         assert numbers == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("train", ["{kind: lora, rank: 2, alpha: 2}", "{kind: full}"])
+def test_ranks_gather_twice_a_pass_and_reduce_an_adapter_once_a_step(small_sd, train):
+    from pcpo_ray.workers.learner.learner import Learner
+    from tests.support.trajectories import batch, pair
+
+    changes = {"optimizer__minibatches": 2, "optimizer__micro_batch": 4, "model__train": train}
+    run = small.run(small_sd, **changes, workers__learner="{ranks: 2, strategy: fsdp2}")
+    sampler, learner = pair(small_sd, **changes)
+    groups = batch(sampler, learner, 4)
+    expected = Learner(small.run(small_sd, **changes), torch.device("cpu")).update(1, groups)
+    for _, gathers, reductions, passes, prefetching, parts, training, norm in by_two(counted, run, groups):
+        assert passes == 8 and 0 < prefetching < parts
+        # what comes before the first trained layer is not gathered again for the backward pass
+        assert passes * parts < gathers <= 2 * passes * parts
+        assert reductions == training * (2 if "lora" in train else passes)
+        assert norm == pytest.approx(expected.gradient_norm, rel=1e-4)
 
 
 @pytest.mark.chaos
