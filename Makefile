@@ -3,6 +3,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off
+# two files at a time, in the order of tests/conftest.py
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell command -v $(p) >/dev/null 2>&1 && \
 	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $(p))))
 
@@ -12,14 +14,14 @@ demo: $(VENV)/.installed
 	$(BIN)/pcpo-ray train configs/shapes_pcpo.yaml name=demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.installed-test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not ray and not recipes and not chaos'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'ray and not recipes and not chaos'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TWO) -m 'not ray and not recipes and not chaos'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TWO) -m 'ray and not recipes and not chaos'
 
 recipes: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m recipes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TWO) -m recipes
 
 chaos: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TWO) -m chaos
 
 # configs drawn anew each time, so many of each model and test; one that fails is printed as overrides
 fuzz: $(VENV)/.installed-test

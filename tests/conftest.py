@@ -39,6 +39,30 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup does: commands
     signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
+LONGEST = (
+    "fuzz/test_configs.py",
+    "models/test_kernels.py",
+    "training/test_loop.py",
+    "commands/plan/test_plan.py",
+    "models/test_families.py",
+    "training/test_endings.py",
+    "workers/learner/test_lent.py",
+    "words/test_hacked.py",
+    "commands/study/test_running.py",
+    "runs/test_stored.py",
+    "process/test_terminal.py",
+    "commands/check/test_check.py",
+    "commands/plan/test_roles.py",
+)
+"""The files that take longest, so that no process is left with one of them when the others are done."""
+
+
+def pytest_collection_modifyitems(items):
+    """Run the longest files first; xdist keeps this order."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
 def pytest_collection_finish(session):
     """Keep the garbage collector from what is imported; have Ray's workers start warm in the tests that start any."""
     gc.collect()

@@ -49,7 +49,7 @@ def equal(one, other, steps=4):
     [
         (0, 1, "ddp", {}),
         (0, 2, "fsdp2", {}),
-        pytest.param(0, 2, "ddp", {"rollout__max_staleness": 1}, marks=CHAOS),
+        pytest.param(0, 2, "ddp", {"rollout__max_staleness": 1}, marks=MORE),
         pytest.param(1, 2, "ddp", {"model__train": "{kind: full}", "workers__sync": "broadcast"}, marks=CHAOS),
         pytest.param(1, 2, "fsdp2", {"rollout__max_staleness": 2}, marks=CHAOS),
         pytest.param(2, 1, "ddp", {"rollout__max_staleness": 1}, marks=MORE),
@@ -84,7 +84,7 @@ def test_ranks_that_sample_give_the_bits_of_the_split_layout(small_sd, tmp_path,
     ("samplers", "method", "count"),
     [
         (0, "sample", 1),
-        pytest.param(0, "prove", 2, marks=CHAOS),
+        pytest.param(0, "prove", 2, marks=MORE),
         pytest.param(0, "update", 2, marks=CHAOS),
         pytest.param(0, "sample", 2, marks=CHAOS),
         pytest.param(1, "sample", 2, marks=MORE),

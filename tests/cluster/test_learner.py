@@ -38,12 +38,14 @@ def furthest(one, other):
 @pytest.mark.parametrize(
     ("strategy", "changes"),
     [
-        pytest.param("ddp", {"optimizer__minibatches": 2}, marks=pytest.mark.chaos),
+        pytest.param("ddp", {"optimizer__minibatches": 2}, marks=(pytest.mark.chaos, MORE)),
         ("fsdp2", {"optimizer__average": 0.9, "objective__kl": 0.01}),
         # two updates a batch: the log-ratios before are had first, by one rank of two groups and by the other of one
         pytest.param("fsdp2", {"optimizer__minibatches": 2, "objective__correction": 2.0}, marks=pytest.mark.chaos),
         pytest.param(
-            "fsdp2", {"optimizer__minibatches": 2, "objective__old_predictions": "recomputed"}, marks=pytest.mark.chaos
+            "fsdp2",
+            {"optimizer__minibatches": 2, "objective__old_predictions": "recomputed"},
+            marks=(pytest.mark.chaos, MORE),
         ),
         pytest.param("fsdp2", {"model__train": "{kind: full}"}, marks=pytest.mark.chaos),
     ],
@@ -89,8 +91,8 @@ def test_two_ranks_learn_prompts_of_two_sizes_as_one_does(small_sd, tmp_path):
     [
         ("fsdp2", "bfloat16", "{kind: full}"),
         pytest.param("fsdp2", "float16", "{kind: full}", marks=pytest.mark.chaos),
-        pytest.param("fsdp2", "bfloat16", "{kind: lora, rank: 2, alpha: 2}", marks=pytest.mark.chaos),
-        pytest.param("ddp", "bfloat16", "{kind: full}", marks=pytest.mark.chaos),
+        pytest.param("fsdp2", "bfloat16", "{kind: lora, rank: 2, alpha: 2}", marks=(pytest.mark.chaos, MORE)),
+        pytest.param("ddp", "bfloat16", "{kind: full}", marks=(pytest.mark.chaos, MORE)),
     ],
 )
 def test_two_ranks_in_half_precision_step_float32_masters_as_one_does(small_sd, tmp_path, strategy, dtype, train):
@@ -108,7 +110,7 @@ def test_two_ranks_in_half_precision_step_float32_masters_as_one_does(small_sd, 
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("train", ["{kind: lora, rank: 2, alpha: 2}", "{kind: full}"])
+@pytest.mark.parametrize("train", ["{kind: full}", pytest.param("{kind: lora, rank: 2, alpha: 2}", marks=MORE)])
 def test_what_two_ranks_wrote_in_parts_one_rank_goes_on_from(small_sd, tmp_path, train):
     settings = {"checkpoints__every": 2, "model__train": train, "optimizer__average": 0.9}
     on_ray(small.run(small_sd, steps=2, **settings, workers__learner=ranks(2, "fsdp2")), tmp_path / "run")

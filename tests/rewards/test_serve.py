@@ -5,7 +5,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -216,7 +218,7 @@ def test_a_signal_ends_the_server_without_a_traceback(tmp_path, number):
         "class Zero:\n    def score(self, images, prompts):\n        return [0] * len(images)\n"
     )
     command = [sys.executable, serve.__file__, "mine:Zero", "--port", "0"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    with process(command, tmp_path, stderr=subprocess.PIPE) as server:
         url = server.stdout.readline().split()[-1]
         assert client(url).score(IMAGES, ["a"] * 4) == [0.0] * 4
         server.send_signal(number)
@@ -230,25 +232,41 @@ import time
 
 class Stuck:
     def score(self, images, prompts):
-        time.sleep(3600 if "stuck" in prompts else 0)
+        if "stuck" in prompts:
+            open("begun", "w").close()
+            time.sleep(3600)
         return [1.0] * len(images)
 """
 
 
+@contextmanager
+def process(command, folder, **streams):
+    """A server's process, which is gone afterwards whatever happens."""
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, **streams) as server:
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
 def test_a_reward_that_hangs_ends_the_server_and_everyone_is_told(tmp_path, asking):
     (tmp_path / "mine.py").write_text(STUCK)
-    command = [sys.executable, serve.__file__, "mine:Stuck", "--port", "0", "--timeout", "2", "--together", "2"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    command = [sys.executable, serve.__file__, "mine:Stuck", "--port", "0", "--timeout", "10", "--together", "2"]
+    with process(command, tmp_path, stderr=subprocess.PIPE) as server:
         url = server.stdout.readline().split()[-1]
         made = client(url)
         assert made.score(IMAGES, ["a"] * 4) == [1.0] * 4
-        answers = [asking(client(url).score, IMAGES, [prompt] * 4) for prompt in ("stuck", "b", "c", "d")]
+        answers = [asking(client(url).score, IMAGES, ["stuck"] * 4)]
+        while not (tmp_path / "begun").exists():  # else another could be first
+            assert server.poll() is None
+            time.sleep(0.01)
+        answers += [asking(client(url).score, IMAGES, [prompt] * 4) for prompt in ("b", "c", "d")]
         for answer in answers:
-            with pytest.raises(RewardError, match=r"504.*has not come back within 2 s; this server ends"):
+            with pytest.raises(RewardError, match=r"504.*has not come back within 10 s; this server ends"):
                 answer.result(60)
         _, errors = server.communicate(timeout=60)
-    assert server.returncode == 1 and "error: mine:Stuck has not come back within 2 s:" in errors
-    assert 'mine.py", line 7 in score' in errors
+    assert server.returncode == 1 and "error: mine:Stuck has not come back within 10 s:" in errors
+    assert 'mine.py", line 9 in score' in errors
 
 
 def test_the_clients_of_a_server_that_was_started_again_have_waited(tmp_path, asking):
@@ -256,12 +274,12 @@ def test_the_clients_of_a_server_that_was_started_again_have_waited(tmp_path, as
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, serve.__file__, "mine:Stuck", "--port", str(port), "--timeout", "1"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+    with process(command, tmp_path, stderr=subprocess.DEVNULL) as server:
         server.stdout.readline()
         answer = asking(client(f"http://127.0.0.1:{port}", patience=120.0).score, IMAGES, ["a"] * 4)
         assert server.wait(60) == 1 and not answer.done()
     (tmp_path / "again").touch()
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+    with process(command, tmp_path, stderr=subprocess.DEVNULL) as server:
         assert answer.result(120) == [1.0] * 4
         server.terminate()
 

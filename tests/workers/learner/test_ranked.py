@@ -13,7 +13,7 @@ from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.workers.learner import distributed
-from tests.support import small
+from tests.support import part, small
 from tests.support.trajectories import of_rank
 
 TIMEOUT = 6.0
@@ -166,7 +166,7 @@ def told(update):
 
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("ddp", marks=part.MORE)])
 def test_two_ranks_take_old_predictions_as_one_does(small_sd, strategy):
     from pcpo_ray.workers.learner.learner import Learner
     from pcpo_ray.workers.sampler import Sampler
@@ -184,7 +184,7 @@ def test_two_ranks_take_old_predictions_as_one_does(small_sd, strategy):
 
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("train", ["{kind: lora, rank: 2, alpha: 2}", "{kind: full}"])
+@pytest.mark.parametrize("train", ["{kind: lora, rank: 2, alpha: 2}", pytest.param("{kind: full}", marks=part.MORE)])
 def test_ranks_gather_twice_a_pass_and_reduce_an_adapter_once_a_step(small_sd, train):
     from pcpo_ray.workers.learner.learner import Learner
     from tests.support.trajectories import batch, pair
