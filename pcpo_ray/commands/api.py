@@ -99,7 +99,7 @@ def evaluate(
     with borrowed.process(), Waiting("loading torch and diffusers", quiet=quiet) as waiting:
         from pcpo_ray.commands.evaluate import evaluate as evaluated
 
-        return evaluated(_place(run), given, local=local, say=_sayer(quiet), waiting=waiting)
+        return evaluated(_place(run), given, local=local, say=waiting.say, waiting=waiting)
 
 
 def sample(
@@ -133,7 +133,7 @@ def sample(
             compare=compare,
             strength=_strengths(strength),
             also=[f"{_place(other)}={_strengths(values)}" for other, values in (also or {}).items()],
-            say=_sayer(quiet),
+            say=waiting.say,
             waiting=waiting,
         )
 
@@ -176,8 +176,3 @@ def _place(run: Place) -> str:
 def _strengths(value: Strength) -> str:
     values = [value] if isinstance(value, int | float) else value
     return ",".join(f"{one:.17g}" for one in values)
-
-
-def _sayer(quiet: bool) -> Callable[[str], None]:
-    console = Console(quiet=quiet, markup=False, highlight=False, soft_wrap=True)
-    return lambda line: console.print(line)

@@ -1,6 +1,7 @@
 """pcpo-ray train | evaluate | sample | report | plan | study | bench, and the commands of shipped.py and operate.py."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -102,15 +103,15 @@ def evaluate(
     from pcpo_ray.commands.waiting import Waiting
     from pcpo_ray.runs.lines import text
 
-    console = Console(markup=False, highlight=False, soft_wrap=True, stderr=as_json)
     with Waiting("loading torch and diffusers", quiet=as_json) as waiting:
         from pcpo_ray.commands import evaluate as command
 
-        found = command.evaluate(folder, overrides or (), local=local, say=console.print, waiting=waiting)
+        say = partial(print, file=sys.stderr) if as_json else waiting.say
+        found = command.evaluate(folder, overrides or (), local=local, say=say, waiting=waiting)
     if as_json:
         print(text(found.row()))
     else:
-        console.print("\n".join(command.lines(found)))
+        print("\n".join(command.lines(found)))
 
 
 @app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray sample demo 'a red ring' --compare"))
@@ -133,15 +134,15 @@ def sample(
 
     With strengths, base + sum of strength x (adapter - base) is what is drawn with, a cell a combination.
     """
+    from pcpo_ray.commands import sample_options
     from pcpo_ray.commands.waiting import Waiting
     from pcpo_ray.runs.lines import counted
 
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    sample_options.check_writable(out)
+    sample_options.check(base=base, compare=compare, strength=strength, also=also or ())
     with Waiting("loading torch and diffusers") as waiting:
-        from pcpo_ray.commands.results import check_writable
         from pcpo_ray.commands.sample import sample as sampled
 
-        check_writable(out)
         found = sampled(
             folder,
             prompt,
@@ -151,12 +152,12 @@ def sample(
             compare=compare,
             strength=strength,
             also=also or (),
-            say=console.print,
+            say=waiting.say,
             waiting=waiting,
         )
         waiting("writing the file")
         found.save(out)
-    console.print(f"{counted(images, 'image')} of {prompt!r}: {out}")
+    print(f"{counted(images, 'image')} of {prompt!r}: {out}")
 
 
 @app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray report demo --watch"))

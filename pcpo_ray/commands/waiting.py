@@ -29,7 +29,7 @@ class Waiting:
     def __init__(self, text: str, *, quiet: bool = False) -> None:
         self.text, self.since, self.quiet = "", time.monotonic(), quiet
         self.done = self.total = 0
-        console = Console(file=sys.stdout)
+        console = self.console = Console(file=sys.stdout, quiet=quiet)
         shown = console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter and not quiet
         # without colours or beyond ASCII, "line" is the plainest of rich's spinners
         self.spinner = Spinner("line")
@@ -54,6 +54,10 @@ class Waiting:
             if self.live is None and not self.quiet:
                 print(kind_of(text), flush=True)
         self.text, self.done, self.total = text, done, total
+
+    def say(self, line: str) -> None:
+        """Print a line, above the one that is redrawn."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @property
     def watch(self) -> Callable[[str, int, int, int], None] | None:

@@ -138,6 +138,17 @@ def test_watching_waits_for_a_run_and_goes_to_its_end(run, monkeypatch):
     assert len(list(look._each(lambda: {"state": "training"}, "x", watch=False))) == 1
 
 
+def test_what_holds_no_runs_is_refused_where_none_would_be_listed(command, run, tmp_path):
+    run("one", "finished")
+    status, said, errors = command("list", "rusn")
+    assert (status, said) == (1, "") and "there is no folder rusn; expected one that holds run folders" in errors
+    status, _, errors = command("list", "runs/one")
+    assert status == 1 and "runs/one is a run, and no folder of runs; it is shown by: pcpo-ray status" in errors
+    status, _, errors = command("list", "s3://bucket/runs/")
+    assert status == 1 and "pcpo-ray status s3://bucket/runs/NAME" in errors
+    assert command("list", "--runs", "runs")[1] == command("list", "runs")[1]
+
+
 def test_list_and_status_without_a_name_are_a_table_or_json(command, run):
     assert "no runs in runs" in command("list")[1]
     run("one", "finished", reward=0.5)

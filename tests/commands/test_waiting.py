@@ -29,6 +29,16 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_a_line_that_is_said_stands_above_the_one_that_is_redrawn(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with Waiting("loading torch") as waiting:
+        waiting.say("note: one")
+    before, _, after = terminal.getvalue().partition("note: one")
+    assert before.endswith("\r\x1b[2K") and after.startswith("\n")  # the spinner's line is erased first
+
+
 @pytest.mark.parametrize("total", [0, 8])
 def test_on_a_terminal_the_line_has_a_bar_where_something_can_be_counted(monkeypatch, capsys, total):
     monkeypatch.setenv("TERM", "xterm")
