@@ -218,8 +218,7 @@ def plan(
     """
     import contextlib
 
-    from pcpo_ray.commands import plan
-    from pcpo_ray.commands.plan import data, layouts, pace, page, stand_ins
+    from pcpo_ray.commands.waiting import Waiting
     from pcpo_ray.config import files, paths
 
     if probe and recorded is not None:
@@ -230,23 +229,34 @@ def plan(
             "are about processes of their own"
         )
     run = paths.absolute(files.load(config, overrides or []))
-    if local:
-        run = plan.in_one_process(run, gpu=gpu)
-    console = Console()
-    room = plan.Budget(gpu=plan.gpus.known(gpu), store=None if object_store is None else object_store * plan.gpus.GIB)
-    with contextlib.nullcontext(stand_ins.Sized(run=run)) if probe else stand_ins.sized(run) as sized:
+    with contextlib.ExitStack() as ending:
+        waiting = ending.enter_context(Waiting("loading torch and diffusers", quiet=as_json, lines=False))
+        from pcpo_ray.commands import plan
+        from pcpo_ray.commands.plan import data, layouts, pace, page, stand_ins
+
+        if local:
+            run = plan.in_one_process(run, gpu=gpu)
+        room = plan.Budget(
+            gpu=plan.gpus.known(gpu), store=None if object_store is None else object_store * plan.gpus.GIB
+        )
+        waiting("reading the model's sizes")
+        sized = stand_ins.Sized(run=run) if probe else ending.enter_context(stand_ins.sized(run))
+        waiting("counting the memory of each role")
         planned = sized.named(plan.plan(sized.run, local=local))
+        waiting("looking for what makes it fit")
         verdicts = plan.judge(planned, room)
         together = plan.together(planned, verdicts, room) if any(verdict.remedies for verdict in verdicts) else None
         found = forecast = None
         laid_out: list[layouts.Layout] = []
         if probe or recorded is not None:
-            say = Console(stderr=True).print if as_json else console.print
+            waiting("measuring the speed of each role")
+            say = partial(print, file=sys.stderr) if as_json else waiting.say
             found = pace.probe(run, say) if recorded is None else pace.recorded(recorded, run)
             forecast = pace.forecast(run, found)
             laid_out = layouts.layouts(sized.run, found, processes, gpu)
         elif processes is not None:
             raise ConfigError(f"--processes {processes} needs speeds: give --probe, or --from and a run's folder")
+    console = Console()
     if not as_json:
         for note in sized.notes:
             page.say(console, note)

@@ -54,7 +54,7 @@ def _label(checkpoint: Path | None) -> str:
 
 
 def grid(
-    adapters: Sequence[Strengths],
+    adapters: Sequence[Strengths[Path]],
     prompt: str,
     *,
     images: int,

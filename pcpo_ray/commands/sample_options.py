@@ -4,16 +4,19 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from pcpo_ray.errors import ConfigError, RunError
 from pcpo_ray.runs import look
 
+P = TypeVar("P", str, Path)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Strengths:
-    """A run's folder, and the strengths at which its adapter is applied."""
+class Strengths(Generic[P]):
+    """A run's folder or place, and the strengths at which its adapter is applied."""
 
-    folder: Path
+    folder: P
     values: tuple[float, ...] = (1.0,)
 
 
@@ -26,11 +29,20 @@ def check(*, base: bool, compare: bool, strength: str, also: Sequence[str]) -> b
         raise ConfigError("got --compare, which draws before and after, with --base, --strength or --with; give one")
     values(strength)
     for text in also:
-        look.there(str(parse(text).folder))
+        parse(text, look.there)
     return composed
 
 
-def parse(text: str, folder_of: Callable[[str], Path] = Path) -> Strengths:
+def check_values(prompt: object, *, images: object, seed: object) -> None:
+    """Check what Python may pass in other types than the command line. Raises ConfigError."""
+    if not isinstance(prompt, str):
+        raise ConfigError(f"got the prompt {prompt!r}; expected one text: call sample once for each prompt")
+    for name, value, least in (("images", images, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"got {name}={value!r}; expected an integer >= {least}")
+
+
+def parse(text: str, folder_of: Callable[[str], P]) -> Strengths[P]:
     """Parse `runs/mine=0.5,1`; `folder_of` maps the run's place to a folder. Raises RunError."""
     folder, _, listed = text.rpartition("=")
     found = _numbers(listed)

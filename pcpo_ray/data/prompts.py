@@ -263,5 +263,8 @@ def said(run: Run, training: PromptSource, evaluated: PromptSource) -> list[str]
     used = min(run.evaluation.count, count)
     lines.append(f"evaluations: {used} of {count} {run.of_evaluation('prompts')} of {evaluated.origin}")
     if used < run.evaluation.count:
-        lines.append(f"evaluations have {used} prompts, for evaluation.count={run.evaluation.count}: there are no more")
+        lines.append(
+            f"evaluations have {used} prompt{'s' * (used != 1)}, for evaluation.count={run.evaluation.count}: there are no "
+            "more"
+        )
     return lines

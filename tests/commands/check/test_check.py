@@ -275,8 +275,10 @@ def test_an_adapter_that_is_no_lora_is_a_finding_by_its_own_name(tmp_path, small
 
 def test_a_whole_run_that_is_sound_passes_on_two_images_and_one_update(small_sd):
     run = small.run(small_sd, evaluation__rewards="[{kind: grid}]")
-    lines = []
-    found = check.findings(run, lambda finding: lines.append(finding.line))
+    lines, phases = [], []
+    found = check.findings(run, lambda finding: lines.append(finding.line), phase=phases.append)
+    assert phases[0] == "checking the model, the rewards and the prompts"
+    assert phases[-1] == "trying the reward grid"  # a wait has a sign
     assert [finding.tried for finding in found if finding.verdict == "failed"] == []
     tried = {(finding.part, finding.tried): finding.detail for finding in found}
     assert tried["model", "the first log-ratio is 0"] == "0"
@@ -294,6 +296,13 @@ def test_the_command_prints_json_and_ends_with_1_where_something_failed(own, com
     answer = json.loads(told)
     assert status == 1 and answer["failed"] >= 1
     assert "absent" in answer["findings"][0]["detail"] and answer["findings"][0]["verdict"] == "failed"
+
+
+def test_what_is_to_be_typed_is_kept_apart_from_what_follows_it():
+    made = finding.Finding(
+        part="files", tried="all", verdict="failed", detail="fetch it with: hf a\nno b;\n", remedy="ask"
+    )
+    assert made.line == "failed         files: all: fetch it with: hf a; no b; ask"
 
 
 def test_a_reward_that_cannot_score_the_runs_own_images_is_caught(own, small_sd):
