@@ -41,7 +41,10 @@ def submit(
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")] = None,
     address: Annotated[
-        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the cluster, http://HEAD:8265.")
+        str,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HEAD:8265, or host:port, or auto."
+        ),
     ] = DASHBOARD,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the run's log until it ends.")] = True,
     include_secret: Annotated[
@@ -52,7 +55,7 @@ def submit(
     """Train on a cluster as one of its jobs, which goes on without this machine; the same again continues a run."""
     import tempfile
 
-    from pcpo_ray.cluster.control import jobs, package
+    from pcpo_ray.cluster.control import dashboard, jobs, package
     from pcpo_ray.config import files, recipes
     from pcpo_ray.runs import urls
 
@@ -65,7 +68,8 @@ def submit(
             f"got --runs {runs!r}; expected an absolute path that all machines of the cluster share (NFS, a volume), "
             "or a URL such as s3://bucket/runs: the working folder of a job is deleted after it"
         )
-    client = jobs.Client(address)
+    client = jobs.Client(dashboard.url_of(address))
+    jobs.check_agent(client)
     if going := [job.submission_id for job in jobs.of(client, run.name) if not job.status.is_terminal()]:
         raise ClusterError(
             f"a run named {run.name!r} is going on in this cluster, as job {going[-1]}; "

@@ -26,6 +26,11 @@ CONNECT, ANSWER = 10.0, 60.0
 AGENT, NO_AGENT = 60.0, "No available agent"
 """Seconds that a dashboard may be there before the agent that starts jobs, and what it answers meanwhile."""
 
+WHY_NO_AGENT = (
+    "the agent that starts jobs is not there: dashboard_agent.log on the head says why. If another Ray on that machine "
+    "has its port, start the head with --dashboard-agent-listen-port"
+)
+
 END = 30.0
 """Seconds from the end of a job's log, or from its stop, to its end."""
 
@@ -95,13 +100,23 @@ class Client(JobSubmissionClient):
             ) from error
 
     def _raise_error(self, r: Any) -> None:
-        hint = ""
-        if NO_AGENT in r.text:
-            hint = (
-                "; the agent that starts jobs is not there: dashboard_agent.log on the head says why. If another Ray "
-                "on that machine has its port, start the head with --dashboard-agent-listen-port"
-            )
+        hint = f"; {WHY_NO_AGENT}" if NO_AGENT in r.text else ""
         raise ClusterError(f"{self._address} answered {r.status_code}: {r.text[:500]}{hint}")
+
+
+def check_agent(client: Client) -> None:
+    """Refuse a cluster whose head says that no agent of it starts jobs, before files are uploaded. Raises ClusterError.
+
+    The port of an agent that could not listen is -1. What says nothing of it passes.
+    """
+    answer = client.asked("GET", "/nodes?view=summary")
+    try:
+        nodes = [node["raylet"] for node in answer.json()["data"]["summary"]] if answer.status_code == 200 else []
+        silent = any(node.get("isHeadNode") and node.get("dashboardAgentListenPort") == -1 for node in nodes)
+    except (ValueError, LookupError, TypeError, AttributeError):  # another version of Ray
+        return
+    if silent:
+        raise ClusterError(f"the Ray cluster at {client.get_address()} takes no jobs; {WHY_NO_AGENT}")
 
 
 def submit(client: Client, run: str, words: Sequence[str], package: Path, again: str = "") -> str:

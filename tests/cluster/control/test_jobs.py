@@ -97,6 +97,26 @@ def test_an_agent_that_is_not_there_yet_is_waited_for_but_not_for_ever(monkeypat
             client.list_jobs()
 
 
+@pytest.mark.parametrize(("port", "takes"), [(-1, False), (52365, True), (None, True)])
+def test_a_head_whose_agent_could_not_listen_is_told_before_an_upload(port, takes):
+    head = {"isHeadNode": True} if port is None else {"isHeadNode": True, "dashboardAgentListenPort": port}
+    nodes = [{"raylet": {"isHeadNode": False, "dashboardAgentListenPort": -1}}, {"raylet": head}]
+    summary = (200, json.dumps({"data": {"summary": nodes}}))
+    with server({"/api/version": VERSION, "/nodes?view=summary": summary}) as (address, _):
+        client = jobs.Client(address)
+        if takes:
+            jobs.check_agent(client)
+        else:
+            with pytest.raises(ClusterError, match=r"takes no jobs; .* start the head with --dashboard-agent-"):
+                jobs.check_agent(client)
+
+
+@pytest.mark.parametrize("answer", [(404, ""), (200, "<html>"), (200, "[]"), (200, '{"data": null}')])
+def test_a_dashboard_that_says_nothing_of_agents_passes(answer):
+    with server({"/api/version": VERSION, "/nodes?view=summary": answer}) as (address, _):
+        jobs.check_agent(jobs.Client(address))
+
+
 def ended(**found):
     return SimpleNamespace(
         **{"status": "FAILED", "submission_id": "a-1", "message": "", "driver_exit_code": 1, **found}

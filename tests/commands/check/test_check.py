@@ -300,7 +300,7 @@ def test_the_command_prints_json_and_ends_with_1_where_something_failed(own, com
 
 def test_what_is_to_be_typed_is_kept_apart_from_what_follows_it():
     made = finding.Finding(
-        part="files", tried="all", verdict="failed", detail="fetch it with: hf a\nno b;\n", remedy="ask"
+        part="files", tried="all", verdict="failed", detail="fetch it with: hf a\nno b\n", remedy="ask"
     )
     assert made.line == "failed         files: all: fetch it with: hf a; no b; ask"
 
