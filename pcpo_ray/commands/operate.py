@@ -189,8 +189,8 @@ def logs(
     if not found:
         raise ClusterError(
             f"no run named {name!r} was submitted to the cluster at {client.get_address()}; there are "
-            f"{jobs.runs(client) or 'none'}. One that was started with pcpo-ray train logs where that was done; "
-            "--events shows its events"
+            f"{', '.join(jobs.runs(client)) or 'none'}. One that was started with pcpo-ray train logs where that was "
+            "done; --events shows its events"
         )
     if follow:
         _follow(client, found[-1].submission_id, f"pcpo-ray logs {name} --follow --address {address}")
@@ -301,7 +301,7 @@ def _readiness(status: Mapping[str, Any], what: str) -> str:
     if what == "max_staleness":
         return ""
     size = status[what]
-    if size.get("room"):
+    if size.get("room") and size["ready"] < size["wanted"]:  # else it is told of what was asked for earlier
         return f", {size['ready']} ready; {size['room']}"
     starting = size["wanted"] - size["ready"]
     return f", {size['ready']} ready" + (f", {starting} starting" if starting > 0 else "")

@@ -40,6 +40,9 @@ STOP = 600
 RUN, AGAIN = "pcpo_ray_run", "pcpo_ray_again"
 """The keys of a job's metadata that say which run it is, and the command that continues it."""
 
+KILLED = (137, -9)
+"""Exit codes of a driver that was killed, which has said nothing itself."""
+
 PREAMBLE = re.compile(r"^(Running entrypoint for job |[-0-9]+ [0-9:,]+\tINFO job_manager).*\n", re.MULTILINE)
 """The lines that Ray itself writes into a job's log."""
 
@@ -190,5 +193,9 @@ def check_done(details: JobDetails) -> None:
     hint = ""
     if details.driver_exit_code == 127:
         hint = "; install pcpo_ray into the Python of the cluster's machines, and have its bin folder on their PATH"
+    elif details.driver_exit_code in KILLED:
+        hint = "; it was killed, by hand or as memory ran out"
+        again = (details.metadata or {}).get(AGAIN)
+        hint += f"; continue with: {again}" if again else ""
     said = (details.message or "").partition(", last available logs")[0]
     raise ClusterError(f"job {details.submission_id} is {details.status}: {said}{hint}")

@@ -129,6 +129,10 @@ def test_a_failed_job_is_an_error_with_rays_message_and_a_hint():
         jobs.check_done(ended(message="the node died"))
     with pytest.raises(ClusterError, match="install pcpo_ray into the Python of the cluster's machines"):
         jobs.check_done(ended(driver_exit_code=127))
+    with pytest.raises(
+        ClusterError, match=r"137; it was killed, by hand or as memory ran out; continue with: pcpo-ray"
+    ):
+        jobs.check_done(ended(message="code 137", driver_exit_code=137, metadata={jobs.AGAIN: "pcpo-ray submit a"}))
 
 
 def test_rays_own_lines_are_taken_out_of_a_commands_answer():

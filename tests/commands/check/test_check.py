@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from pcpo_ray import config, shapes
 from pcpo_ray.commands import check
-from pcpo_ray.commands.check import finding, known, of_model, of_rewards
+from pcpo_ray.commands.check import known, of_model, of_rewards
 from pcpo_ray.config import files
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import clip, clip_score, diversity, grain, grid, jpeg, nsfw, ocr
@@ -213,11 +213,6 @@ def test_a_judge_that_ignores_the_prompt_ranks_no_image_by_it(mode):
     server.server_close()
 
 
-def test_a_finding_is_one_line_whatever_a_library_says():
-    found = finding.Finding(part="aesthetic", tried="files", verdict="failed", detail="Error(s):\n\tMissing key(s)\n")
-    assert found.line == "failed         aesthetic: files: Error(s): Missing key(s)"
-
-
 def test_a_server_that_is_away_is_said_within_seconds(monkeypatch):
     monkeypatch.setattr(of_rewards, "PATIENCE", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -296,13 +291,6 @@ def test_the_command_prints_json_and_ends_with_1_where_something_failed(own, com
     answer = json.loads(told)
     assert status == 1 and answer["failed"] >= 1
     assert "absent" in answer["findings"][0]["detail"] and answer["findings"][0]["verdict"] == "failed"
-
-
-def test_what_is_to_be_typed_is_kept_apart_from_what_follows_it():
-    made = finding.Finding(
-        part="files", tried="all", verdict="failed", detail="fetch it with: hf a\nno b\n", remedy="ask"
-    )
-    assert made.line == "failed         files: all: fetch it with: hf a; no b; ask"
 
 
 def test_a_reward_that_cannot_score_the_runs_own_images_is_caught(own, small_sd):
