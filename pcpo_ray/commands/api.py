@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pcpo_ray.commands import begin
+from pcpo_ray.commands import begin, sample_options
 from pcpo_ray.commands.progress import Display
 from pcpo_ray.commands.results import EvaluationResult, RunResult, SampleResult, load_run
 from pcpo_ray.commands.waiting import Waiting
@@ -99,7 +99,7 @@ def evaluate(
     with borrowed.process(), Waiting("loading torch and diffusers", quiet=quiet) as waiting:
         from pcpo_ray.commands.evaluate import evaluate as evaluated
 
-        return evaluated(_place(run), given, local=local, say=_sayer(quiet), waiting=waiting)
+        return evaluated(_place(run), given, local=local, say=waiting.say, waiting=waiting)
 
 
 def sample(
@@ -121,6 +121,8 @@ def sample(
     base + sum of strength x (adapter - base). Raises a PcpoError.
     """
     look.there(_place(run))
+    sample_options.check_values(prompt, images=images, seed=seed)
+    strengths = _strengths(strength)
     with borrowed.process(), Waiting("loading torch and diffusers", quiet=quiet) as waiting:
         from pcpo_ray.commands.sample import sample as sampled
 
@@ -131,9 +133,9 @@ def sample(
             seed=seed,
             base=base,
             compare=compare,
-            strength=_strengths(strength),
+            strength=strengths,
             also=[f"{_place(other)}={_strengths(values)}" for other, values in (also or {}).items()],
-            say=_sayer(quiet),
+            say=waiting.say,
             waiting=waiting,
         )
 
@@ -174,10 +176,8 @@ def _place(run: Place) -> str:
 
 
 def _strengths(value: Strength) -> str:
+    """Write strengths as the command line takes them. Raises ConfigError for what are no numbers."""
     values = [value] if isinstance(value, int | float) else value
+    if isinstance(value, str) or not all(isinstance(one, int | float) for one in values):
+        raise ConfigError(f"got the strength {value!r}; expected a number, or a list of numbers such as [0, 0.5, 1]")
     return ",".join(f"{one:.17g}" for one in values)
-
-
-def _sayer(quiet: bool) -> Callable[[str], None]:
-    console = Console(quiet=quiet, markup=False, highlight=False, soft_wrap=True)
-    return lambda line: console.print(line)

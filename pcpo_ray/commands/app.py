@@ -1,6 +1,7 @@
 """pcpo-ray train | evaluate | sample | report | plan | study | bench, and the commands of shipped.py and operate.py."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -102,15 +103,15 @@ def evaluate(
     from pcpo_ray.commands.waiting import Waiting
     from pcpo_ray.runs.lines import text
 
-    console = Console(markup=False, highlight=False, soft_wrap=True, stderr=as_json)
     with Waiting("loading torch and diffusers", quiet=as_json) as waiting:
         from pcpo_ray.commands import evaluate as command
 
-        found = command.evaluate(folder, overrides or (), local=local, say=console.print, waiting=waiting)
+        say = partial(print, file=sys.stderr) if as_json else waiting.say
+        found = command.evaluate(folder, overrides or (), local=local, say=say, waiting=waiting)
     if as_json:
         print(text(found.row()))
     else:
-        console.print("\n".join(command.lines(found)))
+        print("\n".join(command.lines(found)))
 
 
 @app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray sample demo 'a red ring' --compare"))
@@ -133,15 +134,15 @@ def sample(
 
     With strengths, base + sum of strength x (adapter - base) is what is drawn with, a cell a combination.
     """
+    from pcpo_ray.commands import sample_options
     from pcpo_ray.commands.waiting import Waiting
     from pcpo_ray.runs.lines import counted
 
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    sample_options.check_writable(out)
+    sample_options.check(base=base, compare=compare, strength=strength, also=also or ())
     with Waiting("loading torch and diffusers") as waiting:
-        from pcpo_ray.commands.results import check_writable
         from pcpo_ray.commands.sample import sample as sampled
 
-        check_writable(out)
         found = sampled(
             folder,
             prompt,
@@ -151,12 +152,12 @@ def sample(
             compare=compare,
             strength=strength,
             also=also or (),
-            say=console.print,
+            say=waiting.say,
             waiting=waiting,
         )
         waiting("writing the file")
         found.save(out)
-    console.print(f"{counted(images, 'image')} of {prompt!r}: {out}")
+    print(f"{counted(images, 'image')} of {prompt!r}: {out}")
 
 
 @app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray report demo --watch"))
@@ -217,8 +218,7 @@ def plan(
     """
     import contextlib
 
-    from pcpo_ray.commands import plan
-    from pcpo_ray.commands.plan import data, layouts, pace, page, stand_ins
+    from pcpo_ray.commands.waiting import Waiting
     from pcpo_ray.config import files, paths
 
     if probe and recorded is not None:
@@ -229,23 +229,34 @@ def plan(
             "are about processes of their own"
         )
     run = paths.absolute(files.load(config, overrides or []))
-    if local:
-        run = plan.in_one_process(run, gpu=gpu)
-    console = Console()
-    room = plan.Budget(gpu=plan.gpus.known(gpu), store=None if object_store is None else object_store * plan.gpus.GIB)
-    with contextlib.nullcontext(stand_ins.Sized(run=run)) if probe else stand_ins.sized(run) as sized:
+    with contextlib.ExitStack() as ending:
+        waiting = ending.enter_context(Waiting("loading torch and diffusers", quiet=as_json, lines=False))
+        from pcpo_ray.commands import plan
+        from pcpo_ray.commands.plan import data, layouts, pace, page, stand_ins
+
+        if local:
+            run = plan.in_one_process(run, gpu=gpu)
+        room = plan.Budget(
+            gpu=plan.gpus.known(gpu), store=None if object_store is None else object_store * plan.gpus.GIB
+        )
+        waiting("reading the model's sizes")
+        sized = stand_ins.Sized(run=run) if probe else ending.enter_context(stand_ins.sized(run))
+        waiting("counting the memory of each role")
         planned = sized.named(plan.plan(sized.run, local=local))
+        waiting("looking for what makes it fit")
         verdicts = plan.judge(planned, room)
         together = plan.together(planned, verdicts, room) if any(verdict.remedies for verdict in verdicts) else None
         found = forecast = None
         laid_out: list[layouts.Layout] = []
         if probe or recorded is not None:
-            say = Console(stderr=True).print if as_json else console.print
+            waiting("measuring the speed of each role")
+            say = partial(print, file=sys.stderr) if as_json else waiting.say
             found = pace.probe(run, say) if recorded is None else pace.recorded(recorded, run)
             forecast = pace.forecast(run, found)
             laid_out = layouts.layouts(sized.run, found, processes, gpu)
         elif processes is not None:
             raise ConfigError(f"--processes {processes} needs speeds: give --probe, or --from and a run's folder")
+    console = Console()
     if not as_json:
         for note in sized.notes:
             page.say(console, note)

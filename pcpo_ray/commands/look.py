@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from pcpo_ray.data.requests import ENDED
-from pcpo_ray.errors import ClusterError, PcpoError
+from pcpo_ray.errors import ClusterError, PcpoError, RunError
 from pcpo_ray.runs import look
 from pcpo_ray.runs.lines import text
 from pcpo_ray.runs.urls import is_url, shown
@@ -70,12 +70,15 @@ def status(
 
 def list_runs(
     context: typer.Context,
-    folder: Annotated[str, typer.Argument(help="Where run folders are.")] = look.RUNS,
+    folder: Annotated[
+        str, typer.Argument(help="The folder that holds run folders; as --runs.", show_default=False)
+    ] = "",
+    runs: Annotated[str, typer.Option(help="The same, named as the other commands name it.")] = look.RUNS,
     address: Address = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, one array.")] = False,
 ) -> None:
     """List the runs in a folder, and those of a cluster if its address is given: state, step, reward, age."""
-    show_list(folder, address if _given(context) else None, as_json=as_json)
+    show_list(folder or runs, address if _given(context) else None, as_json=as_json)
 
 
 def finder(name: str, runs: str, address: str, *, explicit: bool) -> Look:
@@ -193,8 +196,10 @@ def _absent(found: Mapping[str, Any]) -> Iterator[str]:
 def show_list(folder: str, address: str | None, *, as_json: bool) -> None:
     """Print the runs in a folder, and those in the cluster at `address` if one is given.
 
-    Raises a PcpoError for an address that does not answer, after the runs in the folder.
+    Raises a PcpoError for what is no folder of runs, and for an address that does not answer, after the runs in the
+    folder.
     """
+    _check_holds_runs(folder)
     unanswered = None
     try:
         rows = looks(folder, address)
@@ -210,6 +215,20 @@ def show_list(folder: str, address: str | None, *, as_json: bool) -> None:
         print("note: you run a Ray cluster on this machine; --address auto lists its runs too", file=sys.stderr)
     if unanswered is not None:
         raise unanswered
+
+
+def _check_holds_runs(folder: str) -> None:
+    """Refuse what can hold no runs, where an empty list would say that there are none. Raises RunError."""
+    path = Path(folder).expanduser()
+    if is_url(folder):
+        raise RunError(
+            f"got {shown(folder)}, and only folders are listed; a run in storage is shown by its own URL: "
+            f"pcpo-ray status {shown(folder).rstrip('/')}/NAME"
+        )
+    if look.is_run(path):
+        raise RunError(f"{folder} is a run, and no folder of runs; it is shown by: pcpo-ray status {folder}")
+    if folder != look.RUNS and not path.is_dir():
+        raise RunError(f"there is no folder {folder}; expected one that holds run folders, such as {look.RUNS}")
 
 
 def looks(folder: str, address: str | None) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import shlex
 
 from pcpo_ray import config
-from pcpo_ray.commands import opening
+from pcpo_ray.commands import resuming
 from pcpo_ray.commands.results import RunResult
 from pcpo_ray.data import prompts
 from pcpo_ray.errors import PcpoError
@@ -27,7 +27,7 @@ def after(found: RunResult, continuing: str) -> list[str]:
         lines["use it in diffusers (the report has the whole program)"] = _loading(run, home, step)
     if found.ending == "stopped" and not found.alarm:
         lines[f"go on to step {run.steps}"] = continuing
-    elif "steps" in opening.free_to_change(run):
+    elif "steps" in resuming.free_to_change(run):
         lines[f"train {counted(run.steps, 'more step')}"] = _with(
             shlex.split(continuing), [f"steps={MORE * run.steps}"]
         )
@@ -36,7 +36,7 @@ def after(found: RunResult, continuing: str) -> list[str]:
             [word for word in shlex.split(continuing) if word != "--resume"],
             [f"name={run.name}-mine", "rewards=my_rewards:MyReward"],
         )
-    return ["next:", *(f"  {what}: {how}" for what, how in lines.items())]
+    return ["next:", *(line for what, how in lines.items() for line in (f"  {what}:", f"    {how}"))]
 
 
 def _loading(run: config.Run, home: RunFolder, step: int) -> str:

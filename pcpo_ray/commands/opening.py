@@ -6,21 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pcpo_ray import config
+from pcpo_ray.commands.resuming import PLACES, SHOWN, free_to_change
 from pcpo_ray.config.files import differing
 from pcpo_ray.errors import AlarmError, RunError
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.runs.records import read
 from pcpo_ray.training import inputs, monitors
 from pcpo_ray.training.recorder import Recorder
-
-FREE_TO_CHANGE = ("steps", "workers", "trackers", "checkpoints", "monitors", "notify")
-"""Keys that a resumed run may change: none of them affects the steps it has already made (`free_to_change`)."""
-
-SHOWN = 5
-"""Differences that one message names."""
-
-PLACES = ("model.text_cache", "evaluation.quality.cache")
-"""Keys that say where something is kept, not what it is."""
 
 
 def create(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> Recorder:
@@ -75,12 +67,6 @@ def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tupl
     if changed.own:
         recorder.event("code_changed", changed=changed.own)
     return recorder, found
-
-
-def free_to_change(run: config.Run) -> tuple[str, ...]:
-    """List the keys that a resumed run may change; `steps` is none where the learning rate's schedule ends with it."""
-    ends = run.optimizer.schedule not in config.ENDLESS
-    return tuple(key for key in FREE_TO_CHANGE if not (ends and key == "steps"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,10 @@ def submit(
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides of the config, each a.b.c=value.")] = None,
     address: Annotated[
-        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the cluster, http://HEAD:8265.")
+        str,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HEAD:8265, or host:port, or auto."
+        ),
     ] = DASHBOARD,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the run's log until it ends.")] = True,
     include_secret: Annotated[
@@ -52,7 +55,7 @@ def submit(
     """Train on a cluster as one of its jobs, which goes on without this machine; the same again continues a run."""
     import tempfile
 
-    from pcpo_ray.cluster.control import jobs, package
+    from pcpo_ray.cluster.control import dashboard, jobs, package
     from pcpo_ray.config import files, recipes
     from pcpo_ray.runs import urls
 
@@ -65,7 +68,8 @@ def submit(
             f"got --runs {runs!r}; expected an absolute path that all machines of the cluster share (NFS, a volume), "
             "or a URL such as s3://bucket/runs: the working folder of a job is deleted after it"
         )
-    client = jobs.Client(address)
+    client = jobs.Client(dashboard.url_of(address))
+    jobs.check_agent(client)
     if going := [job.submission_id for job in jobs.of(client, run.name) if not job.status.is_terminal()]:
         raise ClusterError(
             f"a run named {run.name!r} is going on in this cluster, as job {going[-1]}; "
@@ -185,8 +189,8 @@ def logs(
     if not found:
         raise ClusterError(
             f"no run named {name!r} was submitted to the cluster at {client.get_address()}; there are "
-            f"{jobs.runs(client) or 'none'}. One that was started with pcpo-ray train logs where that was done; "
-            "--events shows its events"
+            f"{', '.join(jobs.runs(client)) or 'none'}. One that was started with pcpo-ray train logs where that was "
+            "done; --events shows its events"
         )
     if follow:
         _follow(client, found[-1].submission_id, f"pcpo-ray logs {name} --follow --address {address}")
@@ -297,7 +301,7 @@ def _readiness(status: Mapping[str, Any], what: str) -> str:
     if what == "max_staleness":
         return ""
     size = status[what]
-    if size.get("room"):
+    if size.get("room") and size["ready"] < size["wanted"]:  # else it is told of what was asked for earlier
         return f", {size['ready']} ready; {size['room']}"
     starting = size["wanted"] - size["ready"]
     return f", {size['ready']} ready" + (f", {starting} starting" if starting > 0 else "")

@@ -18,6 +18,7 @@ from pcpo_ray import config
 from pcpo_ray.commands import sample_sheet
 from pcpo_ray.commands.report import reference_curves
 from pcpo_ray.commands.report.verdict import Verdict, verdict
+from pcpo_ray.commands.sample_options import check_writable
 from pcpo_ray.data.records import EvaluationRecord, StepRecord
 from pcpo_ray.errors import RunError
 from pcpo_ray.models import lora_file
@@ -261,9 +262,3 @@ class SampleResult:
             return sample_sheet.grid(self.cells, self.rows, self.columns, self.prompt)
         rows = [(label, list(row[0])) for label, row in zip(self.rows, self.cells, strict=True)]
         return sample_sheet.sheet(rows, self.prompt, self.names)
-
-
-def check_writable(out: Path) -> None:
-    """Check that `out` can be a PNG file. Raises RunError."""
-    if out.suffix != ".png" or not out.parent.is_dir():
-        raise RunError(f"images cannot be written to {out}; expected a name ending in .png in a folder that exists")

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pcpo_ray import models
-from pcpo_ray.commands import opening, sample_grid
+from pcpo_ray.commands import opening, sample_grid, sample_options
 from pcpo_ray.commands.results import SampleResult
 from pcpo_ray.data import worlds
-from pcpo_ray.errors import ConfigError
 from pcpo_ray.runs import records
 from pcpo_ray.runs.places import folder_at
 from pcpo_ray.training import inputs
@@ -31,11 +30,7 @@ def sample(
 
     `waiting` is told of each phase, and how much of it is done of how much. Raises a PcpoError.
     """
-    composed = bool(also) or strength != "1"
-    if composed and base:
-        raise ConfigError("got --base, which is the model without adapters, with --strength or --with; give one")
-    if compare and (base or composed):
-        raise ConfigError("got --compare, which draws before and after, with --base, --strength or --with; give one")
+    composed = sample_options.check(base=base, compare=compare, strength=strength, also=also)
     with contextlib.ExitStack() as ending:
 
         def fetched(place: str) -> Path:
@@ -55,7 +50,8 @@ def sample(
                 f"{worlds.EXAMPLES[world]!r} only"
             )
         if composed:
-            adapters = [sample_grid.parse(f"{here}={strength}"), *(sample_grid.parse(text, fetched) for text in also)]
+            own = sample_options.Strengths(folder=here, values=sample_options.values(strength))
+            adapters = [own, *(sample_options.parse(text, fetched) for text in also)]
             return sample_grid.grid(adapters, prompt, images=images, seed=seed, say=say, waiting=waiting)
         before = [None] if base or compare else []
         after = [] if base else [records.newest_checkpoint(here, say)]

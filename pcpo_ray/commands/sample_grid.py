@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from pcpo_ray import config
 from pcpo_ray.commands.results import SampleResult
+from pcpo_ray.commands.sample_options import Strengths
 from pcpo_ray.config.files import differing
 from pcpo_ray.data import tensors
 from pcpo_ray.data.types import Prompt, Task
@@ -26,26 +27,6 @@ LOADING = "loading the model"
 
 Waiting = Callable[[str, int, int], None]
 """A function that is told what goes on, and how much of it is done of how much (0 of 0: not countable)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Strengths:
-    """A run's folder, and the strengths at which its adapter is applied."""
-
-    folder: Path
-    values: tuple[float, ...] = (1.0,)
-
-
-def parse(text: str, folder_of: Callable[[str], Path] = Path) -> Strengths:
-    """Parse `runs/mine=0.5,1`; `folder_of` maps the run's place to a folder. Raises RunError."""
-    folder, equals, listed = text.rpartition("=")
-    try:
-        values = tuple(float(value) for value in listed.split(","))
-    except ValueError:
-        values = ()
-    if not equals or not values or not np.isfinite(values).all():
-        raise RunError(f"got {text!r}; expected a run's folder and strengths, such as runs/mine=0.5,1")
-    return Strengths(folder=folder_of(folder), values=values)
 
 
 def plain(
@@ -73,7 +54,7 @@ def _label(checkpoint: Path | None) -> str:
 
 
 def grid(
-    adapters: Sequence[Strengths],
+    adapters: Sequence[Strengths[Path]],
     prompt: str,
     *,
     images: int,

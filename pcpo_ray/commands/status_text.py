@@ -78,7 +78,7 @@ def _next(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _pool(size: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {_version(version)}" for name, version in size.get("versions", {}).items())
-    room = f" ({size['room']})" if size.get("room") else ""
+    room = f" ({size['room']})" if size.get("room") and size["ready"] < size["wanted"] else ""
     lent = f", and {size['lent']} ranks of the learner" if size.get("lent") else ""
     return f"{size['wanted']} wanted, {size['ready']} ready{lent}{room}" + (
         f"; weights: {versions}" if versions else ""

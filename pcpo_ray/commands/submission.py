@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pcpo_ray import config
-from pcpo_ray.commands import opening, session
+from pcpo_ray.commands import resuming, session
 from pcpo_ray.config import paths
-from pcpo_ray.config.files import differing
-from pcpo_ray.errors import PcpoError, RunError
-from pcpo_ray.runs import look, records
-from pcpo_ray.runs.urls import is_url
+from pcpo_ray.errors import PcpoError
 
 
 def check(run: config.Run, runs: str) -> list[str]:
@@ -20,7 +17,7 @@ def check(run: config.Run, runs: str) -> list[str]:
     These are parts that need an absolute path which is not on this machine, and the webhook's URL. Raises a PcpoError
     that says what is wrong.
     """
-    _check_folder(run, runs)
+    resuming.check_config(run, runs, otherwise="submit under another name=...")
     absent = [path for path in _absolute(dataclasses.asdict(run)) if not Path(path).expanduser().exists()]
     lines = []
     if run.notify is not None:
@@ -37,21 +34,6 @@ def check(run: config.Run, runs: str) -> list[str]:
                 raise
             lines.append(f"not checked here, as {path} is not on this machine: it must be on all of the cluster's")
     return list(dict.fromkeys(lines))
-
-
-def _check_folder(run: config.Run, runs: str) -> None:
-    """Refuse a run that would continue another one of its name, where its folder can be seen from here."""
-    folder = Path(runs) / run.name
-    if is_url(runs) or not look.is_run(folder):
-        return
-    free = tuple(f"{key}." for key in (*opening.free_to_change(run), *opening.PLACES))
-    found = differing(dataclasses.asdict(records.read(folder)), dataclasses.asdict(run))
-    changed = [f"{key} {text}" for key, text in found.items() if not f"{key}.".startswith(free) and "/" not in text]
-    if changed:
-        raise RunError(
-            f"{folder} was started with another config: {'; '.join(changed[: opening.SHOWN])}; give it back, or submit "
-            "under another name=..."
-        )
 
 
 def _absolute(value: Any) -> Iterator[str]:

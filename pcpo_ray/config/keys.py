@@ -27,6 +27,9 @@ OWN = "package.module:name"
 MEANT = 3
 """Most keys that an error guesses were meant."""
 
+ALIKE = 0.8
+"""The similarity of two names from which a key in another place counts as the one that was meant."""
+
 ITEM = "N"
 """A stand-in, in paths, for a place in a list, counted from 0."""
 
@@ -134,7 +137,7 @@ def keys_elsewhere(word: str) -> list[str]:
     same = [path for path, last in inner.items() if last == word]
     meant = [KEY_OF[word.lower()]] if word.lower() in KEY_OF else []
     begun = begun_by(word, [path for path in paths if "." not in path])
-    near = [path for path, last in inner.items() if nearest_name(word, [last], least=0.8)]
+    near = [path for path, last in inner.items() if nearest_name(word, [last], least=ALIKE)]
     return list(dict.fromkeys([*meant, *same] or begun or near))
 
 

@@ -263,5 +263,6 @@ def said(run: Run, training: PromptSource, evaluated: PromptSource) -> list[str]
     used = min(run.evaluation.count, count)
     lines.append(f"evaluations: {used} of {count} {run.of_evaluation('prompts')} of {evaluated.origin}")
     if used < run.evaluation.count:
-        lines.append(f"evaluations have {used} prompts, for evaluation.count={run.evaluation.count}: there are no more")
+        few = "1 prompt" if used == 1 else f"{used} prompts"
+        lines.append(f"evaluations have {few}, for evaluation.count={run.evaluation.count}: there are no more")
     return lines

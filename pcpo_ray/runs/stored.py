@@ -258,7 +258,7 @@ class StoredFolder(RunFolder):
             parent, _, _ = storage.place.rpartition("/")
             query = self.url.partition("?")[2]
             there = Storage(f"{parent}?{query}" if query else parent).folders() if "//" in parent else []
-            raise RunError(f"there is no run at {self.place}; in {parent} there are {there or 'none'}")
+            raise RunError(f"there is no run at {self.place}; in {parent} there are {', '.join(there) or 'none'}")
         with tempfile.TemporaryDirectory() as temporary:
             copy = dataclasses.replace(self, local=Path(temporary) / storage.place.rpartition("/")[2])
             if records:

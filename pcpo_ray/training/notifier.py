@@ -25,6 +25,9 @@ TIMEOUT = 5.0
 PATIENCE = 60.0
 """Seconds within which a message is tried again while the run goes on."""
 
+LONGEST = 1000
+"""Characters of an error that a message holds; the rest is in the run's log."""
+
 FAREWELL = 10.0
 """Seconds that the end of a run waits for the last messages."""
 
@@ -56,6 +59,8 @@ class Notifier:
     def __init__(self, run: config.Run, place: str, trouble: Callable[[str], None] = lambda line: None) -> None:
         self.run, self.place, self.trouble = run, place, trouble
         self.step = 0
+        self.again = ""
+        """The command that continues the run, for messages about one that has ended early."""
         self.changes: Mapping[str, Mapping[str, float | None]] = {}
         self._lost: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._messages: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
@@ -80,7 +85,7 @@ class Notifier:
         self._tell_of_trouble()
         self._messages.put(
             {
-                "text": f"{self.run.name}: {text}",
+                "text": "\n".join([f"{self.run.name}: {text}", *self._next(occasion, event)]),
                 "run": self.run.name,
                 "event": occasion,
                 "step": self.step,
@@ -105,19 +110,33 @@ class Notifier:
 
     def _told(self, event: Event) -> tuple[str, str]:
         """Return the occasion that an event is, and what to say of it."""
-        at, details = f"step {self.step} of {self.run.steps}", event.details
+        details = event.details
+        step = int(details.get("step", self.step))
+        at = f"step {step} of {self.run.steps}"
         match event.kind:
             case "alarm":
-                return "alarm", f"ALARM at {at}, {details['monitor']}: {details['text']}"
+                on = "; the run goes on" if details["action"] == "warn" else ""
+                return "alarm", f"ALARM at {at}, {details['monitor']}: {details['text']}{on}"
             case "stopped" | "rolled_back" if "alarm" in details:
                 return "alarm", f"ended by its monitors at {at}: {details['alarm']}"
             case "failed":
-                return "failed", f"FAILED after {at}: {details['error']}"
+                error = str(details["error"])
+                error = error if len(error) <= LONGEST else f"{error[:LONGEST]} ..."
+                return "failed", f"FAILED after {at}: {error}"
             case "finished":
                 return "finished", f"finished all of its {counted(self.run.steps, 'step')}{self._change()}"
+            case "stopped" if not step:
+                return "stopped", "stopped before its first step"
             case "stopped":
                 return "stopped", f"stopped after {at}, with a checkpoint{self._change()}"
         return "", ""
+
+    def _next(self, occasion: str, event: Event) -> list[str]:
+        """Say where to look, and how a run that has ended early goes on."""
+        if occasion == "finished":
+            return [f"report: {self.place.rstrip('/')}/report.html"]
+        goes_on = self.again if occasion in ("failed", "stopped") or event.kind in ("stopped", "rolled_back") else ""
+        return [f"folder: {self.place}", *([f"continue with: {goes_on}"] if goes_on else [])]
 
     def _change(self) -> str:
         """Say how the evaluated reward has changed, if that is known."""
@@ -125,8 +144,9 @@ class Notifier:
         mean, low, high = (found.get(name) for name in ("mean", "low", "high"))
         if mean is None:
             return ""
-        bounds = "" if low is None or high is None else f" (95% interval {low:+.2g} to {high:+.2g})"
-        return f"; {self.run.of_evaluation('reward')} changed by {mean:+.2g}{bounds}"
+        known = low is not None and high is not None
+        bounds = f"95% interval {low:+.2g} to {high:+.2g}" if known else "no interval, from so few prompts"
+        return f"; {self.run.of_evaluation('reward')} changed by {mean:+.2g} ({bounds})"
 
     # -- the thread -----------------------------------------------------------------------------------------------
 

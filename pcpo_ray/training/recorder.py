@@ -125,6 +125,7 @@ class Recorder:
     def start_trackers(self) -> None:
         """Open the trackers and the notifier that the config asks for. Raises RunError for one that does not start."""
         self.notifier = Notifier(self.run, self.home.address, self._tell)
+        self.notifier.step = max((int(row.get("step", 0)) for row in self.metrics()), default=0)  # of one continued
         if self.run.trackers:
             self._trackers = Trackers(self.run.trackers, self.run.name, self.folder)
 
@@ -163,6 +164,7 @@ class Recorder:
         finally:  # a full disk is one of the things that those who watch should hear of
             self.meter.event(event)
             if self.notifier is not None:
+                self.notifier.again = self.again
                 self.notifier.event(event)
 
     def samples(self, dataset: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:

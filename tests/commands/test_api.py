@@ -102,6 +102,19 @@ def test_a_run_is_loaded_from_its_folder_evaluated_and_sampled(done, tmp_path):
     assert (grid.rows, grid.columns) == (["small 0", "small 1"], ["small 0.5"]) and len(grid.images) == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"strength": "0,1"}, "got the strength '0,1'; expected a number, or a list of numbers"),
+        ({"images": 0}, "got images=0; expected an integer >= 1"),
+        ({"prompt": ["a ring"]}, "expected one text: call sample once for each prompt"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_in_words(done, options, told):
+    with pytest.raises(pcpo_ray.PcpoError, match=told):
+        pcpo_ray.sample(done[0], **{"prompt": "a ring", **options}, quiet=True)
+
+
 def test_a_folder_without_a_run_is_named_with_the_runs_beside_it(done, tmp_path):
     with pytest.raises(pcpo_ray.PcpoError, match=r"there is no run at .*nope; there are .*small"):
         pcpo_ray.load_run(done[0].folder.with_name("nope"))

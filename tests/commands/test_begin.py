@@ -12,18 +12,7 @@ from pcpo_ray.config import files
 from pcpo_ray.errors import StopAskedError
 from tests.support import small
 from tests.support.running import saved
-
-PROGRAM = """
-import sys
-from pcpo_ray.commands import app
-sys.argv = ["pcpo-ray", *{words!r}]
-class Heavy:
-    def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "ray", "diffusers"):
-            raise SystemExit("came to load " + name)
-sys.meta_path.insert(0, Heavy())
-app.main()
-"""
+from tests.support.unloaded import PROGRAM
 
 
 @pytest.fixture
@@ -62,6 +51,16 @@ def test_a_folder_that_is_there_or_is_not_is_said_before_ray_is_loaded(first, tm
     assert (done.returncode, done.stdout) == (1, "") and "no run at runs/other to resume" in done.stderr
 
 
+def test_a_run_that_is_continued_with_another_config_is_refused_at_once(first, hollow, tmp_path):
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(files.dump(files.load(hollow)))
+    (folder / "metrics.jsonl").touch()
+    done = first("seed=7", "--resume")
+    assert (done.returncode, done.stdout) == (1, "") and "was started with another config: seed 0 -> 7" in done.stderr
+    assert "came to load" in first("steps=9", "--resume", "--local").stderr
+
+
 def test_a_wrong_log_level_is_refused(command, hollow):
     status, _, errors = command("train", hollow, "--local", "--log-level", "loud")
     assert status == 1 and "got --log-level 'loud'" in errors
@@ -97,7 +96,7 @@ def test_a_run_that_was_stopped_is_to_go_on_to_its_end(small_sd, tmp_path):
     (tmp_path / "config.yaml").write_text(files.dump(small.run(small_sd, steps=6)))
     (tmp_path / "events.jsonl").write_text('{"kind": "started", "time": 1.0}\n{"kind": "stopped", "time": 2.0}\n')
     lines = next_steps.after(pcpo_ray.load_run(tmp_path), "pcpo-ray submit a.yaml")
-    assert "  go on to step 6: pcpo-ray submit a.yaml" in lines and "more steps" not in "".join(lines)
+    assert lines[-4:-2] == ["  go on to step 6:", "    pcpo-ray submit a.yaml"] and "more steps" not in "".join(lines)
 
 
 @pytest.mark.parametrize(

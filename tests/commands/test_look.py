@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pcpo_ray.cluster.control import jobs
-from pcpo_ray.commands import look
+from pcpo_ray.commands import look, operate
 from pcpo_ray.commands.status_text import lines
 from pcpo_ray.config import files
 from pcpo_ray.runs import writer
@@ -138,6 +138,17 @@ def test_watching_waits_for_a_run_and_goes_to_its_end(run, monkeypatch):
     assert len(list(look._each(lambda: {"state": "training"}, "x", watch=False))) == 1
 
 
+def test_what_holds_no_runs_is_refused_where_none_would_be_listed(command, run, tmp_path):
+    run("one", "finished")
+    status, said, errors = command("list", "rusn")
+    assert (status, said) == (1, "") and "there is no folder rusn; expected one that holds run folders" in errors
+    status, _, errors = command("list", "runs/one")
+    assert status == 1 and "runs/one is a run, and no folder of runs; it is shown by: pcpo-ray status" in errors
+    status, _, errors = command("list", "s3://bucket/runs/")
+    assert status == 1 and "pcpo-ray status s3://bucket/runs/NAME" in errors
+    assert "runs/one" in command("list", "--runs", "runs")[1]
+
+
 def test_list_and_status_without_a_name_are_a_table_or_json(command, run):
     assert "no runs in runs" in command("list")[1]
     run("one", "finished", reward=0.5)
@@ -187,3 +198,7 @@ def test_a_pool_says_what_there_is_room_for():
     size = {"wanted": 100, "ready": 5, "room": "room for 5; 95 wait for CPU: 0.5 each, 0 free", "losses": {}}
     found = {"run": "b", "state": "training", "step": 1, "steps": 2, "samplers": size}
     assert f"samplers   100 wanted, 5 ready ({size['room']})" in lines(found)
+    fewer = {**found, "samplers": {**size, "wanted": 5}}  # since, fewer were asked for
+    assert "samplers   5 wanted, 5 ready" in lines(fewer)
+    assert operate._readiness(found, "samplers") == f", 5 ready; {size['room']}"
+    assert operate._readiness(fewer, "samplers") == ", 5 ready"

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pcpo_ray.commands import opening
+from pcpo_ray.commands import opening, resuming
 from pcpo_ray.errors import (
     RunError,
 )
@@ -168,7 +168,7 @@ def test_of_many_files_that_changed_some_are_named_and_the_rest_counted(small_sd
     for path in files:
         path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(
-        RunError, match=rf"(?s)(.*began with; ){{{opening.SHOWN}}}{len(files) - opening.SHOWN} more; give it"
+        RunError, match=rf"(?s)(.*began with; ){{{resuming.SHOWN}}}{len(files) - resuming.SHOWN} more; give it"
     ):
         opening.resume(LocalFolder(local=tmp_path / "run"), small.run(model), pytest.fail)
 

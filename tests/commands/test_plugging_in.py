@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pcpo_ray import config
-from pcpo_ray.commands import opening, session
+from pcpo_ray.commands import opening, resuming, session
 from pcpo_ray.config import files
 from pcpo_ray.errors import ConfigError, CreditError, PcpoError, PromptError, RunError, TrainingError
 from pcpo_ray.runs import checkpoints
@@ -231,9 +231,9 @@ def test_changed_code_and_its_files_are_noticed_on_resume(here, small_sd):
 
 def test_other_steps_are_refused_where_the_schedule_ends_with_the_run(small_sd, tmp_path):
     run = small.run(small_sd, **SMALL, optimizer="{schedule: linear}")
-    assert "steps" not in opening.free_to_change(run)
+    assert "steps" not in resuming.free_to_change(run)
     for schedule in ("constant", "inverse_sqrt"):
-        assert "steps" in opening.free_to_change(small.run(small_sd, optimizer=f"{{schedule: {schedule}}}"))
+        assert "steps" in resuming.free_to_change(small.run(small_sd, optimizer=f"{{schedule: {schedule}}}"))
     from pcpo_ray.training.recorder import Recorder
 
     Recorder.create(LocalFolder(local=tmp_path / "run"), run).close()

@@ -80,7 +80,13 @@ def test_a_key_and_all_below_it_are_shown_a_line_each_where_piped(command):
 
 @pytest.mark.parametrize(
     ("asked", "guess"),
-    [("optimzer", "optimizer"), ("learning_rate", "optimizer.learning_rate"), ("opt", "optimizer"), ("zzz", "")],
+    [
+        ("optimzer", "optimizer"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("opt", "optimizer"),
+        ("stpes", "steps or sampling.steps or evaluation.sampling.steps"),
+        ("zzz", ""),
+    ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest(command, asked, guess):
     status, _, errors = command("config", asked)

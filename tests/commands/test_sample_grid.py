@@ -1,13 +1,14 @@
 """Images with a run's adapter, and with several composed."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pcpo_ray.commands import sample_grid
+from pcpo_ray.commands import sample_grid, sample_options
 from pcpo_ray.config import files
 from pcpo_ray.data.seeds import generator
 from pcpo_ray.data.updates import DriverState
@@ -79,7 +80,7 @@ def test_a_composed_prediction_is_the_base_plus_what_each_adapter_changes(small_
 
 def test_a_grid_of_strengths_is_one_image(made, tmp_path):
     one, two = made("one", 1), made("two", 2)
-    adapters = [sample_grid.parse(f"{one}=0,0.5,1"), sample_grid.parse(f"{two}=0,1")]
+    adapters = [sample_options.parse(f"{one}=0,0.5,1", Path), sample_options.parse(f"{two}=0,1", Path)]
     out = tmp_path / "grid.png"
     sample_grid.grid(adapters, "a ring", images=2, seed=0, say=pytest.fail, waiting=silent).save(out)
     pixels = np.asarray(Image.open(out).convert("RGB"))
@@ -88,7 +89,7 @@ def test_a_grid_of_strengths_is_one_image(made, tmp_path):
 
 def test_the_strength_one_of_one_adapter_is_that_adapter(made, tmp_path, small_sd):
     folder = made("one", 1)
-    adapters = [sample_grid.parse(f"{folder}=0,1")]
+    adapters = [sample_options.parse(f"{folder}=0,1", Path)]
     found = sample_grid.grid(adapters, "a ring", images=2, seed=3, say=pytest.fail, waiting=silent)
     assert (found.rows, found.columns) == (["one 0", "one 1"], [""])
     run = small.run(small_sd)
@@ -131,8 +132,8 @@ def test_each_denoising_step_of_each_row_is_told(made, small_sd):
 
 @pytest.mark.parametrize("text", ["runs/x", "runs/x=", "runs/x=a", "runs/x=1,,2", "runs/x=nan"])
 def test_strengths_that_are_none_are_named(text):
-    with pytest.raises(RunError, match=r"expected a run's folder and strengths"):
-        sample_grid.parse(text)
+    with pytest.raises(RunError, match="expected a run and the strengths of its adapter"):
+        sample_options.parse(text, Path)
 
 
 def test_adapters_of_another_shape_or_model_do_not_compose(made, tmp_path):
@@ -142,7 +143,7 @@ def test_adapters_of_another_shape_or_model_do_not_compose(made, tmp_path):
         ("full", {"model__train": "{kind: full}"}, "expected model.train.kind=lora"),
     ):
         other = made(name, 2, **changes)
-        adapters = [sample_grid.parse(f"{one}=1"), sample_grid.parse(f"{other}=1")]
+        adapters = [sample_options.parse(f"{one}=1", Path), sample_options.parse(f"{other}=1", Path)]
         with pytest.raises(RunError, match=rf"{name} trains .*{words}"):
             sample_grid.grid(adapters, "a ring", images=1, seed=0, say=pytest.fail, waiting=silent)
 

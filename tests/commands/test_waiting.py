@@ -21,12 +21,24 @@ def test_elsewhere_than_on_a_terminal_each_phase_is_a_line(capsys):
     worked()
     assert capsys.readouterr() == ("loading torch\ndrawing 4 images\nwriting the file\n", "")
     worked(quiet=True)
+    with Waiting("loading torch", lines=False) as waiting:
+        waiting("drawing")
     assert capsys.readouterr() == ("", "")
 
 
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+def test_a_line_that_is_said_stands_above_the_one_that_is_redrawn(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with Waiting("loading torch") as waiting:
+        waiting.say("note: one")
+    before, _, after = terminal.getvalue().partition("note: one")
+    assert before.endswith("\r\x1b[2K") and after.startswith("\n")  # the spinner's line is erased first
 
 
 @pytest.mark.parametrize("total", [0, 8])

@@ -8,7 +8,7 @@ from typing import get_type_hints
 import pytest
 
 from pcpo_ray import config
-from pcpo_ray.commands import opening
+from pcpo_ray.commands import opening, resuming
 from pcpo_ray.commands.evaluate import read_to_evaluate
 from pcpo_ray.config import files, paths
 from pcpo_ray.config.base import PathMark, path_marks
@@ -115,7 +115,7 @@ def test_a_run_goes_on_from_another_folder_and_from_moved_files(small_sd, tmp_pa
     monkeypatch.chdir(tmp_path / "there")
     moved = paths.absolute(dataclasses.replace(asked, model=run.model))
     assert moved.prompts.path != run.prompts.path
-    assert not any(dataclasses.astuple(opening.changes(tmp_path / "run", moved, free=opening.FREE_TO_CHANGE)))
+    assert not any(dataclasses.astuple(opening.changes(tmp_path / "run", moved, free=resuming.FREE_TO_CHANGE)))
     (tmp_path / "there" / "own.txt").write_text("a dog\n" * 99)
     with pytest.raises(RunError, match=r"there/own.txt is not the file that the run began with"):
         opening.resume(LocalFolder(local=tmp_path / "run"), moved, print)

@@ -68,15 +68,18 @@ def test_each_occasion_is_one_message_that_slack_takes(monkeypatch):
         made.event(event("checkpoint", step=6, seconds=0.1))
         made.event(event("stopped", step=6))  # not in `events`
         made.event(event("stopped", step=6, alarm="25% of what it was: the run has stopped"))
+        made.again = "pcpo-ray train a.yaml --resume"
         made.event(event("failed", error="the disk is full"))
         made.event(event("finished", step=8))
         made.close()
     bodies = [body for _, _, body in got]
     assert [body["text"] for body in bodies] == [
-        "mine: ALARM at step 6 of 8, diversity: 25% of what it was",
-        "mine: ended by its monitors at step 6 of 8: 25% of what it was: the run has stopped",
-        "mine: FAILED after step 6 of 8: the disk is full",
-        "mine: finished all of its 8 steps; held-out reward changed by +0.031 (95% interval +0.021 to +0.041)",
+        "mine: ALARM at step 6 of 8, diversity: 25% of what it was; the run goes on\nfolder: /runs/mine",
+        "mine: ended by its monitors at step 6 of 8: 25% of what it was: the run has stopped\nfolder: /runs/mine",
+        "mine: FAILED after step 6 of 8: the disk is full\nfolder: /runs/mine\n"
+        "continue with: pcpo-ray train a.yaml --resume",
+        "mine: finished all of its 8 steps; held-out reward changed by +0.031 (95% interval +0.021 to +0.041)\n"
+        "report: /runs/mine/report.html",
     ]
     assert [body["event"] for body in bodies] == ["alarm", "alarm", "failed", "finished"]
     assert bodies[0] | {"text": ""} == {
@@ -84,6 +87,19 @@ def test_each_occasion_is_one_message_that_slack_takes(monkeypatch):
         "folder": "/runs/mine", "time": "1970-01-01T00:00:00+00:00",
     }  # fmt: skip
     assert {(path, kind) for path, kind, _ in got} == {(f"/services/{SECRET}", "application/json")}
+
+
+def test_what_stopped_early_or_failed_at_length_is_told_as_it_is(monkeypatch):
+    with webhook() as (url, got):
+        monkeypatch.setenv("PCPO_NOTIFY_URL", url)
+        made = Notifier(notified("{events: [stopped, failed]}"), "/runs/mine", pytest.fail)
+        made.event(event("stopped", step=0))
+        made.event(event("stopped", step=4))  # while its workers started again
+        made.event(event("failed", error="x" * 5000))
+        made.close()
+    said = [body["text"].splitlines()[0] for _, _, body in got]
+    assert said[:2] == ["mine: stopped before its first step", "mine: stopped after step 4 of 8, with a checkpoint"]
+    assert said[2].endswith("xxx ...") and len(said[2]) < 1100
 
 
 def test_an_answer_that_may_pass_is_waited_out_and_a_refusal_is_not(monkeypatch):

@@ -65,10 +65,23 @@ def check(address: str) -> None:
         checked(address)
 
 
+def _check_only_one() -> None:
+    """Refuse to choose among several clusters on this machine, where a run might be stopped in the wrong one."""
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS", "auto") not in ("", "auto"):
+        return
+    found = sorted(services.find_gcs_addresses())
+    if len(found) > 1:
+        raise ClusterError(
+            f"{len(found)} Ray clusters run on this machine, at {', '.join(found)}; name one of them with --address or "
+            "RAY_ADDRESS"
+        )
+
+
 def checked(address: str) -> str:
     """Return the address of a cluster that answers. Ray itself would try for minutes, and say little of the cause."""
     try:
         if address == "auto":
+            _check_only_one()
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         found = services.canonicalize_bootstrap_address(address)
     except (ConnectionError, ValueError, OSError) as error:

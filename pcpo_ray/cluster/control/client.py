@@ -31,7 +31,7 @@ class Caller:
             there = sorted(actor["name"] for actor in named if actor["namespace"] == NAMESPACE)
             where = ray.get_runtime_context().gcs_address
             raise ClusterError(
-                f"no run named {run!r} is going on in the cluster at {where}; there are {there or 'none'}"
+                f"no run named {run!r} is going on in the cluster at {where}; there are {', '.join(there) or 'none'}"
             ) from None
 
     def status(self) -> dict[str, Any]:

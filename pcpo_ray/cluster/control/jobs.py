@@ -26,6 +26,11 @@ CONNECT, ANSWER = 10.0, 60.0
 AGENT, NO_AGENT = 60.0, "No available agent"
 """Seconds that a dashboard may be there before the agent that starts jobs, and what it answers meanwhile."""
 
+WHY_NO_AGENT = (
+    "the agent that starts jobs is not there: dashboard_agent.log on the head says why. If another Ray on that machine "
+    "has its port, start the head with --dashboard-agent-listen-port"
+)
+
 END = 30.0
 """Seconds from the end of a job's log, or from its stop, to its end."""
 
@@ -34,6 +39,9 @@ STOP = 600
 
 RUN, AGAIN = "pcpo_ray_run", "pcpo_ray_again"
 """The keys of a job's metadata that say which run it is, and the command that continues it."""
+
+KILLED = (137, -9)
+"""Exit codes of a driver that was killed, which has said nothing itself."""
 
 PREAMBLE = re.compile(r"^(Running entrypoint for job |[-0-9]+ [0-9:,]+\tINFO job_manager).*\n", re.MULTILINE)
 """The lines that Ray itself writes into a job's log."""
@@ -95,13 +103,23 @@ class Client(JobSubmissionClient):
             ) from error
 
     def _raise_error(self, r: Any) -> None:
-        hint = ""
-        if NO_AGENT in r.text:
-            hint = (
-                "; the agent that starts jobs is not there: dashboard_agent.log on the head says why. If another Ray "
-                "on that machine has its port, start the head with --dashboard-agent-listen-port"
-            )
+        hint = f"; {WHY_NO_AGENT}" if NO_AGENT in r.text else ""
         raise ClusterError(f"{self._address} answered {r.status_code}: {r.text[:500]}{hint}")
+
+
+def check_agent(client: Client) -> None:
+    """Refuse a cluster whose head says that no agent of it starts jobs, before files are uploaded. Raises ClusterError.
+
+    The port of an agent that could not listen is -1. What says nothing of it passes.
+    """
+    answer = client.asked("GET", "/nodes?view=summary")
+    try:
+        nodes = [node["raylet"] for node in answer.json()["data"]["summary"]] if answer.status_code == 200 else []
+        silent = any(node.get("isHeadNode") and node.get("dashboardAgentListenPort") == -1 for node in nodes)
+    except (ValueError, LookupError, TypeError, AttributeError):  # another version of Ray
+        return
+    if silent:
+        raise ClusterError(f"the Ray cluster at {client.get_address()} takes no jobs; {WHY_NO_AGENT}")
 
 
 def submit(client: Client, run: str, words: Sequence[str], package: Path, again: str = "") -> str:
@@ -175,5 +193,9 @@ def check_done(details: JobDetails) -> None:
     hint = ""
     if details.driver_exit_code == 127:
         hint = "; install pcpo_ray into the Python of the cluster's machines, and have its bin folder on their PATH"
+    elif details.driver_exit_code in KILLED:
+        hint = "; it was killed, by hand or as memory ran out"
+        again = (details.metadata or {}).get(AGAIN)
+        hint += f"; continue with: {again}" if again else ""
     said = (details.message or "").partition(", last available logs")[0]
     raise ClusterError(f"job {details.submission_id} is {details.status}: {said}{hint}")

@@ -14,6 +14,7 @@ from pathspec import PathSpec
 from pcpo_ray import config
 from pcpo_ray.cluster.control.secrets import holds_secret, is_secret, looks_secret
 from pcpo_ray.errors import ConfigError
+from pcpo_ray.runs.lines import counted
 
 LIMIT = 100 * 2**20
 """Largest package that Ray's dashboard accepts, in bytes."""
@@ -68,7 +69,8 @@ class JobPackage:
     def lines(self) -> list[str]:
         """Describe what leaves this machine, and what does not."""
         total = sum(self.sizes.values())
-        lines = [f"goes along: {len(self.sizes)} files, {total / 2**20:.1f} MiB; largest are {_largest(self.sizes)}"]
+        files = f"{counted(len(self.sizes), 'file')}, {total / 2**20:.1f} MiB"
+        lines = [f"goes along: {files}; largest are {_largest(self.sizes)}"]
         if self.selected.secrets:
             secrets = [
                 f"{name} (holds a key or a token)" if held else name for name, held in self.selected.secrets.items()

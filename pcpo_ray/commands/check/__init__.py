@@ -26,33 +26,37 @@ def check(
 
     Ends with 1 where something failed.
     """
-    from rich.console import Console
-
+    from pcpo_ray.commands.waiting import Waiting
     from pcpo_ray.config import files, paths
     from pcpo_ray.runs.lines import text
 
     run = paths.absolute(files.load(config, overrides or []))
-    console = Console(markup=False, highlight=False, soft_wrap=True, stderr=as_json)
-    found = findings(run, lambda finding: None if as_json else console.print(finding.line))
+    with Waiting("loading torch and diffusers", quiet=as_json, lines=False) as waiting:
+        found = findings(run, lambda finding: waiting.say(finding.line), phase=waiting)
     failed = failures(found)
     if as_json:
         print(text({"failed": failed, "findings": [dataclasses.asdict(finding) for finding in found]}))
     else:
-        console.print(f"{failed} failed" if failed else "nothing failed")
+        print(f"{failed} failed" if failed else "nothing failed")
     if failed:
         raise typer.Exit(1)
 
 
-def findings(run: "Run", say: Callable[[Finding], None]) -> list[Finding]:
-    """Try everything, each part even where another one fails; every finding is told as it is made."""
+def findings(
+    run: "Run", say: Callable[[Finding], None], phase: Callable[[str], None] = lambda text: None
+) -> list[Finding]:
+    """Try everything, each part even where another one fails; every finding is told as it is made.
+
+    `phase` is told what goes on between them.
+    """
     found = []
-    for finding in _findings(run):
+    for finding in _findings(run, phase):
         say(finding)
         found.append(finding)
     return found
 
 
-def _findings(run: "Run") -> Iterator[Finding]:
+def _findings(run: "Run", phase: Callable[[str], None]) -> Iterator[Finding]:
     from pcpo_ray.commands.check import of_model, of_rewards
     from pcpo_ray.data import prompts
     from pcpo_ray.data.tensors import device_here
@@ -60,10 +64,12 @@ def _findings(run: "Run") -> Iterator[Finding]:
     from pcpo_ray.process.plugins import explained
 
     sampled: dict[str, np.ndarray] = {}
+    phase("checking the model, the rewards and the prompts")
     checked = list(of_model.files(run))
     yield from checked
     if failures(checked):
         return  # nothing else could be loaded
+    phase("drawing two images, and making one update")
     yield of_model.adapter(run)
     try:
         yield from of_model.trained(run, sampled.__setitem__)
@@ -72,4 +78,5 @@ def _findings(run: "Run") -> Iterator[Finding]:
         yield Finding(part="model", tried="two images and one update", verdict="failed", detail=told)
     own = [prompt.text for prompt in prompts.sources(run)[0].distinct(4)]
     for reward in {reward.name: reward for reward in (*run.rewards, *run.evaluation.rewards)}.values():
+        phase(f"trying the reward {reward.name}")
         yield from of_rewards.tried(run, reward, own, device_here(), sampled)

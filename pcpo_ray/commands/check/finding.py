@@ -20,7 +20,8 @@ class Finding:
     @property
     def line(self) -> str:
         """The finding in one line."""
-        told = "; ".join(" ".join(text.split()) for text in (self.detail, self.remedy) if text)
+        lines = [" ".join(line.split()) for text in (self.detail, self.remedy) for line in text.splitlines()]
+        told = "; ".join(filter(None, lines)).replace(":; ", ": ")
         return f"{self.verdict:<14} {self.part}: {self.tried}" + (f": {told}" if told else "")
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pcpo_ray.config.keys import ITEM, MEANT, Key, Kind, every_key, keys_elsewhere
+from pcpo_ray.config.keys import ALIKE, ITEM, MEANT, Key, Kind, every_key, keys_elsewhere
 from pcpo_ray.errors import ConfigError, nearest_name
 
 
@@ -46,9 +46,10 @@ def chosen(asked: str | None) -> list[Key | Kind]:
 def _guess(wanted: str) -> str:
     """Give ` (did you mean ...?)` for the keys that an unknown path may mean, or nothing."""
     paths = [one.path for one in every_key() if isinstance(one, Key)]
-    found = keys_elsewhere(wanted.rpartition(".")[2])
+    top = nearest_name(wanted, [path for path in paths if "." not in path], least=ALIKE)
+    found = [*([top] if top else []), *keys_elsewhere(wanted.rpartition(".")[2])]
     near = nearest_name(wanted, paths)
-    guesses = found[:MEANT] if found else [near] if near else []
+    guesses = list(dict.fromkeys(found))[:MEANT] if found else [near] if near else []
     return f" (did you mean {' or '.join(guesses)}?)" if guesses else ""
 
 

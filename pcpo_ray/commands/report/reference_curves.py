@@ -156,15 +156,15 @@ def differing(run: config.Run, curves: ReferenceCurves, inputs: Mapping[str, Map
 class Place:
     """The evaluated steps at which a run is above, inside and below a band."""
 
-    above: Sequence[int]
-    inside: Sequence[int]
-    below: Sequence[int]
+    above: tuple[int, ...]
+    inside: tuple[int, ...]
+    below: tuple[int, ...]
 
     def said(self, band: str) -> str:
         """Say it in words."""
         count = len(self.above) + len(self.inside) + len(self.below)
         if not count:
-            return f"not placed beside the band of {band}: it has no evaluation after the start at a step of theirs"
+            return f"not compared with the band of {band}: this run has no later evaluation at a step of theirs"
         if len(self.inside) == count:
             each = _steps(self.inside) if count == 1 else f"each of {count} evaluations"
             return f"inside the band of {band} at {each}"
@@ -180,14 +180,14 @@ class Place:
 
 def placed(values: Mapping[int, float], band: Mapping[int, Estimate]) -> Place:
     """Compare a run's values with a band, at the steps that both have."""
-    found: dict[str, list[int]] = {"above": [], "inside": [], "below": []}
+    found: dict[str, tuple[int, ...]] = {"above": (), "inside": (), "below": ()}
     for step in sorted(values.keys() & band.keys()):
         value, one = values[step], band[step]
         if not math.isfinite(value):
             continue
         room = ROUNDING * max(abs(value), abs(one.mean))
         side = "above" if value > one.high + room else "below" if value < one.low - room else "inside"
-        found[side].append(step)
+        found[side] = (*found[side], step)
     return Place(**found)
 
 
@@ -236,14 +236,13 @@ class Beside:
     def sentence(self, name: str) -> str | None:
         """Say where the run's change lies beside its bands, and an unusual start; None without a band."""
         values = {step: level.mean for step, level in self.record.levels(name).items()}
-        found = [
-            placed(values, band).said(
-                f"{len(one.seeds)} seeds of {'its baseline ' * (one is self.baseline)}{one.recipe}"
-            )
-            for one, band in self.bands(name)
-        ]
-        if not found:
+        labels: dict[Place, list[str]] = {}
+        for one, band in self.bands(name):
+            place, own = placed(values, band), "its baseline " * (one is self.baseline)
+            labels.setdefault(place, []).append(f"{len(one.seeds)} seeds of {own}{one.recipe}")
+        if not labels:
             return None
+        found = [place.said(" and that of ".join(of)) for place, of in labels.items()]
         began, usual = self._start(name), self.own.start(name)
         if began is not None and not placed({0: began}, {0: usual}).inside:
             found.append(

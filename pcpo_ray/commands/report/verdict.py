@@ -81,7 +81,7 @@ def _judged(record: Record) -> Verdict:
         f"The interval is for other prompts like these {prompts}; it says nothing about another training seed."
     )
     if prompts < 10:
-        notes.append("From so few prompts it comes out too narrow.")
+        notes.append("With so few prompts the interval is too narrow.")
     text = sentence(record.run, changed, images)
     headline = text.partition(":")[0] + "."
     return Verdict(tone=tone, text=text, headline=headline, notes=notes, change=changed, images=images)

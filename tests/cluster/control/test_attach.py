@@ -5,6 +5,7 @@ import threading
 
 import psutil
 import pytest
+from ray._private import services
 
 from pcpo_ray.cluster.control import attach as attaching
 from pcpo_ray.cluster.control.attach import attach
@@ -45,6 +46,16 @@ def test_a_port_that_never_answers_is_given_up(monkeypatch):
         threading.Thread(target=lambda: mute.accept(), daemon=True).start()
         with pytest.raises(ClusterError, match="no Ray cluster at"):
             attach(f"127.0.0.1:{mute.getsockname()[1]}")
+
+
+def test_no_choice_is_made_among_several_clusters_on_this_machine(monkeypatch):
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: {"10.0.0.1:2", "10.0.0.1:1"})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match=r"^2 Ray clusters run .* at 10.0.0.1:1, 10.0.0.1:2; name one of them with"):
+        attach("auto")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # which names one
+    with pytest.raises(ClusterError, match=r"no Ray cluster at .*:1: failed"):
+        attach("auto")
 
 
 def test_an_environment_that_asks_for_a_new_cluster_is_no_address(monkeypatch):

@@ -97,6 +97,26 @@ def test_an_agent_that_is_not_there_yet_is_waited_for_but_not_for_ever(monkeypat
             client.list_jobs()
 
 
+@pytest.mark.parametrize(("port", "takes"), [(-1, False), (52365, True), (None, True)])
+def test_a_head_whose_agent_could_not_listen_is_told_before_an_upload(port, takes):
+    head = {"isHeadNode": True} if port is None else {"isHeadNode": True, "dashboardAgentListenPort": port}
+    nodes = [{"raylet": {"isHeadNode": False, "dashboardAgentListenPort": -1}}, {"raylet": head}]
+    summary = (200, json.dumps({"data": {"summary": nodes}}))
+    with server({"/api/version": VERSION, "/nodes?view=summary": summary}) as (address, _):
+        client = jobs.Client(address)
+        if takes:
+            jobs.check_agent(client)
+        else:
+            with pytest.raises(ClusterError, match=r"takes no jobs; .* start the head with --dashboard-agent-"):
+                jobs.check_agent(client)
+
+
+@pytest.mark.parametrize("answer", [(404, ""), (200, "<html>"), (200, "[]"), (200, '{"data": null}')])
+def test_a_dashboard_that_says_nothing_of_agents_passes(answer):
+    with server({"/api/version": VERSION, "/nodes?view=summary": answer}) as (address, _):
+        jobs.check_agent(jobs.Client(address))
+
+
 def ended(**found):
     return SimpleNamespace(
         **{"status": "FAILED", "submission_id": "a-1", "message": "", "driver_exit_code": 1, **found}
@@ -109,6 +129,10 @@ def test_a_failed_job_is_an_error_with_rays_message_and_a_hint():
         jobs.check_done(ended(message="the node died"))
     with pytest.raises(ClusterError, match="install pcpo_ray into the Python of the cluster's machines"):
         jobs.check_done(ended(driver_exit_code=127))
+    with pytest.raises(
+        ClusterError, match=r"137; it was killed, by hand or as memory ran out; continue with: pcpo-ray"
+    ):
+        jobs.check_done(ended(message="code 137", driver_exit_code=137, metadata={jobs.AGAIN: "pcpo-ray submit a"}))
 
 
 def test_rays_own_lines_are_taken_out_of_a_commands_answer():

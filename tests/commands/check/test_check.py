@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from pcpo_ray import config, shapes
 from pcpo_ray.commands import check
-from pcpo_ray.commands.check import finding, known, of_model, of_rewards
+from pcpo_ray.commands.check import known, of_model, of_rewards
 from pcpo_ray.config import files
 from pcpo_ray.errors import RewardError
 from pcpo_ray.rewards import clip, clip_score, diversity, grain, grid, jpeg, nsfw, ocr
@@ -213,11 +213,6 @@ def test_a_judge_that_ignores_the_prompt_ranks_no_image_by_it(mode):
     server.server_close()
 
 
-def test_a_finding_is_one_line_whatever_a_library_says():
-    found = finding.Finding(part="aesthetic", tried="files", verdict="failed", detail="Error(s):\n\tMissing key(s)\n")
-    assert found.line == "failed         aesthetic: files: Error(s): Missing key(s)"
-
-
 def test_a_server_that_is_away_is_said_within_seconds(monkeypatch):
     monkeypatch.setattr(of_rewards, "PATIENCE", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -275,8 +270,10 @@ def test_an_adapter_that_is_no_lora_is_a_finding_by_its_own_name(tmp_path, small
 
 def test_a_whole_run_that_is_sound_passes_on_two_images_and_one_update(small_sd):
     run = small.run(small_sd, evaluation__rewards="[{kind: grid}]")
-    lines = []
-    found = check.findings(run, lambda finding: lines.append(finding.line))
+    lines, phases = [], []
+    found = check.findings(run, lambda finding: lines.append(finding.line), phase=phases.append)
+    assert phases[0] == "checking the model, the rewards and the prompts"
+    assert phases[-1] == "trying the reward grid"  # a wait has a sign
     assert [finding.tried for finding in found if finding.verdict == "failed"] == []
     tried = {(finding.part, finding.tried): finding.detail for finding in found}
     assert tried["model", "the first log-ratio is 0"] == "0"

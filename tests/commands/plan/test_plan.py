@@ -10,6 +10,7 @@ import pytest
 from pcpo_ray.commands import plan
 from pcpo_ray.commands.bench import published, published_flows
 from pcpo_ray.commands.plan import page, roles, sizes
+from pcpo_ray.commands.waiting import Waiting
 from pcpo_ray.config import files
 from pcpo_ray.config.files import dump
 from tests.support import ROOT, small
@@ -115,6 +116,13 @@ def test_a_plan_without_a_gpu_gives_figures_and_no_verdict(command, path):
         assert words in said
     assert page.size(sizes.trajectory_of(run)) in said
     assert page.size(roles.learner(run).total) in said
+
+
+def test_a_plan_says_what_it_does_meanwhile(command, path, monkeypatch):
+    phases = []
+    monkeypatch.setattr(Waiting, "__call__", lambda self, text, done=0, total=0: phases.append(text))
+    assert command("plan", path)[0] == 0
+    assert phases[0] == "loading torch and diffusers" and "counting the memory of each role" in phases
 
 
 def test_what_fits_ends_with_0(command, path):

@@ -103,7 +103,7 @@ def test_a_band_holds_95_of_100_further_runs(shelf, seeds):
         ({0: 0.1, 2: 0.1, 4: 0.1}, "below the band of B at steps 0, 2 and 4"),
         (
             {0: math.nan, 3: 0.5},
-            "not placed beside the band of B: it has no evaluation after the start at a step of theirs",
+            "not compared with the band of B: this run has no later evaluation at a step of theirs",
         ),
     ],
 )
@@ -114,8 +114,8 @@ def test_a_run_is_placed_at_the_steps_that_both_have(values, words):
 
 def test_seeds_that_all_agree_leave_room_for_rounding():
     band = {0: Estimate(mean=0.5, low=0.5, high=0.5)}
-    assert placed({0: 0.5 + 1e-8}, band) == Place(above=[], inside=[0], below=[])
-    assert placed({0: 0.5001}, band) == Place(above=[0], inside=[], below=[])
+    assert placed({0: 0.5 + 1e-8}, band) == Place(above=(), inside=(0,), below=())
+    assert placed({0: 0.5001}, band) == Place(above=(0,), inside=(), below=())
 
 
 def test_a_run_of_a_recipe_is_drawn_over_its_band_and_its_baselines(shelf, tmp_path):
@@ -127,7 +127,8 @@ def test_a_run_of_a_recipe_is_drawn_over_its_band_and_its_baselines(shelf, tmp_p
     )
     assert f"Beside other seeds, the change of the held-out reward is {place}." in words
     assert f"This run's change is {place}. Bands begin where this run began" in words
-    assert "This run's change is below the band of 3 seeds of shapes_small at steps 2 and 4; below" in words  # watched
+    both = "the band of 3 seeds of shapes_small and that of 3 seeds of its baseline shapes_plain"
+    assert f"This run's change is below {both} at steps 2 and 4." in words  # watched
     assert "they hold 95 of 100 further runs" in words
     assert words.count("recipe, 3 seeds") == words.count("baseline, 3 seeds") == 2
     assert 'id="beside-0-' in html and 'id="beside-1-' in html
