@@ -363,7 +363,7 @@ def test_a_run_that_did_not_start_is_forgotten_everywhere(stored, machine):
 def test_a_run_that_is_not_there_is_answered_with_those_that_are(stored, machine):
     made(stored, "there")
     absent = run_at(stored, "absent")
-    with pytest.raises(RunError, match=r"no run at .*absent; in .*runs there are \['there'\]"), absent.fetched():
+    with pytest.raises(RunError, match=r"no run at .*absent; in .*runs there are there$"), absent.fetched():
         pass
     with pytest.raises(RunError, match=r"no run at .*absent to resume; leave out --resume"):
         absent.take_over(pytest.fail)
@@ -579,7 +579,7 @@ def test_what_to_do_next_with_a_stored_run_can_be_done(small_sd, stored, machine
     found = pcpo_ray.load_run(home.url)
     lines = next_steps.after(found, "pcpo-ray train a.yaml --resume")
     (sample,) = [line for line in lines if "pcpo-ray sample" in line]
-    assert shlex.split(sample.partition(": ")[2])[2] == home.url
+    assert shlex.split(sample)[2] == home.url
     (load,) = [line.partition(": ")[2] for line in lines if "load_lora_weights" in line]
     loaded = []
     pipe = SimpleNamespace(load_lora_weights=lambda folder: loaded.append((folder / "state.json").is_file()))
