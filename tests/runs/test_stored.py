@@ -580,7 +580,7 @@ def test_what_to_do_next_with_a_stored_run_can_be_done(small_sd, stored, machine
     lines = next_steps.after(found, "pcpo-ray train a.yaml --resume")
     (sample,) = [line for line in lines if "pcpo-ray sample" in line]
     assert shlex.split(sample)[2] == home.url
-    (load,) = [line.partition(": ")[2] for line in lines if "load_lora_weights" in line]
+    (load,) = [line.strip() for line in lines if "load_lora_weights" in line]
     loaded = []
     pipe = SimpleNamespace(load_lora_weights=lambda folder: loaded.append((folder / "state.json").is_file()))
     exec(load, {"pcpo_ray": pcpo_ray, "pipe": pipe})
