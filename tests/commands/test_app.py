@@ -290,7 +290,10 @@ def test_a_run_is_trained_resumed_past_a_bad_checkpoint_and_evaluated(command, s
     assert status == 0 and "sample.png" in said
     with Image.open("sample.png") as image:
         assert image.size[0] > image.size[1]  # 2 strengths down, 3 across
-    for asked, words in [("runs/none=1", "there is no run at runs/none"), ("small", "expected a run and the strengths")]:
+    for asked, words in [
+        ("runs/none=1", "there is no run at runs/none"),
+        ("small", "expected a run and the strengths"),
+    ]:
         status, _, errors = command("sample", folder, "a red circle", "--with", asked)
         assert status == 1 and errors.startswith("error: ") and words in errors
     status, said, _ = command("sample", "small", "a red circle", "--images", 2, "--compare")  # by its name
