@@ -131,7 +131,7 @@ def test_what_two_ranks_wrote_in_parts_one_rank_goes_on_from(small_sd, tmp_path,
 @pytest.mark.chaos
 @pytest.mark.parametrize(
     ("step", "strategy"),
-    [(0, "ddp"), (1, "fsdp2"), *(pytest.param(*one, marks=MORE) for one in ((0, "fsdp2"), (1, "ddp")))],
+    [(0, "ddp"), *(pytest.param(*one, marks=MORE) for one in ((1, "fsdp2"), (0, "fsdp2"), (1, "ddp")))],
 )
 def test_an_ema_of_two_ranks_resumes_to_the_bits_of_the_undisturbed_run(small_sd, tmp_path, strategy, step):
     settings = {"optimizer__average": 0.9, "optimizer__minibatches": 2, "workers__learner": ranks(2, strategy)}
@@ -169,7 +169,8 @@ def stop_a_rank(stages):
 
 @pytest.mark.chaos
 @pytest.mark.parametrize(
-    ("fault", "strategy"), [(kill_a_rank, "fsdp2"), (stop_a_rank, "ddp"), pytest.param(kill_a_rank, "ddp", marks=MORE)]
+    ("fault", "strategy"),
+    [(kill_a_rank, "fsdp2"), *(pytest.param(fault, "ddp", marks=MORE) for fault in (stop_a_rank, kill_a_rank))],
 )
 def test_a_lost_rank_brings_all_ranks_back_to_the_newest_checkpoint(small_sd, tmp_path, fault, strategy):
     run = small.run(small_sd, steps=4, workers__learner=ranks(2, strategy), workers__silence_timeout=8)
@@ -274,7 +275,8 @@ class Fallen:
 
 
 @pytest.mark.parametrize(
-    "fault", [None, *(pytest.param(number, marks=pytest.mark.chaos) for number in (signal.SIGKILL, signal.SIGSTOP))]
+    "fault",
+    [None, *(pytest.param(number, marks=(pytest.mark.chaos, MORE)) for number in (signal.SIGKILL, signal.SIGSTOP))],
 )
 def test_weights_sent_to_idle_samplers_give_the_bits_of_those_pulled(small_sd, tmp_path, monkeypatch, fault):
     monkeypatch.setattr(broadcast, "DEADLINE", 5.0)
