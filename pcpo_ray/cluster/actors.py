@@ -53,7 +53,7 @@ class Worker(ABC):
     def start(self) -> tuple[int, str]:
         """Load what the role needs, once; return what `alive` returns."""
         if not self.loaded:
-            gc.disable()  # it would go through all that imports make, again and again: an eighth of a sampler's start
+            gc.disable()  # it would go through all that imports make, again and again: an eighth of their time
             try:
                 self.load()
             finally:
