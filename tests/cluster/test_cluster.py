@@ -263,7 +263,7 @@ def test_a_run_is_resized_paced_and_stopped_through_its_controller(small_sd, tmp
     stages = connect(run)
     stages.exchange(status.starting(run))
     here = ray.get_runtime_context().gcs_address
-    with pytest.raises(ClusterError, match=r"no run named 'other'.*'spoken-to'"):
+    with pytest.raises(ClusterError, match=r"no run named 'other'.*there are spoken-to"):
         Caller("other", here)
     with pytest.raises(ClusterError, match="a run named 'spoken-to' is going on"):
         driver.DriverControl("spoken-to", {})
