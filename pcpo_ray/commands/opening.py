@@ -12,7 +12,7 @@ from pcpo_ray.errors import AlarmError, RunError
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.runs.records import read
 from pcpo_ray.training import inputs, monitors
-from pcpo_ray.training.recorder import Recorder
+from pcpo_ray.training.recorder import Recorder, check_never_saved
 
 
 def create(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> Recorder:
@@ -51,14 +51,12 @@ def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tupl
         say(f"{home.place} has no inputs.json: whether its prompts, model and rewards are as they were is not known")
     for text in changed.own:
         say(f"{text}; it goes on with it as it is now")
+    if not (steps := home.steps()) or steps[-1] > run.steps:  # before a process that may write it has to stop
+        _check_newest(home, run, home.newest(lambda line: None))
     home = home.claim()
     found = home.newest(say)
     home.catch_up()
-    if found is not None and found > run.steps:
-        raise RunError(
-            f"{home.place} has done {found} steps, and steps is {run.steps}: there is nothing to train; give more than "
-            f"{found}, as in steps={found + run.steps}, or leave out --resume and give another name"
-        )
+    _check_newest(home, run, found)
     if found is None:
         say(f"{home.place} has no checkpoint yet: starting from step 0")
     recorder = Recorder.reopen(home, run, -1 if found is None else found)
@@ -67,6 +65,17 @@ def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tupl
     if changed.own:
         recorder.event("code_changed", changed=changed.own)
     return recorder, found
+
+
+def _check_newest(home: RunFolder, run: config.Run, found: int | None) -> None:
+    """Check that a run can continue from the step of its newest checkpoint, or start over. Raises RunError."""
+    if found is None:
+        check_never_saved(home)
+    elif found > run.steps:
+        raise RunError(
+            f"{home.place} has done {found} steps, and steps is {run.steps}: there is nothing to train; give more than "
+            f"{found}, as in steps={found + run.steps}, or leave out --resume and give another name"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

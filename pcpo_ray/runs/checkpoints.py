@@ -164,6 +164,9 @@ def finish(
             f"{made} lacks {absent}, which the learner's ranks have written; they must write to storage that their "
             "nodes share"
         )
+    for path in there.values():  # safetensors lets nobody else read what it writes
+        with contextlib.suppress(OSError):  # some network disks have modes of their own
+            path.chmod(made.stat().st_mode & 0o666)
     every = dict(sums)
     for name in sorted(there.keys() - sums.keys()):
         sync(there[name])
@@ -207,7 +210,11 @@ def verify(folder: Path) -> dict:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"checkpoint {folder}: {name} is missing")
-        if checksum(path) != expected:
+        try:
+            changed = checksum(path) != expected
+        except OSError as error:  # a bad sector, or a file of another user
+            raise CheckpointError(f"checkpoint {folder}: {name} cannot be read ({error})") from None
+        if changed:
             raise CheckpointError(f"checkpoint {folder}: {name} is cut short or changed (its checksum differs)")
     return found
 
@@ -234,10 +241,18 @@ def all_checkpoints(run: Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
-def prune(run: Path, keep: int, spared: Path | None = None) -> None:
-    """Delete all checkpoints but the newest `keep` and `spared`."""
-    for folder in all_checkpoints(run)[:-keep]:
-        if folder != spared:
+def steps(run: Path) -> list[int]:
+    """List the steps whose checkpoint has its state.json, oldest first."""
+    found = (step_of(folder.name) for folder in all_checkpoints(run) if (folder / STATE).is_file())
+    return [step for step in found if step is not None]
+
+
+def prune(run: Path, keep: int, until: int, spared: int | None = None) -> None:
+    """Delete the checkpoints up to a step but the newest `keep` that have their state.json, and that of `spared`."""
+    kept = [step for step in steps(run) if step <= until][-keep:]
+    for folder in all_checkpoints(run):
+        step = step_of(folder.name)
+        if step is not None and step <= until and step not in kept and step != spared:
             delete(folder)
 
 

@@ -93,11 +93,12 @@ def append(path: Path, line: str) -> None:
     """Append a line and sync it; a line that cannot be written leaves nothing behind. Raises RunError."""
     with writing(path):
         new = not path.exists()
-        with path.open("ab") as file:
-            before = file.tell()
+        with path.open("ab", buffering=0) as file:  # what a buffer keeps of a refused line is written when it closes
+            before = os.fstat(file.fileno()).st_size
             try:
-                file.write(f"{line}\n".encode())
-                file.flush()
+                left = memoryview(f"{line}\n".encode())
+                while left:
+                    left = left[file.write(left) :]
                 os.fsync(file.fileno())
             except OSError:
                 with suppress(OSError):  # half a line would swallow the next one
@@ -119,6 +120,23 @@ def swap_in(made: Path, folder: Path) -> None:
     made.rename(folder)
     sync(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def bring(made: Path, folder: Path) -> None:
+    """Swap in a complete folder from elsewhere. One on another device is copied, and stays for the caller to delete."""
+    try:
+        swap_in(made, folder)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = partial_path(folder)
+        try:
+            shutil.copytree(made, copy)
+            for path in (*copy.rglob("*"), copy):
+                sync(path)
+            swap_in(copy, folder)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
 
 
 def replaced(folder: Path) -> Path:

@@ -139,15 +139,18 @@ class RunFolder(ABC):
 
     @abstractmethod
     def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint, oldest first."""
+        """Return the steps whose checkpoint has its state.json, oldest first."""
 
     def newest_until(self, step: int) -> int | None:
         """Return the newest step up to this one that has a checkpoint."""
         return max((saved for saved in self.steps() if saved <= step), default=None)
 
     @abstractmethod
-    def prune(self, keep: int, spared: int | None = None) -> None:
-        """Delete all checkpoints but the newest `keep` and that of step `spared`."""
+    def prune(self, keep: int, until: int, spared: int | None = None) -> None:
+        """Delete the checkpoints up to a step but the newest `keep` whole ones and that of step `spared`.
+
+        Newer ones, which a run that fell back to an older one has left, stay until it has done their steps again.
+        """
 
     def set_aside_after(self, step: int) -> None:
         """Move every checkpoint newer than a step's to set-aside/."""
@@ -157,7 +160,9 @@ class RunFolder(ABC):
             aside = self.local / SET_ASIDE / folder.name
             with writing(aside):
                 aside.parent.mkdir(exist_ok=True)
-                disk.swap_in(folder, aside)
+                disk.bring(folder, aside)
+                if folder.exists():  # checkpoints/ is another device
+                    checkpoints.delete(folder)
                 disk.sync(folder.parent)
             self._store_aside(later, aside)
 
@@ -267,12 +272,11 @@ class LocalFolder(RunFolder):
         pass
 
     def steps(self) -> list[int]:
-        steps = (step_of(folder.name) for folder in checkpoints.all_checkpoints(self.local))
-        return sorted(step for step in steps if step is not None)
+        return checkpoints.steps(self.local)
 
-    def prune(self, keep: int, spared: int | None = None) -> None:
+    def prune(self, keep: int, until: int, spared: int | None = None) -> None:
         self.check()
-        checkpoints.prune(self.local, keep, None if spared is None else self.checkpoint(spared))
+        checkpoints.prune(self.local, keep, until, spared)
 
     def _store_aside(self, step: int, aside: Path) -> None:
         pass

@@ -69,6 +69,15 @@ def name_of(text: str) -> str:
     return path.rstrip("/").rpartition("/")[2] or text
 
 
+def is_cut_short(folder: Path) -> bool:
+    """Return whether a folder holds only what a start leaves that was killed before there was a run."""
+    with contextlib.suppress(OSError):
+        names = {path.name for path in folder.iterdir()}
+        there = {name for name in names if not name.endswith(".unfinished")}
+        return writer.LOCK in there and there <= {writer.LOCK, writer.WRITER, "inputs.json"}
+    return False
+
+
 def names_in(folder: Path) -> list[str]:
     """List the runs in a folder by name."""
     return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}") if is_run(path.parent))
@@ -117,7 +126,7 @@ def check_start(runs: str, name: str, *, resume: bool) -> None:
     folder = Path(runs).expanduser() / name
     if resume and not is_run(folder):
         raise nothing_to_resume(folder)
-    if not resume and folder.exists():
+    if not resume and folder.exists() and not is_cut_short(folder):
         raise exists(folder)
 
 

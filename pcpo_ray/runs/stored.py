@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -31,16 +30,16 @@ from pathlib import Path
 from typing import Self
 
 from pcpo_ray.errors import AwayError, CheckpointError, RunError, TakenOverError
-from pcpo_ray.runs import checkpoints, disk, outbox, writer
+from pcpo_ray.runs import checkpoints, disk, outbox, stored_checkpoints, writer
 from pcpo_ray.runs.conditional import Seen
 from pcpo_ray.runs.disk import writing
 from pcpo_ray.runs.folder import CONFIG, INPUTS, RunFolder, Say
 from pcpo_ray.runs.names import step_of
 from pcpo_ray.runs.storage import PATIENCE, Storage, patiently
+from pcpo_ray.runs.stored_checkpoints import below
 from pcpo_ray.runs.urls import shown
 from pcpo_ray.runs.writer import WRITER, Token
 
-CHECKPOINTS = "checkpoints"
 SETTLING = 0.5
 """Seconds until two who claim a run at once, without conditional writes, can each see which of them was first."""
 
@@ -75,7 +74,7 @@ class StoredFolder(RunFolder):
         return dataclasses.replace(self, local=_cache(self.url))
 
     def checkpoint_place(self, step: int) -> str:
-        return f"{self.place}/{_below(step)}"
+        return f"{self.place}/{below(step)}"
 
     @property
     def _storage(self) -> Storage:
@@ -157,6 +156,7 @@ class StoredFolder(RunFolder):
         stored: int | None = patiently()(self._newest_stored, say)
         unsent = step is not None and (stored is None or step > stored)
         if step is not None and unsent and self.writer is not None:  # what a reader's copy has more was taken back
+            self.push_records()  # before: a checkpoint must not outrun what led to it
             self.push_checkpoint(step)  # the process ended between writing and sending it
             return step
         return stored
@@ -167,19 +167,13 @@ class StoredFolder(RunFolder):
         patiently()(outbox.catch_up, self.local, self._storage)
 
     def steps(self) -> list[int]:
-        steps: list[int] = patiently()(self._stored_steps)
+        steps: list[int] = patiently()(stored_checkpoints.steps, self._storage)
         return steps
 
-    def _stored_steps(self) -> list[int]:
-        return sorted({step for name in self._storage.names(CHECKPOINTS) if (step := _step(name)) is not None})
-
-    def prune(self, keep: int, spared: int | None = None) -> None:
-        """Delete all checkpoints but the newest `keep` and that of step `spared`; unreachable storage keeps them."""
-        with contextlib.suppress(AwayError):
+    def prune(self, keep: int, until: int, spared: int | None = None) -> None:
+        with contextlib.suppress(AwayError):  # unreachable storage keeps them
             self.check()
-            for step in self._stored_steps()[:-keep]:
-                if step != spared:
-                    _delete_checkpoint(self._storage, _below(step))
+            stored_checkpoints.prune(self._storage, keep, until, spared)
 
     def _store_aside(self, step: int, aside: Path) -> None:
         files = [path for path in aside.rglob("*") if path.is_file()]
@@ -187,7 +181,7 @@ class StoredFolder(RunFolder):
             for attempt in patiently():
                 with attempt:
                     self._storage.put({path.relative_to(self.local).as_posix(): path for path in files})
-                    _delete_checkpoint(self._storage, _below(step))
+                    stored_checkpoints.delete(self._storage, step)
 
     def discard(self) -> None:
         self.check()
@@ -201,7 +195,7 @@ class StoredFolder(RunFolder):
 
     def push_checkpoint(self, step: int) -> None:
         """Store a checkpoint, retrying while storage is away, and delete all others on this machine."""
-        storage, folder, name = self._storage, self.checkpoint(step), _below(step)
+        storage, folder, name = self._storage, self.checkpoint(step), below(step)
         files = {f"{name}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*") if path.is_file()}
         with writing(folder):
             last = files.pop(f"{name}/{checkpoints.STATE}").read_bytes()
@@ -209,9 +203,10 @@ class StoredFolder(RunFolder):
             for attempt in patiently():
                 with attempt:
                     self.check()
-                    _delete_checkpoint(storage, name)
-                    storage.put(files, fresh=True)
-                    storage.write_as_owner(f"{name}/{checkpoints.STATE}", last, self.check)
+                    if not stored_checkpoints.holds(storage, step, files, last):
+                        stored_checkpoints.delete(storage, step)
+                        storage.put(files, fresh=True)
+                        storage.write_as_owner(f"{name}/{checkpoints.STATE}", last, self.check)
         for other in checkpoints.all_checkpoints(self.local):
             if other != folder:
                 checkpoints.delete(other)
@@ -225,8 +220,8 @@ class StoredFolder(RunFolder):
         return folder
 
     def _fetch_checkpoint(self, step: int) -> Path:
-        folder, storage, name = self.checkpoint(step), self._storage, _below(step)
-        state = storage.read(f"{name}/{checkpoints.STATE}")
+        folder, storage, name = self.checkpoint(step), self._storage, below(step)
+        state = stored_checkpoints.state(storage, step)
         if state is None:
             raise CheckpointError(f"there is no whole checkpoint at {self.place}/{name}")
         with _one_at_a_time(folder):
@@ -278,19 +273,7 @@ class StoredFolder(RunFolder):
         return f"{self.place}/{name}"
 
     def _newest_stored(self, say: Say) -> int | None:
-        storage = self._storage
-        names = set(storage.names(CHECKPOINTS))
-        for step in sorted({step for name in names if (step := _step(name)) is not None}, reverse=True):
-            name = _below(step)
-            state = storage.read(f"{name}/{checkpoints.STATE}")
-            try:
-                needed = None if state is None else json.loads(state)["files"]
-            except (ValueError, KeyError, TypeError):
-                needed = None
-            if needed is not None and all(f"{name}/{file}" in names for file in needed):
-                return step
-            say(f"checkpoint {self.place}/{name} is not whole: its upload was cut short; falling back to an older one")
-        return None
+        return stored_checkpoints.newest(self._storage, self.place, say)
 
     def _fetch_records(self, into: Path) -> None:
         partial = disk.partial_path(into)
@@ -317,21 +300,6 @@ class StoredFolder(RunFolder):
             raise
         except RunError as error:
             raise type(error)(f"{error}, then go on with --resume: {self.local} keeps what was not stored") from error
-
-
-def _below(step: int) -> str:
-    return checkpoints.folder_for(Path(), step).as_posix()
-
-
-def _step(name: str) -> int | None:
-    """Return the step of the checkpoint that a stored file belongs to, None if it belongs to none."""
-    parts = name.split("/")
-    return step_of(parts[1]) if len(parts) > 2 else None
-
-
-def _delete_checkpoint(storage: Storage, name: str) -> None:
-    storage.delete([f"{name}/{checkpoints.STATE}"])  # first: without it, the checkpoint is not complete
-    storage.delete_folder(name)
 
 
 def _cache(url: str) -> Path:

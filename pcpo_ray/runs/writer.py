@@ -103,7 +103,7 @@ def lock(folder: Path) -> None:
     """Lock a folder for this process until it ends. Raises RunError if another one of this machine holds it."""
     path = folder / LOCK
     with writing(folder):
-        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     status = os.fstat(opened)
     if (status.st_dev, status.st_ino) in _held:
         os.close(opened)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from pcpo_ray.data.records import EvaluationRecord, StepRecord
@@ -35,5 +37,21 @@ class Audience:
         stop = False
         while self.untold:
             record = self.untold.popleft()
-            stop |= any([callback(record) is STOP for callback in self.callbacks])
+            for callback in self.callbacks:
+                with _working_folder_kept():
+                    stop |= callback(record) is STOP
         return stop
+
+
+@contextlib.contextmanager
+def _working_folder_kept() -> Iterator[None]:
+    """Afterwards the working folder is as it was: the run's own paths may start there."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # deleted meanwhile
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.chdir(here)

@@ -6,6 +6,7 @@ import time
 from pcpo_ray import config
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import RunError
+from pcpo_ray.runs import lines
 from pcpo_ray.training import monitors
 from pcpo_ray.training.admission import Admission
 from pcpo_ray.training.batch import BatchMaker
@@ -60,13 +61,21 @@ class Checkpointer:
             begun=[(step, version) for step, version in begun if version < progress.step],
             largest=self.dispatcher.counters.largest,
             max_staleness=progress.max_staleness,
-            rows=progress.unwritten,
+            rows=lines.plain(progress.unwritten),
         )
         self.stages.learner.save(home, state)
+        if ending:  # that storage was away for a moment must not leave the records behind the checkpoint
+            with contextlib.suppress(RunError):
+                self.recorder.push()
         progress.saved = progress.step
         self.restarts.saved(progress.step)
         self.recorder.event("checkpoint", step=progress.step, seconds=time.perf_counter() - started)
-        home.prune(self.run.checkpoints.keep, self.newest_healthy())
+        home.prune(self.run.checkpoints.keep, progress.step, self.newest_healthy())
+
+    def save_unsaved(self, *, ending: bool = False) -> None:
+        """Write a checkpoint of the current step, unless there is one."""
+        if self.progress.unsaved:
+            self.save(ending=ending)
 
     def newest_healthy(self) -> int | None:
         """Find the newest checkpoint from before any trouble, for a run that rolls back to it; else None."""
@@ -81,8 +90,9 @@ class Checkpointer:
         progress.step = progress.saved = state.step
         self.restarts.restored(state.step)
         progress.micro_batch = state.micro_batch
-        if state.max_staleness is not None:
+        if state.max_staleness is not None and not progress.paced:
             progress.max_staleness = state.max_staleness
+        progress.paced = True
         counters.largest = max(counters.largest, state.largest)
         self.batches.restore(state.histories)
         for row in state.rows:

@@ -67,7 +67,7 @@ class Control:
             self.recorder.event("refused", why=refused)
             self.dispatcher.say(f"warning: not done: {refused}")
             return
-        self.progress.max_staleness = wanted
+        self.progress.max_staleness, self.progress.paced = wanted, True
 
     def report(self) -> None:
         """Give the metrics the numbers of the status."""

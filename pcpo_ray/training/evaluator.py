@@ -153,7 +153,7 @@ class Evaluator:
         """End the run as monitors.action says; the run's `error` tells why, and how to go on."""
         progress, back = self.progress, self.checkpointer.newest_healthy()
         if back is None:
-            self.checkpointer.save()
+            self.checkpointer.save_unsaved()
         else:
             self.recorder.home.set_aside_after(back)
         advice = monitors.advice(self.run.monitors.action, progress.step, back)

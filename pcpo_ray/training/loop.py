@@ -36,7 +36,7 @@ from pcpo_ray.training.control import Control
 from pcpo_ray.training.dispatcher import Dispatcher, Phases, Watch, trouble
 from pcpo_ray.training.evaluator import Evaluator
 from pcpo_ray.training.progress import Progress
-from pcpo_ray.training.recorder import Recorder
+from pcpo_ray.training.recorder import Recorder, check_never_saved
 from pcpo_ray.training.restarts import MAX_RESTARTS, Restarts
 from pcpo_ray.training.stages import Stages
 from pcpo_ray.training.step_record import step_record
@@ -95,7 +95,7 @@ class Loop:
         if not evaluator.recalled():  # a run that was stopped may owe the last one
             evaluator.evaluate()
             if progress.step == 0 and self.run.monitors.action == "roll_back":
-                self.checkpointer.save()
+                self.checkpointer.save_unsaved()
         self._tell()
         if evaluator.ends_run:
             return evaluator.stop_on_alarm()
@@ -212,7 +212,7 @@ class Loop:
     def _check_moved(self) -> None:
         """Raise TrainingError, after a checkpoint, where the run trains on nothing; the error says why."""
         if why := movement.unmoved(self.moved, self.run.optimizer):
-            self.checkpointer.save()
+            self.checkpointer.save_unsaved()
             raise TrainingError(f"the run has stopped after step {self.progress.step}, with a checkpoint: {why}")
 
     def _serve(self) -> None:
@@ -262,6 +262,7 @@ class Loop:
         """Train, past every learner that is lost; whatever ends the run, what was learned is kept."""
         try:
             lost, self.lost = self.lost, None
+            self.progress.paced |= lost is None
             while True:
                 try:
                     if lost is not None:  # the new learner may be lost as well
@@ -284,7 +285,7 @@ class Loop:
 
     def _rewind(self, lost: LearnerLostError) -> None:
         """Go back to the newest checkpoint, or the start, with a new learner; samplers and requests stay."""
-        progress, staleness = self.progress, self.progress.max_staleness
+        progress = self.progress
         progress.learners_lost += 1
         progress.recovering = True
         self.dispatcher.cancel()
@@ -297,10 +298,11 @@ class Loop:
         self.batches.reset()
         self.moved.clear()
         if found is None:
+            check_never_saved(self.recorder.home)
             progress.step, progress.saved = 0, None
         else:
             self._restore(found)
-        progress.recovering, progress.max_staleness = False, staleness
+        progress.recovering = False
         self.recorder.rewind(progress.step if found is not None else -1)
         self._event("fault", message=f"{lost}; a new learner goes on after step {progress.step}", restarted="learner")
 
@@ -309,8 +311,7 @@ class Loop:
         if self.stages.learner.updating():  # which may take minutes
             self.say("stopping: the update under way is finished first, then a checkpoint is written")
         self._settle()
-        if self.progress.unsaved:
-            self.checkpointer.save(ending=True)
+        self.checkpointer.save_unsaved(ending=True)
         self.recorder.event("stopped", step=self.progress.kept)
         self.progress.state = "stopped"
 
@@ -321,8 +322,7 @@ class Loop:
         """
         try:
             self._settle()
-            if self.progress.unsaved:
-                self.checkpointer.save(ending=True)
+            self.checkpointer.save_unsaved(ending=True)
         except (Exception, KeyboardInterrupt) as error:
             if self.progress.unsaved:
                 with contextlib.suppress(RunError):

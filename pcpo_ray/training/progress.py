@@ -14,6 +14,8 @@ class Progress:
 
     max_staleness: int
     """The number of versions that a batch may be behind; an operator may change it."""
+    paced: bool = False
+    """True once `max_staleness` is this process's own, which no checkpoint replaces any more."""
     step: int = 0
     """Updates done: the version of the newest weights."""
     begun: dict[int, Sequence[Task]] = field(default_factory=dict)

@@ -22,9 +22,9 @@ import numpy as np
 from pcpo_ray import config
 from pcpo_ray.config import files
 from pcpo_ray.data.records import Event
-from pcpo_ray.errors import AwayError, RunError
+from pcpo_ray.errors import AwayError, CheckpointError, RunError, TakenOverError
 from pcpo_ray.metrics.reporter import MetricsReporter, NoReporter
-from pcpo_ray.runs import disk, lines, look
+from pcpo_ray.runs import disk, lines, look, writer
 from pcpo_ray.runs.disk import writing
 from pcpo_ray.runs.folder import CONFIG, INPUTS, RunFolder
 from pcpo_ray.runs.names import name_of, step_of
@@ -72,16 +72,20 @@ class Recorder:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            raise look.exists(folder) from None
+            if not look.is_cut_short(folder):
+                raise look.exists(folder) from None
         except OSError as error:
             raise RunError(f"the run folder {folder} cannot be made: {error}") from None
+        writer.lock(folder)  # before anything here may delete it: another process may have begun there as well
         try:
             recorder = cls(home.claim(new=True), run)
             disk.sync(folder.parent)
-            recorder._replace(CONFIG, files.dump(run))
             if began is not None:
                 recorder._replace(INPUTS, inputs.dump(began))
+            recorder._replace(CONFIG, files.dump(run))  # last: from here on it is a run
             recorder.home.push_records(patience=0.0)
+        except TakenOverError:
+            raise
         except RunError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -255,6 +259,17 @@ class Recorder:
     def _replace(self, name: str, text: str) -> None:
         self.home.check_here()
         disk.replace(self.folder / name, text)
+
+
+def check_never_saved(home: RunFolder) -> None:
+    """Check that no checkpoint was made before the run starts over. Raises CheckpointError: all records would go."""
+    made = [event for event in lines.events(home.local / "events.jsonl").rows if event["kind"] == "checkpoint"]
+    if made:
+        raise CheckpointError(
+            f"{home.place} has made checkpoints, the last after step {made[-1].get('step')}, and none can be read: is "
+            "the disk of its checkpoints there? Nothing of it was changed; bring one back, then go on with --resume, "
+            "or start under another name"
+        )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -134,6 +135,18 @@ def test_a_callback_stops_a_run_which_the_same_call_continues(asked):
     run = train(asked, callbacks=onward.append, resume=True)
     assert (run.ending, run.step) == ("finished", 2)
     assert [(record.kind, record.step) for record in onward] == [("train", 2), ("evaluation", 2)]
+
+
+def test_a_callback_that_changes_the_working_folder_costs_a_run_nothing(asked, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    here, seen = os.getcwd(), []
+
+    def leave(record):
+        os.chdir(tmp_path / "elsewhere")
+        seen.append(record.kind)
+
+    run = train(asked, callbacks=leave)
+    assert (run.ending, os.getcwd(), seen.count("train")) == ("finished", here, 2)
 
 
 def test_an_error_of_a_callback_ends_the_run_with_a_checkpoint(asked):

@@ -6,15 +6,13 @@ import shutil
 import pytest
 
 from pcpo_ray.commands import opening, resuming
-from pcpo_ray.errors import (
-    RunError,
-)
+from pcpo_ray.errors import CheckpointError, RunError
 from pcpo_ray.runs import records
 from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import inputs
 from pcpo_ray.training.recorder import Recorder
 from tests.support import small
-from tests.support.running import saved
+from tests.support.running import go, saved
 
 
 def begun(folder, run):
@@ -196,3 +194,34 @@ def test_a_resumed_run_may_be_longer_and_have_other_workers(small_sd, tmp_path):
     longer = small.run(small_sd, steps=7, workers__samplers__workers=3, checkpoints__keep=9)
     opening.resume(LocalFolder(local=tmp_path / "run"), longer, lambda line: None)
     assert records.read(tmp_path / "run") == longer
+
+
+def unmounted(folder):
+    """Have the checkpoints lie on another disk, which is not there."""
+    (folder / "checkpoints").rename(folder.parent / "disk")
+    (folder / "checkpoints").symlink_to(folder.parent / "unmounted")
+
+
+def damaged(folder):
+    for path in (folder / "checkpoints").glob("*/trainable.safetensors"):
+        path.write_bytes(b"cut")
+
+
+@pytest.mark.parametrize("harm", [unmounted, damaged])
+def test_a_run_whose_checkpoints_cannot_be_read_keeps_its_records(small_sd, tmp_path, harm):
+    run, folder = small.run(small_sd, steps=2, checkpoints__every=1), tmp_path / "run"
+    go(run, folder)
+    harm(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".writer"}
+    with pytest.raises(CheckpointError, match=r"has made checkpoints, the last after step 2, and none can be read"):
+        opening.resume(LocalFolder(local=folder), run, lambda line: None)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".writer"}
+    assert after == before
+
+
+def test_a_resume_that_is_refused_takes_the_run_from_nobody(small_sd, tmp_path):
+    recorder = begun(tmp_path / "run", small.run(small_sd, steps=4))
+    saved(tmp_path / "run", 3)
+    with pytest.raises(RunError, match="has done 3 steps"):
+        opening.resume(LocalFolder(local=tmp_path / "run"), small.run(small_sd, steps=2), lambda line: None)
+    recorder.event("fault", message="goes on")

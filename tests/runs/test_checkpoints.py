@@ -137,7 +137,7 @@ def test_what_only_begins_like_a_checkpoint_is_left_alone(tmp_path):
     ]
     assert checkpoints.newest(tmp_path, pytest.fail).name == "step-1000000"
     checkpoints.recover_interrupted(tmp_path)
-    checkpoints.prune(tmp_path, 1)
+    checkpoints.prune(tmp_path, 1, 1_000_000)
     gone = {"step-000001", "step-000002", "step-999999"}
     assert sorted(path.name for path in folder.iterdir()) == [name for name in before if name not in gone]
     for step in (3, 4):
@@ -161,7 +161,7 @@ def test_further_tensors_lie_in_a_checkpoint_and_are_watched_too(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 2, 10):
         save(tmp_path, step)
-    checkpoints.prune(tmp_path, 2)
+    checkpoints.prune(tmp_path, 2, 10)
     assert [folder.name for folder in checkpoints.all_checkpoints(tmp_path)] == ["step-000002", "step-000010"]
 
 
@@ -286,3 +286,52 @@ def test_a_rank_on_another_disk_is_named(tmp_path):
         CheckpointError, match="is not on the disk of rank 1; the learner's ranks must write to storage"
     ):
         checkpoints.write_part(tmp_path / ".step-000001.x.unfinished", {}, {}, {}, part=1, parts=2)
+
+
+@pytest.mark.parametrize("harm", ["half deleted", "changed"])
+def test_pruning_counts_whole_ones_and_leaves_newer_ones_alone(tmp_path, harm):
+    """A run that falls back to step 10, past a damaged 20, saves 13."""
+    save(tmp_path, 5), save(tmp_path, 10)
+    newer = save(tmp_path, 20)
+    (newer / "state.json").unlink() if harm == "half deleted" else (newer / "trainable.safetensors").write_bytes(b"")
+    save(tmp_path, 13)
+    checkpoints.prune(tmp_path, 1, 13)
+    assert [folder.name for folder in checkpoints.all_checkpoints(tmp_path)] == ["step-000013", "step-000020"]
+    assert checkpoints.newest(tmp_path, lambda line: None) == checkpoints.folder_for(tmp_path, 13)
+
+
+def test_one_half_deleted_is_not_among_those_kept(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    (checkpoints.folder_for(tmp_path, 2) / "state.json").unlink()
+    checkpoints.prune(tmp_path, 2, 3)
+    assert checkpoints.steps(tmp_path) == [1, 3]
+    assert [folder.name for folder in checkpoints.all_checkpoints(tmp_path)] == ["step-000001", "step-000003"]
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_whoever_the_umask_allows_may_read_a_checkpoint(tmp_path, umask, expected):
+    from safetensors.torch import save_file
+
+    before = os.umask(umask)
+    try:
+        folder = save(tmp_path, 1, export=lambda made: save_file({"w": torch.ones(2)}, made / "lora.safetensors"))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes.keys() >= {"lora.safetensors", "trainable.safetensors", "state.json"}
+    assert set(modes.values()) == {expected}
+
+
+def test_one_that_the_disk_cannot_read_is_passed_over(tmp_path, monkeypatch):
+    older, newer, found = save(tmp_path, 1), save(tmp_path, 2), checkpoints.checksum
+
+    def bad_sector(path):
+        if path.parent == newer:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return found(path)
+
+    monkeypatch.setattr(checkpoints, "checksum", bad_sector)
+    said = []
+    assert checkpoints.newest(tmp_path, said.append) == older
+    assert len(said) == 1 and "cannot be read" in said[0] and "falling back" in said[0]

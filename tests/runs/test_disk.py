@@ -159,3 +159,27 @@ def test_a_file_that_is_not_whole_replaces_none_and_leaves_nothing(tmp_path):
         made.write_text("ha")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert path.read_text() == "good" and list(tmp_path.iterdir()) == [path]
+
+
+REFUSED = """
+import resource, sys
+from pathlib import Path
+from pcpo_ray.errors import RunError
+from pcpo_ray.runs import disk
+path, most = Path(sys.argv[1]), resource.RLIM_INFINITY
+disk.append(path, "first")
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, most))
+try:
+    disk.append(path, "x" * 3000)
+except RunError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+disk.append(path, "third")
+"""
+
+
+def test_of_a_line_that_a_disk_takes_in_part_nothing_stays(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    done = subprocess.run([sys.executable, "-c", REFUSED, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "rows.jsonl cannot be written" in done.stdout, done.stderr
+    assert path.read_text() == "first\nthird\n"

@@ -23,7 +23,7 @@ from pcpo_ray.runs.storage import Storage
 from pcpo_ray.runs.stored import StoredFolder
 from pcpo_ray.runs.urls import child
 from pcpo_ray.runs.writer import WRITER
-from pcpo_ray.training import inputs
+from pcpo_ray.training import inputs, monitors
 from pcpo_ray.training.recorder import Recorder
 from tests.support import s3, small
 from tests.support.running import go, parameters, same, saved
@@ -212,7 +212,7 @@ def test_state_json_comes_last_and_goes_first(stored, machine, monkeypatch):
     assert done == [*gone, ("put", weights), ("replace", f"{folder}/state.json")]
     kept(home, 2)
     done.clear()
-    home.prune(1)
+    home.prune(1, 99)
     assert done == gone
     assert of_checkpoints(home) == ["step-000002"]
 
@@ -221,7 +221,7 @@ def test_storage_keeps_the_newest_and_a_machine_the_last(stored, machine):
     home, _ = made(stored)
     for step in (1, 2, 10):
         kept(home, step)
-        home.prune(2)
+        home.prune(2, step)
     assert of_checkpoints(home) == ["step-000002", "step-000010"]
     assert [folder.name for folder in checkpoints.all_checkpoints(home.local)] == ["step-000010"]
 
@@ -325,7 +325,7 @@ def test_a_driver_whose_run_was_taken_over_stops(stored, machine):
     for write in (
         home.push_records,
         lambda: home.push_checkpoint(1),
-        lambda: home.prune(1),
+        lambda: home.prune(1, 99),
         lambda: home.set_aside_after(0),
         home.discard,
     ):
@@ -409,11 +409,11 @@ def test_while_storage_is_away_records_and_pruning_wait_for_the_next_time(stored
     away("write", 1.0), away("delete", 1.0)
     recorder.event("fault", message="x")
     recorder.push()
-    home.prune(1)
+    home.prune(1, 99)
     assert recorder.recent[-1].kind == "unsent" and "away" in recorder.recent[-1].details["message"]
     time.sleep(1.0)
     recorder.push()
-    home.prune(1)
+    home.prune(1, 99)
     assert b'"unsent"' in records(home, "events.jsonl") and of_checkpoints(home) == ["step-000002"]
 
 
@@ -473,7 +473,7 @@ def test_what_only_begins_like_a_checkpoint_is_left_alone_in_storage_too(stored,
     for name in names:
         storage.write(name, b"mine")
     assert home.steps() == [1, 2, 3] and home.newest(pytest.fail) == 3
-    home.prune(1)
+    home.prune(1, 99)
     home.set_aside_after(0)
     assert home.steps() == [] and storage.there(names) == names
 
@@ -616,7 +616,7 @@ def test_a_roll_back_sets_checkpoints_aside_that_no_machine_resumes(small_sd, st
     home, _ = made(stored)
     for step in (1, 2, 3, 4):
         kept(home, step)
-    home.prune(2, 1)
+    home.prune(2, 4, 1)
     assert home.steps() == [1, 3, 4] and home.newest_until(2) == 1 and home.newest_until(0) is None
     home.set_aside_after(1)
     assert home.steps() == [1] and home.newest(print) == 1
@@ -640,3 +640,69 @@ def test_who_reads_a_run_sends_nothing_that_was_taken_back_since(stored, machine
     before = Storage(home.url).names()
     assert found.checkpoint is not None and found.checkpoint.name == "step-000001"
     assert Storage(home.url).names() == before
+
+
+@pytest.mark.parametrize("cut", [[20], [17, 20]])
+def test_uploads_that_were_cut_short_take_no_place_of_whole_ones(stored, machine, cut):
+    """A machine was lost while it stored step 17, and another one while it stored 20; a third goes on from 10."""
+    home, _ = made(stored)
+    kept(home, 10)
+    for step in cut:
+        Storage(home.url).write(f"checkpoints/step-0000{step}/trainable.safetensors", b"cut")
+    assert home.steps() == [10] and home.newest_until(18) == 10 and home.newest(lambda line: None) == 10
+    kept(home, 13)
+    home.prune(1, 13)
+    assert home.steps() == [13] and home._newest_stored(lambda line: None) == 13
+    kept(home, 15)
+    home.set_aside_after(13)
+    assert home.steps() == [13]
+
+
+@pytest.mark.parametrize("stored", ["file"], indirect=True)
+def test_records_are_stored_before_a_checkpoint_that_waited_here(small_sd, stored, machine, monkeypatch):
+    """The process was killed before it could store step 2; the next one is killed as it has stored the checkpoint."""
+    run = small.run(small_sd, steps=9)
+    home = run_at(stored, "mine")
+    recorder = Recorder.create(home, run)
+    recorder.record("train", 1, {"x": 1})
+    kept(recorder.home, 1)
+    recorder.record("train", 2, {"x": 2})
+    saved(home.local, 2)
+
+    def killed(*given):
+        raise RunError("killed")
+
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="killed"):
+        patched.setattr(Recorder, "reopen", killed)
+        opening.resume(run_at(stored, "mine"), run, lambda line: None)
+    machine("machine-b")
+    elsewhere, step = opening.resume(run_at(stored, "mine"), run, lambda line: None)
+    assert step == 2 and [row["step"] for row in elsewhere.metrics()] == [1, 2]
+
+
+def test_a_checkpoint_stored_already_is_not_replaced(stored, machine, monkeypatch):
+    home, _ = made(stored)
+    kept(home, 1)
+
+    def fails(*given, **options):
+        raise RunError("the upload failed")
+
+    monkeypatch.setattr(Storage, "put", fails)
+    home.push_checkpoint(1)
+    assert home._newest_stored(pytest.fail) == 1
+    (home.checkpoint(1) / "state.json").write_bytes(b"another")
+    with pytest.raises(RunError, match="the upload failed"):
+        home.push_checkpoint(1)
+
+
+@pytest.mark.parametrize("stored", ["file"], indirect=True)
+def test_a_resume_whose_alarm_still_holds_saves_nothing_again(small_sd, stored, machine, monkeypatch):
+    settings = {"checkpoints__keep": 1, "checkpoints__every": 2}
+    go(small.run(small_sd, steps=2, **settings), run_at(stored, "mine"))
+    machine("machine-b")
+    verdict = monitors.Verdict(alarms={"reward": "fell"}, healthy=0)
+    monkeypatch.setattr(monitors, "judge", lambda run, rows: verdict)
+    pushed = []
+    monkeypatch.setattr(StoredFolder, "push_checkpoint", lambda home, step: pushed.append(step))
+    go(small.run(small_sd, steps=4, monitors__action="stop", **settings), run_at(stored, "mine"), found=True)
+    assert pushed == [] and run_at(stored, "mine")._newest_stored(pytest.fail) == 2

@@ -101,7 +101,7 @@ def test_who_was_taken_over_from_another_machine_writes_nothing_more(recorder):
         lambda: recorder.samples("scores.parquet", 2, {"step": [2]}),
         lambda: recorder.write_images(2, {}),
         lambda: recorder.rewind(0),
-        lambda: home.prune(1),
+        lambda: home.prune(1, 99),
         lambda: home.set_aside_after(0),
         home.discard,
         home.here().check,

@@ -1,13 +1,14 @@
 """Losses that end no run: the learner of a resumed run while it reads a checkpoint, and weights that were published."""
 
+import shutil
 import time
 
 import pytest
 import torch
 
 from pcpo_ray.data.requests import Request
-from pcpo_ray.errors import ClusterError, LearnerLostError, StopAskedError
-from pcpo_ray.runs import checkpoints
+from pcpo_ray.errors import CheckpointError, ClusterError, LearnerLostError, StopAskedError
+from pcpo_ray.runs import checkpoints, lines
 from pcpo_ray.training.local import LocalStages
 from pcpo_ray.workers.learner.learner import Learner
 from tests.support import small
@@ -182,3 +183,69 @@ def test_weights_that_are_gone_each_time_end_the_run(small_sd, tmp_path):
     stages.samplers.submit, stages.samplers.lost = asked.append, lambda: [asked.pop()] if asked else []
     with pytest.raises(ClusterError, match="weights of version 0 were lost 6 times before a group was sampled"):
         go(run, tmp_path / "run", stages=stages)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_staleness_asked_for_while_a_learner_is_replaced_is_kept(small_sd, tmp_path, staleness):
+    run = a_run(small_sd, steps=6, rollout__max_staleness=2)
+    stages, said, lost = Recovering(run), [], [LearnerLostError("killed")]
+    begin, recover = stages.learner.begin, stages.learner.recover
+    asked = []
+
+    def beginning(step, batch):
+        if step == 4 and lost:
+            raise lost.pop()
+        begin(step, batch)
+
+    def recovering(serve):
+        asked.append(Request(max_staleness=staleness))
+        serve()
+        recover(serve)
+
+    def exchange(status):
+        said.append((status.step, status.max_staleness))
+        return [asked.pop()] if asked else []
+
+    stages.exchange, stages.learner.begin, stages.learner.recover = exchange, beginning, recovering
+    go(run, tmp_path / "run", stages=stages)
+    assert said[-1] == (6, staleness)
+
+
+@pytest.mark.parametrize("lose", [False, True])
+def test_a_resume_keeps_an_operators_staleness_whatever_becomes_of_the_learner(small_sd, tmp_path, lose):
+    settings = {"rollout__max_staleness": 2, "checkpoints__every": 2}
+    stages, once = Recovering(a_run(small_sd, steps=2, **settings)), [Request(max_staleness=0)]
+    stages.exchange = lambda status: [once.pop()] if once else []
+    go(a_run(small_sd, steps=2, **settings), tmp_path / "run", stages=stages)
+    run, said = a_run(small_sd, steps=4, **settings), []
+    stages = Recovering(run)
+    restore, lost = stages.learner.restore, [LearnerLostError("killed while it read")] * lose
+
+    def restoring(folder, step):
+        if lost:
+            raise lost.pop()
+        return restore(folder, step)
+
+    stages.exchange = lambda status: said.append((status.step, status.max_staleness)) or []
+    stages.learner.restore = restoring
+    go(run, tmp_path / "run", stages=stages, found=2)
+    assert {staleness for step, staleness in said if step >= 2} == {0}
+
+
+def test_a_lost_learner_whose_checkpoints_are_gone_ends_the_run_with_its_records(small_sd, tmp_path):
+    run = a_run(small_sd, steps=4, checkpoints__every=1)
+    stages, lost = Recovering(run), [LearnerLostError("killed")]
+    begin = stages.learner.begin
+
+    def beginning(step, batch):
+        if step == 3 and lost:
+            shutil.rmtree(tmp_path / "run" / "checkpoints")
+            raise lost.pop()
+        begin(step, batch)
+
+    stages.learner.begin = beginning
+    with pytest.raises(CheckpointError, match="has made checkpoints, the last after step 2, and none can be read"):
+        go(run, tmp_path / "run", stages=stages)
+    rows = lines.metrics(tmp_path / "run" / "metrics.jsonl").rows
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
+    assert not (tmp_path / "run" / "checkpoints").exists()

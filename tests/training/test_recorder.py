@@ -1,5 +1,6 @@
 """The run folder can be read while a run goes on, after it was killed, and without this package."""
 
+import dataclasses
 import io
 import json
 import math
@@ -14,7 +15,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from pcpo_ray.config import files
-from pcpo_ray.errors import RunError
+from pcpo_ray.errors import RunError, TakenOverError
+from pcpo_ray.runs import look, writer
 from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import trackers
 from pcpo_ray.training.recorder import Recorder
@@ -223,3 +225,44 @@ def test_a_tracker_that_does_not_start_is_named_with_its_cause(small_sd, tmp_pat
     recorder = Recorder.create(LocalFolder(local=tmp_path / "run"), small.run(small_sd, trackers="[tensorboard]"))
     with pytest.raises(RunError, match="'tensorboard' does not start: ConnectionError: not logged in"):
         recorder.start_trackers()
+
+
+def test_a_start_that_was_killed_before_there_was_a_run_is_made_anew(run, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    LocalFolder(local=folder).claim(new=True)
+    (folder / "inputs.json").write_text("{}")
+    (folder / ".config.yaml.0123.unfinished").write_text("cut")
+    look.check_start(str(tmp_path), "run", resume=False)
+    assert not look.is_run(folder)
+    Recorder.create(LocalFolder(local=folder), run, began={})
+    assert look.is_run(folder)
+    with pytest.raises(RunError, match="exists; continue it with --resume"):
+        look.check_start(str(tmp_path), "run", resume=False)
+
+
+def test_a_start_deletes_no_run_that_another_machine_took_over(run, tmp_path, monkeypatch):
+    folder, replace = tmp_path / "run", Recorder._replace
+
+    def taken_over(recorder, name, text):
+        token = dataclasses.replace(writer.Token.new(), machine="another")
+        writer.replace(folder / writer.WRITER, token.text)
+        replace(recorder, name, text)
+
+    monkeypatch.setattr(Recorder, "_replace", taken_over)
+    with pytest.raises(TakenOverError):
+        Recorder.create(LocalFolder(local=folder), run, began={})
+    assert (folder / writer.WRITER).exists()
+
+
+def test_of_two_starts_at_once_the_later_one_deletes_nothing(run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def held(place):
+        (place / writer.WRITER).write_text("the other's")
+        raise RunError("is being written by process 1")
+
+    monkeypatch.setattr(writer, "lock", held)
+    with pytest.raises(RunError, match="is being written"):
+        Recorder.create(LocalFolder(local=folder), run)
+    assert (folder / writer.WRITER).read_text() == "the other's"
