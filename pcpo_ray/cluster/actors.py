@@ -183,7 +183,7 @@ class ScorerActor(Worker):
         """Load the rewards, and ask them about two of the prompts, if some are given."""
         found = super().start()
         if prompts:
-            self.scorer.ask(prompts)
+            self.scorer.ask(prompts, self.run.workers.start_timeout / 2)  # so that its own error is told first
         return found
 
     def score(self, task: Task, images: np.ndarray) -> dict[str, Any]:

@@ -10,11 +10,13 @@ DEAF = 10.0
 
 OF_THE_CALL = (
     exceptions.RayTaskError,
+    exceptions.UnserializableException,
     exceptions.ObjectLostError,
     exceptions.ActorUnavailableError,
     exceptions.GetTimeoutError,
 )
-"""Errors of a call that do not mean the end of its actor: the work's own error, lost arguments, a moment's silence.
+"""Errors of a call that do not mean the end of its actor: the work's own error (as text where its class does not
+unpickle), lost arguments, a moment's silence.
 
 Any other error that Ray raises, now or in a later version, means that the actor is gone.
 """
@@ -39,7 +41,9 @@ def reraise(error: exceptions.RayError, awaited: str) -> PcpoError:
 
 def brief(error: BaseException) -> str:
     """Shorten an error to one line."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, exceptions.UnserializableException):
+        return lines[-1][:300]  # of the traceback in it: the error that was raised
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 

@@ -37,6 +37,9 @@ class Stored:
     manifest: Manifest
 
 
+ROOM = 5.0
+"""Seconds for which a new learner waits for a place before samplers that have not started make room for it."""
+
 Versions = dict[tuple[int, bool], Stored]
 """The weights that samplers can load, by version and whether it is the EMA."""
 
@@ -206,8 +209,13 @@ class RayLearner:
         self.versions.clear()
         self.restart()
         limit, told, waiter = self.launcher.run.workers.task_timeout, False, Waiter()
+        samplers = self.borrower()
+        wanted, given = samplers.pool.wanted, None
         while not self._ready_again():
             waited = self.ranks.waiting()
+            if waited > ROOM and given is None:  # one that had waited for a place may have got the lost learner's
+                given = samplers.started()
+                samplers.resize(min(wanted, given))
             if waited > QUIET and not told:
                 told = True
                 self.say(f"a new learner waits for a place: {self.ranks.room()}")
@@ -218,6 +226,8 @@ class RayLearner:
                 )
             serve()
             waiter.wait(self.references(), timeout=1.0)
+        if given is not None and samplers.pool.wanted == min(wanted, given):
+            samplers.resize(wanted)
 
     def restart(self) -> None:
         """End all ranks, and ask for others."""

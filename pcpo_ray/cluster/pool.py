@@ -70,6 +70,8 @@ class WorkerPool(Generic[Item, Result]):
         """The actors of another role: their end is that role's to decide on."""
         self.nodes: dict[str, str] = {}
         self.calls: dict[ray.ObjectRef, Call[Item, Result]] = {}
+        self.unsure: list[tuple[float, Call[Item, Result]]] = []
+        """Calls of lent actors that were out of reach, and when to make them again."""
         self.beats: dict[ray.ObjectRef, str] = {}
         self.starts: dict[ray.ObjectRef, str] = {}
         self.proven = False
@@ -100,6 +102,10 @@ class WorkerPool(Generic[Item, Result]):
                 self._started(reference, now)
             elif reference in self.calls:  # a call of a worker found dead a moment ago is no call any more
                 results += self._result(reference, now)
+        for at, call in list(self.unsure):
+            if now >= at:
+                self.unsure.remove((at, call))
+                self._send(call.worker, call.ticket, call.item)
         self.pool.tick(now)
         self._perform()
         return results
@@ -142,6 +148,11 @@ class WorkerPool(Generic[Item, Result]):
     def own(self) -> int:
         """Count the pool's own workers, also those without a place."""
         return len(self.pool.workers.keys() - self.borrowed)
+
+    def started(self) -> int:
+        """Count the pool's own workers that have started and are to stay."""
+        there = self.pool.workers.items()
+        return sum(name not in self.borrowed and one.state is WorkerState.READY for name, one in there)
 
     def status(self) -> PoolStatus:
         """Return how many workers there are, how many there should be, and what was restarted and retried."""
@@ -242,9 +253,10 @@ class WorkerPool(Generic[Item, Result]):
             value = ray.get(reference)
         except exceptions.RayError as error:
             cause = cause_of(error)
-            # out of reach, it may have the task or not; another worker is cheaper than to find out, but not a learner
-            unsure = isinstance(cause, exceptions.ActorUnavailableError) and call.worker not in self.borrowed
-            if is_gone(cause) or unsure:
+            unsure = isinstance(cause, exceptions.ActorUnavailableError)
+            if unsure and call.worker in self.borrowed:  # it may have the item or not: a pure function, so once more
+                self.unsure.append((now + BEAT, call))
+            elif unsure or is_gone(cause):  # another worker is cheaper than to find out
                 self._died(call.worker, brief(cause), now)
             elif isinstance(cause, exceptions.ObjectLostError | WeightsGoneError):
                 if self.pool.finished(call.worker, call.ticket, now):
@@ -270,6 +282,7 @@ class WorkerPool(Generic[Item, Result]):
     def _forget(self, worker: str) -> Any:
         self.nodes.pop(worker, None)
         self.calls = {reference: call for reference, call in self.calls.items() if call.worker != worker}
+        self.unsure = [(at, call) for at, call in self.unsure if call.worker != worker]
         self.beats = {reference: name for reference, name in self.beats.items() if name != worker}
         self.starts = {reference: name for reference, name in self.starts.items() if name != worker}
         return self.actors.pop(worker, None)
@@ -287,11 +300,14 @@ class WorkerPool(Generic[Item, Result]):
                     if actor is not None:
                         end([actor])
                 case Send(worker, ticket, item):
-                    reference, finish = self.send(self.actors[worker], item)
-                    self.calls[reference] = Call(worker=worker, ticket=ticket, item=item, finish=finish)
+                    self._send(worker, ticket, item)
                 case _:
                     assert_never(action)
         self._make()
+
+    def _send(self, worker: str, ticket: int, item: Item) -> None:
+        reference, finish = self.send(self.actors[worker], item)
+        self.calls[reference] = Call(worker=worker, ticket=ticket, item=item, finish=finish)
 
     def _make(self) -> None:
         while self.unmade and self.answers():

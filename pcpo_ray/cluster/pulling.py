@@ -19,10 +19,12 @@ def seconds_to_pull(size: int) -> float:
 
 
 def pulled_weights(version: int, references: Sequence[ray.ObjectRef]) -> weights.WeightSnapshot:
-    """Fetch a version's manifest and buckets from the object store. Raises WeightsGoneError."""
+    """Fetch a version's manifest and buckets from the object store. Raises WeightsGoneError, TimeoutError."""
     try:
         manifest: Manifest = ray.get(references[0], timeout=PULL_TIMEOUT)
         buckets = ray.get(list(references[1:]), timeout=seconds_to_pull(sum(manifest.sizes)))
-    except (exceptions.ObjectLostError, exceptions.GetTimeoutError) as error:
+    except exceptions.GetTimeoutError as error:  # they may well be there, and this worker is who cannot reach them
+        raise TimeoutError(f"weights of version {version} did not arrive: {error}") from None
+    except exceptions.ObjectLostError as error:
         raise WeightsGoneError(f"weights of version {version}: {error}", references[0].hex()) from None
     return weights.WeightSnapshot(manifest=manifest, buckets=tuple(buckets))

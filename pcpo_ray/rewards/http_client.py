@@ -1,9 +1,11 @@
 """An HTTP client that retries while its server is away or busy, with random pauses and up to a deadline."""
 
+import contextlib
 import email.utils
 import ipaddress
 import os
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -37,7 +39,7 @@ class AwayError(Exception):
 class RefusedError(RewardError):
     """A request that the server refused, with its status code."""
 
-    def __init__(self, problem: str, status: int) -> None:
+    def __init__(self, problem: str, status: int = 0) -> None:  # pickle gives `problem` alone, and adds `status`
         super().__init__(problem)
         self.status = status
 
@@ -54,7 +56,9 @@ class Client:
         self.timeout, self.patience = timeout, patience
         self.away: float | None = None
         """The time since which no attempt has succeeded."""
-        self.token, self.secret = token, None if token is None else os.environ.get(token)
+        self.token, self.secret = token, None if token is None else os.environ.get(token, "").strip()
+        if self.secret and not (self.secret.isascii() and self.secret.isprintable()):
+            raise RewardError(f"the token in {token} can be in no header; expected one line of ASCII characters")
         if token is not None and not self.secret:
             raise RewardError(
                 f"{self.url} wants the token in the environment variable {token}, which is not set where the scorer "
@@ -65,15 +69,17 @@ class Client:
         import tenacity
 
         jitter = tenacity.wait_random_exponential(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE)
-        began = time.monotonic()
+        began, faults = time.monotonic(), 0
 
         def pause(state: tenacity.RetryCallState) -> float:
             return max(jitter(state), _failure(state).pause)
 
         def enough(state: tenacity.RetryCallState) -> bool:
+            nonlocal faults
+            faults += _failure(state).fault
             self.away = began if self.away is None else self.away
             too_late = time.monotonic() + state.upcoming_sleep > self.away + self.patience
-            return too_late or (_failure(state).fault and state.attempt_number >= FAULTS)
+            return too_late or faults >= FAULTS
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(AwayError), wait=pause, stop=enough, reraise=True
@@ -88,6 +94,15 @@ class Client:
             ) from None
         self.away = None
         return answer
+
+    @contextlib.contextmanager
+    def hurried(self, patience: float) -> Iterator[None]:
+        """Inside, a server that is away is waited for `patience` seconds at most."""
+        kept, self.patience = self.patience, min(self.patience, patience)
+        try:
+            yield
+        finally:
+            self.patience, self.away = kept, None
 
     def once(self, method: str, path: str, body: bytes, kind: str) -> bytes:
         """Make one attempt. Raises AwayError, and RewardError for failures that no retry could fix."""
@@ -109,6 +124,8 @@ class Client:
             ) as response:
                 answer = self._read(response)
         except requests.exceptions.SSLError as error:
+            if "CERTIFICATE_VERIFY_FAILED" not in str(error):  # a balancer without a server behind it hangs up
+                raise AwayError(f"{type(error).__name__}: {error}") from None
             raise RewardError(f"{url} cannot be trusted: {error}") from None
         except (requests.ConnectionError, requests.Timeout) as error:
             raise AwayError(f"{type(error).__name__}: {error}") from None
@@ -118,7 +135,7 @@ class Client:
             return answer
         problem = f"status {response.status_code}: {answer[:200]!r}"
         if response.status_code in (*AWAY, FAULT):
-            pause = _retry_after(response.headers.get("Retry-After", ""))
+            pause = _retry_after(response.headers.get("Retry-After", ""), response.headers.get("Date", ""))
             raise AwayError(problem, pause, fault=response.status_code == FAULT)
         raise RefusedError(f"{url} refused: {problem}{self._hint(response.status_code)}", response.status_code)
 
@@ -164,14 +181,19 @@ def _failure(state: Any) -> AwayError:
     return error
 
 
-def _retry_after(text: str) -> float:
-    """Parse either form of the header into seconds; 0 for none."""
-    if text.strip().isdigit():
+def _retry_after(text: str, date: str) -> float:
+    """Parse either form of the header into seconds from the server's `date`; 0 for none."""
+    if text.strip().isdecimal():
         return float(text)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+        until = email.utils.parsedate_to_datetime(text)
     except ValueError:
         return 0.0
+    try:
+        now = email.utils.parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        now = time.time()
+    return max(0.0, until.timestamp() - now)
 
 
 def _is_here(url: str) -> bool:

@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=LONGEST, help="seconds of one call, at most")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="for the class; JSON")
     arguments = parser.parse_args()
-    token = os.environ.pop(TOKEN, "") or None
+    token = os.environ.pop(TOKEN, "").strip() or None
     if token is None and not of_this_machine(arguments.host):
         sys.exit(
             f"error: whoever reaches {arguments.host}:{arguments.port} could use this server; set {TOKEN} here and "

@@ -4,6 +4,8 @@ A failed score is missing, never 0. Whatever a reward does, the process state is
 inputs are its own copies. So even in one process it cannot disturb samplers, learner or other rewards.
 """
 
+import contextlib
+import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
@@ -17,6 +19,7 @@ from pcpo_ray.data.types import QUALITY, Task
 from pcpo_ray.errors import RewardError
 from pcpo_ray.process import plugins
 from pcpo_ray.rewards import probes, quality
+from pcpo_ray.rewards.http_client import Client
 from pcpo_ray.rewards.judge import Chat
 from pcpo_ray.rewards.oracle import Oracle
 
@@ -35,17 +38,18 @@ class Scorer:
         with plugins.isolated(QUALITY):
             self.measures = None if wanted is None else quality.Measures(wanted, device)
 
-    def ask(self, prompts: Sequence[str]) -> None:
+    def ask(self, prompts: Sequence[str], patience: float = math.inf) -> None:
         """Ask the FOREIGN rewards about two drawn images and these prompts, before anything long has begun.
 
-        A score may be missing. Whatever they raise becomes a RewardError with the file and line of the user's code.
+        A server that is away is waited for as long as its reward says, and for `patience` seconds at most. A score may
+        be missing. Whatever they raise becomes a RewardError with the file and line of the user's code.
         """
         for name, reward in self.named.items():
             if not isinstance(reward, probes.FOREIGN):
                 continue
             images = probes.of(reward).images[:2]
             try:
-                with plugins.isolated(reward.kind, self.seed):
+                with plugins.isolated(reward.kind, self.seed), _hurried(self.rewards[name], patience):
                     texts = [*prompts, *prompts][:2]
                     checked(rewards.scores(self.rewards[name], _copied(images), texts), len(images))
                     self._described(name, images, texts)
@@ -176,6 +180,10 @@ def checked(values: Any, count: int) -> list[float]:
             f"expected ({count},), one number per image"
         )
     return [_number(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+
+
+def _hurried(reward: Any, patience: float) -> contextlib.AbstractContextManager[None]:
+    return reward.hurried(patience) if isinstance(reward, Client) else contextlib.nullcontext()
 
 
 def _shape(values: Any) -> tuple[int, ...]:

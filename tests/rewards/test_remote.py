@@ -177,7 +177,7 @@ def test_a_time_to_come_again_is_kept(served, hasty):
     started = time.monotonic()
     assert client(served(answering((429, later), (200, GOOD)))).score(IMAGES, TEXTS) == [1, 2, 3]
     assert time.monotonic() - started > 1
-    assert http_client._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and http_client._retry_after("soon") == 0
+    assert http_client._retry_after("Wed, 21 Oct 2015 07:28:00 GMT", "") == 0 == http_client._retry_after("soon", "")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 302])
@@ -381,3 +381,58 @@ def test_other_machines_are_served_with_a_token_only(tmp_path):
             assert requests.get(f"{url}/health", headers=headers, timeout=10).status_code == 200
         finally:
             it.kill()
+
+
+def test_a_failure_counts_whatever_attempts_there_were_before(served, hasty):
+    """A server that was away, then fails once while it loads, is asked again."""
+    away, failed, scores = (503, b"busy"), (500, b"loading"), (200, b'{"scores": [1, 2, 3]}')
+    assert client(served(answering(away, away, failed, scores)), patience=30).score(IMAGES, TEXTS) == [1, 2, 3]
+
+
+def test_a_balancer_that_hangs_up_is_a_server_that_is_away():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up():
+            connection, _ = server.accept()
+            connection.recv(1 << 16)
+            connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(http_client.AwayError, match="SSLError"):
+            http_client.Client(url, timeout=5, patience=1).once("POST", "/score", b"", "application/json")
+
+
+@pytest.mark.parametrize("text", ["secret-token-123\n", "  secret-token-123 "])
+def test_a_token_from_a_file_is_sent_without_its_newline(served, monkeypatch, text):
+    monkeypatch.setenv("KEY", text)
+    seen = []
+
+    def noting(handler):
+        seen.append(handler.headers["Authorization"])
+        handler.reply(200, GOOD)
+
+    assert client(served(answering((200, noting))), token="KEY").score(IMAGES, TEXTS) == [1, 2, 3]
+    assert seen == ["Bearer secret-token-123"]
+
+
+@pytest.mark.parametrize("text", ["a-secret\nmore", "a-secret-ü"])
+def test_a_token_that_no_header_can_hold_is_named_and_not_shown(monkeypatch, text):
+    monkeypatch.setenv("KEY", text)
+    with pytest.raises(RewardError, match="the token in KEY can be in no header") as found:
+        http_client.Client("http://127.0.0.1:1", timeout=1, patience=1, token="KEY")
+    assert "a-secret" not in str(found.value)
+
+
+def test_a_time_to_come_again_is_counted_by_the_servers_clock():
+    again = http_client._retry_after("Wed, 21 Oct 2015 07:28:30 GMT", "Wed, 21 Oct 2015 07:28:00 GMT")
+    assert again == 30.0 and http_client._retry_after("²", "") == 0.0 and http_client._retry_after("7", "") == 7.0
+
+
+def test_before_a_run_a_server_is_waited_for_no_longer_than_its_start_may_take(served, hasty, small_sd):
+    url = served(answering((503, b"busy")))
+    run = small.run(small_sd, rewards=f"[{{kind: remote, url: '{url}', patience: 900}}]")
+    scorer = Scorer(run, CPU)
+    with pytest.raises(RewardError, match=r"failed \d+ times, in \d s \(patience 0\.5\)"):
+        scorer.ask(["a", "b"], 0.5)
+    assert scorer.rewards["remote"].patience == 900

@@ -226,7 +226,11 @@ def test_a_resume_keeps_an_operators_staleness_whatever_becomes_of_the_learner(s
             raise lost.pop()
         return restore(folder, step)
 
-    stages.exchange = lambda status: said.append((status.step, status.max_staleness)) or []
+    def exchange(status):
+        said.append((status.step, status.max_staleness))
+        return []
+
+    stages.exchange = exchange
     stages.learner.restore = restoring
     go(run, tmp_path / "run", stages=stages, found=2)
     assert {staleness for step, staleness in said if step >= 2} == {0}

@@ -58,6 +58,11 @@ class Caller:
     def _get(self, reference: ray.ObjectRef) -> Any:
         try:
             return ray.get(reference, timeout=ANSWER)
+        except exceptions.ActorUnavailableError:
+            raise ClusterError(
+                f"the controller of {self.run} was out of reach for a moment, and may have heard the request or not: "
+                "see pcpo-ray status, then ask again"
+            ) from None
         except exceptions.RayActorError:
             raise EndedError(f"{self.run} has ended") from None
         except exceptions.GetTimeoutError:

@@ -160,7 +160,7 @@ class Pool(Told, Generic[Item]):
             self._release(worker, found, ticket, now)
             found.heard = now
             found.strikes += 1
-            if found.strikes >= self.limits.strikes:
+            if found.strikes >= self.limits.strikes and not found.lent:  # whose end is for its own role to decide on
                 self.died(worker, f"failed {found.strikes} times in a row: {cause}", now, "failing")
                 self._actions.append(Stop(worker))
             else:

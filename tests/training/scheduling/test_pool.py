@@ -444,3 +444,17 @@ def test_workers_are_looked_at_once_a_second_however_often_it_ticks():
     assert set(pool.workers) == {"w-0", "w-1"}
     pool.tick(6.0)
     assert set(pool.workers) == {"w-1", "w-2"} and "silent" in pool.faults()[0]
+
+
+def test_the_end_of_a_lent_worker_that_fails_is_not_for_the_pool_to_decide():
+    pool = Pool("sampler", Limits())
+    pool.resize(0, 0.0)
+    pool.lend("learner-0", 0.0)
+    pool.submit("a", 0.0)
+    for now in range(1, 5):
+        (ticket,) = [action.ticket for action in pool.take() if isinstance(action, Send)]
+        pool.failed("learner-0", ticket, "out of memory", float(now))
+        assert "learner-0" in pool.workers
+    (ticket,) = [action.ticket for action in pool.take() if isinstance(action, Send)]
+    with pytest.raises(ClusterError, match=r"lost 5 times.*out of memory"):
+        pool.failed("learner-0", ticket, "out of memory", 5.0)
