@@ -6,6 +6,7 @@ import pkgutil
 import types
 
 import pytest
+import ray
 from ray import exceptions
 
 import pcpo_ray
@@ -54,7 +55,7 @@ def test_weights_that_come_too_late_are_not_taken_for_gone(monkeypatch):
     def late(*given, **options):
         raise exceptions.GetTimeoutError("after 600 s")
 
-    monkeypatch.setattr(pulling.ray, "get", late)
+    monkeypatch.setattr(ray, "get", late)
     with pytest.raises(TimeoutError, match="weights of version 3 did not arrive"):
         pulling.pulled_weights(3, [None])
 
@@ -99,7 +100,8 @@ def test_a_lent_actor_out_of_reach_is_asked_again_and_blamed_for_nothing(monkeyp
         silence=60.0,
     )
     pool.lend({"learner-0": rank})
-    pool.submit("a"), pool.submit("b")
+    pool.submit("a")
+    pool.submit("b")
     done = []
     while len(done) < 2 and clock[0] < 60:
         done += pool.collect()

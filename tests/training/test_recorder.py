@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from pcpo_ray.config import files
 from pcpo_ray.errors import RunError, TakenOverError
-from pcpo_ray.runs import look, writer
+from pcpo_ray.runs import disk, look, writer
 from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import trackers
 from pcpo_ray.training.recorder import Recorder
@@ -246,7 +246,7 @@ def test_a_start_deletes_no_run_that_another_machine_took_over(run, tmp_path, mo
 
     def taken_over(recorder, name, text):
         token = dataclasses.replace(writer.Token.new(), machine="another")
-        writer.replace(folder / writer.WRITER, token.text)
+        disk.replace(folder / writer.WRITER, token.text)
         replace(recorder, name, text)
 
     monkeypatch.setattr(Recorder, "_replace", taken_over)
