@@ -10,7 +10,6 @@ from rich.console import Console
 
 from pcpo_ray import __version__
 from pcpo_ray.commands import bench, check, look, operate, shipped, study
-from pcpo_ray.commands.overrides import TakesOverrides
 from pcpo_ray.commands.verbs import Verbs, plain_flags
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
 from pcpo_ray.process import leaving, terminal
@@ -45,7 +44,7 @@ def _example(text: str) -> str:
     return f"Example: {text}"
 
 
-@app.command(cls=TakesOverrides, rich_help_panel=TRAIN, epilog=_example("pcpo-ray train shapes_pcpo steps=40 --local"))
+@app.command(rich_help_panel=TRAIN, epilog=_example("pcpo-ray train shapes_pcpo steps=40 --local"))
 def train(
     config: ConfigPlace,
     overrides: Overrides = None,
@@ -87,9 +86,7 @@ def train(
     )
 
 
-@app.command(
-    cls=TakesOverrides, rich_help_panel=LOOK, epilog=_example("pcpo-ray evaluate demo evaluation.count=256 --local")
-)
+@app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray evaluate demo evaluation.count=256 --local"))
 def evaluate(
     folder: RunPlace,
     overrides: Overrides = None,
@@ -179,14 +176,12 @@ PANELS = {"recipes": TRAIN, "init": TRAIN, "list": LOOK, "status": LOOK, "chaos"
 for name, (command, example) in (shipped.COMMANDS | operate.COMMANDS).items():
     app.command(
         name=name,
-        cls=TakesOverrides if command is operate.submit else None,
         rich_help_panel=PANELS.get(name, CLUSTER),
         epilog=look.EPILOG if name == "status" else _example(example),
     )(command)
 
 
 @app.command(
-    cls=TakesOverrides,
     rich_help_panel=MEASURE,
     epilog=_example("pcpo-ray plan sd15_pcpo_aesthetic_reweight --gpu 4090"),
 )
@@ -277,9 +272,7 @@ def plan(
         raise typer.Exit(1)
 
 
-app.command("check", cls=TakesOverrides, rich_help_panel=TRAIN, epilog=_example("pcpo-ray check shapes_pcpo"))(
-    check.check
-)
+app.command("check", rich_help_panel=TRAIN, epilog=_example("pcpo-ray check shapes_pcpo"))(check.check)
 
 
 app.command("study", rich_help_panel=MEASURE, epilog=_example("pcpo-ray study studies/diffusion --local"))(study.study)

@@ -6,6 +6,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from pcpo_ray.commands import unknown_options
+
 MEANT = {
     "train": ("run", "start", "fit", "finetune", "fine-tune", "learn", "launch"),
     "init": ("new", "create", "copy", "cp"),
@@ -30,6 +32,9 @@ MISSING = {
 }
 """Hints for an argument that was left out, by what --help calls it."""
 
+GIVEN = "pcpo_ray.given"
+"""The key of a context's `meta` that holds the words of the command line."""
+
 VERB_OF = {word: verb for verb, words in MEANT.items() for word in words}
 
 
@@ -48,16 +53,33 @@ class Verbs(TyperGroup):
                 error.message = f"{message} pcpo-ray --help lists them."  # type: ignore[attr-defined]
             raise
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; they are kept for errors to quote."""
+        ctx.meta[GIVEN] = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            _explain_option(error, ctx)
+            raise
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; the error of an argument that was left out says where to find one."""
+        """Run the command; errors of an argument that was left out and of an unknown option name the cure."""
         try:
             return super().invoke(ctx)
         except Exception as error:
+            _explain_option(error, ctx)
             left_out = type(error).__name__ == "MissingParameter"  # of click, which typer has a copy of
             hint = MISSING.get(getattr(getattr(error, "param", None), "metavar", None) or "") if left_out else None
             if hint is not None:
                 error.message = hint  # type: ignore[attr-defined]
             raise
+
+
+def _explain_option(error: Any, ctx: Any) -> None:
+    """Put the cure into the error of an option that does not exist."""
+    if type(error).__name__ == "NoSuchOption":  # of click, which typer has a copy of
+        error.message = unknown_options.explained(error, ctx.meta[GIVEN])
+        error.possibilities = []
 
 
 def meant(words: list[str]) -> str:
