@@ -97,9 +97,11 @@ def evaluate(
 
     Overrides, such as evaluation.count=256 or sampling.guidance_scale=3, change how it is evaluated, not the run.
     """
+    from pcpo_ray.commands import evaluate_options
     from pcpo_ray.commands.waiting import Waiting
     from pcpo_ray.runs.lines import text
 
+    evaluate_options.check(folder, overrides or ())
     with Waiting("loading torch and diffusers", quiet=as_json) as waiting:
         from pcpo_ray.commands import evaluate as command
 
