@@ -13,7 +13,7 @@ from pcpo_ray.commands import bench, check, look, operate, shipped, study
 from pcpo_ray.commands.verbs import Verbs, plain_flags
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
 from pcpo_ray.process import leaving, terminal
-from pcpo_ray.runs.look import there
+from pcpo_ray.runs.look import place_of, there
 
 HELP = ["-h", "--help"]
 
@@ -199,7 +199,7 @@ def plan(
     ] = None,
     probe: Annotated[bool, typer.Option("--probe", help="Measure each role's speed, here, on a few images.")] = False,
     recorded: Annotated[
-        Path | None, typer.Option("--from", help="Take each role's speed from a run's folder, such as runs/mine.")
+        str | None, typer.Option("--from", help="Take each role's speed from a run, such as mine or runs/mine.")
     ] = None,
     processes: Annotated[
         int | None,
@@ -225,6 +225,8 @@ def plan(
             "got --local, which plans the memory of one process; leave out --probe, --from and --object-store, which "
             "are about processes of their own"
         )
+    if recorded is not None:
+        there(recorded)
     run = paths.absolute(files.load(config, overrides or []))
     with contextlib.ExitStack() as ending:
         waiting = ending.enter_context(Waiting("loading torch and diffusers", quiet=as_json, lines=False))
@@ -248,7 +250,7 @@ def plan(
         if probe or recorded is not None:
             waiting("measuring the speed of each role")
             say = partial(print, file=sys.stderr) if as_json else waiting.say
-            found = pace.probe(run, say) if recorded is None else pace.recorded(recorded, run)
+            found = pace.probe(run, say) if recorded is None else pace.recorded(Path(place_of(recorded)), run)
             forecast = pace.forecast(run, found)
             laid_out = layouts.layouts(sized.run, found, processes, gpu)
         elif processes is not None:

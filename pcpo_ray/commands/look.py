@@ -220,6 +220,7 @@ def show_list(folder: str, address: str | None, *, as_json: bool) -> None:
 def _check_holds_runs(folder: str) -> None:
     """Refuse what can hold no runs, where an empty list would say that there are none. Raises RunError."""
     path = Path(folder).expanduser()
+    look.check_whole(folder)
     if is_url(folder):
         raise RunError(
             f"got {shown(folder)}, and only folders are listed; a run in storage is shown by its own URL: "
@@ -270,9 +271,13 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def known_name(name: str, runs: str = look.RUNS) -> str:
-    """Return the name under which the cluster knows the run that a user names by its folder or name."""
+    """Return the name under which the cluster knows the run that a user names by its folder or name.
+
+    Raises RunError for what is a part of a run.
+    """
+    place = look.place_of(name, runs)
     try:
-        found = look.look(look.place_of(name, runs))
+        found = look.look(place)
     except PcpoError:
         found = None
     return str(found["run"]) if found else look.name_of(name)
