@@ -127,17 +127,21 @@ def sample(
     also: Annotated[
         list[str] | None, typer.Option("--with", help="Another run's adapter, such as runs/other=0,1: a column each.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("sample.png"),
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG file to write; by default sample.png, or sample-2.png and so on.")
+    ] = None,
 ) -> None:
     """Draw images of a prompt with a run's newest checkpoint, side by side in one PNG.
 
     With strengths, base + sum of strength x (adapter - base) is what is drawn with, a cell a combination.
     """
-    from pcpo_ray.commands import sample_options
+    from pcpo_ray.commands import free_names, sample_options
     from pcpo_ray.commands.waiting import Waiting
     from pcpo_ray.runs.lines import counted
 
-    sample_options.check_writable(out)
+    if out is not None:
+        sample_options.check_writable(out)
+        free_names.check_free(out)
     sample_options.check(base=base, compare=compare, strength=strength, also=also or ())
     with Waiting("loading torch and diffusers") as waiting:
         from pcpo_ray.commands.sample import sample as sampled
@@ -155,8 +159,9 @@ def sample(
             waiting=waiting,
         )
         waiting("writing the file")
-        found.save(out)
-    print(f"{counted(images, 'image')} of {prompt!r}: {out}")
+        written = out or free_names.free(Path("sample.png"))
+        found.save(written)
+    print(f"{counted(images, 'image')} of {prompt!r}: {written}")
 
 
 @app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray report demo --watch"))

@@ -296,8 +296,10 @@ def test_a_run_is_trained_resumed_past_a_bad_checkpoint_and_evaluated(command, s
     ]:
         status, _, errors = command("sample", folder, "a red circle", "--with", asked)
         assert status == 1 and errors.startswith("error: ") and words in errors
+    drawn = (tmp_path / "sample.png").read_bytes()
     status, said, _ = command("sample", "small", "a red circle", "--images", 2, "--compare")  # by its name
-    assert status == 0 and "sample.png" in said
+    assert status == 0 and said.endswith(": sample-2.png\n") and (tmp_path / "sample-2.png").is_file()
+    assert (tmp_path / "sample.png").read_bytes() == drawn
     status, said, _ = command("evaluate", "small", "--local", "--json")
     found = json.loads(said)
     assert (status, found["run"], found["step"], found["prompts"]) == (0, "small", 3, 2)

@@ -167,7 +167,7 @@ def test_a_part_of_a_run_is_told_which_folder_to_give(folder, monkeypatch, part)
     whole.mkdir() if "." not in part else whole.touch()
     with pytest.raises(RunError, match=f"^runs/small/{part} is a part of a run; give the run's folder: runs/small$"):
         look.place_of(f"runs/small/{part}")
-    with pytest.raises(RunError, match="give the run's folder: s3://bucket/runs/small$"):
+    with pytest.raises(RunError, match=r"give the run's folder: s3://bucket/runs/small$"):
         look.place_of(f"s3://bucket/runs/small/{part}")
     assert look.place_of("runs/small") == "runs/small"
 
