@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pcpo_ray import config
+from pcpo_ray.commands import early
 from pcpo_ray.config import files
 from pcpo_ray.errors import ConfigError
 from pcpo_ray.runs import configs, look
@@ -38,10 +39,13 @@ MEANT = {"steps": "sampling.steps", "rollout.prompts": "evaluation.count"}
 
 
 def check(place: str, overrides: Sequence[str]) -> None:
-    """Check overrides of the run that a user names. A URL is left to those who read it. Raises a PcpoError."""
+    """Check overrides of the run that a user names, and the files it reads. A URL is left to those who read it.
+
+    Raises a PcpoError.
+    """
     found = look.place_of(place)
-    if overrides and not is_url(found):
-        read_to_evaluate(Path(found), overrides)
+    if not is_url(found):
+        early.check(read_to_evaluate(Path(found), overrides))
 
 
 def read_to_evaluate(folder: Path, overrides: Sequence[str]) -> config.Run:

@@ -35,7 +35,11 @@ BAD = {
     "rewards=[{kind: clip_scroe}]": ["rewards.0.kind", "did you mean 'clip_score'?"],
     "rewards=[{kind: 'mine:Silent'}]": ["mine:Silent", "method score(self, images, prompts)"],
     "rewards=[{kind: 'mine:Narrow'}]": ["mine:Narrow", "method score(self, images, prompts)"],
-    "rewards=[{kind: 'absent:Reward'}]": ["absent", "importable package.module:Class"],
+    "rewards=[{kind: 'absent:Reward'}]": [
+        "rewards.0.kind: got 'absent:Reward'",
+        "no module 'absent'",
+        "importable package.module:name",
+    ],
     "rewards=[{kind: clip_score, model: ViT-L-14, weights: no.pt}]": ["no CLIP weights of ViT-L-14 at", "no.pt"],
     "prompts={kind: file, path: absent.txt}": ["no prompt file at", "/absent.txt"],
     "prompts={kind: file, path: empty.txt}": ["empty.txt holds no prompts"],
