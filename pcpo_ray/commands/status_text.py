@@ -1,7 +1,6 @@
 """A run's status (status.py) as a person reads it."""
 
 import shlex
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,17 +14,6 @@ OLD = 30.0
 def lines(status: Mapping[str, Any]) -> list[str]:
     """The status, a line a subject."""
     return [f"{name:<11}{text}" for name, text in _subjects(status) if text]
-
-
-def event(row: Mapping[str, Any]) -> str:
-    """An event of the run, in a line."""
-    details = ", ".join(_detail(name, value) for name, value in row.items() if name not in ("time", "kind"))
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(row['time']))} {row['kind']}: {details}"
-
-
-def _detail(name: str, value: Any) -> str:
-    text = shown(value) if isinstance(value, float) else str(value)
-    return text if name == "message" else f"{name} {text}"
 
 
 def duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ import yaml
 
 from pcpo_ray.data.requests import ENDED
 from pcpo_ray.errors import RunError
-from pcpo_ray.runs import writer
+from pcpo_ray.runs import lines, writer
 from pcpo_ray.runs.names import step_of
 from pcpo_ray.runs.urls import child, is_url, shown
 
@@ -172,6 +172,11 @@ def look(place: str, now: float | None = None) -> dict[str, Any] | None:
     """
     at = time.time() if now is None else now
     return _stored(place, at) if is_url(place) else _local(Path(place), at)
+
+
+def with_events(folder: Path) -> dict[str, Any]:
+    """Return how the run in a folder is, as `look` does, with all of its `events`."""
+    return {**(_local(folder, time.time()) or {"state": NONE}), "events": lines.events(folder / "events.jsonl").rows}
 
 
 def looks(runs: str = RUNS) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A status reads as what it says."""
 
-from pcpo_ray.commands.status_text import duration, event, lines
+from pcpo_ray.commands.status_text import duration, lines
 
 STATUS = {
     "run": "spot",
@@ -77,13 +77,6 @@ def test_a_status_that_is_old_says_so():
 
 def test_durations_are_in_the_unit_that_fits():
     assert [duration(seconds) for seconds in (0.4, 90, 600, 36000)] == ["0 s", "90 s", "10 min", "10.0 h"]
-
-
-def test_an_event_is_a_line_with_its_details():
-    line = event({"time": 0.0, "kind": "resized", "why": "asked for", "samplers": 3})
-    assert line.endswith(" resized: why asked for, samplers 3")
-    line = event({"time": 0.0, "kind": "fault", "message": "sampler-1 is gone", "seconds": 0.07646977500007779})
-    assert line.endswith(" fault: sampler-1 is gone, seconds 0.07647")
 
 
 def test_a_reward_that_is_no_number_is_a_dash():
