@@ -36,8 +36,12 @@ ANSWER = 10.0
 APPEARS = 30.0
 """Seconds that --watch waits for a run that nobody has heard of yet."""
 
+CLUSTER_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""Environment variables that name the cluster, in the order in which Ray's own job commands heed them."""
+
 Address = Annotated[
-    str, typer.Option(envvar="RAY_ADDRESS", help="The cluster: host:port, auto, or http://HEAD:8265 from outside.")
+    str,
+    typer.Option(envvar=[*CLUSTER_VARIABLES], help="The cluster: host:port, auto, or http://HEAD:8265 from outside."),
 ]
 Runs = Annotated[str, typer.Option(help="Where run folders are: a path, or a URL of storage.")]
 Look = Callable[[], dict[str, Any] | None]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pcpo_ray.commands.look import Address, known_name, list_runs, status
+from pcpo_ray.commands.look import CLUSTER_VARIABLES, Address, known_name, list_runs, status
 from pcpo_ray.errors import ClusterError, RunError
 from pcpo_ray.runs import look
 from pcpo_ray.runs.lines import text
@@ -46,7 +46,7 @@ def submit(
     address: Annotated[
         str,
         typer.Option(
-            envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HEAD:8265, or host:port, or auto."
+            envvar=[*CLUSTER_VARIABLES], help="The cluster's dashboard, http://HEAD:8265, or host:port, or auto."
         ),
     ] = DASHBOARD,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the run's log until it ends.")] = True,

@@ -98,6 +98,17 @@ def test_a_command_that_reaches_nobody_or_asks_for_nonsense_is_one_message(comma
     assert errors.startswith("error: ") and errors.count("\n") == 1 and expected in errors
 
 
+@pytest.mark.parametrize("words", [("submit", "small.yaml", "--runs", "/runs"), ("stop", "small"), ("logs", "small")])
+def test_the_cluster_is_the_one_that_rays_own_job_commands_ask(command, config, monkeypatch, words):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", NOWHERE)
+    status, _, errors = command(*words)
+    assert status == 1 and f"no Ray dashboard at {NOWHERE}" in errors
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", NOWHERE.replace(":1", ":2"))
+    status, _, errors = command(*words)
+    assert status == 1 and f"no Ray dashboard at {NOWHERE.replace(':1', ':2')}" in errors
+
+
 def test_a_run_without_its_cluster_ends_at_once_and_leaves_no_folder(command, config, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
