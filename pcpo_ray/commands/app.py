@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pcpo_ray import __version__
 from pcpo_ray.commands import bench, check, look, operate, shipped, study
-from pcpo_ray.commands.verbs import Verbs, plain_flags
+from pcpo_ray.commands.verbs import Verbs, readable_help
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
 from pcpo_ray.process import leaving, terminal
 from pcpo_ray.runs.look import place_of, there
@@ -327,7 +327,7 @@ def main() -> None:
     with leaving.ended(), terminal.buffered_output():
         try:
             command = typer.main.get_command(app)
-            plain_flags(command, HELP)
+            readable_help(command, HELP)
             command(standalone_mode=True)
         except AlarmError as error:
             print(f"ended by monitors: {error}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pcpo_ray import config
@@ -79,14 +79,20 @@ def lines(found: EvaluationResult) -> list[str]:
         said += [f"{found.train_prompts} training prompts:", *_said(found.train_rewards)]
     if found.quality:
         said.append(f"quality, of {found.images} {run.of_evaluation('images')}:")
-        said += [f"  {name}: {shown(value, '.4f')}" for name, value in found.quality.items()]
+        width = _width(found.quality)
+        said += [f"  {name + ':':<{width}} {shown(value, '.4f'):>8}" for name, value in found.quality.items()]
     return said
 
 
 def _said(estimates: Mapping[str, Estimate]) -> list[str]:
     said = []
+    width = _width(estimates)
     for name, one in estimates.items():
         mean, low, high = (shown(value, ".4f") for value in (one.mean, one.low, one.high))
         interval = f"{low} to {high}" if one.bounded else "no interval, from so few prompts"
-        said.append(f"  {name}: {mean} ({interval})")
+        said.append(f"  {name + ':':<{width}} {mean:>8} ({interval})")
     return said
+
+
+def _width(names: Iterable[str]) -> int:
+    return 1 + max(map(len, names), default=0)

@@ -165,20 +165,21 @@ def _shown(find: Look, name: str, *, watch: bool, as_json: bool) -> dict[str, An
     elif watch and console.is_terminal and not console.is_dumb_terminal:
         with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
             for found in _each(find, name, watch=watch):
-                live.update(Text("\n".join(_lines(found))), refresh=True)
+                live.update(Text("\n".join(_lines(found, console.width))), refresh=True)
     else:
         for found in _each(find, name, watch=watch):
             absent = found["state"] == look.NONE
-            print("\n".join(_lines(found)), file=sys.stderr if absent else sys.stdout, flush=True)
+            width = console.width if console.is_terminal else None
+            print("\n".join(_lines(found, width)), file=sys.stderr if absent else sys.stdout, flush=True)
     return found
 
 
-def _lines(found: Mapping[str, Any]) -> list[str]:
+def _lines(found: Mapping[str, Any], width: int | None) -> list[str]:
     from pcpo_ray.commands.status_text import lines
 
     if found["state"] == look.NONE:
         return [f"error: {'; '.join(_absent(found))}"]
-    return lines(found)
+    return lines(found, width)
 
 
 def _absent(found: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The verbs of the command line: an unknown one is told which was meant, and --help shows no type of a flag."""
+"""The verbs of the command line: an unknown one is told which was meant, and --help is made readable."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ MISSING = {
     "RUN": "pcpo-ray list shows which there are",
     "CONFIG": "a file, or a recipe's name such as shapes_pcpo; pcpo-ray recipes lists them",
     "NAME": "pcpo-ray recipes lists them",
-    "STUDY...": "such as studies/diffusion; pcpo-ray recipes lists them",
+    "STUDY": "such as studies/diffusion; pcpo-ray recipes lists them",
 }
 """Hints for an argument that was left out, by what --help calls it."""
 
@@ -99,11 +99,20 @@ def meant(words: list[str]) -> str:
     return ""
 
 
-def plain_flags(command: Any, names: list[str]) -> None:
-    """Have --help show no type for what is either given or not; `names` are those of the option that shows it."""
+def readable_help(command: Any, names: list[str]) -> None:
+    """Have --help show no type for a flag, arguments in capitals, and each paragraph as wide as the terminal.
+
+    `names` are those of the option that shows it.
+    """
+    if command.help:
+        command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
     shown = command.get_help_option(typer.Context(command, help_option_names=names))
     for parameter in (*command.params, shown):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
+        elif parameter.metavar is None and parameter.param_type_name == "argument":
+            parameter.metavar = parameter.name.upper()
+        elif parameter.metavar is None and getattr(parameter, "min", None) is not None:
+            parameter.metavar = "NUMBER"  # its range stands beside it
     for below in getattr(command, "commands", {}).values():
-        plain_flags(below, names)
+        readable_help(below, names)

@@ -83,3 +83,14 @@ def test_a_reward_that_is_no_number_is_a_dash():
     none = float("nan")
     found = lines({**STATUS, "reward": none, "reward_std": none, "evaluated": {"clip_score": none}})
     assert "reward     - ± -; evaluated at step 10: clip_score -" in found
+
+
+def test_a_status_wider_than_the_terminal_goes_on_below_its_beginning():
+    found = lines({**STATUS, "error": "word " * 30}, width=60)
+    assert max(len(line) for line in found if not line.startswith("checkpoint")) <= 60
+    begun = next(n for n, line in enumerate(found) if line.startswith("error "))
+    assert found[begun + 1].startswith(" " * 11 + "word") and " ".join(lines(STATUS)).split() == (
+        " ".join(lines(STATUS, width=30)).split()
+    )
+    path = "/runs/" + "x" * 100
+    assert f"folder     {path}" in lines({**STATUS, "place": path}, width=60)  # to be copied whole

@@ -9,7 +9,7 @@ import pytest
 
 from pcpo_ray import config
 from pcpo_ray.commands import opening, resuming
-from pcpo_ray.commands.evaluate import read_to_evaluate
+from pcpo_ray.commands.evaluate_options import read_to_evaluate
 from pcpo_ray.config import files, paths
 from pcpo_ray.config.base import PathMark, path_marks
 from pcpo_ray.errors import RunError
