@@ -1,4 +1,4 @@
-"""What can be told of the files and names in a config before torch is loaded, which takes seconds."""
+"""Checks of the files and names in a config before torch is loaded, which takes seconds."""
 
 import dataclasses
 import importlib.machinery

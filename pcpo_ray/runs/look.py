@@ -38,10 +38,10 @@ TRACES = (writer.WRITER, STATUS, "inputs.json", "metrics.jsonl", "events.jsonl",
 """Files that a run keeps beside its config; each run has one of them. A config.yaml alone may be any program's."""
 
 PARTS = (CONFIG, *TRACES, "report.html", "images", "scores.parquet", "evaluations.parquet")
-"""What a run's folder in storage holds."""
+"""Names of the files and folders in a run's folder."""
 
 DEPTH = 3
-"""How deep a run's folder is: a file of a checkpoint is in checkpoints/step-000010/."""
+"""Folders between a run's folder and the deepest of its files, in checkpoints/step-000010/, and that file itself."""
 
 BEGIN = "begin one: pcpo-ray train shapes_pcpo --local"
 
