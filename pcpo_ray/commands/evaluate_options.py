@@ -34,6 +34,11 @@ TRAINING = (
 )
 """Keys that change nothing in an evaluation, with all keys below them."""
 
+TRAINING_SAMPLING = tuple(
+    f"sampling.{key}" for key in ("trained_steps", "subset", "shared_noise", "detach_unconditional")
+)
+"""Further such keys where evaluations have a sampling of their own."""
+
 MEANT = {"steps": "sampling.steps", "rollout.prompts": "evaluation.count"}
 """Keys that may have been meant by some of these."""
 
@@ -62,7 +67,7 @@ def read_to_evaluate(folder: Path, overrides: Sequence[str]) -> config.Run:
             "got other prompts than the run was trained on, which say what is held out; override evaluation.prompts"
         )
     _check_sampling(old, new)
-    _check_effect(folder, overrides)
+    _check_effect(folder, overrides, TRAINING if new.evaluation.sampling is None else (*TRAINING, *TRAINING_SAMPLING))
     return new
 
 
@@ -81,9 +86,9 @@ def _check_sampling(old: config.Run, new: config.Run) -> None:
             )
 
 
-def _check_effect(folder: Path, overrides: Sequence[str]) -> None:
+def _check_effect(folder: Path, overrides: Sequence[str], training: Sequence[str]) -> None:
     """Refuse keys of training alone, unless the config would be wrong without them. Raises ConfigError."""
-    idle = {key: override for override in overrides for key in files.keys_set(override) if _of_training(key)}
+    idle = {key: one for one in overrides for key in files.keys_set(one) if _is_below(key, training)}
     if not idle:
         return
     try:
@@ -98,5 +103,6 @@ def _check_effect(folder: Path, overrides: Sequence[str]) -> None:
     )
 
 
-def _of_training(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{name}.") for name in TRAINING)
+def _is_below(key: str, names: Sequence[str]) -> bool:
+    """Return whether a key is one of some, or below one of them."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)

@@ -44,6 +44,7 @@ def _cure(option: str, given: Sequence[str], command: Any) -> str:
         meant = [near]
     else:
         meant = keys_elsewhere(word.rpartition(".")[2]) if takes_overrides else []
+    meant = [one for one in meant if one in known or not one.startswith("--")]  # another command may have that option
     if not meant or len(meant) > MEANT:
         return ""
     if meant[0].startswith("--"):

@@ -38,6 +38,10 @@ def test_an_override_that_would_tell_nothing_of_the_run_is_refused(tmp_path, cha
         (["steps=8"], "^steps: got a key of training, and .*did you mean sampling.steps.*leave it out"),
         (["rollout.prompts=4", "monitors={patience: 3}"], "rollout.prompts, monitors.patience: got keys of training"),
         (["optimizer.learning_rate=1"], "optimizer.learning_rate: got a key of training"),
+        (
+            ["evaluation.sampling={steps: 2}", "sampling.trained_steps=1"],
+            "sampling.trained_steps: got a key of training",
+        ),
         (["trackers=[wandb]", "evaluation.count=3"], "^trackers.0: got a key of training"),
     ],
 )

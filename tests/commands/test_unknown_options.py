@@ -33,6 +33,7 @@ def test_a_setting_given_as_an_option_is_told_how_it_is_written(command, given, 
     [
         (("train", "some.yaml", "--localy"), "No such option: --localy; did you mean --local?"),
         (("train", "some.yaml", "--output_dir=x"), "did you mean --runs?"),
+        (("evaluate", "demo", "--output_dir=x"), "--output_dir; pcpo-ray evaluate --help lists those there are"),
         (("train", "some.yaml", "-l"), "did you mean --local or --log-level or --log-json?"),
         (("train", "some.yaml", "--nope", "1"), "--nope; pcpo-ray train --help lists those there are"),
         (("report", "demo", "--wacth"), "did you mean --watch?"),
@@ -45,3 +46,10 @@ def test_a_setting_given_as_an_option_is_told_how_it_is_written(command, given, 
 def test_an_unknown_option_is_told_the_nearest_real_one(command, words, meant):
     status, _, errors = command(*words)
     assert status == 2 and said(errors).endswith(meant)
+
+
+@pytest.mark.parametrize("option", ["runs=x", "resume=true", "local=true", "log_level=debug"])
+def test_an_option_given_as_a_setting_is_told_to_be_one(command, option):
+    status, _, errors = command("train", "shapes_pcpo", option)
+    name = option.partition("=")[0].replace("_", "-")
+    assert status == 1 and f"unknown key (did you mean --{name}?)" in errors
