@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pcpo_ray.commands import begin, sample_options
+from pcpo_ray.commands import begin, evaluate_options, sample_options
 from pcpo_ray.commands.progress import Display
 from pcpo_ray.commands.results import EvaluationResult, RunResult, SampleResult, load_run
 from pcpo_ray.commands.waiting import Waiting
@@ -96,6 +96,7 @@ def evaluate(
     """
     given = [*_texts(overrides), *_keys(keys, evaluate)]
     look.there(_place(run))
+    evaluate_options.check(_place(run), given)
     with borrowed.process(), Waiting("loading torch and diffusers", quiet=quiet) as waiting:
         from pcpo_ray.commands.evaluate import evaluate as evaluated
 

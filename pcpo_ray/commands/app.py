@@ -10,11 +10,10 @@ from rich.console import Console
 
 from pcpo_ray import __version__
 from pcpo_ray.commands import bench, check, look, operate, shipped, study
-from pcpo_ray.commands.overrides import TakesOverrides
-from pcpo_ray.commands.verbs import Verbs, plain_flags
+from pcpo_ray.commands.verbs import Verbs, readable_help
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
 from pcpo_ray.process import leaving, terminal
-from pcpo_ray.runs.look import there
+from pcpo_ray.runs.look import place_of, there
 
 HELP = ["-h", "--help"]
 
@@ -45,7 +44,7 @@ def _example(text: str) -> str:
     return f"Example: {text}"
 
 
-@app.command(cls=TakesOverrides, rich_help_panel=TRAIN, epilog=_example("pcpo-ray train shapes_pcpo steps=40 --local"))
+@app.command(rich_help_panel=TRAIN, epilog=_example("pcpo-ray train shapes_pcpo steps=40 --local"))
 def train(
     config: ConfigPlace,
     overrides: Overrides = None,
@@ -87,9 +86,7 @@ def train(
     )
 
 
-@app.command(
-    cls=TakesOverrides, rich_help_panel=LOOK, epilog=_example("pcpo-ray evaluate demo evaluation.count=256 --local")
-)
+@app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray evaluate demo evaluation.count=256 --local"))
 def evaluate(
     folder: RunPlace,
     overrides: Overrides = None,
@@ -100,9 +97,11 @@ def evaluate(
 
     Overrides, such as evaluation.count=256 or sampling.guidance_scale=3, change how it is evaluated, not the run.
     """
+    from pcpo_ray.commands import evaluate_options
     from pcpo_ray.commands.waiting import Waiting
     from pcpo_ray.runs.lines import text
 
+    evaluate_options.check(folder, overrides or ())
     with Waiting("loading torch and diffusers", quiet=as_json) as waiting:
         from pcpo_ray.commands import evaluate as command
 
@@ -128,17 +127,21 @@ def sample(
     also: Annotated[
         list[str] | None, typer.Option("--with", help="Another run's adapter, such as runs/other=0,1: a column each.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("sample.png"),
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG file to write; by default sample.png, or sample-2.png and so on.")
+    ] = None,
 ) -> None:
     """Draw images of a prompt with a run's newest checkpoint, side by side in one PNG.
 
     With strengths, base + sum of strength x (adapter - base) is what is drawn with, a cell a combination.
     """
-    from pcpo_ray.commands import sample_options
+    from pcpo_ray.commands import free_names, sample_options
     from pcpo_ray.commands.waiting import Waiting
     from pcpo_ray.runs.lines import counted
 
-    sample_options.check_writable(out)
+    if out is not None:
+        sample_options.check_writable(out)
+        free_names.check_free(out)
     sample_options.check(base=base, compare=compare, strength=strength, also=also or ())
     with Waiting("loading torch and diffusers") as waiting:
         from pcpo_ray.commands.sample import sample as sampled
@@ -156,8 +159,9 @@ def sample(
             waiting=waiting,
         )
         waiting("writing the file")
-        found.save(out)
-    print(f"{counted(images, 'image')} of {prompt!r}: {out}")
+        written = out or free_names.free(Path("sample.png"))
+        found.save(written)
+    print(f"{counted(images, 'image')} of {prompt!r}: {written}")
 
 
 @app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray report demo --watch"))
@@ -179,14 +183,12 @@ PANELS = {"recipes": TRAIN, "init": TRAIN, "list": LOOK, "status": LOOK, "chaos"
 for name, (command, example) in (shipped.COMMANDS | operate.COMMANDS).items():
     app.command(
         name=name,
-        cls=TakesOverrides if command is operate.submit else None,
         rich_help_panel=PANELS.get(name, CLUSTER),
         epilog=look.EPILOG if name == "status" else _example(example),
     )(command)
 
 
 @app.command(
-    cls=TakesOverrides,
     rich_help_panel=MEASURE,
     epilog=_example("pcpo-ray plan sd15_pcpo_aesthetic_reweight --gpu 4090"),
 )
@@ -202,7 +204,7 @@ def plan(
     ] = None,
     probe: Annotated[bool, typer.Option("--probe", help="Measure each role's speed, here, on a few images.")] = False,
     recorded: Annotated[
-        Path | None, typer.Option("--from", help="Take each role's speed from a run's folder, such as runs/mine.")
+        str | None, typer.Option("--from", help="Take each role's speed from a run, such as mine or runs/mine.")
     ] = None,
     processes: Annotated[
         int | None,
@@ -228,6 +230,8 @@ def plan(
             "got --local, which plans the memory of one process; leave out --probe, --from and --object-store, which "
             "are about processes of their own"
         )
+    if recorded is not None:
+        there(recorded)
     run = paths.absolute(files.load(config, overrides or []))
     with contextlib.ExitStack() as ending:
         waiting = ending.enter_context(Waiting("loading torch and diffusers", quiet=as_json, lines=False))
@@ -251,7 +255,7 @@ def plan(
         if probe or recorded is not None:
             waiting("measuring the speed of each role")
             say = partial(print, file=sys.stderr) if as_json else waiting.say
-            found = pace.probe(run, say) if recorded is None else pace.recorded(recorded, run)
+            found = pace.probe(run, say) if recorded is None else pace.recorded(Path(place_of(recorded)), run)
             forecast = pace.forecast(run, found)
             laid_out = layouts.layouts(sized.run, found, processes, gpu)
         elif processes is not None:
@@ -277,9 +281,7 @@ def plan(
         raise typer.Exit(1)
 
 
-app.command("check", cls=TakesOverrides, rich_help_panel=TRAIN, epilog=_example("pcpo-ray check shapes_pcpo"))(
-    check.check
-)
+app.command("check", rich_help_panel=TRAIN, epilog=_example("pcpo-ray check shapes_pcpo"))(check.check)
 
 
 app.command("study", rich_help_panel=MEASURE, epilog=_example("pcpo-ray study studies/diffusion --local"))(study.study)
@@ -325,7 +327,7 @@ def main() -> None:
     with leaving.ended(), terminal.buffered_output():
         try:
             command = typer.main.get_command(app)
-            plain_flags(command, HELP)
+            readable_help(command, HELP)
             command(standalone_mode=True)
         except AlarmError as error:
             print(f"ended by monitors: {error}", file=sys.stderr)

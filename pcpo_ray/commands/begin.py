@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 from rich.console import Console
 
-from pcpo_ray.commands import resuming
+from pcpo_ray.commands import early, resuming
 from pcpo_ray.commands.log import checked_level
 from pcpo_ray.commands.progress import Display
 from pcpo_ray.config import Run, files, paths
@@ -57,6 +57,7 @@ def train(order: Order, display: Display) -> "RunResult":
         look.check_start(order.runs, order.run.name, resume=order.resume)
     if order.resume:
         resuming.check_config(order.run, order.runs, otherwise="start under another name")
+    early.check(order.run)
     with ended(display.say) as signals, display:
         if not order.local:
             _check_cluster(display)

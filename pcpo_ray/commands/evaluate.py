@@ -2,20 +2,20 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pcpo_ray import config
 from pcpo_ray.commands import opening, session
+from pcpo_ray.commands.evaluate_options import read_to_evaluate
 from pcpo_ray.commands.results import EvaluationResult
 from pcpo_ray.commands.waiting import Waiting
-from pcpo_ray.errors import ConfigError, RunError
+from pcpo_ray.errors import RunError
 from pcpo_ray.rewards import quality
 from pcpo_ray.runs import records
 from pcpo_ray.runs.intervals import Estimate
 from pcpo_ray.runs.lines import shown
 from pcpo_ray.runs.places import folder_at
-from pcpo_ray.runs.records import read
 from pcpo_ray.training import inputs
 from pcpo_ray.training.dispatcher import Dispatcher, trouble
 from pcpo_ray.training.evaluation import evaluation_summary, run_evaluation
@@ -62,32 +62,6 @@ def _estimates(rows: Mapping[str, Mapping[str, float | None]]) -> Mapping[str, E
     return {name: Estimate.of(row) for name, row in rows.items()}
 
 
-def read_to_evaluate(folder: Path, overrides: Sequence[str]) -> config.Run:
-    """Read the config of a run, overridden in how it is evaluated.
-
-    Raises what `read` raises, and ConfigError for an override that would change nothing or mix in training prompts.
-    """
-    old, new = read(folder), read(folder, overrides)
-    moved = new.prompts
-    if isinstance(moved, config.PromptFile) and isinstance(old.prompts, config.PromptFile):
-        moved = dataclasses.replace(moved, path=old.prompts.path)
-    if moved != old.prompts:
-        raise ConfigError(
-            "got other prompts than the run was trained on, which say what is held out; override evaluation.prompts"
-        )
-    own = new.evaluation.sampling
-    if own is not None:
-        given = {"steps": own.steps, "guidance_scale": own.guidance_scale, "process": own.deterministic or None}
-        for name, value in given.items():
-            if value is not None and getattr(new.sampling, name) != getattr(old.sampling, name):
-                key = "deterministic" if name == "process" else name
-                raise ConfigError(
-                    f"sampling.{name} has no part in evaluations, which have evaluation.sampling.{key}={value}; "
-                    "override that"
-                )
-    return new
-
-
 def _note_changes(folder: Path, run: config.Run, say: Say) -> None:
     """Say which files are not what the run began with. Raises RunError if its prompts are among them."""
     for line in opening.changed_inputs(folder, inputs.of_run(run)):
@@ -105,14 +79,20 @@ def lines(found: EvaluationResult) -> list[str]:
         said += [f"{found.train_prompts} training prompts:", *_said(found.train_rewards)]
     if found.quality:
         said.append(f"quality, of {found.images} {run.of_evaluation('images')}:")
-        said += [f"  {name}: {shown(value, '.4f')}" for name, value in found.quality.items()]
+        width = _width(found.quality)
+        said += [f"  {name + ':':<{width}} {shown(value, '.4f'):>8}" for name, value in found.quality.items()]
     return said
 
 
 def _said(estimates: Mapping[str, Estimate]) -> list[str]:
     said = []
+    width = _width(estimates)
     for name, one in estimates.items():
         mean, low, high = (shown(value, ".4f") for value in (one.mean, one.low, one.high))
         interval = f"{low} to {high}" if one.bounded else "no interval, from so few prompts"
-        said.append(f"  {name}: {mean} ({interval})")
+        said.append(f"  {name + ':':<{width}} {mean:>8} ({interval})")
     return said
+
+
+def _width(names: Iterable[str]) -> int:
+    return 1 + max(map(len, names), default=0)

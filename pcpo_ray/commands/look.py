@@ -36,8 +36,12 @@ ANSWER = 10.0
 APPEARS = 30.0
 """Seconds that --watch waits for a run that nobody has heard of yet."""
 
+CLUSTER_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""Environment variables that name the cluster, in the order in which Ray's own job commands heed them."""
+
 Address = Annotated[
-    str, typer.Option(envvar="RAY_ADDRESS", help="The cluster: host:port, auto, or http://HEAD:8265 from outside.")
+    str,
+    typer.Option(envvar=[*CLUSTER_VARIABLES], help="The cluster: host:port, auto, or http://HEAD:8265 from outside."),
 ]
 Runs = Annotated[str, typer.Option(help="Where run folders are: a path, or a URL of storage.")]
 Look = Callable[[], dict[str, Any] | None]
@@ -161,20 +165,21 @@ def _shown(find: Look, name: str, *, watch: bool, as_json: bool) -> dict[str, An
     elif watch and console.is_terminal and not console.is_dumb_terminal:
         with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
             for found in _each(find, name, watch=watch):
-                live.update(Text("\n".join(_lines(found))), refresh=True)
+                live.update(Text("\n".join(_lines(found, console.width))), refresh=True)
     else:
         for found in _each(find, name, watch=watch):
             absent = found["state"] == look.NONE
-            print("\n".join(_lines(found)), file=sys.stderr if absent else sys.stdout, flush=True)
+            width = console.width if console.is_terminal else None
+            print("\n".join(_lines(found, width)), file=sys.stderr if absent else sys.stdout, flush=True)
     return found
 
 
-def _lines(found: Mapping[str, Any]) -> list[str]:
+def _lines(found: Mapping[str, Any], width: int | None) -> list[str]:
     from pcpo_ray.commands.status_text import lines
 
     if found["state"] == look.NONE:
         return [f"error: {'; '.join(_absent(found))}"]
-    return lines(found)
+    return lines(found, width)
 
 
 def _absent(found: Mapping[str, Any]) -> Iterator[str]:
@@ -220,6 +225,7 @@ def show_list(folder: str, address: str | None, *, as_json: bool) -> None:
 def _check_holds_runs(folder: str) -> None:
     """Refuse what can hold no runs, where an empty list would say that there are none. Raises RunError."""
     path = Path(folder).expanduser()
+    look.check_whole(folder)
     if is_url(folder):
         raise RunError(
             f"got {shown(folder)}, and only folders are listed; a run in storage is shown by its own URL: "
@@ -270,9 +276,13 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def known_name(name: str, runs: str = look.RUNS) -> str:
-    """Return the name under which the cluster knows the run that a user names by its folder or name."""
+    """Return the name under which the cluster knows the run that a user names by its folder or name.
+
+    Raises RunError for what is a part of a run.
+    """
+    place = look.place_of(name, runs)
     try:
-        found = look.look(look.place_of(name, runs))
+        found = look.look(place)
     except PcpoError:
         found = None
     return str(found["run"]) if found else look.name_of(name)

@@ -9,8 +9,8 @@ from pcpo_ray import config
 from pcpo_ray.commands.resuming import PLACES, SHOWN, free_to_change
 from pcpo_ray.config.files import differing
 from pcpo_ray.errors import AlarmError, RunError
+from pcpo_ray.runs.configs import read
 from pcpo_ray.runs.folder import RunFolder
-from pcpo_ray.runs.records import read
 from pcpo_ray.training import inputs, monitors
 from pcpo_ray.training.recorder import Recorder, check_never_saved
 

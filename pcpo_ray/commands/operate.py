@@ -12,8 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pcpo_ray.commands.look import Address, known_name, list_runs, status
+from pcpo_ray.commands.look import CLUSTER_VARIABLES, Address, known_name, list_runs, status
 from pcpo_ray.errors import ClusterError, RunError
+from pcpo_ray.runs import look
+from pcpo_ray.runs.lines import text
+from pcpo_ray.runs.urls import is_url
 
 TAKEN = 60.0
 """Seconds in which a run must take what it is asked."""
@@ -43,7 +46,7 @@ def submit(
     address: Annotated[
         str,
         typer.Option(
-            envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HEAD:8265, or host:port, or auto."
+            envvar=[*CLUSTER_VARIABLES], help="The cluster's dashboard, http://HEAD:8265, or host:port, or auto."
         ),
     ] = DASHBOARD,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the run's log until it ends.")] = True,
@@ -81,7 +84,8 @@ def submit(
     for line in submission.check(run, runs):
         _print(line)
     again = ["pcpo-ray", "submit", str(config), *(overrides or []), "--runs", runs]
-    again += [] if address == DASHBOARD else ["--address", address]
+    where = urls.without_user(address)
+    again += [] if address == DASHBOARD else ["--address", where]
     again += [word for path in include_secret or () for word in ("--include-secret", path)]
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "package.zip"
@@ -92,7 +96,7 @@ def submit(
         job = jobs.submit(client, run.name, words, packed, shlex.join(again))
         size = packed.stat().st_size / 2**20
     _print(f"submitted job {job} with {size:.1f} MiB of files; what may be done with it:")
-    there = f"{run.name} --address {address}"
+    there = f"{run.name} --address {where}"
     for command in ("status {} --watch", "scale {} --samplers 2", "stop {}", "logs {} --follow"):
         _print(f"  pcpo-ray {command.format(there)}")
     if follow:
@@ -170,16 +174,27 @@ def stop(
 
 
 def logs(
-    name: Annotated[str, typer.Argument(help="The name of a run that was submitted.")],
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A run that was submitted, or with --events any run.")],
     follow: Annotated[bool, typer.Option("--follow", help="Until the run ends.")] = False,
-    events: Annotated[bool, typer.Option("--events", help="The newest events of a run that is going on.")] = False,
+    events: Annotated[
+        bool, typer.Option("--events", help="All events in a run's folder; of a run elsewhere, the newest.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --events: as JSON, an object a line.")] = False,
     address: Address = "auto",
 ) -> None:
-    """The log of a run's newest job, or the events of any run: faults, resizes, checkpoints, versions."""
+    """Show the log of a run's newest job, or the events of any run: faults, resizes, checkpoints, versions."""
+    if as_json and not events:
+        raise RunError("got --json without --events; a job's log is text: add --events, or leave out --json")
+    place = look.place_of(name)
     name = known_name(name)
     if events:
-        if not _elsewhere(address, ["logs", name, "--events", *(["--follow"] if follow else [])]):
-            _events(name, address, follow)
+        options = [*(["--follow"] if follow else []), *(["--json"] if as_json else [])]
+        if address == "auto" and not is_url(place) and look.is_run(Path(place)):
+            _events(lambda: look.with_events(Path(place)), follow, as_json=as_json)
+        elif not _elsewhere(address, ["logs", name, "--events", *options]):
+            from pcpo_ray.cluster.control.client import Caller
+
+            _events(Caller(name, address).status, follow, as_json=as_json)
         return
     from pcpo_ray.cluster.control import jobs
     from pcpo_ray.cluster.control.attach import attach
@@ -258,24 +273,23 @@ def _follow(client: Any, job: str, again: str) -> None:
     jobs.check_done(details)
 
 
-def _each(look: Callable[[], Mapping[str, Any]], watch: bool, show: Callable[[Mapping[str, Any]], None]) -> None:
+def _each(looked: Callable[[], Mapping[str, Any]], watch: bool, show: Callable[[Mapping[str, Any]], None]) -> None:
     """Show the status, and with `watch` every later one, to the last."""
     from pcpo_ray.data.requests import ENDED
     from pcpo_ray.errors import EndedError
 
-    show(found := look())
-    while watch and found.get("state") not in ENDED:
+    show(found := looked())
+    while watch and found.get("state") not in (*ENDED, "lost"):
         time.sleep(EVERY)
         try:
-            found = look()
+            found = looked()
         except EndedError as error:
             raise ClusterError(f"{error} without a last word: it was killed; see its log") from None
         show(found)
 
 
-def _events(name: str, address: str, follow: bool) -> None:
-    from pcpo_ray.cluster.control.client import Caller
-    from pcpo_ray.commands.status_text import event
+def _events(found: Callable[[], Mapping[str, Any]], follow: bool, *, as_json: bool) -> None:
+    from pcpo_ray.commands.event_text import line
 
     shown = 0.0
 
@@ -283,10 +297,10 @@ def _events(name: str, address: str, follow: bool) -> None:
         nonlocal shown
         for row in found.get("events", ()):
             if row["time"] > shown:
-                _print(event(row))
+                _print(text(row) if as_json else line(row))
                 shown = row["time"]
 
-    _each(Caller(name, address).status, follow, show)
+    _each(found, follow, show)
 
 
 def _unsettled(status: Mapping[str, Any], what: str) -> bool:

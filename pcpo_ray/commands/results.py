@@ -22,7 +22,7 @@ from pcpo_ray.commands.sample_options import check_writable
 from pcpo_ray.data.records import EvaluationRecord, StepRecord
 from pcpo_ray.errors import RunError
 from pcpo_ray.models import lora_file
-from pcpo_ray.runs import names, records
+from pcpo_ray.runs import configs, names, records
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.runs.intervals import Estimate
 from pcpo_ray.runs.places import folder_at
@@ -162,7 +162,7 @@ def load_run(place: str | Path | RunResult) -> RunResult:
 def of(home: RunFolder) -> RunResult:
     """Make the result of the run in a folder. Raises RunError if there is none."""
     here = dataclasses.replace(home, local=home.local.absolute())  # the working folder may change
-    return RunResult(place=home.place, folder=here.local, config=records.read(here.local), home=here)
+    return RunResult(place=home.place, folder=here.local, config=configs.read(here.local), home=here)
 
 
 def _typed(kind: type[R], row: Mapping[str, Any], place: str) -> R:

@@ -8,7 +8,7 @@ from pcpo_ray import models
 from pcpo_ray.commands import opening, sample_grid, sample_options
 from pcpo_ray.commands.results import SampleResult
 from pcpo_ray.data import worlds
-from pcpo_ray.runs import records
+from pcpo_ray.runs import configs, records
 from pcpo_ray.runs.places import folder_at
 from pcpo_ray.training import inputs
 
@@ -39,7 +39,7 @@ def sample(
             return ending.enter_context(home).local
 
         here = fetched(place)
-        run = records.read(here)
+        run = configs.read(here)
         for line in opening.changed_inputs(here, inputs.of_model(run.model)):
             say(f"note: {line}")
         world = worlds.of_folder(models.folder_of(run.model))

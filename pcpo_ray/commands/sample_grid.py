@@ -18,7 +18,7 @@ from pcpo_ray.config.files import differing
 from pcpo_ray.data import tensors
 from pcpo_ray.data.types import Prompt, Task
 from pcpo_ray.errors import RunError
-from pcpo_ray.runs import checkpoints, records
+from pcpo_ray.runs import checkpoints, configs, records
 from pcpo_ray.runs.names import step_of
 from pcpo_ray.workers.learner import sharding
 from pcpo_ray.workers.sampler import Sampler
@@ -63,7 +63,7 @@ def grid(
     waiting: Waiting,
 ) -> SampleResult:
     """Sample all combinations of strengths: the first adapter's down, the others' across. Raises RunError."""
-    read = [records.read(adapter.folder) for adapter in adapters]
+    read = [configs.read(adapter.folder) for adapter in adapters]
     for adapter, run in zip(adapters, read, strict=True):
         if not isinstance(run.model.train, config.Lora):
             raise RunError(f"{adapter.folder} trains the whole model; adapters compose: expected model.train.kind=lora")

@@ -3,8 +3,7 @@
 import gc
 import os
 import platform
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pcpo_ray import config, models, rewards
+from pcpo_ray.commands import early
 from pcpo_ray.data import prompts
-from pcpo_ray.errors import ClusterError, ConfigError, PcpoError, PromptError, RunError
+from pcpo_ray.errors import ClusterError, ConfigError, PromptError, RunError
 from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
 from pcpo_ray.models import image_sizes, kernels, lora_file, steps
 from pcpo_ray.process.ray_address import OWN, ray_address
@@ -39,22 +39,7 @@ def check(run: config.Run) -> None:
 
 def check_files(run: config.Run) -> None:
     """Check that every file the run reads exists. Raises a PcpoError, which names all that is wrong at once."""
-    wrong = faults(file_checks(run))
-    if len(wrong) > 1:
-        raise ConfigError("\n".join([f"{len(wrong)} wrong", *(textwrap.indent(str(error), "  ") for error in wrong)]))
-    if wrong:
-        raise wrong[0]
-
-
-def faults(checks: Iterable[Callable[[], object]]) -> list[PcpoError]:
-    """Make all checks, and return the errors that they raise, each once."""
-    found: dict[str, PcpoError] = {}
-    for check in checks:
-        try:
-            check()
-        except PcpoError as error:
-            found.setdefault(str(error), error)
-    return list(found.values())
+    early.raise_all(file_checks(run))
 
 
 def file_checks(run: config.Run) -> list[Callable[[], object]]:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from pcpo_ray.commands import free_names
 from pcpo_ray.errors import ConfigError, RunError
 
 
@@ -43,7 +44,7 @@ def init(
         raise ConfigError(f"no recipe is called {name!r}{shipped.nearest(name)}; pcpo-ray recipes lists them")
     into = Path(f"{Path(name).name}.yaml") if path is None else path
     if not _write(into, shipped.text(name)):
-        raise RunError(f"{into} is there already, with other content; give another name, or delete it")
+        raise free_names.taken(into, ", with other content")
     typer.echo(f"wrote {into}")
     for words in shipped.downloads(name):
         typer.echo(f"  {words}")

@@ -1,31 +1,40 @@
 """A run's status (status.py) as a person reads it."""
 
 import shlex
-import time
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pcpo_ray.data.requests import ENDED
 from pcpo_ray.runs.lines import counted, shown
 
+INDENT = 11
+"""Columns of a subject's name."""
+
 OLD = 30.0
 """Seconds after which a status is said to be old: the driver is busy with something long, or hangs."""
 
 
-def lines(status: Mapping[str, Any]) -> list[str]:
-    """The status, a line a subject."""
-    return [f"{name:<11}{text}" for name, text in _subjects(status) if text]
+COPIED = ("checkpoint", "folder", "next", "go on")
+"""Subjects whose text is copied elsewhere, so that no line is broken in it."""
 
 
-def event(row: Mapping[str, Any]) -> str:
-    """An event of the run, in a line."""
-    details = ", ".join(_detail(name, value) for name, value in row.items() if name not in ("time", "kind"))
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(row['time']))} {row['kind']}: {details}"
-
-
-def _detail(name: str, value: Any) -> str:
-    text = shown(value) if isinstance(value, float) else str(value)
-    return text if name == "message" else f"{name} {text}"
+def lines(status: Mapping[str, Any], width: int | None = None) -> list[str]:
+    """Write the status, a line a subject; what is wider than a terminal's `width` goes on below its beginning."""
+    found = []
+    for name, text in _subjects(status):
+        whole = f"{name:<{INDENT}}{text}"
+        if text and (width is None or name in COPIED):
+            found.append(whole)
+        elif text:
+            found += textwrap.wrap(
+                whole,
+                max(width or 0, 2 * INDENT),
+                subsequent_indent=" " * INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return found
 
 
 def duration(seconds: float) -> str:

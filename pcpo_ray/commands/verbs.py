@@ -1,10 +1,12 @@
-"""The verbs of the command line: an unknown one is told which was meant, and --help shows no type of a flag."""
+"""The verbs of the command line: an unknown one is told which was meant, and --help is made readable."""
 
 from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from pcpo_ray.commands import unknown_options
 
 MEANT = {
     "train": ("run", "start", "fit", "finetune", "fine-tune", "learn", "launch"),
@@ -26,9 +28,12 @@ MISSING = {
     "RUN": "pcpo-ray list shows which there are",
     "CONFIG": "a file, or a recipe's name such as shapes_pcpo; pcpo-ray recipes lists them",
     "NAME": "pcpo-ray recipes lists them",
-    "STUDY...": "such as studies/diffusion; pcpo-ray recipes lists them",
+    "STUDY": "such as studies/diffusion; pcpo-ray recipes lists them",
 }
 """Hints for an argument that was left out, by what --help calls it."""
+
+GIVEN = "pcpo_ray.given"
+"""The key of a context's `meta` that holds the words of the command line."""
 
 VERB_OF = {word: verb for verb, words in MEANT.items() for word in words}
 
@@ -48,16 +53,33 @@ class Verbs(TyperGroup):
                 error.message = f"{message} pcpo-ray --help lists them."  # type: ignore[attr-defined]
             raise
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; they are kept for errors to quote."""
+        ctx.meta[GIVEN] = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            _explain_option(error, ctx)
+            raise
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; the error of an argument that was left out says where to find one."""
+        """Run the command; errors of an argument that was left out and of an unknown option name the cure."""
         try:
             return super().invoke(ctx)
         except Exception as error:
+            _explain_option(error, ctx)
             left_out = type(error).__name__ == "MissingParameter"  # of click, which typer has a copy of
             hint = MISSING.get(getattr(getattr(error, "param", None), "metavar", None) or "") if left_out else None
             if hint is not None:
                 error.message = hint  # type: ignore[attr-defined]
             raise
+
+
+def _explain_option(error: Any, ctx: Any) -> None:
+    """Put the cure into the error of an option that does not exist."""
+    if type(error).__name__ == "NoSuchOption":  # of click, which typer has a copy of
+        error.message = unknown_options.explained(error, ctx.meta[GIVEN])
+        error.possibilities = []
 
 
 def meant(words: list[str]) -> str:
@@ -77,11 +99,20 @@ def meant(words: list[str]) -> str:
     return ""
 
 
-def plain_flags(command: Any, names: list[str]) -> None:
-    """Have --help show no type for what is either given or not; `names` are those of the option that shows it."""
+def readable_help(command: Any, names: list[str]) -> None:
+    """Have --help show no type for a flag, arguments in capitals, and each paragraph as wide as the terminal.
+
+    `names` are those of the option that shows it.
+    """
+    if command.help:
+        command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
     shown = command.get_help_option(typer.Context(command, help_option_names=names))
     for parameter in (*command.params, shown):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
+        elif parameter.metavar is None and parameter.param_type_name == "argument":
+            parameter.metavar = parameter.name.upper()
+        elif parameter.metavar is None and getattr(parameter, "min", None) is not None:
+            parameter.metavar = "NUMBER"  # its range stands beside it
     for below in getattr(command, "commands", {}).values():
-        plain_flags(below, names)
+        readable_help(below, names)

@@ -1,5 +1,6 @@
 """Commands that fetch the published files of the shipped rewards to the places that a config names."""
 
+import importlib.util
 import os
 import shlex
 from collections.abc import Iterator
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pcpo_ray.config.base import PathMark
-from pcpo_ray.config.rewards import Aesthetic, Hps, PickScore, Reward
+from pcpo_ray.config.rewards import Aesthetic, CustomReward, Hps, PickScore, Reward
+from pcpo_ray.errors import RewardError
 
 NETWORK = ("--include", "*.json", "--include", "*.txt", "--include", "model.safetensors")
 PROCESSOR = NETWORK[:4]
@@ -43,6 +45,23 @@ def of(reward: Reward) -> Iterator[Fetched]:
 def absent(reward: Reward) -> list[Fetched]:
     """List the published files of a reward that are not where its config says."""
     return [one for one in of(reward) if not Path(one.path).exists()]
+
+
+def check(reward: Reward) -> None:
+    """Check that the packages and the published files of a reward are there. Raises RewardError."""
+    if isinstance(reward, CustomReward):
+        return
+    if reward.extra is not None:
+        missing = [name for name in reward.extra.modules if importlib.util.find_spec(name) is None]
+        if missing:
+            raise RewardError(
+                f"the reward {reward.name} needs {', '.join(missing)}, which is not installed; "
+                f"pip install 'pcpo_ray[{reward.extra.name}]', here and where scorers run"
+            )
+    if files := absent(reward):
+        raise RewardError(
+            "\n".join(f"no {one.key} of {reward.name} at {one.path}; fetch it with: {one.command}" for one in files)
+        )
 
 
 def _file(key: str, path: str, repository: str, name: str) -> Fetched:

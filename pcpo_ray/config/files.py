@@ -189,6 +189,11 @@ def check_overrides(overrides: Sequence[str]) -> None:
         leaves |= dict.fromkeys(_leaves(path, value), override)
 
 
+def keys_set(override: str) -> list[str]:
+    """List the keys that `a.b.c=value` sets: of a mapping those in it, of a list its places. Raises ConfigError."""
+    return _leaves(*_override(override))
+
+
 def _leaves(path: str, value: Any) -> list[str]:
     """List the paths of a value's innermost parts. An empty mapping or list sets nothing."""
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None

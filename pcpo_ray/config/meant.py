@@ -49,8 +49,10 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "name": ("run_name", "experiment_name", "exp_name"),
     "workers.samplers.workers": ("num_workers", "samplers"),
     "workers.learner.ranks": ("world_size", "nproc_per_node", "num_processes"),
-    "--runs": ("output_dir", "logdir", "log_dir", "save_dir", "out"),
-    "--resume": ("resume_from", "resume_from_checkpoint"),
+    "--runs": ("runs", "output_dir", "logdir", "log_dir", "save_dir", "out"),
+    "--resume": ("resume", "resume_from", "resume_from_checkpoint"),
+    "--local": ("local",),
+    "--log-level": ("log_level", "verbose", "verbosity"),
 }
 """Words by the key, or the option of `pcpo-ray train`, that they mean here."""
 

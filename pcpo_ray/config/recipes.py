@@ -7,6 +7,7 @@ import difflib
 import itertools
 import re
 import shlex
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +20,15 @@ MANY = 5
 """The most files that a message names."""
 
 WRITE_ONE = "pcpo-ray init shapes_pcpo writes one to begin with; pcpo-ray recipes lists others"
+
+
+BASELINES: Mapping[str, str] = {
+    "shapes_pcpo": "shapes_ddpo",
+    "shapes_pcpo_flux": "shapes_dancegrpo_flux",
+    "words_pcpo": "words_ddpo",
+    "words_pcpo_flux": "words_dancegrpo",
+}
+"""The recipe that a recipe of PCPO on an embedded model is compared with: the same but for what PCPO changes."""
 
 
 @lru_cache
@@ -137,12 +147,6 @@ def on_one_card(name: str) -> tuple[str, list[str]]:
             words = shlex.split(re.sub(r"\\\n", " ", found[1].replace("#", "")))
             return gpu, [word for word in words[3:] if not word.startswith("workers=")]
     return "", []
-
-
-def baseline(name: str) -> str | None:
-    """Return the recipe whose first line calls it the baseline of this one, if there is one."""
-    firsts = {one: text(one).partition("\n")[0] for one in names()}
-    return next((one for one, first in firsts.items() if f"the baseline of {name}.yaml" in first), None)
 
 
 def downloads(name: str) -> list[str]:

@@ -1,17 +1,21 @@
 """Prompt files: text, CSV, JSON, JSONL and Parquet, read whole, with errors that name the file and the row."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pcpo_ray.config import recipes
 from pcpo_ray.config.prompts import SUFFIXES
-from pcpo_ray.data.types import Size
 from pcpo_ray.errors import PromptError, nearest
+
+if TYPE_CHECKING:
+    from pcpo_ray.data.types import Size
 
 POINTER = b"version https://git-lfs"
 
@@ -51,9 +55,12 @@ def read(path: Path, column: str = "prompt") -> FilePrompts:
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise PromptError(f"{path} is a git-lfs pointer, not the file itself; run git lfs pull")
-        return _prompts(path, column, readers[suffix](path, column))
+        found = _prompts(path, column, readers[suffix](path, column))
     except OSError as error:
         raise PromptError(f"{path} cannot be read: {error}") from None
+    if not found.texts:
+        raise PromptError(f"{path} holds no prompts; expected at least one")
+    return found
 
 
 def _guess(path: Path) -> str:

@@ -2,7 +2,11 @@
 
 Backbones know no algorithms: a denoiser predicts and names its schedule. `transitions` defines the step that uses the
 prediction, and `credit` the weight that the step carries.
+
+A model's folder is found (`located`) before torch is loaded.
 """
+
+from __future__ import annotations
 
 import inspect
 import logging
@@ -13,27 +17,25 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
-
-from pcpo_ray.algorithm.schedule import Schedule
 from pcpo_ray.config import Model, Sampling
-from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import files, hub, kernels, single_file
+from pcpo_ray.models import files, hub
 from pcpo_ray.models.described import is_part, read_json
-from pcpo_ray.process.own import unfound
-from pcpo_ray.process.plugins import resolve_class
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from jaxtyping import Float, UInt8
+    from torch import Tensor, nn
+
+    from pcpo_ray.algorithm.schedule import Schedule
+    from pcpo_ray.data.tensors import Conditioning
+    from pcpo_ray.models.pipeline import PipelineDenoiser
 
 log = logging.getLogger(__name__)
 
 FEW_STEPS = re.compile("turbo|schnell|lightning|sprint|distilled", re.IGNORECASE)
 """Names of models distilled to a few steps, whose configs do not say it."""
-
-if TYPE_CHECKING:
-    from pcpo_ray.models.pipeline import PipelineDenoiser
 
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 """Parts that neither sampling nor training uses: never loaded, and copied into what full fine-tuning saves."""
@@ -106,22 +108,32 @@ def folder_of(model: Model, *, weights: bool = True) -> Path:
             variant=model.variant,
             unused=UNUSED,
         )
-    if "/" not in model.path and not Path(model.path).exists():
-        from pcpo_ray.data import worlds
-
-        folder = worlds.checkpoint(model.path)
-    else:
-        folder = Path(model.path)
+    folder = located(model)
     _check(folder, model, weights=weights)
     return folder
 
 
+def located(model: Model) -> Path:
+    """Find the folder of a model that is shipped or lies on a disk, without loading torch. Raises ModelError."""
+    if "/" not in model.path and not Path(model.path).exists():
+        from pcpo_ray.data import worlds
+
+        return worlds.checkpoint(model.path)
+    folder = Path(model.path)
+    _check_index(folder, model)
+    return folder
+
+
+def _check_index(folder: Path, model: Model) -> None:
+    """Check that a folder is a model's. Raises ModelError."""
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"model.path {model.path!r}: {files.no_model(folder)}")
+
+
 def _check_kind(folder: Path, model: Model) -> dict[str, Any]:
     """Return the folder's model_index.json, which must be of the model's kind. Raises ModelError."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ModelError(f"model.path {model.path!r}: {files.no_model(folder)}")
-    described = read_json(index)
+    _check_index(folder, model)
+    described = read_json(folder / "model_index.json")
     got, expected = described.get("_class_name"), class_of(model).pipeline_class
     if got != expected:
         raise ModelError(f"{folder} holds a {got}; model.kind={model.kind} expects a {expected}")
@@ -137,6 +149,8 @@ def _check(folder: Path, model: Model, *, weights: bool) -> None:
     if pipeline_class is not None:
         files.check_index(folder, described, pipeline_class)
     if weights and model.single_file is not None:
+        from pcpo_ray.models import single_file
+
         single_file.check(Path(model.single_file), pipeline_class)
     parts = {
         name: value
@@ -146,9 +160,11 @@ def _check(folder: Path, model: Model, *, weights: bool) -> None:
     files.check_parts(folder, parts, weights=weights and model.single_file is None, variant=model.variant)
 
 
-def class_of(model: Model) -> "type[PipelineDenoiser]":
+def class_of(model: Model) -> type[PipelineDenoiser]:
     """The denoiser's class for a model's kind. Raises ModelError where a class of the user's own is none."""
     from pcpo_ray.models.pipeline import PipelineDenoiser
+    from pcpo_ray.process.own import unfound
+    from pcpo_ray.process.plugins import resolve_class
 
     if model.denoiser is None:
         found: type[PipelineDenoiser] = pkgutil.resolve_name(model.backbone.denoiser)
@@ -192,6 +208,8 @@ def load(model: Model, sampling: Sampling, *, seed: int, device: torch.device) -
 
     Raises ModelError naming the folder and what is wrong with it.
     """
+    from pcpo_ray.models import kernels
+
     folder, kind = folder_of(model), class_of(model)
     kernels.check(model, folder, kind.part)
     return kind(folder, model, sampling, seed=seed, device=device)

@@ -6,7 +6,6 @@ images of several. A reward that compares a group's images has `score_group`, an
 may also have `describe`, which says in words what it saw.
 """
 
-import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
@@ -64,17 +63,7 @@ def check(reward: config.Reward) -> None:
     if isinstance(reward, config.CustomReward):
         _class_of(reward)
         return
-    if reward.extra is not None:
-        absent = [name for name in reward.extra.modules if importlib.util.find_spec(name) is None]
-        if absent:
-            raise RewardError(
-                f"the reward {reward.name} needs {', '.join(absent)}, which is not installed; "
-                f"pip install 'pcpo_ray[{reward.extra.name}]', here and where scorers run"
-            )
-    if files := fetch.absent(reward):
-        raise RewardError(
-            "\n".join(f"no {one.key} of {reward.name} at {one.path}; fetch it with: {one.command}" for one in files)
-        )
+    fetch.check(reward)
     scorer = scorer_of(reward)
     if hasattr(scorer, "check"):
         scorer.check(reward)

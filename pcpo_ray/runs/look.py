@@ -19,7 +19,7 @@ import yaml
 
 from pcpo_ray.data.requests import ENDED
 from pcpo_ray.errors import RunError
-from pcpo_ray.runs import writer
+from pcpo_ray.runs import lines, writer
 from pcpo_ray.runs.names import step_of
 from pcpo_ray.runs.urls import child, is_url, shown
 
@@ -33,8 +33,15 @@ SILENT = 120.0
 BLOCK = 1 << 18
 """Bytes that are read from either end of a run's metrics."""
 
-TRACES = (writer.WRITER, STATUS, "inputs.json", "metrics.jsonl", "events.jsonl", "checkpoints")
+CHECKPOINTS = "checkpoints"
+TRACES = (writer.WRITER, STATUS, "inputs.json", "metrics.jsonl", "events.jsonl", CHECKPOINTS)
 """Files that a run keeps beside its config; each run has one of them. A config.yaml alone may be any program's."""
+
+PARTS = (CONFIG, *TRACES, "report.html", "images", "scores.parquet", "evaluations.parquet")
+"""Names of the files and folders in a run's folder."""
+
+DEPTH = 3
+"""Folders between a run's folder and the deepest of its files, in checkpoints/step-000010/, and that file itself."""
 
 BEGIN = "begin one: pcpo-ray train shapes_pcpo --local"
 
@@ -51,7 +58,11 @@ def is_run(folder: Path) -> bool:
 
 
 def place_of(text: str, runs: str = RUNS) -> str:
-    """Return the place of the run that a user names: by a folder, by a URL, or by its name below `runs`."""
+    """Return the place of the run that a user names: by a folder, by a URL, or by its name below `runs`.
+
+    Raises RunError for what is a part of a run, such as its report or a checkpoint.
+    """
+    check_whole(text)
     if is_url(text):
         return text
     path = Path(text).expanduser()
@@ -61,6 +72,20 @@ def place_of(text: str, runs: str = RUNS) -> str:
         return child(runs, text)
     below = Path(runs).expanduser() / text
     return str(below) if is_run(below) or runs != RUNS else str(path)
+
+
+def check_whole(text: str) -> None:
+    """Refuse a file or folder that is a part of a run, where the run's folder is asked for. Raises RunError."""
+    if is_url(text):
+        above, _, last = shown(text).rstrip("/").rpartition("/")
+        higher, _, middle = above.rpartition("/")
+        run = above if last in PARTS else higher if middle == CHECKPOINTS else None
+    else:
+        path = Path(text).expanduser()
+        inside = path.exists() and not is_run(path)
+        run = next((str(folder) for folder in path.parents[:DEPTH] if is_run(folder)), None) if inside else None
+    if run is not None:
+        raise RunError(f"{shown(text) if is_url(text) else text} is a part of a run; give the run's folder: {run}")
 
 
 def name_of(text: str) -> str:
@@ -156,6 +181,11 @@ def look(place: str, now: float | None = None) -> dict[str, Any] | None:
     """
     at = time.time() if now is None else now
     return _stored(place, at) if is_url(place) else _local(Path(place), at)
+
+
+def with_events(folder: Path) -> dict[str, Any]:
+    """Return how the run in a folder is, as `look` does, with all of its `events`."""
+    return {**(_local(folder, time.time()) or {"state": NONE}), "events": lines.events(folder / "events.jsonl").rows}
 
 
 def looks(runs: str = RUNS) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Reading a run's folder: its config, newest checkpoint, evaluations and recorded lines."""
+"""Reading a run's folder: its newest checkpoint, evaluations and recorded lines."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,26 +9,11 @@ from typing import Any
 import numpy as np
 
 from pcpo_ray import config
-from pcpo_ray.config import TOTAL, files, paths
-from pcpo_ray.errors import ConfigError, RunError
-from pcpo_ray.runs import intervals, lines, look
+from pcpo_ray.config import TOTAL
+from pcpo_ray.errors import RunError
+from pcpo_ray.runs import configs, intervals, lines
 from pcpo_ray.runs.folder import LocalFolder, RunFolder
 from pcpo_ray.runs.intervals import Estimate
-
-
-def read(folder: Path, overrides: Sequence[str] = ()) -> config.Run:
-    """Read the config of a run, with overrides `a.b.c=value`.
-
-    Raises RunError, listing the runs there are, if there is no such run; ConfigError for a wrong override.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise look.no_run(str(folder))
-    try:
-        run = files.load(path)
-    except ConfigError as error:
-        raise RunError(f"{path} is not a config of this version: {error}") from None
-    return paths.absolute(files.load(path, overrides)) if overrides else run
 
 
 def newest_step(home: RunFolder, say: Callable[[str], None]) -> int:
@@ -110,7 +95,7 @@ class Record:
 
 def read_record(folder: Path) -> Record:
     """Read all that a run recorded. Raises RunError if there is no run."""
-    run = read(folder)
+    run = configs.read(folder)
     metrics, events = lines.metrics(folder / "metrics.jsonl"), lines.events(folder / "events.jsonl")
     return Record(
         folder=folder,

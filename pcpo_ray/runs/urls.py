@@ -32,6 +32,12 @@ def shown(url: str) -> str:
     return url.partition("?")[0]
 
 
+def without_user(url: str) -> str:
+    """Return a URL without its user and password: whoever sees a cluster can read a job's command."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
+
+
 def checked(url: str) -> SplitResult:
     """Split a URL. Raises RunError if it is malformed, carries a secret, or has unknown options."""
     parts = urlsplit(url)

@@ -35,7 +35,11 @@ BAD = {
     "rewards=[{kind: clip_scroe}]": ["rewards.0.kind", "did you mean 'clip_score'?"],
     "rewards=[{kind: 'mine:Silent'}]": ["mine:Silent", "method score(self, images, prompts)"],
     "rewards=[{kind: 'mine:Narrow'}]": ["mine:Narrow", "method score(self, images, prompts)"],
-    "rewards=[{kind: 'absent:Reward'}]": ["absent", "importable package.module:Class"],
+    "rewards=[{kind: 'absent:Reward'}]": [
+        "rewards.0.kind: got 'absent:Reward'",
+        "no module 'absent'",
+        "importable package.module:name",
+    ],
     "rewards=[{kind: clip_score, model: ViT-L-14, weights: no.pt}]": ["no CLIP weights of ViT-L-14 at", "no.pt"],
     "prompts={kind: file, path: absent.txt}": ["no prompt file at", "/absent.txt"],
     "prompts={kind: file, path: empty.txt}": ["empty.txt holds no prompts"],
@@ -296,8 +300,10 @@ def test_a_run_is_trained_resumed_past_a_bad_checkpoint_and_evaluated(command, s
     ]:
         status, _, errors = command("sample", folder, "a red circle", "--with", asked)
         assert status == 1 and errors.startswith("error: ") and words in errors
+    drawn = (tmp_path / "sample.png").read_bytes()
     status, said, _ = command("sample", "small", "a red circle", "--images", 2, "--compare")  # by its name
-    assert status == 0 and "sample.png" in said
+    assert status == 0 and said.endswith(": sample-2.png\n") and (tmp_path / "sample-2.png").is_file()
+    assert (tmp_path / "sample.png").read_bytes() == drawn
     status, said, _ = command("evaluate", "small", "--local", "--json")
     found = json.loads(said)
     assert (status, found["run"], found["step"], found["prompts"]) == (0, "small", 3, 2)

@@ -202,3 +202,17 @@ def test_a_pool_says_what_there_is_room_for():
     assert "samplers   5 wanted, 5 ready" in lines(fewer)
     assert operate._readiness(found, "samplers") == f", 5 ready; {size['room']}"
     assert operate._readiness(fewer, "samplers") == ", 5 ready"
+
+
+@pytest.mark.parametrize(
+    "words", ["report", "status", "list", "evaluate", "sample", "stop", "scale --samplers 2", "logs", "chaos", "plan"]
+)
+def test_every_command_tells_a_part_of_a_run_which_folder_to_give(command, run, words):
+    (run("demo", "finished") / "report.html").touch()
+    name, *options = words.split()
+    before = ["shapes_pcpo", "--from"] if name == "plan" else []
+    after = ["a ring"] if name == "sample" else options
+    status, _, errors = command(name, *before, "runs/demo/report.html", *after)
+    assert status == 1 and errors == (
+        "error: runs/demo/report.html is a part of a run; give the run's folder: runs/demo\n"
+    )

@@ -7,7 +7,7 @@ import pytest
 
 from pcpo_ray.commands import opening, resuming
 from pcpo_ray.errors import CheckpointError, RunError
-from pcpo_ray.runs import records
+from pcpo_ray.runs import configs, records
 from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import inputs
 from pcpo_ray.training.recorder import Recorder
@@ -91,7 +91,7 @@ def test_a_resumed_run_finds_moved_files_and_remembers_their_place(small_sd, tmp
     (tmp_path / "new" / "prompts.txt").rename(tmp_path / "new" / "texts.txt")
     moved = small.run(tmp_path / "new" / "small-sd", prompts=f"{{kind: file, path: {tmp_path}/new/texts.txt}}")
     opening.resume(LocalFolder(local=tmp_path / "run"), moved, lambda line: None)
-    assert records.read(tmp_path / "run") == moved
+    assert configs.read(tmp_path / "run") == moved
     opening.resume(LocalFolder(local=tmp_path / "run"), moved, lambda line: None)  # and again
 
 
@@ -100,7 +100,7 @@ def test_a_resumed_run_may_keep_what_it_caches_elsewhere(small_sd, tmp_path):
     begun(tmp_path / "run", small.run(small_sd, **{quality: "{features: {kind: clip}, cache: old}"}))
     run = small.run(small_sd, model__text_cache="texts", **{quality: "{features: {kind: clip}, cache: new}"})
     opening.resume(LocalFolder(local=tmp_path / "run"), run, lambda line: None)
-    assert records.read(tmp_path / "run") == run
+    assert configs.read(tmp_path / "run") == run
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_resumed_run_may_be_longer_and_have_other_workers(small_sd, tmp_path):
     begun(tmp_path / "run", small.run(small_sd))
     longer = small.run(small_sd, steps=7, workers__samplers__workers=3, checkpoints__keep=9)
     opening.resume(LocalFolder(local=tmp_path / "run"), longer, lambda line: None)
-    assert records.read(tmp_path / "run") == longer
+    assert configs.read(tmp_path / "run") == longer
 
 
 def unmounted(folder):

@@ -63,7 +63,8 @@ def test_a_submission_says_what_goes_along_and_what_stays_and_sends_that(command
         return known.get(handler.path, (200 if handler.command == "PUT" else 404, ""))
 
     with server(answer) as (address, _):
-        words = ("submit", config, "--runs", "/runs", "--no-follow", "--address", address)
+        with_password = address.replace("//", "//me:hunter2@")
+        words = ("submit", config, "--runs", "/runs", "--no-follow", "--address", with_password)
         status, said, errors = command(*words, "--include-secret", "keys/login.pem")
     assert (status, errors) == (0, "")
     assert (
@@ -71,6 +72,7 @@ def test_a_submission_says_what_goes_along_and_what_stays_and_sends_that(command
         and "stays, as it is a link to a folder, or leads out of this one: out -> /etc" in said
     )
     assert "stays, as it looks like a secret: .env; --include-secret PATH takes a file along all the same" in said
+    assert "hunter2" not in said and b"hunter2" not in sent["job"]
     asked = json.loads(sent.pop("job"))
     (package,) = sent.values()
     with zipfile.ZipFile(io.BytesIO(package)) as found:
@@ -96,6 +98,17 @@ def test_a_command_that_reaches_nobody_or_asks_for_nonsense_is_one_message(comma
     status, said, errors = command(*words, "--address", NOWHERE)
     assert (status, said) == (1, "")
     assert errors.startswith("error: ") and errors.count("\n") == 1 and expected in errors
+
+
+@pytest.mark.parametrize("words", [("submit", "small.yaml", "--runs", "/runs"), ("stop", "small"), ("logs", "small")])
+def test_the_cluster_is_the_one_that_rays_own_job_commands_ask(command, config, monkeypatch, words):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", NOWHERE)
+    status, _, errors = command(*words)
+    assert status == 1 and f"no Ray dashboard at {NOWHERE}" in errors
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", NOWHERE.replace(":1", ":2"))
+    status, _, errors = command(*words)
+    assert status == 1 and f"no Ray dashboard at {NOWHERE.replace(':1', ':2')}" in errors
 
 
 def test_a_run_without_its_cluster_ends_at_once_and_leaves_no_folder(command, config, tmp_path, monkeypatch):

@@ -108,20 +108,3 @@ def test_the_schema_is_printed_for_editors(command):
     assert status == 0 and json.loads(out) == schema.schema()
     assert re.search(r"# yaml-language-server: \$schema=config\.schema\.json", page.page())
     assert yaml.safe_load(f"{schema.LINE}config.schema.json\nname: a") == {"name": "a"}
-
-
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        (["--steps", "5"], "give steps=5"),
-        (["--learning-rate=1e-3"], "optimizer.learning_rate=1e-3"),
-        (["--optimizer.warmup", "3"], "give optimizer.warmup=3"),
-        (["--seed"], "give seed=VALUE"),
-    ],
-)
-def test_a_setting_given_as_an_option_is_told_how_it_is_written(command, given, meant):
-    for name in ("train", "plan", "evaluate"):
-        status, _, errors = command(name, "some.yaml", *given)
-        assert status == 2 and meant in " ".join(errors.replace("│", " ").split())
-    status, _, errors = command("train", "some.yaml", "--nope", "1")
-    assert status == 2 and "settings have no dashes" not in errors

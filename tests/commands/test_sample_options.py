@@ -16,6 +16,8 @@ def sampled(tmp_path):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     for name in ("config.yaml", "metrics.jsonl"):
         (tmp_path / "runs" / "one" / name).touch()
+    for name in ("old.png", "old-2.png"):
+        (tmp_path / name).touch()
 
     def sample(*words):
         program = PROGRAM.format(words=["sample", "one", "a ring", *words])
@@ -29,6 +31,7 @@ def sampled(tmp_path):
     [
         (("--out", "x.jpg"), "images cannot be written to x.jpg; expected a name that ends in .png"),
         (("--out", "no/x.png"), "images cannot be written to no/x.png: there is no folder no"),
+        (("--out", "old.png"), "old.png is there already; give another name, such as old-3.png, or delete it"),
         (("--strength", "much"), "got the strength 'much'; expected a number"),
         (("--with", "other=1"), "there is no run at other"),
         (("--with", "one"), "got 'one'; expected a run and the strengths of its adapter"),

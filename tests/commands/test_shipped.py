@@ -39,6 +39,7 @@ def test_a_recipe_is_written_to_be_edited_and_never_over_another_file(command, t
     written.write_text("mine: true\n")
     status, _, errors = command("init", "sd15_pcpo_hpsv21")
     assert status == 1 and "sd15_pcpo_hpsv21.yaml is there already, with other content" in errors
+    assert "give another name, such as sd15_pcpo_hpsv21-2.yaml, or delete it" in errors
     assert written.read_text() == "mine: true\n"
 
 

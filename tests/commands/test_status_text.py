@@ -1,6 +1,6 @@
 """A status reads as what it says."""
 
-from pcpo_ray.commands.status_text import duration, event, lines
+from pcpo_ray.commands.status_text import duration, lines
 
 STATUS = {
     "run": "spot",
@@ -79,14 +79,18 @@ def test_durations_are_in_the_unit_that_fits():
     assert [duration(seconds) for seconds in (0.4, 90, 600, 36000)] == ["0 s", "90 s", "10 min", "10.0 h"]
 
 
-def test_an_event_is_a_line_with_its_details():
-    line = event({"time": 0.0, "kind": "resized", "why": "asked for", "samplers": 3})
-    assert line.endswith(" resized: why asked for, samplers 3")
-    line = event({"time": 0.0, "kind": "fault", "message": "sampler-1 is gone", "seconds": 0.07646977500007779})
-    assert line.endswith(" fault: sampler-1 is gone, seconds 0.07647")
-
-
 def test_a_reward_that_is_no_number_is_a_dash():
     none = float("nan")
     found = lines({**STATUS, "reward": none, "reward_std": none, "evaluated": {"clip_score": none}})
     assert "reward     - ± -; evaluated at step 10: clip_score -" in found
+
+
+def test_a_status_wider_than_the_terminal_goes_on_below_its_beginning():
+    found = lines({**STATUS, "error": "word " * 30}, width=60)
+    assert max(len(line) for line in found if not line.startswith("checkpoint")) <= 60
+    begun = next(n for n, line in enumerate(found) if line.startswith("error "))
+    assert found[begun + 1].startswith(" " * 11 + "word") and " ".join(lines(STATUS)).split() == (
+        " ".join(lines(STATUS, width=30)).split()
+    )
+    path = "/runs/" + "x" * 100
+    assert f"folder     {path}" in lines({**STATUS, "place": path}, width=60)  # to be copied whole

@@ -53,6 +53,13 @@ def test_an_argument_that_was_left_out_is_told_where_to_find_one(command, words,
     assert status == 2 and cure in " ".join(re.sub("[│╭╮╰╯─]", " ", errors).split())
 
 
+def test_a_paragraph_of_help_is_as_wide_as_the_terminal(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, said, _ = command("plan", "--help")
+    assert status == 0 and "step of each layout. The model's folder" in said
+    assert "[OPTIONS] {CONFIG} [OVERRIDES]..." in said
+
+
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "pcpo_ray", "--version"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"pcpo-ray {__version__}\n")
@@ -61,4 +68,4 @@ def test_the_module_is_the_command():
 @pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS), ("bench", "loop")])
 def test_help_shows_no_type_of_a_flag_and_an_example(command, words):
     status, said, _ = command(*words, "--help")
-    assert status == 0 and "<bool>" not in said and "-h " in said
+    assert status == 0 and "<bool>" not in said and "range>" not in said and "-h " in said

@@ -11,7 +11,7 @@ from pcpo_ray import config
 from pcpo_ray.config import Lora, files, mistakes
 from pcpo_ray.config.model import ATTENTION
 from pcpo_ray.errors import ConfigError, RunError
-from pcpo_ray.runs import records
+from pcpo_ray.runs import configs
 from tests.support import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -143,9 +143,9 @@ def test_a_stored_run_with_a_renamed_key_says_what_to_rename(tmp_path):
     text = files.dump(files.load(SHAPES)).replace("minibatches: 2", "updates: 2")
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(RunError, match=r"config\.yaml is not a config of this version: [\s\S]*optimizer\.minibatches"):
-        records.read(tmp_path)
+        configs.read(tmp_path)
     (tmp_path / "config.yaml").write_text(text.replace("updates: 2", "minibatches: 2"))
-    assert records.read(tmp_path) == files.load(SHAPES)
+    assert configs.read(tmp_path) == files.load(SHAPES)
 
 
 def test_every_renamed_key_has_a_new_name_that_exists():

@@ -9,11 +9,11 @@ import pytest
 
 from pcpo_ray import config
 from pcpo_ray.commands import opening, resuming
-from pcpo_ray.commands.evaluate import read_to_evaluate
+from pcpo_ray.commands.evaluate_options import read_to_evaluate
 from pcpo_ray.config import files, paths
 from pcpo_ray.config.base import PathMark, path_marks
 from pcpo_ray.errors import RunError
-from pcpo_ray.runs import records
+from pcpo_ray.runs import configs
 from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training import inputs
 from pcpo_ray.training.recorder import Recorder
@@ -110,8 +110,8 @@ def test_a_run_goes_on_from_another_folder_and_from_moved_files(small_sd, tmp_pa
     run = paths.absolute(asked)
     Recorder.create(LocalFolder(local=tmp_path / "run"), run, began=inputs.digests(inputs.of_run(run))).close()
     monkeypatch.chdir(tmp_path)
-    assert records.read(tmp_path / "run") == run  # whose files are found
-    inputs.of_run(records.read(tmp_path / "run"))
+    assert configs.read(tmp_path / "run") == run  # whose files are found
+    inputs.of_run(configs.read(tmp_path / "run"))
     monkeypatch.chdir(tmp_path / "there")
     moved = paths.absolute(dataclasses.replace(asked, model=run.model))
     assert moved.prompts.path != run.prompts.path

@@ -105,11 +105,11 @@ def test_a_study_written_elsewhere_has_its_base_by_name():
 
 def test_a_recipe_of_pcpo_on_an_embedded_model_has_a_baseline():
     embedded = [name for name in recipes.names() if name not in REAL]
-    pairs = {name: recipes.baseline(name) for name in embedded}
-    found = {name: other for name, other in pairs.items() if other is not None}
+    found = recipes.BASELINES
     assert {*found} == {name for name in embedded if "pcpo" in name} and {*found.values()} == {*embedded} - {*found}
     for name, other in found.items():
         one, base = files.load(name), files.load(other)
+        assert f"the baseline of {name}.yaml" in recipes.text(other).partition("\n")[0]
         assert (one.model, one.prompts, one.rewards, one.evaluation) == (
             *(base.model, base.prompts, base.rewards, base.evaluation),
         )

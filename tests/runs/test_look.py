@@ -159,6 +159,19 @@ def test_a_run_that_is_not_there_is_guessed_and_the_others_are_named(folder, mon
     )
 
 
+@pytest.mark.parametrize("part", ["report.html", "checkpoints", "checkpoints/step-000002", "metrics.jsonl"])
+def test_a_part_of_a_run_is_told_which_folder_to_give(folder, monkeypatch, part):
+    monkeypatch.chdir(folder.parents[1])
+    whole = folder / part
+    whole.parent.mkdir(exist_ok=True)
+    whole.mkdir() if "." not in part else whole.touch()
+    with pytest.raises(RunError, match=f"^runs/small/{part} is a part of a run; give the run's folder: runs/small$"):
+        look.place_of(f"runs/small/{part}")
+    with pytest.raises(RunError, match=r"give the run's folder: s3://bucket/runs/small$"):
+        look.place_of(f"s3://bucket/runs/small/{part}")
+    assert look.place_of("runs/small") == "runs/small"
+
+
 def test_a_folder_is_checked_before_anything_is_loaded(folder):
     runs = str(folder.parent)
     look.check_start(runs, "small", resume=True)

@@ -8,7 +8,7 @@ import pytest
 from pcpo_ray.errors import (
     RunError,
 )
-from pcpo_ray.runs import records
+from pcpo_ray.runs import configs, records
 from pcpo_ray.runs.folder import LocalFolder
 from pcpo_ray.training.recorder import Recorder
 from tests.support import small
@@ -17,10 +17,10 @@ from tests.support import small
 def test_a_run_that_is_not_there_is_answered_with_those_that_are(small_sd, tmp_path):
     Recorder.create(LocalFolder(local=tmp_path / "there"), small.run(small_sd))
     with pytest.raises(RunError, match=r"no run at .*absent; there are .*there"):
-        records.read(tmp_path / "absent")
+        configs.read(tmp_path / "absent")
     (tmp_path / "there" / "config.yaml").write_text("name: there\n")
     with pytest.raises(RunError, match=r"(?s)config.yaml is not a config of this version.*steps"):
-        records.read(tmp_path / "there")
+        configs.read(tmp_path / "there")
 
 
 def test_an_evaluation_is_read_in_order_and_a_missing_one_is_named(small_sd, tmp_path):

@@ -32,6 +32,10 @@ LEFT_OUT = (
     ".ruff_cache/",
     ".pytest_cache/",
     ".hypothesis/",
+    ".tox/",
+    ".nox/",
+    ".ipynb_checkpoints/",
+    ".DS_Store",
     "/runs/",
     "**/checkpoints/step-*/",
 )
@@ -217,13 +221,18 @@ def _kept(folder: Path, links: dict[str, str]) -> Iterator[str]:
         def kept(path: Path, end: str, within: list[tuple[Path, PathSpec]] = within) -> bool:
             return not any(spec.match_file(path.relative_to(root).as_posix() + end) for root, spec in within)
 
-        folders[:] = sorted(name for name in folders if kept(place / name, "/"))
+        folders[:] = sorted(name for name in folders if kept(place / name, "/") and not _is_environment(place / name))
         for name in folders:
             if (place / name).is_symlink():
                 links[(place / name).relative_to(folder).as_posix()] = os.readlink(place / name)
         for name in names:
             if kept(place / name, "") and (place / name).is_file():
                 yield (place / name).relative_to(folder).as_posix()
+
+
+def _is_environment(folder: Path) -> bool:
+    """Return whether a folder is a virtual environment, of venv or conda, whatever it is called."""
+    return (folder / "pyvenv.cfg").is_file() or (folder / "conda-meta").is_dir()
 
 
 def _named(value: Any) -> Iterator[str]:
@@ -255,6 +264,6 @@ def _check_there(folder: Path, named: str, packed: set[str], selected: Selection
         if not any(one == within or one.startswith(f"{within}/") for one in packed):
             raise ConfigError(
                 f"the config names {named!r}, which does not go along with the job ({', '.join(IGNORES)}, a link or "
-                f"one of {list(LEFT_OUT)} leaves it out); put it on storage that all machines of the cluster "
-                "share, and give its absolute path there"
+                f"one of {list(LEFT_OUT)} leaves it out, or it is in a virtual environment); put it on storage that "
+                "all machines of the cluster share, and give its absolute path there"
             )

@@ -65,7 +65,10 @@ def bench(
 )
 def _random_weights(
     name: Annotated[
-        str, typer.Argument(help="As sd15, flux or z-image; clip-l or clip-h for a reward. A wrong name lists all.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="As sd15, flux or z-image; clip-l or clip-h for a reward. A wrong name lists all."
+        ),
     ],
     folder: Annotated[Path, typer.Argument(help="A new folder, in the libraries' format.")],
     dtype: Annotated[str, typer.Option(help="The weights' dtype: float32, bfloat16 or float16.")] = "float32",

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pcpo_ray import config
-from pcpo_ray.commands import session
+from pcpo_ray.commands import free_names, session
 from pcpo_ray.commands.bench import page, results
 from pcpo_ray.config import files
 from pcpo_ray.errors import BenchError, PcpoError
@@ -19,6 +19,8 @@ def command(
     names: Sequence[str], path: Path, overrides: Sequence[str], *, repeats: int, out: Path | None, console: Console
 ) -> results.Results:
     """Run benchmarks and return their results. Others continue after a failure; raises BenchError at the end."""
+    if out is not None:
+        free_names.check_free(out)
     run = files.load(path, overrides)
     session.check(run)
     found = results.begin(" ".join([str(path), *overrides]))

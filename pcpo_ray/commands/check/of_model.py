@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pcpo_ray import config
-from pcpo_ray.commands import session
+from pcpo_ray.commands import early, session
 from pcpo_ray.commands.check.finding import Finding, judged
 from pcpo_ray.data import prompts
 from pcpo_ray.data.tensors import device_here
@@ -22,7 +22,7 @@ IMAGES = 2
 
 def files(run: config.Run) -> Iterator[Finding]:
     """Check every file that the run reads, its own code and its steps, each of which says itself what to do."""
-    wrong = session.faults((*session.file_checks(run), lambda: session.check_steps(run)))
+    wrong = early.faults((*session.file_checks(run), lambda: session.check_steps(run)))
     if not wrong:
         yield Finding(part="files", tried="all are there and are what they say", verdict="passed")
     for error in wrong:

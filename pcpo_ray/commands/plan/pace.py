@@ -18,7 +18,7 @@ from pcpo_ray.data import prompts
 from pcpo_ray.data.tensors import device_here
 from pcpo_ray.data.types import Task
 from pcpo_ray.errors import RunError
-from pcpo_ray.runs import lines, records
+from pcpo_ray.runs import configs, lines
 from pcpo_ray.training.scheduling import sizing
 from pcpo_ray.workers.learner import mini_batches
 from pcpo_ray.workers.learner.learner import Learner
@@ -133,7 +133,7 @@ def _tidy() -> None:
 
 def recorded(folder: Path, run: Run) -> Pace:
     """From what a run recorded. Raises RunError where its groups cost something else than those of `run`."""
-    other = records.read(folder)
+    other = configs.read(folder)
     differing = [name for name in SAME if getattr(other, name) != getattr(run, name)]
     differing += ["rollout.images"] * (other.rollout.images != run.rollout.images)
     ours, theirs = (dataclasses.replace(r.optimizer, minibatches=1, learning_rate=1.0) for r in (run, other))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from pcpo_ray.commands.report import sections
 from pcpo_ray.commands.report.page import write
-from pcpo_ray.runs import records, writer
+from pcpo_ray.runs import configs, records, writer
 from pcpo_ray.runs.folder import LocalFolder, RunFolder
 from pcpo_ray.runs.places import folder_at
 
@@ -23,7 +23,7 @@ def report(place: str, *, watch: bool, say: Callable[[str], None], pause: Callab
     seen: object = None
     while True:
         with home.fetched(records=True) as here:
-            records.read(here.local)
+            configs.read(here.local)
             going = watch and _is_going(here)
             size = [path.stat().st_size if (path := here.local / name).is_file() else 0 for name in GROWING]
             if (size, going) != seen:

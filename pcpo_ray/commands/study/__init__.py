@@ -17,7 +17,7 @@ def study(
     places: Annotated[
         list[str],
         typer.Argument(
-            metavar="STUDY...", help="Studies, such as studies/diffusion, or files of them; recipes with --reference."
+            metavar="STUDY", help="Studies, such as studies/diffusion, or files of them; recipes with --reference."
         ),
     ],
     local: Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")] = False,

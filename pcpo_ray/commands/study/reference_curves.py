@@ -84,7 +84,7 @@ def curves(study: Study, folder: Path) -> ReferenceCurves:
                 )
     return ReferenceCurves(
         recipe=study.name,
-        baseline=recipes.baseline(study.name),
+        baseline=recipes.BASELINES.get(study.name),
         surroundings={key: tuple(values) for key, values in found.surroundings.items()},
         seeds=tuple(study.seeds),
         steps=tuple(arm.evaluated),

@@ -21,6 +21,10 @@ USELESS = [
     "runs/old/metrics.jsonl",
     "elsewhere/checkpoints/step-000010/state.json",
     "node_modules/x.js",
+    ".DS_Store",
+    "env310/pyvenv.cfg",
+    "env310/bin/python",
+    "tools/conda/conda-meta/history",
 ]
 
 

@@ -40,6 +40,8 @@ def test_measurements_are_shown_written_and_compare_equal_to_themselves(command,
     assert len(measured["rows"][0]["figures"]) == len(measured["rows"][0]["limits"]) == 2
     run = files.load(config, ["rollout.prompts=2"])
     assert measured["config"] == results.digest(run)
+    status, _, errors = command("bench", "sampler", config, *arguments)
+    assert status == 1 and "a.json is there already; give another name, such as a-2.json" in errors
     status, said, errors = command("bench", "--compare", "a.json", "a.json")
     assert (status, errors) == (0, "")
     assert "1.000" in said

@@ -1,5 +1,7 @@
 """From a scorer's features to an evaluation's numbers, and through a run."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -178,7 +180,7 @@ def test_the_command_prints_what_the_run_recorded_last(measured_run, command):
     assert status == 0
     last = measured_run.metrics()[-1]
     for name, value in last["quality"].items():
-        assert f"  {name}: {value:.4f}" in out
+        assert f"  {name}: {value:.4f}" in re.sub(" {2,}(?=[-0-9])", " ", out)
     assert "2 training prompts:" in out and f"{last['train_rewards']['reward']['mean']:.4f}" in out
 
 
