@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off
 # two files at a time, in the order of tests/conftest.py
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# the networks that read the demo's words
+READERS := ocr,ddddocr
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell command -v $(p) >/dev/null 2>&1 && \
 	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $(p))))
 
 .PHONY: demo test recipes chaos fuzz lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/pcpo-ray train configs/shapes_pcpo.yaml name=demo-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/pcpo-ray train words_pcpo name=demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TWO) -m 'not ray and not recipes and not chaos'
@@ -52,7 +54,7 @@ define install
 endef
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
-	$(call install,.)
+	$(call install,.[$(READERS)])
 
 $(VENV)/.installed-test: $(VENV)/.made pyproject.toml constraints.txt
 	$(call install,.[test])

@@ -15,7 +15,7 @@ OVERRIDES = ["sampling.trained_steps=null"]
 
 
 def weights() -> tuple[list[int], list[float], list[float]]:
-    """Compute the timesteps of the demo's eight steps, their native weights and those of credit `reweight`."""
+    """Compute the timesteps of `shapes_pcpo`'s eight steps, their native weights and those of credit `reweight`."""
     run = files.load("configs/shapes_pcpo.yaml", OVERRIDES)
     schedule = models.schedule_of(models.folder_of(run.model, weights=False), run.model, run.sampling)
     native, reweight = (steps.plan(credit, run.sampling, schedule) for credit in (config.Native(), config.Reweight()))
