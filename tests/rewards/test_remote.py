@@ -429,7 +429,7 @@ def test_a_time_to_come_again_is_counted_by_the_servers_clock():
     assert again == 30.0 and http_client._retry_after("²", "") == 0.0 and http_client._retry_after("7", "") == 7.0
 
 
-def test_before_a_run_a_server_is_waited_for_no_longer_than_its_start_may_take(served, hasty, small_sd):
+def test_before_a_run_a_server_is_waited_for_within_its_start(served, hasty, small_sd):
     url = served(answering((503, b"busy")))
     run = small.run(small_sd, rewards=f"[{{kind: remote, url: '{url}', patience: 900}}]")
     scorer = Scorer(run, CPU)

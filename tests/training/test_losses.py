@@ -212,7 +212,7 @@ def test_a_staleness_asked_for_while_a_learner_is_replaced_is_kept(small_sd, tmp
 
 
 @pytest.mark.parametrize("lose", [False, True])
-def test_a_resume_keeps_an_operators_staleness_whatever_becomes_of_the_learner(small_sd, tmp_path, lose):
+def test_a_resume_keeps_an_operators_staleness_past_a_lost_learner(small_sd, tmp_path, lose):
     settings = {"rollout__max_staleness": 2, "checkpoints__every": 2}
     stages, once = Recovering(a_run(small_sd, steps=2, **settings)), [Request(max_staleness=0)]
     stages.exchange = lambda status: [once.pop()] if once else []
@@ -236,7 +236,7 @@ def test_a_resume_keeps_an_operators_staleness_whatever_becomes_of_the_learner(s
     assert {staleness for step, staleness in said if step >= 2} == {0}
 
 
-def test_a_lost_learner_whose_checkpoints_are_gone_ends_the_run_with_its_records(small_sd, tmp_path):
+def test_a_lost_learner_without_its_checkpoints_ends_the_run(small_sd, tmp_path):
     run = a_run(small_sd, steps=4, checkpoints__every=1)
     stages, lost = Recovering(run), [LearnerLostError("killed")]
     begin = stages.learner.begin
