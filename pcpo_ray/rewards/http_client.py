@@ -21,6 +21,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 AWAY = (408, 425, 429, *range(502, 600))
 """Status codes of a server, or a proxy before it, that may recover; proxies have some of their own (520 to 530)."""
 
+HUNG_UP = ("UNEXPECTED_EOF", "EOF occurred", "timed out")
+"""Signs of a connection that ended before its certificate was seen, as a balancer without a server ends it."""
+
 FAULT, FAULTS = 500, 3
 """The status code of a failed reward, and the number of attempts that it gets."""
 
@@ -124,7 +127,7 @@ class Client:
             ) as response:
                 answer = self._read(response)
         except requests.exceptions.SSLError as error:
-            if "CERTIFICATE_VERIFY_FAILED" not in str(error):  # a balancer without a server behind it hangs up
+            if any(sign in str(error) for sign in HUNG_UP):
                 raise AwayError(f"{type(error).__name__}: {error}") from None
             raise RewardError(f"{url} cannot be trusted: {error}") from None
         except (requests.ConnectionError, requests.Timeout) as error:

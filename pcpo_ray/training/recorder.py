@@ -267,8 +267,8 @@ def check_never_saved(home: RunFolder) -> None:
     if made:
         raise CheckpointError(
             f"{home.place} has made checkpoints, the last after step {made[-1].get('step')}, and none can be read: is "
-            "the disk of its checkpoints there? Nothing of it was changed; bring one back, then go on with --resume, "
-            "or start under another name"
+            "their disk there? The records stay as they are; bring a checkpoint back, then go on with --resume, or "
+            "start under another name"
         )
 
 
