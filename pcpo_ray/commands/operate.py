@@ -291,14 +291,13 @@ def _each(looked: Callable[[], Mapping[str, Any]], watch: bool, show: Callable[[
 def _events(found: Callable[[], Mapping[str, Any]], follow: bool, *, as_json: bool) -> None:
     from pcpo_ray.commands.event_text import line
 
-    shown = 0.0
+    told: set[str] = set()
 
     def show(found: Mapping[str, Any]) -> None:
-        nonlocal shown
         for row in found.get("events", ()):
-            if row["time"] > shown:
-                _print(text(row) if as_json else line(row))
-                shown = row["time"]
+            if (whole := text(row)) not in told:
+                told.add(whole)
+                _print(whole if as_json else line(row))
 
     _each(found, follow, show)
 

@@ -50,7 +50,7 @@ def run(tmp_path, monkeypatch):
     (folder / "config.yaml").write_text(files.dump(small.run("model")))
     rows = [
         {"time": 1.0, "kind": "checkpoint", "step": 2, "seconds": 0.5},
-        {"time": 2.0, "kind": "finished", "step": 2},
+        {"time": 1.0, "kind": "finished", "step": 2},  # in the same moment
     ]
     (folder / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
