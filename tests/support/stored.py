@@ -48,13 +48,13 @@ def study(**changes):
 
 def recipes_in(folder, monkeypatch):
     """Make a folder the one of recipes: `shapes_small`, and `shapes_plain`, its baseline."""
-    heads = {"shapes_small": "# PCPO.", "shapes_plain": "# DDPO: the baseline of shapes_small.yaml."}
     changes = {"rewards": [{"kind": "clip_score", "model": "shapes-clip"}]}
-    for name, head in heads.items():
+    for name in ("shapes_small", "shapes_plain"):
         own = {"name": name.replace("_", "-"), **changes}
         if name == "shapes_small":
             own |= {"objective": {"kind": "log_hinge"}, "credit": {"kind": "reweight"}}
-        (folder / f"{name}.yaml").write_text(f"{head}\n{yaml.safe_dump(BASE | own)}")
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(BASE | own))
+    monkeypatch.setattr(recipes, "BASELINES", {"shapes_small": "shapes_plain"})
     monkeypatch.setattr(recipes, "folder", lambda: folder)
 
 
