@@ -38,7 +38,7 @@ class Stored:
 
 
 ROOM = 5.0
-"""Seconds for which a new learner waits for a place before samplers that have not started make room for it."""
+"""Seconds for which a new learner waits for a place before other workers that have not started make room for it."""
 
 Versions = dict[tuple[int, bool], Stored]
 """The weights that samplers can load, by version and whether it is the EMA."""
@@ -52,7 +52,8 @@ class RayLearner:
     """The learner's rank actors. Where one is lost, silent or broken, `recover` replaces all: none goes on alone.
 
     `versions` are the published weights: a checkpoint holds those that its begun batches need. Ranks that sample too
-    (workers.learner.samples) are lent to `borrower` between updates.
+    (workers.learner.samples) are lent to `borrower` between updates. Workers of `rivals` that have not started make
+    room for a new learner.
     """
 
     def __init__(
@@ -61,13 +62,14 @@ class RayLearner:
         versions: Versions,
         head: Head,
         borrower: Callable[[], Samplers],
+        rivals: Callable[[], Sequence[WorkerPool[Any, Any]]],
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.launcher, self.head, self.say = launcher, head, say
         self.run = launcher.run
         self.role = launcher.run.workers.learner
         self.versions = versions
-        self.borrower = borrower
+        self.borrower, self.rivals = borrower, rivals
         self.draining: set[str] = set()
         """Nodes that were told to leave."""
         self.begun: tuple[int, list[int], list[list[float]]] | None = None
@@ -209,25 +211,22 @@ class RayLearner:
         self.versions.clear()
         self.restart()
         limit, told, waiter = self.launcher.run.workers.task_timeout, False, Waiter()
-        samplers = self.borrower()
-        wanted, given = samplers.pool.wanted, None
-        while not self._ready_again():
-            waited = self.ranks.waiting()
-            if waited > ROOM and given is None:  # one that had waited for a place may have got the lost learner's
-                given = samplers.started()
-                samplers.resize(min(wanted, given))
-            if waited > QUIET and not told:
-                told = True
-                self.say(f"a new learner waits for a place: {self.ranks.room()}")
-            if waited > limit:
-                raise ClusterError(
-                    f"the cluster had no place for a new learner in {waited:.0f} s (workers.task_timeout={limit:g}): "
-                    f"{self.ranks.room()}; go on with --resume once it has"
-                )
-            serve()
-            waiter.wait(self.references(), timeout=1.0)
-        if given is not None and samplers.pool.wanted == min(wanted, given):
-            samplers.resize(wanted)
+        rivals = list(self.rivals())
+        with contextlib.ExitStack() as room:
+            while not self._ready_again():
+                waited = self.ranks.waiting()
+                while waited > ROOM and rivals:  # one that had waited for a place may have got the lost learner's
+                    room.enter_context(rivals.pop().only_started())
+                if waited > QUIET and not told:
+                    told = True
+                    self.say(f"a new learner waits for a place: {self.ranks.room()}")
+                if waited > limit:
+                    raise ClusterError(
+                        f"the cluster had no place for a new learner in {waited:.0f} s (workers.task_timeout={limit:g})"
+                        f": {self.ranks.room()}; go on with --resume once it has"
+                    )
+                serve()
+                waiter.wait(self.references(), timeout=1.0)
 
     def restart(self) -> None:
         """End all ranks, and ask for others."""

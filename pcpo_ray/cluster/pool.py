@@ -5,8 +5,9 @@ itself is tried on another worker; one that says what is wrong with the item (th
 a second worker, or the only one once more, says so too.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, assert_never
 
@@ -149,10 +150,18 @@ class WorkerPool(Generic[Item, Result]):
         """Count the pool's own workers, also those without a place."""
         return len(self.pool.workers.keys() - self.borrowed)
 
-    def started(self) -> int:
-        """Count the pool's own workers that have started and are to stay."""
-        there = self.pool.workers.items()
-        return sum(name not in self.borrowed and one.state is WorkerState.READY for name, one in there)
+    @contextlib.contextmanager
+    def only_started(self) -> Iterator[None]:
+        """Inside, workers that have not started give up their places, unless another size is asked for meanwhile."""
+        wanted, there = self.pool.wanted, self.pool.workers.items()
+        started = sum(name not in self.borrowed and one.state is WorkerState.READY for name, one in there)
+        fewer = min(wanted, started)
+        self.resize(fewer)
+        try:
+            yield
+        finally:
+            if self.pool.wanted == fewer:
+                self.resize(wanted)
 
     def status(self) -> PoolStatus:
         """Return how many workers there are, how many there should be, and what was restarted and retried."""

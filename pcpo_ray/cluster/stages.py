@@ -158,7 +158,9 @@ class RayStages:
         self.versions: Versions = {}
         self.head = Head(say)
         launcher = Launcher(run=run, answers=self.head.answers)
-        self.learner = RayLearner(launcher, self.versions, self.head, lambda: self.samplers, say)
+        self.learner = RayLearner(
+            launcher, self.versions, self.head, lambda: self.samplers, lambda: (self.samplers, self.scorers), say
+        )
         self.lost_starts = 0
         self.samplers = RaySamplers(launcher, self.versions)
         self.scorers = RayScorers(launcher)

@@ -74,30 +74,35 @@ class Occupant:
         return True
 
 
-def test_a_sampler_that_got_the_place_of_a_lost_learner_gives_it_back(small_sd, tmp_path):
+@pytest.mark.parametrize("role", ["samplers", "scorers"])
+def test_a_worker_that_got_the_place_of_a_lost_learner_gives_it_back(small_sd, tmp_path, role):
     run = small.run(
         small_sd,
         **CHEAP,
-        name="crowded",
+        name=f"crowded-{role}",
         workers__learner={"cpus": ray.cluster_resources()["CPU"] - 2},
         workers__samplers={"workers": 1, "cpus": 1},
         workers__scorers={"workers": 1, "cpus": 1},
         workers__task_timeout=120,
     )
+    found = []
 
     def disturb(stages):
+        found.append(stages)
+
         def crowd(_, attempt):
             if attempt > 1:
                 return
-            stages.resize(samplers=2)
+            stages.resize(**{role: 2})
             time.sleep(2)  # it is in Ray's queue then
-            assert stages.pool_status()["samplers"].unplaced == 1
+            assert stages.pool_status()[role].unplaced == 1
             os.kill(ray.get(stages.learner.actors[0].alive.remote(0.0), timeout=60)[0], signal.SIGKILL)
 
         before(stages, crowd, 3)
 
     on_ray(run, tmp_path / "run", disturb=disturb)
     assert "a new learner goes on after step 2" in messages(tmp_path / "run")
+    assert found[0].pool_status()[role].wanted == 2
     undisturbed(run, tmp_path / "whole")
     assert same(parameters(tmp_path / "whole", 4), parameters(tmp_path / "run", 4))
 
