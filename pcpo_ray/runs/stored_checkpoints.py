@@ -24,8 +24,7 @@ def state(storage: Storage, step: int) -> bytes | None:
 
 def steps(storage: Storage) -> list[int]:
     """List the steps whose checkpoint has its state.json, oldest first."""
-    names = set(storage.names(CHECKPOINTS))
-    return [step for step in _begun(names) if f"{below(step)}/{checkpoints.STATE}" in names]
+    return _ended(set(storage.names(CHECKPOINTS)))
 
 
 def newest(storage: Storage, place: str, say: Say) -> int | None:
@@ -50,8 +49,9 @@ def holds(storage: Storage, step: int, files: Mapping[str, Path], own: bytes) ->
 
 def prune(storage: Storage, keep: int, until: int, spared: int | None) -> None:
     """Delete the checkpoints up to a step but the newest `keep` whole ones and that of step `spared`."""
-    kept = [step for step in steps(storage) if step <= until][-keep:]
-    for step in _begun(set(storage.names(CHECKPOINTS))):
+    names = set(storage.names(CHECKPOINTS))
+    kept = [step for step in _ended(names) if step <= until][-keep:]
+    for step in _begun(names):
         if step <= until and step not in kept and step != spared:
             delete(storage, step)
 
@@ -60,6 +60,11 @@ def delete(storage: Storage, step: int) -> None:
     """Delete a checkpoint, state.json first, so that a partly deleted one is not whole."""
     storage.delete([f"{below(step)}/{checkpoints.STATE}"])
     storage.delete_folder(below(step))
+
+
+def _ended(names: set[str]) -> list[int]:
+    """List the steps of which state.json is stored, oldest first."""
+    return [step for step in _begun(names) if f"{below(step)}/{checkpoints.STATE}" in names]
 
 
 def _begun(names: set[str]) -> list[int]:
