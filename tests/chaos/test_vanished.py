@@ -129,7 +129,8 @@ def test_a_killed_driver_on_ray_is_told_from_one_that_finished(nodes, prometheus
     jobs = {}
     for name, steps in (("whole", 1), ("killed", 100_000)):
         path = tmp_path / f"{name}.yaml"
-        path.write_text(files.dump(small.run(small_sd, name=name, steps=steps, evaluation__every=1000)))
+        run = small.run(small_sd, name=name, steps=steps, evaluation__every=1000, rewards=small.slow(0.3))
+        path.write_text(files.dump(run))
         jobs[name] = nodes.start("train", path, "--runs", tmp_path / "runs")
     within(300, lambda: "killed" in query(SEEN), "the run was not seen")
     assert jobs["whole"].wait(timeout=300) == 0

@@ -117,7 +117,7 @@ def train(world: World, out: Path, seed: int, steps: int) -> None:
         wrong = sum(misread(reader(FACTS_SCALE * tower), said, told) for tower in (images, words))
         return contrast(model.logit_scale.exp() * images @ words.T, comparable(batch)) + FACTS_WEIGHT * wrong
 
-    def after_step(step: int) -> None:
+    def after_step(step: int) -> bool:
         with torch.no_grad():
             model.logit_scale.clamp_(max=LARGEST_SCALE)
         mean.update()
@@ -125,6 +125,7 @@ def train(world: World, out: Path, seed: int, steps: int) -> None:
             with mean.applied():
                 weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
                 save_file(weights, folder / "open_clip_model.safetensors")
+        return False
 
     optimise(
         "clip",

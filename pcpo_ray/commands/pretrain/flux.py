@@ -118,7 +118,7 @@ def learn_to_read(world: World, encoders: TextEncoders, rng: np.random.Generator
     optimise(f"{world.name}-flux reading", parts, loss_of, steps=steps, rate=RATE)
 
 
-def train(world: World, out: Path, seed: int, steps: int, images: int = latents.IMAGES, measured: int = 64) -> None:
+def train(world: World, out: Path, seed: int, steps: int, images: int = latents.IMAGES, seen: int = 64) -> None:
     """Train the flow model and write it to `out`, now and then and at the end (measure.saving)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -153,7 +153,7 @@ def train(world: World, out: Path, seed: int, steps: int, images: int = latents.
         loss: Tensor = nn.functional.mse_loss(velocity, noise - clean)
         return loss
 
-    after_step = saving(world, pipeline, transformer, mean, out / name, steps=steps, measured=measured)
+    after_step = saving(world, "flux", pipeline, transformer, mean, out, steps=steps, seen=seen)
     # with AdamW alone positions were right in half of the images after 7,000 steps, with Muon in 95% after 500
     blocks = [transformer.transformer_blocks, transformer.single_transformer_blocks]
     optimise(name, transformer, loss_of, steps=steps, rate=RATE, muon=blocks, after_step=after_step)

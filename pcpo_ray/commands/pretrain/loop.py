@@ -31,12 +31,13 @@ def optimise(
     rate: float,
     weight_decay: float = 1e-2,
     muon: Iterable[nn.Module] = (),
-    after_step: Callable[[int], None] = lambda step: None,
+    after_step: Callable[[int], bool] = lambda step: False,
 ) -> None:
     """Take `steps` AdamW steps on `loss_of`, with gradients clipped to norm 1.
 
     The weights of the linear layers in `muon` take Muon's steps instead, at AdamW's size (arXiv 2502.16982).
-    `after_step(step)` runs after each, counted from 1: running means, checkpoints and measurements hang there.
+    `after_step(step)` runs after each, counted from 1: running means, checkpoints and measurements hang there. The
+    training ends early where it returns True.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     matrices = [layer.weight for part in muon for layer in part.modules() if isinstance(layer, nn.Linear)]
@@ -69,8 +70,9 @@ def optimise(
             if step % REPORT_EVERY == 0:
                 progress.console.print(f"{name} step {step} of {steps}: loss {recent / REPORT_EVERY:.4f}")
                 recent = 0.0
-            after_step(step)
             progress.advance(task)
+            if after_step(step):
+                return
 
 
 class Muon(torch.optim.Optimizer):

@@ -51,22 +51,28 @@ def accuracy(world: World, pipeline: Any, count: int, seed: int = 1, **changed: 
 
 
 def saving(
-    world: World, pipeline: Any, trained: nn.Module, mean: RunningMean, folder: Path, *, steps: int, measured: int
-) -> Callable[[int], None]:
+    world: World, part: str, pipeline: Any, trained: nn.Module, mean: RunningMean, out: Path, *, steps: int, seen: int
+) -> Callable[[int], bool]:
     """Return what follows each step: the mean of the `trained` weights goes on, and is saved and measured now and then.
 
-    That is every SAVE_EVERY steps and at the end.
+    That is every SAVE_EVERY steps, at the end, and as often as the world's bar for this part is looked at. It returns
+    True once that bar is reached. Without a bar, `seen` held-out captions are looked at.
     """
+    folder, bar = out / f"{world.name}-{part}", world.bars.get(part)
 
-    def after_step(step: int) -> None:
+    def after_step(step: int) -> bool:
         mean.update()
-        if step % SAVE_EVERY == 0 or step == steps:
-            trained.eval()
-            with mean.applied():
+        if step % (bar.every if bar else SAVE_EVERY) and step != steps:
+            return False
+        trained.eval()
+        with mean.applied():
+            shares = accuracy(world, pipeline, bar.count if bar else seen, **(bar.sampling if bar else {}))
+            reached = bar is not None and shares["all"] >= bar.right
+            if reached or step % SAVE_EVERY == 0 or step == steps:
                 pipeline.save_pretrained(folder)
-                shares = accuracy(world, pipeline, measured)
-            trained.train()
-            print(f"{folder.name} after {step} steps, right in {summary(shares)}", flush=True)
+        trained.train()
+        print(f"{folder.name} after {step} steps, right in {summary(shares)}", flush=True)
+        return reached
 
     return after_step
 

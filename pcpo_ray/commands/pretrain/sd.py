@@ -78,7 +78,7 @@ def build(world: World, out: Path) -> StableDiffusionPipeline:
     )
 
 
-def train(world: World, out: Path, seed: int, steps: int, images: int = latents.IMAGES, measured: int = 64) -> None:
+def train(world: World, out: Path, seed: int, steps: int, images: int = latents.IMAGES, seen: int = 64) -> None:
     """Train the diffusion model and write it to `out`, now and then and at the end (measure.saving)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -102,6 +102,6 @@ def train(world: World, out: Path, seed: int, steps: int, images: int = latents.
         loss: Tensor = (weight * (predicted - noise) ** 2).mean()
         return loss
 
-    after_step = saving(world, pipeline, both, mean, out / name, steps=steps, measured=measured)
+    after_step = saving(world, "sd", pipeline, both, mean, out, steps=steps, seen=seen)
     muon = [encoder, unet] if world.spelled else []
     optimise(name, both, loss_of, steps=steps, rate=1.5e-3, muon=muon, after_step=after_step)

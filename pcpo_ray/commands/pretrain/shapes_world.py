@@ -69,6 +69,7 @@ WORLD = World(
     vae_channels=(16, 32, 48, 64),
     latent_channels=8,
     unet_channels=(48, 112),
+    bars={},
     steps={"vae": 2200, "clip": 3000, "sd": 5000, "flux": 6000},
     reading_steps=150,
 )

@@ -96,11 +96,12 @@ def train(world: World, out: Path, seed: int, steps: int) -> None:
         loss: Tensor = error.square().mean() + sharpness * absolute + KL_WEIGHT * posterior.kl().mean()
         return loss
 
-    def after_step(step: int) -> None:
+    def after_step(step: int) -> bool:
         nonlocal taken
         taken = step
         if step % SAVE_EVERY == 0:
             save(world, vae, out)
+        return False
 
     optimise("vae", vae, loss_of, steps=steps, rate=1.5e-3, after_step=after_step)
     vae.eval()

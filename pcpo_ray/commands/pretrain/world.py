@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,20 @@ from torch import Tensor
 
 Split = Literal["train", "held_out"]
 Shares = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """Where the training of a base model ends, however many steps are left: good, and with something left to learn."""
+
+    right: float
+    """The fraction of images that are right in all, from which on it ends."""
+    count: int
+    """The held-out captions that are looked at."""
+    every: int
+    """The steps from one look to the next."""
+    sampling: Mapping[str, Any]
+    """The pipeline's arguments that the images are sampled with, where they are not measure's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +58,8 @@ class World:
     unet_channels: tuple[int, ...]
     steps: Mapping[str, int]
     """The steps of each model's training, by part."""
+    bars: Mapping[str, Bar]
+    """Where the training of a part ends before its last step; parts that are not named take all their steps."""
     reading_steps: int
 
     @property

@@ -1,5 +1,8 @@
 """The training scripts: two steps of each write folders in their final formats."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from pcpo_ray.commands.pretrain import clip, flux, sd, shapes_world, vae, words_
 from pcpo_ray.commands.pretrain.loop import Muon, RunningMean, orthogonalised, rate_factor
 from pcpo_ray.commands.pretrain.measure import rebuilt
 from pcpo_ray.commands.pretrain.shapes_world import ONE_THING
+from pcpo_ray.commands.pretrain.world import Bar
 from pcpo_ray.shapes.captions import COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES
 from pcpo_ray.words.captions import parse, words_of
 
@@ -77,12 +81,23 @@ def test_standardising_the_latents_leaves_the_decoded_images_as_they_were(world)
 def test_two_steps_of_a_base_model_write_a_pipeline_that_diffusers_loads(world, module, kind, out):
     from diffusers import DiffusionPipeline
 
-    module.train(world, out, 0, steps=2, images=16, measured=2)
+    module.train(dataclasses.replace(world, bars={}), out, 0, steps=2, images=16, seen=2)
     folder = out / f"{world.name}-{kind}"
     pipeline = DiffusionPipeline.from_pretrained(folder)
     assert pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float32
     if world is SHAPES_WORLD:
         assert lengths(folder) == pytest.approx({name: LENGTHS[name] for name in lengths(folder)}, rel=1e-5)
+
+
+@pytest.mark.parametrize(("right", "ended"), [(0.0, "2"), (0.01, "4")])
+def test_a_base_model_that_reaches_its_bar_is_written_and_trained_no_further(out, capsys, right, ended):
+    unet = out / "words-sd" / "unet"
+    shutil.rmtree(unet, ignore_errors=True)
+    bar = Bar(right=right, count=2, every=2, sampling={"num_inference_steps": 1, "guidance_scale": 1.0})
+    sd.train(dataclasses.replace(WORDS_WORLD, bars={"sd": bar}), out, 0, steps=4, images=16)
+    *_, last = (line for line in capsys.readouterr().out.splitlines() if "right in" in line)
+    assert last.startswith(f"words-sd after {ended} steps, right in all 0%")
+    assert load_file(unet / "diffusion_pytorch_model.safetensors")
 
 
 def test_two_steps_of_clip_write_a_folder_that_open_clip_loads(tmp_path):
