@@ -22,7 +22,7 @@ from tests.support.running import go, parameters, same
 RECOVERY = 20.0
 """Seconds in which a lost node's tasks must be at work elsewhere."""
 
-STEPS = 60
+STEPS = 24
 SAID = {"lost": "is gone", "drained": "is leaving", "twice": "are gone; they are sampled again"}
 
 
@@ -40,16 +40,16 @@ def main(model: Path, folder: Path, how: str) -> None:
     settings = {
         "name": "spot",
         "steps": STEPS,
-        "checkpoints__every": 20,
-        "evaluation__every": 30,
+        "checkpoints__every": 8,
+        "evaluation__every": 12,
         "workers__samplers": f"{{workers: 2, {spot}}}",
         "workers__scorers": f"{{workers: 1, {fixed}}}",
         "workers__learner": f"{{{fixed}}}",
     }
     if how == "twice":  # trajectories of more than 100 kB, as smaller ones lie in the driver's own memory
         settings |= {"steps": 6, "checkpoints__every": 6, "rollout__images": 48, "sampling__steps": 14}
-    # the scorer takes 0.6 s a step at least, so that the run still goes on when the loss is noticed
-    run = small.run(model, **settings, rewards=small.slow(0.2))
+    # the scorer takes 1.5 s a step at least, so that the run still goes on when the loss is noticed
+    run = small.run(model, **settings, rewards=small.slow(0.5))
     stages = connect(run)
     deadline = time.monotonic() + 120
     while stages.pool_status()["samplers"].ready < 2:

@@ -1,7 +1,5 @@
 """The learner's network lent to a sampler: the bits of any sampler, and nothing of the learner's is disturbed."""
 
-import multiprocessing
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ from pcpo_ray.runs import checkpoints
 from pcpo_ray.workers.learner import distributed, sharding
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.sampler import Sampler
-from tests.support import small
+from tests.support import forks, small
 from tests.support.trajectories import ADVANTAGES, CPU, same_bits, task
 
 KINDS = [
@@ -211,18 +209,8 @@ def test_ranks_that_sample_alone_and_learn_together_keep_all_bits(small_sd, tmp_
     role = f"{{ranks: {count}, strategy: {strategy}, samples: true}}"
     run = small.run(small_sd, optimizer__average=0.5, workers__learner=role, **changes)
     store = distributed.host("127.0.0.1")
-    spawned = multiprocessing.get_context("spawn")
-    answers = spawned.Queue()
     address = ("127.0.0.1", store.port)
-    processes = [
-        spawned.Process(target=rank, args=(index, count, address, run, tmp_path, answers)) for index in range(count)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        found = sorted(answers.get(timeout=250) for _ in processes)
-    finally:
-        for process in processes:
-            process.kill()
+    own = [(index, count) for index in range(count)]
+    found, _ = forks.answers_of(rank, own, address, run, tmp_path, seconds=250)
     seen = 4 + 2 * (strategy == "fsdp2")
     assert found == [(index, [True] * (2 * (seen + index) + 1)) for index in range(count)]

@@ -1,6 +1,5 @@
 """Ranks write and read one checkpoint, each its part, which takes longer than any collective of theirs may."""
 
-import multiprocessing
 import time
 from contextlib import contextmanager
 from unittest import mock
@@ -13,14 +12,14 @@ from pcpo_ray.data.updates import DriverState
 from pcpo_ray.errors import RunError
 from pcpo_ray.runs import checkpoints
 from pcpo_ray.workers.learner import distributed
-from tests.support import part, small
+from tests.support import forks, part, small
 from tests.support.trajectories import of_rank
 
 TIMEOUT = 6.0
 """Seconds of the group's: those of each collective."""
 
 
-def rank(index, address, model, folder, answers, fail):
+def rank(index, address, model, folder, fail, answers):
     """One rank's process: it saves, restores, and takes part in a collective afterwards."""
     from pcpo_ray.workers.learner.learner import Learner
 
@@ -72,22 +71,8 @@ def rank(index, address, model, folder, answers, fail):
 
 def saved_by_two(small_sd, folder, *, fail):
     store = distributed.host("127.0.0.1")
-    spawned = multiprocessing.get_context("spawn")
-    answers = spawned.Queue()
     address = ("127.0.0.1", store.port)
-    processes = [
-        spawned.Process(target=rank, args=(index, address, small_sd, folder, answers, fail)) for index in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        found = sorted(answers.get(timeout=120) for _ in processes)
-        for process in processes:
-            process.join(60)
-        return found, [process.exitcode for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    return forks.answers_of(rank, [(0,), (1,)], address, small_sd, folder, fail, seconds=120)
 
 
 AGAIN = {"objective__old_predictions": "recomputed", "optimizer__minibatches": 2, "objective__kl": 0.1}
@@ -144,17 +129,8 @@ def learner_of_rank(index, address, run):
 
 def by_two(work, run, groups):
     """What each of two ranks' processes answers."""
-    store, spawned = distributed.host("127.0.0.1"), multiprocessing.get_context("spawn")
-    answers, address = spawned.Queue(), ("127.0.0.1", store.port)
-    processes = [spawned.Process(target=work, args=(index, address, run, groups, answers)) for index in (0, 1)]
-    for process in processes:
-        process.start()
-    try:
-        return sorted(answers.get(timeout=200) for _ in processes)
-    finally:
-        for process in processes:
-            process.join(60)
-            process.kill()
+    store = distributed.host("127.0.0.1")
+    return forks.answers_of(work, [(0,), (1,)], ("127.0.0.1", store.port), run, groups, seconds=200)[0]
 
 
 def told(update):
