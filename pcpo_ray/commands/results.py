@@ -21,7 +21,7 @@ from pcpo_ray.commands.report.verdict import Verdict, verdict
 from pcpo_ray.commands.sample_options import check_writable
 from pcpo_ray.data.records import EvaluationRecord, StepRecord
 from pcpo_ray.errors import RunError
-from pcpo_ray.models import lora_file
+from pcpo_ray.models import lora_place
 from pcpo_ray.runs import configs, names, records
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.runs.intervals import Estimate
@@ -125,7 +125,7 @@ class RunResult:
     def adapter(self) -> Path | None:
         """The folder that diffusers' `load_lora_weights` takes; None for full fine-tuning, or without a checkpoint."""
         folder = self.checkpoint
-        return folder if folder is not None and (folder / lora_file.FILES[0]).is_file() else None
+        return folder if folder is not None and (folder / lora_place.FILES[0]).is_file() else None
 
     @property
     def verdict(self) -> Verdict:
