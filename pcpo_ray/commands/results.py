@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from pcpo_ray import config
-from pcpo_ray.commands import sample_sheet
+from pcpo_ray.commands import free_names, sample_sheet
 from pcpo_ray.commands.report import reference_curves
 from pcpo_ray.commands.report.verdict import Verdict, verdict
 from pcpo_ray.commands.sample_options import check_writable
@@ -252,9 +252,13 @@ class SampleResult:
         return [Image.fromarray(image) for row in self.cells for cell in row for image in cell]
 
     def save(self, path: str | Path) -> None:
-        """Write the images as one PNG: a sheet of rows, or a grid of the strengths. Raises RunError."""
+        """Write the images as one PNG: a sheet of rows, or a grid of the strengths.
+
+        Raises RunError, also for a file that is there already.
+        """
         out = Path(path)
         check_writable(out)
+        free_names.check_free(out)
         out.write_bytes(self._repr_png_())
 
     def _repr_png_(self) -> bytes:
