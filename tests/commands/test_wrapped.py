@@ -1,6 +1,9 @@
 """Lines in a terminal break between words, and a command that ends one is copied in one piece."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -56,3 +59,31 @@ def test_a_word_that_is_too_long_and_a_command_stay_in_one_piece():
 def test_elsewhere_a_line_stays_one_and_nothing_of_it_is_changed():
     line = "got 'judges:smile:' [bold] " + "and words " * 20
     assert said(line, 40, terminal=False) == f"{line}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "shapes_pcpo", "rewards=my_rewards:Redness"),
+        ("train", "shapes_pcpo", "modle.kind=flux", "steps=several"),
+        ("list",),
+        ("status", "demo"),
+        ("dashboards", "monitoring"),
+    ],
+    ids=" ".join,
+)
+def test_what_a_command_says_breaks_no_word_at_60_columns(tmp_path, words):
+    seen = {}
+    for columns in ("60", "1000"):
+        terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": columns}
+        done = subprocess.run(
+            [sys.executable, "-m", "pcpo_ray", *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **terminal},
+            timeout=60,
+        )
+        seen[columns] = done.stdout + done.stderr
+    assert seen["60"].split() == seen["1000"].split() != []
+    assert all(len(row) <= 60 for row in seen["60"].splitlines() if str(tmp_path) not in row)
