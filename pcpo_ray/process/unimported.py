@@ -31,7 +31,7 @@ class Source:
 
     @property
     def tells(self) -> bool:
-        """Whether all names of the module are written in it."""
+        """Return whether all names of the module are written in it."""
         for node in ast.walk(self.tree):
             match node:
                 case ast.Global() | ast.ImportFrom(names=[ast.alias(name="*")]):
