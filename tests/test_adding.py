@@ -83,7 +83,7 @@ EDITS = {
     "model": [
         ("config/model.py", 'ShippedKind = Literal[', 'ShippedKind = Literal["loud", '),
         ("config/model.py", 'Mapping[ShippedKind, Backbone] = {', 'Mapping[ShippedKind, Backbone] = {\n'
-         '    "loud": Backbone("pcpo_ray.models.loud:Loud", "diffusion"),'),
+         '    "loud": Backbone("pcpo_ray.models.loud:Loud", "diffusion", "StableDiffusionPipeline"),'),
         ("models/loud.py", "", MODEL),
     ],
     "metric": [

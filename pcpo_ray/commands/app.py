@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from pcpo_ray import __version__
-from pcpo_ray.commands import bench, check, look, operate, shipped, study
+from pcpo_ray.commands import bench, check, look, operate, shipped, study, wrapped
 from pcpo_ray.commands.verbs import Verbs, readable_help
 from pcpo_ray.errors import AlarmError, ConfigError, PcpoError
 from pcpo_ray.process import leaving, terminal
@@ -161,7 +161,7 @@ def sample(
         waiting("writing the file")
         written = out or free_names.free(Path("sample.png"))
         found.save(written)
-    print(f"{counted(images, 'image')} of {prompt!r}: {written}")
+    wrapped.say(Console(), f"{counted(images, 'image')} of {prompt!r}: {written}")
 
 
 @app.command(rich_help_panel=LOOK, epilog=_example("pcpo-ray report demo --watch"))
@@ -174,9 +174,7 @@ def report(
     """Write a run's report.html from what its folder holds."""
     from pcpo_ray.commands.report import watching
 
-    watching.report(
-        folder, watch=watch, say=lambda line: Console().print(line, markup=False, highlight=False, soft_wrap=True)
-    )
+    watching.report(folder, watch=watch, say=partial(wrapped.say, Console()))
 
 
 PANELS = {"recipes": TRAIN, "init": TRAIN, "list": LOOK, "status": LOOK, "chaos": MEASURE}
@@ -263,13 +261,13 @@ def plan(
     console = Console()
     if not as_json:
         for note in sized.notes:
-            page.say(console, note)
+            wrapped.say(console, note)
         page.show(planned, console)
         page.show_fits(verdicts, console, gpu)
         if together is not None:
             page.show_together(*together, console)
         if gpu is not None and not local:
-            page.say(
+            wrapped.say(
                 console, f"each role on a {gpu} of its own; all on one, in one process: add --local, here and to train"
             )
     if as_json:
@@ -330,10 +328,10 @@ def main() -> None:
             readable_help(command, HELP)
             command(standalone_mode=True)
         except AlarmError as error:
-            print(f"ended by monitors: {error}", file=sys.stderr)
+            wrapped.say(Console(stderr=True), f"ended by monitors: {error}")
             sys.exit(3)
         except PcpoError as error:
-            print(f"error: {error}", file=sys.stderr)
+            wrapped.say(Console(stderr=True), f"error: {error}")
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)

@@ -1,8 +1,6 @@
 """Checks of the files and names in a config before torch is loaded, which takes seconds."""
 
 import dataclasses
-import importlib.machinery
-import importlib.util
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -12,12 +10,13 @@ from typing import Any
 from pcpo_ray import config, models
 from pcpo_ray.config import fetch
 from pcpo_ray.data import prompt_files
-from pcpo_ray.errors import ConfigError, PcpoError, nearest
-from pcpo_ray.models import hub
+from pcpo_ray.errors import ConfigError, PcpoError
+from pcpo_ray.models import lora_place
+from pcpo_ray.process import unimported
 
 
 def check(run: config.Run) -> None:
-    """Check that the model, prompt files, published rewards and own modules are there.
+    """Check that the model, its adapter, prompt files, published rewards and the user's own code are there.
 
     Raises a PcpoError, which names all that is missing at once. `session.check` looks closer, and needs torch.
     """
@@ -45,15 +44,16 @@ def faults(checks: Iterable[Callable[[], object]]) -> list[PcpoError]:
 
 
 def _checks(run: config.Run) -> Iterator[Callable[[], object]]:
-    if not hub.is_id(run.model.path):  # whose folder may have to be fetched
-        yield partial(models.located, run.model)
+    yield partial(models.located, run.model)
+    if isinstance(run.model.train, config.Lora) and run.model.train.start is not None:
+        yield partial(lora_place.check, Path(run.model.train.start))
     for reward in (*run.rewards, *run.evaluation.rewards):
         yield partial(fetch.check, reward)
     for asked in (run.prompts, run.evaluation.prompts):
         if isinstance(asked, config.PromptFile):
             yield partial(prompt_files.read, asked.file, asked.column)
     for key, name in _own(dataclasses.asdict(run)):
-        yield partial(_check_module, key, name)
+        yield partial(unimported.check, key, name)
 
 
 def _own(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -65,21 +65,3 @@ def _own(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield path, part
         elif name != "options":
             yield from _own(part, path)
-
-
-def _check_module(key: str, name: str) -> None:
-    """Check that the module of `package.module:name` is there, without importing it. Raises ConfigError."""
-    top = name.partition(":")[0].partition(".")[0]
-    here = Path.cwd()
-    if not top.isidentifier() or importlib.machinery.PathFinder.find_spec(top, [str(here)]) is not None:
-        return
-    try:
-        found = importlib.util.find_spec(top)
-    except ValueError:  # a module without a spec, which is there
-        return
-    if found is None:
-        guess = nearest(top, sorted(path.stem for path in here.glob("*.py")))
-        raise ConfigError(
-            f"{key}: got {name!r}, and there is no module {top!r} in {here} or installed{guess}; expected an "
-            "importable package.module:name"
-        )

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
+from pcpo_ray.commands import wrapped
 from pcpo_ray.data.requests import ENDED
 from pcpo_ray.errors import ClusterError, PcpoError, RunError
 from pcpo_ray.runs import look
@@ -153,7 +155,6 @@ def _each(find: Look, name: str, *, watch: bool) -> Iterator[dict[str, Any]]:
 
 def _shown(find: Look, name: str, *, watch: bool, as_json: bool) -> dict[str, Any]:
     """Show how a run is; return that, or the last of what was watched."""
-    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
@@ -178,7 +179,8 @@ def _lines(found: Mapping[str, Any], width: int | None) -> list[str]:
     from pcpo_ray.commands.status_text import lines
 
     if found["state"] == look.NONE:
-        return [f"error: {'; '.join(_absent(found))}"]
+        told = f"error: {'; '.join(_absent(found))}"
+        return [told] if width is None else wrapped.rows(told, width)
     return lines(found, width)
 
 
@@ -213,7 +215,7 @@ def show_list(folder: str, address: str | None, *, as_json: bool) -> None:
     if as_json:
         print(text(rows))
     elif not rows:
-        print(f"no runs in {folder}; {look.BEGIN}")
+        wrapped.say(Console(file=sys.stdout), f"no runs in {folder}; {look.BEGIN}")
     else:
         _print_table(rows)
     if address is None and cluster_here():
@@ -255,7 +257,6 @@ def _in_cluster(address: str | None) -> list[dict[str, Any]]:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 

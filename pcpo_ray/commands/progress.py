@@ -3,7 +3,6 @@
 import contextlib
 import math
 import shlex
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.live import Live
 
+from pcpo_ray.commands import wrapped
 from pcpo_ray.commands.block import Shown, interval, kind_of, signed
 from pcpo_ray.commands.log import Level, Log, level_of, prints_in
 from pcpo_ray.commands.status_text import duration
@@ -217,11 +217,8 @@ class Display:
     def _print(self, line: str) -> None:
         # a command is copied in one piece, and a log's line stays one; prose on a terminal breaks between its words
         if self.live is not None and not line.startswith("  ") and "pcpo-ray " not in line:
-            wrap = textwrap.TextWrapper(max(20, self.console.width), break_long_words=False, break_on_hyphens=False)
-            line = "\n".join(
-                "\n".join(wrap.wrap(part)) if len(part) > wrap.width else part for part in line.split("\n")
-            )
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            line = "\n".join(wrapped.rows(line, self.console.width))
+        self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:

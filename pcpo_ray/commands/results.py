@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from pcpo_ray import config
-from pcpo_ray.commands import sample_sheet
+from pcpo_ray.commands import free_names, sample_sheet
 from pcpo_ray.commands.report import reference_curves
 from pcpo_ray.commands.report.verdict import Verdict, verdict
 from pcpo_ray.commands.sample_options import check_writable
 from pcpo_ray.data.records import EvaluationRecord, StepRecord
 from pcpo_ray.errors import RunError
-from pcpo_ray.models import lora_file
+from pcpo_ray.models import lora_place
 from pcpo_ray.runs import configs, names, records
 from pcpo_ray.runs.folder import RunFolder
 from pcpo_ray.runs.intervals import Estimate
@@ -125,7 +125,7 @@ class RunResult:
     def adapter(self) -> Path | None:
         """The folder that diffusers' `load_lora_weights` takes; None for full fine-tuning, or without a checkpoint."""
         folder = self.checkpoint
-        return folder if folder is not None and (folder / lora_file.FILES[0]).is_file() else None
+        return folder if folder is not None and (folder / lora_place.FILES[0]).is_file() else None
 
     @property
     def verdict(self) -> Verdict:
@@ -252,9 +252,13 @@ class SampleResult:
         return [Image.fromarray(image) for row in self.cells for cell in row for image in cell]
 
     def save(self, path: str | Path) -> None:
-        """Write the images as one PNG: a sheet of rows, or a grid of the strengths. Raises RunError."""
+        """Write the images as one PNG: a sheet of rows, or a grid of the strengths.
+
+        Raises RunError, also for a file that is there already.
+        """
         out = Path(path)
         check_writable(out)
+        free_names.check_free(out)
         out.write_bytes(self._repr_png_())
 
     def _repr_png_(self) -> bytes:

@@ -61,13 +61,19 @@ def dashboards(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write into; it is made if need be.")],
 ) -> None:
     """Write Grafana dashboards, and Prometheus alert rules with the metrics that they are about."""
+    from rich.console import Console
+
+    from pcpo_ray.commands import wrapped
     from pcpo_ray.metrics.dashboards import files
 
     made = {folder / Path(name).relative_to("deploy"): text for name, text in files().items()}
     edited = [path for path, text in made.items() if not _write(path, text)]
     for path in made:
         typer.echo(f"{path}{' (left as it is here)' if path in edited else ''}")
-    typer.echo("Grafana: import the dashboards, or provision their folder; Prometheus: name the rules under rule_files")
+    wrapped.say(
+        Console(),
+        "Grafana: import the dashboards, or provision their folder; Prometheus: name the rules under rule_files",
+    )
     if edited:
         raise RunError(
             f"{len(edited)} of {len(made)} files were there with other content and are left as they are: "

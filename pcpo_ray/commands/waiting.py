@@ -15,6 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from pcpo_ray.commands import wrapped
 from pcpo_ray.commands.block import kind_of
 from pcpo_ray.commands.progress import phase_text
 from pcpo_ray.commands.status_text import duration
@@ -58,9 +59,9 @@ class Waiting:
                 print(kind_of(text), flush=True)
         self.text, self.done, self.total = text, done, total
 
-    def say(self, line: str) -> None:
-        """Print a line, above the one that is redrawn."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def say(self, line: str, *, hang: int = 0) -> None:
+        """Print a line, above the one that is redrawn; `hang` as in wrapped.py."""
+        wrapped.say(self.console, line, hang=hang)
 
     @property
     def watch(self) -> Callable[[str, int, int, int], None] | None:

@@ -32,11 +32,13 @@ AttentionKind = Literal["cross", "text_first", "text_last"]
 class Backbone:
     """A model kind that the package ships: its denoiser's class, its family, and the layers that a LoRA is put on.
 
-    `attention` says how credit `attention` reads its maps; None where it cannot.
+    `pipeline` is the class of diffusers' that the model's folder names; empty where only a denoiser of the user's own
+    knows it. `attention` says how credit `attention` reads its maps; None where it cannot.
     """
 
     denoiser: str
     family: Family
+    pipeline: str = ""
     targets: tuple[str, ...] = ATTENTION
     attention: AttentionKind | None = None
 
@@ -58,19 +60,27 @@ ShippedKind = Literal[
 ]
 
 BACKBONES: Mapping[ShippedKind, Backbone] = {
-    "stable_diffusion": Backbone("pcpo_ray.models.stable_diffusion:StableDiffusion", "diffusion", attention="cross"),
-    "sdxl": Backbone("pcpo_ray.models.sdxl:StableDiffusionXL", "diffusion", attention="cross"),
-    "sd3": Backbone("pcpo_ray.models.sd3:StableDiffusion3", "flow", attention="text_last"),
-    "flux": Backbone("pcpo_ray.models.flux:Flux", "flow", attention="text_first"),
-    "flux2_klein": Backbone("pcpo_ray.models.flux2:Flux2Klein", "flow", (*JOINT, "to_qkv_mlp_proj")),
-    "flux2_dev": Backbone("pcpo_ray.models.flux2_dev:Flux2Dev", "flow", (*JOINT, "to_qkv_mlp_proj")),
-    "z_image": Backbone("pcpo_ray.models.z_image:ZImage", "flow"),
-    "qwen_image": Backbone("pcpo_ray.models.qwen_image:QwenImage", "flow", JOINT, attention="text_first"),
-    "qwen_image_21": Backbone("pcpo_ray.models.qwen_image_21:QwenImage21", "flow"),
-    "sana": Backbone("pcpo_ray.models.sana:Sana", "flow", attention="cross"),
-    "chroma": Backbone("pcpo_ray.models.chroma:Chroma", "flow", attention="text_first"),
-    "krea2": Backbone("pcpo_ray.models.krea2:Krea2", "flow", (*ATTENTION, "to_gate")),
-    "lumina2": Backbone("pcpo_ray.models.lumina2:Lumina2", "flow"),
+    "stable_diffusion": Backbone(
+        "pcpo_ray.models.stable_diffusion:StableDiffusion", "diffusion", "StableDiffusionPipeline", attention="cross"
+    ),
+    "sdxl": Backbone(
+        "pcpo_ray.models.sdxl:StableDiffusionXL", "diffusion", "StableDiffusionXLPipeline", attention="cross"
+    ),
+    "sd3": Backbone("pcpo_ray.models.sd3:StableDiffusion3", "flow", "StableDiffusion3Pipeline", attention="text_last"),
+    "flux": Backbone("pcpo_ray.models.flux:Flux", "flow", "FluxPipeline", attention="text_first"),
+    "flux2_klein": Backbone(
+        "pcpo_ray.models.flux2:Flux2Klein", "flow", "Flux2KleinPipeline", (*JOINT, "to_qkv_mlp_proj")
+    ),
+    "flux2_dev": Backbone("pcpo_ray.models.flux2_dev:Flux2Dev", "flow", "Flux2Pipeline", (*JOINT, "to_qkv_mlp_proj")),
+    "z_image": Backbone("pcpo_ray.models.z_image:ZImage", "flow", "ZImagePipeline"),
+    "qwen_image": Backbone(
+        "pcpo_ray.models.qwen_image:QwenImage", "flow", "QwenImagePipeline", JOINT, attention="text_first"
+    ),
+    "qwen_image_21": Backbone("pcpo_ray.models.qwen_image_21:QwenImage21", "flow", "QwenImage21Pipeline"),
+    "sana": Backbone("pcpo_ray.models.sana:Sana", "flow", "SanaPipeline", attention="cross"),
+    "chroma": Backbone("pcpo_ray.models.chroma:Chroma", "flow", "ChromaPipeline", attention="text_first"),
+    "krea2": Backbone("pcpo_ray.models.krea2:Krea2", "flow", "Krea2Pipeline", (*ATTENTION, "to_gate")),
+    "lumina2": Backbone("pcpo_ray.models.lumina2:Lumina2", "flow", "Lumina2Pipeline"),
 }
 """The shipped backbones by model.kind. Their classes are imported on use: a scorer needs none of them."""
 

@@ -3,7 +3,7 @@
 Backbones know no algorithms: a denoiser predicts and names its schedule. `transitions` defines the step that uses the
 prediction, and `credit` the weight that the step carries.
 
-A model's folder is found (`located`) before torch is loaded.
+A model's folder is found, and its kind checked (`located`), before torch is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pcpo_ray.config import Model, Sampling
+from pcpo_ray.config import BACKBONES, Model, Sampling
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import files, hub
 from pcpo_ray.models.described import is_part, read_json
@@ -97,10 +97,10 @@ def folder_of(model: Model, *, weights: bool = True) -> Path:
     A model of the Hugging Face Hub that is not in the cache is fetched, unless HF_HUB_OFFLINE is set.
     Raises ModelError.
     """
-    if hub.is_id(model.path):
-        cached = hub.cached(model.path)
-        if cached is not None:
-            _check_kind(cached, model)  # fetching more of it would not help
+    folder = located(model)
+    if folder is None:
+        if (cached := hub.cached(model.path)) is not None:
+            _check_kind(cached, model, class_of(model).pipeline_class)  # fetching more of it would not help
         return hub.found(
             model.path,
             lambda folder: _check(folder, model, weights=weights),
@@ -108,19 +108,27 @@ def folder_of(model: Model, *, weights: bool = True) -> Path:
             variant=model.variant,
             unused=UNUSED,
         )
-    folder = located(model)
     _check(folder, model, weights=weights)
     return folder
 
 
-def located(model: Model) -> Path:
-    """Find the folder of a model that is shipped or lies on a disk, without loading torch. Raises ModelError."""
+def located(model: Model) -> Path | None:
+    """Find the folder of a model that is shipped or lies on a disk, without loading torch.
+
+    Returns None for a model of the hub, whose folder may have to be fetched. Raises ModelError, also for a folder of
+    another kind, unless only a denoiser of the user's own knows the kind.
+    """
+    if hub.is_id(model.path):
+        if (cached := hub.cached(model.path)) is not None:
+            _check_kind(cached, model, model.backbone.pipeline)
+        return None
     if "/" not in model.path and not Path(model.path).exists():
         from pcpo_ray.data import worlds
 
-        return worlds.checkpoint(model.path)
-    folder = Path(model.path)
-    _check_index(folder, model)
+        folder = worlds.checkpoint(model.path)
+    else:
+        folder = Path(model.path)
+    _check_kind(folder, model, model.backbone.pipeline)
     return folder
 
 
@@ -130,13 +138,18 @@ def _check_index(folder: Path, model: Model) -> None:
         raise ModelError(f"model.path {model.path!r}: {files.no_model(folder)}")
 
 
-def _check_kind(folder: Path, model: Model) -> dict[str, Any]:
-    """Return the folder's model_index.json, which must be of the model's kind. Raises ModelError."""
+def _check_kind(folder: Path, model: Model, expected: str) -> dict[str, Any]:
+    """Return the folder's model_index.json, which must be of the `expected` pipeline; empty: of any.
+
+    Raises ModelError, which names the kind that the folder is of.
+    """
     _check_index(folder, model)
     described = read_json(folder / "model_index.json")
-    got, expected = described.get("_class_name"), class_of(model).pipeline_class
-    if got != expected:
-        raise ModelError(f"{folder} holds a {got}; model.kind={model.kind} expects a {expected}")
+    got = described.get("_class_name")
+    if expected and got != expected:
+        fitting = [kind for kind, backbone in BACKBONES.items() if backbone.pipeline == got]
+        cure = f"set model.kind={fitting[0]}" if fitting else f"give the folder of a {expected}"
+        raise ModelError(f"{folder} holds a {got}; model.kind={model.kind} expects a {expected}: {cure}")
     return described
 
 
@@ -144,7 +157,7 @@ def _check(folder: Path, model: Model, *, weights: bool) -> None:
     """Check a folder for the model's kind, parts and weights. Raises ModelError."""
     import diffusers
 
-    described = _check_kind(folder, model)
+    described = _check_kind(folder, model, class_of(model).pipeline_class)
     pipeline_class = getattr(diffusers, described["_class_name"], None)  # a user's class may load one of its own
     if pipeline_class is not None:
         files.check_index(folder, described, pipeline_class)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from pcpo_ray.config import BACKBONES
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.models.flux import Flux
 from pcpo_ray.models.pipeline import TOKENS
@@ -17,7 +18,7 @@ TEXT_LENGTH = 512  # tokens that the pipeline pads to
 class Chroma(Flux):
     """Chroma; latents are packed as FLUX.1's."""
 
-    pipeline_class = "ChromaPipeline"
+    pipeline_class = BACKBONES["chroma"].pipeline
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray.algorithm.schedule import FlowSchedule
-from pcpo_ray.config import Sampling
+from pcpo_ray.config import BACKBONES, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.models import flow
 from pcpo_ray.models.image_sizes import cached_by_size
@@ -20,7 +20,7 @@ from pcpo_ray.models.tokens import TokenDenoiser
 class Flux(TokenDenoiser):
     """FLUX.1; latents are packed 2 x 2: (h/2 * w/2 tokens, 4 C)."""
 
-    pipeline_class = "FluxPipeline"
+    pipeline_class = BACKBONES["flux"].pipeline
     settings: ClassVar = {"patch_size": (1,)}
 
     @property

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray.algorithm.schedule import FlowSchedule
-from pcpo_ray.config import Sampling
+from pcpo_ray.config import BACKBONES, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import decoding, flow
@@ -23,7 +23,7 @@ TEXT_LENGTH = 512  # tokens that the pipeline pads to, without a mask
 class Flux2Klein(TokenDenoiser):
     """FLUX.2 klein; latents are patches of 2 x 2: (h/2 * w/2 tokens, 4 C)."""
 
-    pipeline_class = "Flux2KleinPipeline"
+    pipeline_class = BACKBONES["flux2_klein"].pipeline
     settings: ClassVar = {"patch_size": (1,)}
 
     @property

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pcpo_ray.config import BACKBONES
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models.described import Described
 from pcpo_ray.models.flux2 import Flux2Klein
@@ -15,7 +16,7 @@ from pcpo_ray.models.flux2 import Flux2Klein
 class Flux2Dev(Flux2Klein):
     """FLUX.2-dev, whose network takes the guidance scale as an input."""
 
-    pipeline_class = "Flux2Pipeline"
+    pipeline_class = BACKBONES["flux2_dev"].pipeline
 
     @property
     def guided(self) -> bool:

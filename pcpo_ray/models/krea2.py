@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from pcpo_ray.config import BACKBONES
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models.described import Described
@@ -22,7 +23,7 @@ class Krea2(QwenImage):
     sampling.guidance_scale is that of all kinds: its pipeline's own number plus 1.
     """
 
-    pipeline_class = "Krea2Pipeline"
+    pipeline_class = BACKBONES["krea2"].pipeline
 
     @classmethod
     def check(cls, description: Described) -> None:

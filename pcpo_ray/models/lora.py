@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pcpo_ray.config import Lora
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import lora_file
+from pcpo_ray.models import lora_file, lora_place
 
 
 def attach(module: nn.Module, config: Lora, *, seed: int) -> None:
@@ -52,7 +52,7 @@ def start(pipeline: Any, part: str, config: Lora) -> None:
         a, b = here[name].lora_A["default"].weight, here[name].lora_B["default"].weight
         if a.shape[1:] != update.a.shape[1:] or b.shape[0] != update.b.shape[0] or b.shape[2:] != update.b.shape[2:]:
             got, expected = ((tuple(x.shape), tuple(y.shape)) for x, y in ((update.a, update.b), (a, b)))
-            raise lora_file.refused(config.start, f"has A and B of shapes {got} for {name}, here {expected}")
+            raise lora_place.refused(config.start, f"has A and B of shapes {got} for {name}, here {expected}")
         with torch.no_grad():
             a[: update.rank] = update.a
             b[:, : update.rank] = update.b * (update.scale / here[name].scaling["default"])
@@ -71,7 +71,7 @@ def _check_fit(
         alphas = sorted({scale * rank for scale in scales})
         if len(alphas) == 1 and alphas[0] != config.alpha:
             needed.append(f"model.train.alpha={alphas[0]:g}")
-        raise lora_file.refused(
+        raise lora_place.refused(
             config.start,
             f"has rank {rank} on {len(updates)} layers; model.train has rank {config.rank} on {len(here)}, of which "
             f"{len(updates.keys() & here.keys())} are the same. To begin from it, set {' '.join(needed)}",

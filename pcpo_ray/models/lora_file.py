@@ -11,21 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pcpo_ray.errors import ModelError
-from pcpo_ray.models import files
-from pcpo_ray.runs.names import step_of
-
-PEFT = "adapter_model"
-"""Stem of the file that PEFT's `save_pretrained` writes, beside its adapter_config.json."""
-
-FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", f"{PEFT}.safetensors", f"{PEFT}.bin")
-"""File names of a LoRA in a folder; the first that exists counts."""
-
-MATRIX = re.compile(r"lora\w*[._](?P<which>A|B|up|down)\.weight$")
-"""Endings of the names of A and B in every layout: lora_A.weight, lora_down.weight, to_q_lora.down.weight, ..."""
-
-ENCODERS = re.compile(r"(lora_te\d?_|(base_model\.model\.)?(text_encoder|text_model|cond_stage_model|conditioner))")
-"""Beginnings of the names of a text encoder's weights."""
+from pcpo_ray.models.lora_place import MATRIX, PEFT, check_names, find, refused
 
 OWN = re.compile(r"(?P<layer>.+)\.(lora_[AB]\.weight|alpha)")
 """Names of a layer's weights that need no converter."""
@@ -62,45 +48,6 @@ class Update:
         return self.a.shape[0]
 
 
-def refused(what: object, why: str) -> ModelError:
-    """Make the error for a LoRA that training cannot start from."""
-    return ModelError(f"model.train.start: {what} {why}")
-
-
-def find(source: Path) -> Path:
-    """Find the file that `source` names, or the one in that folder. Raises ModelError, also for a git-lfs pointer."""
-    file = _named(source)
-    files.check_no_pointers([file])
-    return file
-
-
-def _named(source: Path) -> Path:
-    if source.is_file():
-        return source
-    if not source.exists():
-        raise refused(source, "is not there: nothing at that path; expected a LoRA's folder or file")
-    for name in FILES:
-        if (source / name).is_file():
-            return source / name
-    there = (source / "checkpoints").glob("step-*")
-    every = {step: path for path in there if (step := step_of(path.name)) is not None}
-    steps = [step for step, path in every.items() if (path / FILES[0]).is_file()]
-    if steps:
-        newest = every[max(steps)]
-        raise refused(source, f"is a run's folder; name one of its checkpoints, the newest is {newest}")
-    if (source / "state.json").is_file() or every:
-        raise refused(
-            source, "is of a run that trained the whole network, and holds no LoRA; give the LoRA of another run"
-        )
-    others = sorted(path for path in source.iterdir() if path.suffix == ".safetensors")
-    if len(others) != 1:
-        held = [path.name for path in others[:3]]
-        raise refused(
-            source, f"has none of {', '.join(FILES)}, and {len(others)} other LoRA files {held}; name the file"
-        )
-    return others[0]
-
-
 def read(pipeline: Any, part: str, source: Path) -> dict[str, Update]:
     """Read the update of each layer of `pipeline.<part>` that the LoRA has, as `pipe.load_lora_weights` scales it.
 
@@ -122,7 +69,10 @@ def read(pipeline: Any, part: str, source: Path) -> dict[str, Update]:
 def plain(file: Path) -> dict[str, Tensor]:
     """Read all tensors of a plain LoRA's file. Raises ModelError for any other file, and for a damaged one."""
     weights = weights_in(file)
-    _check(file, weights)
+    check_names(file, {name: weight.numel() for name, weight in weights.items()})
+    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if broken:
+        raise refused(file, f"has {len(broken)} weights that are not finite {broken[:3]}; it was damaged in training")
     return weights
 
 
@@ -135,33 +85,6 @@ def weights_in(file: Path) -> dict[str, Tensor]:
         return {name: weight.float() for name, weight in found.items()}
     except Exception as error:  # a file of another format raises whatever its reader meets first
         raise refused(file, f"cannot be read as a LoRA: {error}") from error
-
-
-def _check(file: Path, weights: Mapping[str, Tensor]) -> None:
-    """Raise ModelError unless all weights are finite and belong to a plain LoRA of the denoising network."""
-    if not weights:
-        raise refused(file, "holds no weights at all; get it again from where it was made")
-    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
-    if broken:
-        raise refused(file, f"has {len(broken)} weights that are not finite {broken[:3]}; it was damaged in training")
-    encoders = [name for name in weights if ENCODERS.match(name)]
-    if encoders:
-        raise refused(
-            file,
-            f"changes a text encoder too, by {len(encoders)} of its {len(weights)} weights {encoders[:3]}. A run has "
-            "the text encoders as the model's folder has them, so that these would be left out: save it without them",
-        )
-    others = [
-        name
-        for name, weight in weights.items()
-        if not (MATRIX.search(name) or (name.endswith(".alpha") and weight.numel() == 1))
-    ]
-    if others:
-        raise refused(
-            file,
-            f"has {len(others)} weights that are no A, B or alpha of a LoRA {others[:3]}; a DoRA, a LoHa, a LoKr and "
-            "trained biases or norms cannot be begun from",
-        )
 
 
 def _settings(file: Path, part: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray.algorithm.schedule import TRAIN_STEPS, FlowSchedule
-from pcpo_ray.config import Sampling
+from pcpo_ray.config import BACKBONES, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import flow, guidance, joint, lumina2_network
@@ -25,7 +25,7 @@ FACTOR = 8  # pixels a side of one latent, whatever the VAE's config says
 class Lumina2(PipelineDenoiser):
     """Lumina-Image 2.0; latents are (C, h, w)."""
 
-    pipeline_class = "Lumina2Pipeline"
+    pipeline_class = BACKBONES["lumina2"].pipeline
     part = "transformer"
     packed = 1
     backwards = True

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pcpo_ray.config import BACKBONES
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import decoding, guidance
@@ -23,7 +24,7 @@ PLACES = 4096  # positions that the network knows
 class QwenImage(Flux):
     """Qwen-Image; latents are packed as FLUX.1's."""
 
-    pipeline_class = "QwenImagePipeline"
+    pipeline_class = BACKBONES["qwen_image"].pipeline
     settings: ClassVar = {"patch_size": (2,), "use_additional_t_cond": (False,)}
 
     @classmethod

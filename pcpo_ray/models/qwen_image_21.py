@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pcpo_ray.algorithm.schedule import FlowSchedule
-from pcpo_ray.config import Sampling
+from pcpo_ray.config import BACKBONES, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import flow, qwen_image_21_network
@@ -28,7 +28,7 @@ SIGMAS = "_sample_sigmas"
 class QwenImage21(PipelineDenoiser):
     """Qwen-Image 2.1; latents are (C, h, w), each a token."""
 
-    pipeline_class = "QwenImage21Pipeline"
+    pipeline_class = BACKBONES["qwen_image_21"].pipeline
     part = "transformer"
     packed = 1
     several_sizes = True

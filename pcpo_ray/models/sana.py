@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray.algorithm.schedule import FlowSchedule
-from pcpo_ray.config import Sampling
+from pcpo_ray.config import BACKBONES, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import flow, schedulers
@@ -25,7 +25,7 @@ class Sana(PipelineDenoiser):
     It is sampled by Euler's method with the shift of its own solver, which takes steps of second order.
     """
 
-    pipeline_class = "SanaPipeline"
+    pipeline_class = BACKBONES["sana"].pipeline
     part = "transformer"
     packed = 1
     several_sizes = True

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray.algorithm.schedule import FlowSchedule
-from pcpo_ray.config import Sampling
+from pcpo_ray.config import BACKBONES, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.models import flow
 from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
@@ -18,7 +18,7 @@ TEXT_LENGTH = 256  # T5 tokens that the pipeline pads to
 class StableDiffusion3(PipelineDenoiser):
     """Stable Diffusion 3; latents are (C, h, w)."""
 
-    pipeline_class = "StableDiffusion3Pipeline"
+    pipeline_class = BACKBONES["sd3"].pipeline
     part = "transformer"
     packed = 1
     several_sizes = True

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pcpo_ray.config import BACKBONES
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.models.image_sizes import cached_by_size
 from pcpo_ray.models.stable_diffusion import StableDiffusion
@@ -14,7 +15,7 @@ from pcpo_ray.models.stable_diffusion import StableDiffusion
 class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL; latents are (C, h, w)."""
 
-    pipeline_class = "StableDiffusionXLPipeline"
+    pipeline_class = BACKBONES["sdxl"].pipeline
     settings: ClassVar = {**StableDiffusion.settings, "addition_embed_type": ("text_time",)}
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:

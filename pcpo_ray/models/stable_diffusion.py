@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray.algorithm.schedule import DiffusionSchedule
-from pcpo_ray.config import Sampling
+from pcpo_ray.config import BACKBONES, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError, ScheduleError
 from pcpo_ray.models import schedulers
@@ -19,7 +19,7 @@ from pcpo_ray.models.pipeline import TOKENS, PipelineDenoiser
 class StableDiffusion(PipelineDenoiser):
     """Stable Diffusion 1.x and 2.x; latents are (C, h, w)."""
 
-    pipeline_class = "StableDiffusionPipeline"
+    pipeline_class = BACKBONES["stable_diffusion"].pipeline
     part = "unet"
     several_sizes = True
     packed = 1

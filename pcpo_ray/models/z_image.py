@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray.algorithm.schedule import TRAIN_STEPS, FlowSchedule
-from pcpo_ray.config import Sampling
+from pcpo_ray.config import BACKBONES, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
 from pcpo_ray.models import flow, joint, z_image_network
@@ -28,7 +28,7 @@ class ZImage(PipelineDenoiser):
     sampling.guidance_scale is that of all kinds: its pipeline's own number plus 1.
     """
 
-    pipeline_class = "ZImagePipeline"
+    pipeline_class = BACKBONES["z_image"].pipeline
     part = "transformer"
     packed = 1
     backwards = True

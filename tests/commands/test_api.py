@@ -17,6 +17,7 @@ import pcpo_ray
 from pcpo_ray import config
 from pcpo_ray.commands import api
 from pcpo_ray.config import files
+from pcpo_ray.errors import RunError
 from pcpo_ray.runs import checkpoints, lines, look
 from tests.support import small
 
@@ -95,6 +96,8 @@ def test_a_run_is_loaded_from_its_folder_evaluated_and_sampled(done, tmp_path):
     drawn = pcpo_ray.sample(run, "a ring", images=2, seed=1, quiet=True)
     assert [image.size for image in drawn.images] == [(16, 16)] * 2
     drawn.save(tmp_path / "x.png")
+    with pytest.raises(RunError, match=r"x\.png is there already; give another name, such as .*x-2\.png, or delete it"):
+        drawn.save(tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").width > 2 * 160 and drawn._repr_png_().startswith(b"\x89PNG")
     both = pcpo_ray.sample(run, "a ring", images=2, seed=1, compare=True, quiet=True)
     assert (both.rows, drawn.rows) == (["before training", "after step 2"], ["after step 2"])

@@ -81,7 +81,8 @@ def test_each_reward_takes_the_memory_of_its_clip_model():
 def test_every_model_kind_is_on_the_table_with_a_denoiser():
     assert {*config.BACKBONES, "custom"} == set(kinds(config.Model))
     for backbone in config.BACKBONES.values():
-        assert issubclass(pkgutil.resolve_name(backbone.denoiser), PipelineDenoiser)
+        denoiser = pkgutil.resolve_name(backbone.denoiser)
+        assert issubclass(denoiser, PipelineDenoiser) and denoiser.pipeline_class == backbone.pipeline
         assert backbone.family in get_args(Family)
 
 

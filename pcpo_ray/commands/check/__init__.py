@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcpo_ray.commands.check.finding import Finding, failures
+from pcpo_ray.commands.check.finding import MARGIN, Finding, failures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,7 @@ def check(
 
     run = paths.absolute(files.load(config, overrides or []))
     with Waiting("loading torch and diffusers", quiet=as_json, lines=False) as waiting:
-        found = findings(run, lambda finding: waiting.say(finding.line), phase=waiting)
+        found = findings(run, lambda finding: waiting.say(finding.line, hang=MARGIN), phase=waiting)
     failed = failures(found)
     if as_json:
         print(text({"failed": failed, "findings": [dataclasses.asdict(finding) for finding in found]}))

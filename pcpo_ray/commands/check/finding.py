@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Verdict = Literal["passed", "failed", "not applicable"]
+
+MARGIN = max(map(len, get_args(Verdict))) + 1
+"""Columns of the verdict, to the left of what is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class Finding:
         """The finding in one line."""
         lines = [" ".join(line.split()) for text in (self.detail, self.remedy) for line in text.splitlines()]
         told = "; ".join(filter(None, lines)).replace(":; ", ": ")
-        return f"{self.verdict:<14} {self.part}: {self.tried}" + (f": {told}" if told else "")
+        return f"{self.verdict:<{MARGIN}}{self.part}: {self.tried}" + (f": {told}" if told else "")
 
 
 def judged(part: str, tried: str, right: bool, detail: str, remedy: str) -> Finding:

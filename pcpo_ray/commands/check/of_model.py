@@ -13,7 +13,7 @@ from pcpo_ray.data import prompts
 from pcpo_ray.data.tensors import device_here
 from pcpo_ray.data.types import Task
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import lora_file
+from pcpo_ray.models import lora_file, lora_place
 from pcpo_ray.workers.learner.learner import Learner
 from pcpo_ray.workers.sampler import Sampler
 
@@ -36,7 +36,7 @@ def adapter(run: config.Run) -> Finding:
     if start is None:
         return Finding(part="model", tried=tried, verdict="not applicable", detail="model.train.start is not given")
     try:
-        file = lora_file.find(Path(start))
+        file = lora_place.find(Path(start))
         weights = lora_file.plain(file)
     except ModelError as error:
         return Finding(part="model", tried=tried, verdict="failed", detail=str(error))

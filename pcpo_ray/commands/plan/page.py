@@ -12,6 +12,7 @@ from pcpo_ray.commands.plan.layouts import Layout
 from pcpo_ray.commands.plan.pace import Forecast, Pace
 from pcpo_ray.commands.plan.roles import Memory, Store
 from pcpo_ray.commands.plan.switches import Overrides
+from pcpo_ray.commands.wrapped import say
 from pcpo_ray.config import ROLLOUT_STORE_FRACTION
 
 
@@ -161,7 +162,3 @@ def show_layouts(found: Sequence[Layout], console: Console, gpu: str | None) -> 
 def typed(overrides: Overrides) -> str:
     """Quote overrides for a shell."""
     return " ".join(f"'{override}'" if set(override) & set("{} ") else override for override in overrides)
-
-
-def say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

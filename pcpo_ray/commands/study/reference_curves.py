@@ -8,11 +8,13 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from pcpo_ray.commands import wrapped
 from pcpo_ray.commands.report import reference_curves
 from pcpo_ray.commands.report.reference_curves import FEWEST_SEEDS, ReferenceCurves
 from pcpo_ray.commands.study import plan, results, running
@@ -122,9 +124,7 @@ def command(
     Raises the PcpoError of any recipe before the first begins.
     """
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(wrapped.say, console)
     folder = place(out)
     studies = [study_of(name, seeds) for name in dict.fromkeys(names)]
     for study in studies:

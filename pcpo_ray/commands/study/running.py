@@ -15,12 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from rich.console import Console
 
 from pcpo_ray import config
+from pcpo_ray.commands import wrapped
 from pcpo_ray.commands.study import page, plan, results, table
 from pcpo_ray.commands.study.plan import Planned, Study
 from pcpo_ray.config import files
@@ -188,9 +190,7 @@ def command(
 def _one(
     study: Study, path: Path, folder: Path, *, local: bool, jobs: int | None, report_only: bool, console: Console
 ) -> None:
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(wrapped.say, console)
     if not report_only:
         jobs = jobs or default_jobs(study, local=local)
         say(f"{study.name}: {len(study.arms)} arms x {len(study.seeds)} seeds, {jobs} runs at a time, in {folder}")

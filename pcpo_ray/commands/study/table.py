@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 
+from pcpo_ray.commands import wrapped
 from pcpo_ray.commands.report.numbers import number, places_of
 from pcpo_ray.commands.study import statistics, verdict
 from pcpo_ray.commands.study.results import ArmRuns, Comparison, StudyResults
@@ -22,12 +23,13 @@ OTHER_SAMPLER = "†"
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` are as long as `heads`; the first column names the row."""
+    """`rows` are as long as `heads`; the first column names the row, or the first `naming` columns together."""
 
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str]
+    naming: int = 1
 
 
 def tables(results: StudyResults) -> list[Table]:
@@ -141,6 +143,7 @@ def _targets(results: StudyResults) -> Table:
             "and where both arms have such runs nothing follows (?). p as above, for each target by itself.",
             *_samplers(results),
         ],
+        naming=2,
     )
 
 
@@ -290,8 +293,10 @@ def show(results: StudyResults, console: Console) -> None:
     judged = verdict.verdict(results)
     console.print(judged.text, style="bold", markup=False, highlight=False)
     for line in judged.lines:
-        console.print(f"  {line.arms}: {line.difference}; {line.text}", markup=False, highlight=False)
+        for part in wrapped.rows(f"  {line.arms}: {line.difference}; {line.text}", console.width, hang=2):
+            console.print(part, markup=False, emoji=False, highlight=False, soft_wrap=True)
     for table in tables(results):
+        console.print()
         for place, columns in enumerate(folded(table, console.width)):
             title = table.title if place == 0 else f"{table.title} (more)"
             drawn = Drawn(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
@@ -309,14 +314,15 @@ PADDING = 3
 
 
 def folded(table: Table, width: int) -> list[list[int]]:
-    """Divide a table's columns among tables that a terminal has room for; the first column names the row in each."""
+    """Divide a table's columns among tables that a terminal has room for; in each, the first ones name the row."""
     wide = [
         PADDING + max(cell_len(text) for text in (head, *(row[place] for row in table.rows)))
         for place, head in enumerate(table.heads)
     ]
-    found: list[list[int]] = [[0]]
-    for place in range(1, len(table.heads)):
-        if len(found[-1]) > 1 and sum(wide[column] for column in (*found[-1], place)) >= width:
-            found.append([0])
+    naming = list(range(table.naming))
+    found = [[*naming]]
+    for place in range(table.naming, len(table.heads)):
+        if len(found[-1]) > len(naming) and sum(wide[column] for column in (*found[-1], place)) >= width:
+            found.append([*naming])
         found[-1].append(place)
     return found

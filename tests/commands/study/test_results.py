@@ -1,5 +1,6 @@
 """Stored runs are read only where they are whole and what the study asks for."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -239,11 +240,15 @@ def test_a_terminal_folds_a_table_that_is_too_wide_and_breaks_no_cell(tmp_path, 
     out = io.StringIO()
     table.show(found, Console(file=out, width=width))
     text = out.getvalue()
+    lines = [line.rstrip() for line in text.splitlines()]
     assert max(map(len, text.splitlines())) <= width
     for one in table.tables(found):
         for cell in (cell for row in one.rows for cell in row if cell):
             assert cell in text, (one.title, cell)
         assert all(head in text for head in one.heads)
+        assert lines[lines.index(one.title) - 1] == "", "a table stands apart from the notes of the one before"
+        named = [row[: one.naming] for row in one.rows]
+        assert len(set(map(tuple, named))) == len(named), "no two rows have one name"
 
 
 def test_a_wide_table_names_its_rows_in_each_part():
@@ -251,6 +256,8 @@ def test_a_wide_table_names_its_rows_in_each_part():
     assert table.folded(wide, 80) == [[0, 1, 2], [0, 3]]
     assert table.folded(wide, 200) == [[0, 1, 2, 3]]
     assert table.folded(wide, 10) == [[0, 1], [0, 2], [0, 3]]
+    both = dataclasses.replace(wide, naming=2)
+    assert table.folded(both, 80) == [[0, 1, 2], [0, 1, 3]] and table.folded(both, 10) == table.folded(both, 80)
 
 
 def test_a_study_needs_no_targets(tmp_path):
