@@ -29,7 +29,7 @@ from pcpo_ray.metrics.dashboards.alerts import ALERTS, RECORDED
 from pcpo_ray.metrics.dashboards.cluster import CLUSTER
 from pcpo_ray.metrics.dashboards.training import TRAINING
 from tests.support import ROOT, small
-from tests.support.processes import COLD, command
+from tests.support.processes import ENVIRONMENT, command
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -172,6 +172,7 @@ class Scraped:
     address: str
     dashboard: str
     session: str
+    rays: Path
     environment: dict[str, str]
 
     def api(self, path, **values):
@@ -225,8 +226,13 @@ def children_of(job):
             yield process, process.cmdline()
 
 
-def samplers_of(job):
-    return [process for process, words in children_of(job) if "ray::SamplerActor" in " ".join(words)]
+def samplers_of(rays):
+    """The samplers that write into a Ray's folder; warm ones are no children of the job."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+            named = "ray::SamplerActor" in " ".join(process.cmdline())
+            if named and Path(f"/proc/{process.pid}/fd/1").readlink().is_relative_to(rays):
+                yield process
 
 
 def head_of(job):
@@ -266,7 +272,7 @@ def scraped(small_sd, tmp_path_factory):
         rays = Path(tempfile.mkdtemp(prefix="r"))  # short: sockets lie in it
         ending.callback(shutil.rmtree, rays, ignore_errors=True)
         environment = {
-            **COLD,
+            **ENVIRONMENT,
             "RAY_AUTH_MODE": "disabled",
             "RAY_TMPDIR": str(rays),
             "RAY_metrics_report_interval_ms": "2000",
@@ -308,6 +314,7 @@ def scraped(small_sd, tmp_path_factory):
             address=f"http://127.0.0.1:{port}",
             dashboard=said.group(1),
             session=session,
+            rays=rays,
             environment=environment,
         )
 
@@ -335,7 +342,7 @@ def eventful(scraped):
         return int(found[0]["value"][1]) if found else 0
 
     for count in range(3):
-        wait_for(lambda: samplers_of(job), "a sampler", job, log)[0].kill()
+        wait_for(lambda: [*samplers_of(scraped.rays)], "a sampler", job, log)[0].kill()
         wait_for(lambda n=count: replaced() > n, "a restart", job, log)
     words = command("scale", "told", "--samplers", 2, "--address", head_of(job))
     done = subprocess.run(words, env=scraped.environment, cwd=log.parent, capture_output=True, text=True, timeout=LIMIT)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import yaml
 
 from pcpo_ray.config import files
 from tests.chaos.nodes import Nodes, free_port
-from tests.support import ROOT, small
+from tests.support import ROOT, small, warm
 from tests.support.processes import ENVIRONMENT
 
 pytestmark = [
@@ -29,6 +30,7 @@ pytestmark = [
 def nodes():
     """A Ray that outlives the runs on it, as on a cluster; it tells its metrics every 2 s."""
     made = Nodes()
+    made.environment |= {name: os.environ[name] for name in warm.environment("")}
     made.environment |= {"RAY_metrics_report_interval_ms": "2000", "RAY_raylet_start_wait_time_s": "240"}
     with made:
         made.environment["RAY_ADDRESS"] = made.address
