@@ -21,17 +21,18 @@ def reward(
     prompts: str,
     until: int,
 ) -> Markup | None:
-    """Chart an evaluated reward with its 95% interval, and the training batches' reward, by step.
+    """Chart an evaluated reward with its 95% interval, where it has one, and the training batches' reward, by step.
 
     `prompts` says which prompts are evaluated, `until` is the run's last step. Returns None if fewer than two
     evaluations have scores.
     """
-    held_out = _estimates(f"{prompts}, 95% interval", evaluated)
+    interval = ", 95% interval" if any(one.bounded for one in evaluated.values()) else ""
+    held_out = _estimates(f"{prompts}{interval}", evaluated)
     if np.isfinite(held_out.y).sum() < 2:
         return None
     batches = training or {}
     thin = Curve(label="training batches", x=list(batches), y=list(batches.values()), colour="orange", thin=True)
-    description = f"{title} against steps, with 95% intervals: {_ends(held_out)}"
+    description = f"{title} against steps{interval}: {_ends(held_out)}"
     return chart(name, description, [held_out, thin] if batches else [held_out], _steps(until, y=unit))
 
 

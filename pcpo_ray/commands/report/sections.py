@@ -115,6 +115,7 @@ def rewards(record: Record, beside: Beside | None = None) -> list[dict[str, Any]
                 "after": levels[max(levels)].mean if compared else math.nan,
                 "change": changes[max(levels)] if compared else None,
                 "beside": over,
+                "bounded": any(one.bounded for one in levels.values()),
                 "placed": None if beside is None else beside.sentence(key),
                 "level": charts.reward(
                     f"reward-{place}",

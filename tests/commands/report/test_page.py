@@ -132,6 +132,13 @@ def visible(html):
     return " ".join(re.sub(r"<[^>]+>", " ", body).split())
 
 
+def test_prompts_too_few_for_an_interval_are_told_of_none(tmp_path):
+    finished(tmp_path / "few", evaluation={"count": 4, "images": 2, "every": 3})
+    words = visible(page(tmp_path / "few"))
+    assert "; prompts are too few for an interval." in words and "95% interval" not in words
+    assert "Where the interval is clear of 0" not in words
+
+
 def test_the_page_has_the_verdict_and_says_which_rewards_were_trained(html):
     words = visible(html)
     assert "▲ The held-out reward rose." in words
