@@ -132,6 +132,10 @@ class RunningMean:
         decay = min(self._limit, (1 + self._updates) / (10 + self._updates))
         torch._foreach_lerp_(self._mean, list(self._module.parameters()), 1 - decay)
 
+    def copy(self) -> list[Tensor]:
+        """Return the mean as it is now."""
+        return [weight.clone() for weight in self._mean]
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the module holds the mean; afterwards its own weights again."""

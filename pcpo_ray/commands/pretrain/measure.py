@@ -7,13 +7,13 @@ every caption with one fact changed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pcpo_ray.commands.pretrain import shapes_world, vae
 from pcpo_ray.commands.pretrain.loop import RunningMean
@@ -56,25 +56,47 @@ def saving(
     """Return what follows each step: the mean of the `trained` weights goes on, and is saved and measured now and then.
 
     That is every SAVE_EVERY steps, at the end, and as often as the world's bar for this part is looked at. It returns
-    True once that bar is reached. Without a bar, `seen` held-out captions are looked at.
+    True once that bar is reached, with weights drawn back as the bar says. Without a bar, `seen` held-out captions are
+    looked at.
     """
     folder, bar = out / f"{world.name}-{part}", world.bars.get(part)
+    earlier = mean.copy()
+
+    def look(when: str) -> float:
+        shares = accuracy(world, pipeline, bar.count if bar else seen, **(bar.sampling if bar else {}))
+        print(f"{folder.name} {when}, right in {summary(shares)}", flush=True)
+        return shares["all"]
 
     def after_step(step: int) -> bool:
+        nonlocal earlier
         mean.update()
         if step % (bar.every if bar else SAVE_EVERY) and step != steps:
             return False
         trained.eval()
         with mean.applied():
-            shares = accuracy(world, pipeline, bar.count if bar else seen, **(bar.sampling if bar else {}))
-            reached = bar is not None and shares["all"] >= bar.right
+            right = look(f"after {step} steps")
+            reached = bar is not None and right >= bar.good
+            if bar is not None and right <= bar.early:
+                earlier = mean.copy()
+            if bar is not None and reached:
+                draw_back(trained, earlier, bar.kept, look)
             if reached or step % SAVE_EVERY == 0 or step == steps:
                 pipeline.save_pretrained(folder)
         trained.train()
-        print(f"{folder.name} after {step} steps, right in {summary(shares)}", flush=True)
         return reached
 
     return after_step
+
+
+@torch.no_grad()
+def draw_back(trained: nn.Module, earlier: Sequence[Tensor], kept: float, look: Callable[[str], float]) -> None:
+    """Mix the weights with earlier ones: of the mixtures in steps of 5%, the earliest in which `kept` are right."""
+    last = [parameter.detach().clone() for parameter in trained.parameters()]
+    for hundredths in range(5, 105, 5):
+        for parameter, before, after in zip(trained.parameters(), earlier, last, strict=True):
+            parameter.copy_(torch.lerp(before, after, hundredths / 100))
+        if look(f"with {hundredths}% of its last weights") >= kept:
+            return
 
 
 @torch.no_grad()

@@ -18,16 +18,24 @@ Shares = Mapping[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """Where the training of a base model ends, however many steps are left: good, and with something left to learn."""
+    """The end of a base model's training, and how far it is drawn back, so that something is left to learn.
 
-    right: float
-    """The fraction of images that are right in all, from which on it ends."""
+    It is trained until nearly all is right. What is kept is a mixture of those weights and of earlier ones, in which
+    less is right: weights that are merely stopped there are rougher, and alignment improves them less.
+    """
+
+    good: float
+    """The fraction of images right in all at which training ends."""
+    early: float
+    """The fraction up to which the weights of a look are remembered, as the earlier ones."""
+    kept: float
+    """The fraction from which on a mixture is kept."""
     count: int
-    """The held-out captions that are looked at."""
+    """The held-out captions of a look."""
     every: int
     """The steps from one look to the next."""
     sampling: Mapping[str, Any]
-    """The pipeline's arguments that the images are sampled with, where they are not measure's own."""
+    """The pipeline's arguments for a look, where they are not measure's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,7 @@ class World:
     steps: Mapping[str, int]
     """The steps of each model's training, by part."""
     bars: Mapping[str, Bar]
-    """Where the training of a part ends before its last step; parts that are not named take all their steps."""
+    """The ends of parts that may be trained for fewer steps; parts that are not named take all of theirs."""
     reading_steps: int
 
     @property

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pcpo_ray.commands.pretrain import clip, flux, sd, shapes_world, vae, words_world
 from pcpo_ray.commands.pretrain.loop import Muon, RunningMean, orthogonalised, rate_factor
-from pcpo_ray.commands.pretrain.measure import rebuilt
+from pcpo_ray.commands.pretrain.measure import draw_back, rebuilt
 from pcpo_ray.commands.pretrain.shapes_world import ONE_THING
 from pcpo_ray.commands.pretrain.world import Bar
 from pcpo_ray.shapes.captions import COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES
@@ -89,15 +89,30 @@ def test_two_steps_of_a_base_model_write_a_pipeline_that_diffusers_loads(world, 
         assert lengths(folder) == pytest.approx({name: LENGTHS[name] for name in lengths(folder)}, rel=1e-5)
 
 
-@pytest.mark.parametrize(("right", "ended"), [(0.0, "2"), (0.01, "4")])
-def test_a_base_model_that_reaches_its_bar_is_written_and_trained_no_further(out, capsys, right, ended):
+@pytest.mark.parametrize(("good", "last"), [(0.0, "with 5% of its last weights"), (0.01, "after 4 steps")])
+def test_a_base_model_that_reaches_its_bar_is_drawn_back_and_written(out, capsys, good, last):
     unet = out / "words-sd" / "unet"
     shutil.rmtree(unet, ignore_errors=True)
-    bar = Bar(right=right, count=2, every=2, sampling={"num_inference_steps": 1, "guidance_scale": 1.0})
+    sampling = {"num_inference_steps": 1, "guidance_scale": 1.0}
+    bar = Bar(good=good, early=0.0, kept=0.0, count=2, every=2, sampling=sampling)
     sd.train(dataclasses.replace(WORDS_WORLD, bars={"sd": bar}), out, 0, steps=4, images=16)
-    *_, last = (line for line in capsys.readouterr().out.splitlines() if "right in" in line)
-    assert last.startswith(f"words-sd after {ended} steps, right in all 0%")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "right in" in line]
+    assert len(lines) == 2 and lines[-1].startswith(f"words-sd {last}, right in all 0%")
     assert load_file(unet / "diffusion_pytorch_model.safetensors")
+
+
+def test_the_earliest_mixture_in_which_enough_is_right_is_kept():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(layer.weight, 4.0)
+    told = []
+
+    def look(when):
+        told.append(when)
+        return layer.weight.item() / 4
+
+    draw_back(layer, [torch.full((1, 1), 2.0)], 0.55, look)
+    assert layer.weight.item() == pytest.approx(2.2)
+    assert told == ["with 5% of its last weights", "with 10% of its last weights"]
 
 
 def test_two_steps_of_clip_write_a_folder_that_open_clip_loads(tmp_path):
