@@ -94,7 +94,7 @@ WORLD = World(
     unet_channels=(48, 96),
     steps={"vae": 6000, "sd": 3000, "flux": 3000},
     # As the recipes sample. With all steps OCR reads nine words in ten of words-sd, and alignment has nothing to teach;
-    # words-flux reads 69% after 2,750.
+    # words-flux reads 72%.
     bars={
         "sd": BAR(good=0.85, sampling={"num_inference_steps": 8, "guidance_scale": 1.0}),
         "flux": BAR(good=0.6, sampling={"num_inference_steps": 8, "true_cfg_scale": 1.0}),
