@@ -14,6 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # others would each import torch first
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would starve them beside another file's tests
 os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="hidden", AWS_EC2_METADATA_DISABLED="true")
 
@@ -40,10 +41,21 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup does: commands
 
 
 LONGEST = (
+    "chaos/test_chaos.py",
     "fuzz/test_configs.py",
     "models/test_kernels.py",
-    "training/test_loop.py",
+    "chaos/test_vanished.py",
     "commands/plan/test_plan.py",
+    "chaos/test_operate.py",
+    "recipes/test_recipes.py",
+    "workers/learner/test_ranked.py",
+    "recipes/test_cards.py",
+    "chaos/test_drawn.py",
+    "recipes/test_switches.py",
+    "cluster/test_faults_lost.py",
+    "commands/test_api_page.py",
+    "cluster/test_learner.py",
+    "training/test_loop.py",
     "models/test_families.py",
     "training/test_endings.py",
     "workers/learner/test_lent.py",

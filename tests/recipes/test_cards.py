@@ -6,6 +6,7 @@ import pytest
 
 from pcpo_ray.commands.plan import gpus, roles, stand_ins
 from pcpo_ray.config import files, recipes
+from tests.support.as_they_are import AS_THEY_ARE
 
 pytestmark = [pytest.mark.recipes, pytest.mark.timeout(900)]
 
@@ -32,7 +33,7 @@ def test_a_recipe_takes_what_it_says_and_fits_the_card(name, card):
     check(name, words[3:], claimed, CARDS[card])
 
 
-@pytest.mark.parametrize("name", ["klein4b_pcpo_pickscore", "zimage_pcpo_hpsv21", "qwen_pcpo_ocr"])
+@pytest.mark.parametrize("name", AS_THEY_ARE)
 def test_a_recipe_as_it_is_takes_what_it_says_and_fits_eight_cards(name):
     (said,) = re.findall(r"On eight 80 GB cards, as it is; plan: (.*?) GiB\.", recipes.text(name))
     claimed = {role: float(size) for role, size in re.findall(r"(\w+) ([\d.]+)", said)}

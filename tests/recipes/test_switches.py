@@ -9,6 +9,8 @@ from tests.support.two_steps import SMALLER, two_steps
 pytestmark = pytest.mark.recipes
 
 CONFIGS = ROOT / "configs"
+FEW = ["sampling.steps=8", "evaluation.quality.neighbours=2", "evaluation.quality.reference.count=16"]
+"""Neighbours of four images; the flow recipe has 16 steps of its own."""
 
 SWITCHES = {
     "kl": ["objective.kl=0.01"],
@@ -49,6 +51,5 @@ SWITCHES_OF_FLOW = {
     ],
 )
 def test_a_switch_runs_on_the_embedded_world(config, switch, tmp_path):
-    few = "evaluation.quality.neighbours=2"  # of four images
-    run = files.load(CONFIGS / f"{config}.yaml", [*SMALLER, few, *{**SWITCHES, **SWITCHES_OF_FLOW}[switch]])
+    run = files.load(CONFIGS / f"{config}.yaml", [*SMALLER, *FEW, *{**SWITCHES, **SWITCHES_OF_FLOW}[switch]])
     assert len(two_steps(run, tmp_path / "run", local=True)) == 2

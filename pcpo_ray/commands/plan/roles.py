@@ -238,7 +238,10 @@ def evaluating(run: Run, *, gpu: bool) -> dict[str, int]:
     """Return the phase of an evaluation with its own sampling; nothing if it samples as training does."""
     if run.evaluation.sampling is None:
         return {}
-    model = sizes.hollow_of(run, run.evaluated)
+    # neither changes a prediction's size, and a model that is the same is made once
+    trained = run.sampling
+    alike = replace(run.evaluated, steps=trained.steps, detach_unconditional=trained.detach_unconditional)
+    model = sizes.hollow_of(run, alike)
     images = max(run.rollout.images, run.evaluation.images)  # evaluation.tasks fills a group
     rows = run.sampling.together(images)
     texts = images * size_of(*model.encoded[0].values())
