@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
+from pcpo_ray.commands import wrapped
 from pcpo_ray.commands.look import CLUSTER_VARIABLES, Address, known_name, list_runs, status
 from pcpo_ray.errors import ClusterError, RunError
 from pcpo_ray.runs import look
@@ -98,7 +100,7 @@ def submit(
     _print(f"submitted job {job} with {size:.1f} MiB of files; what may be done with it:")
     there = f"{run.name} --address {where}"
     for command in ("status {} --watch", "scale {} --samplers 2", "stop {}", "logs {} --follow"):
-        _print(f"  pcpo-ray {command.format(there)}")
+        print(f"  pcpo-ray {command.format(there)}", flush=True)
     if follow:
         _follow(client, job, f"pcpo-ray logs {there} --follow")
 
@@ -297,7 +299,7 @@ def _events(found: Callable[[], Mapping[str, Any]], follow: bool, *, as_json: bo
         for row in found.get("events", ()):
             if (whole := text(row)) not in told:
                 told.add(whole)
-                _print(whole if as_json else line(row))
+                print(whole, flush=True) if as_json else _print(line(row))
 
     _each(found, follow, show)
 
@@ -326,7 +328,7 @@ def _wanted(status: Mapping[str, Any], what: str) -> int:
 
 
 def _print(line: str) -> None:
-    print(line, flush=True)
+    wrapped.say(Console(file=sys.stdout), line)
 
 
 def _write(text: str) -> None:

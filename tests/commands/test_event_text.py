@@ -64,6 +64,17 @@ def test_the_events_of_a_run_in_a_folder_need_no_cluster(command, run):
     assert status == 0 and [json.loads(row) for row in said.splitlines()] == run
 
 
+def test_in_a_narrow_terminal_an_event_breaks_between_words(command, run, monkeypatch):
+    whole = command("logs", "small", "--events")[1]
+    as_json = command("logs", "small", "--events", "--json")[1]
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "40"}.items():
+        monkeypatch.setenv(name, value)
+    status, said, errors = command("logs", "small", "--events")
+    assert (status, errors) == (0, "") and said != whole and said.split() == whole.split()
+    assert all(len(row) <= 40 for row in said.splitlines())
+    assert command("logs", "small", "--events", "--json") == (0, as_json, "")
+
+
 def test_a_jobs_log_is_no_json(command, run):
     status, _, errors = command("logs", "small", "--json")
     assert status == 1 and "got --json without --events" in errors
