@@ -63,7 +63,7 @@ def train(
         ),
     ] = None,
     log_level: Annotated[
-        str, typer.Option(metavar="LEVEL", help="The least grave lines to print: debug, info, warning or error.")
+        str, typer.Option(metavar="LEVEL", help="The lowest level of lines to print: debug, info, warning or error.")
     ] = "info",
     log_json: Annotated[
         bool, typer.Option("--log-json", help="Print a JSON object a line, also on a terminal.")
