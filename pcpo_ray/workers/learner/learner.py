@@ -69,8 +69,7 @@ class Learner:
         optimization = run.optimizer
         optimizer = optimizers.make(optimization, self.masters.values)
         self.learning_rate = LearningRate(run)
-        wanted = optimization.micro_batch
-        self.micro_batch = None if wanted == "auto" else wanted
+        self.micro_batch = None if optimization.micro_batch == "auto" else optimization.micro_batch
         self.accelerator = Accelerator(mixed_precision=optimization.mixed_precision, cpu=device.type == "cpu")
         self.policy.denoiser.module, self.optimizer = self.accelerator.prepare(self.policy.denoiser.module, optimizer)
         if optimization.compile:
