@@ -3,8 +3,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off
-# three files at a time, in the order of tests/conftest.py: on two cores, as one in eight seconds of a test is waiting
-FILES := -n 3 --dist loadfile --no-loadscope-reorder
+# files at a time, in the order of tests/conftest.py: three on two cores, as tests also wait; two where each has a cluster
+FILES := --dist loadfile --no-loadscope-reorder
 # the networks that read the demo's words
 READERS := ocr,ddddocr
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell command -v $(p) >/dev/null 2>&1 && \
@@ -16,18 +16,18 @@ demo: $(VENV)/.installed
 	$(BIN)/pcpo-ray train words_pcpo name=demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.installed-test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(FILES) -m 'not ray and not recipes and not chaos'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(FILES) -m 'ray and not recipes and not chaos'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 $(FILES) -m 'not ray and not recipes and not chaos'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(FILES) -m 'ray and not recipes and not chaos'
 
 recipes: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(FILES) -m recipes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(FILES) -m recipes
 
 chaos: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(FILES) -m chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(FILES) -m chaos
 
 # both: what takes minutes
 slow: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(FILES) -m 'recipes or chaos'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(FILES) -m 'recipes or chaos'
 
 # configs drawn anew each time, so many of each model and test; one that fails is printed as overrides
 fuzz: $(VENV)/.installed-test
