@@ -66,7 +66,7 @@ def _note_changes(folder: Path, run: config.Run, say: Say) -> None:
     """Say which files are not what the run began with. Raises RunError if its prompts are among them."""
     for line in opening.changed_inputs(folder, inputs.of_run(run)):
         if line.startswith("prompts."):
-            raise RunError(f"{line}, and it says what is held out; give it back")
+            raise RunError(f"{line}, and it says what is held out; put that file back")
         say(f"note: {line}")
 
 

@@ -83,7 +83,7 @@ def list_runs(
     address: Address = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, one array.")] = False,
 ) -> None:
-    """List the runs in a folder, and those of a cluster if its address is given: state, step, reward, age."""
+    """List the runs in a folder, and those of a cluster if its address is given: state, step, reward, change, age."""
     show_list(folder or runs, address if _given(context) else None, as_json=as_json)
 
 
@@ -264,16 +264,25 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     from pcpo_ray.runs.lines import shown as number
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("run", "state", "step", "reward", "heard", "where"):
+    for name in ("run", "state", "step", "reward", "change", "heard", "where"):
         table.add_column(
             name, overflow="fold" if name in ("run", "where") else "ellipsis", no_wrap=name not in ("run", "where")
         )
     for row in rows:
         steps = f"{row['step']}/{row['steps']}" if row.get("steps") else "-"
         place = row["place"] or f"job {row.get('job', '')}"
-        values = (row["run"], row["state"], steps, number(row.get("reward"), ".3f"), duration(row["age"]), place)
+        reward, change = number(row.get("reward"), ".3f"), _changed(row.get("change"))
+        values = (row["run"], row["state"], steps, reward, change, duration(row["age"]), place)
         table.add_row(*(Text(str(value)) for value in values))
     Console(file=sys.stdout).print(table)
+
+
+def _changed(change: Mapping[str, float | None] | None) -> str:
+    from pcpo_ray.commands.status_text import direction
+
+    if change is None or (mean := change.get("mean")) is None:
+        return "-"
+    return f"{mean:+.2g} {direction(change) or ''}".rstrip()
 
 
 def known_name(name: str, runs: str = look.RUNS) -> str:

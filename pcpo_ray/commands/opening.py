@@ -42,7 +42,7 @@ def resume(home: RunFolder, run: config.Run, say: Callable[[str], None]) -> tupl
         detail = [f"another config: {_some(changed.config)}"] if changed.config else []
         detail += [f"other files: {_some(changed.files)}"] if changed.files else []
         raise RunError(
-            f"{home.place} was started with {' and '.join(detail)}; give it back, or start under another name"
+            f"{home.place} was started with {' and '.join(detail)}; put it back as it was, or start under another name"
         )
     alarm = monitors.ending(folder)
     if alarm and read(folder).monitors == run.monitors:

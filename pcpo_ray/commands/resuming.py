@@ -42,5 +42,6 @@ def check_config(run: config.Run, runs: str, *, otherwise: str) -> None:
     changed = [f"{key} {text}" for key, text in found.items() if not f"{key}.".startswith(free) and "/" not in text]
     if changed:
         raise RunError(
-            f"{folder} was started with another config: {'; '.join(changed[:SHOWN])}; give it back, or {otherwise}"
+            f"{folder} was started with another config: {'; '.join(changed[:SHOWN])}; put it back as it was, or "
+            f"{otherwise}. The run itself goes on with: {look.continuing(folder)}"
         )

@@ -52,6 +52,7 @@ def _subjects(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "run", f"{status['run']}: {state}, step {step} of {steps or '?'}{left}"
     yield "error", status.get("error", "")
     yield "reward", _reward(status)
+    yield "change", _change(status.get("change"))
     for role in ("samplers", "scorers"):
         if not ended and role in status:
             yield role, _pool(status[role])
@@ -106,6 +107,24 @@ def _reward(status: Mapping[str, Any]) -> str:
         means = ", ".join(f"{name} {shown(mean)}" for name, mean in status["evaluated"].items() if name != "reward")
         found.append(f"evaluated at step {status['evaluated_step']}: {means}")
     return "; ".join(found)
+
+
+def _change(change: Mapping[str, float] | None) -> str:
+    if change is None or change.get("mean") is None:
+        return ""
+    sign, low, high = direction(change), change.get("low"), change.get("high")
+    if sign is None:
+        return f"the evaluated reward by {change['mean']:+.3g} since the start, on too few prompts for an interval"
+    told = {"▲": "rose", "▼": "FELL", "◆": "did not clearly change"}[sign]
+    return f"the evaluated reward {told} since the start: {change['mean']:+.3g} (95% {low:+.2g} to {high:+.2g})"
+
+
+def direction(change: Mapping[str, float | None]) -> str | None:
+    """Return ▲ for a change whose interval lies above 0, ▼ for one below, ◆ for one around it; None without one."""
+    low, high = change.get("low"), change.get("high")
+    if low is None or high is None:
+        return None
+    return "▲" if low > 0 else "▼" if high < 0 else "◆"
 
 
 def _in_flight(status: Mapping[str, Any]) -> str:

@@ -74,7 +74,13 @@ KINDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "coefficients_preserving": ("cps", "flow_cps"),
     },
     "optimizer": {"adamw": ("adam",), "adamw8bit": ("adam8bit", "adamw_8bit", "8bit", "paged_adamw8bit")},
-    "rewards": {"clip_score": ("clip", "clipscore"), "hps_v2.1": ("hps", "hpsv2", "hpsv21"), "ocr": ("text",)},
+    "rewards": {
+        "clip_score": ("clip", "clipscore"),
+        "hps_v2.1": ("hps", "hpsv2", "hpsv21"),
+        "ocr": ("text",),
+        "{kind: ocr, score: exact, detect: false}": ("ocr_exact",),
+        "{kind: ocr, score: ctc, detect: false}": ("ocr_ctc",),
+    },
     "model": {
         "stable_diffusion": ("sd", "sd1", "sd14", "sd15", "sd1.5", "sd2", "sd21"),
         "sd3": ("sd35", "sd3.5", "sd35m"),

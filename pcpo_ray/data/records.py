@@ -207,9 +207,10 @@ class StartingStatus:
 class RunStatus(StartingStatus):
     """The status of a run that goes on or has ended.
 
-    `reward`, `reward_std`, `seconds`, `samples_per_second`, `idle` and `sample_age` are the last step's; `evaluated`
-    holds the means of the last evaluation. `ages` counts the groups begun and not learned by how many versions behind
-    the newest weights they are sampled. `versions` are what each sampler last sampled with (None: nothing yet).
+    `reward`, `reward_std`, `seconds`, `samples_per_second`, `idle` and `sample_age` are the last step's. `evaluated`
+    holds the means of the last evaluation, and `change` how its reward has changed since the first one. `ages` counts
+    the groups begun and not learned by how many versions behind the newest weights they are sampled. `versions` are
+    what each sampler last sampled with (None: nothing yet).
     `done` are the requests carried out last.
     """
 
@@ -218,6 +219,7 @@ class RunStatus(StartingStatus):
     reward_std: float | None
     evaluated: Mapping[str, float | None]
     evaluated_step: int | None
+    change: Mapping[str, float | None] | None
     seconds: float | None
     samples_per_second: float | None
     idle: Mapping[str, float]

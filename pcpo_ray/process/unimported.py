@@ -85,6 +85,10 @@ def _found(key: str, path: str, module: str) -> ModuleSpec | None:
                 open_ended = (source := _source(key, path, spec)) is None or not source.tells
             if open_ended:
                 return None
+            if part == "py":
+                raise ConfigError(
+                    f"{key}: got {path!r}, a file's name (did you mean {path.replace('.py:', ':', 1)}?); {EXPECTED}"
+                )
             there = {file.stem for folder in below for file in Path(folder).glob("*.py")}
             raise ConfigError(
                 f"{key}: got {path!r}, and there is no module '{spec.name}.{part}' in "

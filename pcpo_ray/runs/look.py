@@ -209,9 +209,7 @@ def _local(folder: Path, now: float) -> dict[str, Any] | None:
 
 
 def _read(folder: Path, now: float) -> dict[str, Any]:
-    kept = _json(folder / STATUS)
-    if (home := kept.get("folder")) and Path(home).resolve() != folder.resolve():  # moved or copied since
-        kept = {name: value for name, value in kept.items() if name not in ("again", "checkpoint")}
+    kept = _kept(folder)
     recorded = _recorded(folder)
     if recorded["step"] > kept.get("step", 0):  # the status is seconds old, and a killed process writes no later one
         kept = {name: value for name, value in kept.items() if name not in recorded}
@@ -255,6 +253,19 @@ def _stored(url: str, now: float) -> dict[str, Any] | None:
     return {**row, "place": shown(url), "again": row.get("again", ""), "stored": True}
 
 
+def _kept(folder: Path) -> dict[str, Any]:
+    """Return what a run's status.json says, without places if the folder was moved or copied since."""
+    found = _json(folder / STATUS)
+    if (home := found.get("folder")) and Path(home).resolve() != folder.resolve():
+        return {name: value for name, value in found.items() if name not in ("again", "checkpoint")}
+    return found
+
+
+def continuing(folder: Path) -> str:
+    """Return the command that continues the run in a folder: as it was started, if its status.json says how."""
+    return _kept(folder).get("again") or again(folder)
+
+
 def again(folder: Path) -> str:
     """Return a command that continues the run in a folder."""
     runs = [] if str(folder.parent) == RUNS else ["--runs", str(folder.parent)]
@@ -281,6 +292,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
         elif line.get("kind") == "evaluation":
             row["evaluated"] = {name: value.get("mean") for name, value in line.get("rewards", {}).items()}
             row["evaluated_step"] = line["step"]
+            row["change"] = line.get("changes", {}).get("reward")
     return row
 
 

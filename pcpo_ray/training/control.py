@@ -98,6 +98,7 @@ class Control:
             reward_std=None if last is None else last.reward_std,
             evaluated={} if evaluated is None else {name: value["mean"] for name, value in evaluated.rewards.items()},
             evaluated_step=None if evaluated is None else evaluated.step,
+            change=None if evaluated is None else (evaluated.changes or {}).get(config.TOTAL),
             seconds=None if last is None else last.seconds,
             samples_per_second=None if last is None else last.samples_per_second,
             idle={} if last is None else last.idle,

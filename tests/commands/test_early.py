@@ -19,6 +19,7 @@ MISTAKES = {
     "rewards={kind: aesthetic, head: h.pth, model: m}": "fetch it with: hf download camenduru/",
     "rewards=my_reward:Redness": "rewards.0.kind: got 'my_reward:Redness', and there is no module 'my_reward' in ",
     "advantage=mine.deep:one": "advantage.kind: got 'mine.deep:one', and there is no module 'mine' in ",
+    "rewards=my_rewards.py:Redness": "'my_rewards.py:Redness', a file's name (did you mean my_rewards:Redness?)",
     "rewards=my_rewards:Rednes": "my_rewards.py has no 'Rednes' (did you mean 'Redness'?)",
     "credit=my_rewards:Late": "credit.kind: got 'my_rewards:Late', and ",
     "objective=my_rewards:slope": "objective.kind: got 'my_rewards:slope', and ",

@@ -156,7 +156,8 @@ def test_list_and_status_without_a_name_are_a_table_or_json(command, run):
     status, said, _ = command("list")
     found = sorted(line.split()[:3] for line in said.splitlines()[1:])
     assert status == 0 and found == [["one", "finished", "3/6"], ["two", "stopped", "3/6"]]
-    assert command("status")[1].splitlines()[0].split() == ["run", "state", "step", "reward", "heard", "where"]
+    header = ["run", "state", "step", "reward", "change", "heard", "where"]
+    assert command("status")[1].splitlines()[0].split() == header
     rows = json.loads(command("list", "runs", "--json")[1])
     assert {row["run"]: row["state"] for row in rows} == {"one": "finished", "two": "stopped"}
 

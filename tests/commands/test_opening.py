@@ -78,7 +78,7 @@ def test_a_resumed_run_may_not_differ_in_what_made_its_past(small_sd, tmp_path, 
     with pytest.raises(RunError) as caught:
         opening.resume(LocalFolder(local=tmp_path / "run"), small.run(small_sd, **changes), pytest.fail)
     assert str(caught.value) == (
-        f"{tmp_path}/run was started with another config: {named}; give it back, or start under another name"
+        f"{tmp_path}/run was started with another config: {named}; put it back as it was, or start under another name"
     )
 
 
@@ -136,7 +136,7 @@ def test_a_run_is_not_resumed_with_other_files_and_they_are_named(small_sd, tmp_
         opening.resume(LocalFolder(local=tmp_path / "run"), asked(new), pytest.fail)
     assert str(caught.value) == (
         f"{tmp_path}/run was started with other files: {key}: {new / file} is not the file that the run began with; "
-        "give it back, or start under another name"
+        "put it back as it was, or start under another name"
     )
 
 
@@ -166,7 +166,7 @@ def test_of_many_files_that_changed_some_are_named_and_the_rest_counted(small_sd
     for path in files:
         path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(
-        RunError, match=rf"(?s)(.*began with; ){{{resuming.SHOWN}}}{len(files) - resuming.SHOWN} more; give it"
+        RunError, match=rf"(?s)(.*began with; ){{{resuming.SHOWN}}}{len(files) - resuming.SHOWN} more; put it"
     ):
         opening.resume(LocalFolder(local=tmp_path / "run"), small.run(model), pytest.fail)
 

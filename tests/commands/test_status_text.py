@@ -1,5 +1,7 @@
 """A status reads as what it says."""
 
+import pytest
+
 from pcpo_ray.commands.status_text import duration, lines
 
 STATUS = {
@@ -13,6 +15,7 @@ STATUS = {
     "reward_std": 0.05123,
     "evaluated": {"reward": 0.79, "clip_score": 0.7901},
     "evaluated_step": 10,
+    "change": {"mean": 0.0412, "low": 0.0101, "high": 0.0723},
     "seconds": 31.25,
     "idle": {"samplers": 0.204, "learner": 0.4},
     "sample_age": 0.5,
@@ -36,6 +39,7 @@ def test_a_status_is_a_line_a_subject():
     assert lines(STATUS) == [
         "run        spot: training, step 12 of 300, 31.2 s a step, 2.5 h left",
         "reward     0.8123 ± 0.051; evaluated at step 10: clip_score 0.7901",
+        "change     the evaluated reward rose since the start: +0.0412 (95% +0.01 to +0.072)",
         "samplers   3 wanted, 2 ready; weights: sampler-0 v12, sampler-4 none yet",
         "scorers    1 wanted, 1 ready",
         "in flight  9 groups; begun: 8 of age 0, 8 of age 1 (max_staleness 1); the last step's were 0.5 versions old",
@@ -94,3 +98,20 @@ def test_a_status_wider_than_the_terminal_goes_on_below_its_beginning():
     )
     path = "/runs/" + "x" * 100
     assert f"folder     {path}" in lines({**STATUS, "place": path}, width=60)  # to be copied whole
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ((-0.2, -0.3, -0.1), "the evaluated reward FELL since the start: -0.2 (95% -0.3 to -0.1)"),
+        ((0.2, -0.1, 0.5), "the evaluated reward did not clearly change since the start: +0.2 (95% -0.1 to +0.5)"),
+        ((0.2, None, None), "the evaluated reward by +0.2 since the start, on too few prompts for an interval"),
+    ],
+)
+def test_a_change_is_told_with_its_direction(change, said):
+    found = lines({**STATUS, "change": dict(zip(("mean", "low", "high"), change, strict=True))})
+    assert f"change     {said}" in found
+
+
+def test_before_a_second_evaluation_nothing_is_said_of_a_change():
+    assert not [line for line in lines({**STATUS, "change": None}) if line.startswith("change")]

@@ -74,6 +74,7 @@ MEANT = {
     'name="\\ud83d"': ["name is '\\ud83d'; expected letters that can be printed"],
     "name=-x": ["name is '-x'; expected letters that can be printed, no leading dash, as of an option"],
     "rewards=Redness": ["rewards.0.kind: got 'Redness'", "package.module:name", "as in my_module:Redness"],
+    "rewards=ocr_exact": ["rewards.0.kind: got 'ocr_exact' (did you mean {kind: ocr, score: exact, detect: false}"],
     "rewards=clip_scor": ["did you mean 'clip_score'?"],
     "credit=nativ": ["credit.kind: got 'nativ' (did you mean 'native'?)"],
     "prompts=shape": ["prompts.kind: got 'shape' (did you mean 'shapes'?)"],

@@ -70,7 +70,7 @@ def test_a_status_is_plain_data_and_agrees_with_the_record(small_sd, tmp_path):
     ):
         assert found[name] == last[key]
     assert found["evaluated"]["jpeg_compressibility"] == held_out["rewards"]["jpeg_compressibility"]["mean"]
-    assert found["evaluated_step"] == 3
+    assert found["evaluated_step"] == 3 and found["change"]["mean"] == held_out["changes"]["reward"]["mean"]
     assert found["checkpoint"] == str(checkpoints.folder_for(tmp_path / "run", 3))
     assert found["samplers"]["versions"] == {"sampler-0": 3}  # the last evaluation's
     assert found["in_flight"] == 0 and found["ages"] == {}

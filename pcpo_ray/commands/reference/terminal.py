@@ -32,24 +32,39 @@ def show(asked: str | None, console: Console) -> None:
 
 
 def chosen(asked: str | None) -> list[Key | Kind]:
-    """Choose the keys to print: those at the top, or one with all below it. Raises ConfigError for an unknown one."""
+    """Choose the keys to print: those at the top, or one with all below it; of `credit.kind` the kinds alone.
+
+    Raises ConfigError for an unknown key.
+    """
     every = list(every_key())
     if asked is None:
         return [one for one in every if isinstance(one, Key) and "." not in one.path]
-    wanted = ".".join(ITEM if part.isdigit() else part for part in asked.split("."))
-    found = [one for one in every if one.path == wanted or one.path.startswith(f"{wanted}.")]
+    wanted = _placeless(asked)
+    found = [one for one in every if f"{_placeless(one.path)}.".startswith(f"{wanted}.")]
+    if not found:
+        mapping, dot, last = wanted.rpartition(".")
+        found = [
+            one for one in every if isinstance(one, Kind) and dot and (_placeless(one.path), "kind") == (mapping, last)
+        ]
     if not found:
         raise ConfigError(f"no key {asked!r} in a config{_guess(wanted)}; pcpo-ray config lists those at the top")
     return found
 
 
+def _placeless(path: str) -> str:
+    """Leave places in lists out of a path."""
+    return ".".join(part for part in path.split(".") if part != ITEM and not part.isdigit())
+
+
 def _guess(wanted: str) -> str:
     """Give ` (did you mean ...?)` for the keys that an unknown path may mean, or nothing."""
-    paths = [one.path for one in every_key() if isinstance(one, Key)]
+    paths = [one.path if isinstance(one, Key) else f"{_placeless(one.path)}.kind" for one in every_key()]
     top = nearest_name(wanted, [path for path in paths if "." not in path], least=ALIKE)
-    found = [*([top] if top else []), *keys_elsewhere(wanted.rpartition(".")[2])]
+    mapping, _, last = wanted.rpartition(".")
     near = nearest_name(wanted, paths)
-    guesses = list(dict.fromkeys(found))[:MEANT] if found else [near] if near else []
+    beside = [near] if near and near.rpartition(".")[0] == mapping else []
+    found = list(dict.fromkeys([*([top] if top else []), *beside, *keys_elsewhere(last)]))
+    guesses = found[:MEANT] or ([near] if near else [])
     return f" (did you mean {' or '.join(guesses)}?)" if guesses else ""
 
 
