@@ -34,7 +34,7 @@ def after(found: RunResult, continuing: str) -> list[str]:
     if not any(isinstance(reward, config.CustomReward) for reward in run.rewards):
         lines["train for a reward of yours, a class with score(images, prompts) in my_rewards.py"] = _with(
             [word for word in shlex.split(continuing) if word != "--resume"],
-            [f"name={run.name}-mine", "rewards=my_rewards:MyReward"],
+            [f"name={run.name}-own-reward", "rewards=my_rewards:MyReward"],
         )
     return ["next:", *(line for what, how in lines.items() for line in (f"  {what}:", f"    {how}"))]
 

@@ -75,7 +75,7 @@ def check_prompts(run: config.Run) -> None:
         if reward.name in trained or run.evaluation.train_count:
             rewards.check_prompts(reward, training.texts, training.origin)
     if strange := _unread(run, run.rewards):
-        raise PromptError(f"{strange}, so that there is nothing to train on; give another reward, or mend the prompts")
+        raise PromptError(f"{strange}, so that there is nothing to train on; give another reward, or fix the prompts")
 
 
 def _unread(run: config.Run, asked: Sequence[config.Reward]) -> str:
@@ -110,7 +110,7 @@ def warnings(run: config.Run) -> list[str]:
             "watch them with evaluation.rewards=[{kind: grid}], or leave vae_tiling out"
         )
     if strange := _unread(run, run.evaluation.rewards):
-        found.append(f"warning: {strange}; leave them out of evaluation.rewards, or mend the prompts")
+        found.append(f"warning: {strange}; leave them out of evaluation.rewards, or fix the prompts")
     if run.only_pairwise:
         found.append(
             f"warning: {run.rewards[0].name} compares the images of one prompt, so its mean is the same whatever is "

@@ -101,7 +101,7 @@ def _run(
             with contextlib.suppress(RunError):  # the disk may be full, which is then what failed
                 recorder.event("failed", error=str(error))
                 recorder.push()
-        if not resumed and (not started or _scored_nothing(error, recorder)):  # the same command must work once mended
+        if not resumed and (not started or _scored_nothing(error, recorder)):  # the same command must work once fixed
             recorder.close()
             with contextlib.suppress(TakenOverError):
                 recorder.home.discard()
@@ -153,7 +153,7 @@ def _loop(order: Order, recorder: Recorder, step: int | None, stages: Stages, di
             loop.train()
     except Exception as error:
         if not isinstance(error, TakenOverError) and (saved := loop.progress.saved) is not None:
-            display.say(f"step {saved} is saved; once that is mended, continue with: {order.continuing}")
+            display.say(f"step {saved} is saved; once that is fixed, continue with: {order.continuing}")
         raise
 
 
@@ -165,5 +165,7 @@ def _report(home: RunFolder, display: Display) -> None:
         write(home.local)
         home.push_records()
     except KeyboardInterrupt:
-        display.say(f"the run is whole, its page is not; write it with: pcpo-ray report {shlex.quote(home.place)}")
+        display.say(
+            f"the run is complete, its report is not written; that does: pcpo-ray report {shlex.quote(home.place)}"
+        )
         raise

@@ -278,7 +278,11 @@ def set_key(data: dict[str, Any], override: str) -> None:
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise ConfigError(f"override {override!r}: {'.'.join(parents)} is {node!r}, which has no keys")
+        where = ".".join(parents)
+        raise ConfigError(
+            f"override {override!r}: {where} is {node!r}, which has no keys; for a kind with keys of its own give "
+            f"{where}.kind={node}"
+        )
 
 
 def _override(override: str) -> tuple[str, Any]:

@@ -124,7 +124,7 @@ def _source(key: str, path: str, spec: ModuleSpec) -> Source | None:
         return Source(file, ast.parse(file.read_bytes()))
     except SyntaxError as error:
         raise ConfigError(
-            f"{key}: got {path!r}, and {file}, line {error.lineno} is not Python: {error.msg}; mend it"
+            f"{key}: got {path!r}, and {file}, line {error.lineno} is not Python: {error.msg}; fix it"
         ) from None
     except (OSError, ValueError, RecursionError):  # the import will say what is wrong
         return None

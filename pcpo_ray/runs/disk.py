@@ -37,7 +37,7 @@ def writing(path: Path) -> Iterator[None]:
         if isinstance(error, SafetensorError) and not number:
             raise
         cause = getattr(error, "strerror", None) or error
-        remedy = REMEDIES.get(number, "mend that")
+        remedy = REMEDIES.get(number, "fix that")
         raise RunError(f"{path} cannot be written: {cause}; {remedy}, then go on with --resume") from error
 
 

@@ -320,9 +320,7 @@ class Storage:
     def _error(self, error: Exception, done: str) -> RunError:
         text = str(error).strip() or type(error).__name__
         cause = text.splitlines()[0].partition(" (Request ID")[0]
-        remedy = next(
-            (remedy for words, remedy in REMEDIES.items() if any(word in text for word in words)), "mend that"
-        )
+        remedy = next((remedy for words, remedy in REMEDIES.items() if any(word in text for word in words)), "fix that")
         endpoint = dict(parse_qsl(self.parts.query)).get("endpoint_override")
         at = f" (endpoint {endpoint})" if endpoint else ""
         away = any(word in text for word in (*UNREACHED, *BUSY))

@@ -88,7 +88,7 @@ def read(folder: Path) -> Token | None:
         except OSError as error:
             if error.errno != errno.ESTALE:  # replaced on another machine while it was read
                 raise RunError(
-                    f"{folder / WRITER} cannot be read: {error}; mend that, then go on with --resume"
+                    f"{folder / WRITER} cannot be read: {error}; fix that, then go on with --resume"
                 ) from error
     return None
 
@@ -115,7 +115,7 @@ def lock(folder: Path) -> None:
         if error.errno in NO_LOCKS:
             return
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise RunError(f"{path} cannot be locked: {error}; mend that, then go on with --resume") from error
+            raise RunError(f"{path} cannot be locked: {error}; fix that, then go on with --resume") from error
         token = read(folder)
         if token is None or token.machine == _machine():
             raise RunError(

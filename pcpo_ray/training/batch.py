@@ -62,7 +62,7 @@ def training_batch(
     if not whole:
         raise RewardError(
             f"step {step}: scores are missing in all of {counted(len(scored), 'group')}, so there is nothing to learn "
-            f"from: {why(scored[0].failures)}; mend the reward or its server"
+            f"from: {why(scored[0].failures)}; fix the reward or its server"
         )
     weights = {reward.name: reward.weight for reward in run.rewards}
     totals = _scores(whole, weights)

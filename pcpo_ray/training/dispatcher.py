@@ -313,5 +313,5 @@ class Dispatcher:
         if self.failed_in_a_row > self.failures:
             self.exhausted = RewardError(
                 f"scores are missing in {counted(self.failed_in_a_row, 'group')} in a row (rollout.reward_failures="
-                f"{self.failures}): {why(scored.failures)}; mend the reward or its server"
+                f"{self.failures}): {why(scored.failures)}; fix the reward or its server"
             )

@@ -116,7 +116,7 @@ def check_scored(run: config.Run, scored: Sequence[Scored]) -> None:
             raise RewardError(
                 f"the reward {reward.name} scored none of the first evaluation's "
                 f"{counted(len(scored) * run.evaluation.images, 'image')}, so there is nothing to train on: "
-                f"{'; '.join(sorted(causes)[:SHOWN])}; mend it, so that it returns a number for what it can score"
+                f"{'; '.join(sorted(causes)[:SHOWN])}; fix it, so that it returns a number for what it can score"
             )
 
 

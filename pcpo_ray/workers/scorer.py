@@ -56,7 +56,7 @@ class Scorer:
             except Exception as error:  # a reward may raise anything
                 raise RewardError(
                     f"the reward {name} was asked about two drawn images before the run, and failed: "
-                    f"{plugins.explained(error)}; mend it, or let it return nan for an image that it cannot score"
+                    f"{plugins.explained(error)}; fix it, or have it return nan for an image that it cannot score"
                 ) from error
 
     def score(

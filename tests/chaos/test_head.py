@@ -34,7 +34,7 @@ def check_end(status, said, folder, seconds):
     named = f"the head of the Ray cluster did not answer for {seconds}"
     assert status == 1 and f"failed: {named}" in said, said
     step = names.step_of(checkpoints.newest(folder, pytest.fail).name)
-    assert f"step {step} is saved; once that is mended, continue with: " in said, said
+    assert f"step {step} is saved; once that is fixed, continue with: " in said, said
     found = look.look(str(folder))
     assert found and found["state"] == "failed" and named in found["error"]
 

@@ -92,7 +92,7 @@ def test_a_reward_that_scores_nothing_ends_a_run_in_words_and_leaves_none(comman
     path.write_text(files.dump(small.run(small_sd, steps=1)))
     for setting in ("rollout.reward_failures=3", "rollout.reward_failures=99"):
         status, _, errors = command("train", path, "rewards=mine:Nan", setting, "--local")
-        assert status == 1 and " scores are not finite, such as nan; mend " in errors and "{" not in errors
+        assert status == 1 and " scores are not finite, such as nan; fix " in errors and "{" not in errors
         assert not (tmp_path / "runs" / "small").exists()
     assert "scored none of the first evaluation's" in errors
 

@@ -88,7 +88,7 @@ def test_what_to_do_next_is_a_command_each(small_sd, tmp_path, kind):
     assert f"pcpo-ray sample {folder} 'a" in text and "--compare" in text
     assert ("load_lora_weights" if kind == "lora" else "from_pretrained") in text and "step-000002" in text
     assert "pcpo-ray train a.yaml seed=1 steps=4 --local --resume" in text
-    assert "pcpo-ray train a.yaml steps=2 seed=1 name=small-mine rewards=my_rewards:MyReward --local" in lines[-1]
+    assert "pcpo-ray train a.yaml steps=2 seed=1 name=small-own-reward rewards=my_rewards:MyReward --local" in lines[-1]
     assert "--resume" not in lines[-1]  # another run, with this one's settings
 
 

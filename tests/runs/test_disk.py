@@ -24,7 +24,7 @@ def test_another_error_than_the_disks_stays_what_it_is(tmp_path):
 
 
 def test_a_cause_without_a_known_remedy_is_told_too(tmp_path):
-    message = r"rows.jsonl cannot be written: Input/output error; mend that"
+    message = r"rows.jsonl cannot be written: Input/output error; fix that"
     with pytest.raises(RunError, match=message), writing(tmp_path / "rows.jsonl"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

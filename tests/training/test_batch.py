@@ -44,9 +44,7 @@ def test_a_group_of_equal_scores_has_advantage_zero_and_is_counted(small_sd):
 
 
 def test_a_batch_without_one_whole_group_stops_the_run(small_sd):
-    with pytest.raises(
-        RewardError, match=r"scores are missing in all of 1 group, so there is nothing to learn.*; mend"
-    ):
+    with pytest.raises(RewardError, match=r"scores are missing in all of 1 group, so there is nothing to learn.*; fix"):
         training_batch(small.run(small_sd), scored([[1.0, float("nan")]]), {}, 1)
 
 

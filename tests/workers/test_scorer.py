@@ -144,7 +144,7 @@ def test_a_non_finite_score_is_missing_with_its_cause_and_others_stay(small_sd, 
     [
         (
             "raise",
-            r"Says was asked .* TimeoutError: no answer in 3 s \(.*test_scorer\.py, line \d+\); mend it",
+            r"Says was asked .* TimeoutError: no answer in 3 s \(.*test_scorer\.py, line \d+\); fix it",
         ),
         ([1, 2, 3, 4], r"scores of shape \(4,\) for 2 images"),
         ([1.0], r"scores of shape \(1,\) for 2 images"),

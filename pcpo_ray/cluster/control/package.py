@@ -116,7 +116,7 @@ def _packing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{error.filename or folder} cannot be packed for the job: {error.strerror or error}; mend that, or name "
+            f"{error.filename or folder} cannot be packed for the job: {error.strerror or error}; fix that, or name "
             "the file in .rayignore"
         ) from error
 

@@ -53,7 +53,7 @@ def tried(
                 tried="it scores the probe images",
                 verdict="failed",
                 detail=plugins.explained(error),
-                remedy="mend the reward, its files or its server",
+                remedy="fix the reward, its files or its server",
             )
         )
     return found

@@ -20,7 +20,7 @@ def health(record: Record) -> dict[str, Any]:
 
     of_groups = f"of {groups} groups"
     lines = [
-        counted(len(record.named("fault")), "fault", "faults", "of workers, mended under way"),
+        counted(len(record.named("fault")), "fault", "faults", "of workers, fixed under way"),
         counted(len(record.named("resumed")), "resume", "resumes", "from a checkpoint"),
         counted(len(record.named("failed")), "failure", "failures", "that ended the command"),
         counted(len(record.named("missing_scores")), "group", "groups", "with images that a reward gave no score"),

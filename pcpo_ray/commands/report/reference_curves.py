@@ -284,7 +284,7 @@ class Beside:
         more = len(self.differing) - len(shown)
         rest = f" and {counted(more, 'more key')}" if more else ""
         return (
-            f"No band of reference: this run is not {self.own.recipe}, whose {len(self.own.seeds)} seeds are on "
+            f"No reference band: this run is not {self.own.recipe}, whose {len(self.own.seeds)} seeds are on "
             f"record. It differs in {', '.join(shown)}{rest}."
         )
 

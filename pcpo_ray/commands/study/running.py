@@ -104,7 +104,7 @@ class Runner:
         finally:
             self._end(going)
         if failed:
-            raise StudyError("\n".join([f"{len(failed)} of {total} runs failed; mend that and start again:", *failed]))
+            raise StudyError("\n".join([f"{len(failed)} of {total} runs failed; fix that and start again:", *failed]))
 
     def _start(self, planned: Planned) -> Going:
         name = planned.run.name

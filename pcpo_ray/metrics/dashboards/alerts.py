@@ -108,7 +108,7 @@ ALERTS = (
         severity="critical",
         summary="{{ $labels.run }} has failed.",
         todo="The command's last line and the event `failed` in events.jsonl say why. What was learned so far is in "
-        "the newest checkpoint; mend the cause and continue with --resume.",
+        "the newest checkpoint; fix the cause and continue with --resume.",
         when="a run failed",
     ),
     Alert(

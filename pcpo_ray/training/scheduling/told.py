@@ -1,4 +1,4 @@
-"""Told: what a pool says of itself: lines about faults, notes, and counts of what was mended."""
+"""Told: what a pool says of itself: lines about faults, notes, and counts of what was fixed."""
 
 from collections import Counter
 

@@ -165,7 +165,7 @@ def test_a_run_that_is_not_its_recipe_has_no_band_and_is_told_why(shelf, tmp_pat
     shelf(curves("shapes_small", baseline="shapes_plain"))
     words, html = words_on(run_of(tmp_path, steady, *overrides))
     assert (
-        f"No band of reference: this run is not shapes_small, whose 3 seeds are on record. It differs in {said}."
+        f"No reference band: this run is not shapes_small, whose 3 seeds are on record. It differs in {said}."
     ) in words
     assert "This run's change is" not in words and "Beside other seeds" not in words and "beside-" not in html
 

@@ -164,4 +164,4 @@ def test_a_trained_run_is_drawn_over_curves_that_were_trained(command, tmp_path,
         r"Beside other seeds, the change of the held-out reward is \w+ the band of 3 seeds", words
     ), errors
     page = (tmp_path / "runs" / "shapes-small" / "report.html").read_text(encoding="utf-8")
-    assert "recipe, 3 seeds" in page and "No band of reference" not in page
+    assert "recipe, 3 seeds" in page and "No reference band" not in page
