@@ -1,6 +1,10 @@
 """Commands for what to do next when a run has ended: open its report, draw with it, load it, train on."""
 
+import os
 import shlex
+import shutil
+import sys
+from pathlib import Path
 
 from pcpo_ray import config
 from pcpo_ray.commands import resuming
@@ -36,7 +40,16 @@ def after(found: RunResult, continuing: str) -> list[str]:
             [word for word in shlex.split(continuing) if word != "--resume"],
             [f"name={run.name}-own-reward", "rewards=my_rewards:MyReward"],
         )
-    return ["next:", *(line for what, how in lines.items() for line in (f"  {what}:", f"    {how}"))]
+    return [f"next{_activation()}:", *(line for what, how in lines.items() for line in (f"  {what}:", f"    {how}"))]
+
+
+def _activation() -> str:
+    """Say how a shell comes to find pcpo-ray, where it does not: `make demo` runs it by its path."""
+    script = Path(sys.prefix) / "bin" / "activate"
+    if shutil.which("pcpo-ray") is not None or not script.is_file():
+        return ""
+    shown = os.path.relpath(script) if script.is_relative_to(Path.cwd()) else script
+    return f", in a shell after `. {shlex.quote(str(shown))}`"
 
 
 def _loading(run: config.Run, home: RunFolder, step: int) -> str:

@@ -84,12 +84,25 @@ def test_what_to_do_next_is_a_command_each(small_sd, tmp_path, kind):
     again = begin.continuing(Path("a.yaml"), ["steps=2", "seed=1"], local=True, runs="runs")
     lines = next_steps.after(pcpo_ray.load_run(folder), again)
     text = "\n".join(lines)
-    assert lines[0] == "next:" and f"file://{folder}/report.html" in text
+    assert lines[0].startswith("next") and f"file://{folder}/report.html" in text
     assert f"pcpo-ray sample {folder} 'a" in text and "--compare" in text
     assert ("load_lora_weights" if kind == "lora" else "from_pretrained") in text and "step-000002" in text
     assert "pcpo-ray train a.yaml seed=1 steps=4 --local --resume" in text
     assert "pcpo-ray train a.yaml steps=2 seed=1 name=small-own-reward rewards=my_rewards:MyReward --local" in lines[-1]
     assert "--resume" not in lines[-1]  # another run, with this one's settings
+
+
+def test_where_a_shell_does_not_find_pcpo_ray_the_activation_comes_first(small_sd, tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text(files.dump(small.run(small_sd)))
+    program = tmp_path / "bin" / "pcpo-ray"
+    program.parent.mkdir()
+    (program.parent / "activate").touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(program.parent))
+    monkeypatch.chdir(tmp_path)
+    assert next_steps.after(pcpo_ray.load_run(tmp_path), "")[0] == "next, in a shell after `. bin/activate`:"
+    program.touch(mode=0o755)
+    assert next_steps.after(pcpo_ray.load_run(tmp_path), "")[0] == "next:"
 
 
 def test_a_run_that_was_stopped_is_to_go_on_to_its_end(small_sd, tmp_path):
