@@ -13,7 +13,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 .PHONY: demo test recipes chaos slow fuzz lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/pcpo-ray train words_pcpo name=demo-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/pcpo-ray train words_pcpo_flux name=demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 $(FILES) -m 'not ray and not recipes and not chaos'
