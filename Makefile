@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off
-# files at a time, in the order of tests/conftest.py: three on two cores, as tests also wait; two where each has a cluster
+# whole files, in the order of tests/conftest.py
 FILES := --dist loadfile --no-loadscope-reorder
 # the networks that read the demo's words
 READERS := ocr,ddddocr
@@ -15,6 +15,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 demo: $(VENV)/.installed
 	$(BIN)/pcpo-ray train words_pcpo_flux name=demo-$$(date +%Y%m%d-%H%M%S)
 
+# three files at a time on two cores, as tests also wait; two where each has a cluster
 test: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 $(FILES) -m 'not ray and not recipes and not chaos'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(FILES) -m 'ray and not recipes and not chaos'

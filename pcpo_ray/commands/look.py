@@ -265,9 +265,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("run", "state", "step", "reward", "change", "heard", "where"):
-        table.add_column(
-            name, overflow="fold" if name in ("run", "where") else "ellipsis", no_wrap=name not in ("run", "where")
-        )
+        table.add_column(name, overflow="fold" if name == "where" else "ellipsis", no_wrap=name != "where")
     for row in rows:
         steps = f"{row['step']}/{row['steps']}" if row.get("steps") else "-"
         place = row["place"] or f"job {row.get('job', '')}"

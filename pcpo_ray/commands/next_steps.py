@@ -49,7 +49,7 @@ def _activation() -> str:
     if shutil.which("pcpo-ray") is not None or not script.is_file():
         return ""
     shown = os.path.relpath(script) if script.is_relative_to(Path.cwd()) else script
-    return f", in a shell after `. {shlex.quote(str(shown))}`"
+    return f" (first, once in a shell: . {shlex.quote(str(shown))})"
 
 
 def _loading(run: config.Run, home: RunFolder, step: int) -> str:

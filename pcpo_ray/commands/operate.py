@@ -3,6 +3,7 @@
 They join a cluster that is there, at host:port, or reach it over HTTP at its dashboard's address; none starts one.
 """
 
+import os
 import shlex
 import sys
 import time
@@ -100,7 +101,7 @@ def submit(
     _print(f"submitted job {job} with {size:.1f} MiB of files; what may be done with it:")
     there = f"{run.name} --address {where}"
     for command in ("status {} --watch", "scale {} --samplers 2", "stop {}", "logs {} --follow"):
-        print(f"  pcpo-ray {command.format(there)}", flush=True)
+        print(f"  pcpo-ray {command.format(there)}", flush=True)  # whole, to be copied
     if follow:
         _follow(client, job, f"pcpo-ray logs {there} --follow")
 
@@ -328,7 +329,10 @@ def _wanted(status: Mapping[str, Any], what: str) -> int:
 
 
 def _print(line: str) -> None:
-    wrapped.say(Console(file=sys.stdout), line)
+    if sys.stdout.isatty() or os.environ.get("FORCE_COLOR"):
+        wrapped.say(Console(file=sys.stdout), line)
+    else:
+        print(line, flush=True)
 
 
 def _write(text: str) -> None:

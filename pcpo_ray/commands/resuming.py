@@ -43,5 +43,5 @@ def check_config(run: config.Run, runs: str, *, otherwise: str) -> None:
     if changed:
         raise RunError(
             f"{folder} was started with another config: {'; '.join(changed[:SHOWN])}; put it back as it was, or "
-            f"{otherwise}. The run itself goes on with: {look.continuing(folder)}"
+            f"{otherwise}. Continue the run itself with: {look.continuing(folder)}"
         )

@@ -114,7 +114,7 @@ def _change(change: Mapping[str, float] | None) -> str:
         return ""
     sign, low, high = direction(change), change.get("low"), change.get("high")
     if sign is None:
-        return f"the evaluated reward by {change['mean']:+.3g} since the start, on too few prompts for an interval"
+        return f"the evaluated reward moved by {change['mean']:+.3g} since the start; too few prompts for an interval"
     told = {"▲": "rose", "▼": "FELL", "◆": "did not clearly change"}[sign]
     return f"the evaluated reward {told} since the start: {change['mean']:+.3g} (95% {low:+.2g} to {high:+.2g})"
 

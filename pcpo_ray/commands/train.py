@@ -165,7 +165,6 @@ def _report(home: RunFolder, display: Display) -> None:
         write(home.local)
         home.push_records()
     except KeyboardInterrupt:
-        display.say(
-            f"the run is complete, its report is not written; that does: pcpo-ray report {shlex.quote(home.place)}"
-        )
+        written = f"pcpo-ray report {shlex.quote(home.place)}"
+        display.say(f"the run is complete, but its report is not written; write it with: {written}")
         raise

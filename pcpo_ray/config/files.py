@@ -279,10 +279,10 @@ def set_key(data: dict[str, Any], override: str) -> None:
         node[last] = value
     else:
         where = ".".join(parents)
-        raise ConfigError(
-            f"override {override!r}: {where} is {node!r}, which has no keys; for a kind with keys of its own give "
-            f"{where}.kind={node}"
-        )
+        of_kind = isinstance(node, str) and last != "kind"  # such as optimizer=adamw, which stands for a mapping
+        cure = f"; give {where}.kind={node} where it stands for a mapping" if of_kind else ""
+        cure = f"; an item of a list has its number, such as {where}.0.{last}" if isinstance(node, list) else cure
+        raise ConfigError(f"override {override!r}: {where} is {_said(node)}, which has no keys{cure}")
 
 
 def _override(override: str) -> tuple[str, Any]:

@@ -85,7 +85,7 @@ def _found(key: str, path: str, module: str) -> ModuleSpec | None:
                 open_ended = (source := _source(key, path, spec)) is None or not source.tells
             if open_ended:
                 return None
-            if part == "py":
+            if module == f"{spec.name}.py" and spec.origin is not None:
                 raise ConfigError(
                     f"{key}: got {path!r}, a file's name (did you mean {path.replace('.py:', ':', 1)}?); {EXPECTED}"
                 )

@@ -8,10 +8,9 @@ import contextlib
 import difflib
 import json
 import math
-import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import yaml
 
 from pcpo_ray.data.requests import ENDED
 from pcpo_ray.errors import RunError
-from pcpo_ray.runs import lines, writer
+from pcpo_ray.runs import ends, lines, writer
 from pcpo_ray.runs.names import step_of
 from pcpo_ray.runs.urls import child, is_url, shown
 
@@ -29,9 +28,6 @@ RUNS = "runs"
 
 SILENT = 120.0
 """Seconds without a word after which a run on another machine is not known to go on."""
-
-BLOCK = 1 << 18
-"""Bytes that are read from either end of a run's metrics."""
 
 CHECKPOINTS = "checkpoints"
 TRACES = (writer.WRITER, STATUS, "inputs.json", "metrics.jsonl", "events.jsonl", CHECKPOINTS)
@@ -210,14 +206,15 @@ def _local(folder: Path, now: float) -> dict[str, Any] | None:
 
 def _read(folder: Path, now: float) -> dict[str, Any]:
     kept = _kept(folder)
-    recorded = _recorded(folder)
+    begun = {"run": folder.name, "step": 0, "steps": 0, **_of_config((folder / CONFIG).read_bytes())}
+    recorded = begun | ends.recorded(folder)
     if recorded["step"] > kept.get("step", 0):  # the status is seconds old, and a killed process writes no later one
         kept = {name: value for name, value in kept.items() if name not in recorded}
     row: dict[str, Any] = {**recorded, **kept, "place": str(folder)}
     heard = max(kept.get("time", 0.0), *(_changed(folder / name) for name in (CONFIG, "metrics.jsonl", "events.jsonl")))
     row["age"] = max(0.0, now - heard)
     row["again"] = kept.get("again") or again(folder)
-    end = _end(folder)
+    end = ends.ending(folder)
     alive = writer.held(folder)
     token = writer.read(folder)
     if alive:
@@ -278,60 +275,6 @@ def _of_config(text: str | bytes) -> dict[str, Any]:
         return {"run": str(data["name"]), "step": 0, "steps": int(data["steps"])}
     except (yaml.YAMLError, KeyError, TypeError, ValueError):
         return {}
-
-
-def _recorded(folder: Path) -> dict[str, Any]:
-    """Return what a run's records say, for a run that keeps no status or was killed after the last one."""
-    row: dict[str, Any] = {"run": folder.name, "step": 0, "steps": 0}
-    row |= _of_config((folder / CONFIG).read_bytes())
-    for line in _ends(folder / "metrics.jsonl"):
-        if line.get("kind") == "train":
-            row.setdefault("first_reward", line.get("reward_mean"))
-            row |= {"step": line["step"], "reward": line.get("reward_mean"), "reward_std": line.get("reward_std")}
-            row["seconds"] = line.get("seconds")
-        elif line.get("kind") == "evaluation":
-            row["evaluated"] = {name: value.get("mean") for name, value in line.get("rewards", {}).items()}
-            row["evaluated_step"] = line["step"]
-            row["change"] = line.get("changes", {}).get("reward")
-    return row
-
-
-def _end(folder: Path) -> dict[str, Any] | None:
-    """Return the state and error that the newest event of an ending tells, None where the run was begun again."""
-    found = None
-    for event in _ends(folder / "events.jsonl"):
-        match event.get("kind"):
-            case "started":
-                found = None
-            case "finished":
-                found = {"state": "finished", "error": ""}
-            case "stopped" | "rolled_back":
-                found = {"state": "stopped", "error": event.get("alarm", "")}
-            case "ending" | "failed":
-                found = {"state": "failed", "error": event.get("error", "")}
-    return found
-
-
-def _ends(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines in the first and the last BLOCK of a file of JSON lines."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            head = file.read(BLOCK)
-            tail = b""
-            if size > BLOCK:
-                file.seek(max(BLOCK, size - BLOCK))
-                tail = file.read()
-    except OSError:
-        return
-    first = head.split(b"\n")[:-1]
-    last = tail.split(b"\n")[1:-1]
-    for line in (*first, *last):
-        with contextlib.suppress(ValueError):
-            found = json.loads(line)
-            if isinstance(found, dict):
-                yield found
 
 
 def _json(path: Path) -> dict[str, Any]:

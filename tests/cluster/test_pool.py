@@ -1,4 +1,4 @@
-"""The pool on Ray, with workers that sleep: deaths are seen and mended at once."""
+"""The pool on Ray, with workers that sleep: deaths are seen and made up for at once."""
 
 import os
 import signal

@@ -18,7 +18,7 @@ from pcpo_ray import config
 from pcpo_ray.commands import api
 from pcpo_ray.config import files
 from pcpo_ray.errors import RunError
-from pcpo_ray.runs import checkpoints, lines, look
+from pcpo_ray.runs import checkpoints, ends, lines
 from tests.support import small
 
 EVEN = """
@@ -281,5 +281,5 @@ def test_a_run_interrupted_while_its_workers_start_has_stopped(asked, tmp_path, 
         patch.setattr("pcpo_ray.commands.train._start", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(asked)
-    assert look._end(tmp_path / "runs" / "small") == {"state": "stopped", "error": ""}
+    assert ends.ending(tmp_path / "runs" / "small") == {"state": "stopped", "error": ""}
     assert train(asked, resume=True).step == asked.steps

@@ -100,7 +100,7 @@ def test_where_a_shell_does_not_find_pcpo_ray_the_activation_comes_first(small_s
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setenv("PATH", str(program.parent))
     monkeypatch.chdir(tmp_path)
-    assert next_steps.after(pcpo_ray.load_run(tmp_path), "")[0] == "next, in a shell after `. bin/activate`:"
+    assert next_steps.after(pcpo_ray.load_run(tmp_path), "")[0] == "next (first, once in a shell: . bin/activate):"
     program.touch(mode=0o755)
     assert next_steps.after(pcpo_ray.load_run(tmp_path), "")[0] == "next:"
 

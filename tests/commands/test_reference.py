@@ -79,6 +79,21 @@ def test_a_key_and_all_below_it_are_shown_a_line_each_where_piped(command):
 
 
 @pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ("credit.kind", "credit.kind=native: "),
+        ("rewards.kind", "rewards.N.kind=clip_score: "),
+        ("evaluation.rewards.0.kind", "rewards.N.kind=clip_score: "),
+        ("sampling.process.kind", "sampling.process.kind=ddim: "),
+    ],
+)
+def test_the_kinds_of_a_mapping_are_shown_alone(command, asked, line):
+    status, out, _ = command("config", asked)
+    assert status == 0 and any(one.startswith(line) for one in out.splitlines())
+    assert all(".kind=" in one for one in out.splitlines())
+
+
+@pytest.mark.parametrize(
     ("asked", "guess"),
     [
         ("optimzer", "optimizer"),

@@ -105,7 +105,7 @@ def test_a_status_wider_than_the_terminal_goes_on_below_its_beginning():
     [
         ((-0.2, -0.3, -0.1), "the evaluated reward FELL since the start: -0.2 (95% -0.3 to -0.1)"),
         ((0.2, -0.1, 0.5), "the evaluated reward did not clearly change since the start: +0.2 (95% -0.1 to +0.5)"),
-        ((0.2, None, None), "the evaluated reward by +0.2 since the start, on too few prompts for an interval"),
+        ((0.2, None, None), "the evaluated reward moved by +0.2 since the start; too few prompts for an interval"),
     ],
 )
 def test_a_change_is_told_with_its_direction(change, said):

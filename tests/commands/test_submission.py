@@ -32,9 +32,8 @@ def test_another_run_of_the_name_is_refused_where_its_folder_can_be_seen(small_s
     (tmp_path / "small" / "config.yaml").write_text(files.dump(run))
     (tmp_path / "small" / "metrics.jsonl").touch()
     assert submission.check(small.run(small_sd, steps=9), str(tmp_path)) == []
-    with pytest.raises(
-        RunError, match=r"another config: seed 0 -> 7; put it back as it was, or submit .* goes on with: "
-    ):
+    again = r"Continue the run itself with: pcpo-ray train .*/small/config.yaml --runs .* --resume"
+    with pytest.raises(RunError, match=rf"another config: seed 0 -> 7; put it back as it was, or submit .*{again}"):
         submission.check(small.run(small_sd, seed=7), str(tmp_path))
 
 

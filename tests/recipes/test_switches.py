@@ -10,7 +10,7 @@ pytestmark = pytest.mark.recipes
 
 CONFIGS = ROOT / "configs"
 FEW = ["sampling.steps=8", "evaluation.quality.neighbours=2", "evaluation.quality.reference.count=16"]
-"""Neighbours of four images; the flow recipe has 16 steps of its own."""
+"""Neighbours of four images; half of the flow recipe's own 16 steps, for time."""
 
 SWITCHES = {
     "kl": ["objective.kl=0.01"],

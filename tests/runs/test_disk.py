@@ -1,4 +1,4 @@
-"""A run that cannot write its folder says where and why, ends, and goes on once that is mended."""
+"""A run that cannot write its folder says where and why, ends, and goes on once that is fixed."""
 
 import errno
 import os

@@ -8,7 +8,7 @@ import pytest
 
 from pcpo_ray.config import files
 from pcpo_ray.errors import RunError
-from pcpo_ray.runs import look, writer
+from pcpo_ray.runs import ends, look, writer
 from pcpo_ray.runs.writer import Token
 from tests.support import small
 
@@ -114,7 +114,7 @@ def test_records_that_are_newer_than_the_status_count(folder):
 
 
 def test_long_records_are_read_from_both_ends_only(folder, monkeypatch):
-    monkeypatch.setattr(look, "BLOCK", 1000)
+    monkeypatch.setattr(ends, "BLOCK", 1000)
     for step in range(1, 200):
         add(folder, "metrics.jsonl", kind="train", step=step, reward_mean=step, reward_std=0.0)
     found = seen(folder)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from pcpo_ray import config
 from pcpo_ray.commands.plan import scoring, sizes
 from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
 from pcpo_ray.commands.plan.hollow import Hollow, size_of, size_of_module
@@ -238,16 +239,23 @@ def evaluating(run: Run, *, gpu: bool) -> dict[str, int]:
     """Return the phase of an evaluation with its own sampling; nothing if it samples as training does."""
     if run.evaluation.sampling is None:
         return {}
-    # neither changes a prediction's size, and a model that is the same is made once
-    trained = run.sampling
-    alike = replace(run.evaluated, steps=trained.steps, detach_unconditional=trained.detach_unconditional)
-    model = sizes.hollow_of(run, alike)
+    model = sizes.hollow_of(run, _as_trained(run))
     images = max(run.rollout.images, run.evaluation.images)  # evaluation.tasks fills a group
     rows = run.sampling.together(images)
     texts = images * size_of(*model.encoded[0].values())
     predicting = model.predicting(rows, mixed=run.optimizer.mixed_precision == "bf16", gpu=gpu)
     name = f"an evaluation's prediction, {rows} {'image' if rows == 1 else 'images'} at once"
     return {name: texts + 2 * images * model.latents + predicting}
+
+
+def _as_trained(run: Run) -> config.Sampling:
+    """Return the sampling of evaluations with what does not change a prediction's size as in training.
+
+    Where nothing is left that differs, one model stands for both.
+    """
+    own, trained = run.evaluated, run.sampling
+    detached = trained.detach_unconditional and own.guidance_scale > 1
+    return replace(own, steps=trained.steps, detach_unconditional=detached)
 
 
 def scorer(run: Run) -> Memory:

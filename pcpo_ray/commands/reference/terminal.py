@@ -42,7 +42,7 @@ def chosen(asked: str | None) -> list[Key | Kind]:
     wanted = _placeless(asked)
     found = [one for one in every if f"{_placeless(one.path)}.".startswith(f"{wanted}.")]
     if not found:
-        mapping, dot, last = wanted.rpartition(".")
+        mapping, dot, last = wanted.removeprefix("evaluation.").rpartition(".")  # its rewards are not listed again
         found = [
             one for one in every if isinstance(one, Kind) and dot and (_placeless(one.path), "kind") == (mapping, last)
         ]

@@ -201,6 +201,23 @@ def test_a_pass_has_the_pairs_and_is_of_the_groups_that_are_planned(small_sd, sa
     assert sizes.pass_of(half, size)[1] <= 8
 
 
+@pytest.mark.parametrize(
+    ("own", "models"),
+    [
+        ("{steps: 9}", 1),  # what an evaluation holds is as in training, so one model stands for both
+        ("{steps: 9, guidance_scale: 1.0}", 2),
+        ("{guidance_scale: 3.0}", 2),
+    ],
+)
+def test_an_evaluation_with_its_own_sampling_is_planned(small_sd, own, models):
+    sampled = {"sampling__guidance_scale": 2.0, "sampling__detach_unconditional": "true"}
+    sizes.hollow.cache_clear()
+    planned = roles.sampler(small.run(small_sd, **sampled, evaluation__sampling=own))
+    assert sizes.hollow.cache_info().currsize == models
+    (phase,) = (size for name, size in planned.phases.items() if name.startswith("an evaluation's prediction"))
+    assert phase > 0
+
+
 def test_a_larger_micro_batch_adds_copies_of_its_pairs_and_their_groups(small_sd):
     alone, more, most = (roles.learner(small.run(small_sd, optimizer__micro_batch=n)) for n in ("null", 8, 32))
     assert more.held == alone.held  # two steps of a group's
