@@ -3,7 +3,6 @@
 They join a cluster that is there, at host:port, or reach it over HTTP at its dashboard's address; none starts one.
 """
 
-import os
 import shlex
 import sys
 import time
@@ -329,10 +328,7 @@ def _wanted(status: Mapping[str, Any], what: str) -> int:
 
 
 def _print(line: str) -> None:
-    if sys.stdout.isatty() or os.environ.get("FORCE_COLOR"):
-        wrapped.say(Console(file=sys.stdout), line)
-    else:
-        print(line, flush=True)
+    wrapped.say(Console(file=sys.stdout), line)
 
 
 def _write(text: str) -> None:

@@ -15,8 +15,10 @@ COMMAND = re.compile(r": ((?:hf|pcpo-ray) [^;\n]*)$")
 def say(console: Console, line: str, *, hang: int = 0) -> None:
     """Print a line; in a terminal its rows begin `hang` columns further in, after the first."""
     if console.is_terminal:
-        line = "\n".join(rows(line, console.width, hang=hang))
-    console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        broken = "\n".join(rows(line, console.width, hang=hang))
+        console.print(broken, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    elif not console.quiet:
+        print(line, file=console.file, flush=True)  # rich would make spaces of its tabs
 
 
 def rows(text: str, width: int, *, hang: int = 0) -> list[str]:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pcpo_ray.config import Run, recipes
+from pcpo_ray.config.keys import Key, every_key
 from pcpo_ray.config.mistakes import explanations
 from pcpo_ray.errors import ConfigError
 
@@ -279,8 +280,9 @@ def set_key(data: dict[str, Any], override: str) -> None:
         node[last] = value
     else:
         where = ".".join(parents)
-        of_kind = isinstance(node, str) and last != "kind"  # such as optimizer=adamw, which stands for a mapping
-        cure = f"; give {where}.kind={node} where it stands for a mapping" if of_kind else ""
+        known = {one.path if isinstance(one, Key) else f"{one.path}.kind" for one in every_key()}
+        short = isinstance(node, str) and f"{where}.kind" in known  # optimizer=adamw stands for a mapping
+        cure = f"; give {where}.kind={node} instead" if short else ""
         cure = f"; an item of a list has its number, such as {where}.0.{last}" if isinstance(node, list) else cure
         raise ConfigError(f"override {override!r}: {where} is {_said(node)}, which has no keys{cure}")
 

@@ -78,6 +78,7 @@ MEANT = {
     "rewards=clip_scor": ["did you mean 'clip_score'?"],
     "credit=nativ": ["credit.kind: got 'nativ' (did you mean 'native'?)"],
     "rewards.weight=2": ["rewards is [kind clip_score], which has no keys; an item of a list has its number"],
+    "name.kind=x": ["name is 'shapes-pcpo', which has no keys"],
     "steps.x=1": ["steps is 24, which has no keys"],
     "prompts=shape": ["prompts.kind: got 'shape' (did you mean 'shapes'?)"],
     "sampling.negative_prompt=blurry": ["negative_prompt is 'blurry' with guidance_scale 1"],
