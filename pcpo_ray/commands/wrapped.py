@@ -4,6 +4,7 @@ import re
 import textwrap
 
 from rich.console import Console
+from rich.segment import Segment, Segments
 
 LEAST = 20
 """The fewest characters of a line, however narrow the terminal is."""
@@ -17,8 +18,9 @@ def say(console: Console, line: str, *, hang: int = 0) -> None:
     if console.is_terminal:
         broken = "\n".join(rows(line, console.width, hang=hang))
         console.print(broken, markup=False, emoji=False, highlight=False, soft_wrap=True)
-    elif not console.quiet:
-        print(line, file=console.file, flush=True)  # rich would make spaces of its tabs
+    else:
+        whole = Segments([Segment(f"{line}\n")])  # no text of rich's, which would make spaces of its tabs
+        console.print(whole, crop=False, end="")
 
 
 def rows(text: str, width: int, *, hang: int = 0) -> list[str]:

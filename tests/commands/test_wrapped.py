@@ -57,8 +57,11 @@ def test_a_word_that_is_too_long_and_a_command_stay_in_one_piece():
 
 
 def test_elsewhere_a_line_stays_one_and_nothing_of_it_is_changed():
-    line = "got 'judges:smile:' [bold] " + "and words " * 20
+    line = "got 'judges:smile:' [bold] and\ta tab " + "and words " * 20
     assert said(line, 40, terminal=False) == f"{line}\n"
+    console = Console(file=io.StringIO(), record=True, width=40)
+    wrapped.say(console, line)
+    assert console.export_text() == f"{line}\n"
 
 
 @pytest.mark.parametrize(
