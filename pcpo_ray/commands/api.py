@@ -81,7 +81,7 @@ def train(
         continuing="the same call with resume=True",
     )
     with borrowed.process():
-        found = begin.train(order, Display(order.run, Console(quiet=quiet), runs=order.runs))
+        found = begin.train(order, Display(order.run, Console(quiet=quiet), runs=order.runs, local=order.local))
         if found.alarm:
             raise AlarmError(found.alarm)
     return found

@@ -103,7 +103,7 @@ def command(
         runs=runs,
         metrics_port=metrics_port,
     )
-    display = Display(order.run, Console(file=sys.stdout), level=level, as_json=log_json, runs=runs)
+    display = Display(order.run, Console(file=sys.stdout), level=level, as_json=log_json, runs=runs, local=local)
     try:
         found = train(order, display)
     except StopAskedError:  # the log has said so

@@ -55,6 +55,8 @@ class Shown:
     """Steps from one evaluation to the next."""
     evaluated_as: str = "held-out"
     """The name of evaluations: held-out, or evaluated where their prompts are not held out."""
+    in_turn: bool = False
+    """True for roles that share a process: how long each worked is told, as only one of them works at a time."""
     now: Callable[[], float] = time.monotonic
     started: float = field(default=math.nan)
     phase: str = "starting"
@@ -136,12 +138,13 @@ class Shown:
 
     def _rows(self, width: int, ascii_only: bool) -> list[tuple[str, Text]]:
         since = self.now() - self.phase_began
+        name, shares = by_role(self.idle, in_turn=self.in_turn)
         phase = Text(self.phase if self.ended else f"{self.phase}, {duration(since)}")
         return [
             ("phase", phase),
             ("reward", self._reward(width - 10, ascii_only)),
             (self.evaluated_as, self._evaluation(ascii_only)),
-            ("idle", Text(", ".join(f"{role} {share:.0%}" for role, share in self.idle.items()) or "-")),
+            (name, Text(shares or "-")),
         ]
 
     def _reward(self, width: int, ascii_only: bool) -> Text:
@@ -178,6 +181,12 @@ def interval(change: Mapping[str, Any] | None) -> str:
     if change is None or change.get("low") is None or not math.isfinite(change["low"]):
         return ""
     return f" ({signed(change['low'])} to {signed(change['high'])})"
+
+
+def by_role(idle: Mapping[str, float], *, in_turn: bool) -> tuple[str, str]:
+    """Say how idle each role was, or of roles that work in turn how long each worked; with a name for it."""
+    told = {role: 1 - share for role, share in idle.items()} if in_turn else idle
+    return "in turn" if in_turn else "idle", ", ".join(f"{role} {share:.0%}" for role, share in told.items())
 
 
 def kind_of(phase: str) -> str:

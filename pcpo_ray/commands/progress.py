@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from pcpo_ray.commands import wrapped
-from pcpo_ray.commands.block import Shown, interval, kind_of, signed
+from pcpo_ray.commands.block import Shown, by_role, interval, kind_of, signed
 from pcpo_ray.commands.log import Level, Log, level_of, prints_in
 from pcpo_ray.commands.status_text import duration
 from pcpo_ray.config import TOTAL
@@ -59,7 +59,14 @@ class Display:
     """
 
     def __init__(
-        self, run: "Run", console: Console, *, level: Level = "info", as_json: bool = False, runs: str = look.RUNS
+        self,
+        run: "Run",
+        console: Console,
+        *,
+        level: Level = "info",
+        as_json: bool = False,
+        runs: str = look.RUNS,
+        local: bool = False,
     ) -> None:
         self.run = run
         self.named = run.name if runs == look.RUNS else look.place_of(run.name, runs)
@@ -75,6 +82,7 @@ class Display:
             steps=run.steps,
             every=run.evaluation.every,
             evaluated_as="held-out" if run.evaluation.held_out else "evaluated",
+            in_turn=local,
         )
         on_terminal = console.is_terminal and not console.is_dumb_terminal and not as_json
         on_terminal = on_terminal and not console.is_jupyter  # a notebook has room for lines, and no lines to redraw
@@ -192,7 +200,7 @@ class Display:
             f"clip fraction {shown(row['clip_fraction'], '.1%')}",
             f"{row['samples_per_second']:.1f} images/s",
             self.shown.time_left(),
-            "idle " + ", ".join(f"{role} {share:.0%}" for role, share in row["idle"].items()),
+            " ".join(by_role(row["idle"], in_turn=self.shown.in_turn)),
         ]
         return f"step {row['step']}/{self.run.steps}: " + "; ".join(part for part in parts if part)
 

@@ -60,6 +60,8 @@ def test_the_block_names_phase_reward_evaluation_and_idle_times(shown, clock):
     assert reward.startswith("reward    0.620 ± 0.12, start 0.510, change +0.11  ▁")
     assert held_out == "held-out  0.6250 at step 8, start 0.5000, change +0.125 (+0.1 to +0.15)"
     assert idle == "idle      samplers 25%, learner 50%"
+    shown.in_turn = True
+    assert drawn(shown)[-1] == "in turn   samplers 75%, learner 50%"
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120])

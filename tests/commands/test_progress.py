@@ -153,6 +153,12 @@ def test_on_a_terminal_the_block_stays_and_evaluations_stand_above_it(shown):
     assert written.index("\x1b[?25h") > written.index("\x1b[?25l")  # and shown at the end
 
 
+def test_of_one_process_it_is_told_how_long_each_role_worked(shown):
+    assert "idle samplers 37%, learner 60%" in shown(terminal=False)
+    words = shown(terminal=False, local=True)
+    assert "in turn samplers 63%, learner 40%" in words and "idle" not in words
+
+
 def test_a_dumb_terminal_gets_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     file = io.StringIO()

@@ -21,9 +21,10 @@ def test_elsewhere_than_on_a_terminal_each_phase_is_a_line(capsys):
     worked()
     assert capsys.readouterr() == ("loading torch\ndrawing 4 images\nwriting the file\n", "")
     worked(quiet=True)
-    with Waiting("loading torch", lines=False) as waiting:
-        waiting("drawing")
     assert capsys.readouterr() == ("", "")
+    with Waiting("loading torch", aside=True) as waiting:
+        waiting("drawing")
+    assert capsys.readouterr() == ("", "loading torch\ndrawing\n")
 
 
 class Terminal(io.StringIO):

@@ -290,10 +290,14 @@ def _source(prompts: Any) -> str:
     return str(prompts.path) if prompts.kind == "file" else f"{prompts.kind}, {prompts.split}"
 
 
+def in_turn(record: Record) -> bool:
+    """Return whether one process had all roles, when the run was last started."""
+    return any(event.get("backend") == "in-process" for event in record.named("started")[-1:])
+
+
 def workers(record: Record) -> str:
     """Say who did the work."""
-    event = next(iter(record.named("started")[-1:]), {})
-    if event.get("backend") == "in-process":
+    if in_turn(record):
         return "one process that samples, scores and learns in turn (--local)"
     asked = record.run.workers
     learning = f"{asked.learner.ranks} learning" + " and sampling" * asked.learner.samples
@@ -309,7 +313,9 @@ def times(record: Record) -> list[tuple[str, str, float]]:
 
 
 def idle(record: Record) -> list[tuple[str, float]]:
-    """Return the fraction of the run that each role spent waiting."""
+    """Return the fraction of the run that each role spent waiting; nothing of roles that work in turn."""
+    if in_turn(record):
+        return []
     total = math.fsum(row["seconds"] for row in record.steps)
     roles = record.steps[0]["idle"] if total else {}
     return [(role, math.fsum(row["idle"][role] * row["seconds"] for row in record.steps) / total) for role in roles]

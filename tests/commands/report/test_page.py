@@ -164,6 +164,14 @@ def test_one_process_is_not_called_several_workers(tmp_path):
     assert "one process that samples, scores and learns in turn" in words and "3 sampling" not in words
 
 
+def test_only_workers_of_their_own_are_called_idle(tmp_path):
+    record = finished(tmp_path / "run")
+    assert "had nothing to do" in visible(page(tmp_path / "run"))
+    record.event("started", backend="in-process", device="CPU", cores=2, versions=[], prompts=[])
+    words = visible(page(tmp_path / "run"))
+    assert "had nothing to do" not in words and "Where the time went" in words
+
+
 GAINED, LOST = (re.compile(rf'class="{way}">.*?enlarge: ([^"]*)"', re.DOTALL) for way in ("gained", "lost"))
 
 
