@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from tests.support import ROOT
+from tests.support.own_ray import own_ray
 
 
 @pytest.fixture(scope="session")
@@ -16,12 +17,8 @@ def cluster_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cluster(cluster_cache):
-    import ray
-
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     # the driver's path must hold this folder's parent, so that workers can import the tests' rewards
     sys.path.insert(0, str(ROOT))
     os.environ["PCPO_RAY_CACHE"] = str(cluster_cache)
-    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with own_ray(num_cpus=4, num_gpus=1):
+        yield

@@ -8,6 +8,7 @@ import pytest
 
 from pcpo_ray.config import files
 from tests.support import ROOT
+from tests.support.own_ray import own_ray
 from tests.support.two_steps import SMALLER, two_steps
 
 pytestmark = pytest.mark.recipes
@@ -20,11 +21,8 @@ SMALL_MODEL = ["sampling.height=16", "sampling.width=16", "rewards=[{kind: jpeg_
 
 @pytest.fixture(scope="module")
 def one_ray():
-    import ray
-
-    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    yield
-    ray.shutdown()
+    with own_ray(num_cpus=2, logging_level="ERROR"):
+        yield
 
 
 def test_every_recipe_names_its_source():
