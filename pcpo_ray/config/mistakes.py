@@ -114,6 +114,8 @@ def _unknown(place: Place, got: Any, root: type) -> str:
     if root is Run and place.owner is not None:
         by_value = _named(list(every_key(place.owner, place.above)), got, exact=True)
         elsewhere = [path for path in keys_elsewhere(place.keys[-1]) if path != place.path]
+        if any(key.isdigit() for key in place.keys):  # a key of a list's item is hardly one of the whole run
+            elsewhere = [path for path in elsewhere if "." in path]
         options = [by_value] if by_value else elsewhere if len(elsewhere) <= MEANT else []
         guess = f" (did you mean {' or '.join(options)}?)" if options else ""
     near = nearest_name(place.keys[-1], known, least=0.75 if guess else 0.6)
