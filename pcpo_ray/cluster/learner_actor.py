@@ -70,6 +70,7 @@ class LearnerActor(SamplingWorker):
             index=self.index,
             count=role.ranks,
             sharded=role.strategy == "fsdp2",
+            offloaded=role.offload,
             address=address,
             start=self.run.workers.start_timeout,
             timeout=role.timeout,

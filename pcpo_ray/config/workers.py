@@ -52,6 +52,11 @@ class LearnerRole:
 
     Parts take less memory and more time.
     """
+    offload: bool = False
+    """True, with `fsdp2`: the parts, their gradients and the optimizer's state lie in host memory; it steps on the CPU.
+
+    For GPUs, on which it was not tried; on CPUs it changes nothing.
+    """
     samples: bool = False
     """True: the ranks also make images while no update is under way, with the network that they hold.
 
@@ -70,6 +75,13 @@ class LearnerRole:
     """The type of GPU that each rank needs, as Ray names it (H100, A100-80G, ...); null: any."""
     threads: Count = 1
     """Threads that each rank computes with."""
+
+    def __post_init__(self) -> None:
+        if self.offload and (self.strategy != "fsdp2" or self.ranks < 2):
+            raise ValueError(
+                f"offload is true with strategy={self.strategy} and ranks={self.ranks}, and what it offloads are the "
+                "parts of several ranks; set strategy=fsdp2 and ranks to at least 2, or leave it out"
+            )
 
 
 @config

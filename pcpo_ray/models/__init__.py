@@ -50,6 +50,8 @@ class Denoiser(Protocol):
 
     device: torch.device
     module: nn.Module
+    pipeline: Any
+    """diffusers' pipeline, whose parts the networks are."""
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -34,15 +34,22 @@ class SamplingSetup:
 
 
 class Policy:
-    """A denoiser and the T steps by which a run samples from it."""
+    """A denoiser and the T steps by which a run samples from it.
 
-    def __init__(self, run: config.Run, device: torch.device) -> None:
+    A network that is `cut` is loaded onto the CPU, whatever the device: fsdp2 moves it part by part.
+    """
+
+    def __init__(self, run: config.Run, device: torch.device, *, cut: bool = False) -> None:
         self.device = device
         if device.type == "cuda":
             # for the whole process: in bf16 its backward pass gave NaN for a small FLUX (H100, torch 2.11, cuDNN 9.19),
             # and for others at other shapes (pytorch #196678)
             torch.backends.cuda.enable_cudnn_sdp(False)
-        self.denoiser: Denoiser = models.load(run.model, run.sampling, seed=seed_of(run.seed, "adapter"), device=device)
+        loaded_on = torch.device("cpu") if cut else device
+        seed = seed_of(run.seed, "adapter")
+        self.denoiser: Denoiser = models.load(run.model, run.sampling, seed=seed, device=loaded_on)
+        self.denoiser.device = device
+        self.denoiser.pipeline.vae.to(device)
         self.run = run
         self.setups: dict[tuple[Size | None, bool], SamplingSetup] = {}
         """Setups by size, and by whether they are an evaluation's own."""

@@ -66,6 +66,11 @@ WRONG = {
     "advantage={kind: prompt_history, buffer: 8}": ["advantage", "minimum is 16 of a buffer of 8"],
     "rewards=[{kind: grain, weight: 0}, {kind: shapes_layout, weight: 0}]": ["rewards all have the weight 0"],
     "workers.samplers={workers: 4, min: 2}": ["workers.samplers", "min is 2 without max"],
+    "workers.learner.offload=true": [
+        "workers.learner",
+        "offload is true with strategy=ddp and ranks=1",
+        "strategy=fsdp2",
+    ],
     "workers.samplers.workers=0": ["workers", "samplers.workers is 0, so nobody makes images", "learner.samples=true"],
     "workers.scorers.workers=0": ["workers", "scorers.workers is 0; expected at least 1"],
     "name=../elsewhere": ["name", "'../elsewhere'"],

@@ -38,11 +38,15 @@ class RankError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """One of `count` processes that train on a batch together; `sharded` if each holds a part of every parameter."""
+    """One of `count` processes that train on a batch together; `sharded` if each holds a part of every parameter.
+
+    The parts of `offloaded` ranks lie in host memory.
+    """
 
     index: int = 0
     count: int = 1
     sharded: bool = False
+    offloaded: bool = False
     store: TCPStore | None = None
     """A connection of its own to the store where the ranks have met: torch's blocks while it waits."""
 
@@ -179,7 +183,15 @@ def host(address: str) -> TCPStore:
 
 
 def join(
-    *, index: int, count: int, sharded: bool, address: tuple[str, int], start: float, timeout: float, device: Any
+    *,
+    index: int,
+    count: int,
+    sharded: bool,
+    offloaded: bool = False,
+    address: tuple[str, int],
+    start: float,
+    timeout: float,
+    device: Any,
 ) -> Rank:
     """Meet the other ranks, who come within `start` seconds, at the address of a `host`.
 
@@ -188,9 +200,12 @@ def join(
     deadline = timedelta(seconds=timeout)
     store = TCPStore(*address, timeout=deadline)
     _meet(store, "start", index, count, start)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "gloo"
+    if device.type == "cuda":  # NCCL knows no tensors of the CPU, where offloaded parts, gradients and norms are
+        backend = "cpu:gloo,cuda:nccl" if offloaded else "nccl"
     distributed.init_process_group(backend, store=store, rank=index, world_size=count, timeout=deadline)
-    return Rank(index=index, count=count, sharded=sharded, store=TCPStore(*address, timeout=deadline))
+    own_store = TCPStore(*address, timeout=deadline)
+    return Rank(index=index, count=count, sharded=sharded, offloaded=offloaded, store=own_store)
 
 
 def _meet(store: TCPStore, purpose: str, index: int, count: int, seconds: float) -> None:

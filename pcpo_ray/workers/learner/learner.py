@@ -53,10 +53,10 @@ class Learner:
         self.rank = rank
         if run.optimizer.compile:
             kernels.check_compiler("optimizer.compile", device)
-        self.policy = Policy(run, device)
+        self.policy = Policy(run, device, cut=rank.sharded)
         self.dtypes = {name: parameter.dtype for name, parameter in self.policy.denoiser.trainable().items()}
         if rank.sharded:
-            sharding.shard(self.policy.denoiser.module, rank)
+            sharding.shard(self.policy.denoiser.module, rank, device)
         self.version = 0
         self.stepping = False
         """True while the weights are between two versions."""

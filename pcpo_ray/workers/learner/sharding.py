@@ -12,8 +12,11 @@ from pcpo_ray.errors import CheckpointError, ModelError
 from pcpo_ray.workers.learner.distributed import Rank
 
 
-def shard(module: nn.Module, rank: Rank) -> None:
+def shard(module: nn.Module, rank: Rank, device: torch.device) -> None:
     """Shard every parameter over the ranks, in place: the blocks that diffusers does not split, then the rest.
+
+    The module is on the CPU; each block comes to the `device` whole and is cut there. Parts of an `offloaded` rank go
+    back to the CPU, where the optimizer steps them.
 
     Parameters are freed right after use, so that `named_parameters` are always the parts. Trained half-precision
     weights get float32 parts, which are gathered in half precision and whose gradients are reduced in float32. An
@@ -23,10 +26,10 @@ def shard(module: nn.Module, rank: Rank) -> None:
     Raises ModelError for trained weights of two dtypes.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-    device = next(module.parameters()).device.type
-    mesh = init_device_mesh(device, (rank.count,))
+    mesh = init_device_mesh(device.type, (rank.count,))
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if rank.offloaded else OffloadPolicy()
     trained = sorted({parameter.dtype for parameter in module.parameters() if parameter.requires_grad}, key=str)
     if len(trained) > 1:
         raise ModelError(
@@ -38,12 +41,17 @@ def shard(module: nn.Module, rank: Rank) -> None:
         (dtype,) = trained
         # inputs are not cast: a timestep rounded to bfloat16 is another timestep
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for parameter in module.parameters():
-            parameter.data = parameter.data.float()
+
+    def cut(part: nn.Module) -> None:
+        for parameter in part.parameters():
+            if policy.param_dtype is not None and parameter.dtype is not torch.float32:
+                parameter.data = parameter.data.float()  # a block at a time: all at once would take twice their memory
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy, offload_policy=offload)
+
     gather_whole = set(getattr(module, "_no_split_modules", None) or ())
     for part in [part for part in module.modules() if type(part).__name__ in gather_whole][::-1]:  # inner ones first
-        fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-    fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        cut(part)
+    cut(module)
     for blocks in module.modules():
         if isinstance(blocks, nn.ModuleList):
             for block, following in pairwise(_sharded(blocks, inner=False)):
@@ -101,8 +109,10 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return this rank's part of a whole tensor, on the device of `like` and sharded as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    moved = tensor.to(like.device)
-    return distribute_tensor(moved, like.device_mesh, like.placements) if isinstance(like, DTensor) else moved
+    if not isinstance(like, DTensor):
+        return tensor.to(like.device)
+    # it is cut on the mesh's device, and offloaded parts are on the CPU
+    return distribute_tensor(tensor, like.device_mesh, like.placements).to(like.device)
 
 
 def owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:

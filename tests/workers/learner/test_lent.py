@@ -143,7 +143,14 @@ def steps(index, count, address, run, folder):
     torch.set_num_threads(1)
     sharded = run.workers.learner.strategy == "fsdp2"
     joined = distributed.join(
-        index=index, count=count, sharded=sharded, address=address, start=240.0, timeout=60.0, device=CPU
+        index=index,
+        count=count,
+        sharded=sharded,
+        offloaded=run.workers.learner.offload,
+        address=address,
+        start=240.0,
+        timeout=60.0,
+        device=CPU,
     )
     learner, plain, apart = Learner(run, CPU, joined), Learner(run, CPU, joined), Sampler(run, CPU)
     lent, same = learner.lend(), []
@@ -201,7 +208,9 @@ def steps(index, count, address, run, folder):
     [
         (2, "fsdp2", {"model__train": "{kind: full}", "model__dtype": "bfloat16"}),
         (2, "fsdp2", {"credit__kind": "interpolate", "objective__kl": 0.1}),
-        pytest.param(4, "fsdp2", {"sampling__guidance_scale": 3}, marks=pytest.mark.chaos),
+        pytest.param(
+            *(4, "fsdp2", {"sampling__guidance_scale": 3, "workers__learner__offload": "true"}), marks=pytest.mark.chaos
+        ),
         pytest.param(2, "ddp", {}, marks=pytest.mark.chaos),
     ],
 )

@@ -1,5 +1,6 @@
 """Ranks write and read one checkpoint, each its part, which takes longer than any collective of theirs may."""
 
+import dataclasses
 import time
 from contextlib import contextmanager
 from unittest import mock
@@ -200,3 +201,61 @@ def test_a_rank_that_cannot_write_is_heard_by_all_and_leaves_nothing(small_sd, t
         (1, "RunError", "the disk of rank 1 is full", 0),
     ]
     assert codes == [0, 0] and list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def elsewhere(index, address, run, batch, folder, answers):
+    """One rank's process: learners whose parts are offloaded, and are not.
+
+    All take two steps, with the first one's checkpoint between. It tells what was equal, and what was moved.
+    """
+    from torch.distributed import fsdp
+
+    from pcpo_ray.workers.learner.learner import Learner
+
+    with learner_of_rank(index, address, run) as plain:
+        cpu, rank = torch.device("cpu"), plain.rank
+        with mock.patch.object(fsdp, "fully_shard", wraps=fsdp.fully_shard) as cutting:
+            offloaded = Learner(run, cpu, dataclasses.replace(rank, offloaded=True))
+        policies = {type(call.kwargs["offload_policy"]).__name__ for call in cutting.call_args_list}
+        learners, same = (plain, offloaded), []
+        for step in (1, 2):
+            norms = {one.update(step, of_rank(run, batch, step, rank)).gradient_norm for one in learners}
+            values = [[*one.masters.values.values(), *one.ema.values] for one in learners]
+            mine, *others = [[value.detach().to_local() for value in found] for found in values]
+            same.append(len(norms) == 1 and all(all(map(torch.equal, mine, other)) for other in others))
+            if step == 1:
+                plain.save(folder, DriverState(step=1))
+                for one in learners:
+                    one.restore(folder)
+        for averaged in (False, True):
+            sent = {sent_by(one, averaged) for one in learners}
+            same.append(len(sent) == 1)
+        answers.put((index, same, policies))
+
+
+def sent_by(learner, averaged):
+    """The checksum of what the first rank sends, with the others' help; None on these."""
+    if learner.rank.first:
+        return learner.weights(averaged=averaged).manifest.checksum
+    return learner.assist(averaged=averaged)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "train",
+    [
+        "{kind: lora, rank: 2, alpha: 2}",
+        pytest.param("{kind: full}", marks=pytest.mark.chaos),
+    ],
+)
+def test_offloaded_ranks_keep_all_bits(small_flux, tmp_path, train):
+    from tests.support.trajectories import batch, pair
+
+    changes = {"model__train": train, "model__dtype": "bfloat16", "optimizer__average": 0.5}
+    run = small.run(small_flux, **changes, workers__learner="{ranks: 2, strategy: fsdp2}")
+    sampler, learner = pair(small_flux, **changes)
+    groups = batch(sampler, learner, 4)
+    store = distributed.host("127.0.0.1")
+    address = ("127.0.0.1", store.port)
+    found, codes = forks.answers_of(elsewhere, [(0,), (1,)], address, run, groups, tmp_path / "saved", seconds=250)
+    assert found == [(index, [True] * 4, {"CPUOffloadPolicy"}) for index in range(2)] and codes == [0, 0]
