@@ -49,11 +49,11 @@ class Extra:
 class ShippedReward:
     """The base of every shipped reward; its kind names its scores.
 
-    `scorer` is the path of the class that scores, built with `arguments`, and with the device if `on_device`.
-    `scales` has an entry for each kind. `network` says what `pcpo-ray plan` can know of the reward's memory: "clip"
-    measures `clip`, "other" is reported as unknown. `worse` is the direction in which the monitors watch an untrained
-    reward. `compares_images` refuses groups of one image. `extra` is what has to be installed for it. `reads_prompt`
-    and `ranks` are what `pcpo-ray check` tries.
+    `scorer` is the path of the class that scores, built with `arguments`, and with the device if `on_device`; then it
+    names its `networks`. `scales` has an entry for each kind. `network` says what `pcpo-ray plan` can know of the
+    reward's memory: "clip" measures `clip`, "other" is reported as unknown. `worse` is the direction in which the
+    monitors watch an untrained reward. `compares_images` refuses groups of one image. `extra` is what has to be
+    installed for it. `reads_prompt` and `ranks` are what `pcpo-ray check` tries.
     """
 
     scorer: ClassVar[str]

@@ -106,6 +106,13 @@ class Workers:
 
     Checkpoints may take longer, by their size.
     """
+    park: bool = False
+    """True: what a GPU needs in one phase of the work only lies in pinned host memory until that phase.
+
+    Reward models and quality networks lie there until they score, the VAE until it decodes, the optimizer's state and
+    the running mean until an optimizer step. It costs copies and changes no result. A process on a CPU has nothing to
+    park, and the networks of your own reward classes stay where these put them. It was not tried on a GPU.
+    """
     sync: Literal["pull", "broadcast"] = "pull"
     """The way of new weights to the samplers.
 

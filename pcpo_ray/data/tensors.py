@@ -32,6 +32,13 @@ def sent_to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def part_here(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds; without gradients it is the part itself, and no view."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def to_numpy(tensor: Tensor) -> tuple[str, np.ndarray]:
     """Convert a tensor to its dtype's name and an array of its bits; bfloat16, which numpy lacks, becomes uint16."""
     tensor = tensor.detach().cpu().contiguous()

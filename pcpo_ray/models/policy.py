@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pcpo_ray import config, models
 from pcpo_ray.algorithm import credit
 from pcpo_ray.algorithm.schedule import Schedule
 from pcpo_ray.algorithm.transitions import AffineStep
+from pcpo_ray.data.parked import parked_network
 from pcpo_ray.data.seeds import generator, seed_of
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.data.types import Size, Task
@@ -36,7 +37,8 @@ class SamplingSetup:
 class Policy:
     """A denoiser and the T steps by which a run samples from it.
 
-    A network that is `cut` is loaded onto the CPU, whatever the device: fsdp2 moves it part by part.
+    With `workers.park` the VAE is on the device while it decodes only. A network that is `cut` is loaded onto the CPU,
+    whatever the device: fsdp2 moves it part by part.
     """
 
     def __init__(self, run: config.Run, device: torch.device, *, cut: bool = False) -> None:
@@ -49,7 +51,7 @@ class Policy:
         seed = seed_of(run.seed, "adapter")
         self.denoiser: Denoiser = models.load(run.model, run.sampling, seed=seed, device=loaded_on)
         self.denoiser.device = device
-        self.denoiser.pipeline.vae.to(device)
+        self.vae = parked_network(run.workers.park, self.denoiser.pipeline.vae, device)
         self.run = run
         self.setups: dict[tuple[Size | None, bool], SamplingSetup] = {}
         """Setups by size, and by whether they are an evaluation's own."""
@@ -138,6 +140,11 @@ class Policy:
     def computed_in(self) -> str:
         """The name of `computes_in`."""
         return str(self.computes_in).removeprefix("torch.")
+
+    def decode(self, latents: Float[Tensor, "B ..."]) -> UInt8[np.ndarray, "B H W 3"]:
+        """Decode latents to images."""
+        with self.vae.awake():
+            return self.denoiser.decode(latents)
 
     def initial_noise(self, task: Task, rows: slice = ALL) -> Float[Tensor, "N ..."]:
         """Draw the initial latents of a task's images (those at `rows`), on the CPU in float32.

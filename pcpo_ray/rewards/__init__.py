@@ -114,6 +114,17 @@ def load(reward: config.Reward, device: torch.device) -> Reward | GroupReward:
     return made
 
 
+def networks(reward: config.Reward, made: Any) -> Sequence[torch.nn.Module]:
+    """List the networks that torch runs for a shipped reward (`networks` of its scorer).
+
+    What a reward of the user's own holds is not looked into.
+    """
+    found: Sequence[torch.nn.Module] = (
+        made.networks if isinstance(reward, config.ShippedReward) and reward.on_device else ()
+    )
+    return found
+
+
 def _class_of(reward: config.CustomReward) -> Any:
     """Find the user's class and see that it is a reward. Raises RewardError."""
     try:

@@ -27,6 +27,7 @@ class Aesthetic:
         check(model, weights, head)
         self.clip = clip.load(model, weights, device)
         self.head = load_head(head).to(device)
+        self.networks = [self.clip.network, self.head]
 
     @staticmethod
     def check(reward: config.Aesthetic) -> None:

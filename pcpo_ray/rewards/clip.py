@@ -27,12 +27,13 @@ REMEMBERED = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A CLIP model: preprocessing, tokenizer and the two towers; `scale` is exp(logit_scale).
+    """A CLIP model: its `network`, preprocessing, tokenizer and the two towers; `scale` is exp(logit_scale).
 
     N images or texts, E embedding dimensions. Embeddings are float32 and of unit length. `normal` is a mean and std if
     `preprocess` only normalises RGB images of `side` x `side` pixels.
     """
 
+    network: torch.nn.Module
     scale: float
     device: torch.device
     preprocess: Callable[[Any], Tensor]
@@ -183,12 +184,19 @@ def _is_transformers(folder: Path) -> bool:
     return bool(found)
 
 
-@lru_cache(maxsize=2)
 def load(model: str, weights: str | None, device: torch.device, processor: str | None = None) -> Clip:
     """Load the model, once per process however many rewards use it. Raises RewardError.
 
     `processor` is a folder in transformers' format with preprocessing and tokenizer, if the model's has none.
     """
+    found = loaded(model, weights, device, processor)
+    found.network.to(device)  # a scorer of this process may have parked it
+    return found
+
+
+@lru_cache(maxsize=2)
+def loaded(model: str, weights: str | None, device: torch.device, processor: str | None) -> Clip:
+    """Load the model for `load`, which keeps it."""
     check(model, weights)
     name, file = locate(model, weights)
     try:
@@ -260,6 +268,7 @@ def _open_clip(name: str, file: str | None, device: torch.device) -> Clip:
     size = network.visual.image_size
     side = size[0] if isinstance(size, tuple) else size
     return Clip(
+        network=network,
         scale=float(network.logit_scale.detach().exp()),
         device=device,
         preprocess=preprocess,
@@ -292,6 +301,7 @@ def _transformers(folder: str, processor: str, device: torch.device) -> Clip:
         return tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
 
     return Clip(
+        network=network,
         scale=float(network.logit_scale.detach().exp()),
         device=device,
         preprocess=lambda image: pixels(images=image, return_tensors="pt").pixel_values[0],

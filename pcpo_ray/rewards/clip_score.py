@@ -15,6 +15,7 @@ class ClipScore:
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
         self.clip = clip.load(model, weights, device)
+        self.networks = [self.clip.network]
 
     @staticmethod
     def check(reward: config.ClipScore) -> None:

@@ -36,6 +36,7 @@ class Hps:
         size = network.visual.image_size
         side = size[0] if isinstance(size, tuple) else size
         self.clip = clip.Clip(
+            network=network,
             scale=float(network.logit_scale.detach().exp()),
             device=device,
             preprocess=lambda image: preprocess(image, side),
@@ -43,6 +44,7 @@ class Hps:
             encode_images=network.encode_image,
             encode_texts=network.encode_text,
         )
+        self.networks = [network]
 
     @staticmethod
     def check(reward: config.Hps) -> None:

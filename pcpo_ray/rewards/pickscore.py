@@ -17,6 +17,7 @@ class PickScore:
 
     def __init__(self, model: str, processor: str | None, device: torch.device) -> None:
         self.clip = clip.load(model, None, device, processor)
+        self.networks = [self.clip.network]
 
     @staticmethod
     def check(reward: config.PickScore) -> None:

@@ -117,7 +117,7 @@ class Sampler:
                 for name, value in zip(kept, (before, prediction, noise, log_prob), strict=True):
                     kept[name].append(value)
         self._check_finite(latents, task)
-        images = denoiser.decode(latents.float())
+        images = self.policy.decode(latents.float())
         if not training:
             return None, images
         if self.policy.renoised:

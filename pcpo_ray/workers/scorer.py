@@ -6,7 +6,8 @@ inputs are its own copies. So even in one process it cannot disturb samplers, le
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Bool, UInt8
 
 from pcpo_ray import config, rewards
+from pcpo_ray.data.parked import parked_network
 from pcpo_ray.data.seeds import seed_of
 from pcpo_ray.data.types import QUALITY, Task
 from pcpo_ray.errors import RewardError
@@ -25,7 +27,10 @@ from pcpo_ray.rewards.oracle import Oracle
 
 
 class Scorer:
-    """One process's rewards: those trained on and those that only evaluations watch."""
+    """One process's rewards: those trained on and those that only evaluations watch.
+
+    With `workers.park` the networks of each are on the device while it scores only.
+    """
 
     def __init__(self, run: config.Run, device: torch.device) -> None:
         self.seed = run.seed
@@ -37,6 +42,10 @@ class Scorer:
         wanted = run.evaluation.quality
         with plugins.isolated(QUALITY):
             self.measures = None if wanted is None else quality.Measures(wanted, device)
+        self.networks = {name: rewards.networks(self.named[name], made) for name, made in self.rewards.items()}
+        self.networks[QUALITY] = () if self.measures is None else self.measures.networks
+        every = dict.fromkeys(chain.from_iterable(self.networks.values()))  # two rewards may share one
+        self.parked = {network: parked_network(run.workers.park, network, device) for network in every}
 
     def ask(self, prompts: Sequence[str], patience: float = math.inf) -> None:
         """Ask the FOREIGN rewards about two drawn images and these prompts, before anything long has begun.
@@ -78,7 +87,7 @@ class Scorer:
         measured: Mapping[str, np.ndarray] = {}
         if self.measures is not None and task.purpose == "evaluate":
             try:
-                with plugins.isolated(QUALITY):
+                with plugins.isolated(QUALITY), self._awake(QUALITY):
                     measured = self.measures(shared, each=task.images)
             except Exception as error:  # a network may raise anything; the loop counts it as it does rewards
                 failures[QUALITY] = plugins.explained(error)
@@ -103,10 +112,19 @@ class Scorer:
         reward = self.rewards[name]
         if not isinstance(reward, rewards.Describing):
             return []
-        said = list(reward.describe(_copied(images), list(prompts)))
+        with self._awake(name):
+            said = list(reward.describe(_copied(images), list(prompts)))
         if len(said) != len(images) or not all(isinstance(text, str) for text in said):
             raise ValueError(f"describe returned {said!r:.200} for {len(images)} images; expected a text for each")
         return said
+
+    @contextlib.contextmanager
+    def _awake(self, name: str) -> Iterator[None]:
+        """Keep the networks of a reward, or of the quality, on the device while inside."""
+        with contextlib.ExitStack() as sleeping:
+            for network in self.networks[name]:
+                sleeping.enter_context(self.parked[network].awake())
+            yield
 
     def tokens(self) -> dict[str, dict[str, int]]:
         """Take the tokens that each judge has used since the last call, by name and kind; none for one unused."""
@@ -128,7 +146,7 @@ class Scorer:
         read = self._read(name, prompts)
         seed = seed_of(self.seed, "reward", name, task.purpose, task.step, task.position, first)
         try:
-            with plugins.isolated(self.named[name].kind, seed):
+            with plugins.isolated(self.named[name].kind, seed), self._awake(name):
                 scores = checked(rewards.scores(self.rewards[name], images, prompts), len(images))
         except Exception as error:  # a user's reward may raise anything; the loop counts it and stops when it lasts
             if not single:

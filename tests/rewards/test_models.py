@@ -70,6 +70,14 @@ def kinds(clip_transformers, hps_file, head_file):
 
 
 @pytest.mark.parametrize("name", ["clip_score", "pickscore", "hps", "aesthetic"])
+def test_a_reward_names_the_networks_that_it_runs(name, clip_transformers, hps_file, head_file):
+    kind = kinds(clip_transformers, hps_file, head_file)[name]
+    made = rewards.load(kind, CPU)
+    own = [value for value in vars(made).values() if isinstance(value, torch.nn.Module)]
+    assert set(rewards.networks(kind, made)) == {made.clip.network, *own}
+
+
+@pytest.mark.parametrize("name", ["clip_score", "pickscore", "hps", "aesthetic"])
 def test_scores_do_not_depend_on_the_batch_and_keep_its_order(name, clip_transformers, hps_file, head_file):
     kind = kinds(clip_transformers, hps_file, head_file)[name]
     rewards.check(kind)

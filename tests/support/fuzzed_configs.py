@@ -196,6 +196,8 @@ ODD: dict[str, list[Any]] = {
     "combine": ["ranks", "advantages"],
     "monitors": [{"diversity": 1.0}, {"patience": 0}],
     "workers.learner.strategy": ["fsdp2", "ddp"],
+    "workers.learner.offload": [True, False],
+    "workers.park": [True],
     "evaluation.images": [0, 1],
 }
 """Values that are refused, or go with few others."""

@@ -55,5 +55,6 @@ def decode(policy: Policy, latents: Float[Tensor, "B ..."]) -> Tensor:
     """Decode with the VAE, on the device."""
     denoiser = denoiser_of(policy)
     vae = denoiser.pipeline.vae
-    images: Tensor = vae.decode(denoiser.latents_of(latents).to(vae.dtype), return_dict=False)[0]
+    with policy.vae.awake():
+        images: Tensor = vae.decode(denoiser.latents_of(latents).to(vae.dtype), return_dict=False)[0]
     return images

@@ -40,6 +40,7 @@ class Measures:
     def __init__(self, quality: config.Quality, device: torch.device) -> None:
         self.extract = features.load(quality.features, device)
         self.lpips = None if quality.lpips is None else diversity.load_lpips(quality.lpips, device)
+        self.networks = [self.extract.network, *([] if self.lpips is None else [self.lpips.network])]
 
     def __call__(self, images: UInt8[np.ndarray, "N H W 3"], *, each: int) -> Measured:
         """Measure images of several prompts: `each` images per prompt, prompts in order."""

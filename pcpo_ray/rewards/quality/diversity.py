@@ -1,6 +1,5 @@
 """Diversity of the images of one prompt."""
 
-from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -11,9 +10,7 @@ from jaxtyping import Float, UInt8
 from pcpo_ray import config
 from pcpo_ray.errors import QualityError
 from pcpo_ray.rewards import clip
-from pcpo_ray.rewards.quality.features import CHUNK, check_file
-
-Distances = Callable[[UInt8[np.ndarray, "N H W 3"]], Float[np.ndarray, " N"]]
+from pcpo_ray.rewards.quality.features import CHUNK, Measure, check_file
 
 
 def vendi(features: Float[np.ndarray, "N E"]) -> float:
@@ -50,7 +47,7 @@ def check_lpips(lpips: config.Lpips) -> None:
     check_file(lpips.weights, "evaluation.quality.lpips.weights", f"torchvision's {LPIPS_FILES[lpips.net]}")
 
 
-def load_lpips(lpips: config.Lpips, device: torch.device) -> Distances:
+def load_lpips(lpips: config.Lpips, device: torch.device) -> Measure:
     """Load the mean LPIPS (Zhang et al. 2018, arXiv 1801.03924) of each image to the N - 1 others. Raises QualityError.
 
     The linear layers come with torchmetrics, their backbone from `weights`.
@@ -81,4 +78,4 @@ def load_lpips(lpips: config.Lpips, device: torch.device) -> Distances:
         mean: np.ndarray = (each / (len(images) - 1)).cpu().numpy()
         return mean
 
-    return distances
+    return Measure(network, distances)

@@ -6,13 +6,14 @@ et al. 2023, arXiv 2306.04675: it agrees best with people). All weights are loca
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from pcpo_ray import config
 from pcpo_ray.errors import QualityError, RewardError
@@ -27,8 +28,19 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's mean and std per channel."""
 
 Features = config.ClipFeatures | config.InceptionFeatures | config.DinoFeatures
-Extractor = Callable[[UInt8[np.ndarray, "N H W 3"]], Float[np.ndarray, "N E"]]
-"""A function from images to E float32 numbers each."""
+Extractor = Callable[[UInt8[np.ndarray, "N H W 3"]], Float[np.ndarray, "N ..."]]
+"""A function from images to E float32 numbers each, or to one."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A `network`, and what it `extracts` from images."""
+
+    network: nn.Module
+    extracts: Extractor
+
+    def __call__(self, images: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N ..."]:
+        return self.extracts(images)
 
 
 def check(features: Features) -> None:
@@ -78,18 +90,18 @@ def _model_type(path: Path) -> str | None:
     return found
 
 
-def load(features: Features, device: torch.device) -> Extractor:
+def load(features: Features, device: torch.device) -> Measure:
     """Load the extractor. Raises QualityError."""
     check(features)
     try:
         match features:
             case config.ClipFeatures(model=model, weights=weights):
-                network = clip.load(model, weights, device)
-                return lambda images: network.images(images).cpu().numpy()
+                found = clip.load(model, weights, device)
+                return Measure(found.network, lambda images: found.images(images).cpu().numpy())
             case config.InceptionFeatures(weights=weights):
-                return _chunked(_inception(weights, device))
+                return _inception(weights, device)
             case config.DinoFeatures(model=model):
-                return _chunked(_dino(model, device))
+                return _dino(model, device)
             case _:
                 assert_never(features)
     except Exception as error:  # a truncated file raises whatever its format's reader raises
@@ -110,27 +122,27 @@ def files(features: Features) -> list[Path]:
             assert_never(features)
 
 
-def _chunked(extract: Callable[[np.ndarray], Tensor]) -> Extractor:
+def _chunked(network: nn.Module, extract: Callable[[np.ndarray], Tensor]) -> Measure:
     @torch.inference_mode()
     def whole(images: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N E"]:
         parts = [extract(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
         found: np.ndarray = torch.cat(parts).float().cpu().numpy()
         return found
 
-    return whole
+    return Measure(network, whole)
 
 
-def _inception(weights: str, device: torch.device) -> Callable[[np.ndarray], Tensor]:
+def _inception(weights: str, device: torch.device) -> Measure:
     """Load the network of the original FID, with its own resizing to 299 x 299."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
     clip.check_finite(network, weights)
     network = network.to(device).eval()
-    return lambda images: network(torch.from_numpy(images.copy()).permute(0, 3, 1, 2).to(device))[0]
+    return _chunked(network, lambda images: network(torch.from_numpy(images.copy()).permute(0, 3, 1, 2).to(device))[0])
 
 
-def _dino(folder: str, device: torch.device) -> Callable[[np.ndarray], Tensor]:
+def _dino(folder: str, device: torch.device) -> Measure:
     """Load DINOv2: the class token after the last norm, for images resized to 224 x 224, as in Stein et al."""
     from torchvision.transforms import v2
     from transformers import Dinov2Model
@@ -155,4 +167,4 @@ def _dino(folder: str, device: torch.device) -> Callable[[np.ndarray], Tensor]:
         tokens: Tensor = network(pixel_values=pixels.to(device)).pooler_output
         return tokens
 
-    return extract
+    return _chunked(network, extract)

@@ -92,12 +92,13 @@ class Autotuner:
                 self.loss.reference(pairs)
             self.backward(self.loss.predict(pairs).square().mean())
 
-        # AdamW's two moments, or what another optimizer's first step allocates, must fit beside
-        fresh = [p.numel() for p in self.masters.values.values() if p not in self.optimizer.state]
-        size = optimizers.state_bytes(self.loader.config.optimizer, fresh)
-        moments = torch.empty(size, dtype=torch.uint8, device=self.loss.policy.device)
+        # AdamW's two moments, or what another optimizer's first step allocates, must fit beside where it is not parked
+        device, run = self.loss.policy.device, self.loader.config
+        parked = run.workers.park and device.type == "cuda"
+        fresh = [p.numel() for p in self.masters.values.values() if p not in self.optimizer.state and not parked]
+        moments = torch.empty(optimizers.state_bytes(run.optimizer, fresh), dtype=torch.uint8, device=device)
         with self._away_from_zero():
-            taken = measure(sizes, same, learn, self.loss.policy.device)
+            taken = measure(sizes, same, learn, device)
         del moments
         self.optimizer.zero_grad()
         return taken

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pcpo_ray import config
 from pcpo_ray.algorithm.diagnostics import TimestepDiagnostics
+from pcpo_ray.data.parked import parked
 from pcpo_ray.data.updates import DriverState, MicroBatchChoice, Update
 from pcpo_ray.data.weights import Manifest, WeightSnapshot
 from pcpo_ray.errors import PcpoError, TrainingError
@@ -49,19 +50,16 @@ class Learner:
     def __init__(self, run: config.Run, device: torch.device, rank: Rank = ALONE) -> None:
         from accelerate import Accelerator
 
-        self.run = run
-        self.rank = rank
+        self.run, self.rank = run, rank
         if run.optimizer.compile:
             kernels.check_compiler("optimizer.compile", device)
         self.policy = Policy(run, device, cut=rank.sharded)
         self.dtypes = {name: parameter.dtype for name, parameter in self.policy.denoiser.trainable().items()}
         if rank.sharded:
             sharding.shard(self.policy.denoiser.module, rank, device)
-        self.version = 0
+        self.version, self.bad_gradients, self.loss_scale = 0, 0, 1.0
         self.stepping = False
         """True while the weights are between two versions."""
-        self.bad_gradients = 0
-        self.loss_scale = 1.0
         self.loader = PairLoader(run, self.policy, rank)
         self.loss = Loss(self.policy, run.objective)
         self.parameters = self.policy.denoiser.trainable()
@@ -74,12 +72,13 @@ class Learner:
         self.policy.denoiser.module, self.optimizer = self.accelerator.prepare(self.policy.denoiser.module, optimizer)
         if optimization.compile:
             kernels.compile_blocks(self.policy.denoiser.module)
-        weights_here = self.masters.values.values()
-        self.ema = None if optimization.average is None else EMA(weights_here, optimization.average)
+        self.ema = None if optimization.average is None else EMA(self.masters.values.values(), optimization.average)
+        means = [] if self.ema is None else self.ema.values
+        self.resting = parked(run.workers.park, lambda: [*optimizers.state_tensors(self.optimizer), *means], device)
         self.autotuner = Autotuner(
             self.loader, self.loss, self.masters, self.optimizer, self.accelerator.backward, self.rank
         )
-        self.snapshots = Snapshots(self.policy, self.masters, self.optimizer, self.ema, rank, dtypes=self.dtypes)
+        self.snapshots = Snapshots(self.policy, self.masters, self.optimizer, self.ema, self.resting, rank, self.dtypes)
         # dropout would make the ratio at unchanged weights differ from 1
         self.policy.denoiser.module.eval()
         self.lent: LentSampler | None = None
@@ -271,10 +270,11 @@ class Learner:
         if math.isfinite(norm):
             self.bad_gradients = 0
             self.stepping = True
-            self.optimizer.step()
-            self.masters.write_back()
-            if self.ema is not None:
-                self.ema.update()
+            with self.resting.awake():
+                self.optimizer.step()
+                self.masters.write_back()
+                if self.ema is not None:
+                    self.ema.update()
         else:
             self.bad_gradients += 1
         self.optimizer.zero_grad()

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pcpo_ray import config
+from pcpo_ray.data.tensors import part_here
 from pcpo_ray.errors import TrainingError
 from pcpo_ray.workers.learner.distributed import Rank
 
@@ -113,24 +114,16 @@ class Movement:
 
 def _some(tensor: Tensor) -> Float[Tensor, " S"]:
     """Take at most SAMPLED values of this process's part; an odd stride reaches every column of a matrix."""
-    flat = _here(tensor).reshape(-1)
+    flat = part_here(tensor.detach()).reshape(-1)
     stride = -(-len(flat) // SAMPLED) | 1
     return flat[::stride]
 
 
 def _sums(tensor: Tensor, before: Float[Tensor, " S"]) -> Float[Tensor, "4"]:
     """Return the tensor's |update|^2, |weights|^2, number of changed values, and number of values."""
-    here, some = _here(tensor), _some(tensor)
+    here, some = part_here(tensor.detach()), _some(tensor)
     each = here.numel() / max(1, len(some))
     update = (some - before).double().square().sum() * each
     moved = (some != before).sum() * each
     squares = torch.linalg.vector_norm(here).double().square()
     return torch.stack([update, squares, moved, torch.full_like(update, here.numel())])
-
-
-def _here(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that this process holds."""
-    from torch.distributed.tensor import DTensor
-
-    local: Tensor = tensor.detach()
-    return local.to_local() if isinstance(local, DTensor) else local

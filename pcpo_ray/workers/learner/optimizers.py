@@ -141,6 +141,11 @@ def pack(optimizer: Any, parameters: Mapping[str, nn.Parameter], settings: confi
     return _each_its_own(found)
 
 
+def state_tensors(optimizer: Any) -> list[Tensor]:
+    """List the tensors that the optimizer remembers of its parameters."""
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+
+
 def _each_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy a tensor that shares its memory with an earlier one, as safetensors refuses such pairs."""
     seen: set[int] = set()

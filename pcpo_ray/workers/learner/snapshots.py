@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pcpo_ray.data import weights
+from pcpo_ray.data.parked import Parked
 from pcpo_ray.data.updates import DriverState
 from pcpo_ray.data.weights import Manifest, WeightSnapshot
 from pcpo_ray.errors import CheckpointError, TrainingError
@@ -26,8 +27,8 @@ from pcpo_ray.workers.learner.masters import Masters
 class Snapshots:
     """Packs, saves and restores a learner's weights, optimizer state and EMA.
 
-    Where each rank holds a part of every parameter, all ranks call the same methods together. `dtypes` are those in
-    which samplers hold the trained weights.
+    Where each rank holds a part of every parameter, all ranks call the same methods together. `resting` are the tensors
+    that are parked between optimizer steps. `dtypes` are those in which samplers hold the trained weights.
     """
 
     def __init__(
@@ -36,12 +37,12 @@ class Snapshots:
         masters: Masters,
         optimizer: torch.optim.Optimizer,
         ema: EMA | None,
+        resting: Parked,
         rank: Rank,
-        *,
         dtypes: Mapping[str, torch.dtype],
     ) -> None:
         self.policy, self.masters, self.optimizer, self.ema, self.rank = policy, masters, optimizer, ema, rank
-        self.dtypes = dtypes
+        self.resting, self.dtypes = resting, dtypes
         self.saves = self.restores = 0
 
     def pack(self, version: int, *, averaged: bool, over: WeightSnapshot | None) -> WeightSnapshot:
@@ -129,7 +130,7 @@ class Snapshots:
         self.saves += 1
         seconds = checkpoints.seconds_for(2 * self.size(len(state.older)))
         meeting = distributed.Meeting(self.rank, f"checkpoint {self.saves}", seconds=seconds)
-        with meeting.held(), contextlib.ExitStack() as until_whole:
+        with meeting.held(), self.resting.awake(), contextlib.ExitStack() as until_whole:
             allowed()
             meeting.tell()  # a rank that may not write would leave the others waiting in a collective
             self.predict_canary(version)
@@ -178,7 +179,10 @@ class Snapshots:
             meeting.tell()  # only now: a rank that still reads keeps the others waiting in a collective
         sharding.load_parameters(folder, loaded.parameters, self.masters.values)
         self.masters.write_back()
-        optimizers.unpack(self.optimizer, self.masters.values, loaded.optimizer, sharding.shard_like)
+        try:
+            optimizers.unpack(self.optimizer, self.masters.values, loaded.optimizer, sharding.shard_like)
+        finally:
+            self.resting.sleep()
         if self.ema is not None:
             means = [
                 sharding.shard_like(loaded.averaged[name], value)

@@ -204,20 +204,23 @@ def test_a_rank_that_cannot_write_is_heard_by_all_and_leaves_nothing(small_sd, t
 
 
 def elsewhere(index, address, run, batch, folder, answers):
-    """One rank's process: learners whose parts are offloaded, and are not.
+    """One rank's process: learners whose parts are offloaded, or whose state is parked, beside one that is neither.
 
     All take two steps, with the first one's checkpoint between. It tells what was equal, and what was moved.
     """
     from torch.distributed import fsdp
 
     from pcpo_ray.workers.learner.learner import Learner
+    from tests.support.two_places import two_places
 
-    with learner_of_rank(index, address, run) as plain:
+    parking = dataclasses.replace(run, workers=dataclasses.replace(run.workers, park=True))
+    with learner_of_rank(index, address, run) as plain, pytest.MonkeyPatch.context() as patch:
         cpu, rank = torch.device("cpu"), plain.rank
         with mock.patch.object(fsdp, "fully_shard", wraps=fsdp.fully_shard) as cutting:
             offloaded = Learner(run, cpu, dataclasses.replace(rank, offloaded=True))
         policies = {type(call.kwargs["offload_policy"]).__name__ for call in cutting.call_args_list}
-        learners, same = (plain, offloaded), []
+        copies = two_places(patch)
+        learners, same = (plain, offloaded, Learner(parking, cpu, rank)), []
         for step in (1, 2):
             norms = {one.update(step, of_rank(run, batch, step, rank)).gradient_norm for one in learners}
             values = [[*one.masters.values.values(), *one.ema.values] for one in learners]
@@ -230,7 +233,7 @@ def elsewhere(index, address, run, batch, folder, answers):
         for averaged in (False, True):
             sent = {sent_by(one, averaged) for one in learners}
             same.append(len(sent) == 1)
-        answers.put((index, same, policies))
+        answers.put((index, same, policies, len(copies.storages) > 0, copies.alive))
 
 
 def sent_by(learner, averaged):
@@ -248,7 +251,7 @@ def sent_by(learner, averaged):
         pytest.param("{kind: full}", marks=pytest.mark.chaos),
     ],
 )
-def test_offloaded_ranks_keep_all_bits(small_flux, tmp_path, train):
+def test_offloaded_ranks_and_a_parked_state_keep_all_bits(small_flux, tmp_path, train):
     from tests.support.trajectories import batch, pair
 
     changes = {"model__train": train, "model__dtype": "bfloat16", "optimizer__average": 0.5}
@@ -258,4 +261,4 @@ def test_offloaded_ranks_keep_all_bits(small_flux, tmp_path, train):
     store = distributed.host("127.0.0.1")
     address = ("127.0.0.1", store.port)
     found, codes = forks.answers_of(elsewhere, [(0,), (1,)], address, run, groups, tmp_path / "saved", seconds=250)
-    assert found == [(index, [True] * 4, {"CPUOffloadPolicy"}) for index in range(2)] and codes == [0, 0]
+    assert found == [(index, [True] * 4, {"CPUOffloadPolicy"}, True, 0) for index in range(2)] and codes == [0, 0]
