@@ -65,10 +65,8 @@ def test_a_shipped_rewards_network_is_measured_or_said_to_be_unknown(kind):
 def test_a_network_that_the_plan_cannot_measure_is_named(monkeypatch):
     monkeypatch.setattr(config.Grain, "network", "other")
     own = config.CustomReward(kind="mine:Judge")
-    assert scoring.unknown([config.Grain(kind="grain"), config.Jpeg(kind="jpeg_compressibility"), own]) == [
-        "Judge",
-        "grain",
-    ]
+    every = [config.Grain(kind="grain"), config.Jpeg(kind="jpeg_compressibility"), own]
+    assert scoring.own(every) == ["Judge"] and scoring.unknown(every) == ["grain"]
 
 
 def test_each_reward_takes_the_memory_of_its_clip_model():

@@ -75,6 +75,7 @@ def _layout(run: Run, pace: Pace, name: Name, samplers: int, ranks: int) -> tupl
         f"workers.samplers.workers={samplers}",
         f"workers.learner.ranks={ranks}",
         f"workers.learner.samples={str(name != 'split').lower()}",
+        *(["workers.learner.offload=false"] if run.workers.learner.offload and ranks == 1 else []),
     )
     fixed = ("workers.samplers.min=1", "workers.samplers.max=null")
     changed = switches.changed(run, (*fixed, *overrides))

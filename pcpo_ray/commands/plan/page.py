@@ -39,8 +39,14 @@ def show(planned: Plan, console: Console) -> None:
             f"a rank predicts up to {again} (image, step) pairs once more before its first optimizer step: one forward "
             "pass each (objective.old_predictions=recomputed)"
         )
-    for name in scoring.unknown((*planned.run.rewards, *planned.run.evaluation.rewards)):
-        lines.append(f"{name} is your own reward: what it takes is not counted")
+    rewards, park = (*planned.run.rewards, *planned.run.evaluation.rewards), planned.run.workers.park
+    for name in scoring.own(rewards):
+        kept = ", nor is it parked" if park else ""
+        lines.append(f"{name} is your own reward: what it takes is not counted{kept}")
+    for name in scoring.unknown(rewards):
+        lines.append(f"{name} has a network that its own package runs on the CPU: what it takes is not counted")
+    if park and (idle := [role.role for role in planned.roles if not role.gpus]):
+        lines.append(f"workers.park moves nothing on a CPU, and so not here: {', '.join(idle)}")
     where = (
         "the machine's memory" if planned.local else "the machines' memory, all processes and object stores together"
     )

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from pcpo_ray import config
 from pcpo_ray.commands.plan import scoring, sizes
 from pcpo_ray.commands.plan.gpus import CONTEXT, SLACK
 from pcpo_ray.commands.plan.hollow import Hollow, size_of, size_of_module
+from pcpo_ray.commands.plan.sampling import lent, other_parts, sampling
 from pcpo_ray.config import ROLLOUT_STORE_FRACTION, Full, Run
-from pcpo_ray.models.texts import KEPT
 from pcpo_ray.workers.learner import optimizers
 from pcpo_ray.workers.learner.movement import SAMPLED
 
@@ -87,8 +86,10 @@ def learner(run: Run) -> Memory:
     """Return the memory of one learner rank."""
     model, role = sizes.hollow_of(run), run.workers.learner
     gpu = role.gpus > 0
+    parked = gpu and run.workers.park
     rows, together = sizes.pass_of(run, sizes.micro_batch_of(run))
     sharded = role.strategy == "fsdp2" and role.ranks > 1
+    offloaded = gpu and sharded and role.offload
     parts = role.ranks if sharded else 1
     trained = size_of(*model.trained.values())
     frozen = size_of_module(model.network) - trained
@@ -106,118 +107,84 @@ def learner(run: Run) -> Memory:
         sent |= {"old predictions": old}
     full = isinstance(run.model.train, Full)
     encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
+    loaded = gpu and role.samples  # by a rank that samples, to encode texts
+    saving = {"text encoders, while a checkpoint is written": encoders} if full and not loaded else {}
     largest = sizes.FLOAT * max(p.numel() for p in model.trained.values())
-    sampled = lent(run, sharded=sharded, gpu=gpu)
+    sampled, (others, vae) = lent(run, sharded=sharded, gpu=gpu), other_parts(model, parked=parked)
+    network = {
+        "denoising network, frozen": frozen // parts,
+        "trained weights": (precise if sharded else trained) // parts,
+        **({"their float32 masters": copied_masters} if copied_masters and not sharded else {}),
+    }
+    gradients = {"gradients": precise // parts if full else precise}  # an adapter's are reduced once an optimizer step
+    mean = {} if run.optimizer.average is None else {"running mean of the weights": precise // parts}
+    state = {"AdamW's two moments" if run.optimizer.kind == "adamw" else f"moments of {run.optimizer.kind}": moments}
+    before = {"weights before the update, sampled": remembered}
+    on_cpu = not gpu or offloaded  # there one parameter after the other
+    stepping = {"the optimizer's step": 3 * largest // parts if on_cpu else precise // parts}
+    sending = {} if run.optimizer.average is None else {"sending the running mean": precise // parts}
+    if offloaded:
+        held, phases = {} if full else gradients, {}
+        host = {**_pinned_parts(model, parts), "gradients": precise // parts, **state, **mean, **before}
+        host |= {**stepping, **sending}
+    elif parked:
+        held = {**network, **gradients, **before}
+        host = {**_pinned_state(state, model, parts, tensors=2), **_pinned_state(mean, model, parts, tensors=1)}
+        phases = {"the optimizer's step": sum((*stepping.values(), *state.values(), *mean.values())), **sending}
+    else:
+        held, host, phases = {**network, **gradients, **state, **mean, **before}, {}, {**stepping, **sending}
+    passing = pass_ + copied + (gathered(model.network) if sharded else 0)
+    host |= {**vae, **sent, **opened, "a group's noise": noise, **sizes.pinned(sizes.opened_of(run)), **saving}
     return Memory(
         role="learner",
         processes=role.ranks,
         gpus=role.gpus,
-        held={
-            "denoising network, frozen": frozen // parts,
-            "trained weights": (precise if sharded else trained) // parts,
-            **({"their float32 masters": copied_masters} if copied_masters and not sharded else {}),
-            "gradients": precise // parts if full else precise,  # an adapter's are reduced once an optimizer step
-            ("AdamW's two moments" if run.optimizer.kind == "adamw" else f"moments of {run.optimizer.kind}"): moments,
-            "weights before the update, sampled": remembered,
-            **({} if run.optimizer.average is None else {"running mean of the weights": precise // parts}),
-            **_other_parts(model),
-            **opened,
-            **({} if gpu else {**sent, **sampled.host}),
-        },
+        held={**held, **others, **opened, **({} if gpu else {**sent, **sampled.host})},
         phases={
             **sampled.phases,
-            **({} if gpu else {"drawing a group's noise": noise}),
-            f"forward and backward, {rows} (image, step) pairs at once": pass_
-            + copied
-            + (gathered(model.network) if sharded else 0),
-            "the optimizer's step": precise // parts
-            if gpu
-            else 3 * largest,  # one parameter after the other on the CPU
-            **({} if run.optimizer.average is None else {"sending the running mean": precise // parts}),
+            **({} if gpu else {"drawing a group's noise": noise, **saving}),
+            f"forward and backward, {rows} (image, step) pairs at once": passing,
+            **phases,
             **({"adding up the ranks' gradients": 2 * precise} if role.ranks > 1 and not sharded else {}),
-            **({"text encoders, while a checkpoint is written": encoders} if full else {}),
         },
-        beside={**sent, **opened, "a group's noise": noise, **sizes.pinned(sizes.opened_of(run)), **sampled.beside}
-        if gpu
-        else {},
+        beside={**host, **sampled.beside} if gpu else {},
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Bytes that sampling takes beside the network: `host` in main memory, `phases` on the device, one at a time."""
+def _pinned_state(kept: Mapping[str, int], model: Hollow, ranks: int, *, tensors: int) -> dict[str, int]:
+    """Return the pinned memory of a rank's part of what is kept: so many tensors for each of the trained weights."""
+    numbers = [-(-p.numel() // ranks) for p in model.trained.values()]
+    widths = {name: round(size / (tensors * sum(numbers))) for name, size in kept.items()}
+    return {
+        f"{name}, parked": tensors * sum(sizes.rounded(width * count) for count in numbers)
+        for name, width in widths.items()
+    }
 
-    host: Mapping[str, int]
-    phases: Mapping[str, int]
-    beside: Mapping[str, int]
-    """The bytes that a process with a GPU also holds in main memory, `host` included."""
+
+def _pinned_parts(model: Hollow, ranks: int) -> dict[str, int]:
+    """Return the pinned memory of a rank's parts of the network, which are in float32 where they are trained."""
+    frozen = [p.nbytes for p in model.network.parameters() if not p.requires_grad]
+    trained = [sizes.FLOAT * p.numel() for p in model.trained.values()]
+    rows = {"denoising network, frozen": frozen, "trained weights": trained}
+    return {f"{name}, offloaded": sum(sizes.rounded(-(-size // ranks)) for size in of) for name, of in rows.items()}
 
 
 def sampler(run: Run) -> Memory:
     """Return the memory of one sampler."""
     model, role = sizes.hollow_of(run), run.workers.samplers
     gpu = role.gpus > 0
-    taken = sampling(run, gpu=gpu)
+    taken, (others, vae) = sampling(run, gpu=gpu), other_parts(model, parked=gpu and run.workers.park)
     return Memory(
         role="sampler",
         processes=max(role.workers, role.max or 0),
         gpus=role.gpus,
         held={
             "denoising network": size_of_module(model.network),
-            **_other_parts(model),
+            **others,
             **({} if gpu else taken.host),
         },
         phases=taken.phases,
-        beside=taken.beside if gpu else {},
-    )
-
-
-def sampling(run: Run, *, gpu: bool) -> Sampling:
-    """Return what sampling takes of a process that holds the network."""
-    model = sizes.hollow_of(run)
-    rows, steps = sizes.rows_of(run), sizes.trained_steps(run)
-    images, decoded = run.rollout.images, max(run.rollout.images, run.evaluation.images)
-    trajectory, shown = sizes.opened_of(run), sizes.images_of(run, decoded)
-    encoders = sum(size_of_module(part) for name, part in model.parts.items() if name in model.denoiser.encoders)
-    evaluated, noises = evaluating(run, gpu=gpu), max(sizes.noise_of(run), sizes.evaluation_noise_of(run))
-    conditioning, encoding = model.encoded
-    kept = images * steps * model.latents * (3 if gpu else 2)  # on the CPU a step's noise is a part of all noise
-    kept += images * size_of(*conditioning.values())
-    distinct = run.steps * run.rollout.prompts
-    texts = min(KEPT, distinct * size_of(*conditioning.values()))
-    predicting = model.predicting(rows, mixed=run.optimizer.mixed_precision == "bf16", gpu=gpu)
-    host = {
-        "text encoders, once they were needed": encoders,
-        "encoded texts, were all distinct": texts,
-        "noise": noises,
-    }
-    return Sampling(
-        host=host,
-        phases={
-            "encoding a text": encoding + (encoders if gpu else 0),
-            f"a prediction, {rows} {'image' if rows == 1 else 'images'} at once": kept + predicting,
-            **evaluated,
-            f"decoding {decoded} images": kept + model.decoding(decoded, gpu=gpu),
-            "putting the trajectory together": kept + trajectory,
-        },
-        beside={**host, "a group's trajectory and images": trajectory + shown, **sizes.pinned(noises)},
-    )
-
-
-def lent(run: Run, *, sharded: bool, gpu: bool) -> Sampling:
-    """Return what sampling takes of a learner's rank; nothing of one that only learns (workers.learner.samples)."""
-    if not run.workers.learner.samples:
-        return Sampling(host={}, phases={}, beside={})
-    model, taken = sizes.hollow_of(run), sampling(run, gpu=gpu)
-    ranks = run.workers.learner.ranks
-    joined = size_of_module(model.network) * (ranks - 1) // ranks if sharded else 0
-    trained = size_of(*model.trained.values())
-    aside = trained if run.optimizer.average is not None or run.rollout.max_staleness else 0
-    more = joined + aside  # the other ranks' parts; its own weights, while an EMA or an older version is sampled with
-    return Sampling(
-        host=taken.host,
-        phases={f"sampling: {name}": size + more for name, size in taken.phases.items()},
-        beside={f"sampling: {name}": size for name, size in taken.beside.items()},
+        beside={**taken.beside, **vae} if gpu else {},
     )
 
 
@@ -235,29 +202,6 @@ def one_process(run: Run) -> Memory:
     )
 
 
-def evaluating(run: Run, *, gpu: bool) -> dict[str, int]:
-    """Return the phase of an evaluation with its own sampling; nothing if it samples as training does."""
-    if run.evaluation.sampling is None:
-        return {}
-    model = sizes.hollow_of(run, _as_trained(run))
-    images = max(run.rollout.images, run.evaluation.images)  # evaluation.tasks fills a group
-    rows = run.sampling.together(images)
-    texts = images * size_of(*model.encoded[0].values())
-    predicting = model.predicting(rows, mixed=run.optimizer.mixed_precision == "bf16", gpu=gpu)
-    name = f"an evaluation's prediction, {rows} {'image' if rows == 1 else 'images'} at once"
-    return {name: texts + 2 * images * model.latents + predicting}
-
-
-def _as_trained(run: Run) -> config.Sampling:
-    """Return the sampling of evaluations with what does not change a prediction's size as in training.
-
-    Where nothing is left that differs, one model stands for both.
-    """
-    own, trained = run.evaluated, run.sampling
-    detached = trained.detach_unconditional and own.guidance_scale > 1
-    return replace(own, steps=trained.steps, detach_unconditional=detached)
-
-
 def scorer(run: Run) -> Memory:
     """Return the memory of one scorer: the trained rewards and those of evaluations."""
     role = run.workers.scorers
@@ -265,18 +209,18 @@ def scorer(run: Run) -> Memory:
     rewards = (*run.rewards, *run.evaluation.rewards)
     images = max(run.rollout.images, run.evaluation.images)
     measured = {name: scoring.measure(found, images, gpu) for name, found in scoring.clips(rewards).items()}
-    scored = {"a group's images": sizes.images_of(run, images)}
+    heads, scored = scoring.heads(rewards), {"a group's images": sizes.images_of(run, images)}
+    held, woken, host = {**{name: one.size for name, one in measured.items()}, **heads}, dict.fromkeys(measured, 0), {}
+    if gpu and run.workers.park:
+        woken = {name: one.size + sum(heads.values()) for name, one in measured.items()}
+        held, host = {}, {f"{name}, parked": one.pinned for name, one in measured.items()} | heads
     return Memory(
         role="scorer",
         processes=max(role.workers, role.max or 0),
         gpus=role.gpus,
-        held={
-            **{name: size for name, (size, _) in measured.items()},
-            **scoring.heads(rewards),
-            **({} if gpu else scored),
-        },
-        phases={f"embedding with {name}": peak for name, (_, peak) in measured.items()},
-        beside=scored if gpu else {},
+        held={**held, **({} if gpu else scored)},
+        phases={f"embedding with {name}": woken[name] + one.peak for name, one in measured.items()},
+        beside={**host, **scored} if gpu else {},
     )
 
 
@@ -300,9 +244,3 @@ def gathered(network: nn.Module) -> int:
             leaving[block] += parameter.nbytes + sizes.FLOAT * parameter.numel()
     chains = [sum(own[block] for block in around(name)) for name in own]
     return max(chains) + 2 * max(own.values()) + max(leaving.values())
-
-
-def _other_parts(model: Hollow) -> dict[str, int]:
-    """Return the pipeline's networks that stay loaded beside the denoiser."""
-    others = {name: part for name, part in model.parts.items() if name not in model.denoiser.encoders}
-    return {name: size_of_module(part) for name, part in others.items() if part is not model.network}

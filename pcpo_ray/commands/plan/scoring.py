@@ -1,6 +1,7 @@
 """The memory of reward models, built from their configs alone and without weights, as `hollow` builds the policy's."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pcpo_ray import config
+from pcpo_ray.commands.plan import sizes
 from pcpo_ray.commands.plan.hollow import materialise, quiet, size_of_module
 from pcpo_ray.commands.plan.live import Live
 from pcpo_ray.errors import RewardError
@@ -39,16 +41,29 @@ def heads(rewards: Sequence[config.Reward]) -> dict[str, int]:
         return {r.name: size_of_module(aesthetic.layers(768)) for r in rewards if isinstance(r, config.Aesthetic)}
 
 
+def own(rewards: Sequence[config.Reward]) -> list[str]:
+    """List the rewards of the user's own, whose memory is unknown before they are made."""
+    return sorted({reward.name for reward in rewards if isinstance(reward, config.CustomReward)})
+
+
 def unknown(rewards: Sequence[config.Reward]) -> list[str]:
-    """List the rewards whose memory is unknown before they are made: the user's own, and other networks than CLIP."""
-    return sorted(
-        {reward.name for reward in rewards if isinstance(reward, config.CustomReward) or not reward.memory_is_known}
-    )
+    """List the shipped rewards whose memory is unknown: networks that another package runs on the CPU."""
+    shipped = [reward for reward in rewards if not isinstance(reward, config.CustomReward)]
+    return sorted({reward.name for reward in shipped if not reward.memory_is_known})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The bytes of a CLIP model, of its copy in pinned memory, and the peak of embedding images and a text."""
+
+    size: int
+    pinned: int
+    peak: int
 
 
 @cache
-def measure(found: Clip, images: int, half: bool) -> tuple[int, int]:
-    """Measure a CLIP model: its bytes, and the peak of embedding so many images and a text (`half`: on a GPU)."""
+def measure(found: Clip, images: int, half: bool) -> Measured:
+    """Measure a CLIP model, for so many images (`half`: on a GPU)."""
     network, side, length = _network(*found)
     network.requires_grad_(False).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -63,7 +78,7 @@ def measure(found: Clip, images: int, half: bool) -> tuple[int, int]:
             else:
                 network.encode_image(pixels)
                 network.encode_text(tokens)
-        return size_of_module(network), live.peak
+        return Measured(size=size_of_module(network), pinned=sizes.pinned_copy(network), peak=live.peak)
 
 
 def _network(name: str, transformers_format: bool) -> tuple[Any, int, int]:

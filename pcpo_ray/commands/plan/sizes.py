@@ -4,6 +4,7 @@ import dataclasses
 from functools import lru_cache
 
 import torch
+from torch import nn
 
 from pcpo_ray import models
 from pcpo_ray.algorithm.credit import Credit
@@ -154,8 +155,18 @@ def old_predictions_of(run: Run) -> int:
 
 
 def pinned(size: int) -> dict[str, int]:
-    """Return the pinned memory for `size` bytes on their way to a GPU; torch rounds it up to a power of two."""
-    return {"pinned, on the way to the GPU": 1 << max(0, size - 1).bit_length()}
+    """Return the pinned memory for `size` bytes on their way to a GPU."""
+    return {"pinned, on the way to the GPU": rounded(size)}
+
+
+def rounded(size: int) -> int:
+    """Return the pinned memory that `size` bytes take: torch rounds it up to a power of two."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+def pinned_copy(module: nn.Module) -> int:
+    """Return the pinned memory of a network that is parked (data/parked.py)."""
+    return sum(rounded(tensor.nbytes) for tensor in (*module.parameters(), *module.buffers()))
 
 
 def noise_of(run: Run) -> int:

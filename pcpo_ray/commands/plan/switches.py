@@ -11,6 +11,9 @@ from pcpo_ray.workers.learner import mini_batches
 Overrides = tuple[str, ...]
 """Overrides as they are typed: a.b.c=value."""
 
+PARK: Overrides = ("workers.park=true",)
+OFFLOAD: Overrides = ("workers.learner.offload=true",)
+
 MOST_RANKS = 8
 ENOUGH = 3
 """Switches that fit, after which no more are looked for: each takes seconds to plan with."""
@@ -72,7 +75,8 @@ def changed(run: Run, overrides: Sequence[str]) -> Run:
 
 
 def for_learner(run: Run) -> Iterator[Overrides]:
-    """More time for less memory first, then another precision, another number of trained weights, more processes."""
+    """Copies and more time for less memory first, then another precision, fewer trained weights, more processes."""
+    yield from _parked(run, run.workers.learner.gpus)
     if not run.model.gradient_checkpointing:
         yield ("model.gradient_checkpointing=true",)
     more = sizes.micro_batch_of(run) > sizes.rows_of(run)
@@ -83,15 +87,23 @@ def for_learner(run: Run) -> Iterator[Overrides]:
     yield from _half(run)
     if isinstance(run.model.train, Full):
         yield ("model.train={kind: lora}",)
-    ranks = 2 * run.workers.learner.ranks if run.workers.learner.strategy == "fsdp2" else 2
+    role = run.workers.learner
+    ranks = 2 * role.ranks if role.strategy == "fsdp2" else 2
     most = min(MOST_RANKS, mini_batches.fewest_blocks(run, sizes.trained_steps(run)))
+    sharded = []
     while ranks <= most:
-        yield (f"workers.learner.ranks={ranks}", "workers.learner.strategy=fsdp2")
+        sharded.append((f"workers.learner.ranks={ranks}", "workers.learner.strategy=fsdp2"))
         ranks *= 2
+    yield from sharded
+    if role.gpus and not role.offload:
+        if role.strategy == "fsdp2" and role.ranks > 1:
+            yield OFFLOAD
+        yield from ((*overrides, *OFFLOAD) for overrides in sharded)
     yield from _whole_gpu("learner", run.workers.learner.gpus)
 
 
 def for_sampler(run: Run) -> Iterator[Overrides]:
+    yield from _parked(run, run.workers.samplers.gpus)
     if not run.model.vae_slicing:
         yield ("model.vae_slicing=true",)
     if not run.model.vae_tiling:
@@ -102,13 +114,14 @@ def for_sampler(run: Run) -> Iterator[Overrides]:
 
 
 def for_scorer(run: Run) -> Iterator[Overrides]:
+    yield from _parked(run, run.workers.scorers.gpus)
     yield from _whole_gpu("scorers", run.workers.scorers.gpus)
 
 
 def for_one_process(run: Run) -> Iterator[Overrides]:
     """Switches of the learner and the sampler, but for those that use more GPUs."""
     both = dict.fromkeys((*for_learner(run), *for_sampler(run)))
-    yield from (one for one in both if not any(override.startswith("workers.") for override in one))
+    yield from (one for one in both if one == PARK or not any(override.startswith("workers.") for override in one))
 
 
 def for_store(run: Run) -> Iterator[Overrides]:
@@ -122,6 +135,11 @@ def for_store(run: Run) -> Iterator[Overrides]:
     while prompts >= run.optimizer.minibatches:
         yield (f"rollout.prompts={prompts}",)
         prompts //= 2
+
+
+def _parked(run: Run, gpus: float) -> Iterator[Overrides]:
+    if gpus and not run.workers.park:
+        yield PARK
 
 
 def _smaller_batches(run: Run) -> Iterator[Overrides]:

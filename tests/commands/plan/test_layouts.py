@@ -62,6 +62,13 @@ def test_ranks_that_sample_need_a_samplers_memory_besides(small_sd):
     assert roles.learner(parts).phases[name] > roles.learner(whole).phases[name]  # the parts that are gathered
 
 
+def test_a_layout_of_one_rank_offloads_nothing(small_sd):
+    role = "{ranks: 2, strategy: fsdp2, offload: true}"
+    one = found(small.run(small_sd, rollout__prompts=8, workers__learner=role), 2)
+    assert "workers.learner.offload=false" in one["split"].overrides
+    assert not any("offload" in override for override in one["colocated"].overrides)
+
+
 def test_a_forecast_counts_ranks_that_sample(small_sd):
     run = small.run(
         small_sd, rollout__prompts=8, workers__samplers__workers=0, workers__learner="{ranks: 2, samples: true}"

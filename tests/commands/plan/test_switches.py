@@ -47,6 +47,7 @@ def test_of_two_values_for_a_key_the_later_is_taken():
 
 
 LEARNER = [
+    ({"workers__park": "false"}, "workers.park=true"),
     ({}, "model.gradient_checkpointing=true"),
     ({"model__gradient_checkpointing": "true"}, "sampling.batch=4"),
     ({"model__gradient_checkpointing": "true", "sampling__batch": 1}, "model.dtype=bfloat16"),
@@ -61,7 +62,7 @@ LEARNER = [
 @pytest.mark.parametrize(("changes", "first"), LEARNER)
 def test_a_slightly_too_large_learner_gets_the_gentlest_remedy(small_flux, card, changes, first):
     size = {"sampling__height": 64, "sampling__width": 64, "rollout__images": 8}
-    run = small.run(small_flux, **GPU, **size, **changes)
+    run = small.run(small_flux, **GPU, **size, **{"workers__park": "true", **changes})
     needed = roles.learner(run).total
     verdict = judged(run, "learner", card(needed - 1))
     assert not verdict.fits and verdict.needed == needed
@@ -88,6 +89,20 @@ def test_a_sampler_is_told_how_to_decode_in_less(small_flux, card):
     sliced = switches.changed(run, ("model.vae_slicing=true",))
     assert roles.sampler(sliced).total < needed
     assert judged(sliced, "sampler", card(needed - 1)).fits
+
+
+def test_parts_are_offloaded_only_after_ranks_that_hold_them(small_flux):
+    run = small.run(small_flux, **GPU, rollout__prompts=2, rollout__images=8)
+    found = list(switches.for_learner(run))
+    ranks = ("workers.learner.ranks=2", "workers.learner.strategy=fsdp2")
+    offloaded = (*ranks, "workers.learner.offload=true")
+    assert found.index(ranks) < found.index(offloaded)
+    assert roles.learner(switches.changed(run, offloaded)).total < roles.learner(switches.changed(run, ranks)).total
+    cut = switches.changed(run, ranks)
+    assert ("workers.learner.offload=true",) in [*switches.for_learner(cut)]
+    assert not any("offload" in override for one in switches.for_one_process(run) for override in one)
+    on_cpus = switches.for_learner(small.run(small_flux, rollout__prompts=2))
+    assert not any("park" in override or "offload" in override for one in on_cpus for override in one)
 
 
 def test_processes_that_share_a_gpu_are_told_to_take_one_each(small_sd, card):
@@ -146,7 +161,7 @@ def test_what_makes_each_fit_is_planned_together(small_flux, card):
     verdicts = plan.judge(planned, room)
     assert [verdict.what for verdict in verdicts if not verdict.fits] == ["learner", "object stores"]
     overrides, after = plan.together(planned, verdicts, room)
-    assert overrides[0] == "model.gradient_checkpointing=true" and len(overrides) == 2
+    assert overrides[0] == "workers.park=true" and len(overrides) == 2
     assert [verdict.what for verdict in after] == [verdict.what for verdict in verdicts]
     assert all(verdict.fits for verdict in after)
 
