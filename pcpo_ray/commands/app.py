@@ -232,7 +232,7 @@ def plan(
         there(recorded)
     run = paths.absolute(files.load(config, overrides or []))
     with contextlib.ExitStack() as ending:
-        waiting = ending.enter_context(Waiting("loading torch and diffusers", quiet=as_json, aside=True))
+        waiting = ending.enter_context(Waiting("loading torch and diffusers", quiet=as_json, lines=False))
         from pcpo_ray.commands import plan
         from pcpo_ray.commands.plan import data, layouts, pace, page, stand_ins
 

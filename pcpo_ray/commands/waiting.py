@@ -1,6 +1,6 @@
 """A sign of life while a command loads and computes: what it is doing, for how long, and how much of it is done.
 
-On a terminal it is a line that is redrawn; elsewhere each phase is a line.
+On a terminal it is a line that is redrawn; elsewhere each phase is a line, or nothing is said.
 """
 
 import sys
@@ -27,11 +27,11 @@ BAR = 24
 class Waiting:
     """A context manager; called with a text, it says that this goes on now, `done` of `total` (0: not countable).
 
-    `quiet` says nothing at all. With `aside`, lines go to stderr: the command's own output may be kept in a file.
+    `quiet` says nothing at all, `lines=False` nothing elsewhere than on a terminal.
     """
 
-    def __init__(self, text: str, *, quiet: bool = False, aside: bool = False) -> None:
-        self.text, self.since, self.quiet, self.aside = "", time.monotonic(), quiet, aside
+    def __init__(self, text: str, *, quiet: bool = False, lines: bool = True) -> None:
+        self.text, self.since, self.lines = "", time.monotonic(), lines and not quiet
         self.done = self.total = 0
         console = self.console = Console(file=sys.stdout, quiet=quiet)
         shown = console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter and not quiet
@@ -55,8 +55,8 @@ class Waiting:
         """Name what goes on from now on."""
         if kind_of(text) != kind_of(self.text):
             self.since = time.monotonic()
-            if self.live is None and not self.quiet:
-                print(kind_of(text), file=sys.stderr if self.aside else sys.stdout, flush=True)
+            if self.live is None and self.lines:
+                print(kind_of(text), flush=True)
         self.text, self.done, self.total = text, done, total
 
     def say(self, line: str, *, hang: int = 0) -> None:

@@ -31,7 +31,7 @@ def check(
     from pcpo_ray.runs.lines import text
 
     run = paths.absolute(files.load(config, overrides or []))
-    with Waiting("loading torch and diffusers", quiet=as_json, aside=True) as waiting:
+    with Waiting("loading torch and diffusers", quiet=as_json, lines=False) as waiting:
         found = findings(run, lambda finding: waiting.say(finding.line, hang=MARGIN), phase=waiting)
     failed = failures(found)
     if as_json:
