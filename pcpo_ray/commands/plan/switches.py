@@ -77,6 +77,8 @@ def changed(run: Run, overrides: Sequence[str]) -> Run:
 def for_learner(run: Run) -> Iterator[Overrides]:
     """Copies and more time for less memory first, then another precision, fewer trained weights, more processes."""
     yield from _parked(run, run.workers.learner.gpus)
+    if run.workers.learner.samples:
+        yield from _decoding(run)
     if not run.model.gradient_checkpointing:
         yield ("model.gradient_checkpointing=true",)
     more = sizes.micro_batch_of(run) > sizes.rows_of(run)
@@ -104,10 +106,7 @@ def for_learner(run: Run) -> Iterator[Overrides]:
 
 def for_sampler(run: Run) -> Iterator[Overrides]:
     yield from _parked(run, run.workers.samplers.gpus)
-    if not run.model.vae_slicing:
-        yield ("model.vae_slicing=true",)
-    if not run.model.vae_tiling:
-        yield ("model.vae_tiling=true",)
+    yield from _decoding(run)
     yield from _smaller_batches(run)
     yield from _half(run)
     yield from _whole_gpu("samplers", run.workers.samplers.gpus)
@@ -140,6 +139,13 @@ def for_store(run: Run) -> Iterator[Overrides]:
 def _parked(run: Run, gpus: float) -> Iterator[Overrides]:
     if gpus and not run.workers.park:
         yield PARK
+
+
+def _decoding(run: Run) -> Iterator[Overrides]:
+    if not run.model.vae_slicing:
+        yield ("model.vae_slicing=true",)
+    if not run.model.vae_tiling:
+        yield ("model.vae_tiling=true",)
 
 
 def _smaller_batches(run: Run) -> Iterator[Overrides]:

@@ -91,6 +91,17 @@ def test_a_sampler_is_told_how_to_decode_in_less(small_flux, card):
     assert judged(sliced, "sampler", card(needed - 1)).fits
 
 
+def test_a_rank_that_samples_is_told_how_to_decode_in_less(small_flux, card):
+    size = {"sampling__height": 64, "sampling__width": 64, "rollout__images": 16, "sampling__batch": 1}
+    run = small.run(small_flux, **GPU, **size, workers__learner__samples="true", workers__park="true")
+    planned = roles.learner(run)
+    assert planned.busiest == "sampling: decoding 16 images"
+    verdict = judged(run, "learner", card(planned.total - 1))
+    assert verdict.remedies[0].overrides == ("model.vae_slicing=true",)
+    apart = switches.changed(run, ("workers.learner.samples=false",))
+    assert ("model.vae_slicing=true",) not in [*switches.for_learner(apart)]
+
+
 def test_parts_are_offloaded_only_after_ranks_that_hold_them(small_flux):
     run = small.run(small_flux, **GPU, rollout__prompts=2, rollout__images=8)
     found = list(switches.for_learner(run))
