@@ -8,7 +8,7 @@ import pytest
 from pcpo_ray.commands import plan
 from pcpo_ray.commands.plan import gpus, roles, stand_ins
 from pcpo_ray.config import files
-from tests.support import ROOT
+from tests.support import ROOT, part
 
 pytestmark = [pytest.mark.recipes, pytest.mark.timeout(1800)]
 
@@ -35,7 +35,14 @@ def claimed(figures):
     )
 
 
-@pytest.mark.parametrize(("cards", "words", "card", "host", "fits"), ROWS, ids=[f"{row[0]} {row[1]}" for row in ROWS])
+def rows():
+    """All of them, of which CI takes those that share what is planned: an adapter, one image decoded at a time."""
+    for row in ROWS:
+        shared = "vae_slicing" in row[1] and "full" not in row[1]
+        yield pytest.param(*row, id=f"{row[0]} {row[1]}", marks=() if shared else part.MORE)
+
+
+@pytest.mark.parametrize(("cards", "words", "card", "host", "fits"), rows())
 def test_each_row_takes_what_it_says_and_fits_or_does_not(model, cards, words, card, host, fits):
     overrides = shlex.split(words)
     local = overrides[:1] == ["--local"]
