@@ -219,7 +219,8 @@ def show_list(folder: str, address: str | None, *, as_json: bool) -> None:
     else:
         _print_table(rows)
     if address is None and cluster_here():
-        print("note: you run a Ray cluster on this machine; --address auto lists its runs too", file=sys.stderr)
+        note = "note: you run a Ray cluster on this machine; --address auto lists its runs too"
+        wrapped.say(Console(stderr=True), note)
     if unanswered is not None:
         raise unanswered
 
