@@ -1,5 +1,6 @@
 """Low-rank adapters through peft, saved so that `pipe.load_lora_weights(folder)` reads them."""
 
+import warnings
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def attach(module: nn.Module, config: Lora, *, seed: int) -> None:
         target_modules=list(config.targets),
         init_lora_weights=True if config.init == "kaiming" else config.init,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # without what merging needs: none is
         torch.manual_seed(seed)
         module.add_adapter(peft)  # type: ignore[operator]
     for parameter in module.parameters():
