@@ -266,8 +266,6 @@ def plan(
         page.show_fits(verdicts, console, gpu)
         if together is not None:
             page.show_together(*together, console)
-        elif any(verdict.remedies for verdict in verdicts):
-            wrapped.say(console, "what makes one role fit contradicts what makes another fit: not everything fits")
         if gpu is not None and not local:
             wrapped.say(
                 console, f"each role on a {gpu} of its own; all on one, in one process: add --local, here and to train"

@@ -15,7 +15,7 @@ from pcpo_ray.commands import early
 from pcpo_ray.data import prompts
 from pcpo_ray.errors import ClusterError, ConfigError, PromptError, RunError
 from pcpo_ray.metrics.reporter import ExportingReporter, MetricsReporter, NoReporter
-from pcpo_ray.models import image_sizes, int8, kernels, lora_place, steps
+from pcpo_ray.models import image_sizes, kernels, lora_place, steps
 from pcpo_ray.process.ray_address import OWN, ray_address
 from pcpo_ray.rewards import quality
 from pcpo_ray.shapes import captions as shapes
@@ -47,7 +47,6 @@ def file_checks(run: config.Run) -> list[Callable[[], object]]:
     start = run.model.train.start if isinstance(run.model.train, config.Lora) else None
     return [
         partial(models.folder_of, run.model),
-        partial(int8.check, run.model),
         *([partial(lora_place.check, Path(start))] if start is not None else []),
         *(partial(rewards.check, reward) for reward in (*run.rewards, *run.evaluation.rewards)),
         partial(check_groups, run),

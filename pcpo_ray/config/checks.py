@@ -128,28 +128,6 @@ def micro_batch_can_be_tried(run: "Run") -> None:
         )
 
 
-def quantised_weights_can_be_learned_under(run: "Run") -> None:
-    """Refuse what torchao's tensors cannot do in the learner: be split over ranks, and be compiled with gradients."""
-    if run.model.quantization is None:
-        return
-    for asks, what, why in (
-        (
-            run.workers.learner.strategy == "fsdp2",
-            "workers.learner.strategy=fsdp2",
-            "and 8-bit weights cannot be split over ranks; set workers.learner.strategy=ddp",
-        ),
-        (
-            run.optimizer.compile,
-            "optimizer.compile=true",
-            "and a backward pass over 8-bit weights cannot be compiled; set optimizer.compile=false",
-        ),
-    ):
-        if asks:
-            raise ValueError(
-                f"model.quantization is {run.model.quantization} with {what}, {why}, or model.quantization=null"
-            )
-
-
 def optimizer_fits_what_is_trained(run: "Run") -> None:
     """Refuse 8-bit moments of sharded weights, and an exemption from weight decay that exempts nothing."""
     optimizer = run.optimizer
@@ -305,7 +283,6 @@ CHECKS = (
     minibatches_have_groups,
     half_types_agree,
     micro_batch_can_be_tried,
-    quantised_weights_can_be_learned_under,
     optimizer_fits_what_is_trained,
     kinds_fit_the_family,
     log_ratio_fits_the_credit,

@@ -27,7 +27,6 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "model.train.rank": ("lora_rank", "lora_r", "r"),
     "model.train.alpha": ("lora_alpha",),
     "model.train.targets": ("target_modules", "lora_target_modules"),
-    "model.quantization": ("quantize", "quantized", "quantization_config", "load_in_8bit", "qlora"),
     "model.train": ("use_lora", "lora", "full_finetuning"),
     "model.train.start": ("adapter", "lora_path", "resume_lora"),
     "objective.kl": ("beta", "kl_coef", "kl_coeff", "kl_weight", "kl_beta"),
@@ -90,7 +89,6 @@ KINDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "z_image": ("zimage",),
     },
     "model.dtype": {"float16": ("fp16", "half"), "bfloat16": ("bf16",)},
-    "model.quantization": {"int8": ("8bit", "int8_weight_only", "int8wo")},
     "model.train": {"full": ("all", "finetune", "fft")},
     "prompts": {"file": ("txt", "csv", "list")},
 }

@@ -145,13 +145,6 @@ class Model:
     """
     train: Annotated[Lora | Full, Discriminator("kind")] = field(default_factory=Lora)
     """The part of the denoising network that is trained: an adapter or all of it."""
-    quantization: Literal["int8"] | None = None
-    """`int8` keeps the frozen weights of the network's linear layers in 8 bits under a LoRA; null: all in `dtype`.
-
-    They take half of bfloat16's memory, and each pass takes longer, as it makes them floating-point again. Every number
-    of a row is rounded to one of 255 steps, so that the model predicts a little otherwise than it would unquantised.
-    It needs torchao (`pip install 'pcpo_ray[int8]'`) and `gradient_checkpointing`.
-    """
     attention: AttentionBackend | None = None
     """The program that computes attention, by diffusers' name of it; null: torch's choice.
 
@@ -187,32 +180,6 @@ class Model:
                 f"model.variant is {self.variant!r}, and model.single_file replaces the files that a variant selects; "
                 "give one of the two"
             )
-        if self.quantization is not None:
-            self._check_quantization()
-
-    def _check_quantization(self) -> None:
-        for asks, what, why in (
-            (
-                isinstance(self.train, Full),
-                "train.kind=full",
-                "whose steps are smaller than those of 8 bits; set model.train.kind=lora",
-            ),
-            (
-                self.dtype == "float16",
-                "dtype=float16",
-                "in which products with 8-bit weights overflow before they are scaled; set model.dtype=bfloat16",
-            ),
-            (
-                not self.gradient_checkpointing,
-                "gradient_checkpointing=false",
-                "without which a pass keeps all weights as floating-point numbers too, until its backward pass; set "
-                "model.gradient_checkpointing=true",
-            ),
-        ):
-            if asks:
-                raise ValueError(
-                    f"model.quantization is {self.quantization} with model.{what}, {why}, or model.quantization=null"
-                )
 
     @property
     def backbone(self) -> Backbone:

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-for _noisy in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)  # where torchao is installed, diffusers imports it with warnings
-
 FEW_STEPS = re.compile("turbo|schnell|lightning|sprint|distilled", re.IGNORECASE)
 """Names of models distilled to a few steps, whose configs do not say it."""
 
@@ -226,9 +223,8 @@ def load(model: Model, sampling: Sampling, *, seed: int, device: torch.device) -
 
     Raises ModelError naming the folder and what is wrong with it.
     """
-    from pcpo_ray.models import int8, kernels
+    from pcpo_ray.models import kernels
 
-    int8.check(model)
     folder, kind = folder_of(model), class_of(model)
     kernels.check(model, folder, kind.part)
     return kind(folder, model, sampling, seed=seed, device=device)

@@ -1,4 +1,4 @@
-"""From latents to pixels: the VAE's factors, its dtype, and decoding in parts."""
+"""From latents to pixels: the VAE's factors, and decoding it in parts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,8 @@ from pcpo_ray.errors import ModelError
 from pcpo_ray.models import described
 
 
-def prepare(vae: Any, model: Model, folder: Path) -> None:
-    """Have the VAE decode without overflow, and in tiles and slices as the config asks. Raises ModelError."""
-    if vae.dtype == torch.float16 and vae.config.get("force_upcast"):  # SDXL's overflows in half precision
-        vae.to(torch.float32)
+def in_parts(vae: Any, model: Model, folder: Path) -> None:
+    """Have the VAE decode in tiles and slices as the config asks. Raises ModelError if it cannot."""
     for asked, name in ((model.vae_tiling, "tiling"), (model.vae_slicing, "slicing")):
         if not asked:
             continue

@@ -134,7 +134,7 @@ def _check_quantised(path: Path) -> None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise ModelError(
             f"{path} has a quantization_config ({method}); expected weights that are not quantised: take the folder of "
-            "the model that it was made from (model.quantization=int8 keeps its weights in 8 bits under a LoRA)"
+            "the model that it was made from (model.dtype=bfloat16 and a LoRA take less memory than training all of it)"
         )
 
 

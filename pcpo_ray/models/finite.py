@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pcpo_ray.errors import ModelError
 
@@ -23,14 +22,11 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())  # a sum of large numbers may itself overflow
 
 
-def check_weights(module: nn.Module, source: str, dtype: str, *, prefix: str = "") -> None:
-    """Raise ModelError naming the first parameter or buffer of `source` that is not finite.
-
-    8-bit weights are always finite, and are looked at before they are quantised (int8.py).
-    """
-    for tensors in (module.named_parameters(prefix), module.named_buffers(prefix)):
+def check_weights(module: nn.Module, source: str, dtype: str) -> None:
+    """Raise ModelError naming the first parameter or buffer of `source` that is not finite."""
+    for tensors in (module.named_parameters(), module.named_buffers()):
         for name, tensor in tensors:
-            if not tensor.is_floating_point() or is_traceable_wrapper_subclass(tensor) or is_finite(tensor):
+            if not tensor.is_floating_point() or is_finite(tensor):
                 continue
             narrow = ", or set model.dtype=bfloat16 or float32 if its numbers are too large for float16"
             raise ModelError(

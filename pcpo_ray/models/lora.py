@@ -1,6 +1,5 @@
 """Low-rank adapters through peft, saved so that `pipe.load_lora_weights(folder)` reads them."""
 
-import warnings
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,7 @@ def attach(module: nn.Module, config: Lora, *, seed: int) -> None:
         target_modules=list(config.targets),
         init_lora_weights=True if config.init == "kaiming" else config.init,
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # without what merging needs: none is
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module.add_adapter(peft)  # type: ignore[operator]
     for parameter in module.parameters():

@@ -16,7 +16,7 @@ from pcpo_ray.algorithm.schedule import TRAIN_STEPS, Schedule
 from pcpo_ray.config import Lora, Model, Sampling
 from pcpo_ray.data.tensors import Conditioning
 from pcpo_ray.errors import ModelError
-from pcpo_ray.models import TEXT_PARTS, decoding, described, finite, int8, kernels, lora
+from pcpo_ray.models import TEXT_PARTS, decoding, described, finite, kernels, lora
 from pcpo_ray.models.described import Described
 from pcpo_ray.models.pipeline_folder import PipelineFolder
 from pcpo_ray.models.texts import EncodedTexts, stand_in
@@ -51,16 +51,16 @@ class PipelineDenoiser(ABC):
         self.device, self.model, self.sampling = device, model, sampling
         # the text encoders, often the largest part, are only loaded for a text that no cache holds
         self.encoders = self.files.encoders
-        self.pipeline = self._load(self.encoders)
-        self.module: nn.Module = getattr(self.pipeline, self.part)
-        if model.quantization is not None:
-            int8.quantise(self.module, device, self.files.source(self.part), model.dtype)
-        self.pipeline.to(device)
-        decoding.prepare(self.pipeline.vae, model, folder)
+        self.pipeline = self._load(self.encoders).to(device)
+        vae = self.pipeline.vae
+        if vae.dtype == torch.float16 and vae.config.get("force_upcast"):  # SDXL's overflows in half precision
+            vae.to(torch.float32)
+        decoding.in_parts(vae, model, folder)
         for name, part in self.pipeline.components.items():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
                 finite.check_weights(part, self.files.source(name), model.dtype)
+        self.module: nn.Module = getattr(self.pipeline, self.part)
         if isinstance(model.train, Lora):
             lora.attach(self.module, model.train, seed=seed)
             if model.train.start is not None:

@@ -56,11 +56,6 @@ WRONG = {
     "optimizer.compile=true": ["optimizer.compile is true with objective.old_predictions=sampled", "recomputed"],
     "sampling.batch=auto": ["sampling.batch is auto with objective.old_predictions=sampled", "recomputed"],
     "objective.max_mismatch=0.01": ["objective.max_mismatch is 0.01", "ends the run at its first update"],
-    "model.quantization=int4": ["model.quantization: got 'int4'", "int8 or null"],
-    "model.quantization=8bit": ["model.quantization: got '8bit'", "did you mean int8?"],
-    "model.quantization=int8": ["int8 with model.gradient_checkpointing=false", "model.gradient_checkpointing=true"],
-    "model={kind: flux, path: a/b, quantization: int8, train: {kind: full}}": ["model.train.kind=full", "kind=lora"],
-    "model={kind: flux, path: a/b, quantization: int8, dtype: float16}": ["model.dtype=float16", "dtype=bfloat16"],
     "model.attention=sage": ["model.attention: got 'sage'", "_native_math"],
     "evaluation={held_out: false, train_count: 4}": ["evaluation.train_count is 4", "leave one of the two out"],
     "evaluation.sampling={steps: 0}": ["evaluation.sampling.steps", "integer >= 1"],
@@ -81,21 +76,6 @@ WRONG = {
     "name=../elsewhere": ["name", "'../elsewhere'"],
     "trackers=[tensorbord]": ["trackers.0", "'tensorbord'"],
 }
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("workers.learner.strategy=fsdp2", r"workers\.learner\.strategy=fsdp2.*set workers\.learner\.strategy=ddp"),
-        ("optimizer.compile=true", r"optimizer\.compile=true.*set optimizer\.compile=false"),
-    ],
-)
-def test_eight_bit_weights_are_neither_split_nor_compiled_to_learn(override, words):
-    asked = ["model.quantization=int8", "model.gradient_checkpointing=true", "optimizer.micro_batch=null"]
-    others = ["objective.old_predictions=recomputed", "sampling.compile=true"]
-    assert files.load(SHAPES, [*asked, *others]).model.quantization == "int8"
-    with pytest.raises(ConfigError, match=f"model.quantization is int8 with {words}, or model.quantization=null"):
-        files.load(SHAPES, [*asked, *others, override])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

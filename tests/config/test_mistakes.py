@@ -113,7 +113,6 @@ def test_words_of_other_programs_mean_keys_and_kinds_that_there_are():
         for path in kinds_at
     }
     literals = {"model": get_args(ShippedKind), "model.dtype": ("float32", "bfloat16", "float16")}
-    literals["model.quantization"] = ("int8",)
     literals["optimizer"] = get_args(ShippedOptimizer)
     for place, kinds in meant.KINDS.items():
         known = places.get(place) or set(literals[place])

@@ -25,7 +25,6 @@ from pcpo_ray.workers.learner.pair_loader import SampledGroup
 from pcpo_ray.workers.packing import PackedTrajectory, pack_trajectory, unpack_trajectory
 from pcpo_ray.workers.sampler import Sampler
 from pcpo_ray.workers.scorer import Scorer
-from tests.support import int8
 
 CPU = torch.device("cpu")
 
@@ -109,8 +108,7 @@ class Reference:
     def __init__(self, run: config.Run, learner: Learner) -> None:
         self.run = run
         self.learner = learner
-        plain = {"dtype": "float32", "gradient_checkpointing": False, "quantization": None}
-        model = dataclasses.replace(run.model, **plain)
+        model = dataclasses.replace(run.model, dtype="float32", gradient_checkpointing=False)
         optimizer = dataclasses.replace(run.optimizer, mixed_precision="no")
         self.policy = Policy(dataclasses.replace(run, model=model, optimizer=optimizer), CPU)
 
@@ -118,7 +116,7 @@ class Reference:
         """Take over the weights of the learner's network as they are now."""
         given = self.learner.policy.denoiser.module.state_dict()
         for name, value in self.policy.denoiser.module.state_dict().items():
-            value.copy_(int8.plain(given[name]))
+            value.copy_(given[name])
 
     @torch.no_grad()
     def predictions(self, groups: Sequence[SampledGroup]) -> list[Tensor]:
@@ -311,7 +309,7 @@ def _opened(learner: Learner, sent: Trajectory | PackedTrajectory | None) -> Tra
 def _others(learner: Learner) -> dict[str, Tensor]:
     """What of the network is not trained."""
     state: dict[str, Tensor] = learner.policy.denoiser.module.state_dict()
-    return {name: int8.plain(value) for name, value in state.items() if name not in learner.parameters}
+    return {name: value for name, value in state.items() if name not in learner.parameters}
 
 
 def _moments(learner: Learner) -> dict[str, tuple[int, Tensor, Tensor]]:

@@ -68,7 +68,6 @@ def anything(draw: Callable[..., Any], model: str) -> dict[str, Any]:
 DEFAULTS = {
     "model.dtype": "float32",
     "model.train": {"kind": "lora", "rank": 2, "alpha": 2},
-    "model.quantization": None,
     "model.gradient_checkpointing": False,
     "model.vae_tiling": False,
     "model.vae_slicing": False,
@@ -111,7 +110,6 @@ ODD: dict[str, list[Any]] = {
         {"kind": "lora", "rank": 2, "init": "zeros"},
         {"kind": "dora"},
     ],
-    "model.quantization": ["int8", "int4"],
     "model.gradient_checkpointing": ["sometimes"],
     "sampling.steps": [0, 1, 2, 1001],
     "sampling.trained_steps": [0, 1, 4, 6, 7],
@@ -221,14 +219,12 @@ def _training(draw: Callable[..., Any], halves: Sequence[str]) -> dict[str, Any]
     train = draw(st.one_of(lora, st.just({"kind": "full"})))
     full = train["kind"] == "full"
     flags = {f"model.{name}": draw(_rarely) for name in ("gradient_checkpointing", "vae_tiling", "vae_slicing")}
-    in_8_bits = not full and dtype != "float16" and flags["model.gradient_checkpointing"]
     mixed = "no" if dtype == "float16" else draw(st.sampled_from(["no", "no", "bf16"]))
     rates = [1e-4, 1e-6, 1e-5, 1e-3] if full else [1e-2, 1e-6, 1e-4]
     return {
         "model.dtype": dtype,
         "model.train": train,
         **flags,
-        "model.quantization": draw(st.sampled_from([None, "int8"])) if in_8_bits else None,
         "optimizer.mixed_precision": mixed,
         "optimizer.learning_rate": draw(st.sampled_from(rates)),
         "optimizer.weight_decay": draw(st.sampled_from([1e-4, 0.0, 0.1])),

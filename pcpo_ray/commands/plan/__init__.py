@@ -6,7 +6,6 @@ Ray: the JSON files in the model's folder are enough.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from pcpo_ray.commands.plan import gpus, roles, sizes, switches
 from pcpo_ray.commands.plan.roles import Memory, Store
@@ -131,16 +130,9 @@ def _judged(run: Run, what: str, needed: int, room: float) -> Fit:
     return Fit(what=what, needed=needed, room=room, remedies=switches.remedies(run, candidates(run), measured))
 
 
-def together(planned: Plan, verdicts: list[Fit], room: Budget) -> tuple[Overrides, list[Fit]] | None:
-    """Combine the first remedies of all that does not fit that go together, and judge the whole plan with them.
-
-    None where none go together.
-    """
-    for chosen in product(*(verdict.remedies for verdict in verdicts if verdict.remedies)):
-        overrides = switches.merged(override for remedy in chosen for override in remedy.overrides)
-        try:
-            run = switches.changed(planned.run, overrides)
-        except ConfigError:  # one role's switch contradicts another's
-            continue
-        return overrides, judge(plan(run, local=planned.local), room)
-    return None
+def together(planned: Plan, verdicts: list[Fit], room: Budget) -> tuple[Overrides, list[Fit]]:
+    """Combine the first remedies of all that does not fit, and judge the whole plan with them."""
+    overrides = switches.merged(
+        override for verdict in verdicts for remedy in verdict.remedies[:1] for override in remedy.overrides
+    )
+    return overrides, judge(plan(switches.changed(planned.run, overrides), local=planned.local), room)

@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pcpo_ray import models
 from pcpo_ray.algorithm import objective
-from pcpo_ray.commands.plan import int8
 from pcpo_ray.commands.plan.autocast import CudaRules
 from pcpo_ray.commands.plan.live import Live
 from pcpo_ray.config import Lora, Model, Sampling
@@ -43,7 +42,6 @@ class Hollow:
         self.timestep = models.schedule_of(folder, model, sampling).timesteps[0]
         train = dataclasses.replace(model.train, start=None) if isinstance(model.train, Lora) else model.train
         bare = dataclasses.replace(model, single_file=None, text_cache=None, train=train, attention=None)
-        bare = dataclasses.replace(bare, quantization=None)  # below, once there are shapes to be quantised
         with quiet():
             shell = shell_of(models.class_of(model))
             self.denoiser = shell(folder, bare, sampling, seed=0, device=torch.device("meta"))
@@ -55,8 +53,6 @@ class Hollow:
         with self.mode:
             for part in self.parts.values():
                 materialise(part)
-            if model.quantization is not None:
-                int8.quantise(self.network)
 
     @property
     def parts(self) -> dict[str, nn.Module]:

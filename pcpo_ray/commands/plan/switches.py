@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pcpo_ray.commands.plan import sizes
-from pcpo_ray.config import Full, Lora, Run, files
+from pcpo_ray.config import Full, Run, files
 from pcpo_ray.errors import ConfigError
 from pcpo_ray.workers.learner import mini_batches
 
@@ -13,7 +13,6 @@ Overrides = tuple[str, ...]
 
 PARK: Overrides = ("workers.park=true",)
 OFFLOAD: Overrides = ("workers.learner.offload=true",)
-INT8 = "model.quantization=int8"
 
 MOST_RANKS = 8
 ENOUGH = 3
@@ -33,8 +32,7 @@ def remedies(
 ) -> tuple[Remedy, ...]:
     """Single switches that make it fit; where none does alone, as many as it takes, gentlest first.
 
-    `measured` gives the bytes that a config needs and those that it may have. Empty where all are not enough. More
-    ranks and 8-bit weights exclude each other, so what is not enough with these is tried again without them.
+    `measured` gives the bytes that a config needs and those that it may have. Empty where all are not enough.
     """
     found: list[Remedy] = []
     tried = list(candidates)
@@ -45,16 +43,8 @@ def remedies(
                 break
     if found:
         return tuple(found)
-    return _all_it_takes(run, tried, measured) or _all_it_takes(
-        run, [one for one in tried if INT8 not in one], measured
-    )
-
-
-def _all_it_takes(
-    run: Run, candidates: Iterable[Overrides], measured: Callable[[Run], tuple[int, float]]
-) -> tuple[Remedy, ...]:
     least, taken = measured(run)[0], merged(())
-    for overrides in candidates:
+    for overrides in tried:
         both = merged((*taken, *overrides))
         if (outcome := _with(run, both, measured)) is not None and outcome[0] < least:
             least, taken = outcome[0], both
@@ -97,7 +87,6 @@ def for_learner(run: Run) -> Iterator[Overrides]:
         yield as_sampled
     yield from ((*smaller, *as_sampled) for smaller in _smaller_batches(run))
     yield from _half(run)
-    yield from _eight_bits(run)
     if isinstance(run.model.train, Full):
         yield ("model.train={kind: lora}",)
     role = run.workers.learner
@@ -120,7 +109,6 @@ def for_sampler(run: Run) -> Iterator[Overrides]:
     yield from _decoding(run)
     yield from _smaller_batches(run)
     yield from _half(run)
-    yield from _eight_bits(run)
     yield from _whole_gpu("samplers", run.workers.samplers.gpus)
 
 
@@ -170,11 +158,6 @@ def _smaller_batches(run: Run) -> Iterator[Overrides]:
 def _half(run: Run) -> Iterator[Overrides]:
     if run.model.dtype == "float32":
         yield ("model.dtype=bfloat16",)
-
-
-def _eight_bits(run: Run) -> Iterator[Overrides]:
-    if run.model.quantization is None and isinstance(run.model.train, Lora):
-        yield (INT8,) if run.model.gradient_checkpointing else (INT8, "model.gradient_checkpointing=true")
 
 
 def _whole_gpu(role: str, share: float) -> Iterator[Overrides]:

@@ -14,7 +14,6 @@ from pcpo_ray.commands.plan.live import Live
 from pcpo_ray.data.seeds import generator
 from pcpo_ray.errors import ModelError
 from tests.support import small
-from tests.support.int8 import INT8, bytes_of, with_torchao
 
 CPU = torch.device("cpu")
 GUIDED = {"sampling__guidance_scale": 2.0}
@@ -26,8 +25,6 @@ ALL = [
     ("small_flux", {"model__dtype": "float16"}),
     ("small_flux", {"model__train": "{kind: lora, rank: 4, targets: [to_q, proj_mlp]}"}),
 ]
-
-LINEAR = ("small_sd3", "small_flux")
 
 
 def both(request, fixture, changes, **more):
@@ -52,13 +49,8 @@ def test_its_parts_and_its_texts_have_the_sizes_of_the_loaded_models(request, fi
     assert hollow.latents == size_of(loaded.initial_noise(generator(0)))
 
 
-PASSES = [(*one, checkpointing) for one in (ALL[0], ALL[1], ALL[3], ALL[5]) for checkpointing in (False, True)]
-QUANTISED = [(fixture, {"model__quantization": "int8", "model__dtype": "bfloat16"}, True) for fixture in LINEAR]
-
-
-@pytest.mark.parametrize(
-    ("fixture", "changes", "checkpointing"), [*PASSES, *(pytest.param(*one, marks=with_torchao) for one in QUANTISED)]
-)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("fixture", "changes"), [ALL[0], ALL[1], ALL[3], ALL[5]])
 def test_passes_take_what_they_take_with_data(request, fixture, changes, checkpointing):
     run, hollow, loaded = both(request, fixture, changes, model__gradient_checkpointing=str(checkpointing).lower())
     rows = 6
@@ -81,27 +73,9 @@ def test_passes_take_what_they_take_with_data(request, fixture, changes, checkpo
     assert hollow.decoding(rows, gpu=True) == pytest.approx(decoded.peak, rel=0.01)
     assert hollow.learning(rows, mixed=False, kl=False, gpu=True) == pytest.approx(learned.peak, rel=0.01)
     if checkpointing:
-        plain = small.run(request.getfixturevalue(fixture), **{**changes, "model__quantization": "null"})
+        plain = small.run(request.getfixturevalue(fixture), **changes)
         other = Hollow(plain.model, plain.sampling)
         assert learned.peak < other.learning(rows, mixed=False, kl=False, gpu=True)
-
-
-@with_torchao
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("fixture", ["small_sd", *LINEAR])
-def test_eight_bit_weights_take_what_torchaos_take_without_torchao(request, monkeypatch, fixture, dtype):
-    run, _, loaded = both(request, fixture, INT8, model__dtype=dtype)
-    for name in ("torchao", "torchao.quantization"):
-        monkeypatch.setitem(sys.modules, name, None)
-    hollow = Hollow(run.model, run.sampling)
-    assert size_of_module(hollow.network) == sum(map(bytes_of, (*loaded.module.parameters(), *loaded.module.buffers())))
-    latents = loaded.initial_noise(generator(0))[None]
-    timesteps = torch.full((1,), float(loaded.schedule(run.sampling.steps).timesteps[0]))
-    conditioning = loaded.encode(["a red circle"])
-    for mixed in (False, True):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed), Live("cpu") as predicted:
-            loaded.predict(latents, timesteps, conditioning)
-        assert hollow.predicting(1, mixed=mixed, gpu=False) == pytest.approx(predicted.peak, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from pcpo_ray.commands.plan import gpus, roles, switches
 from pcpo_ray.config.files import dump, parse, plain
 from pcpo_ray.errors import ConfigError
 from tests.support import small
-from tests.support.int8 import INT8
 
 GPU = {f"workers__{role}": "{gpus: 1}" for role in ("samplers", "scorers", "learner")}
 
@@ -56,10 +55,6 @@ LEARNER = [
         {"model__gradient_checkpointing": "true", "sampling__batch": 1, "model__dtype": "bfloat16",
          "model__train": "{kind: full}"},
         "model.train={kind: lora}",
-    ),
-    (
-        {"model__gradient_checkpointing": "true", "sampling__batch": 1, "model__dtype": "bfloat16"},
-        "model.quantization=int8",
     ),
 ]  # fmt: skip
 
@@ -155,46 +150,6 @@ def test_where_no_switch_is_enough_alone_as_many_are_taken_as_it_takes(small_sd)
     assert remedy.needed <= roles.store(wanted).needed
 
 
-def test_eight_bit_weights_come_after_bfloat16_and_with_what_they_need(small_flux):
-    for switches_of in (switches.for_learner, switches.for_sampler):
-        found = list(switches_of(small.run(small_flux, **GPU)))
-        place = found.index(("model.quantization=int8", "model.gradient_checkpointing=true"))
-        assert found[place - 1] == ("model.dtype=bfloat16",)
-        for changes in ({"model__train": "{kind: full}"}, INT8):
-            others = switches_of(small.run(small_flux, **changes))
-            assert not any("int8" in override for overrides in others for override in overrides)
-
-
-def test_ranks_are_tried_without_the_eight_bits_that_exclude_them(small_sd):
-    def measured(run):
-        saved = (run.model.quantization is not None) + 2 * (run.sampling.batch == 1)
-        return 10 - saved - 5 * (run.workers.learner.strategy == "fsdp2"), 4
-
-    more = ("workers.learner.ranks=2", "workers.learner.strategy=fsdp2")
-    candidates = [("model.quantization=int8", "model.gradient_checkpointing=true"), ("sampling.batch=1",), more]
-    (remedy,) = switches.remedies(small.run(small_sd), candidates, measured)
-    assert remedy.overrides == ("sampling.batch=1", *more) and remedy.needed == 3
-
-
-def test_remedies_of_two_roles_are_such_as_go_together(small_flux):
-    planned = plan.plan(small.run(small_flux, **GPU, model__gradient_checkpointing="true"))
-    quantised, sharded, small_batch = (
-        switches.Remedy(overrides=overrides, needed=1)
-        for overrides in (
-            ("model.quantization=int8",),
-            ("workers.learner.ranks=2", "workers.learner.strategy=fsdp2"),
-            ("sampling.batch=1",),
-        )
-    )
-
-    def combined(*of_each):
-        verdicts = [plan.Fit(what="", needed=2, room=1, remedies=remedies) for remedies in of_each]
-        return plan.together(planned, verdicts, plan.Budget())
-
-    assert combined((quantised,), (sharded,)) is None
-    assert combined((quantised, small_batch), (), (sharded,)) == (small_batch.overrides + sharded.overrides, [])
-
-
 def test_where_all_switches_are_too_little_none_is_recommended(small_flux, card):
     verdict = judged(small.run(small_flux, **GPU), "learner", card(1))
     assert not verdict.fits and verdict.remedies == ()
@@ -216,9 +171,7 @@ def test_what_makes_each_fit_is_planned_together(small_flux, card):
     room = plan.Budget(gpu=room.gpu, store=planned.store.needed - 1)
     verdicts = plan.judge(planned, room)
     assert [verdict.what for verdict in verdicts if not verdict.fits] == ["learner", "object stores"]
-    combined = plan.together(planned, verdicts, room)
-    assert combined is not None
-    overrides, after = combined
+    overrides, after = plan.together(planned, verdicts, room)
     assert overrides[0] == "workers.park=true" and len(overrides) == 2
     assert [verdict.what for verdict in after] == [verdict.what for verdict in verdicts]
     assert all(verdict.fits for verdict in after)
