@@ -1,5 +1,6 @@
 """A run's status (status.py) as a person reads it."""
 
+import math
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -70,6 +71,8 @@ def _subjects(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _heard(status: Mapping[str, Any], *, ended: bool) -> str:
     age = status.get("age", 0.0)
+    if math.isnan(age):  # storage has no word of it yet
+        return ""
     if status.get("stored"):
         return f"{duration(age)} ago, as storage has it: records go there with evaluations and checkpoints"
     lives = "its process lives and is busy" if status.get("alive") else "it is busy"

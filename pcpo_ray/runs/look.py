@@ -243,7 +243,8 @@ def _stored(url: str, now: float) -> dict[str, Any] | None:
         config = storage.read(CONFIG)
         if config is None:
             return None
-        row: dict[str, Any] = {**_of_config(config), "state": "starting", "age": math.nan}
+        begun = {"run": url.rstrip("/").rpartition("/")[2], "step": 0, "steps": 0, **_of_config(config)}
+        row: dict[str, Any] = {**begun, "state": "starting", "age": math.nan}
     else:
         row = json.loads(text)
         row["age"] = max(0.0, now - row.get("time", now))

@@ -79,6 +79,11 @@ def test_a_status_that_is_old_says_so():
     assert lines({**STATUS, "age": 45.0})[-1] == "heard      45 s ago; it is busy with something long, or hangs"
 
 
+def test_a_run_of_which_storage_has_only_the_config_has_no_age():
+    begun = {"run": "s3", "state": "starting", "step": 0, "steps": 0, "age": float("nan"), "stored": True}
+    assert lines(begun) == ["run        s3: starting, step 0 of ?"]
+
+
 def test_durations_are_in_the_unit_that_fits():
     assert [duration(seconds) for seconds in (0.4, 90, 600, 36000)] == ["0 s", "90 s", "10 min", "10.0 h"]
 
